@@ -1,0 +1,1 @@
+"""Policy (``config/*.yaml``) as frozen, validated values, and the environment as typed access."""
