@@ -1,0 +1,413 @@
+"""Scopes: what is to be predicted for which cohort, and what a model must reach. Files: ``config/scopes``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from e2i_dagster.config.base import PolicyModel, read_yaml
+from e2i_dagster.config.environment import config_folder
+from e2i_dagster.errors import ConfigError
+
+ProblemType = Literal["binary_classification", "multiclass_classification", "regression", "causal_inference"]
+Split = Literal["train", "validation", "test", "holdout"]
+Estimate = Literal["point", "lower", "upper"]
+
+#: Labelled patients that a problem needs at least. The prior platform's values.
+MINIMUM_LABELLED: Mapping[str, int] = {
+    "binary_classification": 500,
+    "multiclass_classification": 1_000,
+    "regression": 300,
+    "causal_inference": 1_000,
+}
+
+#: Tables that an outcome can be read from, with the column that says what kind of event a row is.
+OUTCOME_TABLES: Mapping[str, str] = {
+    "treatment_events": "event_type",
+    "engagement_events": "engagement_type",
+    "outcome_events": "outcome_type",
+}
+
+_METRICS = {
+    "min_auc": ("roc_auc", "at_least"),
+    "min_pr_auc": ("pr_auc", "at_least"),
+    "min_precision": ("precision", "at_least"),
+    "min_recall": ("recall", "at_least"),
+    "min_f1": ("f1", "at_least"),
+    "min_accuracy": ("accuracy", "at_least"),
+    "max_brier": ("brier", "at_most"),
+    "min_r2": ("r2", "at_least"),
+    "max_rmse": ("rmse", "at_most"),
+    "max_mae": ("mae", "at_most"),
+    "max_mape": ("mape", "at_most"),
+}
+_REGRESSION_ONLY = frozenset({"min_r2", "max_rmse", "max_mae", "max_mape"})
+
+
+class Threshold(PolicyModel):
+    """A bound on a metric: of which split, and on the point estimate or an end of its interval."""
+
+    value: float
+    split: Split = "test"
+    estimate: Estimate = "point"
+
+
+class SuccessRule(PolicyModel):
+    """One bound as a model is judged by it: ``metric`` of ``split`` at least or at most ``value``."""
+
+    name: str
+    metric: str
+    direction: Literal["at_least", "at_most"]
+    value: float
+    split: Split
+    estimate: Estimate
+
+    def words(self) -> str:
+        which = "" if self.estimate == "point" else f" ({self.estimate} end of the interval)"
+        return f"{self.metric} on {self.split}{which} {self.direction.replace('_', ' ')} {self.value:g}"
+
+
+class SuccessCriteria(PolicyModel):
+    """What a model must reach to be registered. A bound is a number (judged on the test split's point
+    estimate) or ``{value, split, estimate}``.
+
+    ``beats_baseline``: the model must beat every baseline (prevalence, one variable, logistic) on test.
+    """
+
+    min_auc: Threshold | None = None
+    min_pr_auc: Threshold | None = None
+    min_precision: Threshold | None = None
+    min_recall: Threshold | None = None
+    min_f1: Threshold | None = None
+    min_accuracy: Threshold | None = None
+    max_brier: Threshold | None = None
+    min_r2: Threshold | None = None
+    max_rmse: Threshold | None = None
+    max_mae: Threshold | None = None
+    max_mape: Threshold | None = None
+    beats_baseline: bool = False
+
+    @field_validator(*_METRICS, mode="before")
+    @classmethod
+    def _number_is_a_bound_on_test(cls, value: Any) -> Any:
+        return {"value": value} if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+    @property
+    def rules(self) -> tuple[SuccessRule, ...]:
+        """The bounds that are set, each with its metric and direction (``beats_baseline`` is apart)."""
+        found = []
+        for name, (metric, direction) in _METRICS.items():
+            bound: Threshold | None = getattr(self, name)
+            if bound is not None:
+                found.append(
+                    SuccessRule(
+                        name=name,
+                        metric=metric,
+                        direction=direction,  # pyright: ignore[reportArgumentType]
+                        value=bound.value,
+                        split=bound.split,
+                        estimate=bound.estimate,
+                    )
+                )
+        return tuple(found)
+
+
+class EventRule(PolicyModel):
+    """Which rows of an event table count. A row counts when all given properties match.
+
+    Attributes:
+        table: ``treatment_events``, ``engagement_events`` or ``outcome_events``.
+        event_type: accepted values of the table's type column.
+        brand: accepted value of the column ``brand``; None accepts every brand.
+    """
+
+    table: str
+    event_type: tuple[str, ...] = Field(min_length=1)
+    brand: str | None = None
+
+    @field_validator("table")
+    @classmethod
+    def _table_has_outcomes(cls, table: str) -> str:
+        if table not in OUTCOME_TABLES:
+            raise ValueError(f"outcomes are read from {', '.join(OUTCOME_TABLES)}")
+        return table
+
+    @field_validator("event_type", mode="before")
+    @classmethod
+    def _one_type_is_a_list(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    def words(self) -> str:
+        brand = f" of {self.brand}" if self.brand else ""
+        return f"{' or '.join(self.event_type)}{brand} ({self.table})"
+
+
+class OutcomeRule(PolicyModel):
+    """How a patient's label is found.
+
+    Attributes:
+        event: the rows that make the label 1.
+        window: first and last day after the index date, both included; starts after the index date.
+        prior_outcome: ``exclude`` removes patients with such a row before the window (on the index date
+            or earlier); ``keep`` does not look.
+        incomplete_followup: patients without the event who are not observed until the end of the window
+            are not labelled (``exclude``) or count as 0 (``negative``). An outcome that was seen counts.
+    """
+
+    event: EventRule
+    window: tuple[int, int] = (1, 90)
+    prior_outcome: Literal["exclude", "keep"] = "exclude"
+    incomplete_followup: Literal["exclude", "negative"] = "exclude"
+
+    @field_validator("window")
+    @classmethod
+    def _window_is_after_the_index(cls, window: tuple[int, int]) -> tuple[int, int]:
+        if not 1 <= window[0] <= window[1]:
+            raise ValueError(
+                f"the window {list(window)} must start on day 1 or later and not end before it starts"
+            )
+        return window
+
+    @field_validator("incomplete_followup", mode="before")
+    @classmethod
+    def _no_censoring(cls, value: Any) -> Any:
+        if value == "censor":
+            raise ValueError("censored labels need a time-to-event model, which no algorithm here is")
+        return value
+
+
+class Constraints(PolicyModel):
+    """What an algorithm must keep to be a candidate."""
+
+    max_latency_ms: float | None = Field(default=None, gt=0)
+    max_memory_gb: float | None = Field(default=None, gt=0)
+    interpretability_required: bool = False
+
+
+class Preferences(PolicyModel):
+    """Algorithms by name (``config/algorithms.yaml``) that rank higher or are left out."""
+
+    preferred_algorithms: tuple[str, ...] = ()
+    excluded_algorithms: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _not_both(self) -> Preferences:
+        both = sorted(set(self.preferred_algorithms) & set(self.excluded_algorithms))
+        if both:
+            raise ValueError(f"both preferred and excluded: {', '.join(both)}")
+        return self
+
+
+class SplitPolicy(PolicyModel):
+    """How the cohort's patients are split.
+
+    Attributes:
+        mode: ``hash`` (keyed hash inside strata) or ``temporal`` (by index date).
+        salt: key of the hash; configuration, not a secret. A new salt is a fresh test set.
+        ratios: shares of train, validation, test, holdout.
+        gap_days: days between two splits in temporal mode.
+    """
+
+    mode: Literal["hash", "temporal"] = "hash"
+    salt: str = Field(min_length=1)
+    ratios: tuple[float, float, float, float] = (0.60, 0.20, 0.15, 0.05)  # prior platform's ratios
+    gap_days: int = Field(default=7, ge=0)  # prior platform's temporal gap
+
+    @field_validator("ratios")
+    @classmethod
+    def _ratios_add_up(cls, ratios: tuple[float, ...]) -> tuple[float, ...]:
+        if min(ratios) <= 0 or abs(sum(ratios) - 1) > 1e-9:
+            raise ValueError(f"the four ratios must be above 0 and add up to 1 (found: {sum(ratios):g})")
+        return ratios
+
+
+class MinimumSample(PolicyModel):
+    """How many labelled patients are needed.
+
+    Attributes:
+        labelled: patients with a label; None takes the value of the problem type.
+        events_per_feature: patients of the rarer class for each feature.
+    """
+
+    labelled: int | None = Field(default=None, ge=1)
+    events_per_feature: int = Field(default=10, ge=1)  # Peduzzi et al., J Clin Epidemiol 1996
+
+
+class ScopeSpec(PolicyModel):
+    """One question to be answered by a model.
+
+    Attributes:
+        key: name of the scope: its file and its partition.
+        default: the scope that is run when none is named (exactly one file says so).
+        cohort: key of the cohort; the scope's brand and indication are the cohort's.
+        target: what is predicted, in one word. model_type: last part of the registered model's name,
+            ``{indication}_{target}`` by default.
+        source_lag_days: days until the sources have delivered an event; a window is closed that much later.
+        features: ``all``, or the names of the features to use.
+    """
+
+    key: str = Field(default="", pattern=r"^[a-z0-9_]*$")
+    default: bool = False
+    title: str
+    business_objective: str = ""
+    brand: str = Field(min_length=1)
+    indication: str = Field(min_length=1)
+    cohort: str = Field(min_length=1)
+    problem_type: ProblemType
+    target: str = Field(min_length=1, pattern=r"^[a-z0-9_]+$")
+    model_type: str = Field(default="", pattern=r"^[a-z0-9_]*$")
+    outcome: OutcomeRule
+    source_lag_days: int = Field(default=14, ge=0)
+    success_criteria: SuccessCriteria
+    constraints: Constraints = Constraints()
+    preferences: Preferences = Field(default_factory=Preferences)
+    split: SplitPolicy
+    minimum_sample: MinimumSample = MinimumSample()
+    features: Literal["all"] | tuple[str, ...] = "all"
+
+    @model_validator(mode="after")
+    def _whole(self) -> ScopeSpec:
+        if not self.model_type:
+            object.__setattr__(self, "model_type", f"{self.indication}_{self.target}".lower())
+        if self.problem_type != "binary_classification":
+            raise ValueError(
+                f"problem_type {self.problem_type}: an outcome event answers binary_classification only; "
+                "values as outcomes are not available"
+            )
+        wrong = [n for n in sorted(_REGRESSION_ONLY) if getattr(self.success_criteria, n) is not None]
+        if wrong:
+            raise ValueError(f"success criteria {', '.join(wrong)} do not belong to {self.problem_type}")
+        if isinstance(self.features, tuple) and len(set(self.features)) != len(self.features):
+            raise ValueError("a feature is named twice")
+        return self
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> ScopeSpec:
+        """Read one scope file; its stem is the scope's key.
+
+        Raises:
+            ConfigError: names file, line, field, value and what was expected.
+        """
+        path = Path(path)
+        scope = read_yaml(path, cls)
+        if scope.key not in ("", path.stem):
+            raise ConfigError(
+                f"{path}: the file is called {path.stem!r}, the scope {scope.key!r}. Use one name."
+            )
+        return scope.model_copy(update={"key": path.stem})
+
+    @property
+    def horizon_days(self) -> int:
+        """Last day of the outcome window after the index date."""
+        return self.outcome.window[1]
+
+    @property
+    def model_name(self) -> str:
+        """Name in the model registry: ``e2i-{brand}-{model_type}``."""
+        return f"e2i-{self.brand}-{self.model_type}".lower().replace("_", "-")
+
+    @property
+    def minimum_labelled(self) -> int:
+        """Labelled patients needed: the scope's own figure, or that of its problem type."""
+        return self.minimum_sample.labelled or MINIMUM_LABELLED[self.problem_type]
+
+    def sentences(self) -> tuple[str, ...]:
+        """The question in words, for people."""
+        first, last = self.outcome.window
+        rules = [rule.words() for rule in self.success_criteria.rules]
+        if self.success_criteria.beats_baseline:
+            rules.append("better than every baseline")
+        prior = {
+            "exclude": "Patients who had it before are removed.",
+            "keep": "Patients who had it before stay.",
+        }
+        incomplete = {
+            "exclude": "Patients without it and not observed until the window's end are not labelled.",
+            "negative": "Patients without it and not observed until the window's end count as without.",
+        }
+        return (
+            f"{self.title}.",
+            f"For the patients of cohort {self.cohort}: does {self.outcome.event.words()} follow within "
+            f"days {first} to {last} after the index date?",
+            prior[self.outcome.prior_outcome],
+            incomplete[self.outcome.incomplete_followup],
+            f"A label counts {self.source_lag_days} days after its window, when late rows have arrived.",
+            f"A model is accepted when: {'; '.join(rules) or 'no criterion is set'}.",
+        )
+
+
+def scope_folder() -> Path:
+    """The folder of the scope files: ``scopes`` in the configuration folder."""
+    return config_folder() / "scopes"
+
+
+def read_scopes(folder: Path | None = None) -> tuple[dict[str, ScopeSpec], dict[str, ConfigError]]:
+    """All scopes by key, and the errors of the files that could not be read by file stem."""
+    scopes: dict[str, ScopeSpec] = {}
+    broken: dict[str, ConfigError] = {}
+    for path in sorted((folder or scope_folder()).glob("*.yaml")):
+        try:
+            scopes[path.stem] = ScopeSpec.from_yaml(path)
+        except ConfigError as error:
+            broken[path.stem] = error
+    return scopes, broken
+
+
+def read_scope(key: str, folder: Path | None = None) -> ScopeSpec:
+    """The scope ``key``.
+
+    Raises:
+        ConfigError: there is no such file (lists the known keys), or it is wrong.
+    """
+    folder = folder or scope_folder()
+    path = folder / f"{key}.yaml"
+    if not path.is_file():
+        known = sorted(p.stem for p in folder.glob("*.yaml"))
+        near = get_close_matches(key, known, n=1)
+        raise ConfigError(
+            f"There is no scope {key!r}."
+            + (f" Did you mean {near[0]!r}?" if near else "")
+            + f" Known: {', '.join(known) or 'none'}. Add a file to {folder}."
+        )
+    return ScopeSpec.from_yaml(path)
+
+
+def default_scope(folder: Path | None = None) -> ScopeSpec:
+    """The scope whose file says ``default: true``.
+
+    Raises:
+        ConfigError: none or several files say so, or a file could not be read and none of the others does.
+    """
+    scopes, broken = read_scopes(folder)
+    marked = [scope for scope in scopes.values() if scope.default]
+    if len(marked) == 1:
+        return marked[0]
+    if not marked and broken:
+        raise ConfigError("\n".join(str(error) for error in broken.values()))
+    found = ", ".join(scope.key for scope in marked) or "none"
+    raise ConfigError(
+        f"Exactly one file in {folder or scope_folder()} must say default: true (found: {found})."
+    )
+
+
+def check_against_cohorts(scope: ScopeSpec, cohorts: Mapping[str, Any]) -> None:
+    """Check that the scope's cohort is among ``cohorts`` (definitions by key) and is of its brand.
+
+    Raises:
+        ConfigError: the cohort is unknown, or its brand or indication is another.
+    """
+    cohort = cohorts.get(scope.cohort)
+    if cohort is None:
+        known = ", ".join(sorted(cohorts)) or "none"
+        raise ConfigError(f"Scope {scope.key}: there is no cohort {scope.cohort!r}. Known: {known}.")
+    mine = (scope.brand.lower(), scope.indication.lower())
+    theirs = (cohort.brand.lower(), cohort.indication.lower())
+    if mine != theirs:
+        raise ConfigError(
+            f"Scope {scope.key} is about {'/'.join(mine)}, its cohort {scope.cohort} about "
+            f"{'/'.join(theirs)}. Name the cohort of the same brand and indication."
+        )
