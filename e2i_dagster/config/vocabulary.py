@@ -1,0 +1,149 @@
+"""``config/vocabulary.yaml``: accepted values, their aliases, code systems and code sets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pydantic import Field, field_validator, model_validator
+
+from e2i_dagster.config.base import PolicyModel, read_yaml
+from e2i_dagster.config.environment import config_folder
+from e2i_dagster.errors import ConfigError
+
+
+class Vocabulary(PolicyModel):
+    """Accepted values of one vocabulary (value -> meaning) and other spellings of deliveries."""
+
+    values: dict[str, str] = Field(min_length=1)
+    aliases: dict[str, str | None] = {}
+
+    @field_validator("values", mode="before")
+    @classmethod
+    def _plain_list(cls, given: Any) -> Any:
+        if isinstance(given, list):
+            if len(set(map(str, given))) != len(given):
+                raise ValueError("a value is listed twice")
+            return {value: "" for value in given}
+        return given
+
+    @model_validator(mode="after")
+    def _aliases_lead_to_values(self) -> Vocabulary:
+        unknown = sorted({target for target in self.aliases.values() if target} - set(self.values))
+        if unknown:
+            raise ValueError(f"aliases lead to values that are not listed: {', '.join(unknown)}")
+        shadowed = sorted(set(self.aliases) & set(self.values))
+        if shadowed:
+            raise ValueError(f"listed both as value and as alias: {', '.join(shadowed)}")
+        return self
+
+
+class CodeSystem(PolicyModel):
+    """Shape of the codes of one system."""
+
+    title: str
+    pattern: str
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from None
+        return pattern
+
+
+class CodeSet(PolicyModel):
+    """Named codes of one system; ``.*`` at the end means the code and all its descendants."""
+
+    title: str
+    code_system: str
+    codes: tuple[str, ...] = Field(min_length=1)
+    brand: str | None = None
+
+
+class VocabularyPolicy(PolicyModel):
+    """All of ``config/vocabulary.yaml``."""
+
+    vocabularies: dict[str, Vocabulary]
+    column_aliases: dict[str, dict[str, str]] = {}
+    region_states: dict[str, tuple[str, ...]] = {}
+    code_systems: dict[str, CodeSystem] = {}
+    default_code_system: str = "icd10cm"
+    code_sets: dict[str, CodeSet] = {}
+
+    @model_validator(mode="after")
+    def _references(self) -> VocabularyPolicy:
+        problems: list[str] = []
+        for part, values in (("region", self.region_states), ("state", self.state_region)):
+            listed = self.vocabularies[part].values if part in self.vocabularies else {}
+            missing = sorted(set(values) - set(listed))
+            if missing:
+                problems.append(f"region_states has {part} values that are not listed: {', '.join(missing)}")
+        if sum(map(len, self.region_states.values())) != len(self.state_region):
+            problems.append("region_states lists a state in two regions")
+        if self.default_code_system not in self.code_systems:
+            problems.append(f"default_code_system {self.default_code_system!r} is not among code_systems")
+        brands = self.vocabularies["brand"].values if "brand" in self.vocabularies else {}
+        for name, codes in self.code_sets.items():
+            if codes.code_system not in self.code_systems:
+                problems.append(f"code_sets.{name}: unknown code_system {codes.code_system!r}")
+            if codes.brand is not None and codes.brand not in brands:
+                problems.append(f"code_sets.{name}: unknown brand {codes.brand!r}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def state_region(self) -> dict[str, str]:
+        """Region of each state."""
+        return {state: region for region, states in self.region_states.items() for state in states}
+
+    def values(self, name: str) -> tuple[str, ...]:
+        """Accepted values of the vocabulary ``name``, in the order of the file.
+
+        Raises:
+            ConfigError: there is no such vocabulary.
+        """
+        return tuple(self._vocabulary(name).values)
+
+    def aliases(self, name: str) -> Mapping[str, str | None]:
+        """Other spellings of the vocabulary ``name`` and what each is translated to."""
+        return self._vocabulary(name).aliases
+
+    def canonical(self, name: str, given: pd.Series) -> pd.Series:
+        """``given`` with aliases replaced by accepted values; everything else is left as it is.
+
+        An alias that stands for no value becomes null. Values that the vocabulary does not know pass
+        through, so that the caller can reject them with what was delivered.
+        """
+        aliases = self.aliases(name)
+        text = given.astype("string[pyarrow]")
+        if not aliases:
+            return text
+        known = text.isin(list(aliases))
+        return text.mask(known, text.map(dict(aliases)).astype("string[pyarrow]"))
+
+    def unknown(self, name: str, given: pd.Series) -> pd.Series:
+        """True where ``given`` has a value that the vocabulary ``name`` does not accept (null: False)."""
+        return given.notna() & ~given.isin(list(self._vocabulary(name).values))
+
+    def _vocabulary(self, name: str) -> Vocabulary:
+        try:
+            return self.vocabularies[name]
+        except KeyError:
+            known = ", ".join(sorted(self.vocabularies))
+            raise ConfigError(f"config/vocabulary.yaml has no vocabulary {name!r}. Known: {known}.") from None
+
+
+def load_vocabulary(folder: Path | None = None) -> VocabularyPolicy:
+    """``vocabulary.yaml`` of ``folder`` (default: the configuration folder).
+
+    Raises:
+        ConfigError: the file is missing or wrong.
+    """
+    return read_yaml((folder or config_folder()) / "vocabulary.yaml", VocabularyPolicy)

@@ -1,0 +1,246 @@
+"""Frames in the form that the whole product uses: canonical columns and dtypes of a table.
+
+Text, and JSON and arrays as JSON text: ``string[pyarrow]``; DATE: ``datetime64[us]``; TIMESTAMPTZ:
+``datetime64[us, UTC]``; integer: ``Int64``; boolean: ``boolean``; other numbers: ``float64``.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB
+
+from e2i_dagster.errors import InputError
+from e2i_dagster.warehouse.tables import MAINTAINED_COLUMNS, metadata
+
+TEXT = "string[pyarrow]"
+DATE = "datetime64[us]"
+TIMESTAMP = "datetime64[us, UTC]"
+
+#: Accepted spellings of booleans in text, in lower case.
+BOOLEAN_TEXT = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
+
+
+def json_text(value: Any) -> str:
+    """Canonical JSON of ``value``: sorted keys, no blanks; numpy values and dates are rendered."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    return str(value)
+
+
+def canonical_dtype(type_: sa.types.TypeEngine[Any]) -> Any:
+    """The pandas dtype of a column of the SQL type ``type_``."""
+    if isinstance(type_, sa.DateTime):
+        return TIMESTAMP
+    if isinstance(type_, sa.Date):
+        return DATE
+    if isinstance(type_, sa.Boolean):
+        return "boolean"
+    if isinstance(type_, sa.Integer):
+        return "Int64"
+    if isinstance(type_, sa.Numeric | sa.Float):
+        return "float64"
+    return TEXT
+
+
+def is_document(type_: sa.types.TypeEngine[Any]) -> bool:
+    """True if frames hold the SQL type ``type_`` as JSON text (JSON and arrays)."""
+    return isinstance(type_, JSONB | sa.JSON | sa.ARRAY)
+
+
+def conform(table: str | sa.Table, frame: pd.DataFrame) -> pd.DataFrame:
+    """``frame`` with exactly the columns of ``table``, in its order, in canonical dtypes.
+
+    Args:
+        table: name of a table of the warehouse, or the table.
+        frame: any subset of the columns, in any order, as text or in dtypes that can be converted.
+            A column that is absent becomes null. Columns that the table does not have are left out,
+            but for those of ``patient_clinical``, which go into its ``extra``; ``data_split`` and
+            ``split_config_id`` are always left out. ``frame`` is not changed.
+
+    Returns:
+        A new frame with a fresh index. Columns that the database maintains are not in it.
+
+    Raises:
+        InputError: values of a column cannot be converted; names column, count and what was expected,
+            never a value.
+    """
+    target = metadata.tables[table] if isinstance(table, str) else table
+    rows = len(frame)
+    extra = _with_extra(target, frame)
+    columns: dict[str, pd.Series] = {}
+    for col in target.columns:
+        if col.name in MAINTAINED_COLUMNS:
+            continue
+        if col.name in extra:
+            given = extra[col.name]
+        elif col.name in frame.columns:
+            given = frame[col.name]
+        else:
+            columns[col.name] = pd.Series([None] * rows, dtype="object").astype(canonical_dtype(col.type))
+            continue
+        columns[col.name] = convert(given.reset_index(drop=True), col.type, where=f"{target.name}.{col.name}")
+    return pd.DataFrame(columns, index=pd.RangeIndex(rows))
+
+
+def _with_extra(target: sa.Table, frame: pd.DataFrame) -> dict[str, pd.Series]:
+    """The column ``extra`` of the clinical table, with the frame's own columns packed into it."""
+    ignored = {*target.columns.keys(), *MAINTAINED_COLUMNS, "data_split", "split_config_id"}
+    own = [name for name in frame.columns if name not in ignored]
+    if "extra" not in target.columns or not own:
+        return {}
+    packed = json.loads(frame[own].to_json(orient="records", date_format="iso", double_precision=15))
+    given = frame["extra"] if "extra" in frame.columns else [None] * len(frame)
+    merged = [
+        json_text({**_mapping(before), **{k: v for k, v in own_values.items() if v is not None}})
+        for before, own_values in zip(given, packed, strict=True)
+    ]
+    return {"extra": pd.Series(merged, dtype=TEXT)}
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if isinstance(value, dict):
+        return value
+    return {} if _is_missing(value) else json.loads(value)
+
+
+def extra_frame(clinical: pd.DataFrame) -> pd.DataFrame:
+    """The user's own clinical columns: ``extra`` of a ``patient_clinical`` frame, unpacked.
+
+    Returns:
+        A frame with the index of ``clinical`` and one column for each key that occurs, in
+        alphabetical order, with the dtype that its values have.
+    """
+    if "extra" not in clinical.columns:
+        return pd.DataFrame(index=clinical.index)
+    rows = [_mapping(value) for value in clinical["extra"]]
+    unpacked = pd.DataFrame.from_records(rows, index=clinical.index).convert_dtypes()
+    return unpacked[sorted(unpacked.columns)]
+
+
+def convert(column: pd.Series, type_: sa.types.TypeEngine[Any], *, where: str) -> pd.Series:
+    """``column`` in the canonical dtype of the SQL type ``type_``.
+
+    Raises:
+        InputError: values cannot be converted; ``where`` names the column in the message.
+    """
+    dtype = canonical_dtype(type_)
+    if is_document(type_):
+        return _documents(column, where)
+    if dtype == TEXT:
+        return _text(column)
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        column = column.astype(column.cat.categories.dtype)
+    if dtype == "boolean":
+        return _boolean(column, where)
+    if dtype in ("Int64", "float64"):
+        return _number(column, where, whole=dtype == "Int64")
+    return _time(column, where, zoned=dtype == TIMESTAMP)
+
+
+def _refuse(where: str, bad: pd.Series, expected: str) -> None:
+    count = int(bad.sum())
+    if count:
+        raise InputError(f"{where}: {count} of {len(bad)} values are not {expected}. Correct or reject them.")
+
+
+def _text(column: pd.Series) -> pd.Series:
+    if isinstance(column.dtype, pd.StringDtype) or pd.api.types.infer_dtype(column, skipna=True) in (
+        "string",
+        "empty",
+    ):
+        return column.astype(TEXT)
+    if pd.api.types.is_float_dtype(column.dtype):
+        whole = column.dropna()
+        if (whole == np.floor(whole)).all():
+            return column.astype("Int64").astype(TEXT)
+    return column.map(str, na_action="ignore").astype(TEXT)
+
+
+def _documents(column: pd.Series, where: str) -> pd.Series:
+    """JSON text in canonical form; lists and mappings become JSON. Repeated values are parsed once."""
+    if not isinstance(column.dtype, pd.StringDtype):
+        rendered = [
+            value if isinstance(value, str) else None if _is_missing(value) else json_text(value)
+            for value in column
+        ]
+        column = pd.Series(rendered, index=column.index, dtype=object)
+    codes, values = pd.factorize(column.astype(object), use_na_sentinel=True)
+    canonical: list[str | None] = []
+    bad = 0
+    for position, value in enumerate(values):
+        try:
+            canonical.append(json_text(json.loads(value)))
+        except json.JSONDecodeError:
+            canonical.append(None)
+            bad += int((codes == position).sum())
+    if bad:
+        raise InputError(f"{where}: {bad} of {len(column)} values are not JSON. Correct or reject them.")
+    return pd.Series(np.array([*canonical, None], dtype=object)[codes], dtype=TEXT)
+
+
+def _is_missing(value: Any) -> bool:
+    return not isinstance(value, dict | list | tuple | set | np.ndarray) and bool(pd.isna(value))
+
+
+def _boolean(column: pd.Series, where: str) -> pd.Series:
+    if pd.api.types.is_bool_dtype(column.dtype):
+        return column.astype("boolean")
+    if pd.api.types.is_numeric_dtype(column.dtype):
+        _refuse(where, column.notna() & ~column.isin([0, 1]), "true or false")
+        return column.astype("Int64").astype("boolean")
+    text = column.map(str, na_action="ignore").str.strip().str.lower()
+    known = text.map(BOOLEAN_TEXT)
+    _refuse(where, column.notna() & known.isna(), "true or false")
+    return known.astype("boolean")
+
+
+def _number(column: pd.Series, where: str, *, whole: bool) -> pd.Series:
+    numbers = pd.to_numeric(column, errors="coerce")
+    _refuse(where, column.notna() & numbers.isna(), "a number")
+    floats = pd.Series(numbers.to_numpy(dtype="float64", na_value=np.nan), index=column.index)
+    if not whole:
+        return floats
+    if pd.api.types.is_integer_dtype(numbers.dtype) or pd.api.types.is_bool_dtype(numbers.dtype):
+        return numbers.astype("Int64")
+    _refuse(where, floats.notna() & (floats != np.floor(floats)), "a whole number")
+    return floats.astype("Int64")
+
+
+def _time(column: pd.Series, where: str, *, zoned: bool) -> pd.Series:
+    times: pd.Series
+    expected = "an ISO timestamp" if zoned else "an ISO date"
+    dtype = column.dtype
+    if pd.api.types.is_datetime64_any_dtype(dtype):
+        times = column.dt.tz_convert("UTC") if column.dt.tz is not None else column.dt.tz_localize("UTC")
+    else:
+        given = column.astype(object).where(column.notna(), None)
+        kinds = pd.api.types.infer_dtype(given, skipna=True)
+        if kinds == "date":
+            days: Any = given.to_numpy().astype(DATE)
+            times = pd.Series(pd.DatetimeIndex(days).tz_localize("UTC"), index=column.index)
+        else:
+            style: Any = None if kinds == "datetime" else "ISO8601"
+            times = pd.to_datetime(given, errors="coerce", utc=True, format=style)
+        _refuse(where, column.notna() & times.isna(), expected)
+    times = times.astype(TIMESTAMP)
+    if zoned:
+        return times
+    midnights = times.dt.tz_localize(None)
+    _refuse(where, midnights.notna() & (midnights != midnights.dt.normalize()), "a day without time")
+    return midnights
+
+
+__all__ = ["canonical_dtype", "conform", "convert", "extra_frame", "is_document", "json_text"]
