@@ -1,0 +1,1 @@
+"""Everything outside the process, injected: warehouse, lake, MLflow, feature store, BentoML, alerts."""

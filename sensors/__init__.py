@@ -1,0 +1,1 @@
+"""What starts runs and who is told: sensors, schedules, and the plan that orders the jobs."""

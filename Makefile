@@ -1,0 +1,48 @@
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+SCOPE ?= default
+BIN := .venv/bin
+
+.PHONY: help run test ui bench lint lock status down
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+.venv/runtime: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=python3.11" >&2; exit 1; }
+	@echo "Installing the environment into .venv (about 3 minutes, 2.8 GB; once) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --no-deps -r requirements.lock
+	@$(BIN)/pip install --quiet --no-deps -e .
+	@touch $@
+
+.venv/test: .venv/runtime requirements-test.lock
+	@$(BIN)/pip install --quiet --no-deps -r requirements-test.lock
+	@touch $@
+
+run: .venv/runtime ## the whole path on the full synthetic set: load, QC, cohorts, features, model, endpoint, drift (SCOPE=name|all)
+	@$(BIN)/e2i run --scope $(SCOPE)
+
+test: .venv/test ## the whole test suite
+	@$(BIN)/python -m pytest $(ARGS)
+
+ui: .venv/runtime ## Dagster UI and MLflow UI in the foreground, services running again; Ctrl-C stops the UIs
+	@$(BIN)/e2i ui
+
+bench: .venv/test ## all benchmarks; renders benchmarks/RESULTS.md
+	@$(BIN)/python benchmarks/run.py
+
+lint: .venv/test ## ruff, pyright, and whether the definitions load
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright && $(BIN)/dagster definitions validate
+
+lock: .venv/test ## resolve the dependency locks again
+	@$(BIN)/python -m pip install --quiet uv
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header pyproject.toml -o requirements.lock
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header --extra test -c requirements.lock pyproject.toml -o requirements-test.lock
+
+status: .venv/runtime ## what was made, what runs
+	@$(BIN)/e2i status
+
+down: .venv/runtime ## stop the services and the embedded database
+	@$(BIN)/e2i down

@@ -1,0 +1,32 @@
+"""Partition sets. A run has one of them; ``docs/pipeline.md`` says which job has which.
+
+Importing this module reads only ``config/``. A file that is broken drops its partition here and
+shows as a failed check ``config_valid``.
+"""
+
+import dagster as dg
+
+from e2i_dagster.config.policy import current_policy
+
+_policy = current_policy()
+
+MONTHS = dg.MonthlyPartitionsDefinition(
+    start_date=f"{_policy.sources.months[0]}",
+    end_date=f"{_policy.sources.data_end.year + _policy.sources.data_end.month // 12:04d}-"
+    f"{_policy.sources.data_end.month % 12 + 1:02d}",
+    fmt="%Y-%m",
+)
+COHORTS = dg.StaticPartitionsDefinition(sorted(_policy.cohorts))
+SCOPES = dg.StaticPartitionsDefinition(sorted(_policy.scopes))
+DAYS = dg.DailyPartitionsDefinition(start_date=_policy.sources.data_end.isoformat(), end_offset=1)
+DAYS_BY_SCOPE = dg.MultiPartitionsDefinition({"day": DAYS, "scope": SCOPES})
+
+#: Which cohort a scope is built on: scopes of one cohort share its members and its split.
+COHORT_OF_SCOPE = dg.StaticPartitionMapping(
+    {
+        cohort: {name for name, scope in _policy.scopes.items() if scope.cohort == cohort}
+        for cohort in _policy.cohorts
+    }
+)
+ALL_MONTHS = dg.AllPartitionMapping()
+SCOPE_OF_DAY = dg.MultiToSingleDimensionPartitionMapping(partition_dimension_name="scope")

@@ -1,0 +1,353 @@
+"""What every asset of the pipeline shares: gate, reuse, data versions, states, errors.
+
+An asset body loads nothing and stores nothing. It gets its inputs, calls one core function and
+returns :class:`Produced`; this module does the rest, so that no stage can forget it.
+"""
+
+import functools
+import hashlib
+import inspect
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from e2i_dagster.errors import ConfigError, E2IError, InputError, UnavailableError, VerdictError
+from resources.lake import LakeIOManager, Pieces, asset_name, split_by_month
+from resources.warehouse import Warehouse
+
+if TYPE_CHECKING:
+    from e2i_dagster.warehouse.ledger import State
+
+OWNERS = ["team:mlops"]
+
+
+@dataclass(frozen=True)
+class Produced:
+    """What a stage made.
+
+    Attributes:
+        value: a frame or a pydantic document, stored in the lake.
+        report: anything with ``to_metadata()``, shown in the UI.
+        metadata: more for the UI.
+        withheld: month -> why it is not stored; its old version stays readable.
+        partition_column: date column by which a frame of several months is cut.
+    """
+
+    value: Any
+    report: Any = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    withheld: Mapping[str, str] = field(default_factory=dict)
+    partition_column: str | None = None
+
+
+@dataclass(frozen=True)
+class StageEvent:
+    """A stage began or ended; what the terminal shows while a plan runs."""
+
+    stage: str
+    partition: str
+    state: str
+    reason: str
+    rows: int | None
+    seconds: float
+
+
+#: Called with every StageEvent of this process.
+observers: list[Callable[[StageEvent], None]] = []
+
+
+@functools.cache
+def code_version() -> str:
+    """Digest of the source of core and assets: stored versions made by other code are not reused."""
+    root = Path(__file__).resolve().parents[1]
+    digest = hashlib.sha256()
+    for package in ("e2i_dagster", "assets"):
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def stage_asset(
+    *,
+    definition: Callable[[str | None], Any] = lambda partition: None,
+    still_valid: Callable[[Any], bool] = lambda value: True,
+    always: bool = False,
+    gated: bool = True,
+    **asset_arguments: Any,
+) -> Callable[[Callable[..., Produced]], dg.AssetsDefinition]:
+    """Turn a body that returns :class:`Produced` into an asset of the pipeline.
+
+    Args:
+        definition: policy of a partition that the value depends on, as JSON-like data; a change
+            makes the stored version stale.
+        still_valid: asked before a stored version is reused (is the endpoint still there?).
+        always: never reuse, because the value depends on more than inputs, policy and code.
+        gated: raw tables among the inputs need a passed quality gate for exactly their versions.
+        asset_arguments: arguments of :func:`dagster.asset`.
+    """
+
+    def decorate(body: Callable[..., Produced]) -> dg.AssetsDefinition:
+        wants_context = "context" in inspect.signature(body).parameters
+
+        @functools.wraps(body)
+        def run(context: dg.AssetExecutionContext, **inputs: Any) -> Any:
+            stage = Stage.of(context, definition, gated)
+            with stage.recorded():
+                reused = None if always else stage.reusable(run.returns, still_valid)  # type: ignore[attr-defined]
+                if reused is not None:
+                    return reused
+                stage.require_gate()
+                return stage.hand_over(body(context, **inputs) if wants_context else body(**inputs))
+
+        parameters = [p for p in inspect.signature(body).parameters.values() if p.name != "context"]
+        context_parameter = inspect.Parameter(
+            "context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=dg.AssetExecutionContext
+        )
+        run.__signature__ = inspect.Signature([context_parameter, *parameters])  # type: ignore[attr-defined]
+        run.__annotations__ = {
+            "context": dg.AssetExecutionContext,
+            **{parameter.name: parameter.annotation for parameter in parameters},
+        }
+        run.returns = asset_arguments.pop("document", None)  # type: ignore[attr-defined]
+        asset_arguments.setdefault("owners", OWNERS)
+        return dg.asset(io_manager_key="lake", code_version=code_version(), **asset_arguments)(run)
+
+    return decorate
+
+
+class Stage:
+    """One execution of one asset for its partitions."""
+
+    def __init__(
+        self,
+        *,
+        context: dg.AssetExecutionContext,
+        name: str,
+        partitions: Sequence[str | None],
+        inputs: Sequence[tuple[str, str | None, str]],
+        fingerprint: str,
+        gated: bool,
+    ) -> None:
+        self.context = context
+        self.name = name
+        self.partitions = partitions
+        self.inputs = inputs
+        self.fingerprint = fingerprint
+        self.gated = gated
+        self.started = time.monotonic()
+
+    @classmethod
+    def of(
+        cls, context: dg.AssetExecutionContext, definition: Callable[[str | None], Any], gated: bool
+    ) -> "Stage":
+        """Read the context: partitions, exact versions of all inputs, fingerprint."""
+        from e2i_dagster.config.base import digest_of
+
+        partitioned = context.has_partition_key or context.has_partition_key_range
+        partitions: list[str | None] = list(context.partition_keys) if partitioned else [None]
+        inputs = list(_input_versions(context))
+        fingerprint = digest_of(
+            [sorted(map(list, inputs), key=str), [definition(p) for p in partitions], code_version()]
+        )
+        return cls(
+            context=context,
+            name=asset_name(context.asset_key),
+            partitions=partitions,
+            inputs=inputs,
+            fingerprint=fingerprint,
+            gated=gated,
+        )
+
+    @property
+    def partition_label(self) -> str:
+        if self.partitions == [None]:
+            return ""
+        first, last = self.partitions[0], self.partitions[-1]
+        return str(first) if len(self.partitions) == 1 else f"{first}..{last}"
+
+    @property
+    def lake(self) -> LakeIOManager:
+        return self.context.resources.lake
+
+    @property
+    def warehouse(self) -> Warehouse:
+        return self.context.resources.warehouse
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Record the state that the stage ends in; say to Dagster what may be retried."""
+        self._state("running")
+        try:
+            yield
+        except VerdictError as error:
+            self._state("blocked", str(error))
+            raise dg.Failure(str(error), allow_retries=False) from error
+        except (ConfigError, InputError) as error:
+            self._state("failed", str(error))
+            raise dg.Failure(str(error), allow_retries=False) from error
+        except UnavailableError as error:
+            self._state("unavailable", str(error))
+            raise dg.RetryRequested(max_retries=2, seconds_to_wait=2) from error
+        except dg.Failure:
+            raise
+        except E2IError as error:
+            self._state("failed", str(error))
+            raise dg.Failure(str(error), allow_retries=False) from error
+        except Exception as error:
+            self._state("failed", f"{type(error).__name__}")
+            raise
+
+    def require_gate(self) -> None:
+        """Refuse to go on unless every raw input has a passed verdict for exactly this version."""
+        from e2i_dagster.quality.gate import require_raw_gate
+
+        if self.gated:
+            with self.warehouse.engine().connect() as connection:
+                require_raw_gate(connection, self.inputs)
+
+    def reusable(self, document: Any, still_valid: Callable[[Any], bool]) -> dg.Output[Pieces] | None:
+        """The stored version, when inputs, policy and code are those that made it."""
+        from e2i_dagster.warehouse import ledger
+
+        current = ledger.current(self.warehouse.engine(), self.name)
+        stored = {partition: current[partition] for partition in self.partitions if partition in current}
+        fits = len(stored) == len(self.partitions) and all(
+            version.fingerprint == self.fingerprint for version in stored.values()
+        )
+        if not fits:
+            return None
+        if document is not None and not still_valid(self.lake.load(self.name, self.partitions, document)):
+            return None
+        digests = {partition: stored[partition].digest for partition in self.partitions}
+        pieces = Pieces({}, digests, self.fingerprint, code_version())
+        made_by = sorted({str(version.run_id) for version in stored.values()})
+        rows = sum(version.rows for version in stored.values())
+        self._state(
+            "reused",
+            f"unchanged inputs, policy and code; made by run {', '.join(made_by)}",
+            rows,
+            pieces.data_version,
+        )
+        return dg.Output(
+            pieces,
+            metadata={"state": "reused", "made_by_run": ", ".join(made_by), "dagster/row_count": rows},
+            data_version=dg.DataVersion(pieces.data_version),
+        )
+
+    def hand_over(self, produced: Produced) -> dg.Output[Pieces]:
+        """Cut the value into partitions, keep the good ones, fail naming the withheld ones."""
+        from e2i_dagster.warehouse.lake import value_digest
+
+        good = [partition for partition in self.partitions if partition not in produced.withheld]
+        values: dict[str | None, Any] = (
+            split_by_month(produced.value, produced.partition_column, [str(p) for p in good])
+            if produced.partition_column
+            else {good[0]: produced.value}
+            if good
+            else {}
+        )
+        pieces = Pieces(
+            values,
+            {key: value_digest(value) for key, value in values.items()},
+            self.fingerprint,
+            code_version(),
+        )
+        metadata = _metadata(produced)
+        rows = sum(len(value) for value in values.values()) if _is_frame(produced.value) else None
+        if rows is not None:
+            metadata["dagster/row_count"] = rows
+        if len(values) > 1:
+            for key, value in values.items():
+                self.context.add_asset_metadata(
+                    {"dagster/row_count": len(value), "digest": pieces.digests[key]}, partition_key=key
+                )
+        if produced.withheld:
+            self._keep_good_ones(pieces, metadata)
+            reasons = "; ".join(f"{month}: {reason}" for month, reason in produced.withheld.items())
+            self._state("failed", f"withheld {reasons}", rows)
+            raise dg.Failure(
+                f"{self.name}: {len(produced.withheld)} of {len(self.partitions)} partitions withheld, their old "
+                f"versions stay readable: {reasons}",
+                metadata=metadata,
+                allow_retries=False,
+            )
+        self._state("executed", "", rows, pieces.data_version)
+        return dg.Output(pieces, metadata=metadata, data_version=dg.DataVersion(pieces.data_version))
+
+    def _keep_good_ones(self, pieces: Pieces, metadata: Mapping[str, Any]) -> None:
+        self.lake.store(self.name, pieces, self.context.run_id)
+        for partition, digest in pieces.digests.items():
+            self.context.log_event(
+                dg.AssetMaterialization(
+                    self.context.asset_key,
+                    partition=partition,
+                    metadata={**metadata, "dagster/row_count": len(pieces.values[partition])},
+                    tags={"dagster/data_version": digest},
+                )
+            )
+
+    def _state(
+        self, state: "State", reason: str = "", rows: int | None = None, data_version: str | None = None
+    ) -> None:
+        from e2i_dagster.warehouse import ledger
+
+        seconds = time.monotonic() - self.started
+        ledger.record_state(
+            self.warehouse.engine(),
+            ledger.StageState(
+                stage=self.name,
+                partition=self.partition_label or None,
+                state=state,
+                reason=reason or None,
+                rows=rows,
+                seconds=seconds,
+                data_version=data_version,
+                run_id=self.context.run_id,
+            ),
+        )
+        event = StageEvent(self.name, self.partition_label, state, reason, rows, seconds)
+        for observer in observers:
+            observer(event)
+
+
+def _input_versions(context: dg.AssetExecutionContext) -> Iterator[tuple[str, str | None, str]]:
+    from e2i_dagster.warehouse import ledger
+
+    warehouse: Warehouse = context.resources.warehouse
+    with warehouse.engine().connect() as connection:
+        for input_name, key in context.assets_def.keys_by_input_name.items():
+            current = ledger.current(connection, asset_name(key))
+            partitioned = context.get_step_execution_context().has_asset_partitions_for_input(input_name)
+            wanted: list[str | None] = (
+                list(context.asset_partition_keys_for_input(input_name)) if partitioned else [None]
+            )
+            for partition in wanted:
+                if partition in current:
+                    yield asset_name(key), partition, current[partition].digest
+
+
+def _is_frame(value: Any) -> bool:
+    import pandas as pd
+
+    return isinstance(value, pd.DataFrame)
+
+
+def _metadata(produced: Produced) -> dict[str, Any]:
+    """Metadata for the UI: keys that end in ``_md`` become Markdown, mappings and lists JSON."""
+    raw = {**(produced.report.to_metadata() if produced.report is not None else {}), **produced.metadata}
+    shown: dict[str, Any] = {"state": "executed"}
+    for key, value in raw.items():
+        if value is None:
+            continue
+        if key.endswith("_md"):
+            shown[key.removesuffix("_md")] = dg.MetadataValue.md(value)
+        elif isinstance(value, (dict, list, tuple)):
+            shown[key] = dg.MetadataValue.json(value if isinstance(value, dict) else list(value))
+        else:
+            shown[key] = value
+    return shown

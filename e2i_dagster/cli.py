@@ -1,0 +1,417 @@
+"""The ``e2i`` command: the pipeline from a terminal.
+
+Commands that change state launch the Dagster job of the same name in the instance that the UI
+shows; the others read. Exit codes: 0 done, 1 a stage failed, 2 wrong configuration or usage,
+3 wrong input, 4 a gate or criterion said no, 5 something outside is not available.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from e2i_dagster.errors import E2IError
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+    from assets.stage import StageEvent
+
+SYMBOLS = {"executed": "+", "reused": "=", "failed": "x", "blocked": "!", "unavailable": "?", "skipped": "-"}
+
+
+def command_errors(function: Callable[..., Any]) -> Callable[..., Any]:
+    """End with the error's message and exit code instead of a traceback when a user can mend it."""
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except E2IError as error:
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(error.exit_code)
+
+    return run
+
+
+as_json = click.option("--json", "json_output", is_flag=True, help="Machine-readable output.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Pharma commercial analytics as one Dagster DAG."""
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--format", "file_format", type=click.Choice(["csv", "parquet"]), default="csv")
+@click.option("--dgp", default="confounded", show_default=True, help="Data-generating process.")
+@click.option("--patients", type=click.IntRange(min=40), default=25_000, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=42, show_default=True)
+@command_errors
+def generate(folder: Path, file_format: str, dgp: str, patients: int, seed: int) -> None:
+    """Write the synthetic tables as files into FOLDER, as a data supplier would deliver them."""
+    from e2i_dagster.config.sources import SyntheticSource
+    from e2i_dagster.sources.delivery import write_synthetic
+
+    source = SyntheticSource.model_validate(
+        {"kind": "synthetic", "dgp": dgp, "scale": patients / 25_000, "seed": seed}
+    )
+    for path, rows in write_synthetic(source, folder, file_format).items():
+        click.echo(f"{rows:>10,}  {path}")
+
+
+@main.command()
+@click.option("--small", is_flag=True, help="A tenth of the full synthetic set.")
+@click.option("--full", is_flag=True, help="The full synthetic set (25,000 patients).")
+@click.option("--dirty", is_flag=True, help="With the documented defects planted.")
+@click.option("--dgp", help="Data-generating process of the synthetic set.")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of the synthetic set.")
+@click.option("--from", "folder", type=click.Path(path_type=Path), help="Folder with your own files.")
+@click.option("--mapping", type=click.Path(path_type=Path), help="How your columns and codes map to ours.")
+@click.option("--threshold", type=click.FloatRange(0, 1), help="Accept a lower share of good rows.")
+@click.option("--reason", help="Why the lower threshold is acceptable; recorded.")
+@click.option("--dry-run", is_flag=True, help="Validate and count; change nothing.")
+@as_json
+@command_errors
+def load(
+    dry_run: bool, json_output: bool, threshold: float | None, reason: str | None, **options: Any
+) -> None:
+    """Load a delivery into the warehouse and the lake (job `load`)."""
+    from e2i_dagster.sources.delivery import DeliveryRequest, dry_run_report
+
+    if (threshold is None) != (not reason):
+        raise click.UsageError(
+            "--threshold and --reason go together: a known-bad delivery is accepted on record."
+        )
+    small, full = options.pop("small"), options.pop("full")
+    scale = 0.1 if small else 1.0 if full else None
+    paths = {
+        key: str(options.pop(key).absolute()) if options[key] else options.pop(key)
+        for key in ("folder", "mapping")
+    }
+    request = DeliveryRequest.model_validate(
+        {**options, **paths, "scale": scale, "threshold": threshold, "reason": reason}
+    )
+    if dry_run:
+        report = dry_run_report(request)
+        _print_load(report, json_output)
+        sys.exit(0 if report["success"] else 1)
+    result = _launch("load", {"source_files": request.model_dump(exclude_none=True)}, show=not json_output)
+    _print_load(_load_report(result.run_id), json_output)
+    sys.exit(0 if result.success else _exit_code(result))
+
+
+@main.group()
+def rejects() -> None:
+    """Rows that were not loaded: list, export, correct, resubmit."""
+
+
+@rejects.command("list")
+@click.option("--table")
+@as_json
+@command_errors
+def rejects_list(table: str | None, json_output: bool) -> None:
+    """Open rejects by table and reason."""
+    from e2i_dagster.warehouse import rejects as core
+    from e2i_dagster.warehouse.connection import engine
+
+    rows = core.summary(engine(role="app"), table=table).to_dict("records")
+    if json_output:
+        click.echo(json.dumps(rows, default=str))
+    elif rows:
+        _print_table("Open rejects", rows)
+    else:
+        click.echo("No open rejects.")
+
+
+@rejects.command("export")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--table")
+@command_errors
+def rejects_export(folder: Path, table: str | None) -> None:
+    """Write open rejects as CSV files into FOLDER, ready to be corrected and resubmitted."""
+    from e2i_dagster.warehouse import rejects as core
+    from e2i_dagster.warehouse.connection import engine
+
+    for path in core.export(engine(role="app"), folder, table=table):
+        click.echo(str(path))
+
+
+@rejects.command("resubmit")
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@as_json
+@command_errors
+def rejects_resubmit(folder: Path, json_output: bool) -> None:
+    """Load the corrected rows of FOLDER and their waiting children (job `resubmit_rejects`)."""
+    config = {"folder": str(folder.absolute()), "resubmit": True}
+    result = _launch("resubmit_rejects", {"source_files": config}, show=not json_output)
+    _print_load(_load_report(result.run_id), json_output)
+    sys.exit(0 if result.success else _exit_code(result))
+
+
+@main.command()
+@click.option("--scope", default="default", show_default=True, help="A scope, several with commas, or `all`.")
+@as_json
+@command_errors
+def run(scope: str, json_output: bool) -> None:
+    """Execute the plan: load and QC, cohorts, the scope's pipeline, monitoring."""
+    from sensors.plan import plan, scopes_named
+
+    scopes = scopes_named(scope)
+    began = time.monotonic()
+    _say(json_output, "Starting: warehouse, tracking store and services start when they are first needed.")
+    events: list[StageEvent] = []
+    failed = None
+    for planned in plan(scopes):
+        _say(json_output, f"\n{planned.job} {planned.label}")
+        result = _launch(planned.job, planned=planned, show=not json_output, collect=events)
+        if not result.success:
+            failed = result
+            break
+    if json_output:
+        click.echo(json.dumps(_status(), default=str))
+    else:
+        _print_run(events, time.monotonic() - began)
+    if failed is not None:
+        _say(json_output, f"\nStopped: {_failure_text(failed)}")
+        sys.exit(_exit_code(failed))
+
+
+@main.command("plan")
+@click.option("--scope", default="default", show_default=True)
+@as_json
+@command_errors
+def show_plan(scope: str, json_output: bool) -> None:
+    """What `e2i run` would run, in order, and the last state of each stage."""
+    from sensors.plan import plan, scopes_named
+
+    rows = [{"job": planned.job, "partitions": planned.label} for planned in plan(scopes_named(scope))]
+    if json_output:
+        click.echo(json.dumps(rows))
+    else:
+        _print_table("Plan", rows)
+
+
+@main.command()
+@as_json
+@command_errors
+def status(json_output: bool) -> None:
+    """What was made, when and how; tables, endpoints, warehouse."""
+    report = _status()
+    if json_output:
+        click.echo(json.dumps(report, default=str))
+        return
+    _print_table(
+        "Stages",
+        [{**stage, "seconds": f"{stage['seconds']:.1f}"} for stage in report["stages"]],
+        drop=("at",),
+    )
+    _print_table("Tables", [{"table": name, "rows": f"{rows:,}"} for name, rows in report["tables"].items()])
+    if report["endpoints"]:
+        _print_table("Endpoints", report["endpoints"], drop=("example",))
+        for endpoint in report["endpoints"]:
+            click.echo(endpoint["example"])
+    else:
+        click.echo("No service is deployed. `e2i run` deploys one.")
+    click.echo(f"Warehouse: {report['warehouse']['server']} {report['warehouse']['address']}")
+
+
+@main.command()
+@command_errors
+def down() -> None:
+    """Stop the services and the embedded database. Data stays."""
+    from e2i_dagster.config.environment import database_url, state_folder
+    from e2i_dagster.serving.deployment import stop_all
+    from e2i_dagster.warehouse.server import stop_server
+
+    for service in stop_all(state_folder()):
+        click.echo(f"stopped {service}")
+    if database_url() is None and stop_server(state_folder()):
+        click.echo("stopped the embedded PostgreSQL server")
+    click.echo("Nothing is running. `make run` or `make ui` starts it again.")
+
+
+@main.command()
+@command_errors
+def ui() -> None:
+    """Dagster UI and MLflow UI in the foreground, recorded services running; Ctrl-C stops the UIs."""
+    from e2i_dagster.user_interfaces import run_user_interfaces
+
+    run_user_interfaces(click.echo)
+
+
+@main.command(hidden=True)
+@click.argument("service")
+@command_errors
+def serve(service: str) -> None:
+    """Supervise one service (started by deployments)."""
+    from e2i_dagster.serving.supervisor import main as supervise
+
+    supervise([service])
+
+
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.option("--scope", default="default", show_default=True)
+@command_errors
+def feast(arguments: tuple[str, ...], scope: str) -> None:
+    """Run the Feast command line on the feature store of a scope, e.g. `e2i feast feature-views list`."""
+    from e2i_dagster.features.store import feast_environment
+    from sensors.plan import scopes_named
+
+    (name,) = scopes_named(scope)
+    from e2i_dagster.config.environment import CHECKOUT
+
+    environment = {**os.environ, **feast_environment(name)}
+    executable = str(Path(sys.executable).with_name("feast"))
+    os.execve(executable, [executable, "-c", str(CHECKOUT / "feature_repo"), *arguments], environment)
+
+
+def _launch(
+    job: str,
+    config: dict[str, Any] | None = None,
+    *,
+    planned: Any = None,
+    show: bool = True,
+    collect: list[StageEvent] | None = None,
+) -> dg.ExecuteInProcessResult:
+    """Run ``job`` in this process in the instance of the UI, printing each stage as it ends."""
+    from assets.stage import observers
+    from e2i_dagster.definitions import defs
+    from resources.local_instance import local_instance
+    from sensors.plan import PlannedRun, execute, months_of
+
+    def observe(event: StageEvent) -> None:
+        if collect is not None and event.state != "running":
+            collect.append(event)
+        if show and event.state != "running":
+            rows = "" if event.rows is None else f"{event.rows:,} rows"
+            line = f"  {SYMBOLS[event.state]} {event.stage:<28} {event.state:<9} {rows:>14} {event.seconds:7.1f} s"
+            click.echo(f"{line}  {event.reason}" if event.state not in ("executed", "reused") else line)
+
+    observers.append(observe)
+    try:
+        with local_instance() as instance:
+            run = planned or PlannedRun(job, *months_of(job))
+            ops = {name: {"config": values} for name, values in (config or {}).items()}
+            return execute(defs, run, instance, {"ops": ops} if ops else None)
+    finally:
+        observers.remove(observe)
+
+
+def _failure_text(result: dg.ExecuteInProcessResult) -> str:
+    texts = []
+    for event in result.get_step_failure_events():
+        error = event.step_failure_data.error
+        failure = event.step_failure_data.user_failure_data
+        texts.append(
+            (failure.description if failure else None) or (error.message.strip() if error else event.message)
+        )
+    return "\n".join(texts) or "the run failed; see its page in the UI (make ui)"
+
+
+def _exit_code(result: dg.ExecuteInProcessResult) -> int:
+    from e2i_dagster.warehouse.connection import engine
+    from e2i_dagster.warehouse.ledger import states
+
+    with engine(role="app").connect() as connection:
+        ended = {state.state for state in states(connection) if state.run_id == result.run_id}
+    return 4 if "blocked" in ended else 5 if "unavailable" in ended else 1
+
+
+def _load_report(load_id: str) -> dict[str, Any]:
+    from e2i_dagster.warehouse.connection import engine
+    from e2i_dagster.warehouse.load import recorded_report
+
+    return recorded_report(engine(role="app"), load_id)
+
+
+def _status() -> dict[str, Any]:
+    from e2i_dagster.status import status_report
+
+    return status_report()
+
+
+def _say(json_output: bool, text: str) -> None:
+    click.echo(text, err=json_output)
+
+
+def _print_load(report: dict[str, Any], json_output: bool) -> None:
+    if json_output:
+        click.echo(json.dumps(report, default=str))
+        return
+    rows = []
+    for table, counts in report["tables"].items():
+        shown = {
+            key: f"{counts[key]:,}"
+            for key in ("source", "inserted", "updated", "unchanged", "rejected", "duplicate")
+        }
+        reasons = ", ".join(f"{code} {rows:,}" for code, rows in counts["reasons"].items())
+        rows.append(
+            {
+                "table": table,
+                **shown,
+                "seconds": f"{counts['seconds']:.1f}",
+                "status": counts["status"],
+                "reasons": reasons,
+            }
+        )
+    _print_table("Load", rows)
+
+
+def _print_run(events: list[StageEvent], seconds: float) -> None:
+    from e2i_dagster.config.environment import port, state_folder
+
+    rows = [
+        {
+            "stage": event.stage,
+            "partition": event.partition,
+            "state": event.state,
+            "rows": "" if event.rows is None else f"{event.rows:,}",
+            "seconds": f"{event.seconds:.1f}",
+        }
+        for event in events
+    ]
+    _print_table(f"Made in {seconds:.0f} s", rows)
+    report = _status()
+    click.echo("Where to look")
+    click.echo(
+        f"  make ui              Dagster UI http://127.0.0.1:{port(0) or 3000}, MLflow UI http://127.0.0.1:{port(4) or 3004}"
+    )
+    click.echo(f"  lake and reports     {state_folder()}")
+    click.echo("  e2i status           stages, tables, endpoints; e2i down stops services and database")
+    for endpoint in report["endpoints"]:
+        click.echo(
+            f"\n{endpoint['model_id']} answers in slot {endpoint['slot']} (staging; production needs shadow days and a second person):"
+        )
+        click.echo(endpoint["example"])
+
+
+def _print_table(title: str, rows: list[dict[str, Any]], drop: tuple[str, ...] = ()) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    if not rows:
+        return
+    names = [name for name in rows[0] if name not in drop]
+    table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for name in names:
+        table.add_column(name, justify="right" if name in ("rows", "seconds") else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*("" if row[name] is None else str(row[name]) for name in names))
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print()
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""``config/sources.yaml``: what is delivered, from where, for which months."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from e2i_dagster.config.base import PolicyModel, read_yaml
+
+
+class SyntheticSource(PolicyModel):
+    """Data drawn from a documented process with known effects (docs/synthetic.md).
+
+    ``scale`` multiplies every volume of the full set (1.0: 25,000 patients; 0.1: the small set).
+    """
+
+    kind: Literal["synthetic"]
+    dgp: Literal["simple_linear", "confounded", "heterogeneous", "time_series", "selection_bias"] = (
+        "confounded"
+    )
+    scale: float = Field(default=1.0, gt=0, le=100)
+    seed: int = Field(default=42, ge=0)
+    dirty: bool = False
+
+
+class FileSource(PolicyModel):
+    """Files delivered by a data supplier, one folder, one file or more for each table."""
+
+    kind: Literal["files"]
+    folder: str
+    mapping: str | None = None
+
+
+class Expected(PolicyModel):
+    """When the file of a month is due: ``delivery_day`` of the following month."""
+
+    pattern: str
+    delivery_day: int = Field(ge=1, le=28)
+
+
+class SourcesPolicy(PolicyModel):
+    """First month and end of the data, the delivery, and when each table's files are due."""
+
+    first_month: str = Field(pattern=r"^\d{4}-(0[1-9]|1[0-2])$")
+    data_end: dt.date
+    source: Annotated[SyntheticSource | FileSource, Field(discriminator="kind")]
+    success_threshold: float = Field(default=0.95, ge=0, le=1)
+    load_cron: str = "0 5 6 * *"
+    expected: dict[str, Expected] = {}
+
+    @field_validator("data_end")
+    @classmethod
+    def _end_of_month(cls, value: dt.date) -> dt.date:
+        if (value + dt.timedelta(days=1)).day != 1:
+            raise ValueError(
+                "data_end must be the last day of a month, because event tables are kept by month"
+            )
+        return value
+
+    @property
+    def months(self) -> list[str]:
+        """All months ``YYYY-MM`` from ``first_month`` to the month of ``data_end``."""
+        year, month = (int(part) for part in self.first_month.split("-"))
+        months = []
+        while (year, month) <= (self.data_end.year, self.data_end.month):
+            months.append(f"{year:04d}-{month:02d}")
+            year, month = (year, month + 1) if month < 12 else (year + 1, 1)
+        return months
+
+    @classmethod
+    def load(cls, folder: Path) -> SourcesPolicy:
+        """Read ``sources.yaml`` in ``folder``."""
+        return read_yaml(folder / "sources.yaml", cls)

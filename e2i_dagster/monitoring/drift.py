@@ -1,0 +1,313 @@
+"""Drift between the training reference and what a model was asked today.
+
+A feature's severity needs both: an effect (population stability index) and significance after
+false-discovery control over all features, because with many features and many rows one of the two
+alone raises false alarms. A test without enough values is skipped and says so.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ConfigDict
+
+from e2i_dagster.config.drift_monitoring import SEVERITIES, DriftPolicy, Severity
+
+#: Smallest share of a bin, so that an empty bin gives a finite index.
+SHARE_FLOOR = 1e-4
+MAX_CATEGORIES = 50
+
+
+class FeatureDrift(BaseModel):
+    """What was measured for one feature, or why nothing was.
+
+    ``psi`` in nats; ``statistic`` and ``p_value`` of the two-sample Kolmogorov-Smirnov test (numeric)
+    or of the chi-square test (categories); ``adjusted_p_value`` after Benjamini-Hochberg.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    kind: Literal["data", "prediction"]
+    state: Literal["executed", "skipped"]
+    reason: str = ""
+    psi: float | None = None
+    test: Literal["ks", "chi_square"] | None = None
+    statistic: float | None = None
+    p_value: float | None = None
+    adjusted_p_value: float | None = None
+    severity: Severity = "none"
+    reference_count: int
+    current_count: int
+
+
+class DriftReport(BaseModel):
+    """Drift of all features and of the predictions of one scope on one day."""
+
+    model_config = ConfigDict(frozen=True)
+
+    scope: str
+    day: dt.date
+    model_id: str
+    features: tuple[FeatureDrift, ...]
+    composite_score: float | None
+    retraining: str
+
+    @property
+    def worst(self) -> Severity:
+        """Highest severity of any feature or of the predictions."""
+        return max((feature.severity for feature in self.features), key=SEVERITIES.index, default="none")
+
+    @property
+    def tested(self) -> tuple[FeatureDrift, ...]:
+        """Features that had enough values to be tested."""
+        return tuple(feature for feature in self.features if feature.state == "executed")
+
+    def to_metadata(self) -> dict[str, Any]:
+        """Scores and a table for people, worst feature first."""
+        from e2i_dagster.reports.figures import figure_markdown
+
+        return {
+            "worst_severity": self.worst,
+            "composite_score": self.composite_score,
+            "features_tested": len(self.tested),
+            "features_skipped": len(self.features) - len(self.tested),
+            "retraining": self.retraining,
+            "drift_md": _markdown(self.features),
+            "figure_md": figure_markdown(_figure(self.tested)) if self.tested else None,
+        }
+
+    def to_record(self) -> list[dict[str, Any]]:
+        """Rows for ``ml_drift_history``, without the run id."""
+        return [
+            {
+                "scope": self.scope,
+                "day": self.day,
+                "model_id": self.model_id,
+                "drift_type": feature.kind,
+                "feature_name": feature.name,
+                "state": feature.state,
+                "reason": feature.reason,
+                "psi": feature.psi,
+                "test_type": feature.test,
+                "test_statistic": feature.statistic,
+                "p_value": feature.p_value,
+                "adjusted_p_value": feature.adjusted_p_value,
+                "severity": feature.severity,
+                "baseline_count": feature.reference_count,
+                "current_count": feature.current_count,
+            }
+            for feature in self.features
+        ]
+
+
+def population_stability_index(reference: pd.Series, current: pd.Series, bins: int = 10) -> float:
+    """Population stability index: sum over bins of (q - p) ln(q / p), in nats.
+
+    Numeric values are binned at the reference's quantiles with open outer bins, so that values far
+    outside the reference count; text by value. Missing values are a bin of their own.
+    Source: Siddiqi, Credit Risk Scorecards (2006), chapter 6.
+    """
+    if _is_numeric(reference):
+        edges = np.unique(np.quantile(_numbers(reference), np.linspace(0, 1, bins + 1)[1:-1]))
+        codes = [
+            np.where(values.isna(), len(edges) + 1, np.searchsorted(edges, values.fillna(0), side="right"))
+            for values in (reference.astype("float64"), current.astype("float64"))
+        ]
+        size = len(edges) + 2
+        counts = [np.bincount(code, minlength=size).astype(float) for code in codes]
+    else:
+        counts = list(_category_counts(reference, current))
+    shares = [np.maximum(count / count.sum(), SHARE_FLOOR) for count in counts]
+    return float(np.sum((shares[1] - shares[0]) * np.log(shares[1] / shares[0])))
+
+
+def detect_drift(
+    reference: pd.DataFrame,
+    current: pd.DataFrame,
+    *,
+    policy: DriftPolicy,
+    scope: str,
+    day: dt.date,
+    model_id: str,
+    prediction_column: str = "prediction",
+) -> DriftReport:
+    """Compare every column of ``reference`` with the same column of ``current``.
+
+    Args:
+        reference: training features and predictions, one row per patient.
+        current: what the endpoint was asked and answered on ``day``, the same columns.
+        prediction_column: the column that holds the model's score.
+
+    Raises:
+        KeyError: ``current`` lacks a column of ``reference``.
+    """
+    measured = [
+        _measure(
+            name,
+            "prediction" if name == prediction_column else "data",
+            reference[name],
+            current[name],
+            policy,
+        )
+        for name in reference.columns
+    ]
+    judged = _judge(measured, policy)
+    tested = [feature for feature in judged if feature.state == "executed"]
+    composite = float(np.mean([policy.severity_weight[f.severity] for f in tested])) if tested else None
+    if composite is None:
+        decision = f"not decided: no test had enough live values ({len(current)} rows)"
+    elif composite >= policy.retraining.composite_threshold:
+        decision = f"{policy.retraining.mode}: composite score {composite:.2f} reaches {policy.retraining.composite_threshold}"
+    else:
+        decision = f"none: composite score {composite:.2f} is below {policy.retraining.composite_threshold}"
+    return DriftReport(
+        scope=scope,
+        day=day,
+        model_id=model_id,
+        features=tuple(judged),
+        composite_score=composite,
+        retraining=decision,
+    )
+
+
+def _measure(
+    name: str,
+    kind: Literal["data", "prediction"],
+    reference: pd.Series,
+    current: pd.Series,
+    policy: DriftPolicy,
+) -> FeatureDrift:
+    from scipy import stats
+
+    counts = {"reference_count": len(reference), "current_count": len(current)}
+    needed = policy.minimum_sample.psi
+    if min(len(reference), len(current)) < needed:
+        reason = f"needs {needed} values on both sides, found {len(reference)} and {len(current)}"
+        return FeatureDrift(name=name, kind=kind, state="skipped", reason=reason, **counts)
+    if reference.notna().sum() == 0:
+        return FeatureDrift(
+            name=name, kind=kind, state="skipped", reason="no value in the reference", **counts
+        )
+    numeric = _is_numeric(reference)
+    psi = population_stability_index(reference, current, policy.psi_bins)
+    if numeric and len(_numbers(current)) >= policy.minimum_sample.ks:
+        result = stats.ks_2samp(_numbers(reference), _numbers(current), method="asymp")
+        test: Literal["ks", "chi_square"] = "ks"
+        statistic, p_value = float(result.statistic), float(result.pvalue)
+    else:
+        table = np.array(
+            [
+                *_category_counts(
+                    reference.isna().astype(str) if numeric else reference,
+                    current.isna().astype(str) if numeric else current,
+                )
+            ]
+        )
+        table = table[:, table.sum(axis=0) > 0]
+        test = "chi_square"
+        chi = stats.chi2_contingency(table) if table.shape[1] > 1 else None
+        statistic, p_value = (float(chi.statistic), float(chi.pvalue)) if chi else (0.0, 1.0)  # type: ignore[union-attr]
+    return FeatureDrift(
+        name=name,
+        kind=kind,
+        state="executed",
+        psi=psi,
+        test=test,
+        statistic=statistic,
+        p_value=p_value,
+        **counts,
+    )
+
+
+def _judge(measured: Sequence[FeatureDrift], policy: DriftPolicy) -> list[FeatureDrift]:
+    from scipy.stats import false_discovery_control
+
+    tested = [feature for feature in measured if feature.state == "executed"]
+    adjusted = false_discovery_control([feature.p_value for feature in tested]) if tested else []
+    by_name = {feature.name: float(p) for feature, p in zip(tested, adjusted, strict=True)}
+    return [
+        feature.model_copy(
+            update={
+                "adjusted_p_value": by_name[feature.name],
+                "severity": _severity(feature.psi or 0.0, by_name[feature.name], policy),
+            }
+        )
+        if feature.name in by_name
+        else feature
+        for feature in measured
+    ]
+
+
+def _severity(psi: float, adjusted_p_value: float, policy: DriftPolicy) -> Severity:
+    if adjusted_p_value >= policy.false_discovery_rate:
+        return "none"
+    bounds = policy.severity_psi
+    reached: Severity = "none"
+    for severity, bound in (
+        ("low", bounds.low),
+        ("medium", bounds.medium),
+        ("high", bounds.high),
+        ("critical", bounds.critical),
+    ):
+        if psi >= bound:
+            reached = severity  # type: ignore[assignment]
+    return reached
+
+
+def _is_numeric(values: pd.Series) -> bool:
+    return pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+
+
+def _numbers(values: pd.Series) -> np.ndarray:
+    return values.astype("float64").dropna().to_numpy()
+
+
+def _category_counts(reference: pd.Series, current: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Counts by value, missing as a value of its own, rare values of the reference together."""
+    texts = [values.astype("string").fillna("(missing)").astype(object) for values in (reference, current)]
+    frequent = texts[0].value_counts().index[:MAX_CATEGORIES]
+    names = [*frequent, "(other)"]
+    counts = [
+        text.where(text.isin(frequent), "(other)").value_counts().reindex(names, fill_value=0).to_numpy(float)
+        for text in texts
+    ]
+    return counts[0], counts[1]
+
+
+def _markdown(features: Sequence[FeatureDrift]) -> str:
+    order = sorted(features, key=lambda f: (-SEVERITIES.index(f.severity), -(f.psi or 0.0), f.name))
+    lines = ["| feature | severity | PSI | test | adjusted p | note |", "|---|---|---|---|---|---|"]
+    for feature in order:
+        psi = "" if feature.psi is None else f"{feature.psi:.3f}"
+        p_value = "" if feature.adjusted_p_value is None else f"{feature.adjusted_p_value:.3g}"
+        lines.append(
+            f"| {feature.name} | {feature.severity} | {psi} | {feature.test or ''} | {p_value} | {feature.reason} |"
+        )
+    return "\n".join(lines)
+
+
+def _figure(features: Sequence[FeatureDrift]) -> Any:
+    from matplotlib.figure import Figure
+
+    shown = sorted(features, key=lambda f: f.psi or 0.0)[-20:]
+    figure = Figure(figsize=(7, 0.28 * len(shown) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    colours = {
+        "none": "#7f8c8d",
+        "low": "#2e86c1",
+        "medium": "#d4ac0d",
+        "high": "#ca6f1e",
+        "critical": "#b03a2e",
+    }
+    axes.barh(
+        [f.name for f in shown], [f.psi or 0.0 for f in shown], color=[colours[f.severity] for f in shown]
+    )
+    for bound in (0.1, 0.25):
+        axes.axvline(bound, color="black", linewidth=0.7, linestyle=":")
+    axes.set_xlabel("population stability index (dotted: 0.10 and 0.25)")
+    return figure

@@ -1,0 +1,52 @@
+"""``e2i status``: what was made and what runs, from the ledger and the service state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from e2i_dagster.config.environment import database_url, state_folder
+
+
+def status_report() -> dict[str, Any]:
+    """Stages (last state of each stage and partition), rows of tables, endpoints, warehouse.
+
+    The keys are documented in docs/pipeline.md. It starts the embedded server when it is down,
+    because the ledger is in it.
+    """
+    from e2i_dagster.serving.deployment import endpoints
+    from e2i_dagster.warehouse.connection import engine
+    from e2i_dagster.warehouse.ledger import states
+    from e2i_dagster.warehouse.tables import RAW_TABLES
+
+    warehouse = engine(role="app")
+    with warehouse.connect() as connection:
+        stages = [
+            {
+                "name": state.stage,
+                "partition": state.partition,
+                "state": state.state,
+                "reason": state.reason,
+                "rows": state.rows,
+                "seconds": state.seconds,
+                "data_version": state.data_version,
+                "at": state.at,
+            }
+            for state in states(connection)
+        ]
+        tables = {
+            name: connection.execute(sa.select(sa.func.count()).select_from(sa.table(name))).scalar_one()
+            for name in RAW_TABLES
+        }
+        version = connection.execute(sa.text("SHOW server_version")).scalar_one()
+    url = warehouse.url
+    return {
+        "stages": stages,
+        "tables": tables,
+        "endpoints": [dict(endpoint) for endpoint in endpoints(state_folder())],
+        "warehouse": {
+            "server": f"PostgreSQL {version} ({'embedded' if database_url() is None else 'E2I_DATABASE_URL'})",
+            "address": f"{url.query.get('host') or url.host}/{url.database}",
+        },
+    }

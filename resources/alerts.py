@@ -1,0 +1,28 @@
+"""Alerts as a Dagster resource: the table always, a webhook when ``E2I_ALERT_WEBHOOK_URL`` is set."""
+
+import os
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from e2i_dagster.config.environment import config_folder
+from resources.warehouse import Warehouse
+
+if TYPE_CHECKING:
+    from e2i_dagster.monitoring.alerts import Alert
+
+
+class Alerts(dg.ConfigurableResource):
+    """Sends alerts. ``webhook_url`` overrides ``E2I_ALERT_WEBHOOK_URL``."""
+
+    webhook_url: str = ""
+    warehouse: dg.ResourceDependency[Warehouse]
+
+    def send(self, alert: "Alert") -> str:
+        """Record ``alert``, notify, and return what became of the notification."""
+        from e2i_dagster.config.alerts import AlertsPolicy
+        from e2i_dagster.monitoring.alerts import send
+
+        url = self.webhook_url or os.environ.get("E2I_ALERT_WEBHOOK_URL")
+        with self.warehouse.engine().begin() as connection:
+            return send(connection, alert, AlertsPolicy.load(config_folder()), url)

@@ -1,0 +1,129 @@
+"""The lake as Dagster's IO manager: partitioned, immutable, entered in the ledger of versions."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+from pydantic import BaseModel
+
+from e2i_dagster.config.environment import lake_url
+from e2i_dagster.errors import InputError
+from resources.warehouse import Warehouse
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from e2i_dagster.warehouse.lake import Lake, Value
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """What a step hands to the lake: a value and its digest for each partition (None: unpartitioned).
+
+    ``fingerprint`` covers the inputs' digests, the definition and the code version; an asset whose
+    fingerprint is that of its stored version need not be computed again.
+    """
+
+    values: Mapping[str | None, "Value"]
+    digests: Mapping[str | None, str]
+    fingerprint: str
+    code_version: str
+
+    @property
+    def data_version(self) -> str:
+        """The digest of the only piece, or the hash of the sorted (partition, digest) pairs."""
+        from e2i_dagster.config.base import digest_of
+
+        if len(self.digests) == 1:
+            return next(iter(self.digests.values()))
+        return digest_of(sorted((str(partition), digest) for partition, digest in self.digests.items()))
+
+
+def asset_name(key: dg.AssetKey) -> str:
+    """The name under which an asset stands in lake and ledger: its path joined by ``/``."""
+    return "/".join(key.path)
+
+
+class LakeIOManager(dg.ConfigurableIOManager):
+    """Stores each partition of an output as a version of its own and pins versions when reading.
+
+    The consumer's annotation chooses how a frame arrives: ``pandas.DataFrame`` (default) or a
+    Narwhals ``LazyFrame``; a pydantic model is read from its document.
+    """
+
+    url: str = ""
+    warehouse: dg.ResourceDependency[Warehouse]
+
+    def lake(self) -> "Lake":
+        """The lake at ``url`` (default: ``E2I_LAKE``, or the state folder)."""
+        from e2i_dagster.warehouse.lake import Lake
+
+        return Lake(self.url or lake_url())
+
+    def store(self, asset: str, pieces: Pieces, run_id: str) -> None:
+        """Write every piece, then enter all of them in the ledger in one transaction."""
+        from e2i_dagster.warehouse import ledger
+
+        lake = self.lake()
+        stored = {
+            partition: lake.write(asset, partition, value, pieces.digests[partition])
+            for partition, value in pieces.values.items()
+        }
+        with self.warehouse.engine().begin() as connection:
+            for partition, version in stored.items():
+                ledger.record(
+                    connection,
+                    ledger.DataVersion(
+                        asset=asset,
+                        partition=partition,
+                        digest=version.digest,
+                        schema_hash=version.schema_hash,
+                        code_version=pieces.code_version,
+                        fingerprint=pieces.fingerprint,
+                        rows=version.rows,
+                        path=version.path,
+                        run_id=run_id,
+                    ),
+                )
+
+    def load(self, asset: str, partitions: Sequence[str | None], annotation: Any) -> Any:
+        """The current versions of ``partitions`` in the form that ``annotation`` asks for.
+
+        Raises:
+            InputError: a partition was never stored; it is named.
+        """
+        import narwhals as nw
+
+        from e2i_dagster.warehouse import ledger
+
+        versions = ledger.current(self.warehouse.engine(), asset)
+        missing = [str(partition) for partition in partitions if partition not in versions]
+        if missing:
+            shown = ", ".join(missing[:6]) + (" ..." if len(missing) > 6 else "")
+            of = f" partitions {shown}" if missing != ["None"] else ""
+            raise InputError(
+                f"{asset}:{of} never materialized. Materialize them first (`e2i plan` shows the order)."
+            )
+        paths = [path for partition in partitions if (path := versions[partition].path)]
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            return self.lake().read_document(paths[0], annotation)
+        if annotation is nw.LazyFrame:
+            return self.lake().scan(paths)
+        return self.lake().read_frame(paths)
+
+    def handle_output(self, context: dg.OutputContext, obj: Pieces) -> None:
+        self.store(asset_name(context.asset_key), obj, context.run_id)
+
+    def load_input(self, context: dg.InputContext) -> Any:
+        partitions = context.asset_partition_keys if context.has_asset_partitions else [None]
+        return self.load(asset_name(context.asset_key), partitions, context.dagster_type.typing_type)
+
+
+def split_by_month(
+    frame: "pd.DataFrame", column: str, months: Sequence[str]
+) -> dict[str | None, "pd.DataFrame"]:
+    """``frame`` cut into ``months`` (``YYYY-MM``) of its date ``column``; other months are left out."""
+    labels = frame[column].dt.strftime("%Y-%m")
+    groups = dict(iter(frame.groupby(labels, sort=False)))
+    return {month: groups.get(month, frame.iloc[:0]) for month in months}

@@ -1,0 +1,49 @@
+"""In the UI the next job of the plan is requested for the keys whose inputs changed."""
+
+import dagster as dg
+
+from e2i_dagster.config.policy import current_policy
+from resources.warehouse import Warehouse
+
+
+@dg.run_status_sensor(
+    run_status=dg.DagsterRunStatus.SUCCESS,
+    name="cohorts_after_load",
+    monitored_jobs=[dg.JobSelector(job_name="load_and_qc")],
+    request_jobs=[dg.JobSelector(job_name="build_cohorts")],
+    description="After a load, requests build_cohorts for each cohort that is older than the raw tables.",
+)
+def cohorts_after_load(context: dg.RunStatusSensorContext, warehouse: Warehouse) -> list[dg.RunRequest]:
+    from e2i_dagster.warehouse.staleness import older_than
+    from e2i_dagster.warehouse.tables import RAW_TABLES
+
+    with warehouse.engine().connect() as connection:
+        stale = older_than(connection, "cohort", sorted(current_policy().cohorts), RAW_TABLES)
+    return [
+        dg.RunRequest(
+            run_key=f"{context.dagster_run.run_id}:{key}", job_name="build_cohorts", partition_key=key
+        )
+        for key in stale
+    ]
+
+
+@dg.run_status_sensor(
+    run_status=dg.DagsterRunStatus.SUCCESS,
+    name="scopes_after_cohorts",
+    monitored_jobs=[dg.JobSelector(job_name="build_cohorts")],
+    request_jobs=[dg.JobSelector(job_name="scope_pipeline")],
+    description="After a cohort was built, requests scope_pipeline for each of its scopes that is older.",
+)
+def scopes_after_cohorts(context: dg.RunStatusSensorContext, warehouse: Warehouse) -> list[dg.RunRequest]:
+    from e2i_dagster.warehouse.staleness import older_than
+
+    cohort = context.dagster_run.tags.get("dagster/partition", "")
+    scopes = [name for name, scope in current_policy().scopes.items() if scope.cohort == cohort]
+    with warehouse.engine().connect() as connection:
+        stale = older_than(connection, "deployment", scopes, ("cohort",), upstream_partition=cohort)
+    return [
+        dg.RunRequest(
+            run_key=f"{context.dagster_run.run_id}:{key}", job_name="scope_pipeline", partition_key=key
+        )
+        for key in stale
+    ]

@@ -1,0 +1,96 @@
+"""The plan: which job follows which, for which keys, and how one is run in this process.
+
+A Dagster run has one partition set, so the whole path is five jobs in order. The command line
+executes them one after the other; in the UI a run-status sensor requests the next one.
+"""
+
+import datetime as dt
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dagster as dg
+
+from e2i_dagster.config.policy import current_policy
+from e2i_dagster.errors import InputError
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of the plan: a job for one partition key, or for a range of months."""
+
+    job: str
+    first: str | None = None
+    last: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The keys as people write them."""
+        if self.first is None:
+            return ""
+        return self.first if self.last in (None, self.first) else f"{self.first}..{self.last}"
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """The tags by which Dagster knows a range of partitions in a single run."""
+        if self.first is None or self.last is None:
+            return {}
+        return {
+            "dagster/asset_partition_range_start": self.first,
+            "dagster/asset_partition_range_end": self.last,
+        }
+
+
+def scopes_named(text: str) -> list[str]:
+    """Scopes of ``default``, ``all`` or a comma-separated list of names.
+
+    Raises:
+        InputError: a name is not a valid scope of the configuration; the known ones are listed.
+    """
+    policy = current_policy()
+    if text == "all":
+        return sorted(policy.scopes)
+    names = [policy.default_scope if name == "default" else name for name in text.split(",")]
+    unknown = [name for name in names if name not in policy.scopes]
+    if unknown:
+        raise InputError(
+            f"Unknown scope {', '.join(unknown)}. Known scopes: {', '.join(sorted(policy.scopes))} "
+            "(files in config/scopes), or `all`."
+        )
+    return names
+
+
+def plan(scopes: Sequence[str], today: dt.date | None = None) -> Iterator[PlannedRun]:
+    """The runs of the whole path for ``scopes``, in order."""
+    policy = current_policy()
+    months = policy.sources.months
+    yield PlannedRun("load_and_qc", months[0], months[-1])
+    for cohort in sorted(policy.cohorts):
+        yield PlannedRun("build_cohorts", cohort)
+    for scope in scopes:
+        yield PlannedRun("scope_pipeline", scope)
+    day = (today or dt.datetime.now(dt.UTC).date()).isoformat()
+    for scope in scopes:
+        yield PlannedRun("monitor", f"{day}|{scope}")
+
+
+def execute(
+    defs: dg.Definitions,
+    planned: PlannedRun,
+    instance: dg.DagsterInstance,
+    run_config: Mapping[str, Any] | None = None,
+    quiet: bool = True,
+) -> dg.ExecuteInProcessResult:
+    """Run ``planned`` in this process, recorded in ``instance`` like a run of the UI."""
+    job = defs.resolve_job_def(planned.job)
+    config = dict(run_config or {})
+    if quiet:
+        config["loggers"] = {"console": {"config": {"log_level": "CRITICAL"}}}
+    partition_key = planned.first if planned.last is None else None
+    return job.execute_in_process(
+        run_config=config,
+        instance=instance,
+        partition_key=partition_key,
+        tags=planned.tags,
+        raise_on_error=False,
+    )

@@ -1,0 +1,113 @@
+"""Imports point one way, the core is free of Dagster, and loading the definitions costs little."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from e2i_dagster.config.environment import CHECKOUT
+
+CORE = CHECKOUT / "e2i_dagster"
+#: The one module of the core that joins the shell, and those that start it for people.
+ENTRANCES = {"definitions.py", "cli.py", "user_interfaces.py"}
+#: Order of the stages: a stage may import the value types of an earlier one, never a later one.
+STAGES = (
+    "warehouse sources quality cohorts features splits selection training explain registry serving monitoring"
+).split()
+#: Loading files needs the table rules and reading a delivery needs the loader: one unit in two packages.
+ONE_UNIT = {"sources": "warehouse"}
+SHELL_ORDER = ("sensors", "assets", "resources")
+HEAVY = {
+    "mlflow", "shap", "great_expectations", "pandera", "xgboost", "lightgbm", "econml", "feast", "bentoml",
+    "sklearn", "optuna", "duckdb", "matplotlib", "scipy", "dowhy", "causalml", "pyspark", "fastapi",
+}  # fmt: skip
+
+
+def modules(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*.py") if "migrations/versions" not in path.as_posix())
+
+
+def imports_of(path: Path, *, top_level_only: bool = False) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    type_checking = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    nodes = tree.body if top_level_only else list(ast.walk(tree))
+    found: set[str] = set()
+    for node in nodes:
+        if node in type_checking:
+            continue
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in modules(CORE) if path.relative_to(CORE).as_posix() not in ENTRANCES],
+    ids=lambda path: str(path.relative_to(CORE)),
+)
+def test_the_core_does_not_know_dagster_or_the_shell(path):
+    wrong = {
+        name for name in imports_of(path) if name.split(".")[0] in {"dagster", "dagster_mlflow", *SHELL_ORDER}
+    }
+    assert not wrong, f"{path}: {sorted(wrong)} belongs into assets/, resources/ or sensors/, not into the core"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_imports_no_later_stage(stage):
+    later = set(STAGES[STAGES.index(stage) + 1 :])
+    for path in modules(CORE / stage):
+        wrong = {
+            name
+            for name in imports_of(path)
+            if name.startswith("e2i_dagster.") and name.split(".")[1] in later
+            and ONE_UNIT.get(name.split(".")[1]) != stage
+        }  # fmt: skip
+        assert not wrong, f"{path}: {sorted(wrong)} comes later in the DAG; pass the value in instead"
+
+
+@pytest.mark.parametrize("package", ["assets", "resources", "sensors"])
+def test_the_shell_points_one_way(package):
+    before = set(SHELL_ORDER[: SHELL_ORDER.index(package)])
+    for path in modules(CHECKOUT / package):
+        wrong = {name for name in imports_of(path) if name.split(".")[0] in before}
+        assert not wrong, f"{path}: {sorted(wrong)}; imports go sensors -> assets -> resources -> core"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for folder in (CORE, CHECKOUT / "assets", CHECKOUT / "resources", CHECKOUT / "sensors") for path in modules(folder)],
+    ids=lambda path: str(path.relative_to(CHECKOUT)),
+)  # fmt: skip
+def test_heavy_libraries_are_imported_inside_functions(path):
+    wrong = {name.split(".")[0] for name in imports_of(path, top_level_only=True)} & HEAVY
+    assert not wrong, f"{path}: import {sorted(wrong)} inside the function that needs it; start-up pays for it"
+
+
+def test_definitions_need_no_environment_and_write_nothing(tmp_path):
+    """A bare interpreter without any E2I_ variable, in a folder of its own, loads the definitions."""
+    script = (
+        "import json, sys\n"
+        "from e2i_dagster.definitions import defs\n"
+        "defs.get_all_job_defs() if hasattr(defs, 'get_all_job_defs') else defs.resolve_all_job_defs()\n"
+        "print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("E2I_", "DAGSTER_"))}
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path, env={**environment, "HOME": str(tmp_path)}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    loaded = set(json.loads(result.stdout.splitlines()[-1]))
+    assert not loaded & (HEAVY - {"fastapi"}), "a heavy library was imported while the definitions loaded"
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,115 @@
+"""Drift: planted shifts are found with the right severity, and nothing is found where nothing changed."""
+
+import datetime as dt
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from e2i_dagster.config.drift_monitoring import DriftPolicy
+from e2i_dagster.config.environment import CHECKOUT
+from e2i_dagster.monitoring.drift import detect_drift, population_stability_index
+
+POLICY = DriftPolicy.load(CHECKOUT / "config")
+DAY = dt.date(2025, 1, 2)
+
+
+def report(reference: pd.DataFrame, current: pd.DataFrame):
+    return detect_drift(reference, current, policy=POLICY, scope="s", day=DAY, model_id="m:1")
+
+
+def frame(rng: np.random.Generator, rows: int, shift: float = 0.0) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "disease_severity": rng.normal(5 + shift, 2, rows),
+            "insurance_type": rng.choice(["commercial", "medicare", "medicaid"], rows, p=[0.6, 0.3, 0.1]),
+            "prediction": rng.uniform(0, 1, rows),
+        }
+    )
+
+
+def test_index_of_two_known_distributions():
+    reference = pd.Series(["a"] * 50 + ["b"] * 50)
+    current = pd.Series(["a"] * 80 + ["b"] * 20)
+    by_hand = (0.8 - 0.5) * np.log(0.8 / 0.5) + (0.2 - 0.5) * np.log(0.2 / 0.5)
+    assert population_stability_index(reference, current) == pytest.approx(by_hand, abs=1e-3)
+
+
+def test_values_far_outside_the_reference_count():
+    rng = np.random.default_rng(1)
+    reference = pd.Series(rng.normal(size=5_000))
+    current = pd.Series(np.where(np.arange(5_000) % 5 == 0, 1_000.0, rng.normal(size=5_000)))
+    assert population_stability_index(reference, current) > 0.1
+
+
+def test_a_planted_shift_is_found_and_the_rest_is_not():
+    rng = np.random.default_rng(2)
+    reference, current = frame(rng, 3_000), frame(rng, 1_000)
+    current["disease_severity"] += 3
+    found = {feature.name: feature for feature in report(reference, current).features}
+    assert found["disease_severity"].severity == "critical"
+    assert found["insurance_type"].severity == "none"
+    assert found["prediction"].kind == "prediction"
+    assert found["prediction"].severity == "none"
+
+
+def test_new_category_is_found():
+    rng = np.random.default_rng(3)
+    reference, current = frame(rng, 3_000), frame(rng, 1_000)
+    current.loc[current.index[:400], "insurance_type"] = "cash"
+    assert report(reference, current).worst == "critical"
+
+
+def test_missing_values_that_appear_are_found():
+    rng = np.random.default_rng(4)
+    reference, current = frame(rng, 3_000), frame(rng, 1_000)
+    current.loc[current.index[:500], "disease_severity"] = np.nan
+    assert report(reference, current).worst in ("high", "critical")
+
+
+def test_false_alarms_without_drift_are_rare():
+    rng = np.random.default_rng(5)
+    alarms = sum(report(frame(rng, 1_000), frame(rng, 150)).worst != "none" for _ in range(100))
+    assert alarms <= 10, "at a false-discovery rate of 5 % at most about 5 of 100 null reports show anything"
+
+
+def test_too_few_values_are_skipped_with_their_reason():
+    rng = np.random.default_rng(6)
+    few = report(frame(rng, 1_000), frame(rng, 40, shift=5))
+    assert {feature.state for feature in few.features} == {"skipped"}
+    assert "needs 100 values" in few.features[0].reason
+    assert few.composite_score is None
+    assert few.retraining.startswith("not decided")
+
+
+def test_empty_day_is_a_report_not_a_crash():
+    rng = np.random.default_rng(7)
+    empty = report(frame(rng, 500), frame(rng, 0))
+    assert len(empty.tested) == 0
+    assert empty.to_metadata()["features_skipped"] == 3
+
+
+def test_inputs_stay_as_they_are():
+    rng = np.random.default_rng(8)
+    reference, current = frame(rng, 500), frame(rng, 500)
+    before = reference.copy(), current.copy()
+    report(reference, current)
+    pd.testing.assert_frame_equal(reference, before[0])
+    pd.testing.assert_frame_equal(current, before[1])
+
+
+def test_metadata_shows_a_table_and_a_figure():
+    rng = np.random.default_rng(9)
+    shown = report(frame(rng, 500), frame(rng, 500, shift=4)).to_metadata()
+    assert "| disease_severity | critical |" in shown["drift_md"]
+    assert "data:image/" in shown["figure_md"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.floats(-1e6, 1e6), min_size=20, max_size=200), st.randoms(use_true_random=False))
+def test_index_is_zero_for_the_same_values_in_any_order(values, random):
+    shuffled = list(values)
+    random.shuffle(shuffled)
+    assert population_stability_index(pd.Series(values), pd.Series(shuffled)) == pytest.approx(0, abs=1e-12)
