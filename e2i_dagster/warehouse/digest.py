@@ -127,7 +127,7 @@ def _plain(column: pd.Series, kind: str) -> pd.Series | None:
     """An object column of whole numbers, fractions, booleans or dates in its own dtype."""
     target = {"integer": "Int64", "boolean": "boolean", "floating": "float64", "decimal": "float64"}.get(kind)
     if target is not None:
-        return column.astype(target)
+        return column.astype(target)  # pyright: ignore
     if kind in ("mixed-integer-float", "integer-na"):
         return pd.to_numeric(column).astype("float64")
     if kind == "date":
