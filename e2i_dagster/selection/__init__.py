@@ -1,0 +1,24 @@
+"""Choice of an algorithm: registry, filters, benchmark, ranking, rationale; and the parts models are made of."""
+
+from e2i_dagster.selection.choose import AlgorithmChoice, Candidate, select_algorithm
+from e2i_dagster.selection.frame import (
+    LabelledRows,
+    feature_columns,
+    feature_kinds,
+    labelled_rows,
+    model_input,
+)
+from e2i_dagster.selection.request import SelectionRequest, request_of
+
+__all__ = [
+    "AlgorithmChoice",
+    "Candidate",
+    "LabelledRows",
+    "SelectionRequest",
+    "feature_columns",
+    "feature_kinds",
+    "labelled_rows",
+    "model_input",
+    "request_of",
+    "select_algorithm",
+]

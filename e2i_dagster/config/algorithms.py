@@ -1,0 +1,138 @@
+"""``config/algorithms.yaml``: the algorithms, their search spaces, and how one is chosen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from e2i_dagster.config.base import PolicyModel, read_yaml
+from e2i_dagster.config.environment import config_folder
+from e2i_dagster.errors import ConfigError
+
+ProblemType = Literal["binary_classification", "regression", "causal_inference"]
+PROBLEM_TYPES: tuple[ProblemType, ...] = ("binary_classification", "regression", "causal_inference")
+
+
+class IntRange(PolicyModel):
+    """Whole numbers from ``low`` to ``high`` in steps of ``step``."""
+
+    kind: Literal["int"]
+    low: int
+    high: int
+    step: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> IntRange:
+        if self.low > self.high:
+            raise ValueError(f"low {self.low} is above high {self.high}")
+        return self
+
+
+class FloatRange(PolicyModel):
+    """Numbers from ``low`` to ``high``, on a logarithmic scale or in steps."""
+
+    kind: Literal["float"]
+    low: float
+    high: float
+    step: float | None = Field(default=None, gt=0)
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> FloatRange:
+        if self.low > self.high:
+            raise ValueError(f"low {self.low} is above high {self.high}")
+        if self.log and (self.low <= 0 or self.step is not None):
+            raise ValueError("a logarithmic range needs low > 0 and no step")
+        return self
+
+
+class Choice(PolicyModel):
+    """One of a few values."""
+
+    kind: Literal["categorical"]
+    choices: tuple[str | int | float | bool, ...] = Field(min_length=1)
+
+
+Dimension = Annotated[IntRange | FloatRange | Choice, Field(discriminator="kind")]
+
+
+class Algorithm(PolicyModel):
+    """What is declared about one algorithm.
+
+    ``latency_ms`` is for one row, ``memory_gb`` for the loaded model, the two shares are in [0, 1].
+    """
+
+    description: str
+    family: Literal["causal", "gradient_boosting", "ensemble", "linear"]
+    framework: Literal["econml", "xgboost", "lightgbm", "sklearn"]
+    problem_types: tuple[ProblemType, ...] = Field(min_length=1)
+    latency_ms: float = Field(gt=0)
+    memory_gb: float = Field(gt=0)
+    interpretability: float = Field(ge=0, le=1)
+    scalability: float = Field(ge=0, le=1)
+    defaults: dict[str, str | int | float | bool]
+    search_space: dict[str, Dimension]
+
+    @model_validator(mode="after")
+    def _causal_is_its_own_problem(self) -> Algorithm:
+        mixed = (self.family == "causal") != (self.problem_types == ("causal_inference",))
+        if mixed:
+            raise ValueError(
+                "a causal algorithm estimates effects and nothing else, and no other algorithm does: "
+                f"family {self.family}, problem types {', '.join(self.problem_types)}"
+            )
+        unknown = sorted(set(self.search_space) - set(self.defaults))
+        if unknown:
+            raise ValueError(f"searched parameters without a default: {', '.join(unknown)}")
+        return self
+
+
+class SuitabilityWeights(PolicyModel):
+    """Weights of the declared figures."""
+
+    latency: float = Field(ge=0)
+    memory: float = Field(ge=0)
+    interpretability: float = Field(ge=0)
+    preferred: float = Field(ge=0)
+
+
+class SelectionPolicy(PolicyModel):
+    """How candidates are measured and ranked."""
+
+    tie_margin: float = Field(ge=0)
+    deviation_penalty: float = Field(ge=0)
+    folds: int = Field(ge=2)
+    benchmark_rows: int = Field(ge=100)
+    latency_repeats: int = Field(ge=1)
+    minimum_interpretability: float = Field(ge=0, le=1)
+    weights: SuitabilityWeights
+    latency_scale_ms: float = Field(gt=0)
+    memory_scale_gb: float = Field(gt=0)
+    alternatives: int = Field(ge=0)
+
+
+class AlgorithmsPolicy(PolicyModel):
+    """The whole file."""
+
+    selection: SelectionPolicy
+    algorithms: dict[str, Algorithm] = Field(min_length=1)
+
+    @classmethod
+    def load(cls, folder: Path | None = None) -> AlgorithmsPolicy:
+        """Read ``algorithms.yaml`` of ``folder`` (default: the configuration folder)."""
+        return read_yaml((folder or config_folder()) / "algorithms.yaml", cls)
+
+    def algorithm(self, name: str) -> Algorithm:
+        """The algorithm called ``name``.
+
+        Raises:
+            ConfigError: it is not in the file.
+        """
+        try:
+            return self.algorithms[name]
+        except KeyError:
+            raise ConfigError(
+                f"config/algorithms.yaml: found no algorithm {name!r}; it has {', '.join(self.algorithms)}."
+            ) from None

@@ -1,0 +1,327 @@
+"""SHAP values of a trained model: exact for trees and linear models, bounded permutation otherwise.
+
+What is explained is the estimator before calibration (calibration is monotone and changes no order), on
+the matrix it reads; the values of a feature's columns (levels, missing indicator) are summed back.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ConfigDict
+
+from e2i_dagster.errors import InputError
+from e2i_dagster.reports import figure_png, image_markdown, new_figure
+from e2i_dagster.selection.frame import LabelledRows, model_input
+from e2i_dagster.selection.pipeline import column_origins, one_thread
+from e2i_dagster.training.fit import TrainedModel
+
+Method = Literal["tree", "linear", "permutation"]
+
+#: Groups of patients smaller than this are not shown.
+_SMALL = 11
+#: Features in the figure at most.
+_SHOWN = 20
+#: Rows for which permutation values are affordable.
+_PERMUTATION_ROWS = 50
+
+
+class FeatureEffect(BaseModel):
+    """How one feature moves the model's output over the explained rows.
+
+    Attributes:
+        importance: mean absolute SHAP value. share: its part of the sum over all features.
+        direction: rank correlation between value and SHAP value in [-1, 1]; None for text and constants.
+        highest, lowest: level of a text feature with the highest and lowest mean SHAP value, among levels
+            of at least 11 rows.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    feature: str
+    importance: float
+    share: float
+    direction: float | None = None
+    highest: str | None = None
+    lowest: str | None = None
+
+
+class Explanation(BaseModel):
+    """Global explanation of one model. ``figure`` is a PNG; no value of a single patient is kept."""
+
+    model_config = ConfigDict(frozen=True)
+
+    algorithm: str
+    model_digest: str
+    split: str
+    method: Method
+    scale: str
+    rows: int
+    base_value: float
+    additivity_error: float
+    effects: tuple[FeatureEffect, ...]
+    narrative: str
+    figure: bytes
+    seconds: float
+
+    def to_metadata(self) -> dict[str, Any]:
+        """What the asset page shows."""
+        return {
+            "method": self.method,
+            "scale": self.scale,
+            "rows_explained": self.rows,
+            "split": self.split,
+            "largest_additivity_error": self.additivity_error,
+            "narrative": self.narrative,
+            "seconds": round(self.seconds, 2),
+            "importance_md": "| feature | mean absolute SHAP | share | direction |\n|---|---|---|---|\n"
+            + "\n".join(
+                f"| {item.feature} | {item.importance:.4f} | {item.share:.1%} | {_direction(item)} |"
+                for item in self.effects
+            ),
+            "summary_md": image_markdown(self.figure, "mean absolute SHAP value of each feature"),
+        }
+
+    def to_record(self) -> dict[str, Any]:
+        """Values of the row in ``ml_shap_analyses``."""
+        return {
+            "analysis_type": "global",
+            "global_importance": {item.feature: item.importance for item in self.effects},
+            "base_value": self.base_value,
+            "natural_language_explanation": self.narrative,
+            "key_drivers": [item.feature for item in self.effects[:5] if item.importance > 0],
+            "sample_size": self.rows,
+            "computation_method": self.method,
+            "additivity_error": self.additivity_error,
+            "computation_duration_seconds": self.seconds,
+            "data_split": self.split,
+        }
+
+
+def explain(
+    model: TrainedModel,
+    rows: LabelledRows | pd.DataFrame,
+    *,
+    background: LabelledRows | pd.DataFrame | None = None,
+    split: str = "validation",
+    max_rows: int = 1000,
+    seed: int = 42,
+) -> Explanation:
+    """Explain ``model`` on ``rows``.
+
+    Args:
+        rows: frame with the model's features; more than ``max_rows`` are thinned by a fixed draw.
+        background: rows whose average is the reference of linear and permutation values (training
+            rows); the explained rows when None. Trees need none: their own training counts are it.
+        split: name of the split the rows are from, for the record.
+
+    Raises:
+        InputError: no rows, or a feature is missing.
+        ArithmeticError: base value plus SHAP values do not add up to the model's output.
+    """
+    started = time.perf_counter()
+    frame = model_input(rows.features if isinstance(rows, LabelledRows) else rows, model.kinds)
+    if frame.empty:
+        raise InputError("there are no rows to explain.")
+    if len(frame) > max_rows:
+        frame = frame.sample(max_rows, random_state=seed).sort_index()
+    reference = frame
+    if background is not None:
+        reference = model_input(
+            background.features if isinstance(background, LabelledRows) else background, model.kinds
+        )
+    preprocessor = model.pipeline.named_steps["preprocess"]
+    method = method_for(model.algorithm)
+    if method == "permutation" and len(frame) > _PERMUTATION_ROWS:
+        frame = frame.sample(_PERMUTATION_ROWS, random_state=seed).sort_index()
+    with one_thread():
+        matrix = np.asarray(preprocessor.transform(frame), dtype="float64")
+        against = np.asarray(preprocessor.transform(reference), dtype="float64")
+        values, base, output, scale = _shap_values(model, method, matrix, against, seed)
+    error = float(np.abs(base + values.sum(axis=1) - output).max())
+    # XGBoost and LightGBM add up hundreds of 32-bit numbers.
+    allowed = 1e-3 * max(1.0, float(np.abs(output).max()))
+    if error > allowed:
+        raise ArithmeticError(
+            f"SHAP values do not add up to the output of {model.algorithm}: largest difference {error:.2g}, "
+            f"allowed {allowed:.2g}. Do not use them."
+        )
+    summed = sum_to_features(values, column_origins(preprocessor), model.features)
+    effects = _effects(summed, frame, model)
+    return Explanation(
+        algorithm=model.algorithm,
+        model_digest=model.digest,
+        split=split,
+        method=method,
+        scale=scale,
+        rows=len(frame),
+        base_value=float(base),
+        additivity_error=error,
+        effects=effects,
+        narrative=_narrative(effects, model, scale, len(frame), split),
+        figure=_figure(effects, scale),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def method_for(algorithm: str) -> Method:
+    """Tree values for tree models, linear ones for linear models, permutation for anything else."""
+    if algorithm in ("XGBoost", "LightGBM", "HistGradientBoosting", "RandomForest", "ExtraTrees"):
+        return "tree"
+    return "linear" if algorithm in ("LogisticRegression", "Ridge", "Lasso") else "permutation"
+
+
+def sum_to_features(values: np.ndarray, origins: tuple[str, ...], features: tuple[str, ...]) -> np.ndarray:
+    """SHAP values of matrix columns (n, columns) summed to those of features (n, features)."""
+    place = {name: position for position, name in enumerate(features)}
+    belongs = np.zeros((len(origins), len(features)))
+    belongs[np.arange(len(origins)), [place[name] for name in origins]] = 1
+    return values @ belongs
+
+
+def _shap_values(
+    model: TrainedModel, method: Method, matrix: np.ndarray, against: np.ndarray, seed: int
+) -> tuple[np.ndarray, float, np.ndarray, str]:
+    """Values (n, columns), base value, the output that they add up to (n,), and its scale."""
+    estimator, binary = model.estimator, model.problem_type == "binary_classification"
+    if method == "linear":
+        # Exact for independent columns: weight times distance from the reference average
+        # (Lundberg and Lee 2017, corollary 1).
+        weights, average = np.ravel(estimator.coef_), against.mean(axis=0)
+        intercept = float(np.ravel(estimator.intercept_)[0])
+        output = estimator.decision_function(matrix) if binary else estimator.predict(matrix)
+        scale = "log-odds" if binary else "outcome"
+        return (matrix - average) * weights, float(average @ weights + intercept), np.ravel(output), scale
+
+    import shap
+    import shap.maskers
+
+    if method == "tree":
+        explained = shap.TreeExplainer(estimator)(matrix, check_additivity=False)
+        values, base = np.asarray(explained.values), np.asarray(explained.base_values, dtype="float64")
+        output, scale = _tree_output(estimator, matrix, model.algorithm, binary)
+        if values.ndim == 3:
+            values, base = values[:, :, 1], base[..., 1]
+        return values.astype("float64"), float(np.ravel(base)[0]), output, scale
+
+    def output_of(inputs: np.ndarray) -> np.ndarray:
+        return estimator.predict_proba(inputs)[:, 1] if binary else estimator.predict(inputs)
+
+    masker = shap.maskers.Independent(against, max_samples=50)
+    explained = shap.PermutationExplainer(output_of, masker, seed=seed)(
+        matrix, max_evals=2 * matrix.shape[1] + 1
+    )
+    base = float(np.ravel(explained.base_values)[0])
+    return np.asarray(explained.values), base, output_of(matrix), "probability" if binary else "outcome"
+
+
+def _tree_output(estimator: Any, matrix: np.ndarray, algorithm: str, binary: bool) -> tuple[np.ndarray, str]:
+    """What tree SHAP adds up to: the margin of boosted trees, the probability of averaged ones."""
+    if not binary:
+        return np.asarray(estimator.predict(matrix), dtype="float64"), "outcome"
+    if algorithm == "XGBoost":
+        return np.asarray(estimator.predict(matrix, output_margin=True), dtype="float64"), "log-odds"
+    if algorithm == "LightGBM":
+        return np.asarray(estimator.predict(matrix, raw_score=True), dtype="float64"), "log-odds"
+    if algorithm == "HistGradientBoosting":
+        return np.asarray(estimator.decision_function(matrix), dtype="float64"), "log-odds"
+    return np.asarray(estimator.predict_proba(matrix)[:, 1], dtype="float64"), "probability"
+
+
+def _effects(values: np.ndarray, frame: pd.DataFrame, model: TrainedModel) -> tuple[FeatureEffect, ...]:
+    importance = np.abs(values).mean(axis=0)
+    total = float(importance.sum())
+    effects = []
+    for position, (name, kind) in enumerate(model.kinds.items()):
+        direction = highest = lowest = None
+        if kind == "number":
+            direction = _rank_correlation(frame[name].to_numpy(), values[:, position])
+        else:
+            groups = pd.Series(values[:, position]).groupby(frame[name].to_numpy())
+            means = groups.mean()[groups.size() >= _SMALL].sort_values(kind="stable")
+            if len(means) > 1:
+                highest, lowest = str(means.index[-1]), str(means.index[0])
+        effects.append(
+            FeatureEffect(
+                feature=name,
+                importance=float(importance[position]),
+                share=float(importance[position] / total) if total else 0.0,
+                direction=direction,
+                highest=highest,
+                lowest=lowest,
+            )
+        )
+    return tuple(sorted(effects, key=lambda effect: (-effect.importance, effect.feature)))
+
+
+def _rank_correlation(feature: np.ndarray, values: np.ndarray) -> float | None:
+    known = ~np.isnan(feature)
+    ranks = pd.DataFrame({"feature": feature[known], "value": values[known]}).rank()
+    if len(ranks) < _SMALL or (ranks.nunique() < 2).any():
+        return None
+    return float(np.corrcoef(ranks["feature"], ranks["value"])[0, 1])
+
+
+def _direction(effect: FeatureEffect) -> str:
+    if effect.highest is not None:
+        return f"highest for {effect.highest}, lowest for {effect.lowest}"
+    if effect.direction is None:
+        return "–"
+    if effect.direction > 0.3:
+        return "more raises"
+    return "more lowers" if effect.direction < -0.3 else "no single direction"
+
+
+def _narrative(
+    effects: tuple[FeatureEffect, ...], model: TrainedModel, scale: str, rows: int, split: str
+) -> str:
+    leading = [effect for effect in effects[:3] if effect.importance > 0]
+    if not leading:
+        return f"No feature moves the predictions of this {model.algorithm} model on {rows} {split} patients."
+    together = sum(effect.share for effect in leading)
+    what = "predicted probability" if model.problem_type == "binary_classification" else "prediction"
+    sentences = [
+        f"On {rows} {split} patients, {_list([effect.feature for effect in leading])} "
+        f"account{'s' if len(leading) == 1 else ''} for {together:.0%} of what moves the model's predictions."
+    ]
+    for effect in leading:
+        size = f"it moves the output by {effect.importance:.3g} on average ({scale})"
+        if effect.highest is not None:
+            sentences.append(
+                f"{effect.feature}: the {what} is highest for {effect.highest} and lowest for {effect.lowest}; {size}."
+            )
+        elif effect.direction is None or abs(effect.direction) <= 0.3:
+            sentences.append(f"{effect.feature}: no single direction; {size}.")
+        else:
+            way = "higher" if effect.direction > 0 else "lower"
+            sentences.append(f"{effect.feature}: larger values go with a {way} {what}; {size}.")
+    unused = sum(effect.importance == 0 for effect in effects)
+    if unused:
+        sentences.append(f"{unused} of {len(effects)} features are not used.")
+    sentences.append("These are associations in the model, not effects of a treatment.")
+    return " ".join(sentences)
+
+
+def _list(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+
+
+def _figure(effects: tuple[FeatureEffect, ...], scale: str) -> bytes:
+    shown = list(reversed(effects[:_SHOWN]))
+    figure = new_figure(8.0, 1.2 + 0.28 * len(shown))
+    axis = figure.subplots()
+    colours = [
+        "#57606a" if item.direction is None or abs(item.direction) <= 0.3
+        else "#cf222e" if item.direction > 0 else "#0969da"
+        for item in shown
+    ]  # fmt: skip
+    axis.barh([item.feature for item in shown], [item.importance for item in shown], color=colours)
+    axis.set(
+        xlabel=f"mean absolute SHAP value ({scale})",
+        title="red: more raises, blue: more lowers, grey: text or no single direction",
+    )
+    axis.title.set_fontsize(9)
+    return figure_png(figure)

@@ -1,0 +1,207 @@
+"""Versions in the MLflow Model Registry: registration and promotion. Stages are tags and aliases."""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from e2i_dagster.config.registry import RegistryPolicy, Stage
+from e2i_dagster.errors import VerdictError
+from e2i_dagster.registry.stages import Evidence, Transition, check_transition
+from e2i_dagster.registry.tracking import silence_telemetry
+from e2i_dagster.training import Evaluation, TrainedModel
+
+_STAGE_TAG = "e2i.stage"
+_SINCE_TAG = "e2i.stage_since"
+_SUPERSEDED_TAG = "e2i.superseded_since"
+
+
+class RegisteredVersion(BaseModel):
+    """One version in the registry. ``since`` is when it reached ``stage``; ``new`` is False when the same model
+    was registered before and that version is returned."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    version: str
+    stage: Stage
+    since: dt.datetime
+    superseded_since: dt.datetime | None
+    run_id: str
+    uri: str
+    model_digest: str
+    new: bool = False
+
+    def to_metadata(self) -> dict[str, Any]:
+        """What the asset page shows."""
+        return {
+            "model": self.name,
+            "version": self.version,
+            "stage": self.stage,
+            "since": self.since.isoformat(),
+            "mlflow_run_id": self.run_id,
+            "model_uri": f"models:/{self.name}/{self.version}",
+            "alias_uri": f"models:/{self.name}@{self.stage}",
+            "model_digest": self.model_digest,
+            "newly_registered": self.new,
+        }
+
+
+def register(
+    model: TrainedModel,
+    evaluation: Evaluation,
+    *,
+    name: str,
+    model_uri: str,
+    run_id: str,
+    tags: Mapping[str, str] | None = None,
+    tracking_uri: str | None = None,
+) -> RegisteredVersion:
+    """Register the stored model as a new version of ``name``, in stage development.
+
+    A model that computes the same as a registered version (equal digest and data digests) is that
+    version; nothing is added.
+
+    Raises:
+        VerdictError: a success criterion is not met. Such a model stays a training run.
+    """
+    if evaluation.model_digest != model.digest:
+        raise VerdictError("the evaluation is of another model than the one to register.")
+    if not evaluation.accepted:
+        raise VerdictError("not registered: " + " ".join(evaluation.reasons()))
+    from mlflow.exceptions import MlflowException
+
+    client = _client(tracking_uri)
+    try:
+        client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        client.create_registered_model(name)
+    identity = _identity(model)
+    for known in client.search_model_versions(f"name='{name}'"):
+        if known.tags.get("e2i.identity") == identity:
+            return _version(known)
+    created = client.create_model_version(
+        name,
+        model_uri,
+        run_id=run_id,
+        tags={
+            **(tags or {}),
+            "e2i.identity": identity,
+            "e2i.model_digest": model.digest,
+            _STAGE_TAG: "development",
+            _SINCE_TAG: _now().isoformat(),
+        },
+    )
+    client.set_registered_model_alias(name, "development", created.version)
+    return _version(client.get_model_version(name, created.version)).model_copy(update={"new": True})
+
+
+def version_at(
+    name: str, stage_or_version: str, *, tracking_uri: str | None = None
+) -> RegisteredVersion | None:
+    """The version with that alias or number, or None."""
+    from mlflow.exceptions import MlflowException
+
+    client = _client(tracking_uri)
+    try:
+        if stage_or_version.isdigit():
+            return _version(client.get_model_version(name, stage_or_version))
+        return _version(client.get_model_version_by_alias(name, stage_or_version))
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
+def promote(
+    version: RegisteredVersion,
+    to_stage: Stage,
+    evidence: Evidence,
+    *,
+    policy: RegistryPolicy | None = None,
+    tracking_uri: str | None = None,
+    now: dt.datetime | None = None,
+) -> tuple[RegisteredVersion, Transition]:
+    """Move ``version`` to ``to_stage`` when every rule of ``config/registry.yaml`` is met.
+
+    The days in the present stage and since it was superseded are taken from the registry, not from
+    ``evidence``. The alias of the stage moves to this version, and the version that had it is marked as
+    superseded. A version that has the stage already is returned as it is.
+
+    Raises:
+        VerdictError: a rule is not met; names each. Nothing is changed then.
+    """
+    client = _client(tracking_uri)
+    now = now or _now()
+    present = _version(client.get_model_version(version.name, version.version))
+    if present.stage == to_stage:
+        return present, Transition(from_stage=to_stage, to_stage=to_stage, results=())
+    if present.model_digest != evidence.model_digest:
+        raise VerdictError(
+            f"the evidence is about the model {evidence.model_digest}, version {version.version} of "
+            f"{version.name} is {present.model_digest}."
+        )
+    superseded = present.superseded_since
+    measured = evidence.model_copy(
+        update={
+            "days_in_stage": (now - present.since).total_seconds() / 86_400,
+            "days_superseded": None if superseded is None else (now - superseded).total_seconds() / 86_400,
+        }
+    )
+    verdict = check_transition(present.stage, to_stage, measured, policy=policy)
+    if not verdict.allowed:
+        raise VerdictError(
+            f"{version.name} version {version.version} does not go from {present.stage} to {to_stage}: "
+            + " ".join(verdict.reasons())
+        )
+    before = version_at(version.name, to_stage, tracking_uri=tracking_uri) if to_stage != "archived" else None
+    client.set_model_version_tag(version.name, version.version, _SINCE_TAG, now.isoformat())
+    client.set_model_version_tag(version.name, version.version, _STAGE_TAG, to_stage)
+    client.set_model_version_tag(version.name, version.version, "e2i.evidence", measured.measured_digest())
+    if to_stage == "archived":
+        for alias in client.get_model_version(version.name, version.version).aliases:
+            client.delete_registered_model_alias(version.name, alias)
+    else:
+        client.set_registered_model_alias(version.name, to_stage, version.version)
+    if before is not None and before.version != version.version:
+        client.set_model_version_tag(before.name, before.version, _SUPERSEDED_TAG, now.isoformat())
+    return _version(client.get_model_version(version.name, version.version)), verdict
+
+
+def _client(tracking_uri: str | None) -> Any:
+    silence_telemetry()
+    import mlflow
+
+    return mlflow.MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+
+
+def _identity(model: TrainedModel) -> str:
+    from e2i_dagster.config.base import digest_of
+
+    return digest_of({"model": model.digest, "data": model.data_digests})
+
+
+def _version(found: Any) -> RegisteredVersion:
+    tags = found.tags
+    created = dt.datetime.fromtimestamp(found.creation_timestamp / 1000, dt.UTC)
+    superseded = tags.get(_SUPERSEDED_TAG)
+    return RegisteredVersion(
+        name=found.name,
+        version=str(found.version),
+        stage=tags.get(_STAGE_TAG, "development"),
+        since=dt.datetime.fromisoformat(tags[_SINCE_TAG]) if _SINCE_TAG in tags else created,
+        superseded_since=None if superseded is None else dt.datetime.fromisoformat(superseded),
+        run_id=found.run_id or "",
+        uri=found.source,
+        model_digest=tags.get("e2i.model_digest", ""),
+    )
+
+
+def _now() -> dt.datetime:
+    return dt.datetime.fromtimestamp(time.time(), dt.UTC)

@@ -1,0 +1,156 @@
+"""Feature frames as models read them: one conversion, used by training and by serving.
+
+Here belongs what turns a frame of any origin (Parquet, warehouse, JSON request) into the two kinds
+of columns that a pipeline knows: numbers (float64, missing as NaN) and text (object, missing as NaN).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from e2i_dagster.errors import InputError
+
+Kind = Literal["number", "string"]
+
+#: Columns of a training frame that identify or judge a row; never features.
+NOT_FEATURES = (
+    "patient_id",
+    "patient_journey_id",
+    "hcp_id",
+    "index_date",
+    "event_timestamp",
+    "as_of",
+    "label",
+    "set",
+    "split",
+)
+
+
+@dataclass(frozen=True)
+class LabelledRows:
+    """Rows to learn from or to be judged on.
+
+    Attributes:
+        features: frame as :func:`model_input` returns it, shape (n, features).
+        target: shape (n,); 0 and 1 as int64 for a binary outcome, float64 for a number.
+    """
+
+    features: pd.DataFrame
+    target: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+
+def feature_columns(frame: pd.DataFrame) -> tuple[str, ...]:
+    """Columns of a training or scoring frame that are features: all but keys, dates and label."""
+    return tuple(str(name) for name in frame.columns if name not in NOT_FEATURES)
+
+
+def feature_kinds(frame: pd.DataFrame, features: Sequence[str]) -> dict[str, Kind]:
+    """Whether each feature is a number or text, from the column types of ``frame``.
+
+    Booleans are numbers (0 and 1).
+
+    Raises:
+        InputError: a feature is missing, or is neither number nor text (dates, lists).
+    """
+    _require(frame, features)
+    return {name: _kind(frame[name]) for name in features}
+
+
+def model_input(frame: pd.DataFrame, features: Mapping[str, Kind] | Sequence[str]) -> pd.DataFrame:
+    """``frame`` reduced to ``features`` in that order, with the two column types a pipeline knows.
+
+    Args:
+        frame: any frame that has the features; other columns are left out.
+        features: the kinds a model was trained with (always at prediction, so that one row reads the
+            same as a thousand), or names, whose kinds are then read off ``frame``.
+
+    Returns:
+        New frame, same index and row order: float64 columns with NaN, object columns of str with NaN.
+
+    Raises:
+        InputError: a feature is missing; a number cannot be read as one or is infinite.
+    """
+    kinds = features if isinstance(features, Mapping) else feature_kinds(frame, features)
+    _require(frame, list(kinds))
+    return pd.DataFrame(
+        {
+            name: _numbers(frame[name]) if kind == "number" else _texts(frame[name])
+            for name, kind in kinds.items()
+        },
+        index=frame.index,
+    )
+
+
+def labelled_rows(
+    frame: pd.DataFrame,
+    features: Mapping[str, Kind] | Sequence[str],
+    target: str = "label",
+    *,
+    problem_type: str = "binary_classification",
+) -> LabelledRows:
+    """Features and target of ``frame``.
+
+    Raises:
+        InputError: no target column, unlabelled rows among them, or a binary target other than 0 and 1.
+    """
+    _require(frame, [target])
+    values = _numbers(frame[target])
+    unlabelled = int(np.isnan(values).sum())
+    if unlabelled:
+        raise InputError(
+            f"{unlabelled} of {len(frame)} rows have no value in {target!r}. Only labelled patients can be "
+            "learned from: leave the scoring set out."
+        )
+    if problem_type == "binary_classification":
+        if not np.isin(values, (0.0, 1.0)).all():
+            raise InputError(f"{target!r} holds values other than 0 and 1, which a binary outcome needs.")
+        values = values.astype("int64")
+    return LabelledRows(model_input(frame, features), values)
+
+
+def _require(frame: pd.DataFrame, names: Sequence[str]) -> None:
+    missing = [name for name in names if name not in frame.columns]
+    if missing:
+        raise InputError(
+            f"missing columns: {', '.join(missing)}. The frame has {', '.join(map(str, frame.columns))}."
+        )
+    if not len(names):
+        raise InputError("no feature is named; a model needs at least one.")
+
+
+def _kind(series: pd.Series) -> Kind:
+    dtype = series.dtype
+    if pd.api.types.is_bool_dtype(dtype) or pd.api.types.is_numeric_dtype(dtype):
+        return "number"
+    if isinstance(dtype, pd.CategoricalDtype | pd.StringDtype) or (
+        pd.api.types.is_object_dtype(dtype)
+        and pd.api.types.infer_dtype(series, skipna=True) in ("string", "empty")
+    ):
+        return "string"
+    raise InputError(
+        f"feature {series.name!r} has the type {dtype}; a feature is a number, a boolean or text. "
+        "Derive one from it (for example days between two dates)."
+    )
+
+
+def _numbers(series: pd.Series) -> np.ndarray:
+    try:
+        values = series.to_numpy(dtype="float64", na_value=np.nan)
+    except (TypeError, ValueError):
+        raise InputError(f"column {series.name!r} holds values that are not numbers.") from None
+    if np.isinf(values).any():
+        raise InputError(f"column {series.name!r} holds infinite values; a missing one is null.")
+    return values
+
+
+def _texts(series: pd.Series) -> np.ndarray:
+    values = np.array(series.astype("string").to_numpy(dtype=object, na_value=np.nan), dtype=object)
+    return values

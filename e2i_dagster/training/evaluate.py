@@ -1,0 +1,515 @@
+"""Evaluation of one trained model: every split, intervals, baselines, the scope's criteria, figures.
+
+The test rows are behind a callable that the caller seals and counts; it is called at most once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from e2i_dagster.config.optuna_config import EvaluationPolicy, OptunaPolicy
+from e2i_dagster.config.scope import SuccessCriteria, SuccessRule
+from e2i_dagster.reports import figure_png, image_markdown, new_figure
+from e2i_dagster.selection.frame import LabelledRows
+from e2i_dagster.selection.pipeline import (
+    build_estimator,
+    build_preprocessor,
+    column_origins,
+    one_thread,
+    raw_scores,
+)
+from e2i_dagster.training.fit import TrainedModel
+from e2i_dagster.training.metrics import (
+    binary_metrics,
+    calibration_bins,
+    calibration_line,
+    interval,
+    regression_metrics,
+    resamples,
+    roc_points,
+)
+
+_SMALL = 11
+
+
+class Estimate(BaseModel):
+    """A value with its interval; None where it is not estimable."""
+
+    model_config = ConfigDict(frozen=True)
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+class SplitMetrics(BaseModel):
+    """Metrics of one split, or the reason why there are none."""
+
+    model_config = ConfigDict(frozen=True)
+
+    n: int
+    positives: int | None
+    metrics: dict[str, Estimate]
+    note: str = ""
+
+
+class Baseline(BaseModel):
+    """One baseline, judged on the same patients. ``difference`` is model minus baseline (paired)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: Literal["prevalence", "mean", "one_variable", "logistic", "linear"]
+    detail: str
+    split: str
+    metric: str
+    value: float
+    difference: Estimate
+    required: float
+    beaten: bool
+
+
+class CriterionResult(BaseModel):
+    """One success criterion. ``distance`` is how far on the good side the judged value is."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    rule: str
+    split: str
+    value: float | None
+    low: float | None
+    high: float | None
+    threshold: float | None
+    distance: float | None
+    passed: bool
+    reason: str
+
+
+class Evaluation(BaseModel):
+    """Everything measured about one model. ``accepted`` is True when every criterion is met."""
+
+    model_config = ConfigDict(frozen=True)
+
+    algorithm: str
+    problem_type: str
+    model_digest: str
+    threshold: float | None
+    level: float
+    bootstrap: int
+    splits: dict[str, SplitMetrics]
+    baselines: tuple[Baseline, ...]
+    criteria: tuple[CriterionResult, ...]
+    accepted: bool
+    test_opened: bool
+    figure: bytes
+    seconds: float
+
+    def metric(self, split: str, name: str) -> float | None:
+        """The value of metric ``name`` on ``split``, or None when it was not estimated."""
+        measured = self.splits.get(split)
+        found = None if measured is None else measured.metrics.get(name)
+        return None if found is None else found.value
+
+    def flat(self) -> dict[str, float]:
+        """``<split>_<metric>`` -> value, and ``_low``/``_high`` for the ends of the interval."""
+        values: dict[str, float] = {}
+        for split, measured in self.splits.items():
+            for name, estimate in measured.metrics.items():
+                for suffix, value in (("", estimate.value), ("_low", estimate.low), ("_high", estimate.high)):
+                    if value is not None:
+                        values[f"{split}_{name}{suffix}"] = value
+        return values
+
+    def reasons(self) -> tuple[str, ...]:
+        """Why the model is not accepted, one sentence for each criterion that it misses."""
+        return tuple(result.reason for result in self.criteria if not result.passed)
+
+    def to_metadata(self) -> dict[str, Any]:
+        """What the asset page shows."""
+        headline = "roc_auc" if self.problem_type == "binary_classification" else "r2"
+        return {
+            "accepted": self.accepted,
+            **{
+                f"{split}_{headline}": round(value, 4)
+                for split in self.splits
+                if (value := self.metric(split, headline)) is not None
+            },
+            "threshold": self.threshold,
+            "test_opened": self.test_opened,
+            "model_digest": self.model_digest,
+            "seconds": round(self.seconds, 2),
+            "criteria_md": self._criteria_table(),
+            "metrics_md": self._metrics_table(),
+            "baselines_md": self._baseline_table(),
+            "figure_md": image_markdown(self.figure, "ROC curve and calibration"),
+        }
+
+    def to_record(self) -> dict[str, Any]:
+        """JSON values without the figure and the time it took."""
+        return self.model_dump(mode="json", exclude={"figure", "seconds"})
+
+    def _criteria_table(self) -> str:
+        return (
+            "| criterion | value | interval | threshold | distance | met |\n|---|---|---|---|---|---|\n"
+            + "\n".join(
+                f"| {item.rule} | {_shown(item.value)} | {_shown(item.low)} to {_shown(item.high)} | "
+                f"{_shown(item.threshold)} | {_shown(item.distance)} | {'yes' if item.passed else 'NO'} |"
+                for item in self.criteria
+            )
+        )
+
+    def _metrics_table(self) -> str:
+        names = list(dict.fromkeys(name for split in self.splits.values() for name in split.metrics))
+        head = "| metric | " + " | ".join(
+            f"{name} (n = {_count(split.n)})" for name, split in self.splits.items()
+        )
+        rows = [head + " |", "|---" * (len(self.splits) + 1) + "|"]
+        for name in names:
+            cells = [split.metrics.get(name) for split in self.splits.values()]
+            rows.append(
+                f"| {name} | "
+                + " | ".join(
+                    "–"
+                    if cell is None
+                    else f"{_shown(cell.value)} ({_shown(cell.low)} to {_shown(cell.high)})"
+                    for cell in cells
+                )
+                + " |"
+            )
+        notes = [f"{name}: {split.note}" for name, split in self.splits.items() if split.note]
+        return "\n".join(rows) + ("\n\n" + "; ".join(notes) if notes else "")
+
+    def _baseline_table(self) -> str:
+        return (
+            "| baseline | measure | its value | model minus baseline | required | beaten |\n|---|---|---|---|---|---|\n"
+            + "\n".join(
+                f"| {item.name} ({item.detail}) | {item.metric} on {item.split} | {_shown(item.value)} | "
+                f"{_shown(item.difference.value)} ({_shown(item.difference.low)} to {_shown(item.difference.high)}) | "
+                f"above {item.required:g} | {'yes' if item.beaten else 'NO'} |"
+                for item in self.baselines
+            )
+        )
+
+
+def evaluate(
+    model: TrainedModel,
+    train_rows: LabelledRows,
+    validation_rows: LabelledRows,
+    *,
+    criteria: SuccessCriteria,
+    open_test: Callable[[], LabelledRows] | None = None,
+    policy: OptunaPolicy | None = None,
+) -> Evaluation:
+    """Judge ``model``.
+
+    Args:
+        train_rows: the rows the model was fitted on (baselines are fitted on them too).
+        validation_rows: the rows that chose its parameters; their figures are optimistic.
+        open_test: opens the seal of the test rows and returns them; None leaves them closed, and every
+            criterion on them is then not met.
+
+    Returns:
+        Metrics with percentile bootstrap intervals over patients (calibration line: normal
+        approximation), the baselines on the judged split (test when open, else validation), one result
+        for each criterion.
+    """
+    started = time.perf_counter()
+    policy = policy or OptunaPolicy.load()
+    rules = policy.evaluation
+    parts: dict[str, LabelledRows] = {"train": train_rows, "validation": validation_rows}
+    if open_test is not None:
+        parts["test"] = open_test()
+    with one_thread():
+        scores = {name: model.scores(rows.features) for name, rows in parts.items()}
+        splits = {name: _measure(rows.target, scores[name], model, rules) for name, rows in parts.items()}
+        judged = "test" if "test" in parts else "validation"
+        baselines = (
+            _baselines(
+                model,
+                train_rows,
+                validation_rows,
+                parts[judged],
+                scores=scores[judged],
+                split=judged,
+                policy=policy,
+            )
+            if splits[judged].metrics
+            else ()
+        )
+    results = [_judge(rule, splits) for rule in criteria.rules]
+    if criteria.beats_baseline:
+        results.append(_judge_baselines(baselines, judged))
+    return Evaluation(
+        algorithm=model.algorithm,
+        problem_type=model.problem_type,
+        model_digest=model.digest,
+        threshold=model.threshold,
+        level=rules.level,
+        bootstrap=rules.bootstrap,
+        splits=splits,
+        baselines=tuple(baselines),
+        criteria=tuple(results),
+        accepted=all(result.passed for result in results),
+        test_opened="test" in parts,
+        figure=_figure({name: (rows.target, scores[name]) for name, rows in parts.items()}, model),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _measure(
+    target: np.ndarray, scores: np.ndarray, model: TrainedModel, rules: EvaluationPolicy
+) -> SplitMetrics:
+    binary = model.problem_type == "binary_classification"
+    n, positives = len(target), int(target.sum()) if binary else None
+    smallest = min(positives, n - positives) if positives is not None else n
+    if smallest < rules.minimum_per_class:
+        return SplitMetrics(
+            n=n,
+            positives=positives,
+            metrics={},
+            note=f"not estimable: fewer than {rules.minimum_per_class} patients"
+            + (" of one outcome" if binary else ""),
+        )
+    points = _metrics(target, scores, model, None)
+    drawn = [_metrics(target, scores, model, block) for block in resamples(n, rules.bootstrap, rules.seed)]
+    metrics = {}
+    for name, value in points.items():
+        low, high = interval(np.concatenate([block[name] for block in drawn]), rules.level)
+        metrics[name] = Estimate(value=_number(value[0]), low=_number(low), high=_number(high))
+    if binary:
+        from statistics import NormalDist
+
+        width = NormalDist().inv_cdf((1 + rules.level) / 2)
+        for name, (value, error) in calibration_line(target, scores).items():
+            metrics[name] = Estimate(
+                value=_number(value), low=_number(value - width * error), high=_number(value + width * error)
+            )
+    return SplitMetrics(n=n, positives=positives, metrics=metrics)
+
+
+def _metrics(
+    target: np.ndarray, scores: np.ndarray, model: TrainedModel, weights: np.ndarray | None
+) -> dict[str, np.ndarray]:
+    if model.threshold is not None:
+        return binary_metrics(target, scores, model.threshold, weights)
+    return regression_metrics(target, scores, weights)
+
+
+def _baselines(
+    model: TrainedModel,
+    train_rows: LabelledRows,
+    validation_rows: LabelledRows,
+    judged: LabelledRows,
+    *,
+    scores: np.ndarray,
+    split: str,
+    policy: OptunaPolicy,
+) -> tuple[Baseline, ...]:
+    binary = model.problem_type == "binary_classification"
+    metric = "roc_auc" if binary else "r2"
+    algorithm, defaults = (
+        ("LogisticRegression", {"C": 1.0, "l1_ratio": 0.0}) if binary else ("Ridge", {"alpha": 1.0})
+    )
+
+    preprocessor = build_preprocessor(model.kinds, policy.preprocessing.max_levels).fit(train_rows.features)
+    learn, choose, judge = (
+        np.asarray(preprocessor.transform(rows.features)) for rows in (train_rows, validation_rows, judged)
+    )
+    origins = np.array(column_origins(preprocessor))
+
+    def fitted(columns: np.ndarray) -> Any:
+        return build_estimator(algorithm, model.problem_type, defaults, seed=policy.sampler.seed).fit(
+            learn[:, columns], train_rows.target
+        )
+
+    def measured(target: np.ndarray, values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+        found = (
+            binary_metrics(target, values, 0.5, weights)
+            if binary
+            else regression_metrics(target, values, weights)
+        )
+        return found[metric]
+
+    # The best single feature is chosen on validation rows, never on the rows that judge.
+    singles = {name: fitted(origins == name) for name in model.kinds}
+    best = max(
+        singles,
+        key=lambda name: measured(
+            validation_rows.target, raw_scores(singles[name], choose[:, origins == name], model.problem_type)
+        )[0],
+    )
+    everything = np.ones(len(origins), dtype=bool)
+    constant = np.full(len(judged), float(train_rows.target.mean()))
+    rivals: list[tuple[Any, str, np.ndarray, float]] = [
+        ("prevalence" if binary else "mean", "the training average for everybody", constant, 0.0),
+        ("one_variable", best, raw_scores(singles[best], judge[:, origins == best], model.problem_type), 0.0),
+        (
+            "logistic" if binary else "linear",
+            "all features, default penalty",
+            raw_scores(fitted(everything), judge, model.problem_type),
+            -policy.evaluation.logistic_margin,
+        ),
+    ]
+    own = float(measured(judged.target, scores)[0])
+    blocks = resamples(len(judged), policy.evaluation.bootstrap, policy.evaluation.seed)
+    own_drawn = np.concatenate([measured(judged.target, scores, block) for block in blocks])
+    found = []
+    for name, detail, values, required in rivals:
+        value = float(measured(judged.target, values)[0])
+        drawn = np.concatenate([measured(judged.target, values, block) for block in blocks])
+        low, high = interval(own_drawn - drawn, policy.evaluation.level)
+        found.append(
+            Baseline(
+                name=name,
+                detail=detail,
+                split=split,
+                metric=metric,
+                value=value,
+                difference=Estimate(value=own - value, low=_number(low), high=_number(high)),
+                required=required,
+                beaten=own - value > required or (required < 0 and own - value >= required),
+            )
+        )
+    return tuple(found)
+
+
+def _judge(rule: SuccessRule, splits: Mapping[str, SplitMetrics]) -> CriterionResult:
+    measured = splits.get(rule.split)
+    estimate = None if measured is None else measured.metrics.get(rule.metric)
+    value, low, high = (
+        (None, None, None) if estimate is None else (estimate.value, estimate.low, estimate.high)
+    )
+    seen = {"point": value, "lower": low, "upper": high}[rule.estimate]
+    at_least = rule.direction == "at_least"
+    if seen is None:
+        distance, passed = None, False
+        why = (
+            f"the {rule.split} rows were not opened"
+            if measured is None
+            else measured.note or f"{rule.metric} is not estimable on {rule.split}"
+        )
+        reason = f"{rule.words()}: not measured, {why}."
+    else:
+        distance = seen - rule.value if at_least else rule.value - seen
+        passed = distance >= 0
+        reason = (
+            f"{rule.words()}: {seen:.4f} is {'met' if passed else f'short by {-distance:.4f}'} "
+            f"(interval {_shown(low)} to {_shown(high)})."
+        )
+    return CriterionResult(
+        name=rule.name,
+        rule=rule.words(),
+        split=rule.split,
+        value=value,
+        low=low,
+        high=high,
+        threshold=rule.value,
+        distance=distance,
+        passed=passed,
+        reason=reason,
+    )
+
+
+def _judge_baselines(baselines: Sequence[Baseline], judged: str) -> CriterionResult:
+    """The hardest baseline decides: the smallest margin above what is required."""
+    common = {
+        "name": "beats_baseline",
+        "rule": "beats every baseline on test",
+        "split": "test",
+    }
+    nothing: dict[str, Any] = {"value": None, "low": None, "high": None, "threshold": None, "distance": None}
+    if judged != "test" or not baselines:
+        why = "the test rows were not opened" if judged != "test" else "the test rows are too few"
+        return CriterionResult(
+            **common, **nothing, passed=False, reason=f"beats every baseline: not measured, {why}."
+        )
+    hardest = min(baselines, key=lambda item: (item.difference.value or 0.0) - item.required)
+    gained = hardest.difference.value or 0.0
+    passed = all(item.beaten for item in baselines)
+    return CriterionResult(
+        **common,
+        value=gained,
+        low=hardest.difference.low,
+        high=hardest.difference.high,
+        threshold=hardest.required,
+        distance=gained - hardest.required,
+        passed=passed,
+        reason=f"{hardest.metric} less that of the {hardest.name} baseline ({hardest.detail}): {gained:+.4f}, "
+        f"required above {hardest.required:g}: {'met' if passed else 'not met'}.",
+    )
+
+
+def _figure(parts: Mapping[str, tuple[np.ndarray, np.ndarray]], model: TrainedModel) -> bytes:
+    figure = new_figure(9.0, 4.0)
+    left, right = figure.subplots(1, 2)
+    colours = {"train": "#8c959f", "validation": "#0969da", "test": "#cf222e"}
+    if model.problem_type == "binary_classification":
+        left.plot([0, 1], [0, 1], color="#d0d7de", linewidth=1)
+        right.plot([0, 1], [0, 1], color="#d0d7de", linewidth=1)
+        for name, (target, scores) in parts.items():
+            if min(target.sum(), len(target) - target.sum()) < _SMALL:
+                continue
+            left.plot(*roc_points(target, scores), color=colours[name], label=name)
+            if name != "train":
+                bins = calibration_bins(target, scores)
+                right.plot(
+                    [item["predicted"] for item in bins],
+                    [item["observed"] for item in bins],
+                    marker="o",
+                    color=colours[name],
+                    label=name,
+                )
+        left.set(title="ROC", xlabel="false-alarm rate", ylabel="sensitivity")
+        right.set(
+            title="Calibration in groups of equal size",
+            xlabel="predicted",
+            ylabel="observed",
+            xlim=(0, 1),
+            ylim=(0, 1),
+        )
+    else:
+        for name, (target, scores) in parts.items():
+            bins = calibration_bins(target, scores)
+            left.plot(
+                [i["predicted"] for i in bins],
+                [i["observed"] for i in bins],
+                "o-",
+                color=colours[name],
+                label=name,
+            )
+            right.hist(
+                target - scores, bins=15, histtype="step", density=True, color=colours[name], label=name
+            )
+        left.set(title="Means in groups of equal size", xlabel="predicted", ylabel="observed")
+        right.set(title="Errors", xlabel="true value minus prediction", ylabel="density")
+    for axis in (left, right):
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(frameon=False)
+    return figure_png(figure)
+
+
+def _number(value: float) -> float | None:
+    return None if not np.isfinite(value) else float(value)
+
+
+def _count(n: int) -> str:
+    return str(n) if n >= _SMALL else f"<{_SMALL}"
+
+
+def _shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+__all__ = [
+    "Baseline",
+    "CriterionResult",
+    "Estimate",
+    "Evaluation",
+    "SplitMetrics",
+    "evaluate",
+]

@@ -1,0 +1,278 @@
+"""Training: one scikit-learn pipeline of preprocessing, estimator and calibration.
+
+Preprocessing and estimator see training rows only. Calibration and threshold see validation rows only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from e2i_dagster.config.base import digest_of
+from e2i_dagster.config.optuna_config import OptunaPolicy
+from e2i_dagster.selection.frame import Kind, LabelledRows, feature_kinds, model_input
+from e2i_dagster.selection.pipeline import build_estimator, build_preprocessor, one_thread, raw_scores
+from e2i_dagster.training.search import positive_weight, require_both_outcomes, rows_digest
+
+Calibrated = Literal["temperature", "sigmoid", "none"]
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A fitted pipeline and what is needed to use it.
+
+    Attributes:
+        pipeline: ``Pipeline`` with the steps ``preprocess`` and ``model``; reads the frame of
+            :func:`~.frame.model_input`. ``model`` is the calibrated classifier, or the estimator.
+        kinds: feature -> ``number`` or ``string``, in the order of training.
+        nullable: features that were missing for somebody in training.
+        threshold: probability from which on the positive class is predicted; None for numbers.
+        calibration: how probabilities were calibrated, or why not (``calibration_note``).
+        input_example: one invented row, made of column averages and most frequent levels.
+        digest: digest of what the model computes on its training and validation rows, to the last bit,
+            and of its parameters. Equal inputs and library versions give equal digests.
+    """
+
+    pipeline: Any
+    algorithm: str
+    problem_type: str
+    parameters: dict[str, Any]
+    kinds: dict[str, Kind]
+    nullable: tuple[str, ...]
+    threshold: float | None
+    calibration: Calibrated
+    calibration_note: str
+    positive_weight: float | None
+    training_rows: int
+    validation_rows: int
+    prevalence: float | None
+    input_example: pd.DataFrame
+    data_digests: dict[str, str]
+    digest: str
+    seconds: float = field(compare=False)
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Feature names in the order of training."""
+        return tuple(self.kinds)
+
+    @property
+    def estimator(self) -> Any:
+        """The fitted estimator before calibration."""
+        return uncalibrated(self.pipeline)
+
+    def scores(self, frame: pd.DataFrame) -> np.ndarray:
+        """Probability of the positive class, or the predicted number, shape (n,).
+
+        Raises:
+            InputError: a feature is missing or has the wrong type.
+        """
+        return raw_scores(self.pipeline, model_input(frame, self.kinds), self.problem_type)  # type: ignore[arg-type]
+
+    def classes(self, frame: pd.DataFrame) -> np.ndarray:
+        """Predicted class (0 or 1) at the threshold; the numbers themselves in regression."""
+        scores = self.scores(frame)
+        return scores if self.threshold is None else (scores >= self.threshold).astype("int64")
+
+    def to_metadata(self) -> dict[str, Any]:
+        """What the asset page shows."""
+        return {
+            "algorithm": self.algorithm,
+            "problem_type": self.problem_type,
+            "training_rows": self.training_rows,
+            "validation_rows": self.validation_rows,
+            "features": len(self.kinds),
+            "positive_share": None if self.prevalence is None else round(self.prevalence, 4),
+            "class_weights": self.positive_weight is not None,
+            "calibration": f"{self.calibration}: {self.calibration_note}",
+            "threshold": self.threshold,
+            "model_digest": self.digest,
+            "seconds": round(self.seconds, 2),
+            "parameters_md": "| parameter | value |\n|---|---|\n"
+            + "\n".join(f"| {name} | {value} |" for name, value in self.parameters.items()),
+            "features_md": "| feature | kind | missing in training |\n|---|---|---|\n"
+            + "\n".join(
+                f"| {name} | {kind} | {'yes' if name in self.nullable else 'no'} |"
+                for name, kind in self.kinds.items()
+            ),
+        }
+
+
+def train(
+    train_rows: LabelledRows,
+    validation_rows: LabelledRows,
+    *,
+    algorithm: str,
+    parameters: Mapping[str, Any],
+    problem_type: str = "binary_classification",
+    policy: OptunaPolicy | None = None,
+) -> TrainedModel:
+    """Fit the pipeline.
+
+    Args:
+        train_rows: rows for preprocessing and estimator; class weights when the rarer outcome is rarer
+            than the policy's limit.
+        validation_rows: rows for calibration and threshold.
+        parameters: complete parameters, as ``SearchResult.parameters``.
+
+    Raises:
+        VerdictError: an outcome is missing in train or validation.
+        InputError: a feature is infinite or of the wrong type.
+    """
+    from sklearn.pipeline import Pipeline
+
+    started = time.perf_counter()
+    policy = policy or OptunaPolicy.load()
+    require_both_outcomes(train_rows, validation_rows, problem_type)
+    kinds = feature_kinds(train_rows.features, list(train_rows.features.columns))
+    weight = positive_weight(train_rows, problem_type, policy)
+    binary = problem_type == "binary_classification"
+    with one_thread():
+        preprocessor = build_preprocessor(kinds, policy.preprocessing.max_levels).fit(train_rows.features)
+        estimator = build_estimator(
+            algorithm, problem_type, parameters, seed=policy.sampler.seed, positive_weight=weight
+        ).fit(preprocessor.transform(train_rows.features), train_rows.target)
+        model, calibration, note = estimator, "none", "not a probability"
+        if binary:
+            # Averages of trees are not fitted by log loss, and class weights move the base rate: a
+            # temperature alone would leave the mean probability wrong, a sigmoid moves it too.
+            shifted = weight is not None or algorithm in ("RandomForest", "ExtraTrees")
+            model, calibration, note = _calibrate(
+                estimator, preprocessor.transform(validation_rows.features), validation_rows, shifted, policy
+            )
+        pipeline = Pipeline([("preprocess", preprocessor), ("model", model)])
+        scores = [
+            raw_scores(pipeline, rows.features, problem_type)  # type: ignore[arg-type]
+            for rows in (train_rows, validation_rows)
+        ]
+    threshold = youden_threshold(validation_rows.target, scores[1]) if binary else None
+    nullable = tuple(name for name in kinds if train_rows.features[name].isna().any())
+    return TrainedModel(
+        pipeline=pipeline,
+        algorithm=algorithm,
+        problem_type=problem_type,
+        parameters=dict(parameters),
+        kinds=kinds,
+        nullable=nullable,
+        threshold=threshold,
+        calibration=calibration,  # type: ignore[arg-type]
+        calibration_note=note,
+        positive_weight=weight,
+        training_rows=len(train_rows),
+        validation_rows=len(validation_rows),
+        prevalence=float(train_rows.target.mean()) if binary else None,
+        input_example=invented_example(train_rows.features, kinds),
+        data_digests={"train": rows_digest(train_rows), "validation": rows_digest(validation_rows)},
+        digest=_digest(
+            scores,
+            algorithm=algorithm,
+            problem_type=problem_type,
+            parameters=parameters,
+            kinds=kinds,
+            threshold=threshold,
+        ),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def uncalibrated(pipeline: Any) -> Any:
+    """The fitted estimator inside a pipeline of :func:`train`."""
+    model = pipeline.named_steps["model"]
+    calibrated = getattr(model, "calibrated_classifiers_", None)
+    return model if calibrated is None else calibrated[0].estimator.estimator
+
+
+def youden_threshold(target: np.ndarray, scores: np.ndarray) -> float:
+    """The cut that maximises sensitivity + specificity - 1 (Youden 1950); ties take the largest cut."""
+    order = np.argsort(-scores, kind="stable")
+    ranked, hits = scores[order], target[order]
+    last_of_tie = np.append(ranked[1:] != ranked[:-1], True)
+    sensitivity = np.cumsum(hits) / hits.sum()
+    false_alarms = np.cumsum(1 - hits) / (len(hits) - hits.sum())
+    gain = np.where(last_of_tie, sensitivity - false_alarms, -np.inf)
+    return float(ranked[int(np.argmax(gain))])
+
+
+def invented_example(features: pd.DataFrame, kinds: Mapping[str, Kind]) -> pd.DataFrame:
+    """One row that no patient has: averages of numbers, most frequent levels of text.
+
+    Averages are rounded to two significant digits, and to whole numbers where the column has only
+    those. A row that some patient happens to have is moved by one unit in its first number until none
+    has it; with text alone, level by level.
+    """
+    values: dict[str, Any] = {}
+    for name, kind in kinds.items():
+        column = features[name].dropna()
+        if kind == "number":
+            mean = float(column.mean()) if len(column) else 0.0
+            whole = bool((column == column.round()).all())
+            values[name] = float(round(mean)) if whole else float(f"{mean:.2g}")
+        else:
+            # Sorted levels, so that a tie is settled by name.
+            values[name] = str(column.value_counts().sort_index().idxmax()) if len(column) else "unknown"
+    first = next((name for name, kind in kinds.items() if kind == "number"), None)
+    rows = features.drop_duplicates()
+    while _is_row(values, rows):
+        if first is not None:
+            values[first] += 1.0
+        else:
+            name = next(iter(kinds))
+            values[name] = f"example {values[name]}"
+    return pd.DataFrame({name: pd.Series([values[name]], dtype=_dtype(kind)) for name, kind in kinds.items()})
+
+
+def _dtype(kind: Kind) -> Any:
+    return "float64" if kind == "number" else object
+
+
+def _is_row(values: Mapping[str, Any], rows: pd.DataFrame) -> bool:
+    same = np.ones(len(rows), dtype=bool)
+    for name, value in values.items():
+        same &= (rows[name] == value).to_numpy()
+    return bool(same.any())
+
+
+def _calibrate(
+    estimator: Any, matrix: np.ndarray, validation: LabelledRows, shifted: bool, policy: OptunaPolicy
+) -> tuple[Any, Calibrated, str]:
+    from sklearn.calibration import CalibratedClassifierCV
+    from sklearn.frozen import FrozenEstimator
+
+    counts = np.bincount(validation.target, minlength=2)
+    needed = policy.calibration.minimum_per_class
+    if counts.min() < needed:
+        return estimator, "none", f"fewer than {needed} validation patients of one outcome"
+    method: Calibrated = "sigmoid" if shifted else "temperature"
+    calibrated = CalibratedClassifierCV(FrozenEstimator(estimator), method=method)
+    calibrated.fit(matrix, validation.target)
+    return calibrated, method, f"on {len(validation)} validation rows"
+
+
+def _digest(
+    scores: list[np.ndarray],
+    *,
+    algorithm: str,
+    problem_type: str,
+    parameters: Mapping[str, Any],
+    kinds: Mapping[str, Kind],
+    threshold: float | None,
+) -> str:
+    computed = hashlib.sha256()
+    for values in scores:
+        computed.update(np.ascontiguousarray(values, dtype="float64").tobytes())
+    return digest_of(
+        {
+            "algorithm": algorithm,
+            "problem_type": problem_type,
+            "parameters": dict(parameters),
+            "features": list(kinds.items()),
+            "threshold": threshold,
+            "computes": computed.hexdigest(),
+        }
+    )

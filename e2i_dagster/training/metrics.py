@@ -1,0 +1,161 @@
+"""Metrics with bootstrap intervals, over many resamples at once.
+
+A resample of n patients is a vector of n counts (multinomial). All metrics of a split are functions of
+weighted sums, so that B resamples are one (B, n) matrix and no loop over patients or resamples.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+#: Cells of one block of resamples: bounds memory at about 100 MB.
+_BLOCK_CELLS = 4_000_000
+_TINY = 1e-15
+
+
+def binary_metrics(
+    target: np.ndarray, scores: np.ndarray, threshold: float, weights: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Metrics of a binary outcome for each row of ``weights``.
+
+    Args:
+        target: 0/1, shape (n,).
+        scores: probability of 1, shape (n,).
+        threshold: the positive class is predicted from here on.
+        weights: counts, shape (B, n); None means every patient once.
+
+    Returns:
+        Name -> shape (B,): accuracy, precision, recall, f1, roc_auc, pr_auc, brier, log_loss. Undefined
+        values (for example precision when nobody is predicted positive) are NaN.
+    """
+    weights = np.ones((1, len(target))) if weights is None else weights
+    order = np.argsort(-scores, kind="stable")
+    ranked, hit = scores[order], target[order].astype("float64")
+    counted = weights[:, order]
+    starts = np.flatnonzero(np.append(True, ranked[1:] != ranked[:-1]))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        positive = np.add.reduceat(counted * hit, starts, axis=1)
+        total = np.add.reduceat(counted, starts, axis=1)
+        negative = total - positive
+        positives, negatives = positive.sum(axis=1), negative.sum(axis=1)
+        above = np.cumsum(positive, axis=1)
+        # Mann-Whitney: each negative is beaten by the positives ranked above it, and half of those tied.
+        auc = ((above - positive / 2) * negative).sum(axis=1) / (positives * negatives)
+        # Average precision: precision at each level, weighted by the recall gained there.
+        precision_at = above / np.cumsum(total, axis=1)
+        pr_auc = np.nansum(precision_at * positive, axis=1) / positives
+        called = ranked >= threshold
+        true_positive = (counted * (hit * called)).sum(axis=1)
+        called_positive = counted[:, called].sum(axis=1)
+        n = counted.sum(axis=1)
+        true_negative = n - positives - called_positive + true_positive
+        clipped = np.clip(ranked, _TINY, 1 - _TINY)
+        loss = -(hit * np.log(clipped) + (1 - hit) * np.log1p(-clipped))
+        return {
+            "accuracy": (true_positive + true_negative) / n,
+            "precision": true_positive / called_positive,
+            "recall": true_positive / positives,
+            "f1": 2 * true_positive / (called_positive + positives),
+            "roc_auc": auc,
+            "pr_auc": np.where(positives > 0, pr_auc, np.nan),
+            "brier": counted @ (ranked - hit) ** 2 / n,
+            "log_loss": counted @ loss / n,
+        }
+
+
+def regression_metrics(
+    target: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """rmse, mae, r2 and mape (NaN when a true value is 0) for each row of ``weights``; see binary_metrics."""
+    weights = np.ones((1, len(target))) if weights is None else weights
+    n = weights.sum(axis=1)
+    error = scores - target
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = weights @ target / n
+        squares = weights @ error**2
+        spread = weights @ target**2 - n * mean**2
+        share = np.where((target == 0).any(), np.nan, weights @ np.abs(error / target) / n)
+        return {
+            "rmse": np.sqrt(squares / n),
+            "mae": weights @ np.abs(error) / n,
+            "r2": 1 - squares / np.where(spread > 0, spread, np.nan),
+            "mape": share,
+        }
+
+
+def resamples(n: int, count: int, seed: int) -> list[np.ndarray]:
+    """``count`` bootstrap resamples of ``n`` patients as blocks of shape (b, n)."""
+    generator = np.random.default_rng(seed)
+    block = max(1, min(count, _BLOCK_CELLS // max(n, 1)))
+    sizes = [block] * (count // block) + ([count % block] if count % block else [])
+    equal = np.full(n, 1 / n)
+    return [generator.multinomial(n, equal, size=size).astype("float64") for size in sizes]
+
+
+def calibration_line(target: np.ndarray, scores: np.ndarray) -> dict[str, tuple[float, float]]:
+    """Calibration slope and intercept with their standard errors.
+
+    Slope: coefficient of logit(score) in a logistic regression of the outcome. Intercept: constant of
+    the same with the slope fixed at 1 (calibration in the large). 1 and 0 are perfect. Cox 1958;
+    Van Calster et al., BMC Medicine 17:230 (2019).
+
+    Returns:
+        ``calibration_slope`` and ``calibration_intercept`` -> (value, standard error); NaN where the
+        likelihood has no maximum (separated or constant scores).
+    """
+    clipped = np.clip(scores, 1e-12, 1 - 1e-12)
+    logit = np.log(clipped) - np.log1p(-clipped)
+    free = _newton(np.column_stack([np.ones_like(logit), logit]), target, np.zeros_like(logit))
+    fixed = _newton(np.ones((len(logit), 1)), target, logit)
+    return {"calibration_slope": free[-1], "calibration_intercept": fixed[0]}
+
+
+def _newton(design: np.ndarray, target: np.ndarray, offset: np.ndarray) -> list[tuple[float, float]]:
+    """Logistic regression by Newton steps; (value, standard error) of each coefficient."""
+    beta = np.zeros(design.shape[1])
+    unknown = [(float("nan"), float("nan"))] * len(beta)
+    for _ in range(50):
+        mean = 1 / (1 + np.exp(-np.clip(design @ beta + offset, -500, 500)))
+        information = design.T @ (design * (mean * (1 - mean))[:, None])
+        if np.linalg.cond(information) > 1e12:
+            return unknown
+        step = np.linalg.solve(information, design.T @ (target - mean))
+        # Half steps keep Newton inside its region on steep likelihoods.
+        beta += step if np.abs(step).max() < 5 else step * (5 / np.abs(step).max())
+        if np.abs(step).max() < 1e-10:
+            errors = np.sqrt(np.diag(np.linalg.inv(information)))
+            return [(float(value), float(error)) for value, error in zip(beta, errors, strict=True)]
+    return unknown
+
+
+def interval(values: np.ndarray, level: float) -> tuple[float, float]:
+    """Percentile interval of bootstrap values; NaN when more than one in twenty is undefined."""
+    if np.isnan(values).mean() > 0.05:
+        return float("nan"), float("nan")
+    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def roc_points(target: np.ndarray, scores: np.ndarray, points: int = 51) -> tuple[np.ndarray, np.ndarray]:
+    """False-alarm rates on a fixed grid and the sensitivity at each (no step shows a single patient)."""
+    order = np.argsort(-scores, kind="stable")
+    ranked, hit = scores[order], target[order]
+    last = np.append(ranked[1:] != ranked[:-1], True)
+    sensitivity = np.append(0.0, np.cumsum(hit)[last] / max(hit.sum(), 1))
+    alarms = np.append(0.0, np.cumsum(1 - hit)[last] / max((1 - hit).sum(), 1))
+    grid = np.linspace(0, 1, points)
+    return grid, np.interp(grid, alarms, sensitivity)
+
+
+def calibration_bins(target: np.ndarray, scores: np.ndarray, smallest: int = 11) -> list[dict[str, Any]]:
+    """Up to ten groups of equal size by score, none smaller than ``smallest`` patients."""
+    groups = min(10, len(scores) // smallest)
+    if groups < 1:
+        return []
+    order = np.argsort(scores, kind="stable")
+    return [
+        {"n": len(part), "predicted": float(scores[part].mean()), "observed": float(target[part].mean())}
+        for part in np.array_split(order, groups)
+    ]
