@@ -144,10 +144,8 @@ class Criterion(PolicyModel):
     def words(self) -> str:
         """The condition in words: ``age_at_diagnosis is at least 18``."""
         shown = [str(v).lower() if isinstance(v, bool) else str(v) for v in self.values]
-        if self.operator == "between":
-            value = f"{shown[0]} and {shown[1]} (both included)"
-        else:
-            value = ", ".join(shown)
+        between = self.operator == "between"
+        value = f"{shown[0]} and {shown[1]} (both included)" if between else ", ".join(shown)
         below = " or a code below" if self.descendants else ""
         return f"{self.field} {_WORDS[self.operator]} {value}{below}"
 

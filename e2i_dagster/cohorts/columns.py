@@ -1,0 +1,161 @@
+"""A column of the patient frame as typed values and a mask of what is known.
+
+Whatever dtype a frame arrives with (object, NumPy, nullable, Arrow, categorical), a rule sees one of
+four kinds of values, and a null of any sort is unknown and nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from pandas.api.types import is_object_dtype
+
+from e2i_dagster.cohorts.errors import CohortInputError
+
+Kind = Literal["boolean", "number", "text", "date", "empty"]
+
+_KIND_OF_OBJECTS: dict[str, Kind] = {
+    "boolean": "boolean",
+    "string": "text",
+    "integer": "number",
+    "floating": "number",
+    "mixed-integer-float": "number",
+    "decimal": "number",
+    "date": "date",
+    "datetime": "date",
+    "datetime64": "date",
+    "empty": "empty",
+}
+
+
+@dataclass(frozen=True)
+class TypedColumn:
+    """Values of one column.
+
+    Attributes:
+        kind: ``boolean``, ``number`` (float64), ``date`` (datetime64[D], UTC), ``text``, or ``empty``
+            (nothing but nulls, of no kind).
+        values: one value per row; for text the position in ``texts``. Meaningless where not ``known``.
+        known: True where the value is not null.
+        texts: the distinct texts.
+    """
+
+    name: str
+    kind: Kind
+    values: np.ndarray
+    known: np.ndarray
+    texts: pd.Series | None = None
+
+
+def require_columns(frame: pd.DataFrame, names: tuple[str, ...], *, what: str) -> None:
+    """Check that ``frame`` has all columns of ``names``.
+
+    Raises:
+        CohortInputError: CC_002, naming each missing column and the nearest one that is there.
+    """
+    missing = [name for name in names if name not in frame.columns]
+    if not missing:
+        return
+    have = [str(column) for column in frame.columns]
+    hints = []
+    for name in missing:
+        near = get_close_matches(name, have, n=1)
+        hints.append(f"{name!r}" + (f" (nearest: {near[0]!r})" if near else ""))
+    raise CohortInputError(
+        "CC_002",
+        f"{what} needs column(s) that the data does not have: {', '.join(hints)}. "
+        "Load them, or correct the name in the definition. A rule is never skipped.",
+    )
+
+
+def typed_column(series: pd.Series, name: str) -> TypedColumn:
+    """``series`` as a :class:`TypedColumn`.
+
+    Raises:
+        CohortInputError: CC_004, the column mixes kinds of values.
+    """
+    dtype = series.dtype
+    if isinstance(dtype, pd.CategoricalDtype):
+        series = series.astype(dtype.categories.dtype)
+        dtype = series.dtype
+    known = series.notna().to_numpy(dtype=bool)
+    kind = _kind(series, name)
+    if kind == "empty":
+        return TypedColumn(name, kind, np.zeros(len(series)), known)
+    if kind == "boolean":
+        return TypedColumn(name, kind, series.where(known, False).to_numpy(dtype=bool), known)
+    if kind == "number":
+        values = series.where(known, np.nan).astype(np.float64) if is_object_dtype(dtype) else series
+        return TypedColumn(name, kind, values.to_numpy(dtype=np.float64, na_value=np.nan), known)
+    if kind == "date":
+        return TypedColumn(name, kind, _days(series), known)
+    codes, texts = pd.factorize(series, use_na_sentinel=True)
+    return TypedColumn(name, kind, codes, known, pd.Series(np.asarray(texts, dtype=object), dtype="string"))
+
+
+def date_column(series: pd.Series, name: str) -> TypedColumn:
+    """``series`` as days; a text column is read as ISO dates.
+
+    Raises:
+        CohortInputError: CC_005, the column holds no dates, or texts that are no dates (their number).
+    """
+    column = typed_column(series, name)
+    if column.kind == "empty":
+        values = np.full(len(series), np.datetime64("NaT"), dtype="datetime64[D]")
+        return TypedColumn(name, "date", values, column.known)
+    if column.kind == "text":
+        parsed = pd.to_datetime(series.astype(object), format="ISO8601", errors="coerce", utc=True)
+        wrong = int((parsed.isna().to_numpy() & column.known).sum())
+        if wrong:
+            raise CohortInputError(
+                "CC_005",
+                f"column {name!r} must hold dates, but {wrong:,} of {len(series):,} values are texts that are "
+                "no dates (expected YYYY-MM-DD). Correct them in the import mapping.",
+            )
+        return TypedColumn(name, "date", _days(parsed), column.known)
+    if column.kind != "date":
+        raise CohortInputError(
+            "CC_005", f"column {name!r} must hold dates, but holds values of {column.kind}."
+        )
+    return column
+
+
+def days(column: TypedColumn) -> pd.Series:
+    """The dates of ``column`` as a ``datetime64[us]`` series (null where unknown)."""
+    return pd.Series(column.values.astype("datetime64[us]"))
+
+
+def _kind(series: pd.Series, name: str) -> Kind:
+    dtype = series.dtype
+    found = str(dtype)
+    if is_object_dtype(dtype):
+        found = pd.api.types.infer_dtype(series, skipna=True)
+        kind = _KIND_OF_OBJECTS.get(found)
+    elif pd.api.types.is_bool_dtype(dtype):
+        kind = "boolean"
+    elif pd.api.types.is_datetime64_any_dtype(dtype) or "date32" in str(dtype):
+        kind = "date"
+    elif pd.api.types.is_numeric_dtype(dtype):
+        kind = "number"
+    elif pd.api.types.is_string_dtype(dtype):
+        kind = "text"
+    else:
+        kind = None
+    if kind is None:
+        raise CohortInputError(
+            "CC_004",
+            f"column {name!r} holds values that cannot be compared ({found}); expected true/false, numbers, "
+            "dates or texts. Give the column one type in the import mapping.",
+        )
+    return kind
+
+
+def _days(series: pd.Series) -> np.ndarray:
+    stamps = pd.to_datetime(series)
+    if isinstance(stamps.dtype, pd.DatetimeTZDtype):
+        stamps = stamps.dt.tz_convert("UTC").dt.tz_localize(None)
+    return stamps.to_numpy(dtype="datetime64[us]").astype("datetime64[D]")

@@ -1,0 +1,248 @@
+"""Faults of a definition that can be seen without, or with, the data: run before a cohort is used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict
+
+from e2i_dagster.cohorts.build import build_cohort, date_column
+from e2i_dagster.cohorts.columns import typed_column
+from e2i_dagster.cohorts.operators import holds
+from e2i_dagster.config.cohort import CohortDefinition, Criterion, normal_code
+
+#: A column with more nulls than this is reported (share of the patients who reach the rule).
+MOSTLY_NULL = 0.5
+
+
+class Finding(BaseModel):
+    """One fault: what it is, where, and what to do."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: str
+    severity: Literal["error", "warning"]
+    rule: str
+    message: str
+
+
+class LintReport(BaseModel):
+    """All findings on one definition. ``passed`` is False when one is an error."""
+
+    model_config = ConfigDict(frozen=True)
+
+    cohort: str
+    definition_hash: str
+    examples: int
+    findings: tuple[Finding, ...]
+
+    @property
+    def passed(self) -> bool:
+        return not any(finding.severity == "error" for finding in self.findings)
+
+    def to_metadata(self) -> dict[str, Any]:
+        lines = ["| severity | kind | rule | finding |", "|---|---|---|---|"]
+        lines += [f"| {f.severity} | {f.kind} | {f.rule} | {f.message} |" for f in self.findings]
+        return {
+            "cohort": self.cohort,
+            "definition_hash": self.definition_hash,
+            "examples_run": self.examples,
+            "errors": sum(f.severity == "error" for f in self.findings),
+            "warnings": sum(f.severity == "warning" for f in self.findings),
+            "findings_md": "\n".join(lines) if self.findings else "No findings.",
+        }
+
+
+def lint(definition: CohortDefinition, data: pd.DataFrame | None = None) -> LintReport:
+    """Check ``definition``: its examples, contradictions, and with ``data`` what the data make of it.
+
+    Args:
+        data: a patient frame as for :func:`build_cohort`. Optional.
+
+    Raises:
+        CohortInputError: ``data`` lacks a column that the definition needs, or holds the wrong kind.
+    """
+    findings = [*_contradictions(definition), *_examples(definition)]
+    if data is not None:
+        findings += _against(definition, data)
+    return LintReport(
+        cohort=definition.key,
+        definition_hash=definition.definition_hash,
+        examples=len(definition.examples),
+        findings=tuple(findings),
+    )
+
+
+def run_examples(definition: CohortDefinition) -> pd.DataFrame:
+    """The verdict of each example: name, expected, found (``in``, ``pending`` or the failed rules)."""
+    rows = []
+    for number, example in enumerate(definition.examples):
+        values = dict.fromkeys(definition.required_fields) | example.patient
+        values |= {"patient_id": f"example {number}", "patient_journey_id": f"example {number}"}
+        frame = pd.DataFrame({name: pd.Series([value], dtype=object) for name, value in values.items()})
+        cohort = build_cohort(definition, frame, data_end=example.data_end)
+        found = str(cohort.reasons["words"].iloc[0]) or "in"
+        if len(cohort.pending):
+            found = "pending"
+        expected = "; ".join(
+            rule.name for rule in definition.rules if rule.name in example.failed_rules
+        ) or str(example.expect)
+        rows.append({"name": example.name, "expected": expected, "found": found})
+    return pd.DataFrame(rows, columns=["name", "expected", "found"])
+
+
+def _examples(definition: CohortDefinition) -> Iterable[Finding]:
+    if not definition.examples:
+        yield Finding(
+            kind="no_examples",
+            severity="warning",
+            rule="",
+            message="The file has no examples: add invented patients with the verdict you expect.",
+        )
+        return
+    known = set(definition.required_fields)
+    for example in definition.examples:
+        for name in sorted(set(example.patient) - known):
+            yield Finding(
+                kind="example_field",
+                severity="error",
+                rule="",
+                message=f"Example '{example.name}' gives {name}, which no rule reads.",
+            )
+    verdicts = run_examples(definition)
+    wrong = verdicts[verdicts["expected"] != verdicts["found"]]
+    for name, expected, found in zip(wrong["name"], wrong["expected"], wrong["found"], strict=True):
+        yield Finding(
+            kind="example_verdict",
+            severity="error",
+            rule="",
+            message=f"Example '{name}': expected {expected}, the definition says {found}.",
+        )
+
+
+def _contradictions(definition: CohortDefinition) -> Iterable[Finding]:
+    fields = {c.field for c in definition.inclusion_criteria}
+    for name in sorted(fields):
+        inclusion = [c for c in definition.inclusion_criteria if c.field == name]
+        exclusion = [c for c in definition.exclusion_criteria if c.field == name]
+        message = _empty_range(inclusion, exclusion) or _empty_set(inclusion, exclusion)
+        if message:
+            yield Finding(kind="contradiction", severity="error", rule=name, message=message)
+
+
+def _empty_range(inclusion: list[Criterion], exclusion: list[Criterion]) -> str | None:
+    """Whether the ordered conditions leave no value: each bound is (value, whether it is included)."""
+    opposite = {">": "<=", ">=": "<", "<": ">=", "<=": ">"}
+    bounds = [(c.operator, c.value) for c in inclusion if c.operator in opposite]
+    bounds += [(opposite[c.operator], c.value) for c in exclusion if c.operator in opposite]
+    for c in inclusion:
+        if c.operator == "between":
+            bounds += [(">=", c.value[0]), ("<=", c.value[1])]
+    lows = [(value, operator == ">=") for operator, value in bounds if operator in (">", ">=")]
+    highs = [(value, operator == "<=") for operator, value in bounds if operator in ("<", "<=")]
+    if not lows or not highs:
+        return None
+    low, low_in = max(lows, key=lambda bound: (bound[0], not bound[1]))
+    high, high_in = min(highs, key=lambda bound: (bound[0], bound[1]))
+    if low > high or (low == high and not (low_in and high_in)):
+        return f"no value can be {'at least' if low_in else 'more than'} {low} and " + (
+            f"{'at most' if high_in else 'less than'} {high}"
+        )
+    return None
+
+
+def _empty_set(inclusion: list[Criterion], exclusion: list[Criterion]) -> str | None:
+    """Whether the listed values leave none. Code lists with wildcards are not judged."""
+    if any(_has_wildcards(c) for c in (*inclusion, *exclusion)):
+        return None
+    allowed: set[Any] | None = None
+    for c in inclusion:
+        if c.operator in ("==", "in"):
+            values = _plain(c)
+            allowed = values if allowed is None else allowed & values
+    if allowed is None:
+        return None
+    for c in inclusion:
+        if c.operator in ("!=", "not_in"):
+            allowed = allowed - _plain(c)
+    for c in exclusion:
+        if c.operator in ("==", "in"):
+            allowed = allowed - _plain(c)
+    return None if allowed else "the rules on this field leave no value that is accepted"
+
+
+def _has_wildcards(criterion: Criterion) -> bool:
+    return criterion.code_system is not None and (
+        criterion.descendants or any(str(v).endswith("*") for v in criterion.values)
+    )
+
+
+def _plain(criterion: Criterion) -> set[Any]:
+    if criterion.code_system is not None:
+        return {normal_code(str(v)) for v in criterion.values}
+    return set(criterion.values)
+
+
+def _against(definition: CohortDefinition, data: pd.DataFrame) -> Iterable[Finding]:
+    cohort = build_cohort(definition, data)
+    if cohort.emptied_by is not None:
+        yield Finding(
+            kind="empty",
+            severity="error",
+            rule=cohort.emptied_by,
+            message="CC_003: nobody is left after this rule.",
+        )
+    times = definition.temporal_requirements
+    first = date_column(data["first_observation_date"], "first_observation_date")
+    last = date_column(data["last_observation_date"], "last_observation_date")
+    both = first.known & last.known
+    if both.any():
+        span = int((last.values[both].max() - first.values[both].min()).astype("int64"))
+        needed = times.lookback_days + (times.followup_days if times.followup == "require" else 0)
+        if needed > span:
+            yield Finding(
+                kind="windows_longer_than_data",
+                severity="error",
+                rule="lookback, followup",
+                message=f"{needed} days around the index date are required; the data span {span} days.",
+            )
+    steps = cohort.attrition.to_dict("records")
+    for rule in definition.rules:
+        if rule.criterion is None or not len(data):
+            continue
+        column = typed_column(data[rule.criterion.field], rule.criterion.field)
+        # Judged on the patients who reach the rule: a column is empty for the other indications.
+        reached = cohort.input_patients if rule.order == 1 else int(steps[rule.order - 2]["remaining"])
+        nulls = steps[rule.order - 1]["unknown"] / reached if reached else 0.0
+        if nulls > MOSTLY_NULL:
+            yield Finding(
+                kind="mostly_null",
+                severity="warning",
+                rule=rule.name,
+                message=f"{nulls:.0%} of the patients who reach it have no value of {rule.criterion.field}.",
+            )
+        true = holds(rule.criterion, column)
+        if rule.side == "inclusion" and not true.any():
+            yield Finding(
+                kind="never_true",
+                severity="error",
+                rule=rule.name,
+                message=f"No row fulfils it: {rule.criterion.words()}.",
+            )
+        if rule.criterion.code_system is not None and rule.criterion.operator in ("==", "in"):
+            unused = [
+                value
+                for value in rule.criterion.values
+                if not holds(
+                    rule.criterion.model_copy(update={"operator": "in", "value": (value,)}), column
+                ).any()
+            ]
+            if unused and true.any():
+                yield Finding(
+                    kind="unused_codes",
+                    severity="warning",
+                    rule=rule.name,
+                    message=f"Codes that occur in no row: {', '.join(unused)}.",
+                )

@@ -1,0 +1,117 @@
+"""The ten operators over typed columns, in three-valued logic.
+
+A condition on a null is unknown: neither true nor false, for every operator. What becomes of an
+unknown patient is the criterion's ``on_unknown``, decided elsewhere.
+"""
+
+from __future__ import annotations
+
+from datetime import date
+
+import numpy as np
+import pandas as pd
+
+from e2i_dagster.cohorts.columns import Kind, TypedColumn
+from e2i_dagster.cohorts.errors import CohortInputError
+from e2i_dagster.config.cohort import Criterion, code_patterns
+
+_EXPECTED: dict[str, str] = {
+    "boolean": "true or false",
+    "number": "a number",
+    "date": "a date (YYYY-MM-DD)",
+    "text": "a text",
+}
+_TEXT_ONLY = frozenset({"contains"})
+_NO_ORDER = frozenset({">", ">=", "<", "<=", "between"})
+
+
+def holds(criterion: Criterion, column: TypedColumn) -> np.ndarray:
+    """True where the condition is true; False where it is false or unknown (``~column.known``).
+
+    Raises:
+        CohortInputError: CC_004, operator or value do not fit the kind of the column.
+    """
+    if column.kind == "empty":
+        return np.zeros(len(column.known), dtype=bool)
+    if column.kind == "text" or criterion.code_system is not None:
+        return _text(criterion, column) & column.known
+    if criterion.operator in _TEXT_ONLY or (column.kind == "boolean" and criterion.operator in _NO_ORDER):
+        raise _misfit(criterion, column, f"operator {criterion.operator} cannot be used on it")
+    values = [_as_kind(criterion, column, value) for value in criterion.values]
+    return _compare(criterion.operator, column.values, values) & column.known
+
+
+def _compare(operator: str, found: np.ndarray, values: list) -> np.ndarray:  # noqa: PLR0911
+    with np.errstate(invalid="ignore"):
+        match operator:
+            case "==":
+                return found == values[0]
+            case "!=":
+                return found != values[0]
+            case ">":
+                return found > values[0]
+            case ">=":
+                return found >= values[0]
+            case "<":
+                return found < values[0]
+            case "<=":
+                return found <= values[0]
+            case "between":
+                return (found >= values[0]) & (found <= values[1])
+            case "in":
+                return np.isin(found, np.array(values, dtype=found.dtype))
+            case _:
+                return ~np.isin(found, np.array(values, dtype=found.dtype))
+
+
+def _text(criterion: Criterion, column: TypedColumn) -> np.ndarray:
+    """Evaluates the distinct texts once and spreads the answers over the rows."""
+    if column.kind != "text" or column.texts is None:
+        raise _misfit(criterion, column, "codes are texts")
+    if criterion.operator in _NO_ORDER:
+        raise _misfit(criterion, column, f"operator {criterion.operator} needs numbers or dates")
+    wrong = [value for value in criterion.values if not isinstance(value, str)]
+    if wrong:
+        raise _misfit(criterion, column, f"the definition compares it with {wrong[0]!r}")
+    texts = column.texts
+    if criterion.code_system is not None:
+        texts = texts.str.strip().str.replace(".", "", regex=False).str.upper()
+        exact, prefixes = code_patterns(criterion)
+        if criterion.operator == "contains":
+            answers = np.zeros(len(texts), dtype=bool)
+            for pattern in exact + prefixes:
+                answers |= texts.str.contains(pattern, regex=False).to_numpy(dtype=bool)
+        else:
+            answers = texts.isin(exact).to_numpy(dtype=bool)
+            if prefixes:
+                answers |= texts.str.startswith(prefixes).to_numpy(dtype=bool)
+    elif criterion.operator == "contains":
+        answers = texts.str.contains(criterion.value, regex=False).to_numpy(dtype=bool)
+    else:
+        answers = texts.isin(criterion.values).to_numpy(dtype=bool)
+    if criterion.operator in ("!=", "not_in"):
+        answers = ~answers
+    # Position -1 (null) points at the value appended here; the caller masks it as unknown.
+    return np.append(answers, False)[column.values]
+
+
+def _as_kind(criterion: Criterion, column: TypedColumn, value: object) -> object:
+    kind: Kind = column.kind
+    if kind == "boolean" and isinstance(value, bool):
+        return value
+    if kind == "number" and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if kind == "date" and isinstance(value, (str, date)):
+        day = pd.to_datetime(value, errors="coerce")  # pyright: ignore[reportArgumentType, reportCallIssue]
+        if not pd.isna(day):
+            return np.datetime64(day.date(), "D")
+    raise _misfit(criterion, column, f"the definition compares it with {value!r}")
+
+
+def _misfit(criterion: Criterion, column: TypedColumn, why: str) -> CohortInputError:
+    expected = _EXPECTED[column.kind]
+    return CohortInputError(
+        "CC_004",
+        f"criterion '{criterion.words()}': column {criterion.field!r} holds values of kind {column.kind}; {why}. "
+        f"Expected a condition on {expected}.",
+    )

@@ -1,0 +1,181 @@
+"""What building a cohort gives: who is in, who waits, and why everyone else is out.
+
+Values held here are exact. What is shown (``to_metadata``) is suppressed: see :mod:`.disclosure`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any
+
+import pandas as pd
+
+from e2i_dagster.cohorts.consort import consort_svg, svg_markdown
+from e2i_dagster.cohorts.disclosure import ShownStep, shown_count, shown_steps
+from e2i_dagster.config.cohort import CohortDefinition
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The result of one definition on one set of patients.
+
+    Attributes:
+        eligible: patient_id, patient_journey_id, index_date, followup_end (last day observed, not after
+            the end of the data); one row per patient.
+        pending: the same columns, patients who meet every rule but whose required follow-up ends after
+            the data: to be scored.
+        attrition: one row per rule in order: order, criterion, type, operator, value, removed, remaining,
+            unknown, marginal_gain, description (all counts are persons), removed_records,
+            remaining_records. ``unknown``: persons with a null among those who reached the rule.
+            ``marginal_gain``: persons that dropping this rule alone would bring in.
+        reasons: one row per journey: patient_id, patient_journey_id, index_date, mask (int64, bit
+            ``order - 1`` set when that rule failed; 0 is eligible), unknown_mask, words.
+        kept_with_unknown: eligible patients kept although a rule that reports unknowns was unknown.
+        milliseconds: time of each part of the work.
+    """
+
+    definition: CohortDefinition
+    data_end: date | None
+    input_patients: int
+    input_records: int
+    eligible: pd.DataFrame
+    pending: pd.DataFrame
+    attrition: pd.DataFrame
+    reasons: pd.DataFrame
+    kept_with_unknown: int
+    milliseconds: dict[str, int] = field(compare=False)
+
+    @property
+    def eligible_count(self) -> int:
+        """Number of eligible patients."""
+        return len(self.eligible)
+
+    @property
+    def exclusion_rate(self) -> float | None:
+        """Share of all patients who are not eligible (pending ones included); None without patients."""
+        return 1 - self.eligible_count / self.input_patients if self.input_patients else None
+
+    @property
+    def definition_hash(self) -> str:
+        """Content digest of the definition's rules."""
+        return self.definition.definition_hash
+
+    @property
+    def removed_by_followup(self) -> int:
+        """Patients removed because they were not observed long enough after the index date.
+
+        A rule on follow-up conditions on the future, so this number belongs in every report.
+        """
+        return int(self.attrition.loc[self.attrition["criterion"] == "followup", "removed"].iloc[0])
+
+    @property
+    def emptied_by(self) -> str | None:
+        """Name of the rule after which nobody remained; None when somebody is eligible.
+
+        ``"no patients"`` when there were none to begin with. An empty cohort has the code CC_003.
+        """
+        if self.eligible_count:
+            return None
+        if not self.input_patients:
+            return "no patients"
+        return str(self.attrition.loc[self.attrition["remaining"] == 0, "criterion"].iloc[0])
+
+    def shown(self) -> tuple[ShownStep, ...]:
+        """The attrition as it may be shown, small cells suppressed."""
+        return shown_steps(self.attrition, self.input_patients)
+
+    def to_metadata(self) -> dict[str, Any]:
+        """Figures, tables and the CONSORT figure for people; no count below 11 can be read off them."""
+        steps = self.shown()
+        remaining = steps[-1].remaining if steps else shown_count(self.input_patients)
+        hidden = not remaining.replace(",", "").isdigit()
+        rate = self.exclusion_rate
+        metadata: dict[str, Any] = {
+            "cohort": self.definition.key,
+            "title": self.definition.title,
+            "version": self.definition.version,
+            "definition_hash": self.definition_hash,
+            "input_patients": _number(shown_count(self.input_patients)),
+            "eligible_patients": _number(remaining),
+            "exclusion_rate": "suppressed" if hidden or rate is None else round(rate, 4),
+            "pending_patients": _number(_removed(steps, "followup_pending")),
+            "removed_by_followup": _number(_removed(steps, "followup")),
+            "kept_with_unknown_safety_value": (
+                "suppressed" if hidden else _number(shown_count(self.kept_with_unknown))
+            ),
+            "definition_md": "\n".join(f"- {sentence}" for sentence in self.definition.sentences()),
+            "attrition_md": attrition_markdown(steps),
+            "consort_md": svg_markdown(self.consort_svg(), f"CONSORT figure of {self.definition.key}"),
+            "examples_md": _examples_markdown(self.definition),
+        }
+        if self.data_end is not None:
+            metadata["data_end"] = self.data_end.isoformat()
+        if self.emptied_by is not None:
+            metadata["empty"] = f"CC_003: nobody is left after the rule '{self.emptied_by}'"
+        return metadata
+
+    def to_record(self) -> dict[str, Any]:
+        """What the data say of this execution, for ``ml_cohort_executions`` (exact values)."""
+        empty = self.emptied_by
+        return {
+            "cohort_id": self.definition.cohort_id,
+            "config_hash": self.definition_hash,
+            "data_end": self.data_end,
+            "input_row_count": self.input_records,
+            "input_patient_count": self.input_patients,
+            "eligible_row_count": self.eligible_count,
+            "pending_row_count": len(self.pending),
+            "excluded_row_count": self.input_patients - self.eligible_count,
+            "execution_time_ms": sum(self.milliseconds.values()),
+            **self.milliseconds,
+            "status": "success" if empty is None else "failed",
+            "error_code": None if empty is None else "CC_003",
+            "error_message": None if empty is None else f"nobody is left after the rule '{empty}'",
+        }
+
+    def consort_svg(self) -> str:
+        """The CONSORT figure as SVG text, small cells suppressed."""
+        kept = None
+        steps = self.shown()
+        if self.kept_with_unknown and steps and steps[-1].remaining.replace(",", "").isdigit():
+            kept = shown_count(self.kept_with_unknown)
+        return consort_svg(
+            title=self.definition.title or self.definition.key,
+            start=f"{shown_count(self.input_patients)} patients",
+            steps=steps,
+            end="eligible",
+            notes=() if kept is None else (f"{kept} of them kept with an unknown safety value",),
+        )
+
+
+def _number(shown: str) -> int | str:
+    """A shown count as a number where it is one, so that it can be plotted over time."""
+    digits = shown.replace(",", "")
+    return int(digits) if digits.isdigit() else shown
+
+
+def _removed(steps: tuple[ShownStep, ...], name: str) -> str:
+    return next((step.removed for step in steps if step.criterion == name), "0")
+
+
+def attrition_markdown(steps: tuple[ShownStep, ...]) -> str:
+    """The steps as a Markdown table."""
+    lines = [
+        "| # | rule | kind | condition | removed | remaining | unknown | gained if dropped |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {s.order} | {s.criterion} | {s.side} | {s.description} | {s.removed} | {s.remaining} "
+        f"| {s.unknown} | {s.marginal_gain} |"
+        for s in steps
+    ]
+    return "\n".join(lines)
+
+
+def _examples_markdown(definition: CohortDefinition) -> str:
+    lines = ["| invented patient | verdict |", "|---|---|"]
+    for example in definition.examples:
+        out = ", ".join(sorted(example.failed_rules))
+        lines.append(f"| {example.name} | {f'out: {out}' if out else example.expect} |")
+    return "\n".join(lines)
