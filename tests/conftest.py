@@ -1,0 +1,129 @@
+"""One isolated state folder per test session, one clone of the migrated warehouse per test."""
+
+import os
+import secrets
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+#: No library calls home, and nothing of the developer's own settings reaches a test.
+ENVIRONMENT = {
+    "E2I_PORT_BASE": "0",
+    "E2I_ACTOR": "test",
+    "DAGSTER_DISABLE_TELEMETRY": "yes",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "1",
+    "FEAST_USAGE": "False",
+    "BENTOML_DO_NOT_TRACK": "True",
+    "GX_ANALYTICS_ENABLED": "False",
+    "MPLBACKEND": "agg",
+}
+NOT_INHERITED = (
+    "E2I_LAKE",
+    "E2I_CONFIG",
+    "E2I_DATABASE_URL",
+    "E2I_ALLOW_PATIENT_LEVEL",
+    "MLFLOW_TRACKING_URI",
+    "DAGSTER_HOME",
+    "OPIK_URL",
+)
+
+
+def _git_status() -> str | None:
+    git = shutil.which("git")
+    if git is None:
+        return None
+    done = subprocess.run(
+        [git, "status", "--porcelain"], cwd=CHECKOUT, capture_output=True, text=True, check=False
+    )
+    return done.stdout if done.returncode == 0 else None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def state() -> Iterator[Path]:
+    """The state folder of the session: a new one with a short path; taken away with its server at the end."""
+    from e2i_dagster.warehouse.connection import dispose
+    from e2i_dagster.warehouse.server import remove_server
+
+    before = _git_status()
+    folder = Path(tempfile.mkdtemp(prefix="e2i-"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("E2I_HOME", str(folder))
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        for name in NOT_INHERITED:
+            patch.delenv(name, raising=False)
+        yield folder
+        dispose()
+        remove_server(folder)
+    shutil.rmtree(folder)
+    # Someone at work in the checkout changes it too: then there is nothing to compare.
+    if before == "":
+        assert _git_status() == "", "The tests changed the checkout."
+
+
+@pytest.fixture(scope="session")
+def template(state: Path) -> str:
+    """Name of a migrated, empty warehouse on the session's server, to be cloned."""
+    from e2i_dagster.warehouse.connection import scratch_database
+    from e2i_dagster.warehouse.schema import migrate
+
+    name = "e2i_template"
+    migrate(scratch_database(name))
+    return name
+
+
+def _clone(template: str) -> tuple[str, str]:
+    from e2i_dagster.warehouse import connection
+    from e2i_dagster.warehouse.server import DATABASE
+
+    name = f"e2i_{secrets.token_hex(6)}"
+    with connection._admin(connection._url("owner", DATABASE)) as admin:
+        admin.exec_driver_sql(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
+    return name, connection._text(connection._url("owner", name))
+
+
+@pytest.fixture
+def database(template: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[sa.Engine]:
+    """The owner's engine for a migrated, empty warehouse of the test's own.
+
+    ``E2I_DATABASE_URL`` names it, so that all code under test uses it.
+    """
+    from e2i_dagster.warehouse import connection
+
+    name, url = _clone(template)
+    monkeypatch.setenv("E2I_DATABASE_URL", url)
+    yield connection.engine("owner")
+    connection.dispose()
+    monkeypatch.delenv("E2I_DATABASE_URL")
+    connection.drop_database(name)
+
+
+@pytest.fixture
+def new_state() -> Iterator[Callable[..., Path]]:
+    """Makes further state folders, each with a server of its own if one is started there."""
+    from e2i_dagster.warehouse.server import remove_server
+
+    made: list[tuple[Path, Path]] = []
+
+    def make(*parts: str, reachable: bool = False) -> Path:
+        root = Path(tempfile.mkdtemp(prefix="e2i-"))
+        if reachable:
+            root.chmod(0o755)
+        folder = root.joinpath(*parts)
+        folder.mkdir(parents=True, exist_ok=True)
+        made.append((root, folder))
+        return folder
+
+    yield make
+    for root, folder in made:
+        if os.access(folder, os.R_OK):
+            remove_server(folder)
+        shutil.rmtree(root, ignore_errors=True)
