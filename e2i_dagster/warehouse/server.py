@@ -56,6 +56,8 @@ _LONGEST_SOCKET = 100
 _SPACE_NEEDED = 200 * 2**20
 _START_SECONDS = 60
 _STOP_SECONDS = 60
+#: Above the largest process number of any system.
+_NO_PROCESS = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -489,10 +491,7 @@ def _run(server: Server, program: str, *arguments: str) -> _Done:
 
 def _start(server: Server) -> None:
     """Start the server and wait until it takes connections."""
-    pid = _pid(server.data)
-    if pid is not None and not _is_postgres(pid, server.data):
-        # Left by a killed server; its number may meanwhile belong to another process.
-        (server.data / "postmaster.pid").unlink(missing_ok=True)
+    _forget_killed(server)
     lines = [f"{name} = '{value.replace(chr(39), chr(39) * 2)}'" for name, value in _settings(server).items()]
     _write_private(server.data / "e2i.conf", "\n".join(lines) + "\n", server.user)
     begins = server.log.stat().st_size if server.log.exists() else 0
@@ -521,6 +520,24 @@ def _start(server: Server) -> None:
                 "Correct that and try again, or set E2I_DATABASE_URL to another PostgreSQL server."
             )
         time.sleep(0.5)
+
+
+def _forget_killed(server: Server) -> None:
+    """Make what a killed server left say that it is dead.
+
+    Its process number may belong to another process by now, or to a dead one that nobody waited for:
+    PostgreSQL would take both for the running server. The number is replaced by one that no process can
+    have, and the rest of the file kept, because by it PostgreSQL sees whether children of the killed
+    server still hold its shared memory.
+    """
+    pid = _pid(server.data)
+    if pid is None or _is_postgres(pid, server.data):
+        return
+    lock = server.data / "postmaster.pid"
+    lines = lock.read_text().splitlines()
+    _write_private(lock, "\n".join([str(_NO_PROCESS), *lines[1:]]) + "\n", server.user)
+    for name in (_SOCKET_NAME, f"{_SOCKET_NAME}.lock"):
+        (Path(server.socket_folder) / name).unlink(missing_ok=True)
 
 
 def _stop(server: Server) -> None:

@@ -94,7 +94,8 @@ def synchronize(connection: sa.Connection, policy: VocabularyPolicy) -> tuple[in
         ConfigError: a value is to be taken out that rows still have; names vocabulary, value, table.
     """
     listed = _listed(policy)
-    stored = set(connection.execute(sa.select(vocabulary.c.name, vocabulary.c.value)).tuples())
+    rows = connection.execute(sa.select(vocabulary.c.name, vocabulary.c.value))
+    stored = {(row.name, row.value) for row in rows}
     gone = sorted(stored - set(listed))
     if gone:
         _refuse_used(connection, gone)
