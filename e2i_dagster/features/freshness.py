@@ -1,0 +1,87 @@
+"""How long ago each view was materialized, against the limits of the policy."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from e2i_dagster.config.feast_materialization import FreshnessLimits
+from e2i_dagster.features.definitions import VIEWS
+
+FreshnessStatus = Literal["fresh", "warning", "stale", "never"]
+_WORSE: list[FreshnessStatus] = ["fresh", "warning", "stale", "never"]
+
+
+class ViewFreshness(BaseModel):
+    """One view: when it was last materialized and what that means at the time of asking."""
+
+    model_config = ConfigDict(frozen=True)
+
+    view: str
+    last_materialization: dt.datetime | None
+    age_seconds: float | None
+    status: FreshnessStatus
+
+
+class FreshnessReport(BaseModel):
+    """All views at one time."""
+
+    model_config = ConfigDict(frozen=True)
+
+    at: dt.datetime
+    warn_after_seconds: int
+    stale_after_seconds: int
+    views: tuple[ViewFreshness, ...]
+
+    @property
+    def status(self) -> FreshnessStatus:
+        """The worst status of a view."""
+        return max((view.status for view in self.views), key=_WORSE.index)
+
+    def to_metadata(self) -> dict[str, Any]:
+        """Status, and a table with a line per view."""
+        lines = ["| view | last materialization | age (s) | status |", "|---|---|---|---|"]
+        lines += [
+            f"| {view.view} | {view.last_materialization.isoformat() if view.last_materialization else 'never'}"
+            f" | {'' if view.age_seconds is None else round(view.age_seconds)} | {view.status} |"
+            for view in self.views
+        ]
+        return {
+            "status": self.status,
+            "warn_after_seconds": self.warn_after_seconds,
+            "stale_after_seconds": self.stale_after_seconds,
+            "views_md": "\n".join(lines),
+        }
+
+
+def freshness(
+    completed: Mapping[str, dt.datetime], limits: FreshnessLimits, now: dt.datetime
+) -> FreshnessReport:
+    """Status of every declared view: ``warning`` above the first limit, ``stale`` above the second.
+
+    Args:
+        completed: when each view's last materialization ended (a view may be absent).
+        limits: the policy.
+        now: the time of asking, with zone.
+    """
+    return FreshnessReport(
+        at=now,
+        warn_after_seconds=limits.warn_after_seconds,
+        stale_after_seconds=limits.stale_after_seconds,
+        views=tuple(_of(view.name, completed.get(view.name), limits, now) for view in VIEWS),
+    )
+
+
+def _of(name: str, last: dt.datetime | None, limits: FreshnessLimits, now: dt.datetime) -> ViewFreshness:
+    if last is None:
+        return ViewFreshness(view=name, last_materialization=None, age_seconds=None, status="never")
+    age = (now - last).total_seconds()
+    status: FreshnessStatus = "fresh"
+    if age > limits.stale_after_seconds:
+        status = "stale"
+    elif age > limits.warn_after_seconds:
+        status = "warning"
+    return ViewFreshness(view=name, last_materialization=last, age_seconds=age, status=status)

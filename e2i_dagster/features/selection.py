@@ -1,0 +1,181 @@
+"""Which features a model is given, and why the others are not. Looks at training rows only.
+
+Four rules in this order: missingness, variance, mutual information with the label, correlation. A
+feature that a rule dropped is not looked at by the next. Every drop says rule, value and limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ConfigDict
+
+from e2i_dagster.config.feature_selection import FeatureSelectionPolicy
+from e2i_dagster.errors import InputError, VerdictError
+from e2i_dagster.features.definitions import feature_names
+
+Rule = Literal["missingness", "variance", "mutual_information", "correlation"]
+
+
+class DroppedFeature(BaseModel):
+    """A feature that the model is not given. ``value`` is what the rule measured."""
+
+    model_config = ConfigDict(frozen=True)
+
+    feature: str
+    rule: Rule
+    value: float
+    limit: float
+    reason: str
+
+
+class FeatureSelection(BaseModel):
+    """What was kept and what was dropped.
+
+    ``mutual_information`` is in nats, for the features that came to that rule.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    rows: int
+    kept: tuple[str, ...]
+    dropped: tuple[DroppedFeature, ...]
+    mutual_information: dict[str, float]
+
+    def to_metadata(self) -> dict[str, Any]:
+        """Counts and a table with a line per feature."""
+        lines = ["| feature | kept | mutual information (nats) | reason |", "|---|---|---|---|"]
+        ranked = sorted(self.kept, key=lambda name: -self.mutual_information[name])
+        lines += [f"| {name} | yes | {self.mutual_information[name]:.4f} | |" for name in ranked]
+        for drop in self.dropped:
+            known = self.mutual_information.get(drop.feature)
+            shown = "" if known is None else f"{known:.4f}"
+            lines.append(f"| {drop.feature} | no | {shown} | {drop.reason} |")
+        return {
+            "training_rows": self.rows,
+            "features_kept": len(self.kept),
+            "features_dropped": len(self.dropped),
+            "features_md": "\n".join(lines),
+        }
+
+
+def select_features(
+    frame: pd.DataFrame,
+    label: str = "label",
+    *,
+    train: pd.Series | np.ndarray,
+    policy: FeatureSelectionPolicy,
+    features: Sequence[str] | None = None,
+) -> FeatureSelection:
+    """Drop features without use, by what the training rows say.
+
+    * missingness: share of null cells above ``max_missing_share``;
+    * variance: share of the most frequent value (null is a value) above ``max_same_value_share``;
+    * mutual information with the label over quantile bins or categories, null being one of them:
+      kept if the G test (2 n MI against chi-squared with (bins - 1)(classes - 1) degrees of freedom;
+      Sokal and Rohlf, Biometry, chapter 17) has p at most ``max_p_value``;
+    * correlation of ranks (Spearman) of two numeric features above ``max_correlation``: the one
+      with less mutual information goes.
+
+    Args:
+        frame: a training frame.
+        label: its label column (two or more classes).
+        train: True for rows of the training split; no other row is looked at.
+        policy: the limits.
+        features: candidates; by default every declared feature that ``frame`` has.
+
+    Raises:
+        InputError: the mask does not fit, there are no labelled training rows or one class only.
+        VerdictError: no feature is left.
+    """
+    mask = np.asarray(train, dtype=bool)
+    if len(mask) != len(frame):
+        raise InputError(f"train: found {len(mask)} values for {len(frame)} rows; expected one per row.")
+    rows = frame[mask]
+    rows = rows[rows[label].notna()]
+    if rows[label].nunique() < 2:
+        raise InputError(
+            f"Feature selection: found {len(rows)} labelled training rows with {rows[label].nunique()} "
+            "classes; expected two classes or more."
+        )
+    left = [name for name in (features or feature_names()) if name in frame.columns]
+    dropped: list[DroppedFeature] = []
+
+    def drop(name: str, rule: Rule, value: float, limit: float, reason: str) -> None:
+        dropped.append(DroppedFeature(feature=name, rule=rule, value=value, limit=limit, reason=reason))
+        left.remove(name)
+
+    for name in list(left):
+        missing = float(rows[name].isna().mean())
+        same = float(rows[name].value_counts(normalize=True, dropna=False).iloc[0])
+        if missing > policy.max_missing_share:
+            reason = f"{missing:.1%} of the values are missing (limit {policy.max_missing_share:.1%})"
+            drop(name, "missingness", missing, policy.max_missing_share, reason)
+        elif same > policy.max_same_value_share:
+            reason = f"{same:.1%} of the rows have the same value (limit {policy.max_same_value_share:.1%})"
+            drop(name, "variance", same, policy.max_same_value_share, reason)
+
+    information: dict[str, float] = {}
+    for name in list(left):
+        information[name], p_value = _mutual_information(rows[name], rows[label], policy.bins)
+        if p_value > policy.max_p_value:
+            reason = f"no relation with the label (G test p = {p_value:.2f}, limit {policy.max_p_value:g})"
+            drop(name, "mutual_information", p_value, policy.max_p_value, reason)
+
+    for first, second, correlation in _correlated(rows[left], policy.max_correlation):
+        if first in left and second in left:
+            worse, better = sorted((first, second), key=lambda name: (information[name], name))
+            reason = f"correlation {correlation:.3f} with {better} (limit {policy.max_correlation:g})"
+            drop(worse, "correlation", correlation, policy.max_correlation, reason)
+
+    if not left:
+        raise VerdictError(
+            f"No feature is left after selection on {len(rows)} training rows: "
+            + "; ".join(f"{item.feature}: {item.reason}" for item in dropped)
+            + ". Check that the events before the index dates are loaded, or relax config/feature_selection.yaml."
+        )
+    return FeatureSelection(
+        rows=len(rows), kept=tuple(left), dropped=tuple(dropped), mutual_information=information
+    )
+
+
+def _mutual_information(values: pd.Series, label: pd.Series, bins: int) -> tuple[float, float]:
+    """Mutual information in nats and the p value of its G test."""
+    from scipy.stats import chi2
+
+    table = pd.crosstab(_levels(values, bins), label.astype("string").to_numpy()).to_numpy(dtype=float)
+    total = table.sum()
+    expected = table.sum(axis=1, keepdims=True) * table.sum(axis=0, keepdims=True) / total
+    with np.errstate(divide="ignore", invalid="ignore"):
+        terms = np.where(table > 0, table * np.log(table / expected), 0.0)
+    information = max(float(terms.sum() / total), 0.0)
+    freedom = (table.shape[0] - 1) * (table.shape[1] - 1)
+    return information, float(chi2.sf(2 * total * information, freedom)) if freedom else 1.0
+
+
+def _levels(values: pd.Series, bins: int) -> np.ndarray:
+    """Codes of quantile bins (numbers) or categories (text); -1 for null."""
+    if pd.api.types.is_numeric_dtype(values.dtype):
+        numbers = values.astype("Float64").to_numpy(dtype="float64", na_value=np.nan)
+        present = numbers[~np.isnan(numbers)]
+        edges = np.unique(np.quantile(present, np.linspace(0, 1, bins + 1)[1:-1])) if len(present) else []
+        return np.where(np.isnan(numbers), -1, np.searchsorted(edges, numbers, side="left"))
+    return pd.factorize(values)[0]
+
+
+def _correlated(frame: pd.DataFrame, limit: float) -> list[tuple[str, str, float]]:
+    """Pairs of numeric columns whose absolute rank correlation is above ``limit``, strongest first."""
+    numeric = [name for name in frame.columns if pd.api.types.is_numeric_dtype(frame[name].dtype)]
+    if len(numeric) < 2:
+        return []
+    matrix = frame[numeric].astype("Float64").astype("float64").corr(method="spearman").abs().to_numpy()
+    rows, columns = np.triu_indices(len(numeric), k=1)
+    found = [
+        (numeric[i], numeric[j], float(matrix[i, j]))
+        for i, j in zip(rows, columns, strict=True)
+        if matrix[i, j] > limit
+    ]
+    return sorted(found, key=lambda item: -item[2])

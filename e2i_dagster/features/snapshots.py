@@ -1,0 +1,261 @@
+"""For whom and for which days features are computed, and the Parquet files that Feast reads.
+
+A feature file is complete: it holds every snapshot of its view. Its name is the digest of its
+values, so a file is never changed, a source pinned to a path is pinned to a version, and the same
+values are not written twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict
+from upath import UPath
+
+from e2i_dagster.config.base import digest_of
+from e2i_dagster.config.feast_materialization import SnapshotPolicy
+from e2i_dagster.errors import InputError, UnavailableError
+from e2i_dagster.features.definitions import TIMESTAMP, VIEWS, view_named
+
+_SPINE = ("patient_id", "patient_journey_id", "hcp_id", "index_date")
+
+
+class FeatureFile(BaseModel):
+    """One immutable file: the rows of one view. ``oldest`` and ``newest`` are event timestamps."""
+
+    model_config = ConfigDict(frozen=True)
+
+    view: str
+    path: str
+    digest: str
+    rows: int
+    oldest: dt.datetime | None
+    newest: dt.datetime | None
+
+
+class FeatureFiles(BaseModel):
+    """One file for each view, together one version of a scope's features."""
+
+    model_config = ConfigDict(frozen=True)
+
+    files: tuple[FeatureFile, ...]
+
+    @property
+    def digest(self) -> str:
+        """Digest over views and digests of the files; paths do not matter."""
+        return digest_of(sorted((file.view, file.digest) for file in self.files))
+
+    @property
+    def rows(self) -> int:
+        """Rows of all files."""
+        return sum(file.rows for file in self.files)
+
+    def of(self, view: str) -> FeatureFile:
+        """The file of ``view``."""
+        for file in self.files:
+            if file.view == view:
+                return file
+        raise InputError(
+            f"There is no file of {view}; there are files of {', '.join(file.view for file in self.files)}."
+        )
+
+    def to_metadata(self) -> dict[str, Any]:
+        """Rows and digest of each view, and the digest over all."""
+        lines = ["| view | rows | from | to | digest |", "|---|---|---|---|---|"]
+        lines += [
+            f"| {file.view} | {file.rows:,} | {_day(file.oldest)} | {_day(file.newest)} | {file.digest} |"
+            for file in self.files
+        ]
+        return {"rows": self.rows, "digest": self.digest, "views_md": "\n".join(lines)}
+
+
+def spine(cohort: pd.DataFrame, tables: Mapping[str, pd.DataFrame], *, brand: str) -> pd.DataFrame:
+    """The cohort's patients with every key that the views are joined by.
+
+    Args:
+        cohort: patient_id, patient_journey_id, hcp_id (may be null), index_date; one row per patient.
+            ``label``, ``set`` and any other column are carried along.
+        tables: raw tables; ``patient_journeys`` gives the region.
+        brand: the scope's brand.
+
+    Returns:
+        ``cohort`` with ``brand`` and ``region`` (null where the patient's region is), in its order.
+
+    Raises:
+        InputError: a column is missing, a patient is repeated, an index date is null.
+    """
+    absent = [name for name in _SPINE if name not in cohort.columns]
+    if absent:
+        raise InputError(f"The cohort lacks {', '.join(absent)}; features need {', '.join(_SPINE)}.")
+    undated = int(cohort["index_date"].isna().sum())
+    if undated:
+        raise InputError(f"{undated} patients of the cohort have no index date; a cohort gives one to each.")
+    repeated = int(cohort["patient_id"].duplicated().sum())
+    if repeated:
+        raise InputError(
+            f"{repeated} rows of the cohort repeat a patient; expected one index journey per patient."
+        )
+    journeys = tables["patient_journeys"][["patient_journey_id", "geographic_region"]]
+    regions = journeys.drop_duplicates("patient_journey_id").set_index("patient_journey_id")
+    result = cohort.reset_index(drop=True)
+    result["brand"] = pd.Series(brand, index=result.index, dtype="string[pyarrow]")
+    found = result["patient_journey_id"].map(regions["geographic_region"])
+    result["region"] = found.astype("string[pyarrow]")
+    return result
+
+
+def snapshot_entities(
+    rows: pd.DataFrame,
+    tables: Mapping[str, pd.DataFrame],
+    *,
+    data_end: dt.date,
+    policy: SnapshotPolicy,
+) -> dict[str, pd.DataFrame]:
+    """Entities and days for which each view is computed.
+
+    Every view gets the day before each index date. Professionals and markets also get the last
+    month ends up to ``data_end`` (professionals: all of them). With ``scoring_patients_at:
+    data_end`` the patients whose ``set`` is ``scoring`` also get the last day of the data.
+
+    Args:
+        rows: the frame of :func:`spine`.
+        tables: raw tables; ``hcp_profiles`` lists the professionals.
+        data_end: last day of the data.
+        policy: which month ends, which day for scoring patients.
+
+    Returns:
+        Frames with keys and ``as_of`` by view name, for :func:`~e2i_dagster.features.compute.compute_views`.
+    """
+    last = pd.Timestamp(data_end)
+    patients = rows[["patient_id", "patient_journey_id"]].assign(as_of=_day_before(rows["index_date"]))
+    if policy.scoring_patients_at == "data_end":
+        if "set" not in rows.columns:
+            raise InputError("The cohort has no column set, which says who is to be scored.")
+        scoring = patients[(rows["set"] == "scoring").to_numpy()].assign(as_of=last)
+        patients = pd.concat([patients, scoring])
+    patients = patients.drop_duplicates(["patient_id", "as_of"]).reset_index(drop=True)
+
+    needed = rows.assign(as_of=_day_before(rows["index_date"]))
+    professionals = tables["hcp_profiles"][["hcp_id"]].dropna().drop_duplicates()
+    markets = rows[["brand", "region"]].dropna().drop_duplicates()
+    return {
+        "patient_features": patients,
+        "engagement_features": patients,
+        "trigger_features": patients,
+        "hcp_features": _with_month_ends(
+            needed[["hcp_id", "as_of"]], professionals, _month_ends(last, policy.hcp_month_ends)
+        ),
+        "market_features": _with_month_ends(
+            needed[["brand", "region", "as_of"]], markets, _month_ends(last, policy.market_month_ends)
+        ),
+    }
+
+
+def _day_before(days: pd.Series) -> pd.Series:
+    return pd.to_datetime(days).dt.normalize().astype("datetime64[us]") - pd.Timedelta(days=1).as_unit("us")
+
+
+def _month_ends(last: pd.Timestamp, count: int) -> pd.DatetimeIndex:
+    newest = last if last.is_month_end else last - pd.offsets.MonthEnd(1)
+    return pd.date_range(end=newest, periods=count, freq="ME")
+
+
+def _with_month_ends(needed: pd.DataFrame, keys: pd.DataFrame, days: pd.DatetimeIndex) -> pd.DataFrame:
+    ends = keys.merge(pd.DataFrame({"as_of": days.astype("datetime64[us]")}), how="cross")
+    return pd.concat([needed.dropna(), ends]).drop_duplicates().reset_index(drop=True)
+
+
+def write_views(frames: Mapping[str, pd.DataFrame], folder: Any) -> FeatureFiles:
+    """Write one Parquet file per view to ``folder/<view>/<digest>.parquet``.
+
+    A file that exists is not written again. Files are written aside and renamed.
+
+    Args:
+        frames: computed frames by view name; every view must be there.
+        folder: a path or address that ``universal-pathlib`` understands.
+
+    Raises:
+        InputError: a view is missing, a frame is not one of its view, a key and time is repeated.
+        UnavailableError: the folder cannot be written to.
+    """
+    from e2i_dagster.warehouse.digest import frame_digest
+
+    absent = [view.name for view in VIEWS if view.name not in frames]
+    if absent:
+        raise InputError(f"There is no frame of {', '.join(absent)}; every view is written together.")
+    root = UPath(folder)
+    files = []
+    for view in VIEWS:
+        frame = _checked(view.name, frames[view.name])
+        digest = frame_digest(frame)
+        target = root / view.name / f"{digest}.parquet"
+        if not target.exists():
+            _write_aside(frame, target)
+        stamps = frame[TIMESTAMP]
+        files.append(
+            FeatureFile(
+                view=view.name,
+                path=str(target),
+                digest=digest,
+                rows=len(frame),
+                oldest=None if frame.empty else stamps.min().to_pydatetime(),
+                newest=None if frame.empty else stamps.max().to_pydatetime(),
+            )
+        )
+    return FeatureFiles(files=tuple(files))
+
+
+def _checked(name: str, frame: pd.DataFrame) -> pd.DataFrame:
+    view = view_named(name)
+    expected = [*view.keys, TIMESTAMP, *view.feature_names]
+    if list(frame.columns) != expected:
+        raise InputError(
+            f"{name}: found the columns {', '.join(frame.columns)}; expected {', '.join(expected)}."
+        )
+    if str(frame[TIMESTAMP].dtype) != "datetime64[us, UTC]":
+        raise InputError(
+            f"{name}.{TIMESTAMP}: found {frame[TIMESTAMP].dtype}; expected datetime64[us, UTC], "
+            "because the point-in-time join compares microseconds."
+        )
+    repeated = int(frame.duplicated([*view.keys, TIMESTAMP]).sum())
+    if repeated:
+        raise InputError(f"{name}: {repeated} rows repeat the same keys and time; expected each once.")
+    return frame
+
+
+def _write_aside(frame: pd.DataFrame, target: UPath) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    view = view_named(target.parent.name)
+    types = {"int": pa.int64(), "float": pa.float64(), "string": pa.string()}
+    schema = pa.schema(
+        [
+            *((key, pa.string()) for key in view.keys),
+            (TIMESTAMP, pa.timestamp("us", tz="UTC")),
+            *((feature.name, types[feature.dtype]) for feature in view.features),
+        ]
+    )
+    table = pa.Table.from_pandas(frame, schema=schema, preserve_index=False)
+    aside = target.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("wb") as stream:
+            pq.write_table(table, stream)
+        aside.rename(target)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise UnavailableError(
+            f"The feature files cannot be written to {target.parent} ({error.strerror or error}). "
+            "Free space or correct the permissions of the lake, then run again; nothing was changed."
+        ) from error
+
+
+def _day(stamp: dt.datetime | None) -> str:
+    return "" if stamp is None else stamp.date().isoformat()

@@ -1,0 +1,728 @@
+"""The feature store of one scope: Feast's registry, point-in-time joins and online values.
+
+One Feast project per scope. Each applied view is pinned to the path of one immutable file. The
+registry is a database of its own on the warehouse's server, or a file when no server is given. The
+online store is a SQLite file per version of the feature files, filled beside the one in use and
+switched to by renaming a small state file: a reader sees the old version or the new one, whole.
+With a Redis address the values are there instead, for services on other machines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import fcntl
+import io
+import json
+import os
+import sqlite3
+import sys
+import threading
+import time
+import uuid
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pandas as pd
+import sqlalchemy as sa
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.exc import OperationalError
+
+from e2i_dagster.config.environment import config_folder, state_folder
+from e2i_dagster.config.feast_materialization import FeastMaterializationPolicy
+from e2i_dagster.errors import ConfigError, InputError, UnavailableError, VerdictError
+from e2i_dagster.features.compute import conform_features
+from e2i_dagster.features.definitions import (
+    ENTITIES,
+    TIMESTAMP,
+    VIEWS,
+    FeatureViewDefinition,
+    feature_names,
+)
+from e2i_dagster.features.snapshots import FeatureFiles
+
+if TYPE_CHECKING:
+    import feast
+
+Mode = Literal["full", "incremental"]
+
+#: Database of Feast's own tables on the warehouse's server.
+REGISTRY_DATABASE = "e2i_feast"
+
+_LOOKUP_ROWS = 5_000  # SQLite accepts 32,766 variables in a statement
+_KEPT_ONLINE_VERSIONS = 2  # the one in use and the one before, which a reader may just be opening
+_import_lock = threading.Lock()
+
+
+class StoreSettings(BaseModel):
+    """Where the feature store of one scope keeps its state.
+
+    Attributes:
+        project: name of the Feast project: the scope.
+        folder: folder of the project below the state folder.
+        registry_url: SQLAlchemy address of the database for the registry, or None for a file in ``folder``.
+        redis: Redis address in Feast's form (``host:port,password=...``), or None for SQLite.
+        write_batch_size: rows written to the online store at a time.
+        lock_timeout_seconds: how long to wait for another process that applies or materializes.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    project: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$")
+    folder: Path
+    registry_url: str | None = Field(default=None, repr=False)
+    redis: str | None = Field(default=None, repr=False)
+    write_batch_size: int = Field(default=10_000, gt=0)
+    lock_timeout_seconds: float = Field(default=300, gt=0)
+
+
+class ViewMaterialization(BaseModel):
+    """One view written to the online store.
+
+    ``start`` and ``end`` bound the event timestamps that were read; ``rows`` is the number of
+    entities with a row between them; ``online_entities`` is the number of entities that the online
+    store then had (None: the store cannot be counted).
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    view: str
+    mode: Mode
+    start: dt.datetime
+    end: dt.datetime
+    started_at: dt.datetime
+    completed_at: dt.datetime
+    rows: int
+    online_entities: int | None
+
+    @property
+    def seconds(self) -> float:
+        """Duration of the write."""
+        return (self.completed_at - self.started_at).total_seconds()
+
+
+class MaterializationReport(BaseModel):
+    """What is online: the version of the files and when each view was written."""
+
+    model_config = ConfigDict(frozen=True)
+
+    project: str
+    files: FeatureFiles
+    online: str
+    views: tuple[ViewMaterialization, ...]
+
+    @property
+    def end(self) -> dt.datetime:
+        """Event time up to which rows are online."""
+        return max(view.end for view in self.views)
+
+    @property
+    def completed(self) -> dict[str, dt.datetime]:
+        """When each view was last written."""
+        return {view.view: view.completed_at for view in self.views}
+
+    def to_metadata(self) -> dict[str, Any]:
+        """Entities and seconds for each view."""
+        lines = ["| view | mode | entities written | entities online | seconds |", "|---|---|---|---|---|"]
+        lines += [
+            f"| {view.view} | {view.mode} | {view.rows:,} | "
+            f"{'' if view.online_entities is None else format(view.online_entities, ',')} | {view.seconds:.2f} |"
+            for view in self.views
+        ]
+        return {
+            "project": self.project,
+            "digest": self.files.digest,
+            "entities_written": sum(view.rows for view in self.views),
+            "seconds": round(sum(view.seconds for view in self.views), 3),
+            "online_up_to": self.end.isoformat(),
+            "views_md": "\n".join(lines),
+        }
+
+
+class ParityReport(BaseModel):
+    """Online against offline values of the same entities at the same time, cell by cell."""
+
+    model_config = ConfigDict(frozen=True)
+
+    at: dt.datetime
+    entities: int
+    cells: int
+    mismatches: dict[str, int]
+
+    @property
+    def passed(self) -> bool:
+        """True if cells were compared and all were equal."""
+        return self.cells > 0 and not self.mismatches
+
+    def to_metadata(self) -> dict[str, Any]:
+        """Counts, and the features that differ."""
+        return {
+            "at": self.at.isoformat(),
+            "entities": self.entities,
+            "cells": self.cells,
+            "mismatches": sum(self.mismatches.values()),
+            "features_that_differ": ", ".join(f"{name} ({n})" for name, n in sorted(self.mismatches.items())),
+        }
+
+
+class ScopeStore:
+    """Applies, joins, materializes and looks up the features of one scope."""
+
+    def __init__(self, settings: StoreSettings) -> None:
+        self.settings = settings
+        self._stores: dict[str, feast.FeatureStore] = {}
+
+    def close(self) -> None:
+        """Let go of the registry's connections."""
+        for store in self._stores.values():
+            for name in ("write_engine", "read_engine"):
+                engine = getattr(store.registry, name, None)
+                if isinstance(engine, sa.Engine):
+                    engine.dispose()
+        self._stores.clear()
+
+    def __enter__(self) -> ScopeStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def apply(self, files: FeatureFiles) -> FeatureFiles:
+        """Register the views on ``files``; later joins read these files and no other.
+
+        Raises:
+            UnavailableError: another process holds the store, or the registry cannot be reached.
+        """
+        with self._exclusive():
+            self._apply(files)
+        return files
+
+    def materialize(
+        self, files: FeatureFiles, *, mode: Mode = "full", end: dt.datetime | None = None
+    ) -> MaterializationReport:
+        """Write each entity's newest values up to ``end`` to the online store and switch to them.
+
+        ``incremental`` writes only rows stamped after the last materialization if the same version
+        of the files is online; a new version is always written in full, because any of its rows may
+        differ. Values that were online stay so until the switch.
+
+        Args:
+            files: an applied version.
+            mode: see above.
+            end: event time up to which rows are read; the newest stamp of the files by default.
+
+        Raises:
+            UnavailableError: ``files`` are not what is applied, or another process holds the store.
+            InputError: the files have no rows, or none up to ``end``.
+        """
+        stamps = [(file.oldest, file.newest) for file in files.files if file.oldest and file.newest]
+        if not stamps:
+            raise InputError("The feature files have no rows, so there is nothing to put online.")
+        oldest = min(oldest for oldest, _ in stamps)
+        until = end or max(newest for _, newest in stamps)
+        if until < oldest:
+            raise InputError(
+                f"end: found {until.isoformat()}; the oldest feature row is of {oldest.isoformat()}."
+            )
+        with self._exclusive():
+            store = self._store(files)
+            self._require_applied(store, files)
+            if self.settings.redis is None and not self._online_file(files).exists():
+                self._apply(files)  # the registry outlives a state folder that was removed
+            before = self.current()
+            same = before is not None and before.files.digest == files.digest
+            done: dict[str, ViewMaterialization] = {}
+            for view in VIEWS:
+                start, how = oldest, "full"
+                if mode == "incremental" and same and before is not None:
+                    last = next(item for item in before.views if item.view == view.name)
+                    start, how = last.end + dt.timedelta(microseconds=1), "incremental"
+                done[view.name] = self._materialize_view(view, files, how, (start, until))
+            report = MaterializationReport(
+                project=self.settings.project,
+                files=files,
+                online="redis" if self.settings.redis else str(self._online_file(files)),
+                views=tuple(done.values()),
+            )
+            self._switch(report)
+        return report
+
+    def current(self) -> MaterializationReport | None:
+        """What is online, or None before the first materialization."""
+        try:
+            text = (self.settings.folder / "online.json").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        return MaterializationReport.model_validate_json(text)
+
+    def training_frame(self, rows: pd.DataFrame, files: FeatureFiles) -> pd.DataFrame:
+        """Values of every feature one microsecond before each index date, by Feast's point-in-time join.
+
+        Args:
+            rows: the frame of :func:`~e2i_dagster.features.snapshots.spine` (all of it, or the
+                labelled or the scoring patients).
+            files: the version to read, which must be applied.
+
+        Returns:
+            patient_id, patient_journey_id, index_date, ``label`` if ``rows`` has it, and all features;
+            one row for each row of ``rows``, in its order. Patients without history have nulls.
+
+        Raises:
+            InputError: a key column is missing.
+            UnavailableError: another version is applied.
+            VerdictError: the join lost or repeated patients.
+        """
+        index_dates = pd.to_datetime(rows["index_date"]).dt.normalize()
+        joined = self._offline(
+            rows,
+            index_dates.dt.tz_localize("UTC").astype("datetime64[us, UTC]")
+            - pd.Timedelta(microseconds=1).as_unit("us"),
+            files,
+            VIEWS,
+        )
+        kept = ["patient_id", "patient_journey_id", "index_date", *(["label"] if "label" in rows else [])]
+        return pd.concat([rows[kept].reset_index(drop=True), joined], axis=1)
+
+    def online(
+        self, entities: pd.DataFrame, views: Sequence[FeatureViewDefinition] | None = None
+    ) -> pd.DataFrame:
+        """Online values for each row of ``entities``.
+
+        Args:
+            entities: keys as columns, such as ``patient_id`` alone. A key that is null or unknown
+                gives nulls.
+            views: views to read; by default all whose keys ``entities`` has.
+
+        Returns:
+            The keys and the features of those views, in the order of ``entities``.
+
+        Raises:
+            InputError: the keys of no view, or of an asked view, are there.
+            UnavailableError: nothing was materialized yet.
+        """
+        asked = tuple(views) if views is not None else _views_with_keys(entities)
+        keys = list(dict.fromkeys(key for view in asked for key in view.keys))
+        absent = [key for key in keys if key not in entities.columns]
+        if absent or not asked:
+            raise InputError(
+                f"Online values: found the keys {', '.join(entities.columns) or 'none'}; expected "
+                f"{', '.join(absent) or 'at least one of ' + ', '.join(ENTITIES)}."
+            )
+        state = self._materialized()
+        store = self._store(state.files)
+        references = [f"{view.name}:{name}" for view in asked for name in view.feature_names]
+        # Feast accepts no null key; no entity has the empty text as its key.
+        text = entities[keys].astype("string[pyarrow]").fillna("").reset_index(drop=True)
+        found = [text.iloc[:0].reindex(columns=feature_names(asked))]
+        for first in range(0, len(text), _LOOKUP_ROWS):
+            part = text.iloc[first : first + _LOOKUP_ROWS]
+            answer = store.get_online_features(
+                features=references, entity_rows={key: part[key].tolist() for key in keys}
+            )
+            found.append(pd.DataFrame(answer.to_dict())[list(feature_names(asked))].astype(object))
+        values = pd.concat(found[1:] or found, ignore_index=True)
+        values = conform_features(values.where(values.notna(), None), asked)
+        return pd.concat([entities[keys].reset_index(drop=True), values], axis=1)
+
+    def online_equals_offline(self, entities: pd.DataFrame) -> ParityReport:
+        """Compare online values with a point-in-time join at the time up to which rows are online.
+
+        Args:
+            entities: keys as columns; the views whose keys are there are compared. Rows that repeat
+                a key are compared once.
+
+        Raises:
+            UnavailableError: nothing was materialized yet, or another version was applied since.
+        """
+        state = self._materialized()
+        asked = _views_with_keys(entities)
+        keys = list(dict.fromkeys(key for view in asked for key in view.keys))
+        rows = entities[keys].drop_duplicates().reset_index(drop=True)
+        online = self.online(rows, asked)
+        stamp = pd.Series(pd.Timestamp(state.end), index=rows.index).astype("datetime64[us, UTC]")
+        offline = self._offline(rows, stamp, state.files, asked)
+        mismatches = {}
+        for name in feature_names(asked):
+            left, right = online[name], offline[name]
+            equal = (left == right).fillna(False).astype(bool) | (left.isna() & right.isna())
+            if not equal.all():
+                mismatches[name] = int((~equal).sum())
+        return ParityReport(
+            at=state.end,
+            entities=len(rows),
+            cells=len(rows) * len(feature_names(asked)),
+            mismatches=mismatches,
+        )
+
+    # Below: how it is done.
+
+    def _materialized(self) -> MaterializationReport:
+        state = self.current()
+        if state is None:
+            raise UnavailableError(
+                f"No features of {self.settings.project} are online. Materialize online_features first."
+            )
+        return state
+
+    def _offline(
+        self,
+        rows: pd.DataFrame,
+        stamps: pd.Series,
+        files: FeatureFiles,
+        views: Sequence[FeatureViewDefinition],
+    ) -> pd.DataFrame:
+        keys = list(dict.fromkeys(key for view in views for key in view.keys))
+        absent = [key for key in keys if key not in rows.columns]
+        if absent:
+            raise InputError(f"The rows to join lack the keys {', '.join(absent)}; make them with spine().")
+        names = list(feature_names(views))
+        store = self._store(files)
+        self._require_applied(store, files)
+        if rows.empty:
+            return conform_features(pd.DataFrame(columns=names, dtype=object), tuple(views))
+        entity_rows = rows[keys].astype("string[pyarrow]").reset_index(drop=True)
+        entity_rows["row"] = range(len(rows))
+        entity_rows[TIMESTAMP] = stamps.reset_index(drop=True)
+        with _quiet():
+            joined = store.get_historical_features(
+                entity_df=entity_rows,
+                features=[f"{view.name}:{name}" for view in views for name in view.feature_names],
+            ).to_arrow()
+        frame = joined.select(["row", *names]).to_pandas(integer_object_nulls=True).sort_values("row")
+        if frame["row"].tolist() != list(range(len(rows))):
+            raise VerdictError(
+                f"The point-in-time join returned {len(frame)} rows for {len(rows)} entities; expected each "
+                "entity once. Do not train on this; report the versions of feast and duckdb."
+            )
+        return conform_features(frame[names].reset_index(drop=True), tuple(views))
+
+    def _apply(self, files: FeatureFiles) -> None:
+        self.settings.folder.mkdir(parents=True, exist_ok=True)
+        self._forget(files)
+        with _quiet():
+            self._store(files).apply(feast_objects(self.settings.project, files))
+        _write_text(self.settings.folder / "files.json", files.model_dump_json())
+
+    def _materialize_view(
+        self,
+        view: FeatureViewDefinition,
+        files: FeatureFiles,
+        mode: Mode,
+        between: tuple[dt.datetime, dt.datetime],
+    ) -> ViewMaterialization:
+        start, end = between
+        started = dt.datetime.now(dt.UTC)
+        rows = 0
+        if start <= end:
+            stamped = pd.read_parquet(files.of(view.name).path, columns=[*view.keys, TIMESTAMP])
+            within = stamped[stamped[TIMESTAMP].between(start, end)]
+            rows = len(within.drop_duplicates(list(view.keys)))
+        if rows:
+            with _quiet():
+                self._store(files).materialize(start_date=start, end_date=end, feature_views=[view.name])
+        return ViewMaterialization(
+            view=view.name,
+            mode=mode,
+            start=min(start, end),
+            end=end,
+            started_at=started,
+            completed_at=dt.datetime.now(dt.UTC),
+            rows=rows,
+            online_entities=self._count_online(files, view),
+        )
+
+    def _count_online(self, files: FeatureFiles, view: FeatureViewDefinition) -> int | None:
+        if self.settings.redis:
+            return None
+        table = f"{self.settings.project}_{view.name}".replace('"', '""')
+        with contextlib.closing(sqlite3.connect(self._online_file(files))) as connection:
+            return int(connection.execute(f'SELECT count(DISTINCT entity_key) FROM "{table}"').fetchone()[0])
+
+    def _switch(self, report: MaterializationReport) -> None:
+        _write_text(self.settings.folder / "online.json", report.model_dump_json())
+        versions = sorted(
+            self.settings.folder.glob("online-*.db"), key=lambda path: path.stat().st_mtime, reverse=True
+        )
+        current = Path(report.online)
+        others = [path for path in versions if path != current]
+        for path in others[_KEPT_ONLINE_VERSIONS - 1 :]:
+            path.unlink(missing_ok=True)
+
+    def _online_file(self, files: FeatureFiles) -> Path:
+        return self.settings.folder / f"online-{files.digest}.db"
+
+    def _store(self, files: FeatureFiles) -> feast.FeatureStore:
+        if files.digest not in self._stores:
+            load_feast()
+            from feast import FeatureStore
+
+            self._stores[files.digest] = FeatureStore(config=repo_config(self.settings, files))
+        return self._stores[files.digest]
+
+    def _forget(self, files: FeatureFiles) -> None:
+        """Drop cached stores of other versions: their cached registries are out of date."""
+        for digest in [digest for digest in self._stores if digest != files.digest]:
+            del self._stores[digest]
+
+    def _require_applied(self, store: feast.FeatureStore, files: FeatureFiles) -> None:
+        from feast.errors import FeastObjectNotFoundException
+
+        store.refresh_registry()
+        try:
+            applied = {view.name: _path_of(view) for view in store.list_feature_views()}
+        except FeastObjectNotFoundException:
+            applied = {}
+        differing = [file.view for file in files.files if applied.get(file.view) != file.path]
+        if differing:
+            raise UnavailableError(
+                f"{self.settings.project}: the applied version of {', '.join(differing)} is not the asked one "
+                f"({files.digest}). Apply it first (materialize feature_views)."
+            )
+
+    @contextlib.contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """One process at a time per project: on this machine by a file lock, on all by the server."""
+        with contextlib.ExitStack() as stack:
+            self.settings.folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_file_lock(self.settings.folder / ".lock", self.settings))
+            if _is_postgresql(self.settings.registry_url):
+                stack.enter_context(_server_lock(self.settings))
+            yield
+
+
+def settings_for(scope: str, *, registry_url: str | None = None, redis: str | None = None) -> StoreSettings:
+    """Settings of ``scope`` from state folder, environment and ``feast_materialization.yaml``.
+
+    Args:
+        scope: name of the scope.
+        registry_url: address of the database for the registry, or None for a registry file.
+        redis: Redis address; ``E2I_FEAST_REDIS`` if None.
+    """
+    policy = FeastMaterializationPolicy.load(config_folder())
+    return StoreSettings(
+        project=scope,
+        folder=state_folder() / "feast" / scope,
+        registry_url=registry_url,
+        redis=redis or os.environ.get("E2I_FEAST_REDIS") or None,
+        write_batch_size=policy.online_write_batch_size,
+    )
+
+
+def load_feast() -> None:
+    """Import Feast without the run-time type checks that it compiles at import (6 s become 1 s).
+
+    Feast decorates its classes with ``typeguard.typechecked``, which rewrites each of them. The
+    decorator does nothing while this import runs and is itself again afterwards.
+    """
+    with _import_lock:
+        if "feast" in sys.modules:
+            return
+        import typeguard
+
+        checked = typeguard.typechecked
+
+        def unchecked(target: Any = None, **_: Any) -> Any:
+            return target if target is not None else (lambda decorated: decorated)
+
+        with warnings.catch_warnings():  # Feast adds a filter for all deprecation warnings
+            typeguard.typechecked = unchecked
+            try:
+                import feast  # noqa: F401
+            finally:
+                typeguard.typechecked = checked
+
+
+def repo_config(settings: StoreSettings, files: FeatureFiles) -> Any:
+    """Feast's configuration (``feast.RepoConfig``) of the project with ``files`` online.
+
+    Raises:
+        ConfigError: the Redis client is not installed.
+    """
+    load_feast()
+    from feast import RepoConfig
+
+    return RepoConfig(
+        project=settings.project,
+        provider="local",
+        registry=_registry(settings),
+        offline_store={"type": "duckdb"},
+        online_store=_online_store(settings, files),
+        entity_key_serialization_version=3,
+        materialization={"online_write_batch_size": settings.write_batch_size},
+    )
+
+
+def repo_environment(settings: StoreSettings, files: FeatureFiles) -> dict[str, str]:
+    """Environment variables with which ``feast -c feature_repo ...`` sees this project.
+
+    The values may hold a password; hand them to a process, never to a log.
+    """
+    return {
+        "E2I_FEAST_PROJECT": settings.project,
+        "E2I_FEAST_REGISTRY": json.dumps(_registry(settings)),
+        "E2I_FEAST_ONLINE": json.dumps(_online_store(settings, files)),
+        "E2I_FEAST_FILES": str(settings.folder / "files.json"),
+    }
+
+
+def feast_objects(project: str, files: FeatureFiles) -> list[Any]:
+    """Entities, sources, views and the scope's feature service, from the declared views.
+
+    Feature views have no time to live: Feast would turn old values into nulls without a word. How
+    old values are is the freshness check's question.
+    """
+    load_feast()
+    from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
+    from feast.data_format import ParquetFormat
+    from feast.types import Float64, Int64, String
+
+    types = {"int": Int64, "float": Float64, "string": String}
+    entities = {
+        name: Entity(name=name, join_keys=[name], value_type=ValueType.STRING, description=meaning)
+        for name, meaning in ENTITIES.items()
+    }
+    sources, views = [], []
+    for view in VIEWS:
+        file = files.of(view.name)
+        source = FileSource(
+            name=f"{view.name}_source",
+            path=file.path,
+            file_format=ParquetFormat(),
+            timestamp_field=TIMESTAMP,
+            description=view.meaning,
+        )
+        sources.append(source)
+        views.append(
+            FeatureView(
+                name=view.name,
+                entities=[entities[key] for key in view.keys],
+                ttl=dt.timedelta(0),
+                schema=[Field(name=key, dtype=String) for key in view.keys]
+                + [
+                    Field(name=feature.name, dtype=types[feature.dtype], description=feature.meaning)
+                    for feature in view.features
+                ],
+                source=source,
+                online=True,
+                description=view.meaning,
+                tags={"digest": file.digest},
+            )
+        )
+    service = FeatureService(name=project, features=views, tags={"digest": files.digest})
+    return [*entities.values(), *sources, *views, service]
+
+
+def _views_with_keys(entities: pd.DataFrame) -> tuple[FeatureViewDefinition, ...]:
+    return tuple(view for view in VIEWS if set(view.keys) <= set(entities.columns))
+
+
+def _path_of(view: Any) -> str | None:
+    return getattr(view.batch_source, "path", None)
+
+
+def _registry(settings: StoreSettings) -> dict[str, Any]:
+    # A lifetime of 0 means that the cache is loaded once and again on refresh_registry().
+    if settings.registry_url is None:
+        return {
+            "registry_type": "file",
+            "path": str(settings.folder / "registry.db"),
+            "cache_ttl_seconds": 0,
+        }
+    return {
+        "registry_type": "sql",
+        "path": settings.registry_url,
+        "cache_ttl_seconds": 0,
+        "serve_features_while_materializing": True,
+    }
+
+
+def _online_store(settings: StoreSettings, files: FeatureFiles) -> dict[str, Any]:
+    if settings.redis is None:
+        return {"type": "sqlite", "path": str(settings.folder / f"online-{files.digest}.db")}
+    import importlib.util
+
+    if importlib.util.find_spec("redis") is None:
+        raise ConfigError(
+            "Online features in Redis need the Python package redis, which is not installed. "
+            "Install feast[redis], or unset the Redis address to keep them in a local file."
+        )
+    return {"type": "redis", "connection_string": settings.redis}
+
+
+def _is_postgresql(url: str | None) -> bool:
+    return url is not None and sa.make_url(url).get_backend_name() == "postgresql"
+
+
+@contextlib.contextmanager
+def _file_lock(path: Path, settings: StoreSettings) -> Iterator[None]:
+    deadline = time.monotonic() + settings.lock_timeout_seconds
+    with path.open("w") as handle:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise UnavailableError(_busy(settings)) from None
+                time.sleep(0.05)
+        yield
+
+
+@contextlib.contextmanager
+def _server_lock(settings: StoreSettings) -> Iterator[None]:
+    """An advisory lock of the server; it ends with the connection, also when the process is killed."""
+    assert settings.registry_url is not None
+    server = sa.create_engine(settings.registry_url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+    lock = {"name": f"e2i feature store {settings.project}"}
+    with server.connect() as connection:
+        connection.execute(
+            sa.text("SELECT set_config('lock_timeout', :limit, false)"),
+            {"limit": f"{int(settings.lock_timeout_seconds * 1000)}ms"},
+        )
+        try:
+            connection.execute(sa.text("SELECT pg_advisory_lock(hashtextextended(:name, 0))"), lock)
+        except OperationalError:
+            raise UnavailableError(_busy(settings)) from None
+        yield
+
+
+def _busy(settings: StoreSettings) -> str:
+    return (
+        f"Another process has been applying or materializing {settings.project} for more than "
+        f"{settings.lock_timeout_seconds:g} s. Wait for it to end, then run again."
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Feast prints progress to the terminal; our reports say what was done."""
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore", DeprecationWarning)  # of ibis about duckdb
+        yield
+
+
+def _write_text(path: Path, text: str) -> None:
+    aside = path.with_name(f".{uuid.uuid4().hex}.part")
+    aside.write_text(text, encoding="utf-8")
+    aside.rename(path)
+
+
+__all__ = [
+    "REGISTRY_DATABASE",
+    "MaterializationReport",
+    "ParityReport",
+    "ScopeStore",
+    "StoreSettings",
+    "ViewMaterialization",
+    "feast_objects",
+    "load_feast",
+    "repo_config",
+    "repo_environment",
+    "settings_for",
+]
