@@ -72,9 +72,16 @@ def state() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def template(state: Path) -> str:
     """Name of a migrated, empty warehouse on the session's server, to be cloned."""
+    import psycopg
+
     from e2i_dagster.warehouse.connection import scratch_database
     from e2i_dagster.warehouse.schema import migrate
+    from e2i_dagster.warehouse.server import _conninfo, ensure_server
 
+    # A session's data need not survive a power cut.
+    with psycopg.connect(_conninfo(ensure_server(), "postgres"), autocommit=True) as admin:
+        admin.execute("ALTER SYSTEM SET fsync = off")
+        admin.execute("SELECT pg_reload_conf()")
     name = "e2i_template"
     migrate(scratch_database(name))
     return name
@@ -86,7 +93,7 @@ def _clone(template: str) -> tuple[str, str]:
 
     name = f"e2i_{secrets.token_hex(6)}"
     with connection._admin(connection._url("owner", DATABASE)) as admin:
-        admin.exec_driver_sql(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
+        admin.exec_driver_sql(f"CREATE DATABASE {name} TEMPLATE {template}")
     return name, connection._text(connection._url("owner", name))
 
 

@@ -126,7 +126,7 @@ def extra_frame(clinical: pd.DataFrame) -> pd.DataFrame:
     if "extra" not in clinical.columns:
         return pd.DataFrame(index=clinical.index)
     rows = [_mapping(value) for value in clinical["extra"]]
-    unpacked = pd.DataFrame.from_records(rows, index=clinical.index).convert_dtypes()
+    unpacked = pd.DataFrame(rows, index=clinical.index).convert_dtypes()
     return unpacked[sorted(unpacked.columns)]
 
 

@@ -125,12 +125,7 @@ def latest(bind: Bind, asset: str, partition: str | None = None) -> DataVersion 
 def current(bind: Bind, asset: str) -> dict[str | None, DataVersion]:
     """The current version of each partition of ``asset``, sorted by partition."""
     table = ml_data_versions
-    query = (
-        sa.select(table)
-        .distinct(table.c.partition)
-        .where(table.c.asset == asset)
-        .order_by(table.c.partition, table.c.version_id.desc())
-    )
+    query = sa.select(table).where(table.c.version_id.in_(_newest([asset]))).order_by(table.c.partition)
     with _connection(bind) as connection:
         found = [_version(row) for row in connection.execute(query)]
     return {version.partition: version for version in found}
@@ -166,6 +161,16 @@ def find_by_fingerprint(
     with _connection(bind) as connection:
         row = connection.execute(query).one_or_none()
     return None if row is None else _version(row)
+
+
+def _newest(assets: Sequence[str]) -> sa.Select[tuple[int]]:
+    """Keys of the current version of each partition of ``assets``."""
+    table = ml_data_versions
+    return (
+        sa.select(sa.func.max(table.c.version_id))
+        .where(table.c.asset.in_(list(assets)))
+        .group_by(table.c.asset, table.c.partition)
+    )
 
 
 def _version(row: sa.Row[Any]) -> DataVersion:
@@ -209,9 +214,8 @@ def current_snapshot(bind: Bind, assets: Sequence[str]) -> Snapshot:
     table = ml_data_versions
     query = (
         sa.select(table.c.asset, table.c.partition, table.c.digest, table.c.rows)
-        .distinct(table.c.asset, table.c.partition)
-        .where(table.c.asset.in_(list(assets)))
-        .order_by(table.c.asset, table.c.partition, table.c.version_id.desc())
+        .where(table.c.version_id.in_(_newest(assets)))
+        .order_by(table.c.asset, table.c.partition)
     )
     with _connection(bind) as connection:
         rows = connection.execute(query).all()

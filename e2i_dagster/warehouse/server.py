@@ -26,6 +26,7 @@ import importlib.util
 import json
 import os
 import pwd
+import re
 import secrets
 import shutil
 import socket
@@ -516,7 +517,7 @@ def _start(server: Server) -> None:
         # Processes of a killed server may need a moment to notice and let go of its memory.
         if "pre-existing shared memory block" not in said or time.monotonic() > deadline:
             raise UnavailableError(
-                f"The embedded PostgreSQL server did not start: {_reason(said)} Its log is {server.log}. "
+                f"The embedded PostgreSQL server in {server.home} did not start: {_reason(said)} "
                 "Correct that and try again, or set E2I_DATABASE_URL to another PostgreSQL server."
             )
         time.sleep(0.5)
@@ -558,15 +559,16 @@ def _stop(server: Server) -> None:
 
 
 def _reason(output: str) -> str:
-    """The line of ``output`` that says why; a full disk and missing rights in plain words."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    marked = [
-        line for line in lines if any(word in line for word in ("FATAL", "PANIC", "error:", "could not"))
-    ]
-    if any("No space left" in line for line in lines):
+    """The lines of ``output`` that say why, without their times; a full disk in plain words."""
+    if "No space left" in output:
         return "the disk is full."
-    line = (marked or lines or ["no message"])[0]
-    return line if line.endswith(".") else line + "."
+    lines = [re.sub(r"^[\d:. -]+UTC \[\d+\] ", "", line.strip()) for line in output.splitlines()]
+    telling = [line for line in lines if any(word in line for word in _TELLING)]
+    said = "; ".join(dict.fromkeys((telling or [line for line in lines if line] or ["no message"])[:3]))
+    return said if said.endswith(".") else said + "."
+
+
+_TELLING = ("FATAL", "PANIC", "error:", "could not", "invalid", "must be")
 
 
 def _pid(data: Path) -> int | None:
