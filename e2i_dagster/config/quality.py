@@ -1,0 +1,290 @@
+"""``config/quality.yaml`` and ``config/expectations/*.yaml``: what data must satisfy to be used."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, field_validator, model_validator
+
+from e2i_dagster.config.base import PolicyModel, _line_of, read_yaml
+from e2i_dagster.config.environment import config_folder
+from e2i_dagster.config.vocabulary import VocabularyPolicy, load_vocabulary
+from e2i_dagster.errors import ConfigError
+
+Severity = Literal["fatal", "convention", "characterization"]
+Dimension = Literal["completeness", "validity", "consistency", "uniqueness", "timeliness"]
+DIMENSIONS: tuple[Dimension, ...] = ("completeness", "validity", "consistency", "uniqueness", "timeliness")
+SchemaKind = Literal[
+    "required_column",
+    "expected_column",
+    "type",
+    "not_null",
+    "unique_key",
+    "finite",
+    "range",
+    "vocabulary",
+    "order",
+    "key_format",
+]
+
+
+class TableSettings(PolicyModel):
+    """What is expected of one raw table beyond its description.
+
+    ``expected`` columns are those whose cells completeness counts; ``ordered`` lists pairs
+    (earlier or smaller, later or larger) of columns of one type.
+    """
+
+    expected: tuple[str, ...] = Field(min_length=1)
+    ordered: tuple[tuple[str, str], ...] = ()
+
+
+class Indication(PolicyModel):
+    """Diagnosis codes that make the columns of a cohort applicable: a code and what lies below it."""
+
+    codes: tuple[str, ...] = Field(min_length=1)
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """Codes as they are compared: upper case, without dots."""
+        return tuple(code.replace(".", "").upper() for code in self.codes)
+
+
+class LeakageSettings(PolicyModel):
+    """Limits of the leakage audit."""
+
+    max_correlation: float = Field(gt=0, le=1)
+    max_auc: float = Field(gt=0.5, le=1)
+    warn_auc: float = Field(gt=0.5, le=1)
+    min_rows: int = Field(ge=10)
+
+
+class QualitySettings(PolicyModel):
+    """All of ``config/quality.yaml``."""
+
+    weights: dict[Dimension, float]
+    floors: dict[Dimension, float]
+    warn_below: dict[Dimension, float]
+    overall: float = Field(ge=0, le=1)
+    max_age_days: int = Field(ge=1)
+    min_pass_rate: float = Field(gt=0, le=1)
+    severities: dict[SchemaKind, Severity]
+    indications: dict[str, Indication]
+    tables: dict[str, TableSettings]
+    leakage: LeakageSettings
+
+    @field_validator("weights")
+    @classmethod
+    def _sum_to_one(cls, weights: dict[Dimension, float]) -> dict[Dimension, float]:
+        missing = sorted(set(DIMENSIONS) - set(weights))
+        if missing:
+            raise ValueError(f"weights lack {', '.join(missing)}")
+        if min(weights.values()) < 0 or abs(sum(weights.values()) - 1) > 1e-9:
+            raise ValueError("weights must not be negative and must add up to 1")
+        return weights
+
+    @field_validator("severities")
+    @classmethod
+    def _every_kind(cls, severities: dict[SchemaKind, Severity]) -> dict[SchemaKind, Severity]:
+        missing = sorted(set(SchemaKind.__args__) - set(severities))
+        if missing:
+            raise ValueError(f"severities lack {', '.join(missing)}")
+        return severities
+
+
+Expect = Literal["row_count", "not_null", "in_set", "between", "unique", "matches", "not_before"]
+_NEEDS: Mapping[str, tuple[str, ...]] = {
+    "row_count": ("min",),
+    "not_null": ("column",),
+    "in_set": ("column",),
+    "between": ("column",),
+    "unique": ("column",),
+    "matches": ("column", "pattern"),
+    "not_before": ("column", "other"),
+}
+
+
+class ExpectationSpec(PolicyModel):
+    """One expectation of a suite.
+
+    Attributes:
+        expect: ``row_count`` (at least ``min``), ``not_null``, ``in_set`` (``values`` or a
+            ``vocabulary``), ``between`` (``min``, ``max``), ``unique``, ``matches`` (``pattern``),
+            ``not_before`` (``column`` is not before ``other``).
+        mostly: share of rows with a value that must satisfy it.
+        critical: a failure blocks the partition; otherwise it lowers the pass rate.
+        because: why it is expected, shown with a failure.
+    """
+
+    expect: Expect
+    because: str
+    column: str | None = None
+    other: str | None = None
+    min: float | None = None
+    max: float | None = None
+    values: tuple[str | int | float | bool, ...] = ()
+    vocabulary: str | None = None
+    pattern: str | None = None
+    mostly: float = Field(default=1.0, gt=0, le=1)
+    critical: bool = False
+
+    @model_validator(mode="after")
+    def _complete(self) -> ExpectationSpec:
+        missing = [field for field in _NEEDS[self.expect] if getattr(self, field) is None]
+        if missing:
+            raise ValueError(f"{self.expect} needs {', '.join(missing)}")
+        if self.expect == "between" and self.min is None and self.max is None:
+            raise ValueError("between needs min or max")
+        if self.expect == "in_set" and bool(self.values) == (self.vocabulary is not None):
+            raise ValueError("in_set needs either values or vocabulary")
+        return self
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from None
+        return pattern
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Key of the file to the column that it names."""
+        named = {"column": self.column, "other": self.other}
+        return {key: column for key, column in named.items() if column is not None}
+
+    @property
+    def title(self) -> str:
+        """The expectation in a few words, without any value of a row."""
+        limits = ", ".join(
+            f"{key} {value:g}" for key, value in (("min", self.min), ("max", self.max)) if value is not None
+        )
+        parts = [self.column, self.expect, self.other, self.vocabulary, limits]
+        share = f"(at least {self.mostly:.0%})" if self.mostly < 1 else None
+        return " ".join(part for part in [*parts, share] if part)
+
+
+class Suite(PolicyModel):
+    """The expectations of one raw table, in the order of its file."""
+
+    table: str
+    expectations: tuple[ExpectationSpec, ...] = Field(min_length=1)
+
+
+@dataclass(frozen=True, eq=False)
+class QualityPolicy:
+    """Thresholds, suites and the vocabularies they use, checked against the described tables."""
+
+    settings: QualitySettings
+    suites: Mapping[str, Suite]
+    vocabularies: VocabularyPolicy
+
+    def vocabulary(self, name: str) -> tuple[str, ...]:
+        """Accepted values of the vocabulary ``name``."""
+        return self.vocabularies.values(name)
+
+    @classmethod
+    def load(cls, folder: Path | None = None) -> QualityPolicy:
+        """Read ``quality.yaml``, ``expectations/*.yaml`` and ``vocabulary.yaml`` of ``folder``.
+
+        Raises:
+            ConfigError: a file is missing or wrong, or names a table or column that does not exist;
+                names file, line and key of every such place.
+        """
+        folder = folder or config_folder()
+        path = folder / "quality.yaml"
+        settings = read_yaml(path, QualitySettings)
+        vocabularies = load_vocabulary(folder)
+        problems = list(_settings_problems(path, settings))
+        suites: dict[str, Suite] = {}
+        for file in sorted((folder / "expectations").glob("*.yaml")):
+            suite = read_yaml(file, Suite)
+            problems.extend(_suite_problems(file, suite, vocabularies))
+            suites[suite.table] = suite
+        if problems:
+            raise ConfigError("\n".join(problems))
+        return cls(settings, suites, vocabularies)
+
+
+@lru_cache(maxsize=8)
+def _cached(folder: Path) -> QualityPolicy:
+    return QualityPolicy.load(folder)
+
+
+def current_quality_policy() -> QualityPolicy:
+    """The policy of ``E2I_CONFIG`` or of the checkout, read once per process and folder."""
+    return _cached(config_folder())
+
+
+def _place(path: Path, *location: int | str) -> str:
+    node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    return f"{path}:{_line_of(node, location)}: {'.'.join(str(part) for part in location)}"
+
+
+def _settings_problems(path: Path, settings: QualitySettings) -> Iterator[str]:
+    from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, facts, frame_columns, raw_table
+
+    known = RAW_TABLES + OPTIONAL_RAW_TABLES
+    for table in known:
+        if table not in settings.tables:
+            yield f"{_place(path, 'tables')}: lacks the raw table {table}; every table states what it expects."
+    for table, about in settings.tables.items():
+        if table not in known:
+            yield f"{_place(path, 'tables', table)}: no raw table has this name. Known: {', '.join(known)}."
+            continue
+        columns = frame_columns(table)
+        for position, column in enumerate(about.expected):
+            if column not in columns:
+                yield _no_column(_place(path, "tables", table, "expected", position), table, column, columns)
+        for position, pair in enumerate(about.ordered):
+            place = _place(path, "tables", table, "ordered", position)
+            missing = [column for column in pair if column not in columns]
+            for column in missing:
+                yield _no_column(place, table, column, columns)
+            if not missing:
+                first, second = (type(raw_table(table).columns[column].type) for column in pair)
+                if first is not second:
+                    yield f"{place}: {pair[0]} and {pair[1]} differ in type and cannot be compared."
+    described = {
+        cohort
+        for table in known
+        for column in frame_columns(table)
+        for cohort in facts(raw_table(table).columns[column]).applies_to
+    }
+    for cohort in sorted(described - set(settings.indications)):
+        yield f"{_place(path, 'indications')}: lacks {cohort}, which clinical columns apply to."
+
+
+def _suite_problems(path: Path, suite: Suite, vocabularies: VocabularyPolicy) -> Iterator[str]:
+    from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, frame_columns
+
+    known = RAW_TABLES + OPTIONAL_RAW_TABLES
+    if suite.table not in known:
+        yield f"{_place(path, 'table')}: found {suite.table!r}; expected one of {', '.join(known)}."
+        return
+    if path.stem != suite.table:
+        yield f"{_place(path, 'table')}: found {suite.table!r} in the file of {path.stem!r}; they must agree."
+    columns = frame_columns(suite.table)
+    for position, spec in enumerate(suite.expectations):
+        for key, column in spec.columns.items():
+            if column not in columns:
+                yield _no_column(_place(path, "expectations", position, key), suite.table, column, columns)
+        if spec.vocabulary is not None and spec.vocabulary not in vocabularies.vocabularies:
+            place = _place(path, "expectations", position, "vocabulary")
+            listed = ", ".join(sorted(vocabularies.vocabularies))
+            yield f"{place}: found {spec.vocabulary!r}; expected one of {listed}."
+
+
+def _no_column(place: str, table: str, column: str, columns: tuple[str, ...]) -> str:
+    import difflib
+
+    near: list[Any] = difflib.get_close_matches(column, columns, n=1)
+    hint = f"Did you mean {near[0]!r}? " if near else ""
+    return f"{place}: table {table} has no column {column!r}. {hint}It has: {', '.join(columns)}."

@@ -1,0 +1,390 @@
+"""Layer 2: five dimension scores of a raw table, per partition and as a whole, in one pass.
+
+Every count is a Narwhals expression, so the same definition runs on pandas, DuckDB and PySpark. Nulls
+are handled by explicit masks: engines differ in what a comparison with null is.
+
+Formulas (n: a count within the part that is scored):
+
+* completeness = n(filled cells) / n(applicable cells), over the table's ``expected`` columns. A clinical
+  column with ``applies_to`` applies to rows whose diagnosis code belongs to one of those indications
+  (``indications`` of config/quality.yaml); a row without a known code has only the columns that apply to
+  all. An absent column has no filled cell.
+* validity = 1 - n(invalid cells) / n(filled cells), over all columns with a rule on values: type, finite,
+  range, vocabulary. A cell that cannot be read as its type is filled and invalid.
+* consistency = mean over checks, each a share: one check is the share of expected columns that are
+  there and hold their described type only; each ordered pair is the share of rows, among those with
+  both values, in which the first is not later (or larger) than the second.
+* uniqueness = n(distinct keys) / n(rows with a key), within the part.
+* timeliness = min(1, max_age_days / age), age = days from the newest row date to the as-of date; only
+  tables whose rows are dated. The as-of date of a month is its last day, or ``as_of`` if that is earlier.
+* overall = weighted mean of the dimensions that were measured. A dimension without anything to count is
+  None: not measured, never a default.
+"""
+
+from __future__ import annotations
+
+import calendar
+import datetime as dt
+import functools
+import operator
+import re
+from collections.abc import Mapping
+from typing import Any, Literal, cast
+
+import numpy as np
+import pandas as pd
+
+from e2i_dagster.config.base import PolicyModel
+from e2i_dagster.config.quality import DIMENSIONS, Dimension, QualityPolicy
+from e2i_dagster.quality.rules import Rule, families, rules_for
+from e2i_dagster.quality.schemas import TypedFrame, typed
+from e2i_dagster.warehouse.tables import date_column, facts, primary_key, raw_table
+
+#: Name of the part of a frame without partitions.
+WHOLE = "all"
+_PART = "partition label"
+_VALUE_RULES = ("finite", "range", "vocabulary")
+
+
+class Scores(PolicyModel):
+    """Scores (0 to 1) of one part. ``None``: nothing to measure. ``age_days``: of the newest row."""
+
+    rows: int
+    completeness: float | None
+    validity: float | None
+    consistency: float | None
+    uniqueness: float | None
+    timeliness: float | None
+    overall: float | None
+    age_days: float | None = None
+
+    def dimension(self, name: Dimension) -> float | None:
+        """The score of the dimension ``name``."""
+        return cast(float | None, getattr(self, name))
+
+
+class ColumnScore(PolicyModel):
+    """One column over all parts: applicable and filled cells, invalid cells, and their shares."""
+
+    column: str
+    expected: bool
+    applicable: int
+    filled: int
+    invalid: int
+    completeness: float | None
+    validity: float | None
+
+
+class DimensionScores(PolicyModel):
+    """Scores of a table: as a whole, of each partition, and of each column."""
+
+    table: str
+    whole: Scores
+    partitions: dict[str, Scores]
+    columns: tuple[ColumnScore, ...]
+
+    @property
+    def overall(self) -> float | None:
+        """Overall score of the table as a whole."""
+        return self.whole.overall
+
+
+def score(
+    frame: Any,
+    table: str,
+    *,
+    policy: QualityPolicy,
+    as_of: dt.date | None = None,
+    partitions: pd.Series | str | None = None,
+    engine: Literal["duckdb", "pandas"] = "duckdb",
+) -> DimensionScores:
+    """Scores of ``frame`` in one pass of the engine: one aggregate per partition, all counts at once.
+
+    Args:
+        frame: pandas frame or :class:`TypedFrame` (brought to its described types first), or a DuckDB
+            relation or any other frame that Narwhals knows (columns of described types expected; a
+            column of another type family counts as invalid throughout).
+        table: raw table that describes the columns.
+        policy: weights, floors, expected columns, vocabularies.
+        as_of: date that the data is as of; without it timeliness is not measured.
+        partitions: for pandas, one label (``YYYY-MM``) for each row; for other frames, the name of the
+            column that holds the label; None scores the whole only.
+        engine: what computes the aggregates of a pandas frame.
+    """
+    import narwhals as nw
+
+    names: list[str] = []
+    if isinstance(frame, pd.DataFrame | TypedFrame):
+        read = frame if isinstance(frame, TypedFrame) else typed(frame, table)
+        absent = read.absent
+        data = read.frame.drop(columns=list(absent))
+        for position, (name, mask) in enumerate(read.faults.items()):
+            names.append(name)
+            data[f"unreadable {position}"] = mask
+        labels = (
+            np.asarray(partitions.astype("string[pyarrow]"), dtype=object)
+            if isinstance(partitions, pd.Series)
+            else WHOLE
+        )
+        data[_PART] = pd.Series(labels, index=data.index, dtype="string[pyarrow]")
+        native = _on_engine(data, engine)
+    else:
+        native = nw.from_native(frame)
+        described = set(native.collect_schema().names())
+        absent = frozenset(name for name in families(table) if name not in described)
+        label = nw.lit(WHOLE) if partitions is None else nw.col(cast(str, partitions))
+        native = native.with_columns(label.alias(_PART))
+    plan = _Plan(native, table, policy, absent, names)
+    counts = plan.collect(native)
+    return _scores(counts, plan, table, policy, as_of)
+
+
+def _on_engine(data: pd.DataFrame, engine: str) -> Any:
+    import narwhals as nw
+
+    if engine == "pandas" or data.empty:
+        return nw.from_native(data)
+    import duckdb
+    import pyarrow as pa
+
+    connection = duckdb.connect()
+    return nw.from_native(connection.from_arrow(pa.Table.from_pandas(data, preserve_index=False)))
+
+
+class _Plan:
+    """Names and expressions of every count of one table."""
+
+    def __init__(
+        self, native: Any, table: str, policy: QualityPolicy, absent: frozenset[str], unreadable: list[str]
+    ) -> None:
+        import narwhals as nw
+
+        self.table = table
+        self.absent = absent
+        self.present = [name for name in families(table) if name not in absent]
+        self.expected = policy.settings.tables[table].expected
+        self.rules = [rule for rule in rules_for(table, policy) if rule.kind in _VALUE_RULES]
+        self.pairs = [
+            rule
+            for rule in rules_for(table, policy)
+            if rule.kind == "order" and rule.column not in absent and rule.other not in absent
+        ]
+        self.faulty = {name: f"unreadable {position}" for position, name in enumerate(unreadable)}
+        self.wrong_type = _wrong_families(native, table, self.present)
+        by_column: dict[str, list[Rule]] = {}
+        for rule in self.rules:
+            if rule.column not in absent:
+                by_column.setdefault(rule.column, []).append(rule)
+        expressions: dict[str, Any] = {}
+        schema = native.collect_schema()
+        for name in families(table):
+            cohorts = facts(raw_table(table).columns[name]).applies_to
+            applies = _applies(policy, cohorts, "diagnosis_code" not in absent) if cohorts else None
+            if applies is not None:
+                expressions[f"applicable {name}"] = applies
+            if name in absent:
+                continue
+            filled = _filled(nw.col(name), schema[name])
+            broken = nw.col(self.faulty[name]) if name in self.faulty else None
+            expressions[f"filled {name}"] = filled
+            if applies is not None:
+                expressions[f"applicable filled {name}"] = applies & filled
+            invalid = None
+            if name in self.wrong_type:
+                invalid = filled
+            elif name in by_column:
+                invalid = filled & _either([_violates(rule) for rule in by_column[name]])
+            if broken is not None:
+                invalid = broken if invalid is None else invalid | broken
+            if invalid is not None:
+                expressions[f"invalid {name}"] = invalid
+            if broken is not None:
+                expressions[f"broken {name}"] = broken
+        for position, rule in enumerate(self.pairs):
+            first, second = nw.col(rule.column), nw.col(cast(str, rule.other))
+            both = _filled(first, schema[rule.column]) & _filled(second, schema[cast(str, rule.other)])
+            expressions[f"pairs {position}"] = both
+            expressions[f"disordered {position}"] = both & (first > second)
+        self.expressions = expressions
+        self.key = primary_key(table)
+        self.date = date_column(table)
+
+    def collect(self, native: Any) -> pd.DataFrame:
+        """One row per partition label: rows, distinct keys, newest date and every count."""
+        import narwhals as nw
+
+        flags = native.with_columns(
+            *[expression.cast(nw.Int64()).alias(name) for name, expression in self.expressions.items()]
+        )
+        wanted = [nw.len().alias("rows"), *[nw.col(name).sum() for name in self.expressions]]
+        if self.key not in self.absent:
+            wanted.append(nw.col(self.key).n_unique().alias("keys"))
+        if self.date is not None and self.date not in self.absent and self.date not in self.wrong_type:
+            wanted.append(nw.col(self.date).max().alias("newest"))
+        counted = flags.group_by(_PART).agg(*wanted)
+        if isinstance(counted, nw.LazyFrame):
+            counted = counted.collect()
+        return counted.to_pandas().set_index(_PART).sort_index()
+
+
+def _filled(column: Any, dtype: Any) -> Any:
+    # A float NaN is an empty cell: engines that know both NaN and null are brought to one meaning.
+    return ~(column.is_null() | column.is_nan()) if dtype.is_float() else ~column.is_null()
+
+
+def _either(masks: list[Any]) -> Any:
+    # Written as plain disjunction: null or not, the mask it is joined with by "and" decides.
+    return functools.reduce(operator.or_, masks)
+
+
+def _violates(rule: Rule) -> Any:
+    import narwhals as nw
+
+    column = nw.col(rule.column)
+    match rule.kind:
+        case "finite":
+            return ~column.is_finite()
+        case "range":
+            low = column < rule.minimum if rule.minimum is not None else None
+            high = column > rule.maximum if rule.maximum is not None else None
+            if low is None or high is None:
+                return high if low is None else low
+            return low | high
+        case _:
+            return ~column.is_in(list(rule.values))
+
+
+def _applies(policy: QualityPolicy, cohorts: tuple[str, ...], coded: bool) -> Any:
+    import narwhals as nw
+
+    if not coded:
+        return nw.lit(False)
+    code = nw.col("diagnosis_code").str.replace_all(".", "", literal=True).str.to_uppercase()
+    starts = [
+        code.str.starts_with(p) for cohort in cohorts for p in policy.settings.indications[cohort].prefixes
+    ]
+    return ~nw.col("diagnosis_code").is_null() & _either(starts)
+
+
+def _wrong_families(native: Any, table: str, present: list[str]) -> set[str]:
+    schema = native.collect_schema()
+    fits = {
+        "text": lambda dtype: not (dtype.is_numeric() or dtype.is_temporal() or dtype == _boolean()),
+        "integer": lambda dtype: dtype.is_integer(),
+        "number": lambda dtype: dtype.is_numeric(),
+        "boolean": lambda dtype: dtype == _boolean(),
+        "date": lambda dtype: dtype.is_temporal(),
+        "timestamp": lambda dtype: dtype.is_temporal(),
+    }
+    kinds = families(table)
+    return {name for name in present if not fits[kinds[name]](schema[name])}
+
+
+def _boolean() -> Any:
+    import narwhals as nw
+
+    return nw.Boolean()
+
+
+def _scores(
+    counts: pd.DataFrame, plan: _Plan, table: str, policy: QualityPolicy, as_of: dt.date | None
+) -> DimensionScores:
+    total = counts.drop(columns=["newest"], errors="ignore").sum()
+    if "newest" in counts:
+        total["newest"] = counts["newest"].max() if len(counts) else pd.NaT
+    if "keys" in counts and plan.key in plan.present:
+        empty_keys = counts["rows"] - counts[f"filled {plan.key}"]
+        # An engine counts null as one more distinct value.
+        counts = counts.assign(keys=counts["keys"] - (empty_keys > 0))
+        total["keys"] = counts["keys"].sum()
+    parts = {
+        str(label): _one(row, plan, policy, _moment(str(label), as_of)) for label, row in counts.iterrows()
+    }
+    return DimensionScores(
+        table=table,
+        whole=_one(total, plan, policy, as_of),
+        partitions=parts,
+        columns=tuple(_column(name, total, plan) for name in families(table)),
+    )
+
+
+def _moment(label: str, as_of: dt.date | None) -> dt.date | None:
+    """Last day of the month ``label``, at the latest ``as_of``; ``as_of`` for another label."""
+    match = re.match(r"^(\d{4})-(\d{2})(-01)?$", label)
+    if match is None or as_of is None:
+        return as_of
+    year, month = int(match[1]), int(match[2])
+    if not 1 <= month <= 12:
+        return as_of
+    return min(as_of, dt.date(year, month, calendar.monthrange(year, month)[1]))
+
+
+def _share(part: float, whole: float) -> float | None:
+    return float(part) / float(whole) if whole else None
+
+
+def _cells(name: str, row: Mapping[Any, Any], plan: _Plan) -> tuple[int, int, int, int]:
+    """Applicable, filled and applicable, filled (readable or not), invalid cells of one column."""
+    rows = int(row.get("rows", 0))
+    applicable = int(row.get(f"applicable {name}", rows))
+    readable = int(row.get(f"filled {name}", 0))
+    broken = int(row.get(f"broken {name}", 0))
+    used = int(row.get(f"applicable filled {name}", readable + broken))
+    return applicable, used, readable + broken, int(row.get(f"invalid {name}", 0))
+
+
+def _one(row: Any, plan: _Plan, policy: QualityPolicy, as_of: dt.date | None) -> Scores:
+    cells = {name: _cells(name, row, plan) for name in families(plan.table)}
+    checked = {rule.column for rule in plan.rules} | set(plan.faulty) | plan.wrong_type
+    applicable = sum(cells[name][0] for name in plan.expected)
+    used = sum(cells[name][1] for name in plan.expected)
+    filled = sum(cells[name][2] for name in checked)
+    invalid = sum(cells[name][3] for name in checked)
+    rows = int(row.get("rows", 0))
+    age = None
+    if as_of is not None and plan.date is not None and pd.notna(row.get("newest")):
+        newest = pd.Timestamp(row["newest"])
+        newest = newest.tz_localize(None) if newest.tzinfo else newest
+        age = max(0.0, float((pd.Timestamp(as_of) - newest.normalize()).days))
+    keys = None
+    if plan.key in plan.present:
+        keys = _share(int(row.get("keys", 0)), int(row[f"filled {plan.key}"]) if rows else 0)
+    measured: dict[Dimension, float | None] = {
+        "completeness": _share(used, applicable),
+        "validity": 1 - invalid / filled if filled else None,
+        "consistency": _consistency(row, plan) if rows else None,
+        "uniqueness": keys,
+        "timeliness": None if age is None else min(1.0, policy.settings.max_age_days / max(age, 1.0)),
+    }
+    weights: dict[Dimension, float] = {
+        name: policy.settings.weights[name] for name in DIMENSIONS if measured[name] is not None
+    }
+    total = sum(weights.values())
+    overall = sum(weights[name] * cast(float, measured[name]) for name in weights) / total if total else None
+    return Scores(rows=rows, overall=overall, age_days=age, **measured)
+
+
+def _consistency(row: Any, plan: _Plan) -> float:
+    sound = [
+        name in plan.present and name not in plan.wrong_type and not int(row.get(f"broken {name}", 0))
+        for name in plan.expected
+    ]
+    checks = [sum(sound) / len(sound)]
+    for position in range(len(plan.pairs)):
+        both = int(row[f"pairs {position}"])
+        if both:
+            checks.append(1 - int(row[f"disordered {position}"]) / both)
+    return sum(checks) / len(checks)
+
+
+def _column(name: str, total: Any, plan: _Plan) -> ColumnScore:
+    applicable, used, filled, invalid = _cells(name, total, plan)
+    return ColumnScore(
+        column=name,
+        expected=name in plan.expected,
+        applicable=applicable,
+        filled=used,
+        invalid=invalid,
+        completeness=_share(used, applicable),
+        validity=1 - invalid / filled if filled else None,
+    )

@@ -1,0 +1,555 @@
+"""One table, three layers, one verdict for each partition."""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import pandas as pd
+
+from e2i_dagster.config.base import PolicyModel
+from e2i_dagster.config.quality import DIMENSIONS, QualityPolicy, Severity
+from e2i_dagster.quality import dimensions, expectations, schemas
+from e2i_dagster.quality.dimensions import WHOLE, ColumnScore, DimensionScores, Scores
+from e2i_dagster.quality.expectations import PartExpectations
+from e2i_dagster.quality.rules import Rule, ruleset_hash
+
+Verdict = Literal["passed", "warning", "failed", "error"]
+Layer = Literal["schema", "dimensions", "expectations"]
+Result = TypeVar("Result")
+
+_RANK: dict[Verdict, int] = {"passed": 0, "warning": 1, "failed": 2, "error": 3}
+_SHOWN = 50
+
+
+class Finding(PolicyModel):
+    """One violated rule in one partition.
+
+    Attributes:
+        rule: id; its page is ``docs/rules/<rule>.md``.
+        severity: ``fatal`` blocks the partition, ``convention`` makes it a warning,
+            ``characterization`` is only reported.
+        count, checked: rows (cells) that violate it and that were looked at; None where the rule is
+            about a score.
+        detail: what was found and expected, without any value of a row.
+    """
+
+    rule: str
+    layer: Layer
+    severity: Severity
+    partition: str
+    column: str | None = None
+    count: int | None = None
+    checked: int | None = None
+    detail: str
+
+    @property
+    def share(self) -> float | None:
+        """Share of the looked-at rows that violate the rule."""
+        return self.count / self.checked if self.count is not None and self.checked else None
+
+    @property
+    def page(self) -> str:
+        """Page of the rule in the documentation."""
+        return rule_page(self.rule)
+
+
+def rule_page(rule: str) -> str:
+    """Page in the documentation of the rule ``rule``."""
+    return f"docs/rules/{rule}.md"
+
+
+class PartitionQuality(PolicyModel):
+    """Everything that was found about one partition."""
+
+    partition: str
+    rows: int
+    verdict: Verdict
+    scores: Scores | None
+    expectations: PartExpectations | None
+    findings: tuple[Finding, ...]
+
+    @property
+    def blocking(self) -> tuple[Finding, ...]:
+        """The findings that keep the partition from being used."""
+        return decide(self.findings)
+
+
+class QualityReport(PolicyModel):
+    """Verdict, scores and findings of one raw table, as a whole and of each partition."""
+
+    report_id: str
+    table: str
+    rows: int
+    rules_checked: int
+    ruleset_hash: str
+    as_of: dt.date | None
+    checked_at: dt.datetime
+    seconds: float
+    whole: Scores | None
+    columns: tuple[ColumnScore, ...]
+    partitions: tuple[PartitionQuality, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst verdict of all partitions."""
+        worst: Verdict = "passed"
+        for part in self.partitions:
+            worst = part.verdict if _RANK[part.verdict] > _RANK[worst] else worst
+        return worst
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """All findings, the blocking ones first."""
+        order = ("fatal", "convention", "characterization")
+        found = [finding for part in self.partitions for finding in part.findings]
+        return tuple(sorted(found, key=lambda one: order.index(one.severity)))
+
+    @property
+    def blocking(self) -> tuple[Finding, ...]:
+        """The findings that keep partitions from being used."""
+        return decide(self.findings)
+
+    @property
+    def failing_partitions(self) -> tuple[str, ...]:
+        """Partitions that may not be used."""
+        return tuple(part.partition for part in self.partitions if part.blocking)
+
+    def partition(self, name: str) -> PartitionQuality:
+        """The part ``name``.
+
+        Raises:
+            KeyError: the report has no such partition.
+        """
+        return next((part for part in self.partitions if part.partition == name), None) or _missing(name)
+
+    def to_metadata(self) -> dict[str, Any]:
+        """What the UI shows: verdict, scores, tables of findings, partitions and columns, heat map."""
+        scores = {
+            name: round(value, 4)
+            for name in (*DIMENSIONS, "overall")
+            if self.whole is not None and (value := getattr(self.whole, name)) is not None
+        }
+        return {
+            "verdict": self.verdict,
+            "rows": self.rows,
+            "rules_checked": self.rules_checked,
+            "blocking_findings": len(self.blocking),
+            "failing_partitions": list(self.failing_partitions),
+            **scores,
+            "findings_md": _findings_table(self.findings),
+            "partitions_md": _partitions_table(self.partitions),
+            "columns_md": _columns_table(self.columns),
+            "heat_map_md": _heat_map(self.table, self.columns),
+            "ruleset_hash": self.ruleset_hash,
+            "as_of": self.as_of.isoformat() if self.as_of else None,
+            "seconds": round(self.seconds, 3),
+        }
+
+    def to_record(self) -> dict[str, list[dict[str, Any]]]:
+        """Rows for ``ml_data_quality_reports`` (one a partition) and ``data_quality_results`` (one a finding)."""
+        reports, results = [], []
+        for part in self.partitions:
+            identity = str(uuid.uuid5(uuid.UUID(self.report_id), part.partition))
+            reports.append(_report_record(self, part, identity))
+            results.extend(_result_record(self, finding, identity) for finding in part.findings)
+        return {"ml_data_quality_reports": reports, "data_quality_results": results}
+
+
+def decide(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """The findings that block: an overall score or a dimension under its floor, a failed critical
+    expectation, a fatal schema rule, an error in a check. Empty: the part may be used.
+    """
+    return tuple(finding for finding in findings if finding.severity == "fatal")
+
+
+def check_table(
+    name: str,
+    frame: pd.DataFrame,
+    *,
+    policy: QualityPolicy,
+    partitions: pd.Series | None = None,
+    expected_partitions: Sequence[str] | None = None,
+    as_of: dt.date | None = None,
+) -> QualityReport:
+    """Check all rows of a raw table in one pass of each layer, with a verdict for each partition.
+
+    Args:
+        name: raw table.
+        frame: its rows, of one or many partitions; not changed.
+        policy: rules and thresholds.
+        partitions: label (``YYYY-MM``) of each row, in the order of ``frame``; None: one part, ``all``.
+        expected_partitions: labels that get a verdict even without rows (the months of a range).
+        as_of: date that the data is as of; None leaves timeliness unmeasured.
+
+    Returns:
+        The report. An exception inside a layer becomes the finding ``check_error``, which blocks
+        every partition.
+
+    Raises:
+        InputError: there is no such raw table, or the frame has two columns of one name.
+        ValueError: ``partitions`` has another length than ``frame``, or a row without a label.
+    """
+    started = time.perf_counter()
+    codes, labels = _codes(frame, partitions, expected_partitions)
+    read = schemas.typed(frame, name)
+    found: dict[str, list[Finding]] = {label: [] for label in labels}
+    sizes = np.bincount(codes, minlength=len(labels))
+
+    def layer(kind: Layer, run: Callable[[], Result]) -> Result | None:
+        try:
+            return run()
+        except Exception as error:  # noqa: BLE001 - an error in a check is a verdict: it blocks
+            for label in labels:
+                found[label].append(_error_finding(kind, label, error))
+            return None
+
+    checked = layer("schema", lambda: schemas.check_schema(read, name, policy))
+    if checked is not None:
+        for fault in checked.faults:
+            _attribute(fault, codes=codes, labels=labels, sizes=sizes, read=read, found=found)
+    series = pd.Series(np.asarray(labels, dtype=object)[codes], dtype="string[pyarrow]")
+    scores = layer(
+        "dimensions",
+        lambda: dimensions.score(read, name, policy=policy, as_of=as_of, partitions=series),
+    )
+    suites = layer(
+        "expectations",
+        lambda: expectations.validate(read, name, policy=policy, codes=codes, labels=labels),
+    )
+    parts = []
+    for position, label in enumerate(labels):
+        part_scores = _part_scores(scores, label)
+        suite = suites[label] if suites is not None else None
+        findings = found[label]
+        if part_scores is not None:
+            findings.extend(_score_findings(part_scores, label, policy))
+        if suite is not None:
+            findings.extend(_expectation_findings(suite, label, policy))
+        if not sizes[position]:
+            findings.append(
+                Finding(
+                    rule="no_rows",
+                    layer="dimensions",
+                    severity="convention",
+                    partition=label,
+                    detail="no rows: nothing could be scored",
+                )
+            )
+        parts.append(
+            PartitionQuality(
+                partition=label,
+                rows=int(sizes[position]),
+                verdict=_verdict(findings),
+                scores=part_scores,
+                expectations=suite,
+                findings=tuple(findings),
+            )
+        )
+    return QualityReport(
+        report_id=str(uuid.uuid4()),
+        table=name,
+        rows=len(frame),
+        rules_checked=checked.rules_checked if checked is not None else 0,
+        ruleset_hash=ruleset_hash(policy, name),
+        as_of=as_of,
+        checked_at=dt.datetime.now(dt.UTC),
+        seconds=time.perf_counter() - started,
+        whole=scores.whole if scores is not None else None,
+        columns=scores.columns if scores is not None else (),
+        partitions=tuple(parts),
+    )
+
+
+def _codes(
+    frame: pd.DataFrame, partitions: pd.Series | None, expected: Sequence[str] | None
+) -> tuple[np.ndarray, list[str]]:
+    if partitions is None:
+        return np.zeros(len(frame), dtype=int), [WHOLE]
+    if len(partitions) != len(frame):
+        raise ValueError(f"partitions has {len(partitions)} labels for {len(frame)} rows; one for each row.")
+    if partitions.isna().any():
+        raise ValueError(f"{int(partitions.isna().sum())} rows have no partition label; label or drop them.")
+    text = partitions.astype("string[pyarrow]")
+    labels = sorted({*text.unique().tolist(), *(expected or ())})
+    return pd.Categorical(text.to_numpy(dtype=object), categories=labels).codes.astype(int), labels
+
+
+def _attribute(
+    fault: schemas.SchemaFault,
+    *,
+    codes: np.ndarray,
+    labels: Sequence[str],
+    sizes: np.ndarray,
+    read: schemas.TypedFrame,
+    found: dict[str, list[Finding]],
+) -> None:
+    rule = fault.rule
+    absent = rule.kind in ("required_column", "expected_column")
+    hits = sizes if absent else np.bincount(codes[fault.positions], minlength=len(labels))
+    whole = absent or rule.kind in ("not_null", "type")
+    filled = read.frame[rule.column].notna().to_numpy(dtype=bool)
+    checked = sizes if whole else np.bincount(codes[filled], minlength=len(labels))
+    for position, label in enumerate(labels):
+        if absent or hits[position]:
+            found[label].append(
+                Finding(
+                    rule=rule.id,
+                    layer="schema",
+                    severity=rule.severity,
+                    partition=label,
+                    column=rule.column,
+                    count=int(hits[position]),
+                    checked=int(checked[position]),
+                    detail=_asked(rule),
+                )
+            )
+
+
+def _asked(rule: Rule) -> str:  # noqa: PLR0911 - one for each kind
+    match rule.kind:
+        case "required_column":
+            return "the column is missing and has no default"
+        case "expected_column":
+            return "the column is missing; its cells count as empty"
+        case "type":
+            return f"cells that cannot be read as {rule.family}"
+        case "not_null":
+            return "empty cells in a column that must be filled"
+        case "unique_key":
+            return "rows that share their key with another row"
+        case "finite":
+            return "infinite numbers"
+        case "range":
+            limits = [
+                f"{sign} {limit:g}"
+                for sign, limit in (("at least", rule.minimum), ("at most", rule.maximum))
+                if limit is not None
+            ]
+            return f"cells outside the range: {', '.join(limits)} expected"
+        case "vocabulary":
+            shown = ", ".join(rule.values[:8]) + (", ..." if len(rule.values) > 8 else "")
+            return f"cells that are not among the accepted values ({shown})"
+        case "order":
+            return f"{rule.column} is later (or larger) than {rule.other}"
+        case _:
+            return f"keys of another shape than {rule.pattern}"
+
+
+def _score_findings(scores: Scores, label: str, policy: QualityPolicy) -> list[Finding]:
+    settings = policy.settings
+    found = []
+
+    def add(rule: str, severity: Severity, detail: str) -> None:
+        found.append(
+            Finding(rule=rule, layer="dimensions", severity=severity, partition=label, detail=detail)
+        )
+
+    for name in DIMENSIONS:
+        value = scores.dimension(name)
+        if value is None:
+            continue
+        floor, warn = settings.floors.get(name), settings.warn_below.get(name)
+        if floor is not None and value < floor:
+            add(f"dimension_{name}", "fatal", f"{name} is {value:.3f}, its floor is {floor:.2f}")
+        elif warn is not None and value < warn:
+            add(f"dimension_{name}", "convention", f"{name} is {value:.3f}, below {warn:.2f}")
+    if scores.age_days is not None and scores.age_days > settings.max_age_days:
+        detail = f"the newest row is {scores.age_days:.0f} days old, at most {settings.max_age_days} expected"
+        add("dimension_timeliness", "convention", detail)
+    if scores.overall is not None and scores.overall < settings.overall:
+        add("overall_score", "fatal", f"overall is {scores.overall:.3f}, {settings.overall:.2f} is required")
+    return found
+
+
+def _expectation_findings(suite: PartExpectations, label: str, policy: QualityPolicy) -> list[Finding]:
+    found = []
+    for failure in suite.failures:
+        if failure.error is not None:
+            rule, severity = "check_error", "fatal"
+            detail = f"expectation {failure.title} could not be evaluated ({failure.error})"
+        else:
+            rule = "expectation_critical" if failure.critical else "expectation"
+            severity = "fatal" if failure.critical else "characterization"
+            detail = f"not met: {failure.title}; {failure.because}"
+        found.append(
+            Finding(
+                rule=rule,
+                layer="expectations",
+                severity=severity,
+                partition=label,
+                column=failure.column,
+                detail=detail,
+            )
+        )
+    rate, wanted = suite.pass_rate, policy.settings.min_pass_rate
+    if rate is not None and rate < wanted:
+        found.append(
+            Finding(
+                rule="expectation_pass_rate",
+                layer="expectations",
+                severity="convention",
+                partition=label,
+                count=len(suite.failures),
+                checked=suite.evaluated,
+                detail=f"{suite.passed} of {suite.evaluated} expectations hold, {wanted:.0%} expected",
+            )
+        )
+    return found
+
+
+def _error_finding(layer: Layer, label: str, error: Exception) -> Finding:
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "unknown place"
+    # The text of the exception stays out: it may hold a value of a row.
+    detail = f"the layer {layer} stopped with {type(error).__name__} at {place}; nothing it checks counts as passed"
+    return Finding(rule="check_error", layer=layer, severity="fatal", partition=label, detail=detail)
+
+
+def _verdict(findings: Sequence[Finding]) -> Verdict:
+    if any(finding.rule == "check_error" for finding in findings):
+        return "error"
+    if decide(findings):
+        return "failed"
+    return "warning" if any(finding.severity == "convention" for finding in findings) else "passed"
+
+
+def _part_scores(scores: DimensionScores | None, label: str) -> Scores | None:
+    return None if scores is None else scores.partitions.get(label)
+
+
+def _missing(name: str) -> PartitionQuality:
+    raise KeyError(name)
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _cell(text: object) -> str:
+    return str(text).replace("|", "\\|").replace("\n", " ")
+
+
+def _findings_table(findings: Sequence[Finding]) -> str:
+    if not findings:
+        return "No findings."
+    lines = [
+        "| severity | rule | partition | column | rows | share | what | page |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for one in findings[:_SHOWN]:
+        share = "–" if one.share is None else f"{one.share:.2%}"
+        count = "–" if one.count is None else f"{one.count:,}"
+        cells = (one.severity, one.rule, one.partition, one.column or "–", count, share, one.detail, one.page)
+        lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+    if len(findings) > _SHOWN:
+        lines.append(f"\n{len(findings) - _SHOWN} more in data_quality_results.")
+    return "\n".join(lines)
+
+
+def _partitions_table(parts: Sequence[PartitionQuality]) -> str:
+    names = (*DIMENSIONS, "overall")
+    lines = [
+        "| partition | verdict | rows | " + " | ".join(names) + " | expectations |",
+        "|---" * (len(names) + 4) + "|",
+    ]
+    for part in parts:
+        values = [_number(getattr(part.scores, name) if part.scores else None) for name in names]
+        suite = part.expectations
+        held = f"{suite.passed} of {suite.evaluated}" if suite else "–"
+        lines.append(f"| {part.partition} | {part.verdict} | {part.rows:,} | {' | '.join(values)} | {held} |")
+    return "\n".join(lines)
+
+
+def _columns_table(columns: Sequence[ColumnScore]) -> str:
+    lines = [
+        "| column | expected | filled | applicable | completeness | invalid | validity |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines.extend(
+        f"| {one.column} | {'yes' if one.expected else 'no'} | {one.filled:,} | {one.applicable:,} | "
+        f"{_number(one.completeness)} | {one.invalid:,} | {_number(one.validity)} |"
+        for one in columns
+    )
+    return "\n".join(lines)
+
+
+def _heat_map(table: str, columns: Sequence[ColumnScore]) -> str:
+    """Columns by completeness and validity as an inline SVG; grey: nothing to measure or not expected."""
+    row, left, width = 18, 250, 110
+    height = row * (len(columns) + 1) + 8
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + 2 * width + 10}" height="{height}" '
+        'font-family="sans-serif" font-size="11">',
+        f'<text x="{left + width / 2}" y="13" text-anchor="middle">completeness</text>',
+        f'<text x="{left + 1.5 * width}" y="13" text-anchor="middle">validity</text>',
+    ]
+    for position, one in enumerate(columns, start=1):
+        top = row * position
+        parts.append(f'<text x="{left - 6}" y="{top + 13}" text-anchor="end">{one.column}</text>')
+        for place, value in enumerate((one.completeness if one.expected else None, one.validity)):
+            shown = "" if value is None else f"{value:.3f}"
+            x = left + place * width
+            parts.append(
+                f'<rect x="{x}" y="{top}" width="{width - 2}" height="{row - 2}" fill="{_colour(value)}"/>'
+                f'<text x="{x + width / 2}" y="{top + 13}" text-anchor="middle">{shown}</text>'
+            )
+    parts.append("</svg>")
+    data = base64.b64encode("".join(parts).encode()).decode()
+    return f"![{table}: columns by completeness and validity](data:image/svg+xml;base64,{data})"
+
+
+def _colour(value: float | None) -> str:
+    if value is None:
+        return "#e8e8e8"
+    bands = ((0.99, "#9fd8a4"), (0.95, "#cfe8a9"), (0.90, "#f6e6a0"), (0.80, "#f5c48a"))
+    return next((colour for limit, colour in bands if value >= limit), "#ec9a9a")
+
+
+def _report_record(report: QualityReport, part: PartitionQuality, identity: str) -> dict[str, Any]:
+    suite = part.expectations
+    failures = suite.failures if suite else ()
+    return {
+        "id": identity,
+        "report_name": f"{report.table}/{part.partition}",
+        "expectation_suite_name": report.table,
+        "table_name": report.table,
+        "partition": part.partition,
+        "row_count": part.rows,
+        "overall_status": part.verdict,
+        "expectations_evaluated": suite.evaluated if suite else 0,
+        "expectations_passed": suite.passed if suite else 0,
+        "expectations_failed": len(failures),
+        "success_rate": suite.pass_rate if suite else None,
+        "failed_expectations": [failure.model_dump(mode="json") for failure in failures],
+        **{f"{name}_score": part.scores.dimension(name) if part.scores else None for name in DIMENSIONS},
+        "overall_score": part.scores.overall if part.scores else None,
+        "ruleset_hash": report.ruleset_hash,
+        "as_of": report.as_of,
+        "run_at": report.checked_at,
+        "duration_seconds": report.seconds,
+    }
+
+
+def _result_record(report: QualityReport, finding: Finding, identity: str) -> dict[str, Any]:
+    return {
+        "report_id": identity,
+        "table_name": report.table,
+        "partition": finding.partition,
+        "rule_id": finding.rule,
+        "layer": finding.layer,
+        "severity": finding.severity,
+        "column_name": finding.column,
+        "rows_failed": finding.count,
+        "rows_checked": finding.checked,
+        "detail": finding.detail,
+        "page": finding.page,
+        "checked_at": report.checked_at,
+    }

@@ -1,0 +1,131 @@
+"""Layer 3: suites run, failures are attributed to their month, errors are errors."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from e2i_dagster.config.quality import ExpectationSpec, QualityPolicy, Suite
+from e2i_dagster.quality.expectations import PartExpectations, validate
+
+
+def _run(frame: pd.DataFrame, months: pd.Series | None, policy: QualityPolicy) -> dict[str, PartExpectations]:
+    if months is None:
+        return validate(frame, "treatment_events", policy=policy)
+    codes, labels = pd.factorize(months, sort=True)
+    return validate(frame, "treatment_events", policy=policy, codes=codes, labels=list(labels))
+
+
+def _titles(outcome: PartExpectations) -> list[str]:
+    return [failure.title for failure in outcome.failures]
+
+
+def test_clean_months_pass(events: pd.DataFrame, months: pd.Series, policy: QualityPolicy) -> None:
+    outcome = _run(events, months, policy)
+    assert set(outcome) == {"2023-12", "2024-01", "2024-02"}
+    assert all(part.failures == () and part.pass_rate == 1 for part in outcome.values())
+
+
+def test_a_bad_month_fails_although_the_whole_is_within_its_share(
+    events: pd.DataFrame, months: pd.Series, policy: QualityPolicy
+) -> None:
+    frame = events.copy()
+    frame.loc[frame.index[months == "2024-01"][:8], "event_type"] = "unheard"  # 2 % of all, 7 % of the month
+    together = _run(frame, months, policy)
+    assert _titles(together["2024-01"]) == ["event_type in_set event_type (at least 95%)"]
+    assert not together["2023-12"].failures
+    for month, part in together.items():  # the verdict does not depend on what came in the same call
+        alone = _run(frame[months == month], months[months == month], policy)
+        assert alone[month] == part
+
+
+def test_critical_failures_say_so(events: pd.DataFrame, months: pd.Series, policy: QualityPolicy) -> None:
+    frame = events.copy()
+    frame.loc[months == "2024-02", "event_type"] = None
+    failures = {failure.title: failure for failure in _run(frame, months, policy)["2024-02"].failures}
+    assert failures["event_type not_null (at least 95%)"].critical
+
+
+def test_an_empty_frame_fails_its_row_count_only(events: pd.DataFrame, policy: QualityPolicy) -> None:
+    assert _titles(_run(events.iloc[:0], None, policy)["all"]) == ["row_count min 1"]
+
+
+def test_a_month_without_rows_fails_its_row_count(
+    events: pd.DataFrame, months: pd.Series, policy: QualityPolicy
+) -> None:
+    codes, labels = pd.factorize(months, sort=True)
+    outcome = validate(
+        events, "treatment_events", policy=policy, codes=codes, labels=[*list(labels), "2024-03"]
+    )
+    assert _titles(outcome["2024-03"]) == ["row_count min 1"]
+    assert not outcome["2024-02"].failures
+
+
+def test_a_table_without_a_suite_has_nothing_evaluated(policy: QualityPolicy) -> None:
+    frame = pd.DataFrame({"observation_period_id": ["a"]})
+    outcome = validate(frame, "observation_periods", policy=policy)["all"]
+    assert (outcome.evaluated, outcome.pass_rate) == (0, None)
+
+
+@pytest.mark.parametrize(
+    ("spec", "good", "bad"),
+    [
+        ({"expect": "row_count", "min": 2}, [1.0, 2.0], [1.0]),
+        ({"expect": "not_null", "column": "cost"}, [1.0, 2.0], [1.0, None]),
+        ({"expect": "between", "column": "cost", "min": 1, "max": 2}, [1.0, 2.0], [1.0, 2.1]),
+        ({"expect": "in_set", "column": "cost", "values": [1, 2]}, [1.0, 2.0], [3.0, 1.0]),
+        ({"expect": "unique", "column": "cost"}, [1.0, 2.0], [1.0, 1.0]),
+    ],
+)
+def test_each_kind_can_pass_and_fail(
+    policy: QualityPolicy, spec: dict, good: list[float], bad: list[float]
+) -> None:
+    suite = Suite(table="treatment_events", expectations=(ExpectationSpec(because="test", **spec),))
+    own = dataclasses.replace(policy, suites={"treatment_events": suite})
+    for values, failures in ((good, 0), (bad, 1)):
+        outcome = validate(pd.DataFrame({"cost": values}), "treatment_events", policy=own)
+        assert len(outcome["all"].failures) == failures
+        assert outcome["all"].evaluated == 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "column", "good", "bad"),
+    [
+        ({"expect": "matches", "column": "dosage", "pattern": r"^\d+mg"}, "dosage", "25mg", "much"),
+        (
+            {"expect": "not_before", "column": "event_date", "other": "event_date"},
+            "event_date",
+            "2024-01-01",
+            None,
+        ),
+    ],
+)
+def test_text_and_pairs(policy: QualityPolicy, spec: dict, column: str, good: str, bad: str | None) -> None:
+    suite = Suite(table="treatment_events", expectations=(ExpectationSpec(because="test", **spec),))
+    own = dataclasses.replace(policy, suites={"treatment_events": suite})
+    assert not validate(pd.DataFrame({column: [good, None]}), "treatment_events", policy=own)["all"].failures
+    if bad is not None:
+        outcome = validate(pd.DataFrame({column: [good, bad]}), "treatment_events", policy=own)
+        assert len(outcome["all"].failures) == 1
+
+
+def test_what_cannot_be_evaluated_is_an_error_and_never_passed(policy: QualityPolicy) -> None:
+    # Text cannot be compared with a number: Great Expectations raises inside the metric.
+    spec = ExpectationSpec(expect="between", column="dosage", min=1, because="test")
+    own = dataclasses.replace(
+        policy, suites={"treatment_events": Suite(table="treatment_events", expectations=(spec,))}
+    )
+    outcome = validate(pd.DataFrame({"dosage": ["canary", "25mg"]}), "treatment_events", policy=own)["all"]
+    assert outcome.passed == 0
+    assert outcome.failures[0].error is not None
+    assert "canary" not in outcome.failures[0].error
+
+
+def test_the_frame_is_not_changed(events: pd.DataFrame, months: pd.Series, policy: QualityPolicy) -> None:
+    before = events.copy(deep=True)
+    _run(events, months, policy)
+    pd.testing.assert_frame_equal(events, before)
+    assert np.array_equal(before.index, events.index)

@@ -1,0 +1,143 @@
+"""config/quality.yaml and config/expectations: read, checked against the described tables."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from e2i_dagster.config.environment import CHECKOUT
+from e2i_dagster.config.quality import QualityPolicy
+from e2i_dagster.errors import ConfigError
+from e2i_dagster.quality import ruleset_hash
+from e2i_dagster.quality.rules import families, family, rules_for
+from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, raw_table
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    copy = tmp_path / "config"
+    copy.mkdir()
+    for name in ("quality.yaml", "vocabulary.yaml"):
+        shutil.copy(CHECKOUT / "config" / name, copy / name)
+    shutil.copytree(CHECKOUT / "config" / "expectations", copy / "expectations")
+    return copy
+
+
+def _edit(path: Path, old: str, new: str) -> int:
+    """Replace once and return the line of the change."""
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    return text[: text.index(old)].count("\n") + 1
+
+
+def test_every_raw_table_has_a_suite_with_few_critical_expectations(policy: QualityPolicy) -> None:
+    assert set(policy.suites) == set(RAW_TABLES)
+    for suite in policy.suites.values():
+        critical = sum(spec.critical for spec in suite.expectations)
+        assert 1 <= critical < len(suite.expectations)
+
+
+def test_a_suite_that_names_a_missing_column_names_file_line_and_key(folder: Path) -> None:
+    file = folder / "expectations" / "treatment_events.yaml"
+    line = _edit(file, "column: event_type, mostly", "column: event_typ, mostly")
+    with pytest.raises(ConfigError) as caught:
+        QualityPolicy.load(folder)
+    assert f"{file}:{line}: expectations.2.column" in str(caught.value)
+    assert "has no column 'event_typ'" in str(caught.value)
+    assert "Did you mean 'event_type'?" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "said"),
+    [
+        ("quality.yaml", "completeness: 0.25", "completeness: 0.35", "add up to 1"),
+        ("quality.yaml", "expected: [hcp_id, npi", "expected: [hcp_id, npii", "has no column 'npii'"),
+        ("quality.yaml", "[start_date, end_date]]", "[start_date, coverage]]", "differ in type"),
+        ("quality.yaml", "remibrutinib_csu: {codes", "csu: {codes", "lacks remibrutinib_csu"),
+        ("quality.yaml", "overall: 0.80", "overal: 0.80", "overal"),
+        ("expectations/triggers.yaml", "table: triggers", "table: trigger", "found 'trigger'"),
+        (
+            "expectations/triggers.yaml",
+            "vocabulary: priority",
+            "vocabulary: priorities",
+            "found 'priorities'",
+        ),
+        ("expectations/triggers.yaml", "expect: in_set", "expect: inset", "expect"),
+        ("expectations/triggers.yaml", "other: trigger_timestamp, ", "", "not_before needs other"),
+    ],
+)
+def test_a_wrong_policy_is_refused_with_its_place(
+    folder: Path, file: str, old: str, new: str, said: str
+) -> None:
+    _edit(folder / file, old, new)
+    with pytest.raises(ConfigError, match=r"\.yaml:\d+: ") as caught:
+        QualityPolicy.load(folder)
+    assert said in str(caught.value)
+
+
+def test_rules_are_derived_for_every_column(policy: QualityPolicy) -> None:
+    for table in RAW_TABLES + OPTIONAL_RAW_TABLES:
+        rules = rules_for(table, policy)
+        assert {rule.column for rule in rules if rule.kind == "type"} == set(families(table))
+        assert len({rule.label for rule in rules}) == len(rules)
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        ("disease_severity", "number"),
+        ("age_at_diagnosis", "integer"),
+        ("journey_start_date", "date"),
+        ("source_timestamp", "timestamp"),
+        ("source_stacking_flag", "boolean"),
+        ("comorbidities", "text"),
+    ],
+)
+def test_families_follow_the_described_types(column: str, expected: str) -> None:
+    assert families("patient_journeys")[column] == expected
+
+
+def test_numeric_columns_are_numbers() -> None:
+    assert family(sa.Column("x", sa.Numeric(18, 6))) == "number"
+    assert family(raw_table("treatment_events").columns["cost"]) == "number"
+
+
+def test_the_ruleset_hash_changes_with_what_decides_and_with_nothing_else(
+    folder: Path, policy: QualityPolicy
+) -> None:
+    same = QualityPolicy.load(folder)
+    assert ruleset_hash(same, "triggers") == ruleset_hash(policy, "triggers")
+    _edit(folder / "expectations" / "triggers.yaml", "mostly: 0.95", "mostly: 0.90")
+    changed = QualityPolicy.load(folder)
+    assert ruleset_hash(changed, "triggers") != ruleset_hash(policy, "triggers")
+    assert ruleset_hash(changed, "hcp_profiles") == ruleset_hash(policy, "hcp_profiles")
+    _edit(folder / "quality.yaml", "overall: 0.80", "overall: 0.81")
+    assert ruleset_hash(QualityPolicy.load(folder), "hcp_profiles") != ruleset_hash(policy, "hcp_profiles")
+    _edit(folder / "vocabulary.yaml", "[Remibrutinib, Fabhalta", "[Own, Remibrutinib, Fabhalta")
+    assert ruleset_hash(QualityPolicy.load(folder), "triggers") == ruleset_hash(
+        QualityPolicy.load(folder), "triggers"
+    )
+
+
+def test_an_own_vocabulary_value_is_accepted_and_changes_the_rules(
+    folder: Path, policy: QualityPolicy
+) -> None:
+    _edit(folder / "vocabulary.yaml", "[Remibrutinib, Fabhalta", "[Own, Remibrutinib, Fabhalta")
+    own = QualityPolicy.load(folder)
+    assert "Own" in own.vocabulary("brand")
+    assert ruleset_hash(own, "patient_journeys") != ruleset_hash(policy, "patient_journeys")
+
+
+def test_every_rule_has_a_page() -> None:
+    from e2i_dagster.config.quality import DIMENSIONS, SchemaKind
+
+    rules = {f"schema_{kind}" for kind in SchemaKind.__args__} | {f"dimension_{name}" for name in DIMENSIONS}
+    rules |= {"overall_score", "expectation", "expectation_critical", "expectation_pass_rate", "no_rows"}
+    rules |= {"check_error", "not_checked", "leakage_known_at", "leakage_temporal", "leakage_target"}
+    rules |= {"leakage_missing", "leakage_shared_patients", "leakage_duplicate_rows"}
+    pages = {page.stem for page in (CHECKOUT / "docs" / "rules").glob("*.md")}
+    assert rules == pages
