@@ -176,12 +176,8 @@ class ScopeStore:
 
     def close(self) -> None:
         """Let go of the registry's connections."""
-        for store in self._stores.values():
-            for name in ("write_engine", "read_engine"):
-                engine = getattr(store.registry, name, None)
-                if isinstance(engine, sa.Engine):
-                    engine.dispose()
-        self._stores.clear()
+        for digest in list(self._stores):
+            _let_go(self._stores.pop(digest))
 
     def __enter__(self) -> ScopeStore:
         return self
@@ -464,7 +460,7 @@ class ScopeStore:
     def _forget(self, files: FeatureFiles) -> None:
         """Drop cached stores of other versions: their cached registries are out of date."""
         for digest in [digest for digest in self._stores if digest != files.digest]:
-            del self._stores[digest]
+            _let_go(self._stores.pop(digest))
 
     def _require_applied(self, store: feast.FeatureStore, files: FeatureFiles) -> None:
         from feast.errors import FeastObjectNotFoundException
@@ -616,6 +612,13 @@ def feast_objects(project: str, files: FeatureFiles) -> list[Any]:
 
 def _views_with_keys(entities: pd.DataFrame) -> tuple[FeatureViewDefinition, ...]:
     return tuple(view for view in VIEWS if set(view.keys) <= set(entities.columns))
+
+
+def _let_go(store: feast.FeatureStore) -> None:
+    for name in ("write_engine", "read_engine"):
+        engine = getattr(store.registry, name, None)
+        if isinstance(engine, sa.Engine):
+            engine.dispose()
 
 
 def _path_of(view: Any) -> str | None:

@@ -226,7 +226,7 @@ def values_without_future(drawn_tables):
 
 
 @given(st.lists(st.integers(0, 500), min_size=1, max_size=20), st.integers(0, 23))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 def test_rows_of_the_index_day_and_later_change_nothing(
     hand_written, drawn_tables, values_without_future, offsets, hour
 ):

@@ -19,7 +19,8 @@ from e2i_dagster.features.compute import compute_views
 from e2i_dagster.features.definitions import feature_names
 from e2i_dagster.features.snapshots import snapshot_entities, spine, write_views
 from e2i_dagster.features.store import REGISTRY_DATABASE, ScopeStore, StoreSettings, repo_environment
-from e2i_dagster.warehouse.connection import drop_database, ensure_database
+from e2i_dagster.warehouse.connection import drop_database
+from resources.feature_store import FeatureStore
 
 DATA_END = dt.date(2024, 12, 31)
 POLICY = FeastMaterializationPolicy.load(CHECKOUT / "config").snapshots
@@ -49,10 +50,19 @@ def version(drawn_tables, cohort, lake):
     return made(drawn_tables, cohort, lake)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def store(settings, version):
-    """The store with ``version`` applied and online."""
+    """The store with ``version`` applied and online, for tests that only read."""
     with ScopeStore(settings) as opened:
+        opened.apply(version[2])
+        opened.materialize(version[2])
+        yield opened
+
+
+@pytest.fixture
+def own_store(settings, version, tmp_path):
+    """Such a store for a test that changes it."""
+    with ScopeStore(settings.model_copy(update={"folder": tmp_path / "csu"})) as opened:
         opened.apply(version[2])
         opened.materialize(version[2])
         yield opened
@@ -99,7 +109,7 @@ def test_no_patients_give_an_empty_frame_with_the_declared_columns(store, versio
     assert list(frame.columns)[-len(feature_names()) :] == list(feature_names())
 
 
-def test_rows_stamped_on_the_index_day_are_not_joined(store, version, lake):
+def test_rows_stamped_on_the_index_day_are_not_joined(own_store, version, lake):
     rows, frames, files = version
     planted = {}
     for name, frame in frames.items():
@@ -111,12 +121,14 @@ def test_rows_stamped_on_the_index_day_are_not_joined(store, version, lake):
     only_patients = {
         name: planted[name] if "patient_id" in frame.columns else frame for name, frame in frames.items()
     }
-    expected = store.training_frame(rows, files)
-    with_planted = store.apply(write_views(only_patients, lake))
-    pd.testing.assert_frame_equal(store.training_frame(rows, with_planted), expected)
+    expected = own_store.training_frame(rows, files)
+    with_planted = own_store.apply(write_views(only_patients, lake))
+    pd.testing.assert_frame_equal(own_store.training_frame(rows, with_planted), expected)
 
 
-def test_a_new_version_replaces_the_old_one_offline_and_online(store, version, drawn_tables, cohort, lake):
+def test_a_new_version_replaces_the_old_one_offline_and_online(
+    own_store, version, drawn_tables, cohort, lake
+):
     rows, _, files = version
     sicker = drawn_tables["patient_journeys"].copy()
     sicker["disease_severity"] = 10.0
@@ -124,17 +136,17 @@ def test_a_new_version_replaces_the_old_one_offline_and_online(store, version, d
     new_rows, _, new_files = made(drawn_tables | {"patient_journeys": sicker}, fewer, lake)
     assert new_files.digest != files.digest
     with pytest.raises(UnavailableError, match="Apply it first"):
-        store.training_frame(new_rows, new_files)
-    store.apply(new_files)
-    assert (store.training_frame(new_rows, new_files)["disease_severity"] == 10.0).all()
+        own_store.training_frame(new_rows, new_files)
+    own_store.apply(new_files)
+    assert (own_store.training_frame(new_rows, new_files)["disease_severity"] == 10.0).all()
     with pytest.raises(UnavailableError, match="is not the asked one"):
-        store.training_frame(rows, files)
+        own_store.training_frame(rows, files)
     # Until the switch the old values are served, whole.
-    kept = store.online(rows[["patient_id"]])
+    kept = own_store.online(rows[["patient_id"]])
     assert (kept["disease_severity"] != 10.0).any()
     assert kept["age_at_diagnosis"].notna().all()
-    store.materialize(new_files)
-    now = store.online(rows[["patient_id"]])
+    own_store.materialize(new_files)
+    now = own_store.online(rows[["patient_id"]])
     assert now.loc[10:, "disease_severity"].eq(10.0).all()
     assert now.loc[:9].drop(columns="patient_id").isna().all(axis=None)  # left the cohort, left the store
 
@@ -147,13 +159,13 @@ def test_online_equals_offline_cell_by_cell(store, version):
     assert report.at == pd.Timestamp("2024-12-31 23:59:59.999999", tz="UTC")
 
 
-def test_a_value_changed_online_is_found(store, version):
+def test_a_value_changed_online_is_found(own_store, version):
     _, frames, _ = version
-    feast_store = store._store(store.current().files)
+    feast_store = own_store._store(own_store.current().files)
     tampered = frames["patient_features"].head(3).copy()
     tampered["treatment_count"] += 1
     feast_store.write_to_online_store("patient_features", tampered)
-    report = store.online_equals_offline(version[0])
+    report = own_store.online_equals_offline(version[0])
     assert not report.passed
     assert report.mismatches == {"treatment_count": 3}
     assert "treatment_count (3)" in report.to_metadata()["features_that_differ"]
@@ -172,19 +184,19 @@ def test_online_lookup_by_patient_keeps_order_and_gives_nulls_for_unknown_keys(s
         store.online(pd.DataFrame({"shoe": [1]}))
 
 
-def test_materialization_counts_what_is_online_and_an_incremental_one_adds_nothing(store, version):
+def test_materialization_counts_what_is_online_and_an_incremental_one_adds_nothing(own_store, version):
     files = version[2]
-    full = store.materialize(files)
+    full = own_store.materialize(files)
     counted = {view.view: (view.rows, view.online_entities) for view in full.views}
     assert counted["patient_features"] == (200, 200)
     assert counted["hcp_features"] == (40, 40)
     assert counted["market_features"] == (2, 2)
     assert full.to_metadata()["entities_written"] == 642
-    again = store.materialize(files, mode="incremental")
+    again = own_store.materialize(files, mode="incremental")
     assert {view.mode for view in again.views} == {"incremental"}
     assert sum(view.rows for view in again.views) == 0
     assert again.views[0].completed_at > full.views[0].completed_at
-    assert store.current() == again
+    assert own_store.current() == again
 
 
 def test_an_incremental_materialization_writes_only_later_rows(settings, version, tmp_path):
@@ -274,17 +286,18 @@ def test_feasts_own_command_line_applies_the_same_views(settings, version, tmp_p
     assert (own.folder / f"online-{version[2].digest}.db").exists()
 
 
-def test_the_registry_on_the_warehouse_server(database, settings, version, tmp_path):
-    own = settings.model_copy(
-        update={"folder": tmp_path / "csu", "registry_url": ensure_database(REGISTRY_DATABASE)}
-    )
-    with ScopeStore(own) as store:
-        store.apply(version[2])
-        store.materialize(version[2])
-        assert store.online_equals_offline(version[0]).passed
-    # A new process, or a state folder that was removed: the registry still knows, the values are written anew.
-    shutil.rmtree(own.folder)
-    with ScopeStore(own) as store:
-        store.materialize(version[2], mode="incremental")
-        assert store.online_equals_offline(version[0]).passed
+def test_the_resource_keeps_the_registry_on_the_warehouse_server(database, state, version):
+    rows, _, files = version
+    resource = FeatureStore()
+    with resource.open("csu_initiation") as store:
+        assert store.settings.folder == state / "feast" / "csu_initiation"
+        store.apply(files)
+        store.materialize(files)
+        assert store.online_equals_offline(rows).passed
+    # The state folder was removed, the registry still knows: the values are written anew.
+    shutil.rmtree(store.settings.folder)
+    with resource.open("csu_initiation") as store:
+        store.materialize(files, mode="incremental")
+        assert store.online_equals_offline(rows).passed
+        assert not list(store.settings.folder.glob("registry*"))
     drop_database(REGISTRY_DATABASE)
