@@ -360,7 +360,7 @@ class CohortDefinition(PolicyModel):
         required = times.followup_days if times.followup == "require" else 0
         followup = (
             f"Observed for at least {required} days after the index date"
-            if required
+            if times.followup == "require"
             else "Observed on the index date; shorter follow-up is censored"
         )
         timed: list[tuple[str, str, Any, str]] = [

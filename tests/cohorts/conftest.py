@@ -1,0 +1,29 @@
+"""A database of the test's own with the tables of this stage."""
+
+import secrets
+from collections.abc import Iterator
+
+import pytest
+import sqlalchemy as sa
+
+
+@pytest.fixture
+def connection(state) -> Iterator[sa.Connection]:
+    from e2i_dagster.warehouse.connection import drop_database, scratch_database
+    from e2i_dagster.warehouse.tables import cohorts, metadata
+
+    name = f"cohorts_{secrets.token_hex(4)}"
+    engine = sa.create_engine(scratch_database(name))
+    metadata.create_all(
+        engine,
+        tables=[
+            cohorts.ml_cohort_definitions,
+            cohorts.ml_cohort_executions,
+            cohorts.ml_cohort_eligibility_log,
+            cohorts.ml_patient_cohort_assignments,
+        ],
+    )
+    with engine.connect() as opened:
+        yield opened
+    engine.dispose()
+    drop_database(name)

@@ -1,0 +1,152 @@
+"""Reading definitions: what is refused, and with which words."""
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from e2i_dagster.cohorts import (
+    CohortConfigError,
+    CohortDefinition,
+    Criterion,
+    lint,
+    read_cohort,
+    read_cohorts,
+)
+from e2i_dagster.config.cohort import cohort_folder
+
+MINIMAL = {
+    "brand": "Examplumab",
+    "indication": "demo",
+    "inclusion_criteria": [{"field": "age", "operator": ">=", "value": 18}],
+}
+
+
+def write(folder, content, name="examplumab_demo"):
+    path = folder / f"{name}.yaml"
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("criterion", "words"),
+    [
+        ({"operator": "between", "value": [5, 1]}, "reversed"),
+        ({"operator": "between", "value": [5]}, r"\[low, high\]"),
+        ({"operator": "in", "value": []}, "at least one value"),
+        ({"operator": "in", "value": 3}, "needs a list"),
+        ({"operator": ">=", "value": "many"}, "number or a date"),
+        ({"operator": ">=", "value": True}, "number or a date"),
+        ({"operator": "==", "value": None}, "on_unknown"),
+        ({"operator": "==", "value": [1]}, "needs a text, number"),
+        ({"operator": "contains", "value": 3}, "needs a text"),
+        ({"operator": "like", "value": "a"}, "Input should be"),
+        ({"operator": "==", "value": "L50.[12]", "code_system": "icd10cm"}, "is not a code"),
+        ({"operator": "==", "value": "L*50", "code_system": "icd10cm"}, "is not a code"),
+        ({"operator": ">", "value": 1, "code_system": "icd10cm"}, "codes have no order"),
+        ({"operator": "in", "value": ["a"], "descendants": True}, "code_system"),
+        ({"operator": "==", "value": 1, "on_unknown": "maybe"}, "Input should be"),
+        ({"operator": "==", "value": 1, "valeu": 2}, "Extra inputs"),
+    ],
+)
+def test_a_wrong_criterion_is_refused(criterion, words):
+    with pytest.raises(ValidationError, match=words):
+        Criterion(**{"field": "x", **criterion})
+
+
+def test_an_error_names_file_line_and_field(tmp_path):
+    path = write(
+        tmp_path,
+        "brand: Examplumab\nindication: demo\ninclusion_criteria:\n  - field: age\n    operator: between\n"
+        "    value: [9, 1]\n",
+    )
+    with pytest.raises(
+        CohortConfigError, match=r"CC_001.*examplumab_demo.yaml:6: inclusion_criteria.0.value"
+    ):
+        CohortDefinition.from_yaml(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"index": {"event": "diagnosis", "occurrence": "first"}}, "index date taken from events"),
+        ({"journeys": "every"}, "choice of journeys"),
+        ({"inclusion_criteria": [{"any_of": []}]}, "nested groups"),
+        ({"inclusion_criteria": [{"event": "prescription", "within": [-180, -1]}]}, "criteria on events"),
+        ({"inclusion_criteria": []}, "at least 1 item"),
+        ({"inclusion_criteria": MINIMAL["inclusion_criteria"] * 2}, "stated twice"),
+        (
+            {"exclusion_criteria": [{"field": "y", "operator": "==", "value": 1, "name": "lookback"}]},
+            "used twice: lookback",
+        ),
+        ({"temporal_requirements": {"lookback_days": -1}}, "greater than or equal to 0"),
+        ({"index": {"field": "a"}, "temporal_requirements": {"index_date_field": "b"}}, "differ"),
+        ({"examples": [{"name": "e", "patient": {}, "expect": {"out": "agee"}}]}, "Did you mean 'age'"),
+        ({"key": "other"}, "Rename the file"),
+        ({"version": "one"}, "pattern"),
+    ],
+)
+def test_a_definition_outside_the_language_is_refused(tmp_path, change, words):
+    with pytest.raises(CohortConfigError, match=words):
+        CohortDefinition.from_yaml(write(tmp_path, MINIMAL | change))
+
+
+def test_one_field_in_two_rules_gets_two_names():
+    rules = [
+        {"field": "age", "operator": ">=", "value": 18},
+        {"field": "age", "operator": "<", "value": 65},
+    ]
+    definition = CohortDefinition.model_validate(MINIMAL | {"inclusion_criteria": rules})
+    assert [rule.name for rule in definition.rules][1:3] == ["age is at least 18", "age is less than 65"]
+
+
+def test_index_by_field_is_the_same_as_the_field_of_the_time_requirements():
+    one = CohortDefinition.model_validate(MINIMAL | {"index": {"field": "first_visit"}})
+    other = CohortDefinition.model_validate(
+        MINIMAL | {"temporal_requirements": {"index_date_field": "first_visit"}}
+    )
+    assert one.definition_hash == other.definition_hash
+
+
+def test_the_hash_is_of_the_rules_and_not_of_the_wording():
+    base = CohortDefinition.model_validate(MINIMAL)
+    worded = CohortDefinition.model_validate(MINIMAL | {"title": "Adults", "version": "2.0.0"})
+    other = CohortDefinition.model_validate(
+        MINIMAL | {"inclusion_criteria": [{"field": "age", "operator": ">=", "value": 19}]}
+    )
+    assert base.definition_hash == worded.definition_hash != other.definition_hash
+    assert base.cohort_id == "cohort_examplumab_demo_v100"
+
+
+def test_four_cohorts_are_shipped_and_their_examples_hold():
+    definitions, broken = read_cohorts()
+    assert not broken
+    assert sorted(definitions) == ["fabhalta_c3g", "fabhalta_pnh", "kisqali_hr_her2_bc", "remibrutinib_csu"]
+    for definition in definitions.values():
+        report = lint(definition)
+        assert report.findings == ()
+        assert report.examples >= 6
+        assert len(definition.sentences()) == len(definition.rules) + 1
+
+
+def test_a_brand_finds_its_definition_in_any_case_and_an_unknown_one_lists_the_known():
+    assert CohortDefinition.from_brand("remibrutinib", "CSU").key == "remibrutinib_csu"
+    with pytest.raises(CohortConfigError, match=r"fabhalta/c3g, fabhalta/pnh, kisqali/hr_her2_bc"):
+        CohortDefinition.from_brand("kisqali", "psoriasis")
+    with pytest.raises(CohortConfigError, match="Did you mean 'remibrutinib_csu'"):
+        read_cohort("remibrutinib")
+
+
+def test_a_broken_file_does_not_take_the_others_down(tmp_path):
+    for path in cohort_folder().glob("*.yaml"):
+        (tmp_path / path.name).write_text(path.read_text())
+    write(tmp_path, "brand: [", name="broken")
+    definitions, broken = read_cohorts(tmp_path)
+    assert len(definitions) == 4
+    assert list(broken) == ["broken"]
+
+
+def test_meningococcal_vaccination_must_be_documented():
+    for key in ("fabhalta_pnh", "fabhalta_c3g"):
+        rules = {rule.name: rule for rule in read_cohort(key).rules}
+        assert rules["meningococcal_vaccination_current"].on_unknown == "exclude"
+        assert rules["active_serious_infection"].on_unknown == "report"

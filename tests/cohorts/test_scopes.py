@@ -1,0 +1,85 @@
+"""Scope files: the shipped ones, and what is refused."""
+
+import pytest
+import yaml
+
+from e2i_dagster.config.cohort import read_cohorts
+from e2i_dagster.config.scope import (
+    ScopeSpec,
+    check_against_cohorts,
+    default_scope,
+    read_scope,
+    read_scopes,
+    scope_folder,
+)
+from e2i_dagster.errors import ConfigError
+
+SHIPPED = yaml.safe_load((scope_folder() / "fabhalta_pnh_initiation.yaml").read_text())
+
+
+def read(folder, **changes):
+    path = folder / "demo.yaml"
+    path.write_text(yaml.safe_dump(SHIPPED | changes))
+    return ScopeSpec.from_yaml(path)
+
+
+def test_four_scopes_are_shipped_each_for_its_cohort():
+    scopes, broken = read_scopes()
+    cohorts, _ = read_cohorts()
+    assert not broken
+    assert {scope.cohort for scope in scopes.values()} == set(cohorts)
+    assert len({scope.model_name for scope in scopes.values()}) == 4
+    for key, scope in scopes.items():
+        check_against_cohorts(scope, cohorts)
+        assert scope.key == key
+        assert scope.outcome.event.brand == scope.brand
+        assert (scope.outcome.window, scope.source_lag_days, scope.minimum_labelled) == ((1, 90), 14, 500)
+        assert scope.split.ratios == (0.60, 0.20, 0.15, 0.05)
+        assert [rule.words() for rule in scope.success_criteria.rules] == ["roc_auc on test at least 0.75"]
+        assert scope.success_criteria.beats_baseline
+    assert default_scope().key == "remibrutinib_csu_initiation"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"outcome": SHIPPED["outcome"] | {"window": [0, 90]}}, "must start on day 1"),
+        ({"outcome": SHIPPED["outcome"] | {"window": [30, 7]}}, "must start on day 1"),
+        ({"outcome": SHIPPED["outcome"] | {"incomplete_followup": "censor"}}, "time-to-event"),
+        ({"outcome": {"event": {"table": "triggers", "event_type": "x"}}}, "outcomes are read from"),
+        ({"problem_type": "regression"}, "binary_classification only"),
+        ({"problem_type": "time_series"}, "Input should be"),
+        ({"split": {"salt": "s", "ratios": [0.5, 0.2, 0.2, 0.2]}}, "add up to 1"),
+        ({"success_criteria": {"max_rmse": 10}}, "do not belong"),
+        ({"success_criteria": {"min_auc": {"value": 0.7, "split": "live"}}}, "Input should be"),
+        ({"preferences": {"preferred_algorithms": ["A"], "excluded_algorithms": ["A"]}}, "both preferred"),
+        ({"features": ["a", "a"]}, "named twice"),
+        ({"key": "other"}, "Use one name"),
+        ({"horizon": 3}, "Extra inputs"),
+    ],
+)
+def test_a_wrong_scope_is_refused(tmp_path, changes, words):
+    with pytest.raises(ConfigError, match=words):
+        read(tmp_path, **changes)
+
+
+def test_a_bound_is_a_number_or_says_split_and_end_of_the_interval(tmp_path):
+    criteria = {"min_auc": 0.8, "max_brier": {"value": 0.2, "split": "validation", "estimate": "upper"}}
+    rules = read(tmp_path, success_criteria=criteria).success_criteria.rules
+    assert [(r.metric, r.direction, r.split, r.estimate) for r in rules] == [
+        ("roc_auc", "at_least", "test", "point"),
+        ("brier", "at_most", "validation", "upper"),
+    ]
+
+
+def test_unknown_scopes_cohorts_and_defaults_are_named(tmp_path):
+    with pytest.raises(ConfigError, match="Did you mean 'fabhalta_pnh_initiation'"):
+        read_scope("fabhalta_pnh")
+    scope = read(tmp_path, cohort="fabhalta_c3g")
+    cohorts, _ = read_cohorts()
+    with pytest.raises(ConfigError, match="its cohort fabhalta_c3g about fabhalta/c3g"):
+        check_against_cohorts(scope, cohorts)
+    with pytest.raises(ConfigError, match="no cohort 'fabhalta_c3g'"):
+        check_against_cohorts(scope, {})
+    with pytest.raises(ConfigError, match=r"must say default: true \(found: none\)"):
+        default_scope(tmp_path)
