@@ -1,0 +1,785 @@
+"""Which rows of a raw table are accepted: rules derived from the table description.
+
+Here belong the rules of a single row and of a row against keys that are handed in. Keys come in as
+arrays: nothing here opens a connection. Everything works on whole columns; a row can break several
+rules, and the first one (in the order of the rules) gives the row its reason.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+
+from e2i_dagster.errors import InputError
+from e2i_dagster.warehouse.tables import (
+    MAINTAINED_COLUMNS,
+    facts,
+    frame_columns,
+    parents,
+    primary_key,
+    raw_table,
+    required_columns,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from e2i_dagster.config.vocabulary import VocabularyPolicy
+
+Kind = Literal["text", "integer", "number", "boolean", "date", "timestamp", "json", "list"]
+
+#: Every reason of a reject, in words and with what to do. ``docs/loading.md`` prints this table.
+REASONS: Mapping[str, str] = {
+    "malformed_row": "The line has more or fewer fields than the header. Correct it, often a quote.",
+    "missing_value": "A required column is empty. Deliver the value.",
+    "invalid_text": "The text holds a NUL character, which no database text can hold. Remove it.",
+    "integer_format": "Not a whole number (or beyond 2,147,483,647). Deliver digits only.",
+    "number_format": "Not a finite number. Deliver 1234.5, or set `decimal` in the mapping.",
+    "boolean_format": "Not true or false (t/f, yes/no, 1/0). Correct it or map the value.",
+    "date_format": "Not a date YYYY-MM-DD of the calendar. Correct it or give `dates` in the mapping.",
+    "timestamp_format": "Not an ISO timestamp (UTC where it has no offset). Correct it or give `dates`.",
+    "json_format": "Not valid JSON. Correct it.",
+    "list_format": 'Not a list of texts such as ["a", "b"] or {a,b}. Correct it.',
+    "out_of_range": "Outside the range that docs/columns.md states for the column. Correct it.",
+    "unknown_value": "Not in the vocabulary. Correct it, map it, or add it to config/vocabulary.yaml.",
+    "npi_check_digit": "Not ten digits whose last is the Luhn digit over prefix 80840. Correct the NPI.",
+    "end_before_start": "The end lies before the start. Correct one of the two.",
+    "duplicate_key_conflict": "The same key occurs with other content; all of these rows are out. Keep one.",
+    "duplicate_<column>": "Another row has this value, which must be unique. Correct it.",
+    "orphan_<table>": "The row refers to nothing in <table>. Deliver the parent or correct the key.",
+    "orphan_patient": "No journey has this patient_id. Deliver the journey or correct the patient.",
+    "parent_rejected": "The row it refers to was rejected. Resubmitting that one resubmits this one.",
+    "below_threshold": "Nothing wrong with the row: too many others of its table or month were rejected.",
+    "not_tried": "Nothing was looked at, because a parent table was not loaded. Load the parent.",
+}
+
+#: Pairs (start, end) that must not be the wrong way round.
+_SPANS: Mapping[str, tuple[tuple[str, str], ...]] = {
+    "patient_journeys": (("journey_start_date", "journey_end_date"),),
+    "patient_clinical": (("first_observation_date", "last_observation_date"),),
+    "observation_periods": (("start_date", "end_date"),),
+    "business_metrics": (("confidence_interval_lower", "confidence_interval_upper"),),
+}
+
+_TRUE = ("true", "t", "yes", "y", "1", "1.0")
+_FALSE = ("false", "f", "no", "n", "0", "0.0")
+_NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+_INT32 = 2**31
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Rows that break one rule: positions in the frame, and the value of the column as delivered."""
+
+    positions: np.ndarray
+    reason: str
+    column: str
+    values: list[str | None]
+
+
+@dataclass
+class Checked:
+    """A table after the row rules. ``faults`` grows while references and duplicates are checked.
+
+    Attributes:
+        table: name of the raw table.
+        rows: every row with parsed columns, in the column order of the table; cells that could not
+            be parsed are null. Lists are PostgreSQL array literals, JSON is text.
+        given: the delivered columns as they came, for the values in rejects.
+        bad: True for rows that break a rule.
+        ignored: delivered columns that the table has no place for.
+        duplicate: True for rows that repeat an earlier row of the frame.
+    """
+
+    table: str
+    rows: pa.Table
+    given: pd.DataFrame
+    bad: np.ndarray
+    ignored: tuple[str, ...]
+    duplicate: np.ndarray
+    faults: list[Fault] = field(default_factory=list)
+
+    @property
+    def accepted(self) -> np.ndarray:
+        """True for rows that break no rule and repeat no other row."""
+        return ~(self.bad | self.duplicate)
+
+    def add(self, mask: Any, reason: str, column: str) -> None:
+        """Record that the rows of ``mask`` (boolean array, null counts as False) break a rule."""
+        positions = _positions(mask)
+        if not len(positions):
+            return
+        values: list[str | None] = [None] * len(positions)
+        if column in self.given.columns:
+            values = as_text(self.given[column].iloc[positions])
+        self.bad[positions] = True
+        self.faults.append(Fault(positions, reason, column, values))
+
+    def faults_frame(self) -> pd.DataFrame:
+        """One line per row and broken rule, by row: ``position``, ``reason``, ``column``, ``value``."""
+        if not self.faults:
+            texts = {name: np.array([], dtype=object) for name in ("reason", "column", "value")}
+            return pd.DataFrame({"position": np.array([], dtype=np.int64), **texts})
+        frame = pd.concat(
+            [
+                pd.DataFrame(
+                    {
+                        "position": fault.positions,
+                        "reason": fault.reason,
+                        "column": fault.column,
+                        "value": pd.array(fault.values, dtype=object),
+                    }
+                )
+                for fault in self.faults
+            ],
+            ignore_index=True,
+        )
+        return frame.sort_values("position", kind="stable", ignore_index=True)
+
+    def first_reasons(self) -> tuple[np.ndarray, np.ndarray]:
+        """Positions of all bad rows, ascending, and the reason that each row is counted under."""
+        if not self.faults:
+            return np.array([], dtype=np.int64), np.array([], dtype=object)
+        positions = np.concatenate([fault.positions for fault in self.faults])
+        reasons = np.repeat(
+            np.array([fault.reason for fault in self.faults], dtype=object),
+            [len(fault.positions) for fault in self.faults],
+        )
+        unique, first = np.unique(positions, return_index=True)
+        return unique, reasons[first]
+
+
+def kind_of(column: sa.Column[Any]) -> Kind:
+    """How values of ``column`` are parsed."""
+    kinds: tuple[tuple[type[Any], Kind], ...] = (
+        (sa.Boolean, "boolean"),
+        (sa.DateTime, "timestamp"),
+        (sa.Date, "date"),
+        (sa.Integer, "integer"),
+        (sa.Numeric, "number"),
+        (sa.Float, "number"),
+        (JSONB, "json"),
+        (ARRAY, "list"),
+    )
+    for type_, kind in kinds:
+        if isinstance(column.type, type_):
+            return kind
+    return "text"
+
+
+def check(table: str, frame: pd.DataFrame, vocabulary: VocabularyPolicy) -> Checked:
+    """Parse every column of ``frame`` and apply the rules of a single row.
+
+    Args:
+        table: name of the raw table.
+        frame: one row per delivered row; text (as from CSV) or canonical types; never changed.
+        vocabulary: the accepted values.
+
+    Raises:
+        InputError: a required column is missing, or a column occurs twice.
+    """
+    import pyarrow as pa
+
+    check_header(table, frame)
+    columns = raw_table(table).columns
+    names = [name for name in frame_columns(table) if name in frame.columns]
+    ignored = tuple(str(name) for name in frame.columns if name not in columns)
+    source = frame
+    if "extra" in columns and ignored:
+        source = frame.assign(extra=_with_extras(frame, ignored))
+        names = [name for name in frame_columns(table) if name in source.columns]
+        ignored = ()
+    count = len(frame)
+    checked = Checked(table, pa.table({}), frame, np.zeros(count, bool), ignored, np.zeros(count, bool))
+    arrays: dict[str, pa.Array] = {}
+    for name in names:
+        arrays[name] = _check_column(checked, columns[name], _arrow(source[name]), vocabulary)
+    checked.rows = pa.table(arrays)
+    for start, end in _SPANS.get(table, ()):
+        if start in arrays and end in arrays:
+            _add_spans(checked, arrays, start, end)
+    return checked
+
+
+def check_header(table: str, frame: pd.DataFrame) -> None:
+    """Raise one InputError for required columns that are missing and columns that occur twice."""
+    missing = [name for name in required_columns(table) if name not in frame.columns]
+    twice = sorted({str(name) for name in frame.columns[frame.columns.duplicated()]})
+    problems = []
+    if missing:
+        problems.append(
+            f"{table}: required column{'s' if len(missing) > 1 else ''} {', '.join(missing)} missing. "
+            f"Found: {', '.join(map(str, frame.columns))}. Add what is missing, or map a column to it."
+        )
+    if twice:
+        problems.append(f"{table}: column {', '.join(twice)} occurs twice. Keep it once.")
+    if problems:
+        raise InputError("\n".join(problems))
+
+
+def _check_column(
+    checked: Checked, column: sa.Column[Any], given: pa.Array, vocabulary: VocabularyPolicy
+) -> pa.Array:
+    pc = compute()
+
+    name, kind, about = column.name, kind_of(column), facts(column)
+    parsed, wrong = _PARSERS[kind](given)
+    if wrong is not None:
+        checked.add(wrong, "invalid_text" if kind == "text" else f"{kind}_format", name)
+    if not column.nullable:
+        if column.server_default is not None and parsed.null_count:
+            parsed = pc.fill_null(parsed, _default_of(column))
+        elif given.null_count or kind == "text":
+            # An empty key is as good as none.
+            checked.add(_is_empty(given), "missing_value", name)
+    if kind in ("integer", "number"):
+        _add_range(checked, column, parsed)
+    if about.vocabulary:
+        accepted = _text_array(vocabulary.values(about.vocabulary))
+        known = pc.is_in(parsed, value_set=accepted, skip_nulls=True)
+        checked.add(pc.and_(pc.invert(known), pc.is_valid(parsed)), "unknown_value", name)
+    if name == "npi":
+        checked.add(pc.and_(pc.invert(_valid_npi(parsed)), pc.is_valid(parsed)), "npi_check_digit", name)
+    return parsed
+
+
+def _default_of(column: sa.Column[Any]) -> Any:
+    default: Any = column.server_default
+    return str(getattr(default.arg, "text", default.arg)).strip("'")
+
+
+def _is_empty(given: pa.Array) -> Any:
+    import pyarrow as pa
+
+    pc = compute()
+
+    null = pc.is_null(given)
+    if pa.types.is_large_string(given.type):
+        return pc.or_(null, pc.fill_null(pc.equal(pc.utf8_length(given), 0), False))
+    return null
+
+
+def _add_range(checked: Checked, column: sa.Column[Any], parsed: pa.Array) -> None:
+    pc = compute()
+
+    about = facts(column)
+    outside = []
+    if about.minimum is not None:
+        outside.append(pc.less(parsed, about.minimum))
+    if about.maximum is not None:
+        outside.append(pc.greater(parsed, about.maximum))
+    precision, scale = getattr(column.type, "precision", None), getattr(column.type, "scale", None)
+    if isinstance(column.type, sa.Numeric) and precision is not None:
+        outside.append(pc.greater_equal(pc.abs(parsed), 10.0 ** (precision - (scale or 0))))
+    for mask in outside:
+        checked.add(mask, "out_of_range", column.name)
+
+
+def _add_spans(checked: Checked, arrays: Mapping[str, pa.Array], start: str, end: str) -> None:
+    pc = compute()
+
+    checked.add(pc.less(arrays[end], arrays[start]), "end_before_start", end)
+
+
+def check_reference(
+    checked: Checked, column: str, parent: str, known: pa.Array, rejected: pa.Array | None = None
+) -> None:
+    """Rows whose ``column`` is not among ``known`` are orphans, or ``parent_rejected``.
+
+    Args:
+        parent: name of the parent table, or ``patient`` for the journey's patient.
+        known: keys that the warehouse has.
+        rejected: keys whose row is in the reject table.
+    """
+    pc = compute()
+
+    if column not in checked.rows.column_names:
+        return
+    given = checked.rows.column(column).combine_chunks()
+    lost = pc.and_(pc.invert(pc.is_in(given, value_set=known, skip_nulls=True)), pc.is_valid(given))
+    if not pc.any(lost).as_py():
+        return
+    waiting = _numpy(lost) & ~_numpy(lost)
+    if rejected is not None and len(rejected):
+        waiting = _numpy(pc.and_(lost, pc.is_in(given, value_set=rejected, skip_nulls=True)))
+    checked.add(waiting, "parent_rejected", column)
+    checked.add(_numpy(lost) & ~waiting, f"orphan_{parent}", column)
+
+
+def check_duplicates(checked: Checked) -> None:
+    """Repeated keys: same content is a duplicate of the first row, other content rejects all of them.
+
+    Rows that already broke a rule stay out of the comparison, but not out of the conflict: a broken
+    row and a good row of one key contradict each other.
+    """
+    key = primary_key(checked.table)
+    keys = checked.rows.column(key).to_pandas()
+    repeated = (keys.duplicated(keep=False) & keys.notna() & keys.ne("")).to_numpy(dtype=bool)
+    if not repeated.any():
+        return
+    positions = np.flatnonzero(repeated)
+    same = checked.rows.take(positions).to_pandas().reset_index(drop=True)
+    broken = checked.bad[positions]
+    # A cell that could not be parsed is null in `rows`: compare such rows by what was delivered.
+    same["__broken"] = broken
+    delivered = checked.given.iloc[positions].reset_index(drop=True)
+    content = pd.util.hash_pandas_object(same.astype(str), index=False).to_numpy()
+    if broken.any():
+        shown = pd.util.hash_pandas_object(delivered.astype(str), index=False).to_numpy()
+        content = np.where(broken, shown, content)
+    groups = pd.Series(content).groupby(same[key].to_numpy())
+    conflict = (groups.transform("nunique") > 1).to_numpy()
+    mask = np.zeros(len(keys), bool)
+    mask[positions[conflict & ~broken]] = True
+    checked.add(mask, "duplicate_key_conflict", key)
+    agreeing = positions[~conflict & ~broken]
+    again = pd.Series(keys.to_numpy()[agreeing]).duplicated(keep="first").to_numpy()
+    checked.duplicate[agreeing[again]] = True
+
+
+def check_unique(checked: Checked, column: str, held: pd.Series) -> None:
+    """Values of a unique column that two keys have, in the frame or in the warehouse.
+
+    Args:
+        held: value (index) -> key of the warehouse row that has it.
+    """
+    if column not in checked.rows.column_names:
+        return
+    key = primary_key(checked.table)
+    values = checked.rows.column(column).to_pandas().mask(~checked.accepted)
+    keys = checked.rows.column(key).to_pandas()
+    twice = values.duplicated(keep=False) & values.notna()
+    holder = values.map(held)
+    other = holder.notna() & holder.ne(keys)
+    checked.add((twice | other).fillna(False).to_numpy(dtype=bool), f"duplicate_{column}", column)
+
+
+def references(table: str) -> list[tuple[str, str]]:
+    """(column, parent table) of every reference; parent ``patient`` where only the loader checks."""
+    found = list(parents(table).items())
+    if "patient_id" in frame_columns(table) and table != "patient_journeys":
+        found.append(("patient_id", "patient"))
+    return found
+
+
+def reference_tables(table: str) -> list[tuple[str, str]]:
+    """(column, raw table that holds the keys) of every reference."""
+    return [
+        (column, "patient_journeys" if parent == "patient" else parent)
+        for column, parent in references(table)
+    ]
+
+
+def unique_columns(table: str) -> list[str]:
+    """Columns other than the key whose values must be unique."""
+    return [column.name for column in raw_table(table).columns if column.unique]
+
+
+def as_text(values: pd.Series) -> list[str | None]:
+    """Values as the text that a CSV file would have; null stays null."""
+    import pyarrow as pa
+
+    pc = compute()
+
+    array = _arrow(values)
+    if pa.types.is_timestamp(array.type):
+        form = "%Y-%m-%dT%H:%M:%SZ" if array.type.tz else "%Y-%m-%dT%H:%M:%S"
+        return pc.strftime(array.cast(pa.timestamp("s", array.type.tz), safe=False), form).to_pylist()
+    return array.cast(pa.large_string()).to_pylist()
+
+
+def row_documents(frame: pd.DataFrame) -> list[str]:
+    """Each row as a JSON object of texts; empty cells are left out."""
+    texts = pd.DataFrame({str(name): pd.array(as_text(frame[name]), dtype=object) for name in frame.columns})
+    lines = texts.to_json(orient="records", lines=True, force_ascii=False)
+    return [line for line in (lines or "").split("\n") if line]
+
+
+def compute() -> Any:
+    """``pyarrow.compute``, whose functions are made at run time; imported when first needed."""
+    import pyarrow.compute
+
+    return pyarrow.compute
+
+
+# --- columns -------------------------------------------------------------------------------------
+
+
+def _arrow(series: pd.Series) -> pa.Array:
+    """One contiguous Arrow array; text is ``large_string``, NaN and NaT are null."""
+    import pyarrow as pa
+
+    if series.dtype == object:
+        return _arrow_of_objects(series)
+    if isinstance(series.dtype, pd.CategoricalDtype):
+        series = series.astype(series.cat.categories.dtype)
+        return _arrow(series)
+    array = pa.array(series, from_pandas=True)
+    if isinstance(array, pa.ChunkedArray):
+        array = array.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
+    return array.cast(pa.large_string()) if pa.types.is_string(array.type) else array
+
+
+def _arrow_of_objects(series: pd.Series) -> pa.Array:
+    """Objects as they come from drivers and Parquet: text, dates, decimals; containers become JSON."""
+    import pyarrow as pa
+
+    missing = series.isna()
+    kinds = {type(value) for value in series[~missing].head(1000)}
+    if kinds & {dict, list, tuple, np.ndarray}:
+        plain = [
+            None if empty else value if isinstance(value, str) else json.dumps(_plain(value), sort_keys=True)
+            for value, empty in zip(series, missing, strict=True)
+        ]
+        return pa.array(plain, pa.large_string())
+    try:
+        array = pa.array(series, from_pandas=True)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        plain = [None if empty else str(value) for value, empty in zip(series, missing, strict=True)]
+        return pa.array(plain, pa.large_string())
+    if pa.types.is_decimal(array.type):
+        return array.cast(pa.float64())
+    if pa.types.is_null(array.type) or pa.types.is_string(array.type):
+        return array.cast(pa.large_string())
+    return array
+
+
+def _plain(value: Any) -> Any:
+    return (
+        value.tolist()
+        if isinstance(value, np.ndarray)
+        else list(value)
+        if isinstance(value, tuple)
+        else value
+    )
+
+
+def _numpy(mask: Any) -> np.ndarray:
+    """A boolean Arrow or numpy array as numpy; null is False."""
+    if isinstance(mask, np.ndarray):
+        return mask
+    pc = compute()
+
+    return pc.fill_null(mask, False).to_numpy(zero_copy_only=False)
+
+
+def _positions(mask: Any) -> np.ndarray:
+    if not isinstance(mask, np.ndarray):
+        pc = compute()
+
+        if not pc.any(mask, skip_nulls=True).as_py():
+            return np.array([], dtype=np.int64)
+    return np.flatnonzero(_numpy(mask))
+
+
+def _text_array(values: Sequence[str]) -> pa.Array:
+    import pyarrow as pa
+
+    return pa.array(values, pa.large_string())
+
+
+Parsed = tuple[Any, Any]
+
+
+def _is_text(given: pa.Array) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_large_string(given.type)
+
+
+def _parse_text(given: pa.Array) -> Parsed:
+    import pyarrow as pa
+
+    pc = compute()
+
+    if not _is_text(given):
+        if pa.types.is_floating(given.type):
+            whole = pc.all(pc.equal(given, pc.floor(given)), skip_nulls=True).as_py()
+            given = given.cast(pa.int64(), safe=False) if whole is not False else given
+        given = given.cast(pa.large_string())
+    data = given.buffers()[2]
+    if data is None or not (np.frombuffer(data, dtype=np.uint8) == 0).any():
+        return given, None
+    wrong = pc.match_substring(given, "\x00")
+    return pc.if_else(pc.fill_null(wrong, False), None, given), wrong
+
+
+def _parse_number(given: pa.Array) -> Parsed:
+    import pyarrow as pa
+
+    pc = compute()
+
+    if pa.types.is_floating(given.type) or pa.types.is_integer(given.type) or pa.types.is_boolean(given.type):
+        number = given.cast(pa.float64(), safe=False)
+        wrong = pc.invert(pc.is_finite(number))
+        return _null_where(number, wrong), wrong
+    trimmed = pc.utf8_trim_whitespace(given if _is_text(given) else given.cast(pa.large_string()))
+    fits = None
+    try:
+        number = trimmed.cast(pa.float64())
+    except pa.ArrowInvalid:
+        fits = pc.match_substring_regex(trimmed, _NUMBER)
+        number = pc.if_else(pc.fill_null(fits, False), trimmed, None).cast(pa.float64())
+    wrong = pc.invert(pc.is_finite(number))
+    if fits is not None:
+        wrong = pc.or_(pc.fill_null(wrong, False), pc.invert(fits))
+    return _null_where(number, wrong), wrong
+
+
+def _parse_integer(given: pa.Array) -> Parsed:
+    import pyarrow as pa
+
+    pc = compute()
+
+    if pa.types.is_integer(given.type):
+        wrong = pc.or_(pc.greater_equal(given, _INT32), pc.less(given, -_INT32))
+        return _null_where(given.cast(pa.int64()), wrong).cast(pa.int32()), wrong
+    number, wrong = _parse_number(given)
+    wrong = pc.fill_null(wrong, False)
+    # Files written by tools that know no null integers have 3.0.
+    fraction = pc.fill_null(pc.not_equal(number, pc.floor(number)), False)
+    large = pc.fill_null(pc.greater_equal(pc.abs(number), float(_INT32)), False)
+    wrong = pc.or_(wrong, pc.or_(fraction, large))
+    return _null_where(number, wrong).cast(pa.int32()), wrong
+
+
+def _parse_boolean(given: pa.Array) -> Parsed:
+    import pyarrow as pa
+
+    pc = compute()
+
+    if pa.types.is_boolean(given.type):
+        return given, None
+    text = pc.utf8_lower(pc.utf8_trim_whitespace(given.cast(pa.large_string())))
+    true = pc.is_in(text, value_set=_text_array(_TRUE), skip_nulls=True)
+    false = pc.is_in(text, value_set=_text_array(_FALSE), skip_nulls=True)
+    known = pc.or_(true, false)
+    return pc.if_else(known, true, None), pc.and_(pc.invert(known), pc.is_valid(text))
+
+
+def _parse_date(given: pa.Array) -> Parsed:
+    import pyarrow as pa
+
+    pc = compute()
+
+    if pa.types.is_date(given.type):
+        return given.cast(pa.date32()), None
+    if pa.types.is_timestamp(given.type):
+        day = given.cast(pa.date32(), safe=False)
+        wrong = pc.not_equal(
+            day.cast(pa.timestamp("us", given.type.tz)),
+            given.cast(pa.timestamp("us", given.type.tz), safe=False),
+        )
+        return _null_where(day, wrong), wrong
+    # A date column has few distinct values: parse those.
+    coded = given.cast(pa.large_string()).dictionary_encode()
+    text = pc.replace_substring_regex(
+        pc.utf8_trim_whitespace(coded.dictionary),
+        r"^(\d{4}-\d{2}-\d{2})[T ]00:00(:00(\.0+)?)?(Z|\+00:?00)?$",
+        r"\1",
+    )
+    try:
+        dates = text.cast(pa.date32())
+    except pa.ArrowInvalid:
+        dates = pa.array([_date_of(value) for value in text.to_pylist()], pa.date32())
+    parsed = dates.take(coded.indices)
+    return parsed, pc.and_(pc.is_null(parsed), pc.is_valid(given))
+
+
+def _date_of(text: str) -> dt.date | None:
+    try:
+        return dt.date.fromisoformat(text) if len(text) == 10 else None
+    except ValueError:
+        return None
+
+
+def _parse_timestamp(given: pa.Array) -> Parsed:
+    import pyarrow as pa
+
+    pc = compute()
+
+    utc = pa.timestamp("us", "UTC")
+    if pa.types.is_timestamp(given.type):
+        return given.cast(pa.timestamp("us", given.type.tz), safe=False).cast(utc), None
+    if pa.types.is_date(given.type):
+        return given.cast(pa.timestamp("us")).cast(utc), None
+    text = pc.utf8_trim_whitespace(given.cast(pa.large_string()))
+    moments = pd.to_datetime(text.to_pandas(), format="ISO8601", utc=True, errors="coerce")
+    parsed = pa.array(moments, from_pandas=True).cast(utc, safe=False)
+    return parsed, pc.and_(pc.is_null(parsed), pc.is_valid(given))
+
+
+def _parse_json(given: pa.Array) -> Parsed:
+    return _parse_distinct(given, _json_of, _all_json)
+
+
+def _parse_list(given: pa.Array) -> Parsed:
+    return _parse_distinct(given, _list_of, None)
+
+
+def _parse_distinct(
+    given: pa.Array, one: Callable[[str], str | None], everything: Callable[[list[str]], bool] | None
+) -> Parsed:
+    """Parse the distinct values; ``everything`` may confirm all of them as they are at once."""
+    import pyarrow as pa
+
+    pc = compute()
+
+    coded = given.cast(pa.large_string()).dictionary_encode()
+    texts = coded.dictionary.to_pylist()
+    if everything is not None and everything(texts):
+        return given.cast(pa.large_string()), None
+    parsed = _text_array([one(text) for text in texts]).take(coded.indices)  # type: ignore[arg-type]
+    return parsed, pc.and_(pc.is_null(parsed), pc.is_valid(given))
+
+
+def _refuse(token: str) -> Any:
+    raise ValueError(token)
+
+
+def _json_of(text: str) -> str | None:
+    if "\\u0000" in text or "\x00" in text:
+        return None
+    try:
+        json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return None
+    return text
+
+
+def _all_json(texts: list[str]) -> bool:
+    """True if all texts are JSON objects or lists without doubt, by one parse of all of them."""
+    # Only texts that open and close alike can be joined without hiding a fault of one in the other.
+    if not all((t[:1], t[-1:]) in (("{", "}"), ("[", "]")) for t in texts):
+        return False
+    joined = "[" + ",".join(texts) + "]"
+    if "\\u0000" in joined or "\x00" in joined:
+        return False
+    try:
+        return len(json.loads(joined, parse_constant=_refuse)) == len(texts)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _list_of(text: str) -> str | None:
+    """A JSON list of texts or a PostgreSQL array literal, as a PostgreSQL array literal."""
+    stripped = text.strip()
+    if stripped.startswith("{") and stripped.endswith("}"):
+        inner = stripped[1:-1]
+        if any(mark in inner for mark in '{}"\\'):
+            return None
+        items: list[Any] = [item.strip() for item in inner.split(",")] if inner.strip() else []
+    else:
+        try:
+            items = json.loads(stripped)
+        except (ValueError, RecursionError):
+            return None
+        if not isinstance(items, list) or not all(isinstance(item, str | int | float) for item in items):
+            return None
+    if any("\x00" in str(item) for item in items):
+        return None
+    quoted = ('"' + str(item).replace("\\", "\\\\").replace('"', '\\"') + '"' for item in items)
+    return "{" + ",".join(quoted) + "}"
+
+
+_PARSERS: Mapping[Kind, Callable[[Any], Parsed]] = {
+    "text": _parse_text,
+    "integer": _parse_integer,
+    "number": _parse_number,
+    "boolean": _parse_boolean,
+    "date": _parse_date,
+    "timestamp": _parse_timestamp,
+    "json": _parse_json,
+    "list": _parse_list,
+}
+
+
+def _null_where(array: pa.Array, wrong: Any) -> pa.Array:
+    pc = compute()
+
+    return pc.if_else(pc.fill_null(wrong, False), None, array) if pc.any(wrong).as_py() else array
+
+
+def _valid_npi(npi: pa.Array) -> Any:
+    """True where a text is ten digits with the Luhn check digit over prefix 80840 (CMS, 2004)."""
+    import pyarrow as pa
+
+    pc = compute()
+
+    shaped = pc.fill_null(pc.match_substring_regex(npi, r"^[0-9]{10}$"), False)
+    texts = pc.if_else(shaped, npi, "0000000000").cast(pa.large_string())
+    digits = np.frombuffer("".join(texts.to_pylist()).encode(), dtype=np.uint8).reshape(-1, 10) - 48
+    digits = digits.astype(np.int64)
+    doubled = digits[:, 0:9:2] * 2
+    doubled = np.where(doubled > 9, doubled - 9, doubled)
+    # 24 is what the prefix 80840 adds to the sum.
+    total = 24 + doubled.sum(axis=1) + digits[:, 1:9:2].sum(axis=1) + digits[:, 9]
+    return pc.and_(shaped, pa.array(total % 10 == 0))
+
+
+def _with_extras(frame: pd.DataFrame, extras: Sequence[str]) -> pd.Series:
+    """The JSON column ``extra``: the user's own columns, over what a delivered ``extra`` holds."""
+    import pyarrow as pa
+
+    pc = compute()
+
+    own = _text_array(_typed_documents(frame[list(extras)]))
+    if "extra" in frame.columns:
+        given = pc.utf8_trim_whitespace(_arrow(frame["extra"]).cast(pa.large_string()))
+        alone = pc.or_kleene(pc.is_null(given), pc.match_substring_regex(given, r"^\{\s*\}$"))
+        # The last of two equal keys wins in JSONB.
+        opened, rest = pc.utf8_slice_codeunits(given, 0, -1), pc.utf8_slice_codeunits(own, 1)
+        both = pc.binary_join_element_wise(opened, rest, pa.scalar(",", pa.large_string()))
+        own = pc.if_else(alone, own, both)
+    return pd.Series(own.to_pandas(), index=frame.index).set_axis(frame.index)
+
+
+def _typed_documents(frame: pd.DataFrame) -> list[str]:
+    """Rows as JSON objects: columns of numbers or booleans typed, everything else text."""
+    typed = {}
+    for name in frame.columns:
+        array = _arrow(frame[name])
+        if _is_text(array):
+            for parse in (_parse_number, _parse_boolean):
+                parsed, wrong = parse(array)
+                if not _numpy(wrong).any() and not _has_leading_zero(array):
+                    array = parsed
+                    break
+        typed[str(name)] = pd.array(array.to_pylist(), dtype=object)
+    lines = pd.DataFrame(typed).to_json(orient="records", lines=True, force_ascii=False, date_format="iso")
+    return [line for line in (lines or "").split("\n") if line]
+
+
+def _has_leading_zero(array: pa.Array) -> bool:
+    pc = compute()
+
+    return bool(pc.any(pc.match_substring_regex(array, r"^[+-]?0\d")).as_py())
+
+
+__all__ = [
+    "MAINTAINED_COLUMNS",
+    "REASONS",
+    "Checked",
+    "Fault",
+    "as_text",
+    "check",
+    "check_duplicates",
+    "check_header",
+    "check_reference",
+    "check_unique",
+    "kind_of",
+    "reference_tables",
+    "references",
+    "row_documents",
+    "unique_columns",
+]
