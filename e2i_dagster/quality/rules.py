@@ -145,6 +145,7 @@ def ruleset_hash(policy: QualityPolicy, table: str) -> str:
     A verdict counts only under the hash it was given under: changed rules need a new check.
     """
     suite = policy.suites.get(table)
+    named = {spec.vocabulary for spec in suite.expectations if spec.vocabulary} if suite else set()
     return digest_of(
         {
             "version": RULES_VERSION,
@@ -152,5 +153,6 @@ def ruleset_hash(policy: QualityPolicy, table: str) -> str:
             "thresholds": policy.settings.model_dump(mode="json", exclude={"tables", "leakage"}),
             "table": policy.settings.tables[table].model_dump(mode="json"),
             "suite": suite.model_dump(mode="json") if suite else None,
+            "suite_values": {name: policy.vocabulary(name) for name in sorted(named)},
         }
     )
