@@ -48,7 +48,7 @@ REASONS: Mapping[str, str] = {
     "timestamp_format": "Not an ISO timestamp (UTC where it has no offset). Correct it or give `dates`.",
     "json_format": "Not valid JSON. Correct it.",
     "list_format": 'Not a list of texts such as ["a", "b"] or {a,b}. Correct it.',
-    "out_of_range": "Outside the range that docs/columns.md states for the column. Correct it.",
+    "out_of_range": "Outside the range that the table description gives for the column. Correct it.",
     "unknown_value": "Not in the vocabulary. Correct it, map it, or add it to config/vocabulary.yaml.",
     "npi_check_digit": "Not ten digits whose last is the Luhn digit over prefix 80840. Correct the NPI.",
     "end_before_start": "The end lies before the start. Correct one of the two.",

@@ -278,3 +278,15 @@ def test_columns_of_many_kinds_agree_with_a_plain_reading():
     }
     typed = frame.assign(total_patient_volume=np.arange(10.0))
     assert rules.check("hcp_profiles", typed, load_vocabulary()).rows.column(1).to_pylist() == list(range(10))
+
+
+def test_every_reason_is_documented():
+    from pathlib import Path
+
+    from e2i_dagster.warehouse.rules import REASONS
+
+    page = (Path(__file__).resolve().parents[2] / "docs" / "loading.md").read_text(encoding="utf-8")
+    for reason, text in REASONS.items():
+        assert f"| `{reason}` | {text} |" in page, (
+            f"docs/loading.md does not have {reason} as it is in the code"
+        )
