@@ -184,7 +184,7 @@ def write(tables: Tables, folder: Path | str, format: Literal["csv", "parquet"] 
 
 def _write_frame(frame: pd.DataFrame, path: Path, format: str) -> None:
     import pyarrow as pa
-    from pyarrow import csv, parquet
+    from pyarrow import parquet
 
     table = pa.Table.from_pandas(frame, preserve_index=False)
     table = table.replace_schema_metadata(None)
@@ -206,7 +206,11 @@ def _write_frame(frame: pd.DataFrame, path: Path, format: str) -> None:
             columns.append(pc.if_else(pc.is_nan(column), None, column))
         else:
             columns.append(column)
-    csv.write_csv(pa.table(columns, names=table.column_names), path, csv.WriteOptions(quoting_style="needed"))
+    import duckdb
+
+    plain = pa.table(columns, names=table.column_names)
+    with duckdb.connect() as connection:
+        connection.from_arrow(plain).write_csv(str(path), header=True)
 
 
 __all__ = ["COHORT_KEYS", "DGPS", "FULL", "SMALL", "generate", "write"]

@@ -37,7 +37,7 @@ HISTORY_DAYS = 170
 #: From this engagement score on, a patient counts as treated.
 HIGH_ENGAGEMENT = 5.0
 #: Least observed days on either side of an index date.
-LEAST_HISTORY, LEAST_FOLLOW_UP = 15, 10
+LEAST_HISTORY, LEAST_FOLLOW_UP = 5, 10
 
 
 @dataclass(frozen=True)
@@ -274,8 +274,8 @@ def _candidates(
     )
     propensity = rule.propensity(covariates)
     p0, p1 = rule.outcome_probabilities(covariates)
-    treated = streams.happens("patient.treated", propensity, size)
-    draw = streams.uniform("patient.outcome", size)
+    treated = streams.happens(f"law.{rule.name}.treated", propensity, size)
+    draw = streams.uniform(f"law.{rule.name}.outcome", size)
     y0, y1 = draw < p0, draw < p1
     outcome = np.where(treated, y1, y0)
     latest = np.minimum(last_seen - index, OUTCOME_WINDOW[1] - 1)
@@ -319,7 +319,10 @@ def _dates(lookback: Ints, followup: Ints, size: int, streams: Streams) -> tuple
     short = streams.happens("patient.short_history", 0.10, size)
     earliest = np.where(recent, DATA_END - followup + 1, np.where(short, LEAST_HISTORY, lookback))
     latest = np.where(recent, DATA_END - LEAST_FOLLOW_UP, DATA_END - followup)
-    index = streams.integer("patient.index", earliest, latest, size)
+    # Short histories come mostly at the beginning of the data, and so give its first weeks outcomes.
+    draw = streams.uniform("patient.index", size)
+    draw = np.where(short & ~recent, draw**2, draw)
+    index = (earliest + np.floor(draw * (latest - earliest + 1))).astype(np.int64)
     seen_before = np.where(
         short,
         streams.integer("patient.short_days", LEAST_HISTORY, np.minimum(lookback - 1, index), size),
@@ -338,11 +341,19 @@ def _dates(lookback: Ints, followup: Ints, size: int, streams: Streams) -> tuple
     return index, index - seen_before, np.where(lost, dropped, complete)
 
 
+def age_unknown(size: int, streams: Streams) -> Flags:
+    """Journeys whose age is not known to the tables."""
+    return streams.happens("patient.age.null", 0.01, size)
+
+
 def _with_clinical(people: Population, streams: Streams) -> Population:
     """``people`` with clinical measures, diagnosis codes and what the four definitions say of them."""
     size = people.size
     clinical: dict[str, Any] = {}
-    passes = (people.age >= 18) & (people.index - people.first_seen >= people.of_cohort("lookback"))
+    history = people.index - people.first_seen
+    passes = (
+        (people.age >= 18) & ~age_unknown(people.size, streams) & (history >= people.of_cohort("lookback"))
+    )
     code = np.zeros(size, dtype=np.int64)
     options: list[str] = []
     for number, cohort in enumerate(people.cohorts):

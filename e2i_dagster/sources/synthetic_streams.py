@@ -118,8 +118,10 @@ def booleans(values: Flags, null: Flags | None = None) -> Any:
 
 def numbers(values: Any, decimals: int, null: Flags | None = None) -> Floats:
     """Rounded ``float64``; NaN where ``null`` is true."""
-    rounded = np.round(np.asarray(values, dtype=float), decimals)
-    return rounded if null is None else np.where(null, np.nan, rounded)
+    rounded: Floats = np.round(np.asarray(values, dtype=np.float64), decimals)
+    if null is not None:
+        rounded[null] = np.nan
+    return rounded
 
 
 def dates(days: Ints, null: Flags | None = None) -> Any:

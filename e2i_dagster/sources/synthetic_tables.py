@@ -21,6 +21,7 @@ from e2i_dagster.sources.synthetic_population import (
     HISTORY_DAYS,
     INSURANCE,
     Population,
+    age_unknown,
 )
 from e2i_dagster.sources.synthetic_streams import (
     DATA_END,
@@ -332,8 +333,7 @@ def patient_journeys(
     bands = ("0-17", "18-24", "25-34", "35-44", "45-54", "55-64", "65-74", "75+")
     quality = numbers(0.75 + 0.25 * streams.uniform("patient.quality", size), 2)
     risk = sigmoid(0.5 * people.covariates.z + streams.normal("patient.risk", size))
-    # What the source knew at the index date; both timestamps follow it within the lag.
-    age_unknown = null("age", 0.01)
+    no_age = age_unknown(size, streams)
     return pd.DataFrame(
         {
             "patient_journey_id": keys("PJ", number, 16),
@@ -358,9 +358,9 @@ def patient_journeys(
             "secondary_diagnosis_codes": pick(other_code, comorbidity),
             "brand": _brand(people),
             "age_group": pick(
-                bands, np.searchsorted([18, 25, 35, 45, 55, 65, 75], people.age, side="right"), age_unknown
+                bands, np.searchsorted([18, 25, 35, 45, 55, 65, 75], people.age, side="right"), no_age
             ),
-            "age_at_diagnosis": integers(people.age, age_unknown),
+            "age_at_diagnosis": integers(people.age, no_age),
             "gender": pick(("F", "M", "U"), gender),
             "geographic_region": pick([item[0] for item in PLACES], place),
             "state": pick([item[1] for item in PLACES], place),
