@@ -7,7 +7,7 @@ the matrix it reads; the values of a feature's columns (levels, missing indicato
 from __future__ import annotations
 
 import time
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -52,7 +52,8 @@ class FeatureEffect(BaseModel):
 class Explanation(BaseModel):
     """Global explanation of one model. ``figure`` is a PNG; no value of a single patient is kept."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
+    volatile_fields: ClassVar[set[str]] = {"figure", "seconds"}
 
     algorithm: str
     model_digest: str
@@ -212,7 +213,7 @@ def _shap_values(
 
     masker = shap.maskers.Independent(against, max_samples=50)
     explained = shap.PermutationExplainer(output_of, masker, seed=seed)(
-        matrix, max_evals=2 * matrix.shape[1] + 1
+        matrix, max_evals=2 * matrix.shape[1] + 1, silent=True
     )
     base = float(np.ravel(explained.base_values)[0])
     return np.asarray(explained.values), base, output_of(matrix), "probability" if binary else "outcome"

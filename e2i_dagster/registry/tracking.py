@@ -67,9 +67,9 @@ def default_tracking_uri() -> str:
     given = os.environ.get("MLFLOW_TRACKING_URI")
     if given:
         return given
-    from e2i_dagster.warehouse.connection import connect_url
+    from e2i_dagster.warehouse.connection import ensure_database
 
-    return connect_url(database="mlflow")
+    return ensure_database("mlflow")
 
 
 def default_artifact_root() -> str:

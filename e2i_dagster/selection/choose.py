@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -50,6 +50,10 @@ class AlgorithmChoice(BaseModel):
     """The chosen algorithm, every candidate with its reason, and the rationale in words."""
 
     model_config = ConfigDict(frozen=True)
+    volatile_fields: ClassVar[dict[str, Any]] = {
+        "seconds": True,
+        "candidates": {"__all__": {"latency_ms", "memory_mb"}},
+    }
 
     algorithm: str
     alternatives: tuple[str, ...]
@@ -75,9 +79,7 @@ class AlgorithmChoice(BaseModel):
 
     def to_record(self) -> dict[str, Any]:
         """The choice as JSON values, without the time it took (equal inputs, equal record)."""
-        return self.model_dump(
-            mode="json", exclude={"seconds": True, "candidates": {"__all__": {"latency_ms", "memory_mb"}}}
-        )
+        return self.model_dump(mode="json", exclude=self.volatile_fields)
 
     def _table(self) -> str:
         head = (
@@ -434,10 +436,6 @@ def _rationale(
         )
     elif len(ranking) > 1 and ranking[1] in scores:
         sentences.append(f"Next is {ranking[1]} with {measures[ranking[1]]['performance']:.3f}.")
-    if "latency_ms" in measured:
-        sentences.append(
-            f"One prediction took {measured['latency_ms']:.1f} ms and the model takes {measured['memory_mb']:.2f} MB."
-        )
     return " ".join(sentences)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -93,7 +93,8 @@ class CriterionResult(BaseModel):
 class Evaluation(BaseModel):
     """Everything measured about one model. ``accepted`` is True when every criterion is met."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
+    volatile_fields: ClassVar[set[str]] = {"figure", "seconds"}
 
     algorithm: str
     problem_type: str
@@ -151,7 +152,7 @@ class Evaluation(BaseModel):
 
     def to_record(self) -> dict[str, Any]:
         """JSON values without the figure and the time it took."""
-        return self.model_dump(mode="json", exclude={"figure", "seconds"})
+        return self.model_dump(mode="json", exclude=self.volatile_fields)
 
     def _criteria_table(self) -> str:
         return (

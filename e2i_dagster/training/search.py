@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -39,6 +39,11 @@ class SearchResult(BaseModel):
     """A study and its best parameters (defaults completed by the best trial's values)."""
 
     model_config = ConfigDict(frozen=True)
+    volatile_fields: ClassVar[dict[str, Any]] = {
+        "seconds": True,
+        "resumed_trials": True,
+        "trials": {"__all__": {"seconds"}},
+    }
 
     study_name: str
     algorithm: str
@@ -213,6 +218,13 @@ def search_hyperparameters(
         )
 
 
+def default_storage() -> str:
+    """Address of the study database: ``optuna`` in the warehouse's server, made if it is missing."""
+    from e2i_dagster.warehouse.connection import ensure_database
+
+    return ensure_database("optuna")
+
+
 def suggest(trial: Any, space: dict[str, Dimension]) -> dict[str, Any]:
     """One point of ``space`` drawn by an Optuna trial."""
     drawn: dict[str, Any] = {}
@@ -329,7 +341,7 @@ def _fit_and_score(
         return bool(trial.should_prune())
 
     size = _tree_count(estimator)
-    if size is None or not hasattr(estimator, "warm_start"):
+    if size is None:
         # Linear models have no steps; XGBoost and LightGBM grow in one native call.
         estimator.fit(learn, learn_target)
         return score(estimator)
@@ -345,10 +357,12 @@ def _fit_and_score(
 
 
 def _tree_count(estimator: Any) -> tuple[str, int] | None:
-    for name in ("n_estimators", "max_iter"):
-        if name in estimator.get_params() and not hasattr(estimator, "C"):
-            return name, int(estimator.get_params()[name])
-    return None
+    """Parameter that counts the trees of a scikit-learn ensemble and its value; None for other models."""
+    if not type(estimator).__module__.startswith("sklearn.ensemble"):
+        return None
+    parameters = estimator.get_params()
+    name = "n_estimators" if "n_estimators" in parameters else "max_iter"
+    return name, int(parameters[name])
 
 
 def validation_score(target: np.ndarray, predicted: np.ndarray, problem_type: str) -> float:

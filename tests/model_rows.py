@@ -1,0 +1,45 @@
+"""Invented patients with a known signal, for the tests of selection, training, explain and registry."""
+
+import numpy as np
+import pandas as pd
+
+from e2i_dagster.selection import LabelledRows, feature_columns, feature_kinds, labelled_rows
+
+TEXTS = ("region", "insurance")
+
+
+def patients(n: int = 600, seed: int = 0, *, interaction: bool = False) -> pd.DataFrame:
+    """A training frame with the types of the lake: text, nullable integers and booleans, missing numbers."""
+    draw = np.random.default_rng(seed)
+    frame = pd.DataFrame(
+        {
+            "patient_id": [f"PAT{i:08d}" for i in range(n)],
+            "index_date": pd.Timestamp("2024-01-01"),
+            "severity": draw.normal(size=n),
+            "engagement": np.where(draw.random(n) < 0.2, np.nan, draw.uniform(0, 10, n)),
+            "visits": draw.poisson(3, n),
+            "academic": draw.random(n) < 0.4,
+            "noise": draw.normal(size=n),
+            "region": draw.choice(["northeast", "south", "west"], n),
+            "insurance": draw.choice(["commercial", "medicare"], n),
+        }
+    )
+    signal = 1.4 * frame["severity"] + 0.3 * (frame["engagement"].fillna(3) - 4) + 0.8 * frame["academic"]
+    if interaction:
+        signal = 4.0 * np.sign(frame["severity"]) * np.sign(frame["noise"])
+    frame["label"] = (draw.random(n) < 1 / (1 + np.exp(-(signal - 0.4)))).astype("int64")
+    frame = frame.astype({"visits": "Int64", "academic": "boolean", "label": "Int64"})
+    return frame.astype({"patient_id": "string[pyarrow]", **dict.fromkeys(TEXTS, "string[pyarrow]")})
+
+
+def rows(n: int = 600, seed: int = 0, **more: bool) -> LabelledRows:
+    frame = patients(n, seed, **more)
+    return labelled_rows(frame, feature_kinds(frame, feature_columns(frame)))
+
+
+def numbers(source: LabelledRows, seed: int = 0) -> LabelledRows:
+    """The same patients with a number as target."""
+    noise = np.random.default_rng(seed + 1000).normal(scale=0.5, size=len(source))
+    return LabelledRows(
+        source.features, 10 + source.features[["severity", "academic"]].to_numpy() @ [2.0, 1.5] + noise
+    )

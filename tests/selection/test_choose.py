@@ -1,0 +1,134 @@
+import pytest
+from model_rows import numbers, rows
+from pydantic import ValidationError
+
+from e2i_dagster.config.algorithms import AlgorithmsPolicy
+from e2i_dagster.config.scope import default_scope
+from e2i_dagster.errors import ConfigError, VerdictError
+from e2i_dagster.selection import SelectionRequest, select_algorithm
+
+BINARY = SelectionRequest(problem_type="binary_classification")
+CAUSAL = {"CausalForest", "LinearDML", "DRLearner", "XLearner"}
+
+
+def quick():
+    """The shipped file with small forests, so that a benchmark takes a fraction of a second."""
+    document = AlgorithmsPolicy.load().model_dump()
+    for item in document["algorithms"].values():
+        for name in ("n_estimators", "max_iter"):
+            if name in item["defaults"]:
+                item["defaults"][name] = 30
+    return AlgorithmsPolicy.model_validate(document)
+
+
+@pytest.fixture(scope="module")
+def linear_choice():
+    return select_algorithm(default_scope(), sample=rows(500))
+
+
+def reason(choice, name):
+    return next(item.reason for item in choice.candidates if item.algorithm == name)
+
+
+def test_twelve_algorithms_are_described():
+    policy = AlgorithmsPolicy.load()
+    assert len(policy.algorithms) == 12
+    assert {name for name, item in policy.algorithms.items() if item.family == "causal"} == CAUSAL
+
+
+def test_a_linear_signal_is_learned_by_the_linear_model(linear_choice):
+    assert linear_choice.algorithm == "LogisticRegression"
+    assert linear_choice.measured == "benchmark"
+    assert "3-fold cross-validation on 500 training rows" in linear_choice.rationale
+    assert len(linear_choice.candidates) == 12
+
+
+def test_an_interaction_is_not():
+    choice = select_algorithm(BINARY, sample=rows(500, interaction=True), policy=quick())
+    assert choice.algorithm != "LogisticRegression"
+    linear = next(item for item in choice.candidates if item.algorithm == "LogisticRegression")
+    assert linear.performance == pytest.approx(0.5, abs=0.08)
+
+
+def test_causal_algorithms_are_never_candidates_for_classification(linear_choice):
+    removed = {item.algorithm for item in linear_choice.candidates if item.state == "removed"}
+    assert removed >= CAUSAL
+    assert reason(linear_choice, "CausalForest") == "solves causal_inference, not binary_classification"
+
+
+def test_a_file_that_lets_them_is_refused():
+    document = AlgorithmsPolicy.load().model_dump()
+    document["algorithms"]["LinearDML"]["problem_types"] = ["binary_classification"]
+    with pytest.raises(ValidationError, match="estimates effects and nothing else"):
+        AlgorithmsPolicy.model_validate(document)
+
+
+def test_equal_inputs_give_equal_records():
+    sample = rows(300)
+    first, second = (select_algorithm(BINARY, sample=sample, policy=quick()) for _ in range(2))
+    assert first.to_record() == second.to_record()
+
+
+def test_limits_exclusions_and_interpretability_name_what_they_removed():
+    request = SelectionRequest(
+        problem_type="binary_classification", max_latency_ms=25, max_memory_gb=1.8, excluded=("LightGBM",)
+    )
+    choice = select_algorithm(request)
+    assert "declared latency 30 ms" in reason(choice, "RandomForest")
+    assert "declared memory 2 GB" in reason(choice, "XGBoost")
+    assert reason(choice, "LightGBM") == "excluded by the scope"
+    strict = SelectionRequest(problem_type="binary_classification", interpretability_required=True)
+    assert select_algorithm(strict).alternatives == ()
+
+
+def test_a_measured_latency_above_the_limit_removes():
+    # Declared 1 ms; the whole pipeline with a frame of one row takes longer than that on any machine.
+    request = SelectionRequest(problem_type="binary_classification", max_latency_ms=1)
+    with pytest.raises(
+        VerdictError, match=r"LogisticRegression: measured latency .* ms is above the limit of 1 ms"
+    ):
+        select_algorithm(request, sample=rows(200))
+
+
+def test_history_ranks_by_what_was_measured():
+    choice = select_algorithm(BINARY, history={"XGBoost": [0.84, 0.84], "LogisticRegression": [0.80, 0.80]})
+    assert (choice.algorithm, choice.measured) == ("XGBoost", "history")
+
+
+def test_near_ties_go_to_the_preferred_then_to_the_simpler():
+    history = {"XGBoost": [0.803], "LogisticRegression": [0.80]}
+    assert select_algorithm(BINARY, history=history).algorithm == "LogisticRegression"
+    wish = SelectionRequest(problem_type="binary_classification", preferred=("XGBoost",))
+    history = {"XGBoost": [0.80], "LightGBM": [0.803]}
+    assert select_algorithm(wish, history=history).algorithm == "XGBoost"
+
+
+def test_without_measurement_it_says_so():
+    choice = select_algorithm(BINARY)
+    assert choice.measured == "nothing"
+    assert "Nothing was measured" in choice.rationale
+    assert all(item.performance is None for item in choice.candidates)
+
+
+def test_effects_and_numbers_have_their_own_candidates():
+    causal = select_algorithm(SelectionRequest(problem_type="causal_inference"))
+    assert {causal.algorithm, *causal.alternatives} == CAUSAL
+    choice = select_algorithm(
+        SelectionRequest(problem_type="regression"), sample=numbers(rows(300)), policy=quick()
+    )
+    assert choice.algorithm in ("Ridge", "Lasso")
+    assert choice.metric == "r2"
+
+
+def test_bad_requests():
+    with pytest.raises(ConfigError, match="problem type 'time_series'"):
+        select_algorithm(SelectionRequest(problem_type="time_series"))
+    with pytest.raises(ConfigError, match="found no algorithm 'SVM'"):
+        select_algorithm(SelectionRequest(problem_type="regression", preferred=("SVM",)))
+    with pytest.raises(VerdictError, match="no algorithm is left"):
+        select_algorithm(SelectionRequest(problem_type="binary_classification", max_latency_ms=0.1))
+
+
+def test_metadata_has_every_candidate(linear_choice):
+    table = linear_choice.to_metadata()["candidates_md"]
+    assert table.count("\n") == 13

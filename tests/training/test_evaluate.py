@@ -1,0 +1,220 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from model_rows import numbers, rows
+from sklearn import metrics as reference
+
+from e2i_dagster.config.algorithms import AlgorithmsPolicy
+from e2i_dagster.config.scope import SuccessCriteria
+from e2i_dagster.selection import LabelledRows
+from e2i_dagster.training import evaluate, train
+from e2i_dagster.training.metrics import (
+    binary_metrics,
+    calibration_bins,
+    calibration_line,
+    interval,
+    regression_metrics,
+    resamples,
+)
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.sampled_from([0.1, 0.2, 0.35, 0.5, 0.8, 0.95])), min_size=4, max_size=40)
+    .filter(lambda pairs: len({hit for hit, _ in pairs}) == 2)
+)  # fmt: skip
+def test_metrics_equal_scikit_learns_ties_included(pairs):
+    target = np.array([int(hit) for hit, _ in pairs])
+    scores = np.array([score for _, score in pairs])
+    found = {name: value[0] for name, value in binary_metrics(target, scores, 0.5).items()}
+    called = scores >= 0.5
+    assert found["roc_auc"] == pytest.approx(reference.roc_auc_score(target, scores))
+    assert found["pr_auc"] == pytest.approx(reference.average_precision_score(target, scores))
+    assert found["brier"] == pytest.approx(reference.brier_score_loss(target, scores))
+    assert found["log_loss"] == pytest.approx(reference.log_loss(target, scores))
+    assert found["accuracy"] == pytest.approx(reference.accuracy_score(target, called))
+    assert found["recall"] == pytest.approx(reference.recall_score(target, called))
+    assert found["f1"] == pytest.approx(reference.f1_score(target, called))
+    if called.any():
+        assert found["precision"] == pytest.approx(reference.precision_score(target, called))
+    else:
+        assert np.isnan(found["precision"])
+
+
+def test_a_weight_of_two_is_a_patient_twice():
+    target, scores = np.array([0, 1, 1, 0]), np.array([0.2, 0.4, 0.7, 0.5])
+    weighted = binary_metrics(target, scores, 0.45, np.array([[1.0, 2.0, 1.0, 3.0]]))
+    repeated = binary_metrics(np.repeat(target, [1, 2, 1, 3]), np.repeat(scores, [1, 2, 1, 3]), 0.45)
+    for name, value in repeated.items():
+        assert weighted[name] == pytest.approx(value), name
+
+
+def test_regression_metrics_equal_scikit_learns():
+    draw = np.random.default_rng(0)
+    target = draw.normal(10, 2, 50)
+    scores = target + draw.normal(size=50)
+    found = {name: value[0] for name, value in regression_metrics(target, scores).items()}
+    assert found["rmse"] == pytest.approx(reference.root_mean_squared_error(target, scores))
+    assert found["mae"] == pytest.approx(reference.mean_absolute_error(target, scores))
+    assert found["r2"] == pytest.approx(reference.r2_score(target, scores))
+    assert found["mape"] == pytest.approx(reference.mean_absolute_percentage_error(target, scores))
+
+
+def test_the_bootstrap_interval_of_a_mean_is_the_textbook_one():
+    draw = np.random.default_rng(1)
+    target = (draw.random(400) < 0.3).astype(int)
+    values = np.concatenate([block @ target / 400 for block in resamples(400, 4000, 3)])
+    low, high = interval(values, 0.95)
+    share, width = target.mean(), 1.96 * np.sqrt(target.mean() * (1 - target.mean()) / 400)
+    assert (low, high) == (pytest.approx(share - width, abs=0.005), pytest.approx(share + width, abs=0.005))
+
+
+def test_auc_intervals_cover_the_truth_about_as_often_as_they_say():
+    # Two normals one deviation apart: AUC = Phi(1 / sqrt 2) = 0.7602.
+    truth, covered = 0.7602, 0
+    for seed in range(100):
+        draw = np.random.default_rng(seed)
+        target = np.repeat([0, 1], 100)
+        scores = 1 / (1 + np.exp(-(draw.normal(size=200) + target)))
+        aucs = np.concatenate(
+            [binary_metrics(target, scores, 0.5, w)["roc_auc"] for w in resamples(200, 400, seed)]
+        )
+        low, high = interval(aucs, 0.95)
+        covered += low <= truth <= high
+    assert 88 <= covered <= 100
+
+
+def test_the_calibration_line_finds_a_planted_slope_and_intercept():
+    draw = np.random.default_rng(2)
+    logit = draw.normal(size=60_000)
+    target = (draw.random(60_000) < 1 / (1 + np.exp(-(0.5 * logit)))).astype(int)
+    line = calibration_line(target, 1 / (1 + np.exp(-logit)))
+    assert line["calibration_slope"][0] == pytest.approx(0.5, abs=4 * line["calibration_slope"][1])
+    target = (draw.random(60_000) < 1 / (1 + np.exp(-(logit + 0.7)))).astype(int)
+    line = calibration_line(target, 1 / (1 + np.exp(-logit)))
+    assert line["calibration_intercept"][0] == pytest.approx(0.7, abs=4 * line["calibration_intercept"][1])
+
+
+def test_a_calibration_line_without_a_maximum_is_not_estimable():
+    line = calibration_line(np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.8, 0.9]))
+    assert np.isnan(line["calibration_slope"][0])
+    constant = calibration_line(np.array([0, 1, 0, 1]), np.full(4, 0.5))
+    assert np.isnan(constant["calibration_slope"][0])
+
+
+def test_calibration_groups_are_never_small():
+    assert all(
+        item["n"] >= 11
+        for item in calibration_bins(np.random.default_rng(0).integers(0, 2, 57), np.linspace(0, 1, 57))
+    )
+    assert calibration_bins(np.array([0, 1]), np.array([0.1, 0.9])) == []
+
+
+@pytest.fixture(scope="module")
+def trained():
+    train_rows, validation_rows = rows(700), rows(250, 1)
+    defaults = AlgorithmsPolicy.load().algorithm("LogisticRegression").defaults
+    model = train(train_rows, validation_rows, algorithm="LogisticRegression", parameters=defaults)
+    return model, train_rows, validation_rows
+
+
+def criteria(**given):
+    return SuccessCriteria.model_validate(given)
+
+
+def test_an_accepted_model(trained):
+    opened = []
+
+    def open_test():
+        opened.append("test")
+        return rows(250, 2)
+
+    result = evaluate(*trained, criteria=criteria(min_auc=0.7, beats_baseline=True), open_test=open_test)
+    assert result.accepted, result.reasons()
+    assert opened == ["test"]
+    assert set(result.splits) == {"train", "validation", "test"}
+    test = result.splits["test"].metrics
+    assert test["roc_auc"].low < test["roc_auc"].value < test["roc_auc"].high
+    assert {"calibration_slope", "calibration_intercept", "brier", "log_loss", "pr_auc", "f1"} <= set(test)
+    assert [item.name for item in result.baselines] == ["prevalence", "one_variable", "logistic"]
+    assert result.baselines[0].value == 0.5
+    assert result.baselines[1].detail == "severity"
+    assert result.flat()["test_roc_auc"] == test["roc_auc"].value
+
+
+def test_each_missed_criterion_has_value_interval_threshold_and_distance(trained):
+    result = evaluate(
+        *trained,
+        criteria=criteria(min_auc={"value": 0.99, "split": "test", "estimate": "lower"}, max_brier=0.9),
+        open_test=lambda: rows(250, 2),
+    )
+    missed, met = result.criteria
+    assert not result.accepted
+    assert missed.distance == pytest.approx(missed.low - 0.99)
+    assert (missed.passed, met.passed) == (False, True)
+    assert "short by" in result.reasons()[0]
+
+
+def test_a_sealed_test_set_stays_closed_and_counts_as_not_met(trained):
+    result = evaluate(*trained, criteria=criteria(min_auc=0.6, beats_baseline=True))
+    assert "test" not in result.splits
+    assert not result.test_opened
+    assert [item.passed for item in result.criteria] == [False, False]
+    assert "the test rows were not opened" in result.reasons()[0]
+
+
+def test_noise_does_not_beat_the_baselines():
+    def noise(n, seed):
+        source = rows(n, seed)
+        target = np.random.default_rng(seed + 50).integers(0, 2, n)
+        return LabelledRows(source.features, target)
+
+    parameters = AlgorithmsPolicy.load().algorithm("XGBoost").defaults
+    train_rows, validation_rows = noise(400, 0), noise(200, 1)
+    model = train(train_rows, validation_rows, algorithm="XGBoost", parameters=parameters)
+    result = evaluate(
+        model, train_rows, validation_rows, criteria=criteria(min_auc=0.7), open_test=lambda: noise(200, 2)
+    )
+    assert not result.accepted
+    assert result.metric("test", "roc_auc") == pytest.approx(0.5, abs=0.12)
+
+
+def test_a_split_with_too_few_of_one_outcome_is_not_estimable(trained):
+    source = rows(60, 2)
+    keep = np.concatenate([np.flatnonzero(source.target == 0), np.flatnonzero(source.target == 1)[:3]])
+    few = LabelledRows(source.features.iloc[keep], source.target[keep])
+    result = evaluate(*trained, criteria=criteria(min_auc=0.6, beats_baseline=True), open_test=lambda: few)
+    assert result.splits["test"].metrics == {}
+    assert "fewer than 11" in result.splits["test"].note
+    assert not result.accepted
+
+
+def test_equal_inputs_give_equal_evaluations(trained):
+    first, second = (
+        evaluate(*trained, criteria=criteria(min_auc=0.6), open_test=lambda: rows(250, 2)) for _ in range(2)
+    )
+    assert first.to_record() == second.to_record()
+    assert first.figure == second.figure
+
+
+def test_metadata_has_tables_and_a_figure(trained):
+    shown = evaluate(*trained, criteria=criteria(min_auc=0.6)).to_metadata()
+    assert shown["figure_md"].startswith("![ROC curve and calibration](data:image/png;base64,iVBOR")
+    assert "roc_auc" in shown["metrics_md"]
+    assert "not measured" not in shown["metrics_md"]
+
+
+def test_a_number_is_judged_by_its_own_metrics():
+    train_rows, validation_rows = numbers(rows(400)), numbers(rows(200, 1), 1)
+    model = train(
+        train_rows, validation_rows, algorithm="Ridge", parameters={"alpha": 1.0}, problem_type="regression"
+    )
+    result = evaluate(
+        model,
+        train_rows,
+        validation_rows,
+        criteria=criteria(min_r2=0.6, max_rmse=1.0, beats_baseline=True),
+        open_test=lambda: numbers(rows(200, 2), 2),
+    )
+    assert result.accepted, result.reasons()
+    assert [item.name for item in result.baselines] == ["mean", "one_variable", "linear"]

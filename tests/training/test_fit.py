@@ -1,0 +1,149 @@
+import numpy as np
+import pandas as pd
+import pytest
+from model_rows import numbers, patients, rows
+
+from e2i_dagster.config.algorithms import AlgorithmsPolicy
+from e2i_dagster.selection import LabelledRows
+from e2i_dagster.training import train
+from e2i_dagster.training.fit import invented_example, youden_threshold
+
+BINARY = ["XGBoost", "LightGBM", "HistGradientBoosting", "RandomForest", "ExtraTrees", "LogisticRegression"]
+
+
+def fitted(algorithm, train_rows=None, validation_rows=None, **more):
+    defaults = dict(AlgorithmsPolicy.load().algorithm(algorithm).defaults)
+    # Fifty trees are enough to behave like a forest.
+    defaults |= {name: 50 for name in ("n_estimators", "max_iter") if name in defaults}
+    return train(
+        train_rows or rows(300),
+        validation_rows or rows(150, 1),
+        algorithm=algorithm,
+        parameters=defaults,
+        **more,
+    )
+
+
+@pytest.mark.parametrize("algorithm", BINARY)
+def test_alone_in_a_batch_and_shuffled_is_the_same(algorithm):
+    model = fitted(algorithm)
+    frame = patients(40, 5)
+    batch = model.scores(frame)
+    alone = np.concatenate([model.scores(frame.iloc[[i]]) for i in range(len(frame))])
+    order = np.random.default_rng(0).permutation(len(frame))
+    shuffled = model.scores(frame.iloc[order])
+    # Trees to the last bit; a linear sum over one row may be rounded differently from one over forty.
+    tolerance = 1e-14 if algorithm == "LogisticRegression" else 0.0
+    assert np.abs(batch - alone).max() <= tolerance
+    assert np.abs(batch[order] - shuffled).max() <= tolerance
+
+
+@pytest.mark.parametrize("algorithm", BINARY)
+def test_equal_inputs_give_the_same_model(algorithm):
+    first, second = fitted(algorithm), fitted(algorithm)
+    assert first.digest == second.digest
+    assert fitted(algorithm, train_rows=rows(300, 7)).digest != first.digest
+
+
+def test_preprocessing_and_estimator_see_training_rows_only():
+    train_rows, validation_rows = rows(300), rows(150, 1)
+    moved = validation_rows.features.assign(severity=lambda f: f["severity"] * 100 + 7, region="elsewhere")
+    usual = fitted("XGBoost", train_rows, validation_rows)
+    other = fitted("XGBoost", train_rows, LabelledRows(moved, 1 - validation_rows.target))
+    preprocess = [model.pipeline.named_steps["preprocess"] for model in (usual, other)]
+    judged = rows(100, 9).features
+    matrices = [part.transform(judged) for part in preprocess]
+    assert np.array_equal(*matrices)
+    margins = [m.estimator.predict(matrices[0], output_margin=True) for m in (usual, other)]
+    assert np.array_equal(*margins)
+    # Calibration and threshold, which are allowed to see them, do change.
+    assert usual.threshold != other.threshold
+
+
+def test_scaling_is_that_of_the_training_rows():
+    train_rows = rows(300)
+    scaler = fitted("LogisticRegression", train_rows).pipeline.named_steps["preprocess"]
+    mean = scaler.named_transformers_["number"].named_steps["scale"].mean_[0]
+    assert mean == pytest.approx(train_rows.features["severity"].mean())
+
+
+def test_levels_and_missing_values_not_seen_in_training_get_a_prediction():
+    model = fitted("HistGradientBoosting")
+    frame = patients(3, 4).assign(region="moon", severity=np.nan, insurance=None)
+    scores = model.scores(frame)
+    assert np.isfinite(scores).all()
+
+
+def test_calibrated_probabilities_have_the_right_mean_and_slope():
+    from e2i_dagster.training.metrics import calibration_line
+
+    fresh = rows(8000, 11)
+    model = fitted("RandomForest", rows(900), rows(600, 1))
+    scores = model.scores(fresh.features)
+    line = calibration_line(fresh.target, scores)
+    assert scores.mean() == pytest.approx(fresh.target.mean(), abs=0.05)
+    assert line["calibration_slope"][0] == pytest.approx(1, abs=0.3)
+
+
+def rare(source, share):
+    keep = np.concatenate(
+        [np.flatnonzero(source.target == 0), np.flatnonzero(source.target == 1)[: int(share * len(source))]]
+    )
+    return LabelledRows(source.features.iloc[keep], source.target[keep])
+
+
+@pytest.mark.parametrize("algorithm", BINARY)
+def test_a_rare_outcome_is_weighted_and_brought_back(algorithm):
+    train_rows, validation_rows = rare(rows(900), 0.06), rare(rows(900, 1), 0.06)
+    model = fitted(algorithm, train_rows, validation_rows)
+    assert model.positive_weight == pytest.approx((1 - train_rows.target.mean()) / train_rows.target.mean())
+    assert model.calibration == "sigmoid"
+    mean = model.scores(validation_rows.features).mean()
+    assert mean == pytest.approx(validation_rows.target.mean(), abs=0.01)
+
+
+def test_too_few_validation_patients_are_not_calibrated_and_it_says_so():
+    model = fitted("XGBoost", validation_rows=rows(40, 1))
+    assert model.calibration == "none"
+    assert "fewer than 30" in model.calibration_note
+
+
+def test_youden_threshold_by_hand():
+    # Cuts from above: .9 -> 1/2 - 0, .8 -> 1/2 - 1/2, .7 -> 1 - 1/2, so .9 and .7 tie; the larger wins.
+    assert youden_threshold(np.array([1, 0, 1, 0]), np.array([0.9, 0.8, 0.7, 0.1])) == 0.9
+    # A tie of scores is one cut.
+    assert youden_threshold(np.array([1, 0, 0]), np.array([0.5, 0.5, 0.2])) == 0.5
+
+
+def test_the_example_is_invented():
+    model = fitted("XGBoost")
+    features = rows(300).features
+    example = model.input_example
+    assert list(example.columns) == list(model.features)
+    assert not (features == example.iloc[0]).all(axis=1).any()
+    assert np.isfinite(model.scores(example)).all()
+
+
+def test_an_example_that_a_patient_has_is_moved():
+    features = pd.DataFrame({"visits": [2.0, 2.0, 3.0], "region": ["west", "west", "west"]})
+    example = invented_example(features, {"visits": "number", "region": "string"})
+    assert example.iloc[0].to_dict() == {"visits": 4.0, "region": "west"}
+    text = invented_example(features[["region"]], {"region": "string"})
+    assert text.iloc[0, 0] == "example west"
+
+
+@pytest.mark.parametrize("algorithm", ["Ridge", "Lasso", "XGBoost", "LightGBM", "RandomForest"])
+def test_numbers_are_predicted(algorithm):
+    model = fitted(algorithm, numbers(rows(400)), numbers(rows(200, 1), 1), problem_type="regression")
+    judged = numbers(rows(300, 2), 2)
+    error = judged.target - model.scores(judged.features)
+    assert model.threshold is None
+    assert 1 - error.var() / judged.target.var() > 0.8
+
+
+def test_inputs_are_not_changed():
+    train_rows, validation_rows = rows(200), rows(100, 1)
+    before = train_rows.features.copy(deep=True), validation_rows.features.copy(deep=True)
+    fitted("XGBoost", train_rows, validation_rows)
+    pd.testing.assert_frame_equal(train_rows.features, before[0])
+    pd.testing.assert_frame_equal(validation_rows.features, before[1])

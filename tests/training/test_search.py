@@ -1,0 +1,141 @@
+import numpy as np
+import optuna
+import pytest
+from model_rows import numbers, rows
+
+from e2i_dagster.config.algorithms import AlgorithmsPolicy
+from e2i_dagster.config.optuna_config import OptunaPolicy
+from e2i_dagster.errors import VerdictError
+from e2i_dagster.selection import LabelledRows
+from e2i_dagster.selection.pipeline import build_estimator
+from e2i_dagster.training import search_hyperparameters
+from e2i_dagster.training.search import suggest
+
+BUILDABLE = [
+    (name, problem_type)
+    for name, item in AlgorithmsPolicy.load().algorithms.items()
+    for problem_type in item.problem_types
+    if problem_type != "causal_inference"
+]
+
+
+def policy(trials=5):
+    shipped = OptunaPolicy.load()
+    return shipped.model_copy(
+        update={"optimization": shipped.optimization.model_copy(update={"n_trials": trials})}
+    )
+
+
+def small_forests():
+    document = AlgorithmsPolicy.load().model_dump()
+    forest = document["algorithms"]["RandomForest"]
+    forest["search_space"]["n_estimators"] = {"kind": "int", "low": 8, "high": 24, "step": 4}
+    forest["defaults"]["n_estimators"] = 12
+    return AlgorithmsPolicy.model_validate(document)
+
+
+@pytest.mark.parametrize(("name", "problem_type"), BUILDABLE)
+def test_no_corner_of_a_space_is_invalid(name, problem_type):
+    declared = AlgorithmsPolicy.load().algorithm(name)
+    train = rows(80)
+    matrix = train.features[["severity", "noise"]].to_numpy()
+    target = train.target if problem_type == "binary_classification" else numbers(train).target
+    for end in ("low", "high"):
+        corner = {key: getattr(dimension, end) for key, dimension in declared.search_space.items()}
+        small = {
+            key: min(value, 5) if key in ("n_estimators", "max_iter") else value
+            for key, value in corner.items()
+        }
+        build_estimator(name, problem_type, small).fit(matrix, target)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.25, 0.5, 0.75, 1.0])
+def test_every_penalty_of_the_logistic_space_fits(ratio):
+    train = rows(120)
+    matrix = train.features[["severity", "noise"]].to_numpy()
+    build_estimator("LogisticRegression", "binary_classification", {"C": 0.1, "l1_ratio": ratio}).fit(
+        matrix, train.target
+    )
+
+
+def test_draws_stay_inside_the_space():
+    space = AlgorithmsPolicy.load().algorithm("LinearDML").search_space
+    trial = optuna.create_study().ask()
+    drawn = suggest(trial, space)
+    assert drawn["model_y"] in ("linear", "forest", "gbf")
+    assert 3 <= drawn["cv"] <= 5
+
+
+def test_the_first_trial_is_the_defaults_and_the_best_is_no_worse():
+    result = search_hyperparameters("LightGBM", rows(300), rows(150, 1), scope="s", policy=policy())
+    assert result.trials[0].parameters == AlgorithmsPolicy.load().algorithm("LightGBM").defaults
+    assert result.best_value >= result.default_value
+    assert (len(result.trials), result.stopped_by) == (5, "trials")
+
+
+def test_an_interrupted_study_ends_like_an_undisturbed_one(tmp_path):
+    storage = f"sqlite:///{tmp_path}/studies.db"
+    forests, train, validation = small_forests(), rows(200), rows(100, 1)
+
+    def search(trials, storage=None):
+        return search_hyperparameters(
+            "RandomForest",
+            train,
+            validation,
+            scope="s",
+            algorithms=forests,
+            policy=policy(trials),
+            storage=storage,
+        )
+
+    whole = search(13)
+    search(6, storage)
+    # A process that was killed leaves its trial running.
+    optuna.load_study(study_name=whole.study_name, storage=storage).ask()
+    resumed = search(13, storage)
+    assert resumed.resumed_trials == 6
+    assert resumed.n_failed == 1
+    assert resumed.parameters == whole.parameters
+    assert resumed.best_value == whole.best_value
+    assert search(13, storage).resumed_trials == 13
+
+
+def test_other_rows_are_another_study():
+    names = {
+        search_hyperparameters(
+            "LogisticRegression", train, rows(60, 1), scope="s", policy=policy(1)
+        ).study_name
+        for train in (rows(100), rows(101), rows(100, 2))
+    }
+    assert len(names) == 3
+
+
+def test_the_median_pruner_stops_hopeless_forests():
+    result = search_hyperparameters(
+        "RandomForest", rows(150), rows(80, 1), scope="s", policy=policy(14), algorithms=small_forests()
+    )
+    assert result.n_pruned > 0
+    assert result.n_pruned + result.n_completed == 14
+
+
+def test_a_search_on_numbers_maximises_minus_the_error():
+    result = search_hyperparameters(
+        "Ridge",
+        numbers(rows(200)),
+        numbers(rows(100, 1), 1),
+        scope="s",
+        problem_type="regression",
+        policy=policy(3),
+    )
+    assert result.metric == "neg_root_mean_squared_error"
+    assert -0.7 < result.best_value < -0.4
+
+
+def test_one_outcome_alone_cannot_be_searched():
+    train = rows(100)
+    constant = LabelledRows(train.features, np.zeros(100, dtype="int64"))
+    with pytest.raises(VerdictError, match="all 100 training rows have the same outcome"):
+        search_hyperparameters("XGBoost", constant, train, scope="s")
+    empty = LabelledRows(train.features.iloc[:0], train.target[:0])
+    with pytest.raises(VerdictError, match="no validation rows"):
+        search_hyperparameters("XGBoost", train, empty, scope="s")
