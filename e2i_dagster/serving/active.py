@@ -1,0 +1,103 @@
+"""What a release holds: every model version in a stage, with its files and the rows that prove parity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from e2i_dagster.config.scope import ScopeSpec
+from e2i_dagster.config.serving import ServingPolicy
+from e2i_dagster.errors import InputError
+from e2i_dagster.registry import version_at
+from e2i_dagster.registry.versions import RegisteredVersion
+from e2i_dagster.serving.deployment import Deployment, ParitySample
+from e2i_dagster.serving.endpoints import Endpoint
+from e2i_dagster.serving.models import file_digests, load_model
+from e2i_dagster.serving.release import ModelToServe, Release
+from e2i_dagster.serving.schema import Signature, mlmodel, to_frame, to_records
+
+#: Rows sent through HTTP for each model to prove that the endpoint answers as the offline model.
+PARITY_ROWS = 50
+
+
+def models_at_stage(
+    scopes: Iterable[ScopeSpec], stage: str, *, tracking_uri: str, named: RegisteredVersion | None = None
+) -> list[ModelToServe]:
+    """The model version of each scope that has the alias ``stage``, with a local copy of its files.
+
+    Args:
+        named: a version that takes the place of whatever its name has at the stage.
+    """
+    found = []
+    for scope in scopes:
+        version = version_at(scope.model_name, stage, tracking_uri=tracking_uri)
+        if named is not None and scope.model_name == named.name:
+            version = named
+        if version is not None:
+            found.append(_to_serve(scope, version))
+    return found
+
+
+def parity_samples(
+    models: Iterable[ModelToServe],
+    frames: Callable[[str], pd.DataFrame],
+    policy: ServingPolicy,
+    rows: int = PARITY_ROWS,
+) -> dict[str, ParitySample]:
+    """For each of ``models``, rows of its training frame with the offline model's answers, by model name.
+
+    Args:
+        frames: scope -> training frame; only the model's features are taken from it.
+    """
+    samples = {}
+    for model in models:
+        features = frames(model.scope or "")[Signature.of_model(model.folder).names].head(rows)
+        offline = load_model(model.folder, file_digests(model.folder), policy, model.threshold)
+        asked = to_frame(
+            Signature.of_model(model.folder), to_records(Signature.of_model(model.folder), features)
+        )
+        samples[model.model_name] = ParitySample(features, offline.predict(asked).values)
+    return samples
+
+
+def _to_serve(scope: ScopeSpec, version: RegisteredVersion) -> ModelToServe:
+    from mlflow.artifacts import download_artifacts
+
+    folder = Path(download_artifacts(artifact_uri=version.uri))
+    metadata = mlmodel(folder).get("metadata") or {}
+    return ModelToServe(
+        model_name=version.name,
+        version=version.version,
+        folder=folder,
+        problem_type=scope.problem_type,
+        scope=scope.key,
+        threshold=metadata.get("threshold"),
+    )
+
+
+def models_of_release(
+    release: Release, scopes: Mapping[str, ScopeSpec], *, tracking_uri: str
+) -> list[ModelToServe]:
+    """The registered versions that ``release`` holds, with local copies of their files."""
+    found = []
+    for model in release.models:
+        version = version_at(model.model_name, model.version, tracking_uri=tracking_uri)
+        if version is None:
+            raise InputError(
+                f"The release {release.tag} holds {model.model_id}, which the registry does not have. "
+                "Materialize bento again."
+            )
+        found.append(_to_serve(scopes[model.scope or ""], version))
+    return found
+
+
+def health_of(deployment: Deployment, endpoints: Iterable[Endpoint]) -> str:
+    """What the endpoint of ``deployment`` says now; ``replaced`` when another release is live."""
+    live = [one for one in endpoints if one.service == deployment.service]
+    if not live:
+        return "stopped"
+    if all(one.bento_tag != deployment.bento_tag for one in live):
+        return "replaced"
+    return live[0].health

@@ -1,0 +1,160 @@
+"""Asking a running service from Python."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from e2i_dagster.errors import InputError, UnavailableError
+from e2i_dagster.serving.schema import Signature, to_records
+
+if TYPE_CHECKING:
+    import httpx
+    import pandas as pd
+
+#: Waiting time before a second, third and fourth attempt, seconds (prior platform's 0.5 * 2^n).
+_PAUSES = (0.5, 1.0, 2.0)
+
+
+def score(
+    endpoint_url: str,
+    frame: pd.DataFrame,
+    *,
+    model_name: str | None = None,
+    id_column: str | None = "patient_id",
+    headers: Mapping[str, str] | None = None,
+    timeout: float = 30.0,
+    progress: Callable[[int, int], None] | None = None,
+) -> pd.DataFrame:
+    """Score every row of ``frame`` with a model of the service at ``endpoint_url``.
+
+    Args:
+        endpoint_url: address of the service, such as ``http://127.0.0.1:3001``.
+        frame: one row each; the features of the model by name, further columns are not sent.
+        model_name: which model; may be left out when the service has one.
+        id_column: column sent as ``patient_id`` for the prediction log and given back; None sends none.
+        headers: further HTTP headers.
+        timeout: seconds for one request.
+        progress: called with the rows done and the rows in all after each request.
+
+    Returns:
+        Frame with the index of ``frame``: the id column, ``prediction`` (class or number),
+        ``prediction_value`` (probability of the second of two classes, of the predicted class when
+        there are more, or the number), ``probability_<class>`` for each class, ``model_id``,
+        ``request_id``, ``prediction_timestamp`` (UTC).
+
+    Raises:
+        InputError: a feature is missing or of another type, or the service refuses the rows.
+        UnavailableError: the service cannot be reached (retried) or fails to answer.
+    """
+    import httpx
+    import pandas as pd
+
+    if id_column is not None and id_column not in frame.columns:
+        raise InputError(
+            f"The frame has no column {id_column}. Pass id_column=None to send no patient identifiers."
+        )
+    with httpx.Client(base_url=endpoint_url, timeout=timeout, headers=dict(headers or {})) as client:
+        described, max_batch = _described(client, model_name)
+        signature = Signature(features=described["features"])
+        records = to_records(signature, frame)
+        patients = [None] * len(frame) if id_column is None else frame[id_column].astype("object").tolist()
+        answers: list[dict[str, Any]] = []
+        for start in range(0, len(records), max_batch):
+            instances = [
+                {"features": features} | ({} if patient is None else {"patient_id": str(patient)})
+                for features, patient in zip(
+                    records[start : start + max_batch], patients[start : start + max_batch], strict=True
+                )
+            ]
+            answers.append(
+                _ask(client, f"/{described['model_name']}/predict_batch", {"instances": instances})
+            )
+            if progress is not None:
+                progress(min(start + max_batch, len(records)), len(records))
+    scored = _frame(answers, described["classes"])
+    scored.index = frame.index
+    if id_column is not None:
+        scored.insert(0, id_column, frame[id_column])
+    if scored.empty:
+        scored["prediction_timestamp"] = pd.to_datetime(scored["prediction_timestamp"], utc=True)
+    return scored
+
+
+def _frame(answers: list[dict[str, Any]], classes: list[Any] | None) -> pd.DataFrame:
+    import pandas as pd
+
+    predictions = [one for answer in answers for one in answer["predictions"]]
+    columns: dict[str, Any] = {"prediction": predictions}
+    if classes is None:
+        columns["prediction_value"] = pd.Series(predictions, dtype="float64")
+    else:
+        names = [str(one) for one in classes]
+        rows = [one for answer in answers for one in answer["probabilities"]]
+        probabilities = pd.DataFrame(rows, columns=names, dtype="float64")
+        columns["prediction_value"] = (
+            probabilities[names[1]] if len(names) == 2 else probabilities.max(axis=1)
+        ).astype("float64")
+        columns |= {f"probability_{name}": probabilities[name] for name in names}
+    sizes = [len(answer["predictions"]) for answer in answers]
+    for name, values in {
+        "model_id": [answer["model_id"] for answer in answers],
+        "request_id": [answer["_metadata"]["request_id"] for answer in answers],
+        "prediction_timestamp": [answer["_metadata"]["timestamp"] for answer in answers],
+    }.items():
+        columns[name] = [value for value, size in zip(values, sizes, strict=True) for _ in range(size)]
+    frame = pd.DataFrame(columns)
+    frame["prediction_timestamp"] = pd.to_datetime(frame["prediction_timestamp"], utc=True)
+    return frame
+
+
+def _described(client: httpx.Client, model_name: str | None) -> tuple[dict[str, Any], int]:
+    body = _send(client, "GET", "/models", None)
+    models = {one["model_name"]: one for one in body["models"]}
+    if model_name is None and len(models) == 1:
+        model_name = next(iter(models))
+    if model_name not in models:
+        asked = "No model was named" if model_name is None else f"The model {model_name} is not served"
+        raise InputError(f"{asked}; the service has {', '.join(sorted(models))}.")
+    return models[model_name], body["max_batch"]
+
+
+def _ask(client: httpx.Client, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    return _send(client, "POST", path, body)
+
+
+def _send(client: httpx.Client, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+    """One request; connections that fail, and a service that is just starting, are tried again."""
+    import httpx
+
+    # The same id at each attempt: an answer that was lost on the way can be found in the log.
+    headers = {"x-request-id": uuid.uuid4().hex}
+    for pause in (*_PAUSES, None):
+        try:
+            response = client.request(method, path, json=body, headers=headers)
+        except httpx.TransportError as error:
+            if pause is None:
+                raise UnavailableError(
+                    f"The service at {client.base_url} cannot be reached ({type(error).__name__}). "
+                    "See `e2i status`; start it with `make ui` or deploy again."
+                ) from None
+        else:
+            if response.status_code != 503 or pause is None:
+                return _answer(response)
+        time.sleep(pause)
+    raise AssertionError("unreachable")
+
+
+def _answer(response: httpx.Response) -> dict[str, Any]:
+    if response.status_code == 200:
+        return response.json()
+    try:
+        message = response.json()["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        message = response.text[:200]
+    found = f"{response.request.url.path} answered {response.status_code}: {message}"
+    if 400 <= response.status_code < 500:
+        raise InputError(found)
+    raise UnavailableError(found)

@@ -1,0 +1,469 @@
+"""Deploying a release.
+
+:func:`deploy` starts the new colour beside the one that serves, waits until it is healthy, compares
+its answers with those of the offline model, switches, and lets the old one end. Until the switch the
+old one serves; whatever fails before leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from e2i_dagster.config.environment import port as configured_port
+from e2i_dagster.config.environment import state_folder
+from e2i_dagster.config.serving import ServingPolicy
+from e2i_dagster.errors import InputError, UnavailableError
+from e2i_dagster.serving.client import score
+from e2i_dagster.serving.control import (
+    Control,
+    DeploymentError,
+    Progress,
+    exclusive,
+    start_supervisor,
+    stop_supervisor,
+)
+from e2i_dagster.serving.endpoints import Endpoint, endpoints, restart_recorded, stop_all
+from e2i_dagster.serving.examples import curl
+from e2i_dagster.serving.release import Release, read_release
+from e2i_dagster.serving.state import (
+    PROBE_HEADER,
+    ActiveColour,
+    ServiceRecord,
+    log_path,
+    make_private,
+    read_record,
+    services_folder,
+)
+from e2i_dagster.serving.supervisor import new_colour_name
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Slot that a pipeline may deploy to; the way to the others is an approval.
+Slot = Literal["staging"]
+
+
+@dataclass(frozen=True)
+class ParitySample:
+    """Rows that the offline model has answered.
+
+    Attributes:
+        features: the columns of the signature, any number of rows.
+        predictions: the offline model's value for each row, in order: probability of the second of
+            two classes, of the most probable class when there are more, or the number.
+    """
+
+    features: pd.DataFrame
+    predictions: Sequence[float] | Any
+
+
+class Parity(BaseModel):
+    """Comparison of live answers with the offline model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    model_id: str
+    rows: int
+    max_difference: float
+    tolerance: float
+    holds: bool
+
+
+class DeployedModel(BaseModel):
+    """One model version that a deployment answers for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    model_name: str
+    version: str
+    model_id: str
+    stage: str
+    digest: str
+    example: str
+
+
+class Deployment(BaseModel):
+    """A release that was switched to.
+
+    Attributes:
+        deployment_id: UUID.
+        colour: name of the colour that serves it.
+        previous_release: bento tag that served before; None if nothing did.
+        parity: one comparison for each model for which rows were given; a model that the previous
+            colour already served, file for file, may be without.
+        seconds: time of each step.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    deployment_id: str
+    service: str
+    slot: Slot
+    url: str
+    internal_url: str
+    bento_tag: str
+    release_version: str
+    colour: str
+    workers: int
+    models: tuple[DeployedModel, ...]
+    previous_release: str | None
+    parity: tuple[Parity, ...]
+    seconds: dict[str, float]
+    deployed_by: str
+    started_at: datetime
+    deployed_at: datetime
+
+    @property
+    def parity_holds(self) -> bool:
+        """Whether every comparison was within its tolerance."""
+        return all(one.holds for one in self.parity)
+
+    def to_metadata(self) -> dict[str, Any]:
+        """Address, models, parity and times for the asset's page."""
+        models = "\n".join(f"| {one.model_id} | {one.stage} | `{one.digest}` |" for one in self.models)
+        compared = "\n".join(
+            f"| {one.model_id} | {one.rows} | {one.max_difference:.2e} | {one.tolerance:.0e} | "
+            f"{'yes' if one.holds else 'no'} |"
+            for one in self.parity
+        )
+        examples = "\n\n".join(f"```sh\n{one.example}\n```" for one in self.models)
+        return {
+            "url": self.url,
+            "service": self.service,
+            "slot": self.slot,
+            "bento": self.bento_tag,
+            "previous_bento": self.previous_release or "none",
+            "seconds": round(sum(self.seconds.values()), 2),
+            "models_md": f"| model | stage | digest |\n|---|---|---|\n{models}",
+            "parity_md": "| model | rows | largest difference | tolerance | holds |\n|---|---|---|---|---|\n"
+            + compared,
+            "steps_md": "| step | seconds |\n|---|---|\n"
+            + "\n".join(f"| {step} | {seconds:.2f} |" for step, seconds in self.seconds.items()),
+            "examples_md": examples,
+        }
+
+    def to_record(self) -> dict[str, Any]:
+        """The row of ``ml_bentoml_services``."""
+        return {
+            "id": self.deployment_id,
+            "service_name": self.service,
+            "bento_tag": self.bento_tag,
+            "bento_version": self.release_version,
+            "replicas": self.workers,
+            "environment": self.slot,
+            "health_status": "healthy",
+            "last_health_check": self.deployed_at,
+            "serving_endpoint": self.url,
+            "internal_endpoint": self.internal_url,
+            "status": "active",
+            "created_at": self.started_at,
+            "started_at": self.deployed_at,
+            "created_by": self.deployed_by,
+            "labels": {"colour": self.colour, "models": [one.model_id for one in self.models]},
+        }
+
+    def model_records(self) -> list[dict[str, Any]]:
+        """The rows of ``ml_deployments``: one for each model."""
+        parity = {one.model_id: one.model_dump(mode="json") for one in self.parity}
+        return [
+            {
+                "id": str(uuid.uuid5(uuid.UUID(self.deployment_id), one.model_id)),
+                "service_id": self.deployment_id,
+                "deployment_name": f"{self.service}/{self.slot}/{one.model_name}",
+                "model_name": one.model_name,
+                "model_version": one.version,
+                "environment": self.slot,
+                "endpoint_name": self.service,
+                "endpoint_url": f"{self.url}/{one.model_name}/predict",
+                "status": "active",
+                "deployed_by": self.deployed_by,
+                "deployment_config": {
+                    "bento_tag": self.bento_tag,
+                    "stage": one.stage,
+                    "model_digest": one.digest,
+                    "parity": parity.get(one.model_id),
+                    "seconds": self.seconds,
+                },
+                "created_at": self.started_at,
+                "deployed_at": self.deployed_at,
+            }
+            for one in self.models
+        ]
+
+
+def deploy(
+    release: Release,
+    *,
+    stages: Mapping[str, str],
+    parity: Mapping[str, ParitySample],
+    slot: Slot = "staging",
+    state: Path | None = None,
+    policy: ServingPolicy | None = None,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    audit: bool = True,
+    deployed_by: str | None = None,
+    progress: Progress | None = None,
+) -> Deployment:
+    """Put ``release`` behind the public port of its service.
+
+    Args:
+        stages: registry stage of each model, by model name.
+        parity: rows and offline answers, by model name. A model may be left out only when the colour
+            that serves now has exactly the same model files.
+        port: public port; by default that of the service below ``E2I_PORT_BASE`` (0: a free one,
+            the same as before where possible). Only used when the service does not run yet.
+        audit: write answers to ``ml_predictions``.
+        progress: called with a sentence at each step.
+
+    Raises:
+        InputError: a stage or parity rows are missing, or rows do not fit the signature.
+        UnavailableError: the public port is taken, or another deployment does not end.
+        DeploymentError: the colour does not start, is not healthy or does not agree with the
+            offline model; what served before still does.
+    """
+    policy = policy or ServingPolicy.load()
+    state = (state or state_folder()).absolute()
+    say = progress or (lambda _: None)
+    began = time.monotonic()
+    started_at = datetime.now(UTC)
+    make_private(services_folder(state))
+    seconds: dict[str, float] = {}
+    with exclusive(state, release.service, policy.deployment.lock_seconds, say):
+        record = read_record(state, release.service)
+        previous = _serving(record)
+        by_id = _checked(release, stages, parity, previous)
+        if record is None or not record.supervised():
+            if port is None:
+                port = configured_port(policy.services[release.service].port_offset)
+            record = start_supervisor(
+                state, release.service, host=host, port=port, earlier=record, policy=policy, resume=False
+            )
+            fresh = True
+        else:
+            fresh = False
+        colour = ActiveColour(
+            colour=new_colour_name(release.version),
+            bento=release.path,
+            tag=release.tag,
+            version=release.version,
+            slot=slot,
+            stages=by_id,
+            audit=audit,
+            model_ids=tuple(one.model_id for one in release.models),
+            since=started_at.isoformat(timespec="seconds"),
+        )
+        try:
+            with Control(record) as control:
+                seconds["supervisor"] = round(time.monotonic() - began, 3)
+                say(f"starting {release.tag} beside {previous.tag if previous else 'nothing'}")
+                candidate = control.ask("start", colour=colour.model_dump(mode="json"))
+                internal = f"http://127.0.0.1:{candidate['port']}"
+                mark = time.monotonic()
+                _wait_healthy(
+                    control, candidate, release, log=log_path(state, release.service), policy=policy, say=say
+                )
+                seconds["start"] = round(time.monotonic() - mark, 3)
+                mark = time.monotonic()
+                compared = _compare(release, parity, url=internal, token=record.token, policy=policy, say=say)
+                seconds["parity"] = round(time.monotonic() - mark, 3)
+                mark = time.monotonic()
+                control.ask("switch")
+                seconds["switch"] = round(time.monotonic() - mark, 3)
+        except BaseException:
+            if fresh:
+                stop_supervisor(record, policy)
+            raise
+        say(f"{release.tag} answers at {record.url}")
+    return Deployment(
+        deployment_id=str(uuid.uuid4()),
+        service=release.service,
+        slot=slot,
+        url=record.url,
+        internal_url=internal,
+        bento_tag=release.tag,
+        release_version=release.version,
+        colour=colour.colour,
+        workers=policy.deployment.workers,
+        models=tuple(
+            DeployedModel(
+                model_name=one.model_name,
+                version=one.version,
+                model_id=one.model_id,
+                stage=by_id[one.model_id],
+                digest=one.digest,
+                example=curl(record.url, one.model_name, one.signature),
+            )
+            for one in release.models
+        ),
+        previous_release=previous.tag if previous else None,
+        parity=compared,
+        seconds=seconds,
+        deployed_by=deployed_by or getpass.getuser(),
+        started_at=started_at,
+        deployed_at=datetime.now(UTC),
+    )
+
+
+def _serving(record: ServiceRecord | None) -> ActiveColour | None:
+    return record.active if record is not None and record.supervised() else None
+
+
+def _checked(
+    release: Release,
+    stages: Mapping[str, str],
+    parity: Mapping[str, ParitySample],
+    previous: ActiveColour | None,
+) -> dict[str, str]:
+    """Stage by model id; refuses models without stage, and unknown ones without parity rows."""
+    nowhere = [one.model_name for one in release.models if one.model_name not in stages]
+    if nowhere:
+        raise InputError(f"No stage was given for {', '.join(nowhere)}; every answer names it.")
+    compared_before: set[str] = set()
+    if previous is not None and (previous.bento / "bento.yaml").is_file():
+        compared_before = {f"{one.model_name}:{one.digest}" for one in read_release(previous.bento).models}
+    unproven = [
+        one.model_name
+        for one in release.models
+        if f"{one.model_name}:{one.digest}" not in compared_before
+        and (one.model_name not in parity or not len(parity[one.model_name].features))
+    ]
+    if unproven:
+        raise InputError(
+            f"No parity rows were given for {', '.join(unproven)}, which the service does not answer for yet. "
+            "Give rows with the offline model's answers."
+        )
+    strange = sorted(set(parity) - {one.model_name for one in release.models})
+    if strange:
+        raise InputError(f"Parity rows were given for {', '.join(strange)}, which the release does not have.")
+    return {one.model_id: stages[one.model_name] for one in release.models}
+
+
+def _wait_healthy(
+    control: Control,
+    candidate: Mapping[str, Any],
+    release: Release,
+    *,
+    log: Path,
+    policy: ServingPolicy,
+    say: Progress,
+) -> None:
+    """Wait until the candidate says that it is healthy and serves this release."""
+    import httpx
+
+    began = time.monotonic()
+    limit = policy.deployment.start_timeout_seconds
+    failure = Path(candidate["failure"])
+    told = began
+    while True:
+        if failure.exists() and (why := failure.read_text(encoding="utf-8")):
+            raise DeploymentError(f"{release.tag} could not start: {why}")
+        alive = control.ask("alive", check=False)
+        if not alive["ok"]:
+            raise DeploymentError(
+                f"{release.tag} ended while it started (exit code {alive['code']}). Its log is {log}."
+            )
+        # Until the worker accepts, a connection waits or is refused: both mean "not yet".
+        with contextlib.suppress(httpx.TransportError):
+            answer = httpx.get(f"http://127.0.0.1:{candidate['port']}/health", timeout=2)
+            if answer.status_code == 200 and answer.headers["content-type"].startswith("application/json"):
+                found = answer.json()
+                if found.get("status") == "healthy" and found.get("release") == release.version:
+                    say(f"{release.tag} is healthy after {time.monotonic() - began:.1f} s")
+                    return
+        if time.monotonic() - began > limit:
+            raise DeploymentError(
+                f"{release.tag} was not healthy within {limit:g} s (start_timeout_seconds in "
+                f"config/serving.yaml). Its log is {log}."
+            )
+        if time.monotonic() - told > 5:
+            told = time.monotonic()
+            say(f"waiting for {release.tag}: {told - began:.0f} of at most {limit:g} s")
+        time.sleep(0.1)
+
+
+def _compare(
+    release: Release,
+    parity: Mapping[str, ParitySample],
+    *,
+    url: str,
+    token: str,
+    policy: ServingPolicy,
+    say: Progress,
+) -> tuple[Parity, ...]:
+    """Answers of the candidate over HTTP against those of the offline model."""
+    import numpy as np
+
+    compared: list[Parity] = []
+    for one in release.models:
+        sample = parity.get(one.model_name)
+        if sample is None:
+            continue
+        offline = np.asarray(sample.predictions, dtype="float64")
+        if offline.shape != (len(sample.features),):
+            raise InputError(
+                f"Parity of {one.model_name}: {len(sample.features)} rows but answers of shape {offline.shape}; "
+                "give one number for each row."
+            )
+        try:
+            live = score(
+                url,
+                sample.features,
+                model_name=one.model_name,
+                id_column=None,
+                headers={PROBE_HEADER: token},
+                timeout=policy.request.timeout_seconds,
+            )
+        except UnavailableError as error:
+            raise DeploymentError(
+                f"{release.tag} failed on the parity rows of {one.model_name}: {error}"
+            ) from None
+        except InputError as error:
+            raise DeploymentError(
+                f"{release.tag} refused the parity rows of {one.model_name}: {error}"
+            ) from None
+        difference = np.abs(live["prediction_value"].to_numpy() - offline)
+        largest = float(difference.max())
+        tolerance = policy.deployment.parity_tolerance
+        result = Parity(
+            model_id=one.model_id,
+            rows=len(offline),
+            max_difference=largest,
+            tolerance=tolerance,
+            # A NaN on either side is no agreement.
+            holds=bool((difference <= tolerance).all()),
+        )
+        if not result.holds:
+            raise DeploymentError(
+                f"{one.model_id} answers differently over HTTP than offline: {int((~(difference <= tolerance)).sum())} "
+                f"of {result.rows} rows differ by more than {tolerance:g} (at most {largest:.3g}). "
+                "Check that offline and live use the same model version and the same column types."
+            )
+        say(f"{one.model_id}: {result.rows} rows agree with the offline model")
+        compared.append(result)
+    return tuple(compared)
+
+
+__all__ = [
+    "DeployedModel",
+    "Deployment",
+    "DeploymentError",
+    "Endpoint",
+    "Parity",
+    "ParitySample",
+    "Slot",
+    "deploy",
+    "endpoints",
+    "restart_recorded",
+    "stop_all",
+]

@@ -1,0 +1,169 @@
+"""Loading a stored model without pickle, and asking it.
+
+A model is an MLflow model folder with the scikit-learn flavour in skops format. It is read with
+skops directly: the flavour's own loader does the same after importing all of MLflow, which costs a
+service more than a second at each start, and takes the list of trusted types from the model itself.
+Here the types must be on the list of ``config/serving.yaml``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from e2i_dagster.errors import InputError, VerdictError
+from e2i_dagster.serving.schema import mlmodel
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from e2i_dagster.config.serving import ServingPolicy
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below ``folder``, by its path relative to it."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def check_digests(folder: Path, expected: Mapping[str, str]) -> None:
+    """Refuse a model folder whose files are not exactly those of the release.
+
+    Raises:
+        VerdictError: a file is missing, added or changed; the files are named.
+    """
+    found = file_digests(folder)
+    differing = sorted(
+        name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)
+    )
+    if differing:
+        raise VerdictError(
+            f"The model files {', '.join(differing)} in {folder} are not those of the release "
+            "(missing, added or changed since it was built). Build the release again."
+        )
+
+
+def stored_model(folder: Path) -> Path:
+    """The skops file of the MLflow model in ``folder``.
+
+    Raises:
+        InputError: the model has another flavour or is stored as pickle.
+    """
+    flavour = mlmodel(folder).get("flavors", {}).get("sklearn")
+    if not flavour:
+        raise InputError(f"The model in {folder.name} has no scikit-learn flavour; only that one is served.")
+    stored = flavour.get("serialization_format")
+    if stored != "skops":
+        raise InputError(
+            f"The model in {folder.name} is stored as {stored}; only skops is loaded, since pickle can run "
+            "any code. Log it with serialization_format='skops'."
+        )
+    return folder / flavour["pickled_model"]
+
+
+def untrusted_types(folder: Path, policy: ServingPolicy) -> list[str]:
+    """Types in the stored model that neither skops nor the policy trusts, sorted."""
+    import skops.io
+
+    return sorted(
+        name for name in skops.io.get_untrusted_types(file=stored_model(folder)) if not policy.trusts(name)
+    )
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Answers for the rows of one frame, in order.
+
+    Attributes:
+        predictions: class label or number.
+        probabilities: class to probability; None for models without classes.
+        values: what the prediction log calls the value: probability of the second of two classes,
+            of the predicted class when there are more, or the number itself.
+    """
+
+    predictions: list[Any]
+    probabilities: list[dict[str, float]] | None
+    values: list[float]
+
+
+class LoadedModel:
+    """One pipeline in memory.
+
+    Args:
+        pipeline: fitted scikit-learn estimator.
+        threshold: probability of the second of two classes from which on it is predicted; None
+            predicts the most probable class.
+    """
+
+    def __init__(self, pipeline: Any, threshold: float | None = None) -> None:
+        self._pipeline = pipeline
+        self._threshold = threshold
+        classes = getattr(pipeline, "classes_", None)
+        self.classes: list[Any] | None = None if classes is None else [_plain(one) for one in classes]
+
+    def predict(self, frame: pd.DataFrame) -> Predicted:
+        """Answer each row of ``frame`` (columns of the signature)."""
+        if self.classes is None:
+            numbers = [float(value) for value in self._pipeline.predict(frame)]
+            return Predicted(numbers, None, numbers)
+        matrix = self._pipeline.predict_proba(frame)
+        names = [str(one) for one in self.classes]
+        probabilities = [dict(zip(names, row, strict=True)) for row in matrix.tolist()]
+        binary = len(names) == 2
+        if binary and self._threshold is not None:
+            chosen = (matrix[:, 1] >= self._threshold).astype(int)
+        else:
+            chosen = matrix.argmax(axis=1)
+        return Predicted(
+            predictions=[self.classes[position] for position in chosen],
+            probabilities=probabilities,
+            values=(matrix[:, 1] if binary else matrix.max(axis=1)).tolist(),
+        )
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value
+
+
+def load_model(
+    folder: Path, digests: Mapping[str, str], policy: ServingPolicy, threshold: float | None
+) -> LoadedModel:
+    """Check and load the MLflow model in ``folder``.
+
+    Raises:
+        VerdictError: the files are not those of the release, or hold a type that is not trusted.
+        InputError: the folder is no model that can be served.
+    """
+    check_digests(folder, digests)
+    stored = stored_model(folder)
+    import skops.io
+
+    found = skops.io.get_untrusted_types(file=stored)
+    refused = sorted(name for name in found if not policy.trusts(name))
+    if refused:
+        raise VerdictError(_untrusted(folder.name, refused))
+    return LoadedModel(skops.io.load(stored, trusted=found), threshold)
+
+
+def _untrusted(name: str, types: list[str]) -> str:
+    return (
+        f"The stored model {name} contains types that are not trusted: {', '.join(types)}. If they are "
+        "safe to load, add them to trusted_types in config/serving.yaml."
+    )
+
+
+def require_trusted(folder: Path, policy: ServingPolicy) -> None:
+    """Refuse a stored model with types that are not trusted.
+
+    Raises:
+        VerdictError: the types are named.
+    """
+    refused = untrusted_types(folder, policy)
+    if refused:
+        raise VerdictError(_untrusted(folder.name, refused))

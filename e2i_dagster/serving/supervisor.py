@@ -1,0 +1,493 @@
+"""The supervisor of one service: owns its public port and the life of its colours.
+
+``python -m e2i_dagster.serving.supervisor classification`` starts the recorded release in the
+foreground (so does ``e2i serve classification``); a deployment starts it detached, so that it survives the run that
+deployed. A colour is one BentoML process (with its workers) on a private port of the loopback
+interface; connections to the public port are forwarded to the active one. The supervisor starts a
+dead colour again, with growing pauses.
+
+Control is a line of JSON over a loopback port, with the token of the service's record (readable by
+the owner only): ``start`` a candidate, ask whether it is ``alive``, ``switch`` to it. A candidate
+belongs to the connection that started it: if that ends before the switch, whatever the reason, the
+candidate ends too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import hmac
+import json
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import uuid
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from e2i_dagster.config.environment import state_folder
+from e2i_dagster.config.serving import DeploymentPolicy, ServingPolicy
+from e2i_dagster.errors import E2IError, InputError, UnavailableError
+from e2i_dagster.serving.state import (
+    ActiveColour,
+    ColourSettings,
+    ProcessIdentity,
+    ServiceRecord,
+    family,
+    kill,
+    library_environment,
+    log_path,
+    make_private,
+    python_module,
+    read_record,
+    services_folder,
+    wait_ended,
+    write_private,
+    write_record,
+)
+
+logger = logging.getLogger("e2i.supervisor")
+
+#: A connection to the public port waits this long for a colour that is just being started again.
+_CONNECT_SECONDS = 3.0
+
+_UNAVAILABLE = json.dumps(
+    {
+        "error": {
+            "code": "service_starting",
+            "message": "The service is being started. Try again in some seconds.",
+            "problems": [],
+        }
+    }
+).encode()
+
+
+def _time() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@dataclass
+class Colour:
+    """One running colour."""
+
+    described: ActiveColour
+    settings: ColourSettings
+    process: asyncio.subprocess.Process
+    identity: ProcessIdentity
+    port: int
+    home: Path
+    members: list[ProcessIdentity] = field(default_factory=list)
+    stopping: bool = False
+    connections: int = 0
+
+
+class Supervisor:
+    """See the module.
+
+    Args:
+        state: state folder.
+        service: name of the service.
+        public: the bound and listening public socket.
+        policy: times; read once when the supervisor starts.
+    """
+
+    def __init__(self, state: Path, service: str, public: socket.socket, policy: ServingPolicy) -> None:
+        self._state = state
+        self._service = service
+        self._public = public
+        self._deployment: DeploymentPolicy = policy.deployment
+        self._token = secrets.token_hex(16)
+        self._active: Colour | None = None
+        self._recorded: ActiveColour | None = None
+        self._control_port = 0
+        self._started = _time()
+        self._ending = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._colours: list[Colour] = []
+
+    # -- life --------------------------------------------------------------------------------------
+
+    async def run(self, *, resume: bool) -> None:
+        """Serve until SIGTERM, SIGINT or the command ``stop``.
+
+        Raises:
+            InputError: ``resume`` was asked for and nothing was ever deployed.
+        """
+        earlier = read_record(self._state, self._service)
+        self._recorded = earlier.active if earlier else None
+        if resume and self._recorded is None:
+            raise InputError(
+                f"No release of the service {self._service} is recorded in {self._state}. Deploy one: `make run`."
+            )
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._ending.set)
+        control = await asyncio.start_server(self._control, "127.0.0.1", 0)
+        self._control_port = control.sockets[0].getsockname()[1]
+        self._write()
+        public = await asyncio.start_server(self._forward, sock=self._public)
+        logger.info("Service %s listens on %s:%s", self._service, *self._public.getsockname()[:2])
+        try:
+            if resume and self._recorded is not None:
+                await self._resume(self._recorded)
+            self._spawn(self._look_after())
+            await self._ending.wait()
+        finally:
+            public.close()
+            control.close()
+            await asyncio.gather(*(self._stop(colour) for colour in list(self._colours)))
+            self._write(ended=True)
+            logger.info("Service %s stopped", self._service)
+
+    async def _resume(self, recorded: ActiveColour) -> None:
+        while not self._ending.is_set():
+            try:
+                self._active = await self._start(recorded)
+            except OSError as error:
+                logger.error("The colour could not be started: %s", error)
+                await asyncio.sleep(self._deployment.restart_first_seconds)
+                continue
+            self._recorded = self._active.described
+            self._write()
+            return
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("A task of the supervisor failed; the service ends.", exc_info=task.exception())
+            self._ending.set()
+
+    def _write(self, *, ended: bool = False) -> None:
+        host, port = self._public.getsockname()[:2] if self._public.fileno() >= 0 else (None, None)
+        before = read_record(self._state, self._service)
+        active = self._active.described if self._active else self._recorded
+        if ended and active is not None:
+            active = active.model_copy(update={"process": None, "port": None})
+        write_record(
+            self._state,
+            ServiceRecord(
+                service=self._service,
+                host=host or (before.host if before else "127.0.0.1"),
+                port=port or (before.port if before else 0),
+                supervisor=None if ended else ProcessIdentity.of(os.getpid()),
+                control_port=self._control_port,
+                token=self._token,
+                started_at=self._started,
+                stopped_at=_time() if ended else None,
+                active=active,
+            ),
+        )
+
+    # -- colours -----------------------------------------------------------------------------------
+
+    async def _start(self, described: ActiveColour) -> Colour:
+        """Start the BentoML process of a colour on a free private port."""
+        folder = make_private(services_folder(self._state) / "colours")
+        home = make_private(folder / described.colour)
+        port = _free_port()
+        settings = ColourSettings(
+            colour=described.colour,
+            slot=described.slot,
+            stages=described.stages,
+            audit=described.audit,
+            probe_token=self._token,
+            state=self._state,
+            failure=home / "failure.txt",
+            supervisor=ProcessIdentity.of(os.getpid()),
+        )
+        settings.failure.unlink(missing_ok=True)
+        write_private(home / "settings.json", settings.model_dump_json(indent=1))
+        threads = str(self._deployment.threads)
+        environment = {
+            **os.environ,
+            **library_environment(self._state, home),
+            "E2I_COLOUR_SETTINGS": str(home / "settings.json"),
+            "OMP_NUM_THREADS": threads,
+            "OPENBLAS_NUM_THREADS": threads,
+        }
+        log = log_path(self._state, self._service)
+        with log.open("ab") as output:
+            process = await asyncio.create_subprocess_exec(
+                *python_module(
+                    "bentoml", "serve", str(described.bento), "--host", "127.0.0.1", "--port", str(port)
+                ),
+                cwd=home,
+                env=environment,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        identity = ProcessIdentity.of(process.pid)
+        colour = Colour(
+            described=described.model_copy(update={"process": identity, "port": port, "since": _time()}),
+            settings=settings,
+            process=process,
+            identity=identity,
+            port=port,
+            home=home,
+            members=[identity],
+        )
+        self._colours.append(colour)
+        logger.info("Colour %s (%s) starts on port %s", described.colour, described.tag, port)
+        return colour
+
+    async def _stop(self, colour: Colour) -> None:
+        """End a colour: ask, wait for its prediction log, then make sure of every process of it."""
+        colour.stopping = True
+        members = {one.pid: one for one in [*colour.members, *family(colour.identity)]}
+        if colour.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                colour.process.terminate()
+        ended = await asyncio.to_thread(wait_ended, list(members.values()), self._deployment.stop_seconds)
+        if not ended:
+            logger.warning("Colour %s did not end in time and is killed", colour.described.colour)
+            kill(list(members.values()))
+        await colour.process.wait()
+        if colour in self._colours:
+            self._colours.remove(colour)
+        if not any(other.home == colour.home for other in self._colours):
+            shutil.rmtree(colour.home, ignore_errors=True)
+        logger.info("Colour %s ended", colour.described.colour)
+
+    async def _drain(self, colour: Colour) -> None:
+        """Give open connections to a colour some time, then end it."""
+        colour.stopping = True
+        deadline = asyncio.get_running_loop().time() + self._deployment.drain_seconds
+        while colour.connections and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.05)
+        await self._stop(colour)
+
+    async def _look_after(self) -> None:
+        """Start the active colour again when it has died."""
+        pause = self._deployment.restart_first_seconds
+        alive_since = asyncio.get_running_loop().time()
+        while not self._ending.is_set():
+            await asyncio.sleep(0.2)
+            now = asyncio.get_running_loop().time()
+            colour = self._active
+            if colour is None:
+                continue
+            if colour.process.returncode is None:
+                colour.members = family(colour.identity)
+                if now - alive_since > self._deployment.restart_most_seconds:
+                    pause = self._deployment.restart_first_seconds
+                continue
+            if colour.stopping:
+                continue
+            logger.error(
+                "Colour %s died (exit code %s); it is started again in %.1f s",
+                colour.described.colour,
+                colour.process.returncode,
+                pause,
+            )
+            kill(colour.members)
+            self._colours.remove(colour)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, self._deployment.restart_most_seconds)
+            # A deployment may have put another colour in its place meanwhile.
+            if self._active is not colour or self._ending.is_set():
+                continue
+            described = colour.described.model_copy(update={"restarts": colour.described.restarts + 1})
+            self._active = await self._start(described)
+            self._recorded = self._active.described
+            self._write()
+            alive_since = asyncio.get_running_loop().time()
+
+    # -- forwarding --------------------------------------------------------------------------------
+
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            connected = await self._connect()
+            if connected is None:
+                await _refuse(reader, writer)
+                return
+            colour, upstream_reader, upstream_writer = connected
+            colour.connections += 1
+            try:
+                # The answer's side decides: a client may have sent all it will and still wait for it.
+                sending = asyncio.ensure_future(_pipe(reader, upstream_writer))
+                await _pipe(upstream_reader, writer)
+                sending.cancel()
+                await asyncio.gather(sending, return_exceptions=True)
+            finally:
+                colour.connections -= 1
+                upstream_writer.close()
+        # A peer may go away at any moment; that ends this connection and is no event.
+        except (ConnectionError, TimeoutError):
+            return
+        finally:
+            writer.close()
+
+    async def _connect(self) -> tuple[Colour, asyncio.StreamReader, asyncio.StreamWriter] | None:
+        deadline = asyncio.get_running_loop().time() + _CONNECT_SECONDS
+        while asyncio.get_running_loop().time() < deadline:
+            colour = self._active
+            if colour is not None and colour.process.returncode is None:
+                with contextlib.suppress(OSError):
+                    return colour, *await asyncio.open_connection("127.0.0.1", colour.port)
+            await asyncio.sleep(0.1)
+        return None
+
+    # -- control -----------------------------------------------------------------------------------
+
+    async def _control(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        candidate: Colour | None = None
+        try:
+            while line := await reader.readline():
+                command = json.loads(line)
+                if not hmac.compare_digest(str(command.pop("token", "")), self._token):
+                    return
+                answer, candidate = await self._command(command, candidate)
+                writer.write(json.dumps(answer).encode() + b"\n")
+                await writer.drain()
+        except (ConnectionError, ValueError) as error:
+            logger.warning("A control connection ended: %s", type(error).__name__)
+        finally:
+            if candidate is not None:
+                logger.warning("Candidate %s was not switched to and ends", candidate.described.colour)
+                await self._stop(candidate)
+            writer.close()
+
+    async def _command(
+        self, command: dict[str, Any], candidate: Colour | None
+    ) -> tuple[dict[str, Any], Colour | None]:
+        kind = command.get("command")
+        if kind == "start" and candidate is None:
+            return await self._start_candidate(ActiveColour.model_validate(command["colour"]))
+        if kind == "alive" and candidate is not None:
+            candidate.members = family(candidate.identity) or candidate.members
+            return {
+                "ok": candidate.process.returncode is None,
+                "code": candidate.process.returncode,
+            }, candidate
+        if kind == "switch" and candidate is not None:
+            if candidate.process.returncode is not None:
+                return {"ok": False, "problem": "the candidate has ended"}, candidate
+            before, self._active = self._active, candidate
+            self._recorded = candidate.described
+            self._write()
+            logger.info("Traffic goes to colour %s (%s)", candidate.described.colour, candidate.described.tag)
+            if before is not None:
+                self._spawn(self._drain(before))
+            return {"ok": True}, None
+        return {"ok": False, "problem": f"unknown or untimely command {kind!r}"}, candidate
+
+    async def _start_candidate(self, described: ActiveColour) -> tuple[dict[str, Any], Colour | None]:
+        try:
+            candidate = await self._start(described)
+        except OSError as error:
+            return {"ok": False, "problem": str(error)}, None
+        failure = str(candidate.settings.failure)
+        return {"ok": True, "port": candidate.port, "failure": failure}, candidate
+
+
+async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(65536):
+        writer.write(data)
+        await writer.drain()
+    if writer.can_write_eof():
+        writer.write_eof()
+
+
+async def _refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    # The request is read first: closing with unread data would take the answer from the client.
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(reader.read(65536), 1)
+    head = (
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 5\r\n"
+        f"content-length: {len(_UNAVAILABLE)}\r\nconnection: close\r\n\r\n"
+    )
+    writer.write(head.encode() + _UNAVAILABLE)
+    await writer.drain()
+    writer.write_eof()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """The public socket, bound and listening.
+
+    Raises:
+        OSError: the port is taken or not allowed.
+    """
+    family_ = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family_, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+        bound.listen(1024)
+        bound.setblocking(False)
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+def new_colour_name(version: str) -> str:
+    """Name of a colour of the release ``version``; no two are the same."""
+    return f"{version}-{uuid.uuid4().hex[:8]}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a supervisor; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="e2i serve", description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("service", nargs="?", default="classification")
+    parser.add_argument("--state", type=Path, default=None)
+    parser.add_argument("--host", default=None)
+    parser.add_argument("--port", type=int, default=None, help="by default the one it had before")
+    parser.add_argument("--empty", action="store_true", help="wait for a deployment, start nothing")
+    chosen = parser.parse_args(arguments)
+    state: Path = (chosen.state or state_folder()).absolute()
+    make_private(log_path(state, chosen.service).parent)
+    logging.basicConfig(
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO, stream=sys.stderr
+    )
+    try:
+        record = read_record(state, chosen.service)
+        host = chosen.host or (record.host if record else "127.0.0.1")
+        port = chosen.port if chosen.port is not None else (record.port if record else 0)
+        alone = _only_one(state, chosen.service)
+        supervisor = Supervisor(state, chosen.service, listen(host, port), ServingPolicy.load())
+        asyncio.run(supervisor.run(resume=not chosen.empty))
+    except (E2IError, OSError) as error:
+        logger.error("%s", error)
+        return error.exit_code if isinstance(error, E2IError) else UnavailableError.exit_code
+    alone.close()
+    return 0
+
+
+def _only_one(state: Path, service: str) -> IO[str]:
+    """A lock that says that this process supervises ``service``; it ends with the process."""
+    path = services_folder(state) / f"{service}.supervisor"
+    lock = path.open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise UnavailableError(
+            f"The service {service} of {state} is supervised already (`e2i status` shows it). "
+            "Stop it with `e2i down` first."
+        ) from None
+    return lock
+
+
+if __name__ == "__main__":
+    sys.exit(main())

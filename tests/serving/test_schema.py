@@ -1,0 +1,344 @@
+"""Signatures, requests, frames, examples, health levels, releases: without a process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+
+from e2i_dagster.config.serving import HealthPolicy, ServingPolicy
+from e2i_dagster.errors import InputError, VerdictError
+from e2i_dagster.serving.examples import example_batch, example_row
+from e2i_dagster.serving.health import assess
+from e2i_dagster.serving.models import LoadedModel, require_trusted
+from e2i_dagster.serving.release import Manifest, ModelToServe, ReleasedModel, build_release
+from e2i_dagster.serving.schema import Feature, RequestError, Signature, request_schema, to_frame, to_records
+from e2i_dagster.serving.service import Runtime, application
+from e2i_dagster.serving.state import ColourSettings
+
+SIGNATURE = Signature(
+    features=(
+        Feature(name="severity", type="double"),
+        Feature(name="_contacts", type="double", required=False),
+        Feature(name="count", type="long"),
+        Feature(name="age of onset", type="long", required=False),
+        Feature(name="academic", type="boolean"),
+        Feature(name="region", type="string", required=False),
+    )
+)
+
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+whole = st.integers(-(2**53), 2**53)
+text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=20)
+rows = st.fixed_dictionaries(
+    {
+        "severity": numbers,
+        "_contacts": numbers | st.none(),
+        "count": whole,
+        "age of onset": whole | st.none(),
+        "academic": st.booleans(),
+        "region": text | st.none(),
+    }
+)
+
+
+@given(st.lists(rows, min_size=1, max_size=5))
+def test_a_row_survives_request_frame_and_back(made: list[dict[str, Any]]) -> None:
+    schema = request_schema(SIGNATURE, "e2i-x", 100)
+    sent = json.loads(json.dumps({"instances": [{"features": row} for row in made]}))
+    received = [row.features for row in schema.rows(sent)]
+    assert received == made
+    frame = to_frame(SIGNATURE, received)
+    assert list(frame.columns) == SIGNATURE.names
+    assert to_records(SIGNATURE, frame) == made
+
+
+@given(
+    st.sampled_from(["severity", "count", "academic", "region"]),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers(), max_size=2),
+)
+def test_only_values_of_the_type_pass(name: str, value: Any) -> None:
+    good = {"severity": 1.0, "count": 1, "academic": True, "region": "a"}
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    fits = {
+        "severity": number and abs(value) < 1e300,
+        "count": number and math.isfinite(value) and value == int(value) and -(2**63) <= value < 2**63,
+        "academic": isinstance(value, bool),
+        "region": value is None or (isinstance(value, str) and "\x00" not in value and _encodes(value)),
+    }[name]
+    if name == "severity" and number and 1e300 <= abs(value) < math.inf:
+        return
+    schema = request_schema(SIGNATURE, "e2i-x", 100)
+    try:
+        schema.row({"features": good | {name: value}})
+    except RequestError as error:
+        assert not fits
+        assert [one["field"] for one in error.problems] == [f"features.{name}"]
+    else:
+        assert fits
+
+
+def _encodes(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def test_frames_of_the_warehouse_become_requests() -> None:
+    frame = pd.DataFrame(
+        {
+            "severity": pd.array([1, 2], dtype="Int64"),
+            "_contacts": pd.array([None, True], dtype="boolean"),
+            "count": pd.array([3, 4], dtype="float64"),
+            "age of onset": pd.array([None, 7], dtype="Int64"),
+            "academic": pd.array([True, False], dtype="boolean"),
+            "region": pd.array(["a", None], dtype="string[pyarrow]"),
+        }
+    )
+    assert to_records(SIGNATURE, frame) == [
+        {"severity": 1, "_contacts": None, "count": 3, "age of onset": None, "academic": True, "region": "a"},
+        {"severity": 2, "_contacts": 1, "count": 4, "age of onset": 7, "academic": False, "region": None},
+    ]
+    for wrong in (
+        {"count": [1.5, 2.0]},
+        {"region": [1, 2]},
+        {"academic": ["yes", "no"]},
+        {"severity": ["a", "b"]},
+    ):
+        with pytest.raises(InputError, match=f"Column {next(iter(wrong))}"):
+            to_records(SIGNATURE, frame.assign(**wrong))
+
+
+def test_examples_fit_their_signature() -> None:
+    schema = request_schema(SIGNATURE, "e2i-x", 100)
+    assert schema.row(example_row(SIGNATURE)).features.keys() == set(SIGNATURE.names)
+    assert len(schema.rows(example_batch(SIGNATURE, 3))) == 3
+
+
+def test_signatures_that_cannot_be_served_are_refused(stored: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no file MLmodel"):
+        Signature.of_model(tmp_path)
+    described = (stored.folder / "MLmodel").read_text()
+    (tmp_path / "MLmodel").write_text(described.replace('"boolean"', '"datetime"'))
+    with pytest.raises(InputError, match="Columns academic_hcp"):
+        Signature.of_model(tmp_path)
+    (tmp_path / "MLmodel").write_text(described.split("signature:")[0])
+    with pytest.raises(InputError, match="no input signature"):
+        Signature.of_model(tmp_path)
+    assert Signature.of_model(stored.folder).features[1] == Feature(
+        name="contacts", type="double", required=False, nullable=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("answers", "errors", "latency", "level"),
+    [
+        (0, 0, 0, "healthy"),
+        (19, 19, 9000, "healthy"),
+        (100, 4, 10, "healthy"),
+        (100, 5, 10, "degraded"),
+        (100, 10, 10, "degraded"),
+        (100, 11, 10, "unhealthy"),
+        (100, 0, 499, "healthy"),
+        (100, 0, 500, "degraded"),
+        (100, 0, 2000, "degraded"),
+        (100, 0, 2001, "unhealthy"),
+    ],
+)
+def test_health_levels(answers: int, errors: int, latency: float, level: str) -> None:
+    policy = HealthPolicy(
+        window=100,
+        min_answers=20,
+        degraded_error_rate=0.05,
+        unhealthy_error_rate=0.10,
+        degraded_latency_ms=500,
+        unhealthy_latency_ms=2000,
+    )
+    assert assess([latency] * answers, errors, policy).level == level
+
+
+def test_the_latency_of_health_is_the_95th_percentile() -> None:
+    policy = ServingPolicy.load().health
+    assert assess([10.0] * 95 + [9000.0] * 5, 0, policy).latency_ms == 10
+    assert assess([10.0] * 94 + [9000.0] * 6, 0, policy).latency_ms == 9000
+
+
+def test_a_feature_may_have_to_be_there_and_yet_be_null() -> None:
+    signature = Signature(features=(Feature(name="severity", type="double", nullable=True),))
+    schema = request_schema(signature, "e2i-x", 100)
+    assert schema.row({"features": {"severity": None}}).features == {"severity": None}
+    assert to_frame(signature, [{"severity": None}])["severity"].isna().all()
+    with pytest.raises(RequestError, match=r"features\.severity: is missing"):
+        schema.row({"features": {}})
+
+
+def test_a_model_says_itself_how_it_is_served(stored: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no problem_type"):
+        ModelToServe.of_model(stored.folder, model_name="e2i-tiny", version="1")
+    described = (stored.folder / "MLmodel").read_text()
+    (tmp_path / "MLmodel").write_text(
+        described.replace("metadata: null\n", "")
+        + "metadata: {problem_type: binary_classification, threshold: 0.4, scope: s, nullable: [academic_hcp]}\n"
+    )
+    found = ModelToServe.of_model(tmp_path, model_name="e2i-tiny", version="1")
+    assert (found.problem_type, found.threshold, found.scope) == ("binary_classification", 0.4, "s")
+    academic = Signature.of_model(tmp_path).features[3]
+    assert (academic.required, academic.nullable) == (True, True)
+
+
+def test_all_types_that_the_registry_stores_are_served() -> None:
+    from e2i_dagster.registry import TRUSTED_TYPES
+
+    policy = ServingPolicy.load()
+    assert [name for name in TRUSTED_TYPES if not policy.trusts(name)] == []
+
+
+def test_models_that_cannot_be_released(stored: Any, tmp_path: Path) -> None:
+    good = ModelToServe(
+        model_name="e2i-tiny", version="1", folder=stored.folder, problem_type="binary_classification"
+    )
+    with pytest.raises(InputError, match="at least one"):
+        build_release([], state=tmp_path)
+    with pytest.raises(InputError, match="several were given of e2i-tiny"):
+        build_release([good, good.model_copy(update={"version": "2"})], state=tmp_path)
+    with pytest.raises(InputError, match=r"takes binary.* found e2i-tiny \(regression\)"):
+        build_release([good.model_copy(update={"problem_type": "regression"})], state=tmp_path)
+    folder = tmp_path / "pickled"
+    shutil.copytree(stored.folder, folder)
+    described = (folder / "MLmodel").read_text()
+    (folder / "MLmodel").write_text(
+        described.replace("serialization_format: skops", "serialization_format: pickle")
+    )
+    with pytest.raises(InputError, match="stored as pickle"):
+        build_release([good.model_copy(update={"folder": folder})], state=tmp_path)
+    assert not (tmp_path / "bentoml").exists()
+
+
+def test_a_type_that_is_not_on_the_list_is_refused(stored: Any) -> None:
+    policy = ServingPolicy.load()
+    require_trusted(stored.folder, policy)
+    with pytest.raises(VerdictError, match=r"numpy\.dtype.*trusted_types"):
+        require_trusted(stored.folder, policy.model_copy(update={"trusted_types": ()}))
+
+
+class Failing:
+    """A pipeline that fails as scikit-learn does: with a value in its message."""
+
+    classes_ = np.array(["no", "yes"])
+
+    def predict_proba(self, frame: pd.DataFrame) -> np.ndarray:
+        raise ValueError(f"unknown category {frame['region'].iloc[0]!r}")
+
+
+class Doubling:
+    """A model of numbers."""
+
+    def predict(self, frame: pd.DataFrame) -> np.ndarray:
+        return frame["severity"].to_numpy() * 2
+
+
+@pytest.fixture
+def two_models(stored: Any, tmp_path: Path) -> Any:
+    """A release of two models in this process, the second one failing when asked to."""
+    from importlib.metadata import version
+
+    from e2i_dagster.serving.models import file_digests
+    from e2i_dagster.serving.release import LIBRARIES
+
+    shutil.copytree(stored.folder, tmp_path / "models" / "0")
+    signature = Signature.of_model(stored.folder)
+    released = ReleasedModel(
+        model_name="e2i-a",
+        version="1",
+        problem_type="binary_classification",
+        scope=None,
+        threshold=None,
+        folder="models/0",
+        files=file_digests(stored.folder),
+        signature=signature,
+    )
+    other = released.model_copy(update={"model_name": "e2i-b", "version": "2"})
+    manifest = Manifest(
+        service="classification",
+        models=(released, other),
+        libraries={name: version(name) for name in LIBRARIES},
+        policy=ServingPolicy.load(),
+    )
+    settings = ColourSettings(
+        colour="c",
+        slot="staging",
+        stages={"e2i-a/1": "staging", "e2i-b/2": "development"},
+        audit=False,
+        probe_token="secret",
+        state=tmp_path,
+        failure=tmp_path / "failure",
+    )
+    app, holder = application(manifest, "r1")
+    holder.runtime = Runtime(manifest, tmp_path, settings, registry=CollectorRegistry())
+
+    def ask(method: str, path: str, body: Any = None) -> httpx.Response:
+        async def send() -> httpx.Response:
+            async with httpx.AsyncClient(
+                transport=httpx.ASGITransport(app), base_url="http://test"
+            ) as client:
+                return await client.request(method, path, json=body)
+
+        return asyncio.run(send())
+
+    return ask, holder, signature, manifest, settings, tmp_path
+
+
+def test_with_several_models_one_must_be_named(two_models: Any) -> None:
+    ask, _, signature, *_ = two_models
+    body = example_row(signature)
+    refused = ask("POST", "/predict", body)
+    assert refused.status_code == 422
+    assert "e2i-a, e2i-b" in refused.json()["error"]["message"]
+    named = ask("POST", "/predict", body | {"model_name": "e2i-b"}).json()
+    assert (named["model_id"], named["_metadata"]["stage"]) == ("e2i-b/2", "development")
+    assert ask("POST", "/e2i-a/predict", body).json()["model_id"] == "e2i-a/1"
+    assert ask("POST", "/e2i-a/predict", body | {"model_name": "e2i-b"}).status_code == 422
+
+
+def test_a_failing_model_is_counted_and_shows_no_value(
+    two_models: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    ask, holder, signature, *_ = two_models
+    holder.runtime.models["e2i-b"].loaded = LoadedModel(Failing())
+    body = example_row(signature)
+    body["features"]["region"] = "CANARY"
+    for _ in range(20):
+        answer = ask("POST", "/e2i-b/predict", body)
+        assert answer.status_code == 500
+        assert "CANARY" not in answer.text
+    assert "CANARY" not in caplog.text
+    health = ask("GET", "/health")
+    assert health.status_code == 503
+    levels = {one["model_name"]: one["status"] for one in health.json()["models"]}
+    assert levels == {"e2i-a": "healthy", "e2i-b": "unhealthy"}
+
+
+def test_numbers_have_no_probabilities() -> None:
+    found = LoadedModel(Doubling()).predict(pd.DataFrame({"severity": [1.0, 2.5]}))
+    assert found.predictions == found.values == [2.0, 5.0]
+    assert found.probabilities is None
+
+
+def test_other_library_versions_are_refused(two_models: Any) -> None:
+    *_, manifest, settings, folder = two_models
+    other = manifest.model_copy(update={"libraries": {"scikit-learn": "0.1"}})
+    with pytest.raises(VerdictError, match=r"scikit-learn .*release: 0\.1"):
+        Runtime(other, folder, settings, registry=CollectorRegistry())
