@@ -179,9 +179,14 @@ def log_training(
         "e2i.scope_digest": scope.digest(),
         **{f"e2i.digest.{name}": value for name, value in {**model.data_digests, **(digests or {})}.items()},
     }
+    # Before the metrics: MLflow repeats a run's metrics for each model that is logged after them.
+    logged = _log_model(model, scope, digests or {})
     mlflow.MlflowClient().log_batch(
         run.info.run_id,
-        metrics=[Metric(name, value, now, 0) for name, value in metrics.items()],
+        metrics=[
+            Metric(name, value, now, 0, model_id=logged.model_id, run_id=run.info.run_id)
+            for name, value in metrics.items()
+        ],
         params=[Param(name, str(value)) for name, value in parameters.items()],
         tags=[RunTag(name, value) for name, value in tags.items()],
     )
@@ -194,7 +199,6 @@ def log_training(
     if search is not None:
         documents["search.json"] = search.model_dump(mode="json", exclude={"seconds"})
     _log_files(documents, {"figures/roc_calibration.png": evaluation.figure})
-    logged = _log_model(model, scope, digests or {})
     return LoggedModel(
         run_id=run.info.run_id,
         experiment_id=run.info.experiment_id,
