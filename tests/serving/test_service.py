@@ -381,6 +381,23 @@ def test_health_models_metrics_and_openapi(live: Live) -> None:
         assert used.split('"')[0] in document["components"]["schemas"]
 
 
+def test_the_way_through_the_supervisor_costs_little(live: Live) -> None:
+    record = read_record(live.state, "classification")
+    assert record is not None
+    assert record.active is not None
+    middle = []
+    for url in (live.deployment.url, f"http://127.0.0.1:{record.active.port}"):
+        with httpx.Client(base_url=url) as client:
+            times = []
+            for _ in range(40):
+                began = time.perf_counter()
+                assert client.post("/predict", json={"features": GOOD}).status_code == 200
+                times.append(time.perf_counter() - began)
+        middle.append(sorted(times)[20])
+    # A delayed acknowledgement alone would be 0.04 s.
+    assert middle[0] - middle[1] < 0.02
+
+
 def test_the_example_is_answered(live: Live) -> None:
     (endpoint,) = endpoints(live.state)
     assert (endpoint.health, endpoint.model_id, endpoint.slot) == ("healthy", f"{MODEL}/1", "staging")
