@@ -36,13 +36,24 @@ class Produced:
         metadata: more for the UI.
         withheld: month -> why it is not stored; its old version stays readable.
         partition_column: date column by which a frame of several months is cut.
+        by_partition: values of several partitions, instead of ``value``.
     """
 
-    value: Any
+    value: Any = None
     report: Any = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     withheld: Mapping[str, str] = field(default_factory=dict)
     partition_column: str | None = None
+    by_partition: Mapping[str | None, Any] | None = None
+
+    def pieces(self, partitions: Sequence[str | None]) -> dict[str | None, Any]:
+        """The values of those ``partitions`` that are not withheld."""
+        good = [partition for partition in partitions if partition not in self.withheld]
+        if self.by_partition is not None:
+            return {partition: self.by_partition[partition] for partition in good}
+        if self.partition_column is not None:
+            return split_by_month(self.value, self.partition_column, [str(partition) for partition in good])
+        return {partition: self.value for partition in good}
 
 
 @dataclass(frozen=True)
@@ -88,33 +99,40 @@ def stage_asset(
         still_valid: asked before a stored version is reused (is the endpoint still there?).
         always: never reuse, because the value depends on more than inputs, policy and code.
         gated: raw tables among the inputs need a passed quality gate for exactly their versions.
-        asset_arguments: arguments of :func:`dagster.asset`.
+        asset_arguments: arguments of :func:`dagster.asset`, and ``document``: the pydantic type of the
+            value, when ``still_valid`` has to see it.
     """
 
+    document = asset_arguments.pop("document", None)
+    asset_arguments.setdefault("owners", OWNERS)
+
     def decorate(body: Callable[..., Produced]) -> dg.AssetsDefinition:
-        wants_context = "context" in inspect.signature(body).parameters
+        wanted = inspect.signature(body).parameters
 
         @functools.wraps(body)
-        def run(context: dg.AssetExecutionContext, **inputs: Any) -> Any:
-            stage = Stage.of(context, definition, gated)
+        def run(context: dg.AssetExecutionContext, **given: Any) -> Any:
+            stage = Stage.of(context, given["lake"], given["warehouse"], definition, gated)
+            inputs = {name: value for name, value in given.items() if name in wanted}
             with stage.recorded():
-                reused = None if always else stage.reusable(run.returns, still_valid)  # type: ignore[attr-defined]
+                reused = None if always else stage.reusable(document, still_valid)
                 if reused is not None:
                     return reused
                 stage.require_gate()
-                return stage.hand_over(body(context, **inputs) if wants_context else body(**inputs))
+                return stage.hand_over(body(context, **inputs) if "context" in wanted else body(**inputs))
 
-        parameters = [p for p in inspect.signature(body).parameters.values() if p.name != "context"]
-        context_parameter = inspect.Parameter(
-            "context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=dg.AssetExecutionContext
-        )
-        run.__signature__ = inspect.Signature([context_parameter, *parameters])  # type: ignore[attr-defined]
-        run.__annotations__ = {
+        annotations = {
             "context": dg.AssetExecutionContext,
-            **{parameter.name: parameter.annotation for parameter in parameters},
+            **{name: parameter.annotation for name, parameter in wanted.items()},
+            "lake": dg.ResourceParam[LakeIOManager],
+            "warehouse": Warehouse,
         }
-        run.returns = asset_arguments.pop("document", None)  # type: ignore[attr-defined]
-        asset_arguments.setdefault("owners", OWNERS)
+        run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [
+                inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=annotation)
+                for name, annotation in annotations.items()
+            ]
+        )
+        run.__annotations__ = annotations
         return dg.asset(io_manager_key="lake", code_version=code_version(), **asset_arguments)(run)
 
     return decorate
@@ -127,6 +145,8 @@ class Stage:
         self,
         *,
         context: dg.AssetExecutionContext,
+        lake: LakeIOManager,
+        warehouse: Warehouse,
         name: str,
         partitions: Sequence[str | None],
         inputs: Sequence[tuple[str, str | None, str]],
@@ -134,6 +154,8 @@ class Stage:
         gated: bool,
     ) -> None:
         self.context = context
+        self.lake = lake
+        self.warehouse = warehouse
         self.name = name
         self.partitions = partitions
         self.inputs = inputs
@@ -143,19 +165,27 @@ class Stage:
 
     @classmethod
     def of(
-        cls, context: dg.AssetExecutionContext, definition: Callable[[str | None], Any], gated: bool
+        cls,
+        context: dg.AssetExecutionContext,
+        lake: LakeIOManager,
+        warehouse: Warehouse,
+        definition: Callable[[str | None], Any],
+        gated: bool,
     ) -> "Stage":
         """Read the context: partitions, exact versions of all inputs, fingerprint."""
         from e2i_dagster.config.base import digest_of
 
-        partitioned = context.has_partition_key or context.has_partition_key_range
+        # In a run over partitions an asset without partitions sees the keys of the run, too.
+        partitioned = context.assets_def.partitions_def is not None
         partitions: list[str | None] = list(context.partition_keys) if partitioned else [None]
-        inputs = list(_input_versions(context))
+        inputs = list(input_versions(context, warehouse))
         fingerprint = digest_of(
             [sorted(map(list, inputs), key=str), [definition(p) for p in partitions], code_version()]
         )
         return cls(
             context=context,
+            lake=lake,
+            warehouse=warehouse,
             name=asset_name(context.asset_key),
             partitions=partitions,
             inputs=inputs,
@@ -169,14 +199,6 @@ class Stage:
             return ""
         first, last = self.partitions[0], self.partitions[-1]
         return str(first) if len(self.partitions) == 1 else f"{first}..{last}"
-
-    @property
-    def lake(self) -> LakeIOManager:
-        return self.context.resources.lake
-
-    @property
-    def warehouse(self) -> Warehouse:
-        return self.context.resources.warehouse
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
@@ -243,14 +265,7 @@ class Stage:
         """Cut the value into partitions, keep the good ones, fail naming the withheld ones."""
         from e2i_dagster.warehouse.lake import value_digest
 
-        good = [partition for partition in self.partitions if partition not in produced.withheld]
-        values: dict[str | None, Any] = (
-            split_by_month(produced.value, produced.partition_column, [str(p) for p in good])
-            if produced.partition_column
-            else {good[0]: produced.value}
-            if good
-            else {}
-        )
+        values = produced.pieces(self.partitions)
         pieces = Pieces(
             values,
             {key: value_digest(value) for key, value in values.items()},
@@ -258,17 +273,21 @@ class Stage:
             code_version(),
         )
         metadata = _metadata(produced)
-        rows = sum(len(value) for value in values.values()) if _is_frame(produced.value) else None
+        rows = sum(map(len, values.values())) if all(map(_is_frame, values.values())) else None
         if rows is not None:
             metadata["dagster/row_count"] = rows
         if len(values) > 1:
             for key, value in values.items():
-                self.context.add_asset_metadata(
-                    {"dagster/row_count": len(value), "digest": pieces.digests[key]}, partition_key=key
+                shown = (
+                    {"dagster/row_count": len(value)}
+                    if _is_frame(value)
+                    else _metadata(Produced(report=value))
                 )
+                self.context.add_asset_metadata({**shown, "digest": pieces.digests[key]}, partition_key=key)
+        self.lake.store(self.name, pieces, self.context.run_id)
         if produced.withheld:
-            self._keep_good_ones(pieces, metadata)
-            reasons = "; ".join(f"{month}: {reason}" for month, reason in produced.withheld.items())
+            self._announce_good_ones(pieces, metadata)
+            reasons = _some(produced.withheld)
             self._state("failed", f"withheld {reasons}", rows)
             raise dg.Failure(
                 f"{self.name}: {len(produced.withheld)} of {len(self.partitions)} partitions withheld, their old "
@@ -277,16 +296,15 @@ class Stage:
                 allow_retries=False,
             )
         self._state("executed", "", rows, pieces.data_version)
-        return dg.Output(pieces, metadata=metadata, data_version=dg.DataVersion(pieces.data_version))
+        return dg.Output(pieces.stored(), metadata=metadata, data_version=dg.DataVersion(pieces.data_version))
 
-    def _keep_good_ones(self, pieces: Pieces, metadata: Mapping[str, Any]) -> None:
-        self.lake.store(self.name, pieces, self.context.run_id)
+    def _announce_good_ones(self, pieces: Pieces, metadata: Mapping[str, Any]) -> None:
         for partition, digest in pieces.digests.items():
             self.context.log_event(
                 dg.AssetMaterialization(
                     self.context.asset_key,
                     partition=partition,
-                    metadata={**metadata, "dagster/row_count": len(pieces.values[partition])},
+                    metadata={**metadata, "digest": digest},
                     tags={"dagster/data_version": digest},
                 )
             )
@@ -315,10 +333,12 @@ class Stage:
             observer(event)
 
 
-def _input_versions(context: dg.AssetExecutionContext) -> Iterator[tuple[str, str | None, str]]:
+def input_versions(
+    context: dg.AssetExecutionContext, warehouse: Warehouse
+) -> Iterator[tuple[str, str | None, str]]:
+    """(asset, partition, digest) of everything in the ledger that ``context``'s step depends on."""
     from e2i_dagster.warehouse import ledger
 
-    warehouse: Warehouse = context.resources.warehouse
     with warehouse.engine().connect() as connection:
         for input_name, key in context.assets_def.keys_by_input_name.items():
             current = ledger.current(connection, asset_name(key))
@@ -331,6 +351,13 @@ def _input_versions(context: dg.AssetExecutionContext) -> Iterator[tuple[str, st
                     yield asset_name(key), partition, current[partition].digest
 
 
+def _some(withheld: Mapping[str, str], most: int = 5) -> str:
+    """The first few withheld months with their reasons, and how many more there are."""
+    shown = "; ".join(f"{month}: {withheld[month]}" for month in sorted(withheld)[:most])
+    more = len(withheld) - most
+    return shown if more <= 0 else f"{shown}; and {more} more: {', '.join(sorted(withheld)[most:])}"
+
+
 def _is_frame(value: Any) -> bool:
     import pandas as pd
 
@@ -338,16 +365,20 @@ def _is_frame(value: Any) -> bool:
 
 
 def _metadata(produced: Produced) -> dict[str, Any]:
-    """Metadata for the UI: keys that end in ``_md`` become Markdown, mappings and lists JSON."""
-    raw = {**(produced.report.to_metadata() if produced.report is not None else {}), **produced.metadata}
-    shown: dict[str, Any] = {"state": "executed"}
-    for key, value in raw.items():
+    given = produced.report.to_metadata() if produced.report is not None else {}
+    return {"state": "executed", **shown({**given, **produced.metadata})}
+
+
+def shown(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata for the UI: keys that end in ``_md`` become Markdown, mappings and lists JSON; null is left out."""
+    result: dict[str, Any] = {}
+    for key, value in metadata.items():
         if value is None:
             continue
         if key.endswith("_md"):
-            shown[key.removesuffix("_md")] = dg.MetadataValue.md(value)
+            result[key.removesuffix("_md")] = dg.MetadataValue.md(value)
         elif isinstance(value, (dict, list, tuple)):
-            shown[key] = dg.MetadataValue.json(value if isinstance(value, dict) else list(value))
+            result[key] = dg.MetadataValue.json(value if isinstance(value, dict) else list(value))
         else:
-            shown[key] = value
-    return shown
+            result[key] = value
+    return result

@@ -230,10 +230,10 @@ def status(json_output: bool) -> None:
 def down() -> None:
     """Stop the services and the embedded database. Data stays."""
     from e2i_dagster.config.environment import database_url, state_folder
-    from e2i_dagster.serving.deployment import stop_all
+    from e2i_dagster.serving.records import stop_services
     from e2i_dagster.warehouse.server import stop_server
 
-    for service in stop_all(state_folder()):
+    for service in stop_services(state_folder()):
         click.echo(f"stopped {service}")
     if database_url() is None and stop_server(state_folder()):
         click.echo("stopped the embedded PostgreSQL server")
@@ -256,7 +256,7 @@ def serve(service: str) -> None:
     """Supervise one service (started by deployments)."""
     from e2i_dagster.serving.supervisor import main as supervise
 
-    supervise([service])
+    sys.exit(supervise([service]))
 
 
 @main.command(context_settings={"ignore_unknown_options": True})
@@ -330,9 +330,9 @@ def _exit_code(result: dg.ExecuteInProcessResult) -> int:
 
 def _load_report(load_id: str) -> dict[str, Any]:
     from e2i_dagster.warehouse.connection import engine
-    from e2i_dagster.warehouse.load import recorded_report
+    from e2i_dagster.warehouse.read import recorded_load
 
-    return recorded_report(engine(role="app"), load_id)
+    return recorded_load(engine(role="app"), load_id)
 
 
 def _status() -> dict[str, Any]:
@@ -384,15 +384,13 @@ def _print_run(events: list[StageEvent], seconds: float) -> None:
     _print_table(f"Made in {seconds:.0f} s", rows)
     report = _status()
     click.echo("Where to look")
-    click.echo(
-        f"  make ui              Dagster UI http://127.0.0.1:{port(0) or 3000}, MLflow UI http://127.0.0.1:{port(4) or 3004}"
-    )
+    dagster_ui, mlflow_ui = (f"http://127.0.0.1:{port(offset) or '<free port>'}" for offset in (0, 4))
+    click.echo(f"  make ui              Dagster UI {dagster_ui}, MLflow UI {mlflow_ui}")
     click.echo(f"  lake and reports     {state_folder()}")
     click.echo("  e2i status           stages, tables, endpoints; e2i down stops services and database")
     for endpoint in report["endpoints"]:
-        click.echo(
-            f"\n{endpoint['model_id']} answers in slot {endpoint['slot']} (staging; production needs shadow days and a second person):"
-        )
+        click.echo(f"\n{endpoint['model_id']} answers in slot {endpoint['slot']} (not production: that needs")
+        click.echo("shadow days and a second person's approval). Ask it:")
         click.echo(endpoint["example"])
 
 

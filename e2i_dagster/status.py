@@ -44,7 +44,7 @@ def status_report() -> dict[str, Any]:
     return {
         "stages": stages,
         "tables": tables,
-        "endpoints": [dict(endpoint) for endpoint in endpoints(state_folder())],
+        "endpoints": [endpoint.model_dump() for endpoint in endpoints(state_folder())],
         "warehouse": {
             "server": f"PostgreSQL {version} ({'embedded' if database_url() is None else 'E2I_DATABASE_URL'})",
             "address": f"{url.query.get('host') or url.host}/{url.database}",

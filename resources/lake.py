@@ -1,7 +1,7 @@
 """The lake as Dagster's IO manager: partitioned, immutable, entered in the ledger of versions."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -29,6 +29,10 @@ class Pieces:
     digests: Mapping[str | None, str]
     fingerprint: str
     code_version: str
+
+    def stored(self) -> "Pieces":
+        """The same digests without values: the stage has stored them before it said that it is done."""
+        return replace(self, values={})
 
     @property
     def data_version(self) -> str:

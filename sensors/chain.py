@@ -4,13 +4,14 @@ import dagster as dg
 
 from e2i_dagster.config.policy import current_policy
 from resources.warehouse import Warehouse
+from sensors.jobs import build_cohorts, load_and_qc, scope_pipeline
 
 
 @dg.run_status_sensor(
     run_status=dg.DagsterRunStatus.SUCCESS,
     name="cohorts_after_load",
-    monitored_jobs=[dg.JobSelector(job_name="load_and_qc")],
-    request_jobs=[dg.JobSelector(job_name="build_cohorts")],
+    monitored_jobs=[load_and_qc],
+    request_jobs=[build_cohorts],
     description="After a load, requests build_cohorts for each cohort that is older than the raw tables.",
 )
 def cohorts_after_load(context: dg.RunStatusSensorContext, warehouse: Warehouse) -> list[dg.RunRequest]:
@@ -30,8 +31,8 @@ def cohorts_after_load(context: dg.RunStatusSensorContext, warehouse: Warehouse)
 @dg.run_status_sensor(
     run_status=dg.DagsterRunStatus.SUCCESS,
     name="scopes_after_cohorts",
-    monitored_jobs=[dg.JobSelector(job_name="build_cohorts")],
-    request_jobs=[dg.JobSelector(job_name="scope_pipeline")],
+    monitored_jobs=[build_cohorts],
+    request_jobs=[scope_pipeline],
     description="After a cohort was built, requests scope_pipeline for each of its scopes that is older.",
 )
 def scopes_after_cohorts(context: dg.RunStatusSensorContext, warehouse: Warehouse) -> list[dg.RunRequest]:

@@ -94,3 +94,9 @@ def execute(
         tags=planned.tags,
         raise_on_error=False,
     )
+
+
+def months_of(job: str) -> tuple[str | None, str | None]:
+    """First and last month for a job over monthly assets; nothing for other jobs."""
+    months = current_policy().sources.months
+    return (months[0], months[-1]) if job in ("load", "resubmit_rejects", "load_and_qc") else (None, None)

@@ -83,3 +83,8 @@ def _line_of(node: yaml.Node | None, location: tuple[int | str, ...]) -> int:
         else:
             break
     return line
+
+
+def read_digest(path: Path) -> str:
+    """SHA-256 (first 16 hex digits) of a policy file's content, comments and order of keys aside."""
+    return digest_of(yaml.safe_load(path.read_text(encoding="utf-8")))

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from e2i_dagster.config.base import PolicyModel
 from e2i_dagster.config.environment import config_folder
 from e2i_dagster.config.sources import SourcesPolicy
 from e2i_dagster.errors import ConfigError
@@ -35,6 +36,34 @@ class Policy:
     def default_scope(self) -> str:
         """The scope that ``make run`` takes when none is named."""
         return next((name for name, scope in self.scopes.items() if scope.default), sorted(self.scopes)[0])
+
+
+class PolicySummary(PolicyModel):
+    """What of the configuration was read, by digest, and what could not be read."""
+
+    cohorts: dict[str, str]
+    scopes: dict[str, str]
+    sources: str
+    problems: dict[str, str]
+
+    @classmethod
+    def of(cls, policy: Policy) -> PolicySummary:
+        """The summary of ``policy``."""
+        return cls(
+            cohorts={name: definition.definition_hash for name, definition in policy.cohorts.items()},
+            scopes={name: scope.digest() for name, scope in policy.scopes.items()},
+            sources=policy.sources.digest(),
+            problems={Path(path).name: problem for path, problem in policy.problems.items()},
+        )
+
+    def to_metadata(self) -> dict[str, Any]:
+        """Counts and names for the UI."""
+        return {
+            "cohorts": ", ".join(sorted(self.cohorts)),
+            "scopes": ", ".join(sorted(self.scopes)),
+            "files_with_problems": len(self.problems),
+            "problems_md": "\n\n".join(self.problems.values()) or None,
+        }
 
 
 def load_policy(folder: Path) -> Policy:

@@ -134,35 +134,29 @@ def detect_drift(
     scope: str,
     day: dt.date,
     model_id: str,
-    prediction_column: str = "prediction",
+    predictions: tuple[pd.Series, pd.Series] | None = None,
 ) -> DriftReport:
     """Compare every column of ``reference`` with the same column of ``current``.
 
     Args:
-        reference: training features and predictions, one row per patient.
-        current: what the endpoint was asked and answered on ``day``, the same columns.
-        prediction_column: the column that holds the model's score.
+        reference: features of the training rows, one row per patient.
+        current: what the endpoint was asked on ``day``, the same columns.
+        predictions: the model's scores on reference rows and its answers on ``day``.
 
     Raises:
         KeyError: ``current`` lacks a column of ``reference``.
     """
-    measured = [
-        _measure(
-            name,
-            "prediction" if name == prediction_column else "data",
-            reference[name],
-            current[name],
-            policy,
-        )
-        for name in reference.columns
-    ]
+    measured = [_measure(name, "data", reference[name], current[name], policy) for name in reference.columns]
+    if predictions is not None:
+        measured.append(_measure("prediction", "prediction", *predictions, policy))
     judged = _judge(measured, policy)
     tested = [feature for feature in judged if feature.state == "executed"]
     composite = float(np.mean([policy.severity_weight[f.severity] for f in tested])) if tested else None
     if composite is None:
         decision = f"not decided: no test had enough live values ({len(current)} rows)"
     elif composite >= policy.retraining.composite_threshold:
-        decision = f"{policy.retraining.mode}: composite score {composite:.2f} reaches {policy.retraining.composite_threshold}"
+        threshold = policy.retraining.composite_threshold
+        decision = f"{policy.retraining.mode}: composite score {composite:.2f} reaches {threshold}"
     else:
         decision = f"none: composite score {composite:.2f} is below {policy.retraining.composite_threshold}"
     return DriftReport(

@@ -15,7 +15,9 @@ from e2i_dagster.warehouse.tables.monitoring import ml_drift_history, ml_monitor
 def record_drift(connection: sa.Connection, report: DriftReport, run_id: str) -> None:
     """Enter ``report`` into ``ml_drift_history`` (a row per feature) and ``ml_monitoring_runs``."""
     if report.features:
-        connection.execute(ml_drift_history.insert(), [{**row, "run_id": run_id} for row in report.to_record()])
+        connection.execute(
+            ml_drift_history.insert(), [{**row, "run_id": run_id} for row in report.to_record()]
+        )
     connection.execute(
         ml_monitoring_runs.insert().values(
             scope=report.scope,

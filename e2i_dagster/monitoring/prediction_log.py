@@ -34,7 +34,7 @@ def read_prediction_log(
         )
         .where(
             table.c.origin == "live",
-            table.c.model_id.startswith(f"{model_name}:", autoescape=True),
+            table.c.model_id.startswith(f"{model_name}/", autoescape=True),
             table.c.prediction_timestamp >= start,
             table.c.prediction_timestamp < start + dt.timedelta(days=1),
         )

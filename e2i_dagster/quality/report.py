@@ -81,6 +81,15 @@ class PartitionQuality(PolicyModel):
         """The findings that keep the partition from being used."""
         return decide(self.findings)
 
+    def to_metadata(self) -> dict[str, Any]:
+        """Verdict, rows and overall score of this partition."""
+        return {
+            "verdict": self.verdict,
+            "rows": self.rows,
+            "overall_score": None if self.scores is None else self.scores.overall,
+            "blocking_rules": ", ".join(sorted({one.rule for one in self.blocking})) or None,
+        }
+
 
 class QualityReport(PolicyModel):
     """Verdict, scores and findings of one raw table, as a whole and of each partition."""

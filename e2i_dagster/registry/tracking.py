@@ -77,6 +77,15 @@ def default_artifact_root() -> str:
     return lake_url().rstrip("/") + "/mlflow"
 
 
+def tracking_environment() -> dict[str, str]:
+    """Variables for an MLflow server on the default store; in the environment no process list shows them."""
+    return {
+        "MLFLOW_BACKEND_STORE_URI": default_tracking_uri(),
+        "MLFLOW_DEFAULT_ARTIFACT_ROOT": default_artifact_root(),
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+
+
 def experiment_name(scope: ScopeSpec, policy: RegistryPolicy | None = None) -> str:
     """``<prefix>/<scope>``: one MLflow experiment for each scope."""
     return f"{(policy or RegistryPolicy.load()).prefix}/{scope.key}"

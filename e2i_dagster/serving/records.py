@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
@@ -9,8 +11,6 @@ import sqlalchemy as sa
 from e2i_dagster.warehouse.tables.serving import ml_bentoml_services, ml_deployments
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from e2i_dagster.serving.deployment import Deployment
 
 
@@ -62,3 +62,18 @@ def _retire(connection: sa.Connection, service: str, slot: str, at: datetime) ->
         .where(services.status == "active", services.service_name == service, services.environment == slot)
         .values(status="retired", stopped_at=at)
     )
+
+
+def stop_services(state: Path) -> list[str]:
+    """Stop every service of ``state`` and record it; returns the names of those that ran.
+
+    A service is stopped before the warehouse, so that its last answers reach the prediction log.
+    """
+    from e2i_dagster.serving.endpoints import endpoints, stop_all
+    from e2i_dagster.warehouse.connection import engine
+
+    slots = {endpoint.service: endpoint.slot for endpoint in endpoints(state)}
+    stopped = stop_all(state)
+    for service in stopped:
+        write_stopped(engine("app"), service, slots[service], datetime.now(UTC))
+    return stopped

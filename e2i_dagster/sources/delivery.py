@@ -7,15 +7,18 @@ the same path into the warehouse.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
 from e2i_dagster.config.base import digest_of
 from e2i_dagster.config.sources import FileSource, SourcesPolicy, SyntheticSource
+from e2i_dagster.errors import VerdictError
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -23,17 +26,9 @@ if TYPE_CHECKING:
     from e2i_dagster.sources.files import Delivery
     from e2i_dagster.warehouse.load import LoadReport
 
-#: Volumes of the full set that ``scale`` multiplies (facts of the product: docs/synthetic.md).
-FULL_VOLUMES: Mapping[str, int] = {
-    "n_hcps": 5_000,
-    "n_patients": 25_000,
-    "n_treatments": 75_000,
-    "n_engagements": 15_000,
-    "n_outcomes": 10_000,
-    "n_predictions": 20_000,
-    "n_triggers": 12_000,
-    "n_metrics": 10_000,
-}
+
+class LoadRefusedError(VerdictError):
+    """A table was not loaded because too few of its rows were accepted."""
 
 
 class DeliveryRequest(BaseModel):
@@ -92,11 +87,16 @@ class DeliveryManifest(BaseModel):
         }
 
 
-def write_synthetic(source: SyntheticSource, folder: Path, file_format: str) -> dict[Path, int]:
+def write_synthetic(
+    source: SyntheticSource, folder: Path, file_format: Literal["csv", "parquet"]
+) -> dict[Path, int]:
     """Draw the synthetic tables and write one file for each into ``folder``; returns rows per file."""
-    from e2i_dagster.sources.synthetic import generate, write
+    from e2i_dagster.sources.synthetic import FULL, generate, write
 
-    volumes = {name: max(1, round(full * source.scale)) for name, full in FULL_VOLUMES.items()}
+    volumes = {
+        name: max(6, round(FULL[name] * source.scale))
+        for name in ("n_hcps", "n_patients", "n_metrics", "n_causal_paths", "n_activities")
+    }
     tables = generate(source.dgp, seed=source.seed, dirty=source.dirty, **volumes)
     paths = write(tables, folder, format=file_format)
     return {Path(path): len(tables[Path(path).stem]) for path in paths}
@@ -123,12 +123,15 @@ def prepare_delivery(request: DeliveryRequest, policy: SourcesPolicy, state: Pat
         kind=source.kind,
         folder=str(folder),
         mapping=mapping,
-        files=tuple(_described(path) for path in sorted(folder.glob("*")) if path.suffix in (".csv", ".parquet")),
+        files=tuple(
+            _described(path) for path in sorted(folder.glob("*")) if path.suffix in (".csv", ".parquet")
+        ),
         success_threshold=threshold,
         reason=request.reason,
         resubmit=request.resubmit,
     )
-    read_delivery(manifest)
+    if not manifest.resubmit:
+        read_delivery(manifest)
     return manifest
 
 
@@ -140,34 +143,97 @@ def read_delivery(manifest: DeliveryManifest) -> Delivery:
     return read(manifest.folder, manifest.mapping)
 
 
+@dataclass(frozen=True)
+class DeliveredRows:
+    """One raw table after its load: accepted rows of the asked months, counts, months withheld."""
+
+    frame: pd.DataFrame
+    report: LoadReport | None
+    withheld: Mapping[str, str]
+
+    def to_metadata(self) -> dict[str, Any]:
+        """Counts of the load; says so when the delivery had nothing for the table."""
+        if self.report is None:
+            return {"load": "the delivery has no file of this table; rows of earlier loads are kept"}
+        return self.report.to_metadata()
+
+
+def deliver_table(
+    manifest: DeliveryManifest,
+    table: str,
+    *,
+    engine: sa.Engine,
+    run_id: str,
+    months: Sequence[str] | None = None,
+    all_months: bool = True,
+) -> DeliveredRows:
+    """Load ``table`` of the delivery and read back what the warehouse now has.
+
+    Args:
+        months: months (``YYYY-MM``) of an event table whose rows are returned; None for other tables.
+        all_months: load every delivered row, also of other months; else rows of ``months`` only.
+
+    Raises:
+        LoadRefusedError: too few rows were accepted, or a parent table failed; the table is as it was.
+    """
+    from e2i_dagster.warehouse.load import load_table
+    from e2i_dagster.warehouse.read import read_accepted
+
+    report = None
+    if not manifest.resubmit and table in (delivered := read_delivery(manifest)):
+        report = load_table(
+            table,
+            delivered[table],
+            delivered=delivered.delivered[table],
+            engine=engine,
+            success_threshold=manifest.success_threshold,
+            threshold_reason=manifest.reason,
+            withhold_months=months is not None,
+            months=None if months is None or all_months else months,
+            load_id=run_id,
+            run_id=run_id,
+        )
+        done = report.tables[table]
+        if done.status in ("failed", "not_tried"):
+            raise LoadRefusedError(f"{table}: {done.message or done.status}")
+    withheld = {} if report is None else report.tables[table].withheld
+    return DeliveredRows(
+        read_accepted(engine, table, months),
+        report,
+        {month: why for month, why in withheld.items() if months is not None and month in months},
+    )
+
+
+def resubmit_rejects(manifest: DeliveryManifest, *, engine: sa.Engine, run_id: str) -> LoadReport:
+    """Load the corrected rejects in the folder of ``manifest``, parents first, with waiting children."""
+    from e2i_dagster.warehouse import rejects
+
+    return rejects.resubmit(engine, manifest.folder, new_load_id=run_id, run_id=run_id)
+
+
 def dry_run_report(request: DeliveryRequest) -> dict[str, Any]:
     """Validate and count ``request`` against the warehouse without changing anything."""
-    from e2i_dagster.config.policy import current_policy
     from e2i_dagster.config.environment import state_folder
+    from e2i_dagster.config.policy import current_policy
     from e2i_dagster.warehouse.connection import engine
     from e2i_dagster.warehouse.load import load
 
     manifest = prepare_delivery(request, current_policy().sources, state_folder())
     report: LoadReport = load(
         read_delivery(manifest),
-        engine=_engine(engine),
+        engine=engine(role="app"),
         success_threshold=manifest.success_threshold,
+        withhold_months=True,
         dry_run=True,
     )
     return report.model_dump(mode="json")
-
-
-def _engine(make: Any) -> sa.Engine:
-    return make(role="app")
 
 
 def _source_of(request: DeliveryRequest, policy: SourcesPolicy) -> SyntheticSource | FileSource:
     if request.folder is not None:
         return FileSource(kind="files", folder=request.folder, mapping=request.mapping)
     asked = {
-        name: value
-        for name in ("dgp", "scale", "seed")
-        if (value := getattr(request, name)) is not None
+        name: value for name in ("dgp", "scale", "seed") if (value := getattr(request, name)) is not None
     }
     if request.dirty:
         asked["dirty"] = True

@@ -110,10 +110,13 @@ class Lake:
 
 
 def value_digest(value: Value) -> str:
-    """Digest of the values: of a frame independent of row order, of a document of its JSON."""
+    """Digest of the values: of a frame independent of row order, of a document of its JSON.
+
+    Fields that a document's class names in ``volatile_fields`` (durations, pictures) are not values.
+    """
     if isinstance(value, pd.DataFrame):
         return frame_digest(value)
-    return digest_of(value.model_dump(mode="json"))
+    return digest_of(value.model_dump(mode="json", exclude=getattr(type(value), "volatile_fields", None)))
 
 
 def schema_hash(value: Value) -> str:

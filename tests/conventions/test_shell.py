@@ -27,7 +27,9 @@ def test_bodies_are_short_and_plain(path):
     for body in bodies(path):
         statements = [node for node in ast.walk(body) if isinstance(node, ast.stmt)][1:]
         where = f"{path.name}: {body.name}"
-        assert len(statements) <= MOST_STATEMENTS, f"{where} has {len(statements)} statements; move work into the core"
+        assert len(statements) <= MOST_STATEMENTS, (
+            f"{where} has {len(statements)} statements; move work into the core"
+        )
         for node in ast.walk(body):
             assert not isinstance(node, (ast.For, ast.While, ast.Try)), (
                 f"{where}: loops and try blocks belong into the core"
@@ -41,13 +43,17 @@ def test_asset_graph_snapshot(tmp_path):
 
     expected = (CHECKOUT / "tests/conventions/asset_graph.txt").read_text(encoding="utf-8")
     actual = "\n".join(graph_lines()) + "\n"
-    assert actual == expected, f"The asset graph changed. tests/conventions/asset_graph.txt should be:\n{actual}"
+    assert actual == expected, (
+        f"The asset graph changed. tests/conventions/asset_graph.txt should be:\n{actual}"
+    )
 
 
 def test_no_test_is_skipped_without_saying_why():
     for path in sorted((CHECKOUT / "tests").rglob("test_*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith((".skip", ".xfail", ".importorskip")):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(
+                (".skip", ".xfail", ".importorskip")
+            ):
                 assert node.args or node.keywords, f"{path}:{node.lineno}: say why"
 
 

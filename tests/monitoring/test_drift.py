@@ -17,7 +17,15 @@ DAY = dt.date(2025, 1, 2)
 
 
 def report(reference: pd.DataFrame, current: pd.DataFrame):
-    return detect_drift(reference, current, policy=POLICY, scope="s", day=DAY, model_id="m:1")
+    return detect_drift(
+        reference.drop(columns="prediction"),
+        current.drop(columns="prediction"),
+        policy=POLICY,
+        scope="s",
+        day=DAY,
+        model_id="m/1",
+        predictions=(reference["prediction"], current["prediction"]),
+    )
 
 
 def frame(rng: np.random.Generator, rows: int, shift: float = 0.0) -> pd.DataFrame:

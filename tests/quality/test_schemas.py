@@ -53,7 +53,7 @@ def test_a_clean_frame_has_no_faults(journeys: pd.DataFrame, policy: QualityPoli
 
 
 @pytest.mark.parametrize(("kind", "column", "rows", "plant"), PLANTED)
-def test_a_planted_defect_is_found_alone(  # noqa: PLR0917 - one for each parameter
+def test_a_planted_defect_is_found_alone(
     journeys: pd.DataFrame, policy: QualityPolicy, kind: str, column: str, rows: list[int], plant: Plant
 ) -> None:
     found = _faults(plant(journeys), policy)

@@ -1,6 +1,6 @@
-"""The raw tables and the bookkeeping.
+"""Raw tables, bookkeeping and tables of the stages.
 
-Revision 7da037be197c, after nothing.
+Revision 4390a302fe7e, after nothing.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision: str = '7da037be197c'
+revision: str = '4390a302fe7e'
 down_revision: str | None = None
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
@@ -152,6 +152,82 @@ def upgrade() -> None:
     op.create_index('ix_load_rejects_parent_table_parent_key', 'load_rejects', ['parent_table', 'parent_key'], unique=False)
     op.create_index('ix_load_rejects_table_name_reason', 'load_rejects', ['table_name', 'reason'], unique=False)
     op.create_index('ix_load_rejects_table_name_row_key', 'load_rejects', ['table_name', 'row_key'], unique=False)
+    op.create_table('ml_bentoml_services',
+    sa.Column('id', sa.Uuid(as_uuid=False), nullable=False, comment='Key of the deployment.'),
+    sa.Column('service_name', sa.Text(), nullable=False, comment='Service, such as classification.'),
+    sa.Column('bento_tag', sa.Text(), nullable=False, comment='Bento that serves: service:version.'),
+    sa.Column('bento_version', sa.Text(), nullable=False, comment="Digest of the bento's manifest."),
+    sa.Column('replicas', sa.Integer(), nullable=False, comment='Worker processes.'),
+    sa.Column('environment', sa.Text(), nullable=False, comment='Slot: staging, shadow or production.'),
+    sa.Column('health_status', sa.Text(), nullable=False, comment='Health at the last check.'),
+    sa.Column('last_health_check', sa.TIMESTAMP(timezone=True), nullable=True, comment='When health was last checked.'),
+    sa.Column('serving_endpoint', sa.Text(), nullable=True, comment='Public address.'),
+    sa.Column('internal_endpoint', sa.Text(), nullable=True, comment='Private address of the colour when it was deployed.'),
+    sa.Column('status', sa.Text(), nullable=False, comment='State of the deployment.'),
+    sa.Column('created_at', sa.TIMESTAMP(timezone=True), nullable=False, comment='When the deployment began.'),
+    sa.Column('started_at', sa.TIMESTAMP(timezone=True), nullable=True, comment='When the traffic was switched to it.'),
+    sa.Column('stopped_at', sa.TIMESTAMP(timezone=True), nullable=True, comment='When it ceased to be the active one.'),
+    sa.Column('created_by', sa.Text(), nullable=True, comment='Who deployed.'),
+    sa.Column('labels', postgresql.JSONB(astext_type=sa.Text()), nullable=False, comment='Colour and model ids.'),
+    sa.PrimaryKeyConstraint('id', name=op.f('pk_ml_bentoml_services')),
+    comment='One row per deployment of a bento.'
+    )
+    op.create_index(op.f('ix_ml_bentoml_services_service_name'), 'ml_bentoml_services', ['service_name'], unique=False)
+    op.create_table('ml_cohort_definitions',
+    sa.Column('cohort_id', sa.Text(), nullable=False, comment='Cohort and version'),
+    sa.Column('cohort_key', sa.Text(), nullable=False, comment='Cohort: the name of its file'),
+    sa.Column('brand', sa.Text(), nullable=False, comment='Brand'),
+    sa.Column('indication', sa.Text(), nullable=False, comment='Indication'),
+    sa.Column('cohort_name', sa.Text(), nullable=False, comment='Title for people'),
+    sa.Column('version', sa.Text(), nullable=False, comment='Version given by the author'),
+    sa.Column('created_date', sa.DateTime(timezone=True), nullable=False, comment='First recorded'),
+    sa.Column('updated_date', sa.DateTime(timezone=True), nullable=False, comment='Last execution recorded'),
+    sa.Column('created_by', sa.Text(), nullable=True, comment='Who recorded it first'),
+    sa.Column('inclusion_criteria', postgresql.JSONB(astext_type=sa.Text()), nullable=False, comment='Rules that must hold'),
+    sa.Column('exclusion_criteria', postgresql.JSONB(astext_type=sa.Text()), nullable=False, comment='Rules that remove'),
+    sa.Column('lookback_days', sa.Integer(), nullable=True, comment='Observed days needed before the index date'),
+    sa.Column('followup_days', sa.Integer(), nullable=True, comment='Observed days needed after the index date'),
+    sa.Column('index_date_field', sa.Text(), nullable=True, comment='Column of the index date'),
+    sa.Column('required_fields', postgresql.JSONB(astext_type=sa.Text()), nullable=True, comment='Columns that the patient frame must have'),
+    sa.Column('initial_population', sa.Integer(), nullable=True, comment='Patients of the last execution'),
+    sa.Column('eligible_population', sa.Integer(), nullable=True, comment='Eligible patients of the last execution'),
+    sa.Column('excluded_population', sa.Integer(), nullable=True, comment='Patients not eligible in the last execution'),
+    sa.Column('exclusion_rate', sa.Numeric(precision=18, scale=6), nullable=True, comment='Share of patients not eligible'),
+    sa.Column('clinical_rationale', sa.Text(), nullable=True, comment='Why these patients'),
+    sa.Column('config_json', postgresql.JSONB(astext_type=sa.Text()), nullable=False, comment='The whole definition'),
+    sa.Column('config_hash', sa.Text(), nullable=False, comment='Content digest of the rules'),
+    sa.PrimaryKeyConstraint('cohort_id', name=op.f('pk_ml_cohort_definitions'))
+    )
+    op.create_table('ml_data_quality_reports',
+    sa.Column('id', sa.Uuid(), nullable=False, comment='Key of the report of one partition.'),
+    sa.Column('report_name', sa.Text(), nullable=False, comment='Table and partition in one name.'),
+    sa.Column('expectation_suite_name', sa.Text(), nullable=True, comment='Suite that was run.'),
+    sa.Column('table_name', sa.Text(), nullable=False, comment='Raw table.'),
+    sa.Column('partition', sa.Text(), nullable=False, comment='Month YYYY-MM; all for tables without partitions.'),
+    sa.Column('digest', sa.Text(), nullable=True, comment='Data version that was checked (ledger).'),
+    sa.Column('row_count', sa.BigInteger(), nullable=False, comment='Rows that were checked.'),
+    sa.Column('overall_status', sa.Text(), nullable=False, comment='passed, warning, failed or error.'),
+    sa.Column('expectations_evaluated', sa.Integer(), nullable=False, comment='Expectations of the suite.'),
+    sa.Column('expectations_passed', sa.Integer(), nullable=False, comment='Expectations that hold.'),
+    sa.Column('expectations_failed', sa.Integer(), nullable=False, comment='Expectations that do not hold or did not run.'),
+    sa.Column('success_rate', sa.Double(), nullable=True, comment='Passed divided by evaluated.'),
+    sa.Column('failed_expectations', postgresql.JSONB(astext_type=sa.Text()), server_default=sa.text("'[]'::jsonb"), nullable=False, comment='Failed expectations: title, column, critical, reason.'),
+    sa.Column('completeness_score', sa.Double(), nullable=True, comment='Share of applicable cells that are filled.'),
+    sa.Column('validity_score', sa.Double(), nullable=True, comment='Share of filled cells that are valid.'),
+    sa.Column('consistency_score', sa.Double(), nullable=True, comment='Mean of the consistency checks.'),
+    sa.Column('uniqueness_score', sa.Double(), nullable=True, comment='Distinct keys divided by rows with a key.'),
+    sa.Column('timeliness_score', sa.Double(), nullable=True, comment='Age of the newest row against its limit.'),
+    sa.Column('overall_score', sa.Double(), nullable=True, comment='Weighted mean of the measured dimensions.'),
+    sa.Column('ruleset_hash', sa.Text(), nullable=False, comment='Rules and thresholds of the report.'),
+    sa.Column('as_of', sa.Date(), nullable=True, comment='Date that the data is as of.'),
+    sa.Column('run_id', sa.Text(), nullable=True, comment='Dagster run that checked.'),
+    sa.Column('run_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False, comment='When it was checked.'),
+    sa.Column('duration_seconds', sa.Double(), nullable=True, comment="Time of the whole table's check."),
+    sa.CheckConstraint("overall_status IN ('passed', 'warning', 'failed', 'error')", name=op.f('ck_ml_data_quality_reports_overall_status_known')),
+    sa.PrimaryKeyConstraint('id', name=op.f('pk_ml_data_quality_reports')),
+    comment='One row per checked partition of a raw table.'
+    )
+    op.create_index(op.f('ix_ml_data_quality_reports_table_name'), 'ml_data_quality_reports', ['table_name'], unique=False)
     op.create_table('ml_data_versions',
     sa.Column('version_id', sa.BigInteger(), sa.Identity(always=True), nullable=False, comment='Order of recording.'),
     sa.Column('asset', sa.Text(), nullable=False, comment='Asset, such as raw/treatment_events.'),
@@ -172,6 +248,164 @@ def upgrade() -> None:
     op.create_index('ix_ml_data_versions_asset_partition_version_id', 'ml_data_versions', ['asset', 'partition', 'version_id'], unique=False)
     op.create_index('ix_ml_data_versions_fingerprint', 'ml_data_versions', ['fingerprint'], unique=False)
     op.create_index(op.f('ix_ml_data_versions_run_id'), 'ml_data_versions', ['run_id'], unique=False)
+    op.create_table('ml_drift_history',
+    sa.Column('id', sa.Uuid(), server_default=sa.text('gen_random_uuid()'), nullable=False, comment='Key.'),
+    sa.Column('scope', sa.Text(), nullable=False, comment='Scope whose model is watched.'),
+    sa.Column('day', sa.Date(), nullable=False, comment='Day whose predictions were compared.'),
+    sa.Column('model_id', sa.Text(), nullable=False, comment='Model version that predicted.'),
+    sa.Column('drift_type', sa.Text(), nullable=False, comment='data (a feature) or prediction (the score).'),
+    sa.Column('feature_name', sa.Text(), nullable=False, comment='Feature, or `prediction`.'),
+    sa.Column('state', sa.Text(), nullable=False, comment='executed, or skipped with its reason.'),
+    sa.Column('reason', sa.Text(), server_default='', nullable=False, comment='Why a test was skipped.'),
+    sa.Column('psi', sa.Double(), nullable=True, comment='Population stability index.'),
+    sa.Column('test_type', sa.Text(), nullable=True, comment='ks or chi_square.'),
+    sa.Column('test_statistic', sa.Double(), nullable=True, comment='Statistic of the test.'),
+    sa.Column('p_value', sa.Double(), nullable=True, comment='p of the test before false-discovery control.'),
+    sa.Column('adjusted_p_value', sa.Double(), nullable=True, comment='p after false-discovery control.'),
+    sa.Column('severity', sa.Text(), nullable=False, comment='none, low, medium, high, critical.'),
+    sa.Column('baseline_count', sa.Integer(), nullable=False, comment='Reference values.'),
+    sa.Column('current_count', sa.Integer(), nullable=False, comment='Live values.'),
+    sa.Column('run_id', sa.Text(), nullable=False, comment='Dagster run.'),
+    sa.Column('created_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False, comment='When it was measured.'),
+    sa.PrimaryKeyConstraint('id', name=op.f('pk_ml_drift_history')),
+    sa.UniqueConstraint('scope', 'day', 'model_id', 'feature_name', 'run_id', name=op.f('uq_ml_drift_history_scope'))
+    )
+    op.create_index(op.f('ix_ml_drift_history_scope'), 'ml_drift_history', ['scope'], unique=False)
+    op.create_table('ml_experiments',
+    sa.Column('id', sa.UUID(), nullable=False, comment="Key, derived from the experiment's name."),
+    sa.Column('experiment_name', sa.String(length=255), nullable=False, comment='Name of the MLflow experiment.'),
+    sa.Column('mlflow_experiment_id', sa.String(length=100), nullable=True, comment='Key of the MLflow experiment.'),
+    sa.Column('description', sa.Text(), nullable=True, comment='The question in words.'),
+    sa.Column('prediction_target', sa.String(length=100), nullable=False, comment='What is predicted.'),
+    sa.Column('target_population', sa.Text(), nullable=True, comment='Key of the cohort.'),
+    sa.Column('prediction_horizon_days', sa.Integer(), nullable=True, comment='Last day of the outcome window.'),
+    sa.Column('minimum_auc', sa.Double(), nullable=True, comment='ROC-AUC that a model must reach, where the scope asks for one.'),
+    sa.Column('brand', sa.String(length=100), nullable=True, comment='Brand of the scope.'),
+    sa.Column('scope', sa.String(length=100), nullable=False, comment='Key of the scope.'),
+    sa.Column('problem_type', sa.String(length=50), nullable=False, comment='Problem type of the scope.'),
+    sa.Column('scope_digest', sa.String(length=16), nullable=False, comment="Digest of the scope's definition at the newest run."),
+    sa.Column('created_by', sa.String(length=100), nullable=True, comment='Who ran it first.'),
+    sa.Column('created_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False, comment='When it was first run.'),
+    sa.Column('updated_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False, comment='When it was last run.'),
+    sa.PrimaryKeyConstraint('id', name=op.f('pk_ml_experiments')),
+    sa.UniqueConstraint('experiment_name', name=op.f('uq_ml_experiments_experiment_name'))
+    )
+    op.create_table('ml_feast_feature_views',
+    sa.Column('id', sa.Text(), nullable=False, comment='Key: project and view.'),
+    sa.Column('name', sa.Text(), nullable=False, comment='Feature view.'),
+    sa.Column('project', sa.Text(), nullable=False, comment='Feast project: the scope.'),
+    sa.Column('description', sa.Text(), nullable=False, comment='What the view holds.'),
+    sa.Column('entity_join_keys', postgresql.JSONB(astext_type=sa.Text()), nullable=False, comment='Keys by which the view is joined.'),
+    sa.Column('features', postgresql.JSONB(astext_type=sa.Text()), nullable=False, comment='Name, type and meaning of each feature.'),
+    sa.Column('feature_count', sa.Integer(), nullable=False, comment='Number of features.'),
+    sa.Column('source_type', sa.Text(), nullable=False, comment='Kind of source.'),
+    sa.Column('source_path', sa.Text(), nullable=False, comment='File that the view is pinned to.'),
+    sa.Column('source_digest', sa.Text(), nullable=False, comment='Digest of the values of that file.'),
+    sa.Column('source_rows', sa.BigInteger(), nullable=False, comment='Rows of that file.'),
+    sa.Column('applied_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False, comment='When this version was applied.'),
+    sa.PrimaryKeyConstraint('id', name=op.f('pk_ml_feast_feature_views')),
+    sa.UniqueConstraint('project', 'name', name=op.f('uq_ml_feast_feature_views_project')),
+    comment='One row per applied feature view.'
+    )
+    op.create_table('ml_feature_store',
+    sa.Column('scope', sa.Text(), nullable=False, comment='Scope.'),
+    sa.Column('feature_name', sa.Text(), nullable=False, comment='Feature.'),
+    sa.Column('feature_group', sa.Text(), nullable=False, comment='Feature view.'),
+    sa.Column('feature_type', sa.Text(), nullable=False, comment='int, float or string.'),
+    sa.Column('description', sa.Text(), nullable=False, comment='Meaning.'),
+    sa.Column('unit', sa.Text(), nullable=True, comment='Unit of measurement.'),
+    sa.Column('source_columns', postgresql.JSONB(astext_type=sa.Text()), nullable=False, comment='Raw columns that it is made of.'),
+    sa.Column('training_statistics', postgresql.JSONB(astext_type=sa.Text()), nullable=False, comment='Statistics over the training rows.'),
+    sa.Column('data_digest', sa.Text(), nullable=False, comment='Digest of the feature files of those rows.'),
+    sa.Column('selected', sa.Boolean(), nullable=False, comment='The model is given the feature.'),
+    sa.Column('selection_reason', sa.Text(), nullable=True, comment='Why it was dropped; null if it is selected.'),
+    sa.Column('computed_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False, comment='When the statistics were computed.'),
+    sa.PrimaryKeyConstraint('scope', 'feature_name', name=op.f('pk_ml_feature_store')),
+    comment='One row per scope and feature: the statistics that models were trained on.'
+    )
+    op.create_table('ml_leakage_audit',
+    sa.Column('audit_id', sa.BigInteger(), sa.Identity(always=True), nullable=False, comment='Key of the row.'),
+    sa.Column('subject', sa.Text(), nullable=False, comment='Frame that was audited, such as training_frame/<scope>.'),
+    sa.Column('digest', sa.Text(), nullable=True, comment='Data version that was audited (ledger).'),
+    sa.Column('check_type', sa.Text(), nullable=False, comment='temporal, target, contamination or known_at.'),
+    sa.Column('passed', sa.Boolean(), nullable=False, comment='True if the check found nothing fatal.'),
+    sa.Column('severity', sa.Text(), nullable=False, comment='critical, warning or info.'),
+    sa.Column('details', sa.Text(), nullable=True, comment='What was found, without values of rows.'),
+    sa.Column('affected_records', sa.BigInteger(), nullable=True, comment='Rows that are affected, where rows are.'),
+    sa.Column('remediation_action', sa.Text(), nullable=True, comment='What to do.'),
+    sa.Column('audited_by', sa.Text(), nullable=True, comment='Run or person.'),
+    sa.Column('audit_timestamp', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False, comment='When it was audited.'),
+    sa.CheckConstraint("severity IN ('critical', 'warning', 'info')", name=op.f('ck_ml_leakage_audit_severity_known')),
+    sa.PrimaryKeyConstraint('audit_id', name=op.f('pk_ml_leakage_audit')),
+    comment='One row per check without findings, or per finding, of a leakage audit.'
+    )
+    op.create_index('ix_ml_leakage_audit_subject_audit_timestamp', 'ml_leakage_audit', ['subject', 'audit_timestamp'], unique=False)
+    op.create_table('ml_monitoring_alerts',
+    sa.Column('id', sa.Uuid(), server_default=sa.text('gen_random_uuid()'), nullable=False, comment='Key.'),
+    sa.Column('alert_type', sa.Text(), nullable=False, comment='run_failure, drift, data_quality ...'),
+    sa.Column('title', sa.Text(), nullable=False, comment='One line.'),
+    sa.Column('severity', sa.Text(), nullable=False, comment='low, medium, high, critical.'),
+    sa.Column('status', sa.Text(), server_default='active', nullable=False, comment='active or resolved.'),
+    sa.Column('subject', sa.Text(), nullable=False, comment='What the alert is about (job, asset, scope).'),
+    sa.Column('partition', sa.Text(), server_default='', nullable=False, comment='Partition concerned.'),
+    sa.Column('message', sa.Text(), nullable=False, comment='What happened.'),
+    sa.Column('owner', sa.Text(), nullable=False, comment='Who looks after it.'),
+    sa.Column('next_command', sa.Text(), server_default='', nullable=False, comment='What to do next.'),
+    sa.Column('link', sa.Text(), server_default='', nullable=False, comment='Page of the run.'),
+    sa.Column('occurrences', sa.Integer(), server_default='1', nullable=False, comment='How often it was raised within the deduplication time.'),
+    sa.Column('notification', sa.Text(), nullable=False, comment='sent, not_configured, below_severity, deduplicated, or failed: reason.'),
+    sa.Column('created_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False, comment='Since when.'),
+    sa.Column('updated_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False, comment='Raised last.'),
+    sa.PrimaryKeyConstraint('id', name=op.f('pk_ml_monitoring_alerts'))
+    )
+    op.create_table('ml_monitoring_runs',
+    sa.Column('id', sa.Uuid(), server_default=sa.text('gen_random_uuid()'), nullable=False, comment='Key.'),
+    sa.Column('scope', sa.Text(), nullable=False, comment='Scope whose model is watched.'),
+    sa.Column('day', sa.Date(), nullable=False, comment='Day whose predictions were compared.'),
+    sa.Column('model_id', sa.Text(), nullable=False, comment='Model version that predicted.'),
+    sa.Column('features_tested', sa.Integer(), nullable=False, comment='Features with enough values.'),
+    sa.Column('features_skipped', sa.Integer(), nullable=False, comment='Features without.'),
+    sa.Column('worst_severity', sa.Text(), nullable=False, comment='Highest severity.'),
+    sa.Column('worst_features', postgresql.JSONB(astext_type=sa.Text()), nullable=False, comment='Names of the most changed features.'),
+    sa.Column('composite_score', sa.Double(), nullable=True, comment='Weighted mean of severities.'),
+    sa.Column('run_id', sa.Text(), nullable=False, comment='Dagster run.'),
+    sa.Column('created_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False, comment='When it was measured.'),
+    sa.PrimaryKeyConstraint('id', name=op.f('pk_ml_monitoring_runs'))
+    )
+    op.create_index(op.f('ix_ml_monitoring_runs_scope'), 'ml_monitoring_runs', ['scope'], unique=False)
+    op.create_table('ml_retraining_history',
+    sa.Column('id', sa.Uuid(), server_default=sa.text('gen_random_uuid()'), nullable=False, comment='Key.'),
+    sa.Column('scope', sa.Text(), nullable=False, comment='Scope to train again.'),
+    sa.Column('model_id', sa.Text(), nullable=False, comment='Model version that drifted.'),
+    sa.Column('trigger_type', sa.Text(), nullable=False, comment='data_drift or manual.'),
+    sa.Column('trigger_reason', sa.Text(), nullable=False, comment='Why.'),
+    sa.Column('composite_score', sa.Double(), nullable=True, comment='Composite drift score.'),
+    sa.Column('status', sa.Text(), nullable=False, comment='proposed or requested.'),
+    sa.Column('run_id', sa.Text(), nullable=False, comment='Run that measured the drift.'),
+    sa.Column('details', postgresql.JSONB(astext_type=sa.Text()), server_default=sa.text("'{}'::jsonb"), nullable=False, comment='Scores by feature.'),
+    sa.Column('triggered_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False, comment='When.'),
+    sa.PrimaryKeyConstraint('id', name=op.f('pk_ml_retraining_history'))
+    )
+    op.create_index(op.f('ix_ml_retraining_history_scope'), 'ml_retraining_history', ['scope'], unique=False)
+    op.create_table('ml_seal_openings',
+    sa.Column('opening_id', sa.BigInteger(), sa.Identity(always=False), nullable=False, comment='Row'),
+    sa.Column('scope', sa.Text(), nullable=False, comment='Scope'),
+    sa.Column('split', sa.Text(), nullable=False, comment='test or holdout'),
+    sa.Column('salt', sa.Text(), nullable=False, comment='Salt of the split'),
+    sa.Column('sealed_set', sa.Text(), nullable=False, comment='Digest of scope, salt and patients'),
+    sa.Column('patients', sa.Integer(), nullable=False, comment='Patients in the sealed set'),
+    sa.Column('candidate', sa.Text(), nullable=False, comment='The one candidate it was opened for'),
+    sa.Column('reason', sa.Text(), nullable=False, comment='Why it was opened'),
+    sa.Column('opened_by', sa.Text(), nullable=False, comment='Who or which run'),
+    sa.Column('opened_at', sa.DateTime(timezone=True), nullable=False, comment='When'),
+    sa.Column('ordinal', sa.Integer(), nullable=False, comment='How many candidates these patients have judged'),
+    sa.Column('ordinal_under_salt', sa.Integer(), nullable=False, comment='The same, over all sets of this scope and salt'),
+    sa.Column('deployment', sa.Text(), nullable=True, comment='Production deployment that allowed a holdout to be opened'),
+    sa.CheckConstraint("split IN ('test', 'holdout')", name=op.f('ck_ml_seal_openings_split')),
+    sa.PrimaryKeyConstraint('opening_id', name=op.f('pk_ml_seal_openings')),
+    sa.UniqueConstraint('sealed_set', 'candidate', name=op.f('uq_ml_seal_openings_sealed_set'))
+    )
+    op.create_index(op.f('ix_ml_seal_openings_sealed_set'), 'ml_seal_openings', ['sealed_set'], unique=False)
     op.create_table('ml_snapshots',
     sa.Column('digest', sa.Text(), nullable=False, comment='Digest of the sorted members.'),
     sa.Column('table_name', sa.Text(), nullable=False, comment='Table or asset that was read.'),
@@ -182,6 +416,25 @@ def upgrade() -> None:
     sa.PrimaryKeyConstraint('digest', 'table_name', 'partition', name=op.f('pk_ml_snapshots')),
     comment='What an asset read: the members of each snapshot.'
     )
+    op.create_table('ml_split_registry',
+    sa.Column('split_config_id', sa.Uuid(), nullable=False, comment='Split of a cohort under one salt'),
+    sa.Column('config_name', sa.Text(), nullable=False, comment='Cohort and salt, for people'),
+    sa.Column('cohort_key', sa.Text(), nullable=False, comment='Cohort whose patients are split'),
+    sa.Column('salt', sa.Text(), nullable=False, comment='Key of the hash; a new salt is a fresh test set'),
+    sa.Column('split_strategy', sa.Text(), nullable=False, comment='patient_stratified (hash) or chronological'),
+    sa.Column('train_ratio', sa.Numeric(precision=5, scale=4), nullable=False, comment='Share of train'),
+    sa.Column('validation_ratio', sa.Numeric(precision=5, scale=4), nullable=False, comment='Share of validation'),
+    sa.Column('test_ratio', sa.Numeric(precision=5, scale=4), nullable=False, comment='Share of test'),
+    sa.Column('holdout_ratio', sa.Numeric(precision=5, scale=4), nullable=False, comment='Share of holdout'),
+    sa.Column('temporal_gap_days', sa.Integer(), nullable=False, comment='Days between splits in time'),
+    sa.Column('created_at', sa.DateTime(timezone=True), nullable=False, comment='First use'),
+    sa.Column('created_by', sa.Text(), nullable=True, comment='Who or which run'),
+    sa.CheckConstraint("split_strategy IN ('patient_stratified', 'chronological')", name=op.f('ck_ml_split_registry_split_strategy')),
+    sa.CheckConstraint('abs(train_ratio + validation_ratio + test_ratio + holdout_ratio - 1) < 0.001', name=op.f('ck_ml_split_registry_ratios')),
+    sa.PrimaryKeyConstraint('split_config_id', name=op.f('pk_ml_split_registry')),
+    sa.UniqueConstraint('config_name', name=op.f('uq_ml_split_registry_config_name'))
+    )
+    op.create_index(op.f('ix_ml_split_registry_cohort_key'), 'ml_split_registry', ['cohort_key'], unique=False)
     op.create_table('ml_stage_states',
     sa.Column('stage', sa.Text(), nullable=False, comment='Stage.'),
     sa.Column('partition', sa.Text(), server_default='', nullable=False, comment='Partition; empty without.'),
@@ -240,6 +493,195 @@ def upgrade() -> None:
     sa.Column('meaning', sa.Text(), server_default='', nullable=False, comment='What the value stands for.'),
     sa.PrimaryKeyConstraint('name', 'value', name=op.f('pk_vocabulary')),
     comment='Values that the vocabulary columns of the raw tables accept (config/vocabulary.yaml).'
+    )
+    op.create_table('data_quality_results',
+    sa.Column('result_id', sa.BigInteger(), sa.Identity(always=True), nullable=False, comment='Key of the finding.'),
+    sa.Column('report_id', sa.Uuid(), nullable=False, comment='Report that the finding belongs to.'),
+    sa.Column('table_name', sa.Text(), nullable=False, comment='Raw table.'),
+    sa.Column('partition', sa.Text(), nullable=False, comment='Month YYYY-MM; all for tables without partitions.'),
+    sa.Column('rule_id', sa.Text(), nullable=False, comment='Violated rule.'),
+    sa.Column('layer', sa.Text(), nullable=False, comment='schema, dimensions or expectations.'),
+    sa.Column('severity', sa.Text(), nullable=False, comment='fatal, convention or characterization.'),
+    sa.Column('column_name', sa.Text(), nullable=True, comment='Column that the finding is about.'),
+    sa.Column('rows_failed', sa.BigInteger(), nullable=True, comment='Rows (expectations) that violate the rule.'),
+    sa.Column('rows_checked', sa.BigInteger(), nullable=True, comment='Rows (expectations) that were looked at.'),
+    sa.Column('detail', sa.Text(), nullable=False, comment='What was found and expected, without values of rows.'),
+    sa.Column('page', sa.Text(), nullable=False, comment='Page of the rule in the documentation.'),
+    sa.Column('checked_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False, comment='When it was found.'),
+    sa.CheckConstraint("severity IN ('fatal', 'convention', 'characterization')", name=op.f('ck_data_quality_results_severity_known')),
+    sa.ForeignKeyConstraint(['report_id'], ['ml_data_quality_reports.id'], name=op.f('fk_data_quality_results_report_id_ml_data_quality_reports'), ondelete='CASCADE'),
+    sa.PrimaryKeyConstraint('result_id', name=op.f('pk_data_quality_results')),
+    comment='One row per finding of a report.'
+    )
+    op.create_index(op.f('ix_data_quality_results_report_id'), 'data_quality_results', ['report_id'], unique=False)
+    op.create_index(op.f('ix_data_quality_results_rule_id'), 'data_quality_results', ['rule_id'], unique=False)
+    op.create_index('ix_data_quality_results_table_name_partition', 'data_quality_results', ['table_name', 'partition'], unique=False)
+    op.create_table('ml_cohort_executions',
+    sa.Column('execution_id', sa.Text(), nullable=False, comment='Execution, given by the caller'),
+    sa.Column('cohort_id', sa.Text(), nullable=False, comment='Cohort and version'),
+    sa.Column('execution_timestamp', sa.DateTime(timezone=True), nullable=False, comment='When it was recorded'),
+    sa.Column('executed_by', sa.Text(), nullable=True, comment='Who or which run'),
+    sa.Column('environment', sa.Text(), nullable=False, comment='development, staging or production'),
+    sa.Column('input_dataset', sa.Text(), nullable=True, comment='Digest of the snapshot that was read'),
+    sa.Column('output_dataset', sa.Text(), nullable=True, comment='Digest of the eligible patients'),
+    sa.Column('code_version', sa.Text(), nullable=True, comment='Version of the code'),
+    sa.Column('config_hash', sa.Text(), nullable=False, comment='Content digest of the rules'),
+    sa.Column('data_end', sa.Date(), nullable=True, comment='Last day that the data cover'),
+    sa.Column('input_row_count', sa.Integer(), nullable=False, comment='Journeys that came in'),
+    sa.Column('input_patient_count', sa.Integer(), nullable=False, comment='Patients that came in'),
+    sa.Column('eligible_row_count', sa.Integer(), nullable=False, comment='Eligible patients'),
+    sa.Column('pending_row_count', sa.Integer(), nullable=True, comment='Patients whose follow-up is not over'),
+    sa.Column('excluded_row_count', sa.Integer(), nullable=False, comment='Patients not eligible'),
+    sa.Column('execution_time_ms', sa.Integer(), nullable=True, comment='Time of the whole'),
+    sa.Column('validate_config_ms', sa.Integer(), nullable=True, comment='Time to check definition and columns'),
+    sa.Column('apply_criteria_ms', sa.Integer(), nullable=True, comment='Time of the criteria'),
+    sa.Column('validate_temporal_ms', sa.Integer(), nullable=True, comment='Time of the rules on time'),
+    sa.Column('generate_metadata_ms', sa.Integer(), nullable=True, comment='Time of attrition and reasons'),
+    sa.Column('status', sa.Text(), nullable=False, comment='success, or failed for an empty cohort'),
+    sa.Column('error_code', sa.Text(), nullable=True, comment='Code of the failure (CC_...)'),
+    sa.Column('error_message', sa.Text(), nullable=True, comment='What failed'),
+    sa.CheckConstraint("environment IN ('development', 'staging', 'production')", name=op.f('ck_ml_cohort_executions_environment')),
+    sa.CheckConstraint("status IN ('success', 'failed')", name=op.f('ck_ml_cohort_executions_status')),
+    sa.ForeignKeyConstraint(['cohort_id'], ['ml_cohort_definitions.cohort_id'], name=op.f('fk_ml_cohort_executions_cohort_id_ml_cohort_definitions'), ondelete='CASCADE'),
+    sa.PrimaryKeyConstraint('execution_id', name=op.f('pk_ml_cohort_executions'))
+    )
+    op.create_index(op.f('ix_ml_cohort_executions_cohort_id'), 'ml_cohort_executions', ['cohort_id'], unique=False)
+    op.create_table('ml_deployments',
+    sa.Column('id', sa.Uuid(as_uuid=False), nullable=False, comment="Key of the model's deployment."),
+    sa.Column('service_id', sa.Uuid(as_uuid=False), nullable=False, comment='Deployment of the bento that holds the model.'),
+    sa.Column('deployment_name', sa.Text(), nullable=False, comment='service/slot/model.'),
+    sa.Column('model_name', sa.Text(), nullable=False, comment='Registered model.'),
+    sa.Column('model_version', sa.Text(), nullable=False, comment='Its version.'),
+    sa.Column('environment', sa.Text(), nullable=False, comment='Slot: staging, shadow or production.'),
+    sa.Column('endpoint_name', sa.Text(), nullable=True, comment='Service that answers.'),
+    sa.Column('endpoint_url', sa.Text(), nullable=True, comment='Address of the model.'),
+    sa.Column('status', sa.Text(), nullable=False, comment='State of the deployment.'),
+    sa.Column('deployed_by', sa.Text(), nullable=True, comment='Who deployed.'),
+    sa.Column('deployment_config', postgresql.JSONB(astext_type=sa.Text()), nullable=False, comment='Bento, stage, digest, parity and times.'),
+    sa.Column('previous_deployment_id', sa.Uuid(as_uuid=False), nullable=True, comment='Deployment of the same name that this one replaced.'),
+    sa.Column('created_at', sa.TIMESTAMP(timezone=True), nullable=False, comment='When the deployment began.'),
+    sa.Column('deployed_at', sa.TIMESTAMP(timezone=True), nullable=True, comment='When the traffic was switched to it.'),
+    sa.Column('deactivated_at', sa.TIMESTAMP(timezone=True), nullable=True, comment='When it ceased to be the active one.'),
+    sa.ForeignKeyConstraint(['previous_deployment_id'], ['ml_deployments.id'], name=op.f('fk_ml_deployments_previous_deployment_id_ml_deployments')),
+    sa.ForeignKeyConstraint(['service_id'], ['ml_bentoml_services.id'], name=op.f('fk_ml_deployments_service_id_ml_bentoml_services')),
+    sa.PrimaryKeyConstraint('id', name=op.f('pk_ml_deployments')),
+    comment='One row per model version and deployment.'
+    )
+    op.create_index(op.f('ix_ml_deployments_deployment_name'), 'ml_deployments', ['deployment_name'], unique=False)
+    op.create_index(op.f('ix_ml_deployments_service_id'), 'ml_deployments', ['service_id'], unique=False)
+    op.create_table('ml_feast_feature_freshness',
+    sa.Column('id', sa.BigInteger(), sa.Identity(always=True), nullable=False, comment='Key of the record.'),
+    sa.Column('feature_view_id', sa.Text(), nullable=False, comment='View that was looked at.'),
+    sa.Column('feature_view_name', sa.Text(), nullable=False, comment='Its name.'),
+    sa.Column('recorded_at', sa.DateTime(timezone=True), nullable=False, comment='When freshness was judged.'),
+    sa.Column('last_materialization_time', sa.DateTime(timezone=True), nullable=True, comment='When the last materialization ended; null if never.'),
+    sa.Column('staleness_seconds', sa.Double(), nullable=True, comment='Age at that time; null if never.'),
+    sa.Column('freshness_status', sa.Text(), nullable=False, comment='fresh, warning, stale or never.'),
+    sa.Column('staleness_threshold_seconds', sa.Integer(), nullable=False, comment='Age from which it warns.'),
+    sa.Column('critical_threshold_seconds', sa.Integer(), nullable=False, comment='Age from which it is stale.'),
+    sa.CheckConstraint("freshness_status IN ('fresh', 'warning', 'stale', 'never')", name=op.f('ck_ml_feast_feature_freshness_status_known')),
+    sa.ForeignKeyConstraint(['feature_view_id'], ['ml_feast_feature_views.id'], name=op.f('fk_ml_feast_feature_freshness_feature_view_id_ml_feast_feature_views'), ondelete='CASCADE'),
+    sa.PrimaryKeyConstraint('id', name=op.f('pk_ml_feast_feature_freshness')),
+    comment='One row per view and freshness check.'
+    )
+    op.create_index(op.f('ix_ml_feast_feature_freshness_feature_view_id'), 'ml_feast_feature_freshness', ['feature_view_id'], unique=False)
+    op.create_table('ml_feast_materialization_jobs',
+    sa.Column('id', sa.BigInteger(), sa.Identity(always=True), nullable=False, comment='Key of the job.'),
+    sa.Column('feature_view_id', sa.Text(), nullable=False, comment='View that was materialized.'),
+    sa.Column('feature_view_name', sa.Text(), nullable=False, comment='Its name.'),
+    sa.Column('job_type', sa.Text(), nullable=False, comment='full or incremental.'),
+    sa.Column('source_digest', sa.Text(), nullable=False, comment='Digest of the file that was read.'),
+    sa.Column('start_time', sa.DateTime(timezone=True), nullable=False, comment='Oldest event timestamp that was read.'),
+    sa.Column('end_time', sa.DateTime(timezone=True), nullable=False, comment='Newest event timestamp that was read.'),
+    sa.Column('rows_materialized', sa.BigInteger(), nullable=False, comment='Entities that were written.'),
+    sa.Column('online_entities', sa.BigInteger(), nullable=True, comment='Entities online afterwards; null if not countable.'),
+    sa.Column('duration_seconds', sa.Double(), nullable=False, comment='Duration.'),
+    sa.Column('started_at', sa.DateTime(timezone=True), nullable=False, comment='When it began.'),
+    sa.Column('completed_at', sa.DateTime(timezone=True), nullable=False, comment='When it ended.'),
+    sa.Column('run_id', sa.Text(), nullable=True, comment='Run that did it.'),
+    sa.CheckConstraint("job_type IN ('full', 'incremental')", name=op.f('ck_ml_feast_materialization_jobs_job_type_known')),
+    sa.ForeignKeyConstraint(['feature_view_id'], ['ml_feast_feature_views.id'], name=op.f('fk_ml_feast_materialization_jobs_feature_view_id_ml_feast_feature_views'), ondelete='CASCADE'),
+    sa.PrimaryKeyConstraint('id', name=op.f('pk_ml_feast_materialization_jobs')),
+    comment='One row per materialization of a feature view that was completed.'
+    )
+    op.create_index(op.f('ix_ml_feast_materialization_jobs_feature_view_id'), 'ml_feast_materialization_jobs', ['feature_view_id'], unique=False)
+    op.create_table('ml_gate_verdicts',
+    sa.Column('table_name', sa.Text(), nullable=False, comment='Raw table.'),
+    sa.Column('partition', sa.Text(), nullable=False, comment='Month YYYY-MM; all for tables without partitions.'),
+    sa.Column('digest', sa.Text(), nullable=False, comment='Data version that was judged (ledger).'),
+    sa.Column('ruleset_hash', sa.Text(), nullable=False, comment='Rules and thresholds of the verdict.'),
+    sa.Column('verdict', sa.Text(), nullable=False, comment='passed, warning, failed or error.'),
+    sa.Column('blocking', sa.Boolean(), nullable=False, comment='True if the version may not be used.'),
+    sa.Column('rules', postgresql.JSONB(astext_type=sa.Text()), server_default=sa.text("'[]'::jsonb"), nullable=False, comment='Blocking findings: rule, column, rows, detail, page.'),
+    sa.Column('report_id', sa.Uuid(), nullable=True, comment='Report that the verdict was made from.'),
+    sa.Column('run_id', sa.Text(), nullable=True, comment='Dagster run that judged.'),
+    sa.Column('judged_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False, comment='When it was judged.'),
+    sa.CheckConstraint("verdict IN ('passed', 'warning', 'failed', 'error')", name=op.f('ck_ml_gate_verdicts_verdict_known')),
+    sa.ForeignKeyConstraint(['report_id'], ['ml_data_quality_reports.id'], name=op.f('fk_ml_gate_verdicts_report_id_ml_data_quality_reports'), ondelete='SET NULL'),
+    sa.PrimaryKeyConstraint('table_name', 'partition', 'digest', 'ruleset_hash', name=op.f('pk_ml_gate_verdicts')),
+    comment='Newest verdict of the gate on each data version under each set of rules.'
+    )
+    op.create_table('ml_hpo_studies',
+    sa.Column('id', sa.UUID(), nullable=False, comment="Key, derived from the study's name."),
+    sa.Column('study_name', sa.String(length=255), nullable=False, comment='Name in the study database.'),
+    sa.Column('experiment_id', sa.UUID(), nullable=True, comment='Experiment it belongs to.'),
+    sa.Column('algorithm_name', sa.String(length=100), nullable=False, comment='Algorithm that was searched.'),
+    sa.Column('problem_type', sa.String(length=50), nullable=False, comment='Problem type.'),
+    sa.Column('direction', sa.String(length=20), nullable=False, comment='maximize: larger values are better.'),
+    sa.Column('sampler_name', sa.String(length=50), nullable=False, comment='Sampler.'),
+    sa.Column('pruner_name', sa.String(length=50), nullable=False, comment='Pruner.'),
+    sa.Column('metric', sa.String(length=50), nullable=False, comment='Metric on validation rows.'),
+    sa.Column('search_space', postgresql.JSONB(astext_type=sa.Text()), nullable=False, comment='Ranges and choices.'),
+    sa.Column('fixed_params', postgresql.JSONB(astext_type=sa.Text()), nullable=False, comment='Parameters that are not searched.'),
+    sa.Column('n_trials', sa.Integer(), nullable=False, comment='Trials in the study.'),
+    sa.Column('n_completed', sa.Integer(), nullable=False, comment='Trials that ran to their end.'),
+    sa.Column('n_pruned', sa.Integer(), nullable=False, comment='Trials that the pruner stopped.'),
+    sa.Column('n_failed', sa.Integer(), nullable=False, comment='Trials whose process was killed.'),
+    sa.Column('best_trial_number', sa.Integer(), nullable=True, comment='Number of the best trial.'),
+    sa.Column('best_value', sa.Double(), nullable=True, comment='Metric of the best trial.'),
+    sa.Column('best_params', postgresql.JSONB(astext_type=sa.Text()), nullable=False, comment='Complete parameters of the best trial.'),
+    sa.Column('duration_seconds', sa.Double(), nullable=True, comment='Time of the newest call.'),
+    sa.Column('status', sa.String(length=50), nullable=False, comment='completed, or timeout.'),
+    sa.Column('created_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False, comment='When it was first written.'),
+    sa.Column('updated_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False, comment='When it was last written.'),
+    sa.ForeignKeyConstraint(['experiment_id'], ['ml_experiments.id'], name=op.f('fk_ml_hpo_studies_experiment_id_ml_experiments'), ondelete='SET NULL'),
+    sa.PrimaryKeyConstraint('id', name=op.f('pk_ml_hpo_studies')),
+    sa.UniqueConstraint('study_name', name=op.f('uq_ml_hpo_studies_study_name'))
+    )
+    op.create_table('ml_model_registry',
+    sa.Column('id', sa.UUID(), nullable=False, comment='Key, derived from name and version.'),
+    sa.Column('experiment_id', sa.UUID(), nullable=True, comment='Experiment it belongs to.'),
+    sa.Column('model_name', sa.String(length=255), nullable=False, comment='Name in the MLflow registry.'),
+    sa.Column('model_version', sa.String(length=50), nullable=False, comment='Version in the MLflow registry.'),
+    sa.Column('mlflow_run_id', sa.String(length=100), nullable=True, comment='MLflow run that made it.'),
+    sa.Column('mlflow_model_uri', sa.Text(), nullable=True, comment='Address of the stored model.'),
+    sa.Column('algorithm', sa.String(length=100), nullable=False, comment='Algorithm.'),
+    sa.Column('hyperparameters', postgresql.JSONB(astext_type=sa.Text()), nullable=False, comment='Complete parameters.'),
+    sa.Column('feature_count', sa.Integer(), nullable=True, comment='Number of features.'),
+    sa.Column('training_samples', sa.Integer(), nullable=True, comment='Training patients.'),
+    sa.Column('auc', sa.Double(), nullable=True, comment='ROC-AUC on test.'),
+    sa.Column('pr_auc', sa.Double(), nullable=True, comment='PR-AUC on test.'),
+    sa.Column('brier_score', sa.Double(), nullable=True, comment='Brier score on test.'),
+    sa.Column('calibration_slope', sa.Double(), nullable=True, comment='Calibration slope on test.'),
+    sa.Column('stage', sa.String(length=50), nullable=False, comment='Stage it has reached.'),
+    sa.Column('model_digest', sa.String(length=16), nullable=False, comment='Digest of what the model computes.'),
+    sa.Column('trained_at', sa.DateTime(timezone=True), nullable=True, comment='When it was trained.'),
+    sa.Column('registered_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False, comment='When it was registered.'),
+    sa.Column('promoted_at', sa.DateTime(timezone=True), nullable=True, comment='When it reached its stage.'),
+    sa.CheckConstraint('auc BETWEEN 0 AND 1', name=op.f('ck_ml_model_registry_auc')),
+    sa.ForeignKeyConstraint(['experiment_id'], ['ml_experiments.id'], name=op.f('fk_ml_model_registry_experiment_id_ml_experiments'), ondelete='SET NULL'),
+    sa.PrimaryKeyConstraint('id', name=op.f('pk_ml_model_registry')),
+    sa.UniqueConstraint('model_name', 'model_version', name=op.f('uq_ml_model_registry_model_name'))
+    )
+    op.create_table('ml_patient_split_assignments',
+    sa.Column('split_config_id', sa.Uuid(), nullable=False, comment='Split of a cohort'),
+    sa.Column('patient_id', sa.Text(), nullable=False, comment='Patient'),
+    sa.Column('assigned_split', sa.Text(), nullable=False, comment='train, validation, test, holdout or unassigned'),
+    sa.Column('assignment_reason', sa.Text(), nullable=True, comment='Why the row was written'),
+    sa.Column('assigned_at', sa.DateTime(timezone=True), nullable=False, comment='When'),
+    sa.CheckConstraint("assigned_split IN ('train', 'validation', 'test', 'holdout', 'unassigned')", name=op.f('ck_ml_patient_split_assignments_assigned_split')),
+    sa.ForeignKeyConstraint(['split_config_id'], ['ml_split_registry.split_config_id'], name=op.f('fk_ml_patient_split_assignments_split_config_id_ml_split_registry'), ondelete='CASCADE'),
+    sa.PrimaryKeyConstraint('split_config_id', 'patient_id', name=op.f('pk_ml_patient_split_assignments'))
     )
     op.create_table('ml_predictions',
     sa.Column('prediction_id', sa.Text(), nullable=False, comment='Key of the score.'),
@@ -401,6 +843,92 @@ def upgrade() -> None:
     op.create_index(op.f('ix_engagement_events_engagement_date'), 'engagement_events', ['engagement_date'], unique=False)
     op.create_index(op.f('ix_engagement_events_hcp_id'), 'engagement_events', ['hcp_id'], unique=False)
     op.create_index(op.f('ix_engagement_events_patient_journey_id'), 'engagement_events', ['patient_journey_id'], unique=False)
+    op.create_table('ml_cohort_eligibility_log',
+    sa.Column('log_id', sa.BigInteger(), sa.Identity(always=False), nullable=False, comment='Row'),
+    sa.Column('cohort_id', sa.Text(), nullable=False, comment='Cohort and version'),
+    sa.Column('execution_id', sa.Text(), nullable=False, comment='Execution'),
+    sa.Column('criterion_order', sa.Integer(), nullable=False, comment='Place of the rule; its bit in a mask is one less'),
+    sa.Column('criterion_name', sa.Text(), nullable=False, comment='Name of the rule'),
+    sa.Column('criterion_type', sa.Text(), nullable=False, comment='inclusion, exclusion or temporal'),
+    sa.Column('operator', sa.Text(), nullable=False, comment='Operator'),
+    sa.Column('criterion_value', postgresql.JSONB(astext_type=sa.Text()), nullable=True, comment='Value as written'),
+    sa.Column('removed_count', sa.Integer(), nullable=False, comment='Persons removed by the rule'),
+    sa.Column('remaining_count', sa.Integer(), nullable=False, comment='Persons left after it'),
+    sa.Column('unknown_count', sa.Integer(), nullable=False, comment='Persons whose value was null'),
+    sa.Column('marginal_gain', sa.Integer(), nullable=False, comment='Persons that dropping it brings in'),
+    sa.Column('description', sa.Text(), nullable=True, comment='The rule in words'),
+    sa.Column('clinical_rationale', sa.Text(), nullable=True, comment='Why'),
+    sa.Column('applied_at', sa.DateTime(timezone=True), nullable=False, comment='When it was recorded'),
+    sa.CheckConstraint("criterion_type IN ('inclusion', 'exclusion', 'temporal')", name=op.f('ck_ml_cohort_eligibility_log_criterion_type')),
+    sa.ForeignKeyConstraint(['cohort_id'], ['ml_cohort_definitions.cohort_id'], name=op.f('fk_ml_cohort_eligibility_log_cohort_id_ml_cohort_definitions'), ondelete='CASCADE'),
+    sa.ForeignKeyConstraint(['execution_id'], ['ml_cohort_executions.execution_id'], name=op.f('fk_ml_cohort_eligibility_log_execution_id_ml_cohort_executions'), ondelete='CASCADE'),
+    sa.PrimaryKeyConstraint('log_id', name=op.f('pk_ml_cohort_eligibility_log')),
+    sa.UniqueConstraint('execution_id', 'criterion_order', name=op.f('uq_ml_cohort_eligibility_log_execution_id'))
+    )
+    op.create_table('ml_patient_cohort_assignments',
+    sa.Column('patient_journey_id', sa.Text(), nullable=False, comment='Journey'),
+    sa.Column('cohort_id', sa.Text(), nullable=False, comment='Cohort and version'),
+    sa.Column('execution_id', sa.Text(), nullable=False, comment='Execution'),
+    sa.Column('patient_id', sa.Text(), nullable=False, comment='Patient'),
+    sa.Column('assigned_at', sa.DateTime(timezone=True), nullable=False, comment='When it was recorded'),
+    sa.Column('is_eligible', sa.Boolean(), nullable=False, comment='In the cohort'),
+    sa.Column('is_pending', sa.Boolean(), nullable=False, comment='Meets every rule; follow-up is not over'),
+    sa.Column('failed_criteria', postgresql.JSONB(astext_type=sa.Text()), nullable=False, comment='Names of all rules that failed'),
+    sa.Column('failed_mask', sa.BigInteger(), nullable=False, comment='The same as bits'),
+    sa.Column('lookback_complete', sa.Boolean(), nullable=False, comment='Observed long enough before'),
+    sa.Column('followup_complete', sa.Boolean(), nullable=False, comment='Observed long enough after'),
+    sa.Column('index_date', sa.Date(), nullable=True, comment='Index date'),
+    sa.ForeignKeyConstraint(['cohort_id'], ['ml_cohort_definitions.cohort_id'], name=op.f('fk_ml_patient_cohort_assignments_cohort_id_ml_cohort_definitions'), ondelete='CASCADE'),
+    sa.ForeignKeyConstraint(['execution_id'], ['ml_cohort_executions.execution_id'], name=op.f('fk_ml_patient_cohort_assignments_execution_id_ml_cohort_executions'), ondelete='CASCADE'),
+    sa.PrimaryKeyConstraint('patient_journey_id', 'cohort_id', 'execution_id', name=op.f('pk_ml_patient_cohort_assignments'))
+    )
+    op.create_table('ml_shap_analyses',
+    sa.Column('id', sa.UUID(), nullable=False, comment='Key, derived from model digest, kind and split.'),
+    sa.Column('model_registry_id', sa.UUID(), nullable=True, comment='Registered version, when there is one.'),
+    sa.Column('model_digest', sa.String(length=16), nullable=False, comment='Digest of the explained model.'),
+    sa.Column('analysis_type', sa.String(length=50), nullable=False, comment='global: over all explained patients.'),
+    sa.Column('global_importance', postgresql.JSONB(astext_type=sa.Text()), nullable=False, comment='Feature -> mean absolute SHAP value.'),
+    sa.Column('base_value', sa.Double(), nullable=True, comment='Output of the model for nobody in particular.'),
+    sa.Column('natural_language_explanation', sa.Text(), nullable=True, comment='The explanation in words.'),
+    sa.Column('key_drivers', postgresql.ARRAY(sa.Text()), nullable=True, comment='Features that move the output most.'),
+    sa.Column('sample_size', sa.Integer(), nullable=True, comment='Patients explained.'),
+    sa.Column('computation_method', sa.String(length=50), nullable=True, comment='tree, linear or permutation.'),
+    sa.Column('additivity_error', sa.Double(), nullable=True, comment='Largest difference between sum and output.'),
+    sa.Column('computed_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False, comment='When it was computed.'),
+    sa.Column('computation_duration_seconds', sa.Double(), nullable=True, comment='Time taken.'),
+    sa.Column('data_split', sa.String(length=50), nullable=False, comment='Split of the explained patients.'),
+    sa.ForeignKeyConstraint(['model_registry_id'], ['ml_model_registry.id'], name=op.f('fk_ml_shap_analyses_model_registry_id_ml_model_registry'), ondelete='SET NULL'),
+    sa.PrimaryKeyConstraint('id', name=op.f('pk_ml_shap_analyses'))
+    )
+    op.create_table('ml_training_runs',
+    sa.Column('id', sa.UUID(), nullable=False, comment='Key, derived from the MLflow run.'),
+    sa.Column('experiment_id', sa.UUID(), nullable=True, comment='Experiment it belongs to.'),
+    sa.Column('model_registry_id', sa.UUID(), nullable=True, comment='Registered version, when accepted.'),
+    sa.Column('run_name', sa.String(length=255), nullable=True, comment='Name of the run.'),
+    sa.Column('mlflow_run_id', sa.String(length=100), nullable=False, comment='MLflow run.'),
+    sa.Column('algorithm', sa.String(length=100), nullable=False, comment='Algorithm.'),
+    sa.Column('hyperparameters', postgresql.JSONB(astext_type=sa.Text()), nullable=False, comment='Complete parameters.'),
+    sa.Column('training_samples', sa.Integer(), nullable=False, comment='Training patients.'),
+    sa.Column('validation_samples', sa.Integer(), nullable=True, comment='Validation patients.'),
+    sa.Column('test_samples', sa.Integer(), nullable=True, comment='Test patients, when opened.'),
+    sa.Column('feature_names', postgresql.JSONB(astext_type=sa.Text()), nullable=False, comment='Features in order.'),
+    sa.Column('train_metrics', postgresql.JSONB(astext_type=sa.Text()), nullable=False, comment='Metrics on train, with intervals.'),
+    sa.Column('validation_metrics', postgresql.JSONB(astext_type=sa.Text()), nullable=False, comment='Metrics on validation, with intervals.'),
+    sa.Column('test_metrics', postgresql.JSONB(astext_type=sa.Text()), nullable=False, comment='Metrics on test, with intervals; empty when not opened.'),
+    sa.Column('criteria', postgresql.JSONB(astext_type=sa.Text()), nullable=False, comment='Each success criterion with value, interval, distance.'),
+    sa.Column('data_digests', postgresql.JSONB(astext_type=sa.Text()), nullable=False, comment='Digests of what it was trained on.'),
+    sa.Column('model_digest', sa.String(length=16), nullable=False, comment='Digest of what the model computes.'),
+    sa.Column('status', sa.String(length=50), nullable=False, comment='accepted or rejected by the success criteria.'),
+    sa.Column('error_message', sa.Text(), nullable=True, comment='Why it was rejected.'),
+    sa.Column('completed_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False, comment='When it was evaluated.'),
+    sa.Column('duration_seconds', sa.Double(), nullable=True, comment='Time of fit and evaluation.'),
+    sa.Column('optuna_study_name', sa.String(length=255), nullable=True, comment='Study that found the parameters.'),
+    sa.Column('optuna_trial_number', sa.Integer(), nullable=True, comment='Trial that found the parameters.'),
+    sa.ForeignKeyConstraint(['experiment_id'], ['ml_experiments.id'], name=op.f('fk_ml_training_runs_experiment_id_ml_experiments'), ondelete='SET NULL'),
+    sa.ForeignKeyConstraint(['model_registry_id'], ['ml_model_registry.id'], name=op.f('fk_ml_training_runs_model_registry_id_ml_model_registry'), ondelete='SET NULL'),
+    sa.PrimaryKeyConstraint('id', name=op.f('pk_ml_training_runs')),
+    sa.UniqueConstraint('mlflow_run_id', name=op.f('uq_ml_training_runs_mlflow_run_id'))
+    )
     op.create_table('outcome_events',
     sa.Column('outcome_event_id', sa.Text(), nullable=False, comment='Key of the outcome.'),
     sa.Column('patient_journey_id', sa.Text(), nullable=False, comment='Journey that the row belongs to.'),
@@ -516,6 +1044,10 @@ def downgrade() -> None:
     op.drop_index(op.f('ix_outcome_events_outcome_date'), table_name='outcome_events')
     op.drop_index(op.f('ix_outcome_events_hcp_id'), table_name='outcome_events')
     op.drop_table('outcome_events')
+    op.drop_table('ml_training_runs')
+    op.drop_table('ml_shap_analyses')
+    op.drop_table('ml_patient_cohort_assignments')
+    op.drop_table('ml_cohort_eligibility_log')
     op.drop_index(op.f('ix_engagement_events_patient_journey_id'), table_name='engagement_events')
     op.drop_index(op.f('ix_engagement_events_hcp_id'), table_name='engagement_events')
     op.drop_index(op.f('ix_engagement_events_engagement_date'), table_name='engagement_events')
@@ -533,17 +1065,55 @@ def downgrade() -> None:
     op.drop_index(op.f('ix_ml_predictions_model_id'), table_name='ml_predictions')
     op.drop_index(op.f('ix_ml_predictions_hcp_id'), table_name='ml_predictions')
     op.drop_table('ml_predictions')
+    op.drop_table('ml_patient_split_assignments')
+    op.drop_table('ml_model_registry')
+    op.drop_table('ml_hpo_studies')
+    op.drop_table('ml_gate_verdicts')
+    op.drop_index(op.f('ix_ml_feast_materialization_jobs_feature_view_id'), table_name='ml_feast_materialization_jobs')
+    op.drop_table('ml_feast_materialization_jobs')
+    op.drop_index(op.f('ix_ml_feast_feature_freshness_feature_view_id'), table_name='ml_feast_feature_freshness')
+    op.drop_table('ml_feast_feature_freshness')
+    op.drop_index(op.f('ix_ml_deployments_service_id'), table_name='ml_deployments')
+    op.drop_index(op.f('ix_ml_deployments_deployment_name'), table_name='ml_deployments')
+    op.drop_table('ml_deployments')
+    op.drop_index(op.f('ix_ml_cohort_executions_cohort_id'), table_name='ml_cohort_executions')
+    op.drop_table('ml_cohort_executions')
+    op.drop_index('ix_data_quality_results_table_name_partition', table_name='data_quality_results')
+    op.drop_index(op.f('ix_data_quality_results_rule_id'), table_name='data_quality_results')
+    op.drop_index(op.f('ix_data_quality_results_report_id'), table_name='data_quality_results')
+    op.drop_table('data_quality_results')
     op.drop_table('vocabulary')
     op.drop_index(op.f('ix_observation_periods_patient_id'), table_name='observation_periods')
     op.drop_table('observation_periods')
     op.drop_table('ml_table_loads')
     op.drop_table('ml_stage_states')
+    op.drop_index(op.f('ix_ml_split_registry_cohort_key'), table_name='ml_split_registry')
+    op.drop_table('ml_split_registry')
     op.drop_table('ml_snapshots')
+    op.drop_index(op.f('ix_ml_seal_openings_sealed_set'), table_name='ml_seal_openings')
+    op.drop_table('ml_seal_openings')
+    op.drop_index(op.f('ix_ml_retraining_history_scope'), table_name='ml_retraining_history')
+    op.drop_table('ml_retraining_history')
+    op.drop_index(op.f('ix_ml_monitoring_runs_scope'), table_name='ml_monitoring_runs')
+    op.drop_table('ml_monitoring_runs')
+    op.drop_table('ml_monitoring_alerts')
+    op.drop_index('ix_ml_leakage_audit_subject_audit_timestamp', table_name='ml_leakage_audit')
+    op.drop_table('ml_leakage_audit')
+    op.drop_table('ml_feature_store')
+    op.drop_table('ml_feast_feature_views')
+    op.drop_table('ml_experiments')
+    op.drop_index(op.f('ix_ml_drift_history_scope'), table_name='ml_drift_history')
+    op.drop_table('ml_drift_history')
     op.drop_index(op.f('ix_ml_data_versions_run_id'), table_name='ml_data_versions')
     op.drop_index('ix_ml_data_versions_fingerprint', table_name='ml_data_versions')
     op.drop_index('ix_ml_data_versions_asset_partition_version_id', table_name='ml_data_versions')
     op.drop_index('ix_ml_data_versions_asset_digest', table_name='ml_data_versions')
     op.drop_table('ml_data_versions')
+    op.drop_index(op.f('ix_ml_data_quality_reports_table_name'), table_name='ml_data_quality_reports')
+    op.drop_table('ml_data_quality_reports')
+    op.drop_table('ml_cohort_definitions')
+    op.drop_index(op.f('ix_ml_bentoml_services_service_name'), table_name='ml_bentoml_services')
+    op.drop_table('ml_bentoml_services')
     op.drop_index('ix_load_rejects_table_name_row_key', table_name='load_rejects')
     op.drop_index('ix_load_rejects_table_name_reason', table_name='load_rejects')
     op.drop_index('ix_load_rejects_parent_table_parent_key', table_name='load_rejects')

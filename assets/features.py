@@ -1,0 +1,237 @@
+"""Features: the scope's question and labels, dated feature values, the Feast store, point-in-time frames."""
+
+from functools import partial
+
+import dagster as dg
+import pandas as pd
+
+from assets.partitions import ALL_MONTHS, COHORT_OF_SCOPE, SCOPES
+from assets.stage import Produced, shown, stage_asset
+from e2i_dagster.config.environment import config_folder
+from e2i_dagster.config.feast_materialization import FeastMaterializationPolicy
+from e2i_dagster.config.feature_selection import FeatureSelectionPolicy
+from e2i_dagster.config.policy import current_policy
+from e2i_dagster.config.scope import ScopeSpec
+from e2i_dagster.features.snapshots import FeatureFiles
+from e2i_dagster.features.store import MaterializationReport
+from resources.feature_store import FeatureStore
+from resources.lake import LakeIOManager
+from resources.warehouse import Warehouse
+
+GROUP = "features"
+scope_asset = partial(stage_asset, group_name=GROUP, partitions_def=SCOPES)
+
+
+def all_months(asset: str) -> dg.AssetIn:
+    """All months of a monthly raw table as one frame."""
+    return dg.AssetIn(asset, partition_mapping=ALL_MONTHS)
+
+
+@scope_asset(
+    kinds={"yaml"},
+    definition=lambda key: current_policy().scopes[str(key)].digest(),
+    description="The question of a scope: outcome, criteria, constraints; its data version is its content.",
+)
+def scope_spec(context: dg.AssetExecutionContext) -> Produced:
+    scope = current_policy().scopes[context.partition_key]
+    return Produced(scope, metadata={"question_md": "\n\n".join(scope.sentences())})
+
+
+@scope_asset(
+    kinds={"pandas"},
+    ins={
+        "cohort": dg.AssetIn("cohort", partition_mapping=COHORT_OF_SCOPE),
+        "treatment_events": all_months("treatment_events"),
+        "engagement_events": all_months("engagement_events"),
+        "outcome_events": all_months("outcome_events"),
+    },
+    definition=lambda key: current_policy().sources.data_end.isoformat(),
+    description="Labels from dated events after the index date; who is to be scored; refusal of too small samples.",
+)
+def outcome_labels(
+    scope_spec: ScopeSpec,
+    cohort: pd.DataFrame,
+    patient_journeys: pd.DataFrame,
+    treatment_events: pd.DataFrame,
+    engagement_events: pd.DataFrame,
+    outcome_events: pd.DataFrame,
+) -> Produced:
+    from e2i_dagster.cohorts import label_outcome
+
+    tables = {
+        "patient_journeys": patient_journeys,
+        "treatment_events": treatment_events,
+        "engagement_events": engagement_events,
+        "outcome_events": outcome_events,
+    }
+    labels = label_outcome(scope_spec, cohort, tables, data_end=current_policy().sources.data_end)
+    labels.check_sample(scope_spec)
+    return Produced(labels.frame, labels)
+
+
+@scope_asset(
+    kinds={"duckdb", "parquet"},
+    ins={
+        "treatment_events": all_months("treatment_events"),
+        "engagement_events": all_months("engagement_events"),
+        "triggers": all_months("triggers"),
+        "business_metrics": all_months("business_metrics"),
+    },
+    definition=lambda key: _feast().snapshots.digest(),
+    description="Feature rows stamped at the end of the day they describe, from rows dated before each index date.",
+)
+def feature_values(
+    context: dg.AssetExecutionContext,
+    scope_spec: ScopeSpec,
+    outcome_labels: pd.DataFrame,
+    hcp_profiles: pd.DataFrame,
+    patient_journeys: pd.DataFrame,
+    treatment_events: pd.DataFrame,
+    engagement_events: pd.DataFrame,
+    triggers: pd.DataFrame,
+    business_metrics: pd.DataFrame,
+    lake: dg.ResourceParam[LakeIOManager],
+) -> Produced:
+    from e2i_dagster.features.build import FEATURE_TABLES, build_feature_files
+
+    given = locals()
+    files = build_feature_files(
+        outcome_labels,
+        {table: given[table] for table in FEATURE_TABLES},
+        brand=scope_spec.brand,
+        data_end=current_policy().sources.data_end,
+        policy=_feast().snapshots,
+        folder=lake.lake().folder("features", context.partition_key),
+    )
+    return Produced(files, files)
+
+
+@scope_asset(
+    kinds={"feast"},
+    description="The Feast project of the scope, its views pinned to exactly these feature files.",
+)
+def feature_views(
+    context: dg.AssetExecutionContext,
+    feature_values: FeatureFiles,
+    feature_store: FeatureStore,
+    warehouse: Warehouse,
+) -> Produced:
+    from e2i_dagster.features.records import record_views
+
+    with feature_store.open(context.partition_key) as store, warehouse.engine().begin() as connection:
+        applied = store.apply(feature_values)
+        record_views(connection, context.partition_key, applied)
+    return Produced(applied, applied)
+
+
+@scope_asset(
+    kinds={"feast", "sqlite"},
+    description="The newest feature values of each entity in the online store.",
+)
+def online_features(
+    context: dg.AssetExecutionContext,
+    feature_views: FeatureFiles,
+    feature_store: FeatureStore,
+    warehouse: Warehouse,
+) -> Produced:
+    from e2i_dagster.features.records import record_materialization
+
+    with feature_store.open(context.partition_key) as store, warehouse.engine().begin() as connection:
+        report = store.materialize(feature_views)
+        record_materialization(connection, report, run_id=context.run_id)
+    return Produced(report, report)
+
+
+def _point_in_time(
+    scope: ScopeSpec, labels: pd.DataFrame, journeys: pd.DataFrame, which: str
+) -> pd.DataFrame:
+    from e2i_dagster.features.snapshots import spine
+
+    rows = spine(
+        labels[(labels["set"] == which).to_numpy()], {"patient_journeys": journeys}, brand=scope.brand
+    )
+    return rows if which == "labelled" else rows.drop(columns="label")
+
+
+@scope_asset(
+    kinds={"feast", "parquet"},
+    description="Labelled patients with the features known before each index date; one row for each patient.",
+)
+def training_frame(
+    context: dg.AssetExecutionContext,
+    scope_spec: ScopeSpec,
+    outcome_labels: pd.DataFrame,
+    patient_journeys: pd.DataFrame,
+    feature_views: FeatureFiles,
+    feature_store: FeatureStore,
+) -> Produced:
+    rows = _point_in_time(scope_spec, outcome_labels, patient_journeys, "labelled")
+    with feature_store.open(context.partition_key) as store:
+        return Produced(store.training_frame(rows, feature_views))
+
+
+@scope_asset(
+    kinds={"feast", "parquet"},
+    description="Patients whose outcome window is not closed: the same features, to be scored.",
+)
+def scoring_frame(
+    context: dg.AssetExecutionContext,
+    scope_spec: ScopeSpec,
+    outcome_labels: pd.DataFrame,
+    patient_journeys: pd.DataFrame,
+    feature_views: FeatureFiles,
+    feature_store: FeatureStore,
+) -> Produced:
+    rows = _point_in_time(scope_spec, outcome_labels, patient_journeys, "scoring")
+    with feature_store.open(context.partition_key) as store:
+        return Produced(store.training_frame(rows, feature_views))
+
+
+@scope_asset(
+    kinds={"pandas"},
+    definition=lambda key: FeatureSelectionPolicy.load(config_folder()).digest(),
+    description="Which features are kept, judged on training rows only; every drop has a reason.",
+)
+def feature_selection(
+    context: dg.AssetExecutionContext,
+    scope_spec: ScopeSpec,
+    training_frame: pd.DataFrame,
+    splits: pd.DataFrame,
+    feature_views: FeatureFiles,
+    warehouse: Warehouse,
+) -> Produced:
+    from e2i_dagster.features.records import record_features
+    from e2i_dagster.features.select import select_for_scope
+
+    chosen = select_for_scope(
+        scope_spec, training_frame, splits, policy=FeatureSelectionPolicy.load(config_folder())
+    )
+    with warehouse.engine().begin() as connection:
+        record_features(
+            connection,
+            context.partition_key,
+            chosen.statistics,
+            chosen.selection,
+            data_digest=feature_views.digest,
+        )
+    return Produced(chosen.selection, chosen.selection)
+
+
+@dg.asset_check(
+    asset=online_features,
+    description="Online values equal a point-in-time join at the same time, row by row.",
+)
+def online_equals_offline(
+    context: dg.AssetCheckExecutionContext,
+    online_features: MaterializationReport,
+    feature_store: FeatureStore,
+) -> dg.AssetCheckResult:
+    from e2i_dagster.features.parity import sample_of
+
+    with feature_store.open(context.op_execution_context.partition_key) as store:
+        parity = store.online_equals_offline(sample_of(online_features.files))
+    return dg.AssetCheckResult(passed=parity.passed, metadata=shown(parity.to_metadata()))
+
+
+def _feast() -> FeastMaterializationPolicy:
+    return FeastMaterializationPolicy.load(config_folder())

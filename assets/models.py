@@ -1,0 +1,238 @@
+"""Models: algorithm, search, fit, judgement, record, explanation, registration."""
+
+from functools import partial
+
+import dagster as dg
+import pandas as pd
+
+from assets.partitions import SCOPES
+from assets.stage import Produced, input_versions, stage_asset
+from e2i_dagster.config.base import read_digest
+from e2i_dagster.config.environment import actor, config_folder
+from e2i_dagster.config.scope import ScopeSpec
+from e2i_dagster.explain import Explanation
+from e2i_dagster.features.selection import FeatureSelection
+from e2i_dagster.registry.storage import StoredModel
+from e2i_dagster.registry.track import TrackedRun
+from e2i_dagster.registry.versions import RegisteredVersion
+from e2i_dagster.selection import AlgorithmChoice
+from e2i_dagster.training import Evaluation, SearchResult
+from resources.mlflow import MlflowResource
+from resources.warehouse import Warehouse
+
+scope_asset = partial(stage_asset, group_name="models", partitions_def=SCOPES)
+
+
+def policy_file(name: str) -> str:
+    """Digest of a policy file that a stage depends on."""
+    return read_digest(config_folder() / name)
+
+
+@scope_asset(
+    kinds={"scikitlearn"},
+    definition=lambda key: policy_file("algorithms.yaml"),
+    description="The algorithm: filtered by the scope's constraints, ranked by a benchmark on training rows.",
+)
+def algorithm(
+    scope_spec: ScopeSpec,
+    training_frame: pd.DataFrame,
+    splits: pd.DataFrame,
+    feature_selection: FeatureSelection,
+) -> Produced:
+    from e2i_dagster.selection import select_algorithm
+    from e2i_dagster.training.rows import visible_rows
+
+    rows = visible_rows(scope_spec, training_frame, splits, feature_selection.kept)
+    choice = select_algorithm(scope_spec, sample=rows.train)
+    return Produced(choice, choice)
+
+
+@scope_asset(
+    kinds={"optuna"},
+    definition=lambda key: policy_file("optuna_config.yaml"),
+    description="Hyperparameters: fitted on training rows, scored on validation rows.",
+)
+def hyperparameters(
+    scope_spec: ScopeSpec,
+    training_frame: pd.DataFrame,
+    splits: pd.DataFrame,
+    feature_selection: FeatureSelection,
+    algorithm: AlgorithmChoice,
+) -> Produced:
+    from e2i_dagster.training import default_storage, search_hyperparameters
+    from e2i_dagster.training.rows import visible_rows
+
+    rows = visible_rows(scope_spec, training_frame, splits, feature_selection.kept)
+    search = search_hyperparameters(
+        algorithm.algorithm,
+        rows.train,
+        rows.validation,
+        scope=scope_spec.key,
+        problem_type=scope_spec.problem_type,
+        storage=default_storage(),
+    )
+    return Produced(search, search)
+
+
+@scope_asset(
+    kinds={"scikitlearn"},
+    definition=lambda key: policy_file("optuna_config.yaml"),
+    description="Preprocessing and model as one pipeline, fitted on train, calibrated on validation.",
+)
+def trained_model(
+    scope_spec: ScopeSpec,
+    training_frame: pd.DataFrame,
+    splits: pd.DataFrame,
+    feature_selection: FeatureSelection,
+    hyperparameters: SearchResult,
+) -> Produced:
+    from e2i_dagster.training import train
+    from e2i_dagster.training.rows import visible_rows
+
+    rows = visible_rows(scope_spec, training_frame, splits, feature_selection.kept)
+    model = train(
+        rows.train,
+        rows.validation,
+        algorithm=hyperparameters.algorithm,
+        parameters=hyperparameters.parameters,
+        problem_type=scope_spec.problem_type,
+    )
+    return Produced(StoredModel.of(model), model)
+
+
+@scope_asset(
+    kinds={"scikitlearn"},
+    description="Metrics with intervals, baselines, success criteria; opens the test rows once, on record.",
+)
+def evaluation(
+    scope_spec: ScopeSpec,
+    training_frame: pd.DataFrame,
+    splits: pd.DataFrame,
+    trained_model: StoredModel,
+    warehouse: Warehouse,
+) -> Produced:
+    from e2i_dagster.training import evaluate
+    from e2i_dagster.training.rows import sealed_test_rows, visible_rows
+
+    model = trained_model.model()
+    rows = visible_rows(scope_spec, training_frame, splits, model.features)
+    judged = evaluate(
+        model,
+        rows.train,
+        rows.validation,
+        criteria=scope_spec.success_criteria,
+        open_test=sealed_test_rows(
+            scope_spec,
+            training_frame,
+            splits,
+            model.features,
+            engine=warehouse.engine(),
+            candidate=model.digest,
+            opened_by=actor()[0],
+        ),
+    )
+    return Produced(judged, judged)
+
+
+@scope_asset(
+    kinds={"mlflow"},
+    description="The attempt on record in MLflow and the warehouse, accepted or rejected.",
+)
+def tracked_run(
+    context: dg.AssetExecutionContext,
+    scope_spec: ScopeSpec,
+    trained_model: StoredModel,
+    evaluation: Evaluation,
+    algorithm: AlgorithmChoice,
+    hyperparameters: SearchResult,
+    splits: pd.DataFrame,
+    training_frame: pd.DataFrame,
+    mlflow: MlflowResource,
+    warehouse: Warehouse,
+) -> Produced:
+    from e2i_dagster.registry.track import track_training
+
+    with mlflow.run(context, scope_spec):
+        tracked = track_training(
+            warehouse.engine(),
+            trained_model.model(),
+            evaluation,
+            scope=scope_spec,
+            search=hyperparameters,
+            choice=algorithm,
+            digests={asset: digest for asset, _, digest in input_versions(context, warehouse)},
+            created_by=actor()[0],
+        )
+    return Produced(tracked, tracked)
+
+
+@dg.asset_check(
+    asset=tracked_run,
+    blocking=True,
+    description="GATE: a model that misses a success criterion of its scope is not registered.",
+)
+def success_criteria(tracked_run: TrackedRun) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        passed=tracked_run.accepted,
+        description="; ".join(tracked_run.reasons) or "every success criterion is met",
+    )
+
+
+@scope_asset(
+    group_name="explain",
+    kinds={"shap"},
+    description="What drives the model: SHAP values summed to features, with a figure and in words.",
+)
+def explanations(
+    context: dg.AssetExecutionContext,
+    scope_spec: ScopeSpec,
+    training_frame: pd.DataFrame,
+    splits: pd.DataFrame,
+    trained_model: StoredModel,
+    tracked_run: TrackedRun,
+    mlflow: MlflowResource,
+    warehouse: Warehouse,
+) -> Produced:
+    from e2i_dagster.explain import explain
+    from e2i_dagster.registry import log_explanation, write_explanation
+    from e2i_dagster.training.rows import visible_rows
+
+    model = trained_model.model()
+    rows = visible_rows(scope_spec, training_frame, splits, model.features)
+    explanation = explain(model, rows.validation, background=rows.train)
+    with mlflow.run(context, scope_spec):
+        log_explanation(explanation)
+    write_explanation(warehouse.engine(), explanation)
+    return Produced(explanation, explanation)
+
+
+@scope_asset(
+    group_name="registry",
+    kinds={"mlflow"},
+    definition=lambda key: policy_file("registry.yaml"),
+    description="The model version: registered when every criterion is met, staged on its measured evidence.",
+)
+def registered_model(
+    scope_spec: ScopeSpec,
+    trained_model: StoredModel,
+    evaluation: Evaluation,
+    tracked_run: TrackedRun,
+    explanations: Explanation,
+    mlflow: MlflowResource,
+    warehouse: Warehouse,
+) -> Produced:
+    from e2i_dagster.registry import model_key, write_explanation
+    from e2i_dagster.registry.track import register_and_stage
+
+    version: RegisteredVersion = register_and_stage(
+        warehouse.engine(),
+        trained_model.model(),
+        evaluation,
+        scope=scope_spec,
+        tracked=tracked_run,
+        proposed_by=actor()[0],
+        tracking_uri=mlflow.uri(),
+    )
+    key = model_key(version.name, version.version)
+    write_explanation(warehouse.engine(), explanations, model_registry_id=key)
+    return Produced(version, version)

@@ -1,0 +1,94 @@
+"""Monitoring: what the endpoint was asked on a day, and whether that still looks like the training data."""
+
+import datetime as dt
+
+import dagster as dg
+import pandas as pd
+
+from assets.partitions import DAYS_BY_SCOPE, SCOPE_OF_DAY
+from assets.stage import Produced, stage_asset
+from e2i_dagster.config.drift_monitoring import DriftPolicy
+from e2i_dagster.config.environment import config_folder
+from e2i_dagster.config.policy import current_policy
+from e2i_dagster.registry.storage import StoredModel
+from e2i_dagster.registry.versions import RegisteredVersion
+from resources.warehouse import Warehouse
+
+GROUP = "monitoring"
+
+
+def of_scope(asset: str) -> dg.AssetIn:
+    """The partition of the scope that the day belongs to."""
+    return dg.AssetIn(asset, partition_mapping=SCOPE_OF_DAY)
+
+
+def day_and_scope(context: dg.AssetExecutionContext) -> tuple[dt.date, str]:
+    """The two dimensions of the partition."""
+    keys = context.multi_partition_key.keys_by_dimension
+    return dt.date.fromisoformat(keys["day"]), keys["scope"]
+
+
+@stage_asset(
+    always=True,
+    group_name=GROUP,
+    kinds={"postgres"},
+    partitions_def=DAYS_BY_SCOPE,
+    ins={"trained_model": of_scope("trained_model")},
+    deps=[dg.AssetDep("live_scores", partition_mapping=SCOPE_OF_DAY)],
+    description="Live answers of the scope's model on a day, with the features as the endpoint received them.",
+)
+def prediction_log(
+    context: dg.AssetExecutionContext, trained_model: StoredModel, warehouse: Warehouse
+) -> Produced:
+    from e2i_dagster.monitoring.prediction_log import read_prediction_log
+
+    day, scope = day_and_scope(context)
+    with warehouse.engine().connect() as connection:
+        log = read_prediction_log(
+            connection,
+            day=day,
+            model_name=current_policy().scopes[scope].model_name,
+            features=list(trained_model.kinds),
+        )
+    return Produced(log)
+
+
+@stage_asset(
+    group_name=GROUP,
+    kinds={"scipy"},
+    partitions_def=DAYS_BY_SCOPE,
+    ins={
+        "training_frame": of_scope("training_frame"),
+        "splits": of_scope("splits"),
+        "trained_model": of_scope("trained_model"),
+        "registered_model": of_scope("registered_model"),
+    },
+    definition=lambda key: DriftPolicy.load(config_folder()).digest(),
+    description="Drift of every feature and of the predictions against the training rows, with what follows.",
+)
+def drift_report(
+    context: dg.AssetExecutionContext,
+    prediction_log: pd.DataFrame,
+    training_frame: pd.DataFrame,
+    splits: pd.DataFrame,
+    trained_model: StoredModel,
+    registered_model: RegisteredVersion,
+    warehouse: Warehouse,
+) -> Produced:
+    from e2i_dagster.monitoring.compare import compare_with_training
+    from e2i_dagster.monitoring.history import record_drift
+
+    day, scope = day_and_scope(context)
+    report = compare_with_training(
+        trained_model.model(),
+        training_frame,
+        splits,
+        prediction_log,
+        policy=DriftPolicy.load(config_folder()),
+        scope=scope,
+        day=day,
+        model_id=f"{registered_model.name}/{registered_model.version}",
+    )
+    with warehouse.engine().begin() as connection:
+        record_drift(connection, report, context.run_id)
+    return Produced(report, report)

@@ -1,0 +1,90 @@
+"""Raw tables: a delivery is checked, each table loaded into the warehouse, accepted rows kept in the lake."""
+
+import dagster as dg
+from pydantic import Field
+
+from assets.partitions import MONTHS
+from assets.stage import Produced, stage_asset
+from e2i_dagster.config.environment import state_folder
+from e2i_dagster.config.policy import current_policy
+from e2i_dagster.sources.delivery import (
+    DeliveryManifest,
+    DeliveryRequest,
+    deliver_table,
+    prepare_delivery,
+    resubmit_rejects,
+)
+from e2i_dagster.warehouse.rules import reference_tables
+from e2i_dagster.warehouse.tables import RAW_TABLES, date_column, primary_key
+from resources.warehouse import Warehouse
+
+GROUP = "raw"
+
+
+class DeliveryConfig(dg.Config):
+    """What to load. Everything left empty comes from config/sources.yaml."""
+
+    folder: str | None = Field(default=None, description="Folder with your own files.")
+    mapping: str | None = Field(default=None, description="Mapping file for your columns and codes.")
+    dgp: str | None = Field(default=None, description="Process of the synthetic set.")
+    scale: float | None = Field(
+        default=None, description="Size of the synthetic set; 1.0 is 25,000 patients."
+    )
+    seed: int | None = Field(default=None, description="Seed of the synthetic set.")
+    dirty: bool = Field(default=False, description="Synthetic set with planted defects.")
+    threshold: float | None = Field(default=None, description="Accepted share of good rows; needs a reason.")
+    reason: str | None = Field(default=None, description="Why a lower threshold is acceptable; recorded.")
+    resubmit: bool = Field(default=False, description="The folder holds corrected rejects.")
+
+    def request(self) -> DeliveryRequest:
+        """The request in the words of the core."""
+        return DeliveryRequest.model_validate(self.model_dump())
+
+
+@stage_asset(
+    always=True,
+    group_name=GROUP,
+    kinds={"file"},
+    description="The files to be loaded: found or drawn, read once, every problem of the folder in one message.",
+)
+def source_files(context: dg.AssetExecutionContext, config: DeliveryConfig, warehouse: Warehouse) -> Produced:
+    manifest = prepare_delivery(config.request(), current_policy().sources, state_folder())
+    if manifest.resubmit:
+        report = resubmit_rejects(manifest, engine=warehouse.engine(), run_id=context.run_id)
+        return Produced(manifest, report)
+    return Produced(manifest, manifest)
+
+
+def raw_asset(table: str) -> dg.AssetsDefinition:
+    """The asset of one raw table; event tables by month, a range of months in a single run."""
+    dated_by = date_column(table)
+
+    @stage_asset(
+        name=table,
+        gated=False,
+        group_name=GROUP,
+        kinds={"postgres", "parquet"},
+        deps=sorted({parent for _, parent in reference_tables(table)}),
+        partitions_def=MONTHS if dated_by else None,
+        backfill_policy=dg.BackfillPolicy.single_run() if dated_by else None,
+        description=f"Accepted rows of {table}, one per {primary_key(table)}"
+        + (f", by month of {dated_by}." if dated_by else "."),
+    )
+    def rows(
+        context: dg.AssetExecutionContext, source_files: DeliveryManifest, warehouse: Warehouse
+    ) -> Produced:
+        months = list(context.partition_keys) if dated_by else None
+        delivered = deliver_table(
+            source_files,
+            table,
+            engine=warehouse.engine(),
+            run_id=context.run_id,
+            months=months,
+            all_months=months == current_policy().sources.months,
+        )
+        return Produced(delivered.frame, delivered, withheld=delivered.withheld, partition_column=dated_by)
+
+    return rows
+
+
+raw_tables = [raw_asset(table) for table in RAW_TABLES]

@@ -1,0 +1,106 @@
+"""Serving: a release as a bento, a live endpoint, and the patients who are to be scored through it."""
+
+from functools import partial
+
+import dagster as dg
+import pandas as pd
+
+from assets.partitions import SCOPES
+from assets.stage import Produced, shown, stage_asset
+from e2i_dagster.config.environment import config_folder
+from e2i_dagster.config.policy import current_policy
+from e2i_dagster.config.serving import ServingPolicy
+from e2i_dagster.registry.versions import RegisteredVersion
+from e2i_dagster.serving.deployment import Deployment
+from e2i_dagster.serving.release import Release
+from resources.bentoml import Serving
+from resources.lake import LakeIOManager
+from resources.mlflow import MlflowResource
+
+scope_asset = partial(stage_asset, group_name="serving", partitions_def=SCOPES)
+STAGE = "staging"
+
+
+def _is_live(deployment: Deployment) -> bool:
+    from e2i_dagster.serving.endpoints import endpoints
+
+    return any(one.bento_tag == deployment.bento_tag and one.health == "healthy" for one in endpoints())
+
+
+@scope_asset(
+    kinds={"bentoml"},
+    document=Release,
+    still_valid=lambda release: release.path.exists(),
+    description="One bento for the service, with every model version in staging and the digests of its files.",
+)
+def bento(registered_model: RegisteredVersion, serving: Serving, mlflow: MlflowResource) -> Produced:
+    from e2i_dagster.serving.active import models_at_stage
+
+    scopes = current_policy().scopes.values()
+    release = serving.build(models_at_stage(scopes, STAGE, tracking_uri=mlflow.uri(), named=registered_model))
+    return Produced(release, release)
+
+
+@scope_asset(
+    kinds={"bentoml"},
+    document=Deployment,
+    still_valid=_is_live,
+    deps=["online_features"],
+    description="The live endpoint in slot staging, switched to after health and parity with the offline model.",
+)
+def deployment(
+    context: dg.AssetExecutionContext,
+    bento: Release,
+    serving: Serving,
+    mlflow: MlflowResource,
+    lake: dg.ResourceParam[LakeIOManager],
+) -> Produced:
+    from e2i_dagster.serving.active import models_of_release, parity_samples
+
+    models = models_of_release(bento, current_policy().scopes, tracking_uri=mlflow.uri())
+    deployed = serving.deploy(
+        bento,
+        stages={model.model_name: STAGE for model in models},
+        parity=parity_samples(
+            models,
+            lambda scope: lake.load("training_frame", [scope], pd.DataFrame),
+            ServingPolicy.load(config_folder()),
+        ),
+        progress=context.log.info,
+    )
+    return Produced(deployed, deployed)
+
+
+@dg.asset_check(
+    asset=deployment,
+    blocking=True,
+    description="Training rows sent through HTTP got the answers of the offline model.",
+)
+def parity(deployment: Deployment) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        passed=deployment.parity_holds and bool(deployment.parity),
+        metadata=shown({"parity": [one.model_dump(mode="json") for one in deployment.parity]}),
+    )
+
+
+@dg.asset_check(
+    asset=deployment, blocking=True, description="The endpoint answers now and says it is healthy."
+)
+def endpoint_health(deployment: Deployment, serving: Serving) -> dg.AssetCheckResult:
+    from e2i_dagster.serving.active import health_of
+
+    found = health_of(deployment, serving.endpoints())
+    return dg.AssetCheckResult(passed=found == "healthy", description=f"{deployment.url}: {found}")
+
+
+@scope_asset(
+    kinds={"bentoml"},
+    description="The patients whose outcome is not known yet, scored through the live endpoint.",
+)
+def live_scores(
+    scoring_frame: pd.DataFrame, deployment: Deployment, registered_model: RegisteredVersion
+) -> Produced:
+    from e2i_dagster.serving.client import score
+
+    answers = score(deployment.url, scoring_frame, model_name=registered_model.name)
+    return Produced(answers, metadata={"model": registered_model.name, "endpoint": deployment.url})

@@ -1,0 +1,90 @@
+"""Splits: train, validation, test, holdout by patient, stable, shared by all scopes of a cohort."""
+
+import dagster as dg
+import pandas as pd
+
+from assets.partitions import SCOPES
+from assets.stage import Produced, shown, stage_asset
+from e2i_dagster.config.environment import actor
+from e2i_dagster.config.policy import current_policy
+from e2i_dagster.config.scope import ScopeSpec
+from resources.warehouse import Warehouse
+
+GROUP = "splits"
+
+
+@stage_asset(
+    group_name=GROUP,
+    kinds={"postgres"},
+    partitions_def=SCOPES,
+    description="60/20/15/5 by patient: what the registry holds never moves, new patients fill the largest gap.",
+)
+def splits(scope_spec: ScopeSpec, training_frame: pd.DataFrame, warehouse: Warehouse) -> Produced:
+    from e2i_dagster.splits import split_cohort, validate_splits
+
+    with warehouse.engine().begin() as connection:
+        _, assigned = split_cohort(
+            connection,
+            scope_spec.cohort,
+            scope_spec.split,
+            training_frame["patient_id"],
+            strata=training_frame["label"],
+            index_dates=training_frame["index_date"],
+            created_by=actor()[0],
+        )
+    report = validate_splits(assigned, ratios=scope_spec.split.ratios, strata=training_frame["label"])
+    return Produced(assigned, report)
+
+
+def split_check(name: str, description: str) -> dg.AssetChecksDefinition:
+    """One rule of :func:`e2i_dagster.splits.validate_splits` as a check."""
+
+    @dg.asset_check(
+        asset=splits,
+        name=name,
+        blocking=True,
+        description=description,
+        additional_ins={"training_frame": dg.AssetIn("training_frame")},
+    )
+    def check(
+        context: dg.AssetCheckExecutionContext, splits: pd.DataFrame, training_frame: pd.DataFrame
+    ) -> dg.AssetCheckResult:
+        from e2i_dagster.splits.judge import judge_rule
+
+        scope = current_policy().scopes[context.op_execution_context.partition_key]
+        found = judge_rule(name, scope, splits, training_frame)
+        return dg.AssetCheckResult(
+            passed=found.status != "failed", description=f"{found.status}: {found.detail}"
+        )
+
+    return check
+
+
+@dg.asset_check(
+    asset=splits,
+    blocking=True,
+    description="No feature knows the future or the label, and no patient or row is on two sides of a split.",
+    additional_ins={"training_frame": dg.AssetIn("training_frame")},
+)
+def leakage_gate(
+    context: dg.AssetCheckExecutionContext,
+    splits: pd.DataFrame,
+    training_frame: pd.DataFrame,
+    warehouse: Warehouse,
+) -> dg.AssetCheckResult:
+    from e2i_dagster.quality import record_leakage
+    from e2i_dagster.quality.leakage import audit
+
+    frame = training_frame.merge(splits, on="patient_id", how="left", validate="one_to_one")
+    report = audit(frame, target="label", index_date="index_date", splits="split")
+    with warehouse.engine().begin() as connection:
+        record_leakage(connection, report, subject=context.op_execution_context.partition_key)
+    return dg.AssetCheckResult(passed=not report.blocking, metadata=shown(report.to_metadata()))
+
+
+split_checks = [
+    split_check("ratios", "Shares are within 2 points of 60/20/15/5 from 500 patients on."),
+    split_check("patient_isolation", "Every patient is in exactly one split."),
+    split_check("temporal_order", "Splits in time do not overlap; skipped with its reason in hash mode."),
+    leakage_gate,
+]

@@ -1,0 +1,48 @@
+"""From labelled patients and raw tables to the feature files of a scope, in one call."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from e2i_dagster.config.feast_materialization import SnapshotPolicy
+from e2i_dagster.features.compute import compute_views
+from e2i_dagster.features.snapshots import FeatureFiles, snapshot_entities, spine, write_views
+
+#: Raw tables that features are computed from.
+FEATURE_TABLES = (
+    "hcp_profiles",
+    "patient_journeys",
+    "treatment_events",
+    "engagement_events",
+    "triggers",
+    "business_metrics",
+)
+
+
+def build_feature_files(
+    labels: pd.DataFrame,
+    tables: Mapping[str, pd.DataFrame],
+    *,
+    brand: str,
+    data_end: dt.date,
+    policy: SnapshotPolicy,
+    folder: Any,
+) -> FeatureFiles:
+    """Compute every view for the patients of ``labels`` and write one file for each into ``folder``.
+
+    Args:
+        labels: frame of the scope's labels: patient_id, patient_journey_id, hcp_id, index_date, set.
+        tables: the raw tables named in :data:`FEATURE_TABLES`.
+        folder: a path or address below the lake.
+
+    Raises:
+        InputError: a table or column is missing, or a patient is repeated.
+        UnavailableError: the folder cannot be written to.
+    """
+    rows = spine(labels, tables, brand=brand)
+    entities = snapshot_entities(rows, tables, data_end=data_end, policy=policy)
+    return write_views(compute_views(entities, tables), folder)

@@ -1,0 +1,45 @@
+"""The reference of drift: training rows and what the model says of them, beside a day's prediction log."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import pandas as pd
+
+from e2i_dagster.config.drift_monitoring import DriftPolicy
+from e2i_dagster.monitoring.drift import DriftReport, detect_drift
+from e2i_dagster.selection import model_input
+from e2i_dagster.training import TrainedModel
+
+
+def compare_with_training(
+    model: TrainedModel,
+    frame: pd.DataFrame,
+    splits: pd.DataFrame,
+    log: pd.DataFrame,
+    *,
+    policy: DriftPolicy,
+    scope: str,
+    day: dt.date,
+    model_id: str,
+) -> DriftReport:
+    """Drift of a day's requests and answers against the training reference.
+
+    Features are compared with the training rows. Predictions are compared with those for the validation
+    rows: a model is surer of the rows that it was fitted on, which would look like drift.
+
+    Args:
+        frame: training frame; splits: patient_id, split.
+        log: prediction log of the day: ``prediction`` and the model's features.
+    """
+    split = frame["patient_id"].map(splits.set_index("patient_id")["split"])
+    train, validation = (frame[(split == name).to_numpy()] for name in ("train", "validation"))
+    return detect_drift(
+        model_input(train, model.kinds),
+        model_input(log, model.kinds),
+        policy=policy,
+        scope=scope,
+        day=day,
+        model_id=model_id,
+        predictions=(pd.Series(model.scores(validation)), log["prediction"]),
+    )

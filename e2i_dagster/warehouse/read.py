@@ -1,0 +1,129 @@
+"""Reading accepted rows of a raw table back, as frames in canonical form."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import sqlalchemy as sa
+
+from e2i_dagster.warehouse.frames import conform
+from e2i_dagster.warehouse.tables import (
+    OPTIONAL_RAW_TABLES,
+    RAW_TABLES,
+    date_column,
+    frame_columns,
+    primary_key,
+    raw_table,
+)
+
+if TYPE_CHECKING:
+    from psycopg import sql
+
+
+def read_accepted(engine: sa.Engine, table: str, months: Sequence[str] | None = None) -> pd.DataFrame:
+    """All accepted rows of the raw ``table``, or those dated in ``months`` (``YYYY-MM``), in order of the key.
+
+    Live predictions are the prediction log and no part of the raw table ``ml_predictions``.
+
+    Returns:
+        The columns of ``frame_columns(table)`` in canonical dtypes.
+    """
+    import pyarrow as pa
+    from psycopg import sql
+    from pyarrow import csv
+
+    names = frame_columns(table)
+    conditions: list[sql.Composable] = []
+    dated_by = date_column(table)
+    if months is not None and dated_by is not None:
+        conditions.append(
+            sql.SQL("date_trunc('month', {} AT TIME ZONE 'UTC') = ANY({})").format(
+                sql.Identifier(dated_by), sql.Literal([f"{month}-01" for month in months])
+            )
+            if isinstance(raw_table(table).columns[dated_by].type, sa.DateTime)
+            else sql.SQL("date_trunc('month', {}::timestamp) = ANY({})").format(
+                sql.Identifier(dated_by), sql.Literal([f"{month}-01" for month in months])
+            )
+        )
+    if table == "ml_predictions":
+        conditions.append(sql.SQL("origin = 'import'"))
+    statement = sql.SQL("COPY (SELECT {} FROM {} {} ORDER BY {}) TO STDOUT (FORMAT csv, HEADER true)").format(
+        sql.SQL(", ").join(map(_selected(table), names)),
+        sql.Identifier(table),
+        sql.SQL("WHERE ") + sql.SQL(" AND ").join(conditions) if conditions else sql.SQL(""),
+        sql.Identifier(primary_key(table)),
+    )
+    buffer = io.BytesIO()
+    with engine.connect() as connection:
+        driver = connection.connection.driver_connection
+        with driver.cursor() as cursor, cursor.copy(statement) as copy:  # type: ignore[union-attr]
+            for block in copy:
+                buffer.write(block)
+    buffer.seek(0)
+    rows = csv.read_csv(
+        buffer,
+        parse_options=csv.ParseOptions(newlines_in_values=True),
+        convert_options=csv.ConvertOptions(
+            column_types={name: pa.string() for name in names},
+            strings_can_be_null=True,
+            # COPY writes an empty text as "" and null as nothing.
+            quoted_strings_can_be_null=False,
+            null_values=[""],
+        ),
+    )
+    frame = rows.to_pandas(types_mapper=lambda _: pd.StringDtype("pyarrow"))
+    return conform(table, frame)
+
+
+def _selected(table: str) -> Callable[[str], sql.Composable]:
+    from psycopg import sql
+    from sqlalchemy.dialects.postgresql import ARRAY
+
+    columns = raw_table(table).columns
+
+    def select(name: str) -> sql.Composable:
+        # Frames hold arrays as JSON text, COPY would write them as {a,b}.
+        if isinstance(columns[name].type, ARRAY):
+            return sql.SQL("to_json({}) AS {}").format(sql.Identifier(name), sql.Identifier(name))
+        return sql.Identifier(name)
+
+    return select
+
+
+def recorded_load(engine: sa.Engine, load_id: str) -> dict[str, Any]:
+    """What ``ml_table_loads`` says of a load, in the form of ``e2i load --json``.
+
+    ``source = loaded + unchanged + rejected + duplicate`` for each table, in load order. A load that
+    ended before its first table has no tables and no success.
+    """
+    from e2i_dagster.warehouse.tables.control import ml_table_loads
+
+    table = ml_table_loads
+    with engine.connect() as connection:
+        rows = {
+            row["table_name"]: row
+            for row in connection.execute(sa.select(table).where(table.c.load_id == load_id)).mappings()
+        }
+    tables = {
+        name: {
+            "source": row["delivered"],
+            "loaded": row["inserted"] + row["updated"],
+            "inserted": row["inserted"],
+            "updated": row["updated"],
+            "unchanged": row["unchanged"],
+            "rejected": row["rejected"],
+            "duplicate": row["duplicates"],
+            "seconds": row["seconds"],
+            "status": row["status"],
+            "reasons": dict(row["reasons"]),
+            "partitions": sorted(row["partitions"]),
+            "message": row["message"],
+        }
+        for name in (*RAW_TABLES, *OPTIONAL_RAW_TABLES)
+        if (row := rows.get(name)) is not None
+    }
+    good = bool(tables) and all(table["status"] in ("loaded", "empty") for table in tables.values())
+    return {"success": good, "load_id": load_id, "tables": tables}
