@@ -309,13 +309,19 @@ def _launch(
 
 
 def _failure_text(result: dg.ExecuteInProcessResult) -> str:
+    """What each failed step said: its own description, or the innermost cause."""
     texts = []
     for event in result.get_step_failure_events():
-        error = event.step_failure_data.error
-        failure = event.step_failure_data.user_failure_data
-        texts.append(
-            (failure.description if failure else None) or (error.message.strip() if error else event.message)
-        )
+        failure, error = event.step_failure_data.user_failure_data, event.step_failure_data.error
+        while error is not None and error.cause is not None:
+            error = error.cause
+        said = (failure.description if failure else None) or (error.message if error else event.message) or ""
+        texts.append(f"{event.step_key}: {said.strip()}")
+    texts += [
+        f"{check.asset_key.to_user_string()} {check.check_name}: {check.description}"
+        for check in result.get_asset_check_evaluations()
+        if not check.passed and check.blocking
+    ]
     return "\n".join(texts) or "the run failed; see its page in the UI (make ui)"
 
 

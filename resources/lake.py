@@ -120,8 +120,16 @@ class LakeIOManager(dg.ConfigurableIOManager):
         self.store(asset_name(context.asset_key), obj, context.run_id)
 
     def load_input(self, context: dg.InputContext) -> Any:
-        partitions = context.asset_partition_keys if context.has_asset_partitions else [None]
+        partitions = _partitions_to_read(context) if context.has_asset_partitions else [None]
         return self.load(asset_name(context.asset_key), partitions, context.dagster_type.typing_type)
+
+
+def _partitions_to_read(context: dg.InputContext) -> Sequence[str]:
+    """The mapped partitions; a check reads the partition of its run, which Dagster does not map for it."""
+    step = context.step_context
+    if step.is_asset_check_step and step.has_partition_key:
+        return [step.partition_key]
+    return context.asset_partition_keys
 
 
 def split_by_month(
