@@ -16,6 +16,7 @@ from e2i_dagster.serving.release import Release
 from resources.bentoml import Serving
 from resources.lake import LakeIOManager
 from resources.mlflow import MlflowResource
+from resources.warehouse import Warehouse
 
 scope_asset = partial(stage_asset, group_name="serving", partitions_def=SCOPES)
 STAGE = "staging"
@@ -95,12 +96,17 @@ def endpoint_health(deployment: Deployment, serving: Serving) -> dg.AssetCheckRe
 
 @scope_asset(
     kinds={"bentoml"},
-    description="The patients whose outcome is not known yet, scored through the live endpoint.",
+    description="The patients whose outcome is not known yet, scored through the live endpoint and logged.",
 )
 def live_scores(
-    scoring_frame: pd.DataFrame, deployment: Deployment, registered_model: RegisteredVersion
+    scoring_frame: pd.DataFrame,
+    deployment: Deployment,
+    registered_model: RegisteredVersion,
+    warehouse: Warehouse,
 ) -> Produced:
     from e2i_dagster.serving.client import score
+    from e2i_dagster.serving.logged import wait_until_logged
 
     answers = score(deployment.url, scoring_frame, model_name=registered_model.name)
-    return Produced(answers, metadata={"model": registered_model.name, "endpoint": deployment.url})
+    logged = wait_until_logged(warehouse.engine(), answers)
+    return Produced(answers, metadata={"model": registered_model.name, "rows_in_prediction_log": logged})

@@ -21,7 +21,7 @@ from resources.lake import LakeIOManager, Pieces, asset_name, split_by_month
 from resources.warehouse import Warehouse
 
 if TYPE_CHECKING:
-    from e2i_dagster.warehouse.ledger import State
+    from e2i_dagster.warehouse.ledger import DataVersion, State
 
 OWNERS = ["team:mlops"]
 
@@ -94,8 +94,8 @@ def stage_asset(
     """Turn a body that returns :class:`Produced` into an asset of the pipeline.
 
     Args:
-        definition: policy of a partition that the value depends on, as JSON-like data; a change
-            makes the stored version stale.
+        definition: policy that the value depends on, as JSON-like data, for the partition of the run
+            (None without one, or for a range); a change makes the stored version stale.
         still_valid: asked before a stored version is reused (is the endpoint still there?).
         always: never reuse, because the value depends on more than inputs, policy and code.
         gated: raw tables among the inputs need a passed quality gate for exactly their versions.
@@ -118,7 +118,8 @@ def stage_asset(
                 if reused is not None:
                     return reused
                 stage.require_gate()
-                return stage.hand_over(body(context, **inputs) if "context" in wanted else body(**inputs))
+                made = body(context, **inputs) if "context" in wanted else body(**inputs)
+                return stage.hand_over(made, always=always)
 
         annotations = {
             "context": dg.AssetExecutionContext,
@@ -180,7 +181,11 @@ class Stage:
         partitions: list[str | None] = list(context.partition_keys) if partitioned else [None]
         inputs = list(input_versions(context, warehouse))
         fingerprint = digest_of(
-            [sorted(map(list, inputs), key=str), [definition(p) for p in partitions], code_version()]
+            [sorted(map(list, inputs), key=str), definition(_only(partitions)), code_version()]
+                sorted(map(list, inputs), key=str),
+                definition(partitions[0] if len(partitions) == 1 else None),
+                code_version(),
+            ]
         )
         return cls(
             context=context,
@@ -234,10 +239,7 @@ class Stage:
 
     def reusable(self, document: Any, still_valid: Callable[[Any], bool]) -> dg.Output[Pieces] | None:
         """The stored version, when inputs, policy and code are those that made it."""
-        from e2i_dagster.warehouse import ledger
-
-        current = ledger.current(self.warehouse.engine(), self.name)
-        stored = {partition: current[partition] for partition in self.partitions if partition in current}
+        stored = self._stored()
         fits = len(stored) == len(self.partitions) and all(
             version.fingerprint == self.fingerprint for version in stored.values()
         )
@@ -261,7 +263,13 @@ class Stage:
             data_version=dg.DataVersion(pieces.data_version),
         )
 
-    def hand_over(self, produced: Produced) -> dg.Output[Pieces]:
+    def _stored(self) -> "dict[str | None, DataVersion]":
+        from e2i_dagster.warehouse import ledger
+
+        current = ledger.current(self.warehouse.engine(), self.name)
+        return {partition: current[partition] for partition in self.partitions if partition in current}
+
+    def hand_over(self, produced: Produced, *, always: bool) -> dg.Output[Pieces]:
         """Cut the value into partitions, keep the good ones, fail naming the withheld ones."""
         from e2i_dagster.warehouse.lake import value_digest
 
@@ -284,6 +292,7 @@ class Stage:
                     else _metadata(Produced(report=value))
                 )
                 self.context.add_asset_metadata({**shown, "digest": pieces.digests[key]}, partition_key=key)
+        before = self._stored()
         self.lake.store(self.name, pieces, self.context.run_id)
         if produced.withheld:
             self._announce_good_ones(pieces, metadata)
@@ -295,7 +304,14 @@ class Stage:
                 metadata=metadata,
                 allow_retries=False,
             )
-        self._state("executed", "", rows, pieces.data_version)
+        same = {key: version.digest for key, version in before.items()} == pieces.digests
+        if always and same:
+            made_by = ", ".join(sorted({str(version.run_id) for version in before.values()}))
+            self._state(
+                "reused", f"looked again, the same values as of run {made_by}", rows, pieces.data_version
+            )
+        else:
+            self._state("executed", "", rows, pieces.data_version)
         return dg.Output(pieces.stored(), metadata=metadata, data_version=dg.DataVersion(pieces.data_version))
 
     def _announce_good_ones(self, pieces: Pieces, metadata: Mapping[str, Any]) -> None:
@@ -349,6 +365,10 @@ def input_versions(
             for partition in wanted:
                 if partition in current:
                     yield asset_name(key), partition, current[partition].digest
+
+
+def _only(partitions: Sequence[str | None]) -> str | None:
+    return partitions[0] if len(partitions) == 1 else None
 
 
 def _some(withheld: Mapping[str, str], most: int = 5) -> str:

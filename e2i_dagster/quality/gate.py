@@ -250,7 +250,9 @@ def require_raw_gate(
         for asset, partition, digest in inputs
         if asset.removeprefix("raw/") in known
     ]
-    return require_gate(connection, raw, {ref.table: ruleset_hash(rules, ref.table) for ref in raw})
+    return require_gate(
+        connection, raw, {table: ruleset_hash(rules, table) for table in {ref.table for ref in raw}}
+    )
 
 
 def _row(verdict: GateVerdict) -> dict[str, Any]:

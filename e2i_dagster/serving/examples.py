@@ -1,4 +1,4 @@
-"""Invented requests, made from a signature alone: no row of any data set goes into them."""
+"""Invented requests, made from the signature and its invented example: no row of any data set goes into them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import shlex
 from typing import Any
 
-from e2i_dagster.serving.schema import FeatureType, Signature
+from e2i_dagster.serving.schema import Feature, FeatureType, Signature
 
 #: A plausible shape, no plausible patient.
 _INVENTED: dict[FeatureType, Any] = {"double": 1.5, "long": 1, "string": "example", "boolean": False}
@@ -14,7 +14,11 @@ _INVENTED: dict[FeatureType, Any] = {"double": 1.5, "long": 1, "string": "exampl
 
 def example_row(signature: Signature) -> dict[str, Any]:
     """A body of ``/predict`` with a value of the right type for every feature."""
-    return {"features": {feature.name: _INVENTED[feature.type] for feature in signature.features}}
+    return {"features": {feature.name: _value(feature) for feature in signature.features}}
+
+
+def _value(feature: Feature) -> Any:
+    return _INVENTED[feature.type] if feature.example is None else feature.example
 
 
 def example_batch(signature: Signature, rows: int = 2) -> dict[str, Any]:

@@ -73,6 +73,7 @@ class Feature(BaseModel):
     type: FeatureType
     required: bool = True
     nullable: bool = False
+    example: float | int | bool | str | None = None
 
     @property
     def may_be_missing(self) -> bool:
@@ -118,6 +119,7 @@ class Signature(BaseModel):
                 f"one of the types {', '.join(_TYPES)}."
             )
         nullable = set((described.get("metadata") or {}).get("nullable") or [])
+        examples = _invented_examples(folder)
         return cls(
             features=tuple(
                 Feature(
@@ -125,10 +127,21 @@ class Signature(BaseModel):
                     type=_TYPES[one["type"]],
                     required=one.get("required", True),
                     nullable=one["name"] in nullable or not one.get("required", True),
+                    example=examples.get(one["name"]),
                 )
                 for one in columns
             )
         )
+
+
+def _invented_examples(folder: Path) -> dict[str, Any]:
+    """Values of the input example that was stored with the model, which training invents from averages."""
+    path = folder / "input_example.json"
+    if not path.exists():
+        return {}
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    row = dict(zip(stored["columns"], stored["data"][0], strict=True))
+    return {name: round(value, 2) if isinstance(value, float) else value for name, value in row.items()}
 
 
 def mlmodel(folder: Path) -> dict[str, Any]:
