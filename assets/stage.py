@@ -182,10 +182,6 @@ class Stage:
         inputs = list(input_versions(context, warehouse))
         fingerprint = digest_of(
             [sorted(map(list, inputs), key=str), definition(_only(partitions)), code_version()]
-                sorted(map(list, inputs), key=str),
-                definition(partitions[0] if len(partitions) == 1 else None),
-                code_version(),
-            ]
         )
         return cls(
             context=context,
