@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -57,7 +57,9 @@ def main() -> None:
 @click.option("--patients", type=click.IntRange(min=40), default=25_000, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=42, show_default=True)
 @command_errors
-def generate(folder: Path, file_format: str, dgp: str, patients: int, seed: int) -> None:
+def generate(
+    folder: Path, file_format: Literal["csv", "parquet"], dgp: str, patients: int, seed: int
+) -> None:
     """Write the synthetic tables as files into FOLDER, as a data supplier would deliver them."""
     from e2i_dagster.config.sources import SyntheticSource
     from e2i_dagster.sources.delivery import write_synthetic
@@ -124,7 +126,8 @@ def rejects_list(table: str | None, json_output: bool) -> None:
     from e2i_dagster.warehouse import rejects as core
     from e2i_dagster.warehouse.connection import engine
 
-    rows = core.summary(engine(role="app"), table=table).to_dict("records")
+    open_rejects = core.summary(engine(role="app"), table=table).to_dict("records")
+    rows = [{str(name): value for name, value in row.items()} for row in open_rejects]
     if json_output:
         click.echo(json.dumps(rows, default=str))
     elif rows:
@@ -265,13 +268,18 @@ def serve(service: str) -> None:
 @command_errors
 def feast(arguments: tuple[str, ...], scope: str) -> None:
     """Run the Feast command line on the feature store of a scope, e.g. `e2i feast feature-views list`."""
-    from e2i_dagster.features.store import feast_environment
+    from e2i_dagster.config.environment import CHECKOUT
+    from e2i_dagster.errors import InputError
+    from e2i_dagster.features.store import repo_environment
+    from resources.feature_store import FeatureStore
     from sensors.plan import scopes_named
 
     (name,) = scopes_named(scope)
-    from e2i_dagster.config.environment import CHECKOUT
-
-    environment = {**os.environ, **feast_environment(name)}
+    with FeatureStore().open(name) as store:
+        online = store.current()
+        if online is None:
+            raise InputError(f"Scope {name} has no features yet. Run `e2i run --scope {name}` first.")
+        environment = {**os.environ, **repo_environment(store.settings, online.files)}
     executable = str(Path(sys.executable).with_name("feast"))
     os.execve(executable, [executable, "-c", str(CHECKOUT / "feature_repo"), *arguments], environment)
 

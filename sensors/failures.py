@@ -1,5 +1,7 @@
 """Somebody is woken: every failed run becomes an alert."""
 
+from collections.abc import Mapping
+
 import dagster as dg
 
 from resources.alerts import Alerts
@@ -28,7 +30,7 @@ def alert_on_run_failure(context: dg.RunFailureSensorContext, alerts: Alerts) ->
     )
 
 
-def partition_of(tags: dict[str, str]) -> str:
+def partition_of(tags: Mapping[str, str]) -> str:
     """The partition key, or the range of a single-run backfill, as people write it."""
     if "dagster/asset_partition_range_start" in tags:
         return f"{tags['dagster/asset_partition_range_start']}..{tags['dagster/asset_partition_range_end']}"
@@ -44,4 +46,4 @@ def failure_message(context: dg.RunFailureSensorContext) -> str:
         texts.append(
             f"{event.step_key}: {described or (data.error.cls_name if data.error else event.message)}"
         )
-    return "; ".join(texts) or context.failure_event.message
+    return "; ".join(texts) or context.failure_event.message or "no step said why"

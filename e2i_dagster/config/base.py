@@ -77,9 +77,9 @@ def _line_of(node: yaml.Node | None, location: tuple[int | str, ...]) -> int:
             if found is None:
                 break
             line, node = found[0].start_mark.line + 1, found[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
-            node = node.value[part]
-            line = node.start_mark.line + 1
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            item: yaml.Node = node.value[part]
+            line, node = item.start_mark.line + 1, item
         else:
             break
     return line

@@ -60,7 +60,8 @@ class DriftReport(BaseModel):
     @property
     def worst(self) -> Severity:
         """Highest severity of any feature or of the predictions."""
-        return max((feature.severity for feature in self.features), key=SEVERITIES.index, default="none")
+        ranks = [SEVERITIES.index(feature.severity) for feature in self.features]
+        return SEVERITIES[max(ranks, default=0)]
 
     @property
     def tested(self) -> tuple[FeatureDrift, ...]:
@@ -176,45 +177,68 @@ def _measure(
     current: pd.Series,
     policy: DriftPolicy,
 ) -> FeatureDrift:
-    from scipy import stats
-
-    counts = {"reference_count": len(reference), "current_count": len(current)}
+    sizes = (len(reference), len(current))
     needed = policy.minimum_sample.psi
-    if min(len(reference), len(current)) < needed:
-        reason = f"needs {needed} values on both sides, found {len(reference)} and {len(current)}"
-        return FeatureDrift(name=name, kind=kind, state="skipped", reason=reason, **counts)
+    if min(sizes) < needed:
+        reason = f"needs {needed} values on both sides, found {sizes[0]} and {sizes[1]}"
+        return _skipped(name, kind, reason, sizes)
     if reference.notna().sum() == 0:
-        return FeatureDrift(
-            name=name, kind=kind, state="skipped", reason="no value in the reference", **counts
-        )
-    numeric = _is_numeric(reference)
-    psi = population_stability_index(reference, current, policy.psi_bins)
-    if numeric and len(_numbers(current)) >= policy.minimum_sample.ks:
-        result = stats.ks_2samp(_numbers(reference), _numbers(current), method="asymp")
-        test: Literal["ks", "chi_square"] = "ks"
-        statistic, p_value = float(result.statistic), float(result.pvalue)
-    else:
-        table = np.array(
-            [
-                *_category_counts(
-                    reference.isna().astype(str) if numeric else reference,
-                    current.isna().astype(str) if numeric else current,
-                )
-            ]
-        )
-        table = table[:, table.sum(axis=0) > 0]
-        test = "chi_square"
-        chi = stats.chi2_contingency(table) if table.shape[1] > 1 else None
-        statistic, p_value = (float(chi.statistic), float(chi.pvalue)) if chi else (0.0, 1.0)  # type: ignore[union-attr]
+        return _skipped(name, kind, "no value in the reference", sizes)
+    test, statistic, p_value = _test(reference, current, policy)
     return FeatureDrift(
         name=name,
         kind=kind,
         state="executed",
-        psi=psi,
+        psi=population_stability_index(reference, current, policy.psi_bins),
         test=test,
         statistic=statistic,
         p_value=p_value,
-        **counts,
+        reference_count=sizes[0],
+        current_count=sizes[1],
+    )
+
+
+def _test(
+    reference: pd.Series, current: pd.Series, policy: DriftPolicy
+) -> tuple[Literal["ks", "chi_square"], float, float]:
+    """Test, statistic and p of the difference.
+
+    Numbers: Kolmogorov-Smirnov of the values and chi-square of being missing, the smaller p times two
+    (Bonferroni), because values that stop arriving are drift as well. Text: chi-square by value.
+    """
+    from scipy import stats
+
+    def chi_square(first: pd.Series, second: pd.Series) -> tuple[float, float]:
+        table = np.array(_category_counts(first, second))
+        table = table[:, table.sum(axis=0) > 0]
+        if table.shape[1] < 2:
+            return 0.0, 1.0
+        result: Any = stats.chi2_contingency(table)
+        return float(result.statistic), float(result.pvalue)
+
+    if not _is_numeric(reference):
+        return "chi_square", *chi_square(reference, current)
+    missing = chi_square(reference.isna().astype(str), current.isna().astype(str))
+    if len(_numbers(current)) < policy.minimum_sample.ks:
+        return "chi_square", *missing
+    values: Any = stats.ks_2samp(_numbers(reference), _numbers(current), method="asymp")
+    if not (reference.isna().any() or current.isna().any()):
+        return "ks", float(values.statistic), float(values.pvalue)
+    if missing[1] < values.pvalue:
+        return "chi_square", missing[0], min(1.0, 2 * missing[1])
+    return "ks", float(values.statistic), min(1.0, 2 * float(values.pvalue))
+
+
+def _skipped(
+    name: str, kind: Literal["data", "prediction"], reason: str, sizes: tuple[int, int]
+) -> FeatureDrift:
+    return FeatureDrift(
+        name=name,
+        kind=kind,
+        state="skipped",
+        reason=reason,
+        reference_count=sizes[0],
+        current_count=sizes[1],
     )
 
 

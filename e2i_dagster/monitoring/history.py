@@ -6,7 +6,7 @@ import datetime as dt
 
 import sqlalchemy as sa
 
-from e2i_dagster.config.drift_monitoring import SEVERITIES
+from e2i_dagster.config.drift_monitoring import SEVERITIES, Severity
 from e2i_dagster.monitoring.drift import DriftReport
 from e2i_dagster.monitoring.retraining import DriftSummary
 from e2i_dagster.warehouse.tables.monitoring import ml_drift_history, ml_monitoring_runs
@@ -42,7 +42,7 @@ def worst_features(report: DriftReport, most: int = 5) -> list[str]:
 
 def summaries_after(
     connection: sa.Connection, after: dt.datetime | None
-) -> list[tuple[dt.datetime, str, DriftSummary]]:
+) -> list[tuple[dt.datetime, Severity, DriftSummary]]:
     """Drift reports measured after ``after``, oldest first: when, worst severity, summary."""
     table = ml_monitoring_runs
     query = sa.select(table).order_by(table.c.created_at)

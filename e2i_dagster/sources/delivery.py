@@ -97,7 +97,16 @@ def write_synthetic(
         name: max(6, round(FULL[name] * source.scale))
         for name in ("n_hcps", "n_patients", "n_metrics", "n_causal_paths", "n_activities")
     }
-    tables = generate(source.dgp, seed=source.seed, dirty=source.dirty, **volumes)
+    tables = generate(
+        source.dgp,
+        n_hcps=volumes["n_hcps"],
+        n_patients=volumes["n_patients"],
+        n_metrics=volumes["n_metrics"],
+        n_causal_paths=volumes["n_causal_paths"],
+        n_activities=volumes["n_activities"],
+        seed=source.seed,
+        dirty=source.dirty,
+    )
     paths = write(tables, folder, format=file_format)
     return {Path(path): len(tables[Path(path).stem]) for path in paths}
 
@@ -135,12 +144,16 @@ def prepare_delivery(request: DeliveryRequest, policy: SourcesPolicy, state: Pat
     return manifest
 
 
-@lru_cache(maxsize=1)
 def read_delivery(manifest: DeliveryManifest) -> Delivery:
     """All tables of ``manifest``; kept for the process, because eleven assets read the same delivery."""
+    return _read(manifest.folder, manifest.mapping, tuple(file.digest for file in manifest.files))
+
+
+@lru_cache(maxsize=1)
+def _read(folder: str, mapping: str | None, digests: tuple[str, ...]) -> Delivery:
     from e2i_dagster.sources.files import read
 
-    return read(manifest.folder, manifest.mapping)
+    return read(folder, mapping)
 
 
 @dataclass(frozen=True)

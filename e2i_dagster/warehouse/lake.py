@@ -71,7 +71,7 @@ class Lake:
             else:
                 aside.write_text(value.model_dump_json(), encoding="utf-8")
             if target.protocol in ("", "file", "local"):
-                os.replace(aside, target)  # noqa: PTH105 - UPath.replace is not atomic on every version
+                os.replace(str(aside), str(target))  # noqa: PTH105 - atomic, which UPath does not promise
             else:
                 aside.rename(target)
         except OSError as error:
