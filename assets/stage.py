@@ -7,6 +7,7 @@ returns :class:`Produced`; this module does the rest, so that no stage can forge
 import functools
 import hashlib
 import inspect
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -246,18 +247,18 @@ class Stage:
         digests = {partition: stored[partition].digest for partition in self.partitions}
         pieces = Pieces({}, digests, self.fingerprint, code_version())
         made_by = sorted({str(version.run_id) for version in stored.values()})
-        rows = sum(version.rows for version in stored.values())
+        told = dict(next((version.metadata["told"] for version in stored.values() if version.metadata), []))
+        metadata = {**shown(told), "state": "reused", "made_by_run": ", ".join(made_by)}
+        rows = None
+        if not any((version.path or "").endswith(".json") for version in stored.values()):
+            rows = metadata["dagster/row_count"] = sum(version.rows for version in stored.values())
         self._state(
             "reused",
             f"unchanged inputs, policy and code; made by run {', '.join(made_by)}",
             rows,
             pieces.data_version,
         )
-        return dg.Output(
-            pieces,
-            metadata={"state": "reused", "made_by_run": ", ".join(made_by), "dagster/row_count": rows},
-            data_version=dg.DataVersion(pieces.data_version),
-        )
+        return dg.Output(pieces, metadata=metadata, data_version=dg.DataVersion(pieces.data_version))
 
     def _stored(self) -> "dict[str | None, DataVersion]":
         from e2i_dagster.warehouse import ledger
@@ -270,26 +271,26 @@ class Stage:
         from e2i_dagster.warehouse.lake import value_digest
 
         values = produced.pieces(self.partitions)
+        told = _told(produced)
         pieces = Pieces(
             values,
             {key: value_digest(value) for key, value in values.items()},
             self.fingerprint,
             code_version(),
+            {"told": list(told.items())},
         )
-        metadata = _metadata(produced)
+        metadata = {"state": "executed", **shown(told)}
         rows = sum(map(len, values.values())) if all(map(_is_frame, values.values())) else None
         if rows is not None:
             metadata["dagster/row_count"] = rows
         if len(values) > 1:
             for key, value in values.items():
-                shown = (
-                    {"dagster/row_count": len(value)}
-                    if _is_frame(value)
-                    else _metadata(Produced(report=value))
-                )
-                self.context.add_asset_metadata({**shown, "digest": pieces.digests[key]}, partition_key=key)
+                own = {"dagster/row_count": len(value)} if _is_frame(value) else shown(value.to_metadata())
+                self.context.add_asset_metadata({**own, "digest": pieces.digests[key]}, partition_key=key)
         before = self._stored()
-        self.lake.store(self.name, pieces, self.context.run_id)
+        same = {key: version.digest for key, version in before.items()} == pieces.digests
+        if not (always and same):
+            self.lake.store(self.name, pieces, self.context.run_id)
         if produced.withheld:
             self._announce_good_ones(pieces, metadata)
             reasons = _some(produced.withheld)
@@ -300,8 +301,8 @@ class Stage:
                 metadata=metadata,
                 allow_retries=False,
             )
-        same = {key: version.digest for key, version in before.items()} == pieces.digests
         if always and same:
+            metadata["state"] = "reused"
             made_by = ", ".join(sorted({str(version.run_id) for version in before.values()}))
             self._state(
                 "reused", f"looked again, the same values as of run {made_by}", rows, pieces.data_version
@@ -380,9 +381,10 @@ def _is_frame(value: Any) -> bool:
     return isinstance(value, pd.DataFrame)
 
 
-def _metadata(produced: Produced) -> dict[str, Any]:
+def _told(produced: Produced) -> dict[str, Any]:
+    """What the stage says of itself, as plain JSON values."""
     given = produced.report.to_metadata() if produced.report is not None else {}
-    return {"state": "executed", **shown({**given, **produced.metadata})}
+    return json.loads(json.dumps({**given, **produced.metadata}, default=str))
 
 
 def shown(metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from resources.lake import LakeIOManager, asset_name
 from resources.mlflow import MlflowResource
 from resources.warehouse import Warehouse
 from sensors.chain import cohorts_after_load, scopes_after_cohorts
+from sensors.deliveries import missing_deliveries
 from sensors.drift import drift_sensor
 from sensors.failures import alert_on_run_failure
 from sensors.jobs import JOBS
@@ -45,7 +46,13 @@ def build_definitions(resources: Mapping[str, Any] | None = None) -> dg.Definiti
         assets=dg.load_assets_from_modules(MODULES),
         asset_checks=dg.load_asset_checks_from_modules(MODULES),
         jobs=JOBS,
-        sensors=[alert_on_run_failure, drift_sensor, cohorts_after_load, scopes_after_cohorts],
+        sensors=[
+            alert_on_run_failure,
+            drift_sensor,
+            missing_deliveries,
+            cohorts_after_load,
+            scopes_after_cohorts,
+        ],
         schedules=[monthly_load],
         resources={**build_resources(), **(resources or {})},
         # A process for each step costs seconds; production isolates runs by its launcher.

@@ -1,7 +1,7 @@
 """The lake as Dagster's IO manager: partitioned, immutable, entered in the ledger of versions."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -22,13 +22,16 @@ class Pieces:
     """What a step hands to the lake: a value and its digest for each partition (None: unpartitioned).
 
     ``fingerprint`` covers the inputs' digests, the definition and the code version; an asset whose
-    fingerprint is that of its stored version need not be computed again.
+    fingerprint is that of its stored version need not be computed again. ``metadata`` is what the UI
+    shows (``told``: pairs, because JSONB forgets their order), kept with the first partition so that a
+    reused version shows it again.
     """
 
     values: Mapping[str | None, "Value"]
     digests: Mapping[str | None, str]
     fingerprint: str
     code_version: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def stored(self) -> "Pieces":
         """The same digests without values: the stage has stored them before it said that it is done."""
@@ -75,7 +78,7 @@ class LakeIOManager(dg.ConfigurableIOManager):
             for partition, value in pieces.values.items()
         }
         with self.warehouse.engine().begin() as connection:
-            for partition, version in stored.items():
+            for position, (partition, version) in enumerate(stored.items()):
                 ledger.record(
                     connection,
                     ledger.DataVersion(
@@ -88,6 +91,7 @@ class LakeIOManager(dg.ConfigurableIOManager):
                         rows=version.rows,
                         path=version.path,
                         run_id=run_id,
+                        metadata=pieces.metadata if position == 0 else {},
                     ),
                 )
 

@@ -34,11 +34,23 @@ class FileSource(PolicyModel):
     mapping: str | None = None
 
 
-class Expected(PolicyModel):
-    """When the file of a month is due: ``delivery_day`` of the following month."""
+class ExpectedFile(PolicyModel):
+    """Which file of a table is due when.
+
+    Attributes:
+        pattern: name in the delivery folder; ``{month}`` stands for ``YYYY-MM``.
+        delivery_day: day of the following month until which it is expected.
+    """
 
     pattern: str
     delivery_day: int = Field(ge=1, le=28)
+
+    @field_validator("pattern")
+    @classmethod
+    def _names_the_month(cls, value: str) -> str:
+        if "{month}" not in value:
+            raise ValueError("the pattern must contain {month}, for example treatment_events_{month}.csv")
+        return value
 
 
 class SourcesPolicy(PolicyModel):
@@ -49,7 +61,7 @@ class SourcesPolicy(PolicyModel):
     source: Annotated[SyntheticSource | FileSource, Field(discriminator="kind")]
     success_threshold: float = Field(default=0.95, ge=0, le=1)
     load_cron: str = "0 5 6 * *"
-    expected: dict[str, Expected] = {}
+    expected: dict[str, ExpectedFile] = {}
 
     @field_validator("data_end")
     @classmethod
