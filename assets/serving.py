@@ -32,13 +32,16 @@ def _is_live(deployment: Deployment) -> bool:
     kinds={"bentoml"},
     document=Release,
     still_valid=lambda release: release.path.exists(),
+    # A release holds the models of all scopes, so a new version of any scope makes it stale.
+    deps=[dg.AssetDep("registered_model", partition_mapping=dg.AllPartitionMapping())],
     description="One bento for the service, with every model version in staging and the digests of its files.",
 )
-def bento(registered_model: RegisteredVersion, serving: Serving, mlflow: MlflowResource) -> Produced:
+def bento(serving: Serving, mlflow: MlflowResource) -> Produced:
     from e2i_dagster.serving.active import models_at_stage
 
-    scopes = current_policy().scopes.values()
-    release = serving.build(models_at_stage(scopes, STAGE, tracking_uri=mlflow.uri(), named=registered_model))
+    release = serving.build(
+        models_at_stage(current_policy().scopes.values(), STAGE, tracking_uri=mlflow.uri())
+    )
     return Produced(release, release)
 
 

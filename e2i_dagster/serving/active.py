@@ -22,19 +22,11 @@ from e2i_dagster.serving.schema import Signature, mlmodel, to_frame, to_records
 PARITY_ROWS = 50
 
 
-def models_at_stage(
-    scopes: Iterable[ScopeSpec], stage: str, *, tracking_uri: str, named: RegisteredVersion | None = None
-) -> list[ModelToServe]:
-    """The model version of each scope that has the alias ``stage``, with a local copy of its files.
-
-    Args:
-        named: a version that takes the place of whatever its name has at the stage.
-    """
+def models_at_stage(scopes: Iterable[ScopeSpec], stage: str, *, tracking_uri: str) -> list[ModelToServe]:
+    """The model version of each scope that has the alias ``stage``, with a local copy of its files."""
     found = []
     for scope in scopes:
         version = version_at(scope.model_name, stage, tracking_uri=tracking_uri)
-        if named is not None and scope.model_name == named.name:
-            version = named
         if version is not None:
             found.append(_to_serve(scope, version))
     return found

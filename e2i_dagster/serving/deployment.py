@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -105,6 +105,18 @@ class Deployment(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    #: How and when it was switched to; what answers is release, slot and address.
+    volatile_fields: ClassVar[set[str]] = {
+        "deployment_id",
+        "colour",
+        "deployed_at",
+        "deployed_by",
+        "internal_url",
+        "parity",
+        "previous_release",
+        "seconds",
+        "started_at",
+    }
 
     deployment_id: str
     service: str
