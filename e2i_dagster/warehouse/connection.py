@@ -17,7 +17,7 @@ from sqlalchemy import exc
 
 from e2i_dagster.config.environment import database_url
 from e2i_dagster.errors import ConfigError, UnavailableError
-from e2i_dagster.warehouse.roles import ROLE_NAMES, Role
+from e2i_dagster.warehouse.roles import ROLE_NAMES, Role, taking_on
 from e2i_dagster.warehouse.server import DATABASE, ensure_server
 
 _DRIVER = "postgresql+psycopg"
@@ -79,7 +79,8 @@ def ensure_database(name: str) -> str:
     """
     import psycopg.errors
 
-    url = _url("owner", DATABASE)
+    # Whoever logs in may create databases; the role that owns the tables may not.
+    url = _url("login", DATABASE)
     with _admin(url) as connection:
         if (
             connection.scalar(sa.text("SELECT 1 FROM pg_database WHERE datname = :name"), {"name": name})
@@ -88,8 +89,9 @@ def ensure_database(name: str) -> str:
             quoted = connection.dialect.identifier_preparer.quote(name)
             may_own = connection.scalar(
                 sa.text(
-                    "SELECT count(*) FROM pg_roles WHERE rolname = 'e2i_app' AND pg_has_role(oid, 'MEMBER')"
-                )
+                    "SELECT count(*) FROM pg_roles WHERE rolname = 'e2i_app' AND pg_has_role(oid, :privilege)"
+                ),
+                {"privilege": taking_on(connection)},
             )
             owner = " OWNER e2i_app" if may_own else ""
             try:

@@ -13,12 +13,11 @@ not create roles and nobody else did, it works with its own privileges.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+import psycopg
 import sqlalchemy as sa
-
-if TYPE_CHECKING:
-    import psycopg
+from sqlalchemy import exc
 
 Role = Literal["owner", "app", "read"]
 ROLE_NAMES: Mapping[str, str] = {"owner": "e2i_owner", "app": "e2i_app", "read": "e2i_read"}
@@ -82,8 +81,15 @@ def create_missing(connection: sa.Connection) -> bool:
         if name not in there:
             connection.execute(sa.text(f"CREATE ROLE {name} NOLOGIN"))
     if not usable(connection):
-        with connection.begin_nested():
-            connection.execute(sa.text(f"GRANT {', '.join(ROLE_NAMES.values())} TO CURRENT_USER"))
+        try:
+            # Since PostgreSQL 16 whoever creates a role may grant it, and has to before taking it on.
+            with connection.begin_nested():
+                connection.execute(sa.text(f"GRANT {', '.join(ROLE_NAMES.values())} TO CURRENT_USER"))
+        except exc.ProgrammingError as error:
+            if not isinstance(error.orig, psycopg.errors.InsufficientPrivilege):
+                raise
+            # Somebody else made the roles: this user goes on with its own privileges.
+            return False
     return usable(connection)
 
 
@@ -92,11 +98,17 @@ def usable(connection: sa.Connection) -> bool:
     found = connection.scalar(
         sa.text(
             "SELECT count(*) FROM pg_roles WHERE rolname = ANY(:names) "
-            "AND pg_has_role(session_user, oid, 'MEMBER')"
+            "AND pg_has_role(session_user, oid, :privilege)"
         ),
-        {"names": list(ROLE_NAMES.values())},
+        {"names": list(ROLE_NAMES.values()), "privilege": taking_on(connection)},
     )
     return found == len(ROLE_NAMES)
+
+
+def taking_on(connection: sa.Connection) -> str:
+    """The privilege of ``pg_has_role`` that lets a user take on a role: membership alone until PostgreSQL 15."""
+    version = int((connection.dialect.server_version_info or (0,))[0])
+    return "SET" if version >= 16 else "MEMBER"
 
 
 def prepare_ownership(connection: sa.Connection) -> None:
