@@ -213,11 +213,7 @@ def status(json_output: bool) -> None:
     if json_output:
         click.echo(json.dumps(report, default=str))
         return
-    _print_table(
-        "Stages",
-        [{**stage, "seconds": f"{stage['seconds']:.1f}"} for stage in report["stages"]],
-        drop=("at",),
-    )
+    _print_table("Stages", [_stage_row(stage) for stage in report["stages"]])
     _print_table("Tables", [{"table": name, "rows": f"{rows:,}"} for name, rows in report["tables"].items()])
     if report["endpoints"]:
         _print_table("Endpoints", report["endpoints"], drop=("example",))
@@ -282,6 +278,20 @@ def feast(arguments: tuple[str, ...], scope: str) -> None:
         environment = {**os.environ, **repo_environment(store.settings, online.files)}
     executable = str(Path(sys.executable).with_name("feast"))
     os.execve(executable, [executable, "-c", str(CHECKOUT / "feature_repo"), *arguments], environment)
+
+
+def _stage_row(stage: dict[str, Any]) -> dict[str, Any]:
+    """One stage for people: the reason only where there is something to do about it."""
+    done = stage["state"] in ("executed", "reused")
+    return {
+        "stage": stage["name"],
+        "partition": stage["partition"],
+        "state": stage["state"],
+        "rows": "" if stage["rows"] is None else f"{stage['rows']:,}",
+        "seconds": "" if stage["seconds"] is None else f"{stage['seconds']:.1f}",
+        "at": f"{stage['at']:%Y-%m-%d %H:%M}",
+        "reason": "" if done else stage["reason"],
+    }
 
 
 def _launch(
