@@ -194,7 +194,7 @@ def run(scope: str, json_output: bool) -> None:
 @as_json
 @command_errors
 def show_plan(scope: str, json_output: bool) -> None:
-    """What `e2i run` would run, in order, and the last state of each stage."""
+    """The jobs and partitions of `e2i run`, in order."""
     from sensors.plan import plan, scopes_named
 
     rows = [{"job": planned.job, "partitions": planned.label} for planned in plan(scopes_named(scope))]

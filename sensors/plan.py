@@ -1,6 +1,6 @@
 """The plan: which job follows which, for which keys, and how one is run in this process.
 
-A Dagster run has one partition set, so the whole path is five jobs in order. The command line
+A Dagster run has one partition set, so the whole path is several jobs in order. The command line
 executes them one after the other; in the UI a run-status sensor requests the next one.
 """
 

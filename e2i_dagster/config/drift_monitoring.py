@@ -50,12 +50,6 @@ class RetrainingRule(PolicyModel):
     minimum_new_labels: int = Field(ge=0)
 
 
-class SensorRule(PolicyModel):
-    """How often the drift sensor looks."""
-
-    interval_seconds: int = Field(ge=30)
-
-
 class DriftPolicy(PolicyModel):
     """When a difference counts, and what follows."""
 
@@ -66,7 +60,6 @@ class DriftPolicy(PolicyModel):
     severity_weight: dict[Severity, float]
     alerts: AlertRule
     retraining: RetrainingRule
-    sensor: SensorRule
 
     @classmethod
     def load(cls, folder: Path) -> DriftPolicy:

@@ -1,4 +1,4 @@
-"""``config/feast_materialization.yaml``: materialization schedule, freshness limits, snapshots."""
+"""``config/feast_materialization.yaml``: freshness limits, snapshots, size of a batch."""
 
 from __future__ import annotations
 
@@ -8,13 +8,6 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from e2i_dagster.config.base import PolicyModel, read_yaml
-
-
-class MaterializationSchedule(PolicyModel):
-    """Cron lines (UTC) of the incremental and the full materialization."""
-
-    incremental: str
-    full: str
 
 
 class FreshnessLimits(PolicyModel):
@@ -41,7 +34,6 @@ class SnapshotPolicy(PolicyModel):
 class FeastMaterializationPolicy(PolicyModel):
     """The whole file."""
 
-    schedule: MaterializationSchedule
     freshness: FreshnessLimits
     snapshots: SnapshotPolicy
     online_write_batch_size: int = Field(gt=0)
