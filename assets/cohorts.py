@@ -49,7 +49,7 @@ def cohort(
 
 
 def _execution(context: dg.AssetExecutionContext) -> str:
-    return f"{context.run_id}:{context.partition_key}"
+    return f"{context.run.run_id}:{context.partition_key}"
 
 
 @dg.asset_check(

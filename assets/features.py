@@ -138,7 +138,7 @@ def online_features(
 
     with feature_store.open(context.partition_key) as store, warehouse.engine().begin() as connection:
         report = store.materialize(feature_views)
-        record_materialization(connection, report, run_id=context.run_id)
+        record_materialization(connection, report, run_id=context.run.run_id)
     return Produced(report, report)
 
 

@@ -90,5 +90,5 @@ def drift_report(
         model_id=f"{registered_model.name}/{registered_model.version}",
     )
     with warehouse.engine().begin() as connection:
-        record_drift(connection, report, context.run_id)
+        record_drift(connection, report, context.run.run_id)
     return Produced(report, report)

@@ -43,7 +43,7 @@ def quality_asset(table: str) -> dg.AssetsDefinition:
             versions=input_versions(context, warehouse),
             as_of=current_policy().sources.data_end,
             engine=warehouse.engine(),
-            run_id=context.run_id,
+            run_id=context.run.run_id,
         )
         return Produced(report=judged.report, by_partition=judged.parts)
 

@@ -50,7 +50,7 @@ class DeliveryConfig(dg.Config):
 def source_files(context: dg.AssetExecutionContext, config: DeliveryConfig, warehouse: Warehouse) -> Produced:
     manifest = prepare_delivery(config.request(), current_policy().sources, state_folder())
     if manifest.resubmit:
-        report = resubmit_rejects(manifest, engine=warehouse.engine(), run_id=context.run_id)
+        report = resubmit_rejects(manifest, engine=warehouse.engine(), run_id=context.run.run_id)
         return Produced(manifest, report)
     return Produced(manifest, manifest)
 
@@ -78,7 +78,7 @@ def raw_asset(table: str) -> dg.AssetsDefinition:
             source_files,
             table,
             engine=warehouse.engine(),
-            run_id=context.run_id,
+            run_id=context.run.run_id,
             months=months,
             all_months=months == current_policy().sources.months,
         )

@@ -290,7 +290,7 @@ class Stage:
         before = self._stored()
         same = {key: version.digest for key, version in before.items()} == pieces.digests
         if not (always and same):
-            self.lake.store(self.name, pieces, self.context.run_id)
+            self.lake.store(self.name, pieces, self.context.run.run_id)
         if produced.withheld:
             self._announce_good_ones(pieces, metadata)
             reasons = _some(produced.withheld)
@@ -338,7 +338,7 @@ class Stage:
                 rows=rows,
                 seconds=seconds,
                 data_version=data_version,
-                run_id=self.context.run_id,
+                run_id=self.context.run.run_id,
             ),
         )
         event = StageEvent(self.name, self.partition_label, state, reason, rows, seconds)
