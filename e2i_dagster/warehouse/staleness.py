@@ -33,7 +33,9 @@ def older_than(
             sa.select(versions.c.partition, sa.func.max(versions.c.version_id))
             .where(versions.c.asset == asset)
             .group_by(versions.c.partition)
-        ).tuples()
+        )
+        .tuples()
+        .all()
     )
     return [partition for partition in partitions if stored.get(partition, -1) < upstream_id]
 
