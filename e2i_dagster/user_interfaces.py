@@ -53,7 +53,14 @@ def run_user_interfaces(say: Callable[[str], None]) -> None:
         for name, (command, environment) in commands.items():
             log = (logs / f"{name.lower().replace(' ', '-')}.log").open("ab")
             processes[name] = subprocess.Popen(
-                command, env={**os.environ, **environment}, cwd=CHECKOUT, stdout=log, stderr=log
+                command,
+                env={**os.environ, **environment},
+                cwd=CHECKOUT,
+                stdout=log,
+                stderr=log,
+                # Ctrl-C of the terminal reaches this process alone, which ends them one signal each: the
+                # second of two would keep `dagster dev` from ending its own processes.
+                start_new_session=True,
             )
         _wait_until_open({"Dagster UI": dagster_port, "MLflow UI": mlflow_port}, processes, logs)
         say(f"Dagster UI  http://127.0.0.1:{dagster_port}")
@@ -76,7 +83,7 @@ def run_user_interfaces(say: Callable[[str], None]) -> None:
             try:
                 process.wait(timeout=20)
             except subprocess.TimeoutExpired:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def _free(wanted: int, what: str) -> int:
