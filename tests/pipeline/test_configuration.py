@@ -85,7 +85,7 @@ def refuse(*arguments, **named):
     raise AssertionError("a connection was opened")
 socket.socket.connect = refuse
 from e2i_dagster.definitions import defs
-heavy = ["mlflow", "shap", "great_expectations", "xgboost", "sklearn", "feast", "bentoml", "optuna", "matplotlib", "duckdb"]
+heavy = ["mlflow", "shap", "great_expectations", "xgboost", "sklearn", "feast", "bentoml", "optuna", "duckdb"]
 print(json.dumps([name for name in heavy if name in sys.modules]))
 """
     assert shown_with(config, program) == []
