@@ -83,6 +83,8 @@ def tracking_environment() -> dict[str, str]:
         "MLFLOW_BACKEND_STORE_URI": default_tracking_uri(),
         "MLFLOW_DEFAULT_ARTIFACT_ROOT": default_artifact_root(),
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        # Nothing here uses MLflow's job queue, which would start seven more processes.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
 
 
