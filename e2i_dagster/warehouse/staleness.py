@@ -28,15 +28,12 @@ def older_than(
     upstream_id = connection.execute(newest_upstream).scalar()
     if upstream_id is None:
         return []
-    stored = dict(
-        connection.execute(
-            sa.select(versions.c.partition, sa.func.max(versions.c.version_id))
-            .where(versions.c.asset == asset)
-            .group_by(versions.c.partition)
-        )
-        .tuples()
-        .all()
+    rows = connection.execute(
+        sa.select(versions.c.partition, sa.func.max(versions.c.version_id))
+        .where(versions.c.asset == asset)
+        .group_by(versions.c.partition)
     )
+    stored = {row[0]: row[1] for row in rows}
     return [partition for partition in partitions if stored.get(partition, -1) < upstream_id]
 
 
