@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
+from sqlalchemy.exc import OperationalError
 
 from e2i_dagster.errors import E2IError
 
@@ -38,6 +39,15 @@ def command_errors(function: Callable[..., Any]) -> Callable[..., Any]:
         except E2IError as error:
             click.echo(f"Error: {error}", err=True)
             sys.exit(error.exit_code)
+        except OperationalError as error:
+            said = str(error.orig).strip().splitlines()[0]
+            click.echo(
+                f"Error: The warehouse stopped answering: {said}\n"
+                "Look for a full disk or a stopped server, mend it, and run the command again: what was "
+                "begun is taken up or done anew.",
+                err=True,
+            )
+            sys.exit(5)
 
     return run
 
