@@ -83,7 +83,7 @@ def run_user_interfaces(say: Callable[[str], None]) -> None:
                 process.send_signal(signal.SIGINT)
         for process in processes.values():
             try:
-                process.wait(timeout=20)
+                process.wait(timeout=8)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
 

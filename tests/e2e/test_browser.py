@@ -70,7 +70,7 @@ def address(deployed):
     assert re.search(r"classification\s+\S+\s+healthy", text), "the deployed service is named"
     yield found.group(1)
     process.send_signal(signal.SIGINT)
-    process.wait(timeout=60)
+    process.wait(timeout=150)
     assert not listening(found.group(1)), "the UI goes on after Ctrl-C"
 
 
