@@ -11,48 +11,16 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
-from sqlalchemy.exc import OperationalError
 
-from e2i_dagster.errors import E2IError
+from e2i_dagster.commands.console import as_json, command_errors, print_table, say
+from e2i_dagster.commands.launch import exit_code, failure_text, launch
 
 if TYPE_CHECKING:
-    import dagster as dg
-
     from assets.stage import StageEvent
-
-SYMBOLS = {"executed": "+", "reused": "=", "failed": "x", "blocked": "!", "unavailable": "?", "skipped": "-"}
-
-
-def command_errors(function: Callable[..., Any]) -> Callable[..., Any]:
-    """End with the error's message and exit code instead of a traceback when a user can mend it."""
-
-    @wraps(function)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(*args, **kwargs)
-        except E2IError as error:
-            click.echo(f"Error: {error}", err=True)
-            sys.exit(error.exit_code)
-        except OperationalError as error:
-            said = str(error.orig).strip().splitlines()[0]
-            click.echo(
-                f"Error: The warehouse stopped answering: {said}\n"
-                "Look for a full disk or a stopped server, mend it, and run the command again: what was "
-                "begun is taken up or done anew.",
-                err=True,
-            )
-            sys.exit(5)
-
-    return run
-
-
-as_json = click.option("--json", "json_output", is_flag=True, help="Machine-readable output.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -117,9 +85,9 @@ def load(
         report = dry_run_report(request)
         _print_load(report, json_output)
         sys.exit(0 if report["success"] else 1)
-    result = _launch("load", {"source_files": request.model_dump(exclude_none=True)}, show=not json_output)
+    result = launch("load", {"source_files": request.model_dump(exclude_none=True)}, show=not json_output)
     _print_load(_load_report(result.run_id), json_output)
-    sys.exit(0 if result.success else _exit_code(result))
+    sys.exit(0 if result.success else exit_code(result))
 
 
 @main.group()
@@ -141,7 +109,7 @@ def rejects_list(table: str | None, json_output: bool) -> None:
     if json_output:
         click.echo(json.dumps(rows, default=str))
     elif rows:
-        _print_table("Open rejects", rows)
+        print_table("Open rejects", rows)
     else:
         click.echo("No open rejects.")
 
@@ -166,9 +134,9 @@ def rejects_export(folder: Path, table: str | None) -> None:
 def rejects_resubmit(folder: Path, json_output: bool) -> None:
     """Load the corrected rows of FOLDER and their waiting children (job `resubmit_rejects`)."""
     config = {"folder": str(folder.absolute()), "resubmit": True}
-    result = _launch("resubmit_rejects", {"source_files": config}, show=not json_output)
+    result = launch("resubmit_rejects", {"source_files": config}, show=not json_output)
     _print_load(_load_report(result.run_id), json_output)
-    sys.exit(0 if result.success else _exit_code(result))
+    sys.exit(0 if result.success else exit_code(result))
 
 
 @main.command()
@@ -181,12 +149,12 @@ def run(scope: str, json_output: bool) -> None:
 
     scopes = scopes_named(scope)
     began = time.monotonic()
-    _say(json_output, "Starting: warehouse, tracking store and services start when they are first needed.")
+    say(json_output, "Starting: warehouse, tracking store and services start when they are first needed.")
     events: list[StageEvent] = []
     failed = None
     for planned in plan(scopes):
-        _say(json_output, f"\n{planned.job} {planned.label}")
-        result = _launch(planned.job, planned=planned, show=not json_output, collect=events)
+        say(json_output, f"\n{planned.job} {planned.label}")
+        result = launch(planned.job, planned=planned, show=not json_output, collect=events)
         if not result.success:
             failed = result
             break
@@ -195,8 +163,8 @@ def run(scope: str, json_output: bool) -> None:
     else:
         _print_run(events, time.monotonic() - began)
     if failed is not None:
-        _say(json_output, f"\nStopped: {_failure_text(failed)}")
-        sys.exit(_exit_code(failed))
+        say(json_output, f"\nStopped: {failure_text(failed)}")
+        sys.exit(exit_code(failed))
 
 
 @main.command("plan")
@@ -211,7 +179,7 @@ def show_plan(scope: str, json_output: bool) -> None:
     if json_output:
         click.echo(json.dumps(rows))
     else:
-        _print_table("Plan", rows)
+        print_table("Plan", rows)
 
 
 @main.command()
@@ -223,10 +191,10 @@ def status(json_output: bool) -> None:
     if json_output:
         click.echo(json.dumps(report, default=str))
         return
-    _print_table("Stages", [_stage_row(stage) for stage in report["stages"]])
-    _print_table("Tables", [{"table": name, "rows": f"{rows:,}"} for name, rows in report["tables"].items()])
+    print_table("Stages", [_stage_row(stage) for stage in report["stages"]])
+    print_table("Tables", [{"table": name, "rows": f"{rows:,}"} for name, rows in report["tables"].items()])
     if report["endpoints"]:
-        _print_table("Endpoints", report["endpoints"], drop=("example",))
+        print_table("Endpoints", report["endpoints"], drop=("example",))
         for endpoint in report["endpoints"]:
             click.echo(endpoint["example"])
     else:
@@ -304,64 +272,6 @@ def _stage_row(stage: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _launch(
-    job: str,
-    config: dict[str, Any] | None = None,
-    *,
-    planned: Any = None,
-    show: bool = True,
-    collect: list[StageEvent] | None = None,
-) -> dg.ExecuteInProcessResult:
-    """Run ``job`` in this process in the instance of the UI, printing each stage as it ends."""
-    from assets.stage import observers
-    from e2i_dagster.definitions import defs
-    from resources.local_instance import local_instance
-    from sensors.plan import PlannedRun, execute, months_of
-
-    def observe(event: StageEvent) -> None:
-        if collect is not None and event.state != "running":
-            collect.append(event)
-        if show and event.state != "running":
-            rows = "" if event.rows is None else f"{event.rows:,} rows"
-            line = f"  {SYMBOLS[event.state]} {event.stage:<28} {event.state:<9} {rows:>14} {event.seconds:7.1f} s"
-            click.echo(f"{line}  {event.reason}" if event.state not in ("executed", "reused") else line)
-
-    observers.append(observe)
-    try:
-        with local_instance() as instance:
-            run = planned or PlannedRun(job, *months_of(job))
-            ops = {name: {"config": values} for name, values in (config or {}).items()}
-            return execute(defs, run, instance, {"ops": ops} if ops else None)
-    finally:
-        observers.remove(observe)
-
-
-def _failure_text(result: dg.ExecuteInProcessResult) -> str:
-    """What each failed step said: its own description, or the innermost cause."""
-    texts = []
-    for event in result.get_step_failure_events():
-        failure, error = event.step_failure_data.user_failure_data, event.step_failure_data.error
-        while error is not None and error.cause is not None:
-            error = error.cause
-        said = (failure.description if failure else None) or (error.message if error else event.message) or ""
-        texts.append(f"{event.step_key}: {said.strip()}")
-    texts += [
-        f"{check.asset_key.to_user_string()} {check.check_name}: {check.description}"
-        for check in result.get_asset_check_evaluations()
-        if not check.passed and check.blocking
-    ]
-    return "\n".join(texts) or "the run failed; see its page in the UI (make ui)"
-
-
-def _exit_code(result: dg.ExecuteInProcessResult) -> int:
-    from e2i_dagster.warehouse.connection import engine
-    from e2i_dagster.warehouse.ledger import states
-
-    with engine(role="app").connect() as connection:
-        ended = {state.state for state in states(connection) if state.run_id == result.run_id}
-    return 4 if "blocked" in ended else 5 if "unavailable" in ended else 1
-
-
 def _load_report(load_id: str) -> dict[str, Any]:
     from e2i_dagster.warehouse.connection import engine
     from e2i_dagster.warehouse.read import recorded_load
@@ -373,10 +283,6 @@ def _status() -> dict[str, Any]:
     from e2i_dagster.status import status_report
 
     return status_report()
-
-
-def _say(json_output: bool, text: str) -> None:
-    click.echo(text, err=json_output)
 
 
 def _print_load(report: dict[str, Any], json_output: bool) -> None:
@@ -399,7 +305,7 @@ def _print_load(report: dict[str, Any], json_output: bool) -> None:
                 "reasons": reasons,
             }
         )
-    _print_table("Load", rows)
+    print_table("Load", rows)
 
 
 def _print_run(events: list[StageEvent], seconds: float) -> None:
@@ -415,7 +321,7 @@ def _print_run(events: list[StageEvent], seconds: float) -> None:
         }
         for event in events
     ]
-    _print_table(f"Made in {seconds:.0f} s", rows)
+    print_table(f"Made in {seconds:.0f} s", rows)
     report = _status()
     click.echo("Where to look")
     dagster_ui, mlflow_ui = (f"http://127.0.0.1:{port(offset) or '<free port>'}" for offset in (0, 4))
@@ -426,23 +332,6 @@ def _print_run(events: list[StageEvent], seconds: float) -> None:
         click.echo(f"\n{endpoint['model_id']} answers in slot {endpoint['slot']} (not production: that needs")
         click.echo("shadow days and a second person's approval). Ask it:")
         click.echo(endpoint["example"])
-
-
-def _print_table(title: str, rows: list[dict[str, Any]], drop: tuple[str, ...] = ()) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    if not rows:
-        return
-    names = [name for name in rows[0] if name not in drop]
-    table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
-    for name in names:
-        table.add_column(name, justify="right" if name in ("rows", "seconds") else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*("" if row[name] is None else str(row[name]) for name in names))
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print()
-    console.print(table)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""The groups of the ``e2i`` command, one module each."""

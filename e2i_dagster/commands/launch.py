@@ -1,0 +1,72 @@
+"""Commands that change state: the Dagster job of the same name, run in this process."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+    from assets.stage import StageEvent
+
+SYMBOLS = {"executed": "+", "reused": "=", "failed": "x", "blocked": "!", "unavailable": "?", "skipped": "-"}
+
+
+def launch(
+    job: str,
+    config: dict[str, Any] | None = None,
+    *,
+    planned: Any = None,
+    show: bool = True,
+    collect: list[StageEvent] | None = None,
+) -> dg.ExecuteInProcessResult:
+    """Run ``job`` in this process in the instance of the UI, printing each stage as it ends."""
+    from assets.stage import observers
+    from e2i_dagster.definitions import defs
+    from resources.local_instance import local_instance
+    from sensors.plan import PlannedRun, execute, months_of
+
+    def observe(event: StageEvent) -> None:
+        if collect is not None and event.state != "running":
+            collect.append(event)
+        if show and event.state != "running":
+            rows = "" if event.rows is None else f"{event.rows:,} rows"
+            line = f"  {SYMBOLS[event.state]} {event.stage:<28} {event.state:<9} {rows:>14} {event.seconds:7.1f} s"
+            click.echo(f"{line}  {event.reason}" if event.state not in ("executed", "reused") else line)
+
+    observers.append(observe)
+    try:
+        with local_instance() as instance:
+            run = planned or PlannedRun(job, *months_of(job))
+            ops = {name: {"config": values} for name, values in (config or {}).items()}
+            return execute(defs, run, instance, {"ops": ops} if ops else None)
+    finally:
+        observers.remove(observe)
+
+
+def failure_text(result: dg.ExecuteInProcessResult) -> str:
+    """What each failed step said: its own description, or the innermost cause."""
+    texts = []
+    for event in result.get_step_failure_events():
+        failure, error = event.step_failure_data.user_failure_data, event.step_failure_data.error
+        while error is not None and error.cause is not None:
+            error = error.cause
+        said = (failure.description if failure else None) or (error.message if error else event.message) or ""
+        texts.append(f"{event.step_key}: {said.strip()}")
+    texts += [
+        f"{check.asset_key.to_user_string()} {check.check_name}: {check.description}"
+        for check in result.get_asset_check_evaluations()
+        if not check.passed and check.blocking
+    ]
+    return "\n".join(texts) or "the run failed; see its page in the UI (make ui)"
+
+
+def exit_code(result: dg.ExecuteInProcessResult) -> int:
+    from e2i_dagster.warehouse.connection import engine
+    from e2i_dagster.warehouse.ledger import states
+
+    with engine(role="app").connect() as connection:
+        ended = {state.state for state in states(connection) if state.run_id == result.run_id}
+    return 4 if "blocked" in ended else 5 if "unavailable" in ended else 1
