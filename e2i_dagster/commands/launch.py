@@ -64,9 +64,20 @@ def failure_text(result: dg.ExecuteInProcessResult) -> str:
 
 
 def exit_code(result: dg.ExecuteInProcessResult) -> int:
-    from e2i_dagster.warehouse.connection import engine
-    from e2i_dagster.warehouse.ledger import states
+    """The exit code of the first failed step's error; 4 for a failed blocking check, else 1."""
+    from e2i_dagster.errors import E2IError
 
-    with engine(role="app").connect() as connection:
-        ended = {state.state for state in states(connection) if state.run_id == result.run_id}
-    return 4 if "blocked" in ended else 5 if "unavailable" in ended else 1
+    codes: dict[str | None, int] = {}
+    kinds: list[type[E2IError]] = [E2IError]
+    while kinds:
+        kind = kinds.pop()
+        codes[kind.__name__] = kind.exit_code
+        kinds += kind.__subclasses__()
+    for event in result.get_step_failure_events():
+        error = event.step_failure_data.error
+        while error is not None:
+            if error.cls_name in codes:
+                return codes[error.cls_name]
+            error = error.cause
+    blocking = any(not check.passed and check.blocking for check in result.get_asset_check_evaluations())
+    return 4 if blocking else 1
