@@ -205,7 +205,9 @@ class _Plan:
             both = _filled(first, schema[rule.column]) & _filled(second, schema[cast(str, rule.other)])
             expressions[f"pairs {position}"] = both
             expressions[f"disordered {position}"] = both & (first > second)
-        self.expressions = expressions
+        # Where NaN cannot be, the engine's own count of values needs no mask.
+        self.counted = {f"filled {name}": name for name in self.present if not schema[name].is_float()}
+        self.expressions = {alias: mask for alias, mask in expressions.items() if alias not in self.counted}
         self.key = primary_key(table)
         self.date = date_column(table)
 
@@ -214,9 +216,16 @@ class _Plan:
         import narwhals as nw
 
         flags = native.with_columns(
-            *[expression.cast(nw.Int64()).alias(name) for name, expression in self.expressions.items()]
+            *[
+                nw.when(expression).then(nw.lit(1)).alias(name)
+                for name, expression in self.expressions.items()
+            ]
         )
-        wanted = [nw.len().alias("rows"), *[nw.col(name).sum() for name in self.expressions]]
+        wanted = [
+            nw.len().alias("rows"),
+            *[nw.col(name).count() for name in self.expressions],
+            *[nw.col(name).count().alias(alias) for alias, name in self.counted.items()],
+        ]
         if self.key not in self.absent:
             wanted.append(nw.col(self.key).n_unique().alias("keys"))
         if self.date is not None and self.date not in self.absent and self.date not in self.wrong_type:

@@ -1,18 +1,25 @@
 """Layer 3: Great Expectations suites of the raw tables, from ``config/expectations/<table>.yaml``.
 
-Great Expectations runs on the frame in memory, in an ephemeral context, with analytics off and
-``BOOLEAN_ONLY`` results, so that no value of a row leaves the frame.
+Great Expectations runs on the frame in memory, in an ephemeral context, with analytics off; a result
+holds the positions of the rows that do not meet an expectation, never a value of a row.
 
-A verdict must not depend on which months came in one call. The suite is therefore first run over all
-rows with every ``mostly`` at 1: an expectation on rows that holds for all of them holds for every part.
-Only those that do not are run again, with their own ``mostly``, for each partition.
+A verdict must not depend on which months came in one call, and one call should not cost a run of the
+suite for each month. The suite is therefore run once, over all rows, with every ``mostly`` at 1. The
+positions of the failing rows are then counted by partition, and each partition is held against the
+``mostly`` of its expectation as Great Expectations does it: 1 - failing / looked at, where the rows looked
+at are all rows for ``not_null``, those with a value (both values of a pair) for the others, and a
+partition without any such row meets it. Only what is not a property of single rows is run for parts:
+``unique`` (two rows of one value may be in different months) where a partition holds two or more of the
+repeated rows, and ``row_count`` from the smallest partition up to the first that meets it.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -20,6 +27,17 @@ import pandas as pd
 from e2i_dagster.config.base import PolicyModel
 from e2i_dagster.config.quality import ExpectationSpec, QualityPolicy
 from e2i_dagster.quality.schemas import TypedFrame, typed
+
+if TYPE_CHECKING:
+    from great_expectations.core.batch_definition import BatchDefinition
+
+#: Positions of failing rows without their values.
+_POSITIONS_ONLY = {
+    "result_format": "COMPLETE",
+    "exclude_unexpected_values": True,
+    "partial_unexpected_count": 0,
+    "return_unexpected_index_query": False,
+}
 
 
 class ExpectationFailure(PolicyModel):
@@ -78,55 +96,100 @@ def validate(
         return {label: PartExpectations(evaluated=0) for label in labels}
     data = (frame if isinstance(frame, TypedFrame) else typed(frame, table)).frame
     codes = np.zeros(len(data), dtype=int) if codes is None else codes
-    specs = dict(enumerate(suite.expectations))
-    rows = {position: spec for position, spec in specs.items() if spec.expect != "row_count"}
-    counts = {position: spec for position, spec in specs.items() if spec.expect == "row_count"}
-    run = _Runner(policy)
-    strict = {position: spec.model_copy(update={"mostly": 1.0}) for position, spec in rows.items()}
-    doubtful = set(run(data, strict))
-    again = {position: spec for position, spec in rows.items() if position in doubtful}
     sizes = np.bincount(codes, minlength=len(labels))
-    # A row count that the smallest part meets is met by all.
-    if counts and len(labels) and run(data[codes == int(sizes.argmin())], counts):
-        again |= counts
-    outcome: dict[str, PartExpectations] = {}
-    for code, label in enumerate(labels):
-        failed = run(data[codes == code] if len(labels) > 1 else data, again) if again else {}
-        outcome[label] = PartExpectations(
-            evaluated=len(specs),
-            failures=tuple(
-                ExpectationFailure(
-                    position=position,
-                    title=specs[position].title,
-                    column=specs[position].column,
-                    critical=specs[position].critical,
-                    because=specs[position].because,
-                    error=failed[position],
-                )
-                for position in sorted(failed)
-            ),
-        )
-    return outcome
+    specs = dict(enumerate(suite.expectations))
+    of_rows = {position: spec for position, spec in specs.items() if spec.expect != "row_count"}
+    run = _Runner(policy)
+    strict = {position: spec.model_copy(update={"mostly": 1.0}) for position, spec in of_rows.items()}
+    failed: dict[str, dict[int, str | None]] = {label: {} for label in labels}
+    for position, failure in run(data, strict).items():
+        spec = specs[position]
+        if failure.rows is None:
+            for label in labels:
+                failed[label][position] = failure.error
+            continue
+        hits = np.bincount(codes[failure.rows], minlength=len(labels))
+        if spec.expect == "unique":
+            for code in np.flatnonzero(hits >= 2):
+                failed[labels[code]] |= _errors(run(data[codes == code], {position: spec}))
+            continue
+        looked_at = np.bincount(codes[_looked_at(data, spec)], minlength=len(labels))
+        share = (looked_at - hits) / np.maximum(looked_at, 1)
+        for code in np.flatnonzero((hits > 0) & (share < spec.mostly)):
+            failed[labels[code]][position] = None
+    for position, spec in specs.items():
+        if spec.expect == "row_count":
+            for code in np.argsort(sizes, kind="stable"):
+                short = run(data[codes == code], {position: spec})
+                if not short:  # a row count that this part meets is met by every larger one
+                    break
+                failed[labels[code]] |= _errors(short)
+    return {label: _outcome(specs, failed[label]) for label in labels}
+
+
+def _errors(failures: Mapping[int, _Failure]) -> dict[int, str | None]:
+    return {position: failure.error for position, failure in failures.items()}
+
+
+def _looked_at(data: pd.DataFrame, spec: ExpectationSpec) -> np.ndarray:
+    """Mask of the rows that the share ``mostly`` is taken of."""
+    if spec.expect == "not_null":
+        return np.ones(len(data), dtype=bool)
+    return data[list(spec.columns.values())].notna().all(axis=1).to_numpy(dtype=bool)
+
+
+def _outcome(specs: Mapping[int, ExpectationSpec], failed: Mapping[int, str | None]) -> PartExpectations:
+    return PartExpectations(
+        evaluated=len(specs),
+        failures=tuple(
+            ExpectationFailure(
+                position=position,
+                title=specs[position].title,
+                column=specs[position].column,
+                critical=specs[position].critical,
+                because=specs[position].because,
+                error=failed[position],
+            )
+            for position in sorted(failed)
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What kept an expectation from holding: rows by position, or the kind of an error (``rows`` is None).
+
+    A table expectation that is not met has neither.
+    """
+
+    rows: np.ndarray | None
+    error: str | None
+
+
+@lru_cache(maxsize=1)
+def _batches() -> BatchDefinition:
+    """The door for frames in one ephemeral context, made once per process."""
+    # Read when the library is imported: without it an event would leave the machine.
+    os.environ["GX_ANALYTICS_ENABLED"] = "false"
+    import great_expectations as gx
+    from great_expectations.data_context.types.base import ProgressBarsConfig
+
+    context = gx.get_context(mode="ephemeral")
+    context.variables.analytics_enabled = False
+    context.variables.progress_bars = ProgressBarsConfig(globally=False, metric_calculations=False)
+    asset = context.data_sources.add_pandas("memory").add_dataframe_asset("table")
+    return asset.add_batch_definition_whole_dataframe("rows")
 
 
 class _Runner:
-    """One ephemeral context; called with a frame and expectations, it returns the failures."""
+    """Called with a frame and expectations, it returns the failures."""
 
     def __init__(self, policy: QualityPolicy) -> None:
-        # Read when the library is imported: without it an event would leave the machine.
-        os.environ["GX_ANALYTICS_ENABLED"] = "false"
-        import great_expectations as gx
-        from great_expectations.data_context.types.base import ProgressBarsConfig
-
         self.policy = policy
-        context = gx.get_context(mode="ephemeral")
-        context.variables.analytics_enabled = False
-        context.variables.progress_bars = ProgressBarsConfig(globally=False, metric_calculations=False)
-        asset = context.data_sources.add_pandas("memory").add_dataframe_asset("table")
-        self.batches = asset.add_batch_definition_whole_dataframe("rows")
 
-    def __call__(self, data: pd.DataFrame, specs: Mapping[int, ExpectationSpec]) -> dict[int, str | None]:
-        """Position of each failed expectation to None, or to the kind of error that kept it from running."""
+    def __call__(self, data: pd.DataFrame, specs: Mapping[int, ExpectationSpec]) -> dict[int, _Failure]:
+        """Position of each failed expectation, with the positions of its rows or the kind of its error."""
+        door = _batches()
         import great_expectations as gx
 
         if not specs:
@@ -134,19 +197,24 @@ class _Runner:
         suite = gx.ExpectationSuite(
             name="suite", expectations=[self._expectation(position, spec) for position, spec in specs.items()]
         )
-        batch = self.batches.get_batch(batch_parameters={"dataframe": data})
-        result = batch.validate(suite, result_format="BOOLEAN_ONLY")
-        failed: dict[int, str | None] = {}
+        batch = door.get_batch(batch_parameters={"dataframe": data.reset_index(drop=True)})
+        result = batch.validate(suite, result_format=_POSITIONS_ONLY)
+        failed: dict[int, _Failure] = {}
         seen: set[int] = set()
         for one in result.results:
             config = one.expectation_config
             position = int((config.meta or {})["position"]) if config is not None else -1
             seen.add(position)
             error = _error(one.exception_info)
-            if error is not None or one.success is not True:
-                failed[position] = error
-        failed |= {position: "no result was returned" for position in set(specs) - seen}
-        return failed
+            if error is not None:
+                failed[position] = _Failure(None, error)
+            elif one.success is not True:
+                listed = one.result.get("unexpected_index_list")
+                rows = None if listed is None else np.asarray(listed, dtype=int)
+                known = rows is not None or specs[position].expect == "row_count"
+                failed[position] = _Failure(rows, None if known else "no rows were named")
+        missing = set(specs) - seen
+        return failed | {position: _Failure(None, "no result was returned") for position in missing}
 
     def _expectation(self, position: int, spec: ExpectationSpec) -> Any:  # noqa: PLR0911 - one for each kind
         import great_expectations.expectations as gxe

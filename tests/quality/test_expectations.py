@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from e2i_dagster.config.quality import ExpectationSpec, QualityPolicy, Suite
-from e2i_dagster.quality.expectations import PartExpectations, validate
+from e2i_dagster.quality.expectations import PartExpectations, _Runner, validate
+from e2i_dagster.quality.schemas import typed
 
 
 def _run(frame: pd.DataFrame, months: pd.Series | None, policy: QualityPolicy) -> dict[str, PartExpectations]:
@@ -129,3 +130,48 @@ def test_the_frame_is_not_changed(events: pd.DataFrame, months: pd.Series, polic
     _run(events, months, policy)
     pd.testing.assert_frame_equal(events, before)
     assert np.array_equal(before.index, events.index)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_one_pass_gives_each_month_what_its_own_run_gives(policy: QualityPolicy, seed: int) -> None:
+    """Counting the failing rows by month is what Great Expectations says of each month alone."""
+    draw = np.random.default_rng(seed)
+    n, labels = 160, ["2024-01", "2024-02", "2024-03", "2024-04"]
+    codes = draw.integers(0, 3, n)  # the last month has no rows
+    start = pd.Timestamp("2024-01-01") + pd.to_timedelta(draw.integers(0, 30, n), unit="D")
+    frame = pd.DataFrame(
+        {
+            "trigger_id": [f"t{i}" for i in draw.integers(0, 400, n)],
+            "priority": draw.choice(["high", "low", "odd", None], n, p=[0.5, 0.3, 0.1, 0.1]),
+            "confidence_score": np.where(draw.random(n) < 0.2, np.nan, draw.random(n)),
+            "trigger_timestamp": start,
+            "delivery_timestamp": start + pd.to_timedelta(draw.integers(-3, 30, n), unit="D"),
+        }
+    )
+    frame.loc[codes == 1, "confidence_score"] = np.nan
+    kinds = [
+        {"expect": "not_null", "column": "priority", "mostly": 0.9},
+        {"expect": "in_set", "column": "priority", "values": ["high", "low"], "mostly": 0.88},
+        {"expect": "between", "column": "confidence_score", "min": 0.2, "mostly": 0.8},
+        {"expect": "matches", "column": "priority", "pattern": "^(?:high|odd)", "mostly": 0.6},
+        {
+            "expect": "not_before",
+            "column": "delivery_timestamp",
+            "other": "trigger_timestamp",
+            "mostly": 0.9,
+        },
+        {"expect": "unique", "column": "trigger_id", "mostly": 0.9},
+        {"expect": "row_count", "min": 50},
+    ]
+    suite = Suite(
+        table="triggers", expectations=tuple(ExpectationSpec(because="test", **kind) for kind in kinds)
+    )
+    own = dataclasses.replace(policy, suites={"triggers": suite})
+    together = validate(frame, "triggers", policy=own, codes=codes, labels=labels)
+    found = 0
+    for code, label in enumerate(labels):
+        part = typed(frame[codes == code], "triggers").frame
+        alone = _Runner(own)(part, dict(enumerate(suite.expectations)))
+        assert {failure.position for failure in together[label].failures} == set(alone), label
+        found += len(alone)
+    assert found > 4
