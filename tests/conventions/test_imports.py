@@ -29,6 +29,7 @@ STAGES = [
     "registry",
     "serving",
     "monitoring",
+    "experiments",
 ]
 #: Loading files needs the table rules and reading a delivery needs the loader: one unit in two packages.
 ONE_UNIT = {"sources": "warehouse"}

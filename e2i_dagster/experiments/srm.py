@@ -1,0 +1,300 @@
+"""Sample ratio mismatch: do the counts per arm agree with the ratios of the design?
+
+Fixed: Pearson's chi-squared test once, exact where counts are small. Sequential: a test that may be
+looked at after every unit (Lindon and Malek, Anytime-Valid Inference for Multinomial Count Data, NeurIPS
+2022). A mismatch means that assignment or its recording went wrong; results are not to be read until it is
+explained (Fabijan et al., KDD 2019).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from e2i_dagster.errors import InputError
+
+Severity = Literal["none", "warning", "critical"]
+#: Severities of the policy of the platform.
+WARNING, CRITICAL = 0.01, 0.001
+#: Below this expected count the chi-squared approximation is not relied on (Cochran's rule).
+SMALLEST_EXPECTED = 5.0
+#: Most outcomes that the exact multinomial test counts through.
+MOST_OUTCOMES = 200_000
+#: Ratios may miss 1 by rounding: 0.333 three times.
+RATIO_TOLERANCE = 0.001
+
+
+class SrmResult(BaseModel):
+    """One look at the counts per arm.
+
+    ``statistic`` is Pearson's chi-squared; ``p_value`` comes from ``method``; ``deviation_percent`` is the
+    largest relative deviation of an arm from its expected count.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    counts: dict[str, int]
+    expected_ratio: dict[str, float]
+    expected: dict[str, float]
+    statistic: float
+    degrees_of_freedom: int
+    p_value: float
+    method: Literal["chi_squared", "exact_binomial", "exact_multinomial"]
+    severity: Severity
+    deviation_percent: float
+
+    @property
+    def detected(self) -> bool:
+        """True from severity ``warning`` on."""
+        return self.severity != "none"
+
+    def to_metadata(self) -> dict[str, Any]:
+        lines = ["| arm | units | expected |", "|---|---|---|"]
+        for arm, count in self.counts.items():
+            lines.append(f"| {arm} | {count:,} | {self.expected[arm]:,.1f} |")
+        return {
+            "severity": self.severity,
+            "p_value": self.p_value,
+            "statistic": self.statistic,
+            "method": self.method,
+            "deviation_percent": self.deviation_percent,
+            "counts_md": "\n".join(lines),
+        }
+
+    def to_record(self) -> dict[str, Any]:
+        return self.model_dump(mode="json") | {"detected": self.detected}
+
+
+class SequentialSrm(BaseModel):
+    """State of the sequential test after the counts so far.
+
+    ``log_e_value`` is the evidence now, ``log_e_maximum`` the largest so far, which the next look takes
+    up; ``p_value = exp(-log_e_maximum)`` holds at every look at once.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    counts: dict[str, int]
+    expected_ratio: dict[str, float]
+    log_e_value: float
+    log_e_maximum: float
+    p_value: float
+    severity: Severity
+
+    @property
+    def detected(self) -> bool:
+        """True from severity ``warning`` on."""
+        return self.severity != "none"
+
+    def to_metadata(self) -> dict[str, Any]:
+        return {
+            "severity": self.severity,
+            "always_valid_p_value": self.p_value,
+            "log_e_value": self.log_e_value,
+            "units": sum(self.counts.values()),
+        }
+
+    def to_record(self) -> dict[str, Any]:
+        return self.model_dump(mode="json") | {"detected": self.detected}
+
+
+def checked_ratio(ratio: Mapping[str, float] | Sequence[float]) -> dict[str, float]:
+    """Ratios by arm, scaled to sum to exactly 1; a sequence gets the arms ``arm_1``, ``arm_2``, ...
+
+    Raises:
+        InputError: fewer than two arms, a ratio outside (0, 1), or a sum that is not 1 (+- 0.001).
+    """
+    given = (
+        {str(arm): value for arm, value in ratio.items()}
+        if isinstance(ratio, Mapping)
+        else {f"arm_{k}": value for k, value in enumerate(ratio, start=1)}
+    )
+    if len(given) < 2:
+        raise InputError(f"ratio: {len(given)} arm(s); an experiment has at least two.")
+    try:
+        values = {arm: float(value) for arm, value in given.items()}
+    except (TypeError, ValueError):
+        raise InputError(f"ratio: {given} has a value that is not a number.") from None
+    for arm, value in values.items():
+        if not 0.0 < value < 1.0:
+            raise InputError(f"ratio: arm {arm} has {value:g}; every arm's ratio lies between 0 and 1.")
+    total = sum(values.values())
+    if abs(total - 1.0) > RATIO_TOLERANCE + 1e-12:
+        raise InputError(f"ratio: {values} sums to {total:g}, not to 1. For 2:1 give 0.6667 and 0.3333.")
+    return {arm: value / total for arm, value in values.items()}
+
+
+def _checked_counts(counts: Any, ratio: dict[str, float]) -> dict[str, int]:
+    if isinstance(counts, Mapping):
+        given = {str(arm): value for arm, value in counts.items()}
+        unknown, absent = sorted(set(given) - set(ratio)), sorted(set(ratio) - set(given))
+        if unknown or absent:
+            raise InputError(
+                f"counts: arms {unknown or 'none'} are not in the ratio and {absent or 'none'} have no count "
+                "(give 0 for an arm without units). Counts and ratio name the same arms."
+            )
+        given = {arm: given[arm] for arm in ratio}
+    else:
+        values = list(counts)
+        if len(values) != len(ratio):
+            raise InputError(f"counts: {len(values)} values for {len(ratio)} arms.")
+        given = dict(zip(ratio, values, strict=True))
+    result = {}
+    for arm, value in given.items():
+        number = float(value) if isinstance(value, (int, float, np.integer, np.floating)) else math.nan
+        if not (math.isfinite(number) and number >= 0 and number == math.floor(number)):
+            raise InputError(
+                f"counts: arm {arm} has {value!r}; a count is a whole number of units, 0 or more."
+            )
+        result[arm] = int(number)
+    if sum(result.values()) == 0:
+        raise InputError(
+            "counts: every arm has 0 units; a ratio cannot be judged before the first assignment."
+        )
+    return result
+
+
+def _with_names(counts: Any, ratio: Any) -> tuple[dict[str, int], dict[str, float]]:
+    """Counts and ratios under the same names, also when only one of the two names the arms."""
+    if isinstance(counts, Mapping) and not isinstance(ratio, Mapping):
+        values = list(ratio)
+        if len(values) != len(counts):
+            raise InputError(f"ratio: {len(values)} values for {len(counts)} arms.")
+        ratio = dict(zip(map(str, counts), values, strict=True))
+    checked = checked_ratio(ratio)
+    return _checked_counts(counts, checked), checked
+
+
+def severity_of(p_value: float, *, warning: float = WARNING, critical: float = CRITICAL) -> Severity:
+    """Severity of a p-value under the thresholds of the policy."""
+    if p_value < critical:
+        return "critical"
+    return "warning" if p_value < warning else "none"
+
+
+def srm_test(
+    counts: Mapping[str, int] | Sequence[int],
+    ratio: Mapping[str, float] | Sequence[float],
+    *,
+    warning: float = WARNING,
+    critical: float = CRITICAL,
+) -> SrmResult:
+    """Test the counts per arm against the ratios of the design, for any number of arms.
+
+    Args:
+        counts: units per arm.
+        ratio: expected share per arm, summing to 1 (+- 0.001).
+        warning, critical: p-values below which the severity is reached.
+
+    Raises:
+        InputError: arms or ratios do not fit, a count is no whole number, or there is no unit at all.
+    """
+    from scipy.special import chdtrc
+
+    if not 0.0 < critical <= warning < 1.0:
+        raise InputError(f"warning {warning:g} and critical {critical:g}: 0 < critical <= warning < 1.")
+    units, shares = _with_names(counts, ratio)
+    observed = np.array(list(units.values()), dtype=float)
+    share = np.array(list(shares.values()))
+    expected = observed.sum() * share
+    statistic = float(((observed - expected) ** 2 / expected).sum())
+    method: Literal["chi_squared", "exact_binomial", "exact_multinomial"] = "chi_squared"
+    p_value = float(chdtrc(len(share) - 1, statistic))
+    if expected.min() < SMALLEST_EXPECTED:
+        total = int(observed.sum())
+        if len(share) == 2:
+            from scipy.stats import binomtest
+
+            method, p_value = "exact_binomial", float(binomtest(int(observed[0]), total, share[0]).pvalue)
+        elif math.comb(total + len(share) - 1, len(share) - 1) <= MOST_OUTCOMES:
+            method, p_value = "exact_multinomial", _exact_multinomial(observed, share)
+    return SrmResult(
+        counts=units,
+        expected_ratio=shares,
+        expected=dict(zip(units, map(float, expected), strict=True)),
+        statistic=statistic,
+        degrees_of_freedom=len(share) - 1,
+        p_value=p_value,
+        method=method,
+        severity=severity_of(p_value, warning=warning, critical=critical),
+        deviation_percent=float(100.0 * np.abs(observed / expected - 1.0).max()),
+    )
+
+
+def _exact_multinomial(observed: np.ndarray, share: np.ndarray) -> float:
+    """Probability of all counts that are no more probable than those observed."""
+    from itertools import combinations
+
+    from scipy.special import gammaln
+
+    total, arms = int(observed.sum()), len(share)
+    bars = np.array(list(combinations(range(total + arms - 1), arms - 1)))
+    edges = np.column_stack([np.full(len(bars), -1), bars, np.full(len(bars), total + arms - 1)])
+    outcomes = np.diff(edges, axis=1) - 1
+
+    def log_probability(counts: np.ndarray) -> np.ndarray:
+        return gammaln(total + 1) - gammaln(counts + 1).sum(axis=-1) + counts @ np.log(share)
+
+    every = log_probability(outcomes)
+    here = float(log_probability(observed))
+    return min(1.0, float(np.exp(every[every <= here + 1e-9]).sum()))
+
+
+def sequential_srm_test(
+    counts: Mapping[str, int] | Sequence[int],
+    ratio: Mapping[str, float] | Sequence[float],
+    *,
+    before: SequentialSrm | None = None,
+    concentration: float = 100.0,
+    warning: float = WARNING,
+    critical: float = CRITICAL,
+) -> SequentialSrm:
+    """Sequential test of the counts so far: valid however often and whenever it is looked at.
+
+    The evidence is the Bayes factor of a Dirichlet(``concentration * ratio``) mixture against the ratios
+    of the design. It is a nonnegative martingale with mean 1 when the design holds, so by Ville's inequality
+    it ever exceeds ``1 / alpha`` with probability at most ``alpha``.
+
+    Args:
+        counts: cumulative units per arm.
+        ratio: expected share per arm, summing to 1 (+- 0.001).
+        before: the result of the look before, whose evidence is not forgotten.
+        concentration: weight of the mixture near the ratios; larger finds small deviations in large
+            experiments sooner, smaller large deviations in small ones. Fixed before the first look.
+
+    Raises:
+        InputError: as ``srm_test``; or counts fell below those of the look before.
+    """
+    from scipy.special import gammaln
+
+    if not (math.isfinite(concentration) and concentration > 0):
+        raise InputError(f"concentration: {concentration!r} must be above 0.")
+    units, shares = _with_names(counts, ratio)
+    if before is not None:
+        if before.expected_ratio.keys() != shares.keys():
+            raise InputError(f"before: has arms {sorted(before.expected_ratio)}, now {sorted(shares)}.")
+        fewer = [arm for arm, count in before.counts.items() if units[arm] < count]
+        if fewer:
+            raise InputError(f"counts: arms {fewer} have fewer units than at the look before; give totals.")
+    observed, share = np.array(list(units.values()), dtype=float), np.array(list(shares.values()))
+    prior = concentration * share
+    log_e = float(
+        gammaln(concentration)
+        - gammaln(concentration + observed.sum())
+        + (gammaln(prior + observed) - gammaln(prior)).sum()
+        - observed @ np.log(share)
+    )
+    largest = max(0.0, log_e, 0.0 if before is None else before.log_e_maximum)
+    p_value = math.exp(-largest)
+    return SequentialSrm(
+        counts=units,
+        expected_ratio=shares,
+        log_e_value=log_e,
+        log_e_maximum=largest,
+        p_value=p_value,
+        severity=severity_of(p_value, warning=warning, critical=critical),
+    )
