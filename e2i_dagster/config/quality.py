@@ -62,7 +62,10 @@ class LeakageSettings(PolicyModel):
     max_correlation: float = Field(gt=0, le=1)
     max_auc: float = Field(gt=0.5, le=1)
     warn_auc: float = Field(gt=0.5, le=1)
+    honest_auc: float = Field(gt=0.5, le=1)
     min_rows: int = Field(ge=10)
+    near_duplicate_share: float = Field(gt=0.5, le=1)
+    near_duplicate_tolerance: float = Field(ge=0, le=0.1)
 
 
 class QualitySettings(PolicyModel):

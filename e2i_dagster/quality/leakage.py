@@ -1,25 +1,31 @@
 """Audit of a training frame for leakage: what knows the answer, or knows the test set.
 
 Five checks. *known_at*: columns whose value is as of the extract, refused by name. *temporal*: dates
-after the index date. *target*: single features that give the label away, by themselves or by being
-missing. *contamination*: patients or rows shared by any two splits. Each finding names the columns,
-the evidence and the remedy; no value of a row is in it.
+after the index date, events counted back from after it, rows of one patient whose outcome windows overlap.
+*target*: single columns that give the label away, by themselves or by being missing. *window*: dates and
+lengths of windows that depend on the label. *contamination*: patients, equal rows or nearly equal rows
+shared by any two splits. Each finding names the columns, the evidence and the remedy; no value of a row is
+in it. An error inside a check is a finding that blocks.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import itertools
-from collections.abc import Collection, Hashable, Mapping, Sequence
+import re
+import traceback
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Literal, cast
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from e2i_dagster.config.base import PolicyModel
-from e2i_dagster.config.quality import LeakageSettings, Severity, current_quality_policy
+from e2i_dagster.config.base import PolicyModel, digest_of
+from e2i_dagster.config.quality import LeakageSettings, QualityPolicy, Severity, current_quality_policy
 from e2i_dagster.errors import InputError
+from e2i_dagster.quality import proxies, twins
 from e2i_dagster.warehouse.tables import (
     OPTIONAL_RAW_TABLES,
     RAW_TABLES,
@@ -28,11 +34,15 @@ from e2i_dagster.warehouse.tables import (
     raw_table,
 )
 
-Kind = Literal["known_at", "temporal", "target", "contamination"]
-_CHECKS: tuple[Kind, ...] = ("known_at", "temporal", "target", "contamination")
-_BINS = 32
-_MAX_CLASSES = 20
+Kind = Literal["known_at", "temporal", "target", "window", "contamination"]
+CHECKS: tuple[Kind, ...] = ("known_at", "temporal", "target", "window", "contamination")
+#: Raised when a check changes its meaning: audits of before no longer count.
+AUDIT_VERSION = 2
 _SEED = 20240229
+_MOST_DATES_PAIRED = 10
+_HOLDOUT = "holdout"
+_ISO_DATE = re.compile(r"\s*\d{4}-\d{2}-\d{2}")
+_SINCE = re.compile(r"(^|_)(days|weeks|months|hours)_since(_|$)")
 #: Keys and bookkeeping of a training frame: never features.
 _BOOKKEEPING = frozenset({"patient_journey_id", "hcp_id", "set", "reason", "event_timestamp", "as_of"})
 
@@ -144,6 +154,7 @@ def audit(
     index_date: str | dt.date | None = None,
     date_columns: Sequence[str] | None = None,
     splits: str | Mapping[str, pd.DataFrame] | None = None,
+    horizon_days: int | None = None,
     extract_columns: Collection[str] | None = None,
     settings: LeakageSettings | None = None,
 ) -> LeakageReport:
@@ -153,20 +164,21 @@ def audit(
         frame: features, target, keys and, if named, index date and split. Not changed. Every column that
             is not target, key, date or split is audited as a feature, listed anywhere or not.
         target: label column; binary, multiclass, text or numeric. Rows without a label are left out of
-            the target check.
+            the target check, and so are rows of a split named ``holdout``.
         id_column: column that identifies the patient.
         index_date: column with the index date of each row, or one date for all. None: the temporal check
             is skipped and says so.
-        date_columns: columns to compare with the index date. Default: every datetime column, and every
-            text column named like a date whose values are dates.
+        date_columns: columns to compare with the index date. Default: every date and timestamp column, and
+            every text column whose values are ISO dates.
         splits: column with the split of each row, or split name to frame (which then are audited for
             contamination with each other; ``frame`` is audited for all else). None: skipped.
+        horizon_days: length of the outcome window, which begins the day after the index date.
         extract_columns: names that are refused as features. Default: the raw columns described as known
             at the extract only.
         settings: limits. Default: ``leakage`` of config/quality.yaml.
 
     Raises:
-        InputError: a named column does not exist.
+        InputError: a named column does not exist, or two columns have one name.
     """
     limits = settings or current_quality_policy().settings.leakage
     index_column = index_date if isinstance(index_date, str) else None
@@ -179,32 +191,57 @@ def audit(
     features = [name for name in frame.columns if name not in apart]
     refused = extract_only_columns() if extract_columns is None else frozenset(extract_columns)
 
-    findings = [*_known_at([*features, *dates], refused)]
-    reasons: dict[Kind, str] = {}
-    if index_date is None:
-        reasons["temporal"] = "no index date was given"
-    else:
-        findings.extend(_temporal(frame, dates, index_date))
-    labelled = int(frame[target].notna().sum())
-    if labelled < limits.min_rows:
-        reasons["target"] = f"{labelled} labelled rows, at least {limits.min_rows} are needed"
-    elif frame[target].nunique() < 2:
-        reasons["target"] = "the label has a single value"
-    else:
-        findings.extend(_target(frame, features, target, limits))
-    if parts is None:
-        reasons["contamination"] = "no splits were given"
-    else:
-        findings.extend(_contamination(parts, id_column, features))
+    labelled = frame[_may_be_looked_at(frame, target, split_column)]
+    index = None if index_date is None else _index(frame, index_date)
+    unlabelled = _why_no_target(labelled[target], limits)
+    checks: dict[Kind, tuple[str, Callable[[], Iterable[LeakageFinding]]]] = {
+        "known_at": ("", lambda: _known_at([*features, *dates], refused)),
+        "temporal": (
+            "no index date was given" if index is None else "",
+            lambda: _temporal(frame, features, dates, index, id_column, horizon_days),
+        ),
+        "target": (unlabelled, lambda: _target(labelled, features, dates, target, limits)),
+        "window": (
+            unlabelled,
+            lambda: _windows(
+                labelled, dates, None if index is None else index[labelled.index], target, limits
+            ),
+        ),
+        "contamination": (
+            "no splits were given" if parts is None else "",
+            lambda: _contamination(parts or {}, id_column, features, limits),
+        ),
+    }
+    findings: list[LeakageFinding] = []
+    states: list[CheckState] = []
+    for kind, (not_run, run) in checks.items():
+        reason = not_run
+        if not reason:
+            try:
+                findings.extend(run())
+            except Exception as error:  # noqa: BLE001 - an error in a check is a finding: it blocks
+                findings.append(_error(kind, error))
+                reason = f"it ended in {type(error).__name__}"
+        states.append(CheckState(kind=kind, ran=not reason, reason=reason))
     return LeakageReport(
         rows=len(frame),
         target=target,
         features=tuple(str(name) for name in features),
         splits=tuple(parts or ()),
-        checks=tuple(
-            CheckState(kind=kind, ran=kind not in reasons, reason=reasons.get(kind, "")) for kind in _CHECKS
-        ),
+        checks=tuple(states),
         findings=tuple(findings),
+    )
+
+
+def audit_rules(policy: QualityPolicy | None = None) -> str:
+    """Digest of everything that decides the verdict of an audit; a verdict counts only under its own rules."""
+    limits = (policy or current_quality_policy()).settings.leakage
+    return digest_of(
+        {
+            "version": AUDIT_VERSION,
+            "limits": limits.model_dump(mode="json"),
+            "extract": sorted(extract_only_columns()),
+        }
     )
 
 
@@ -218,7 +255,24 @@ def extract_only_columns() -> frozenset[str]:
     return frozenset(name for name, times in known.items() if times == {"extract"})
 
 
+def _error(kind: Kind, error: Exception) -> LeakageFinding:
+    # The text of an exception may hold values of patients: only its type and place are told.
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{Path(frame.filename).name}:{frame.lineno}"
+    return LeakageFinding(
+        kind=kind,
+        rule="check_error",
+        columns=(),
+        severity="fatal",
+        evidence=f"the check ended in {type(error).__name__} at {place}",
+        remedy="mend what the check met; nothing counts as passed that did not run",
+    )
+
+
 def _require(frame: pd.DataFrame, names: Sequence[str | None]) -> None:
+    if not frame.columns.is_unique:
+        twice = sorted({str(name) for name in frame.columns[frame.columns.duplicated()]})
+        raise InputError(f"The audited frame has two columns of one name: {', '.join(twice)}. Rename one.")
     missing = [name for name in names if name is not None and name not in frame.columns]
     if missing:
         raise InputError(
@@ -239,25 +293,38 @@ def _parts(
     return {str(name): part for name, part in splits.items()}
 
 
+def _may_be_looked_at(frame: pd.DataFrame, target: str, split_column: str | None) -> np.ndarray:
+    """Rows with a label whose outcome is not sealed for ever: those of the holdout are not looked at."""
+    kept = frame[target].notna().to_numpy(dtype=bool)
+    if split_column is not None:
+        kept &= (frame[split_column].astype(object) != _HOLDOUT).to_numpy(dtype=bool)
+    return kept
+
+
+def _why_no_target(label: pd.Series, limits: LeakageSettings) -> str:
+    if len(label) < limits.min_rows:
+        return f"{len(label)} labelled rows, at least {limits.min_rows} are needed"
+    return "the label has a single value" if proxies.hashable(label).nunique() < 2 else ""
+
+
 def _dates(frame: pd.DataFrame) -> list[str]:
-    found = []
-    for name in frame.columns:
-        column = frame[name]
-        if pd.api.types.is_datetime64_any_dtype(column.dtype):
-            found.append(name)
-        elif any(part in str(name).lower() for part in ("date", "time")) and _is_text(column):
-            filled = column.dropna()
-            read = pd.to_datetime(filled.astype(str), errors="coerce", utc=True, format="ISO8601")
-            if len(filled) and read.notna().mean() > 0.5:
-                found.append(name)
-    return found
+    return [name for name in frame.columns if _holds_dates(frame[name])]
 
 
-def _is_text(column: pd.Series) -> bool:
-    return column.dtype == object or isinstance(column.dtype, pd.StringDtype | pd.CategoricalDtype)
+def _holds_dates(column: pd.Series) -> bool:
+    kind = str(column.dtype)
+    if pd.api.types.is_datetime64_any_dtype(column.dtype) or kind.startswith(("date", "timestamp", "period")):
+        return True
+    if not proxies.is_text(column):
+        return False
+    sample = column.dropna().head(1_000).tolist()
+    dated = sum(
+        isinstance(one, dt.date) or (isinstance(one, str) and bool(_ISO_DATE.match(one))) for one in sample
+    )
+    return dated > len(sample) / 2
 
 
-def _known_at(names: Sequence[Hashable], refused: Collection[str]) -> list[LeakageFinding]:
+def _known_at(names: Sequence[str], refused: Collection[str]) -> list[LeakageFinding]:
     return [
         LeakageFinding(
             kind="known_at",
@@ -268,224 +335,247 @@ def _known_at(names: Sequence[Hashable], refused: Collection[str]) -> list[Leaka
             remedy="drop it; where events tell the same with a date, make the feature from those before the index",
         )
         for name in names
-        if name in refused
+        if str(name).strip().lower() in refused
     ]
 
 
 def _moments(column: pd.Series) -> pd.Series:
-    if _is_text(column):
+    if isinstance(column.dtype, pd.PeriodDtype):
+        column = column.dt.to_timestamp()
+    elif proxies.is_text(column) or not pd.api.types.is_datetime64_any_dtype(column.dtype):
         return pd.to_datetime(
             column.astype("string").astype(object), errors="coerce", utc=True, format="ISO8601"
         )
     return pd.to_datetime(column, errors="coerce", utc=True)
 
 
-def _temporal(frame: pd.DataFrame, dates: Sequence[str], index_date: str | dt.date) -> list[LeakageFinding]:
+def _index(frame: pd.DataFrame, index_date: str | dt.date) -> pd.Series:
     if isinstance(index_date, str):
-        index = _moments(frame[index_date])
-    else:
-        index = pd.Series(pd.Timestamp(index_date, tz="UTC"), index=frame.index)
-    found = []
+        return _moments(frame[index_date])
+    moment = pd.Timestamp(index_date)
+    moment = moment.tz_localize("UTC") if moment.tzinfo is None else moment.tz_convert("UTC")
+    return pd.Series(moment, index=frame.index)
+
+
+def _temporal(
+    frame: pd.DataFrame,
+    features: Sequence[str],
+    dates: Sequence[str],
+    index: pd.Series | None,
+    id_column: str,
+    horizon_days: int | None,
+) -> Iterator[LeakageFinding]:
+    if index is None:
+        return
+    day = index.dt.normalize()
+    # An index with a time of day is compared to the moment; one that is a date, by day.
+    timed = bool((index != day).any())
     for name in dates:
         moment = _moments(frame[name])
-        # A date of the index day itself has no time of day and is the index.
-        late = int((moment.dt.normalize() > index.dt.normalize()).sum())
+        after = moment > index if timed else moment.dt.normalize() > day
+        late = int(after.sum())
+        if not late:
+            continue
+        evidence = f"{late:,} of {int(moment.notna().sum()):,} dates are after the index date"
+        if horizon_days is not None:
+            inside = after & (moment.dt.normalize() <= day + pd.Timedelta(days=horizon_days))
+            evidence += f", {int(inside.sum()):,} of them inside the outcome window of {horizon_days} days"
+        yield LeakageFinding(
+            kind="temporal",
+            rule="leakage_temporal",
+            columns=(str(name),),
+            severity="fatal",
+            evidence=evidence,
+            remedy="make the feature from rows dated before the index date only",
+            affected=late,
+        )
+    for name in features:
+        number = proxies.as_numbers(frame[name]) if _SINCE.search(str(name)) else None
+        late = 0 if number is None else int((number < 0).sum())
         if late:
-            found.append(
-                LeakageFinding(
-                    kind="temporal",
-                    rule="leakage_temporal",
-                    columns=(str(name),),
-                    severity="fatal",
-                    evidence=f"{late:,} of {int(moment.notna().sum()):,} dates are after the index date",
-                    remedy="make the feature from rows dated before the index date only",
-                    affected=late,
-                )
+            yield LeakageFinding(
+                kind="temporal",
+                rule="leakage_temporal",
+                columns=(str(name),),
+                severity="fatal",
+                evidence=f"{late:,} values are negative: the event was after the index date",
+                remedy="make the feature from rows dated before the index date only",
+                affected=late,
             )
-    return found
+    if horizon_days is not None:
+        yield from _overlaps(frame[id_column], day, horizon_days)
+
+
+def _overlaps(person: pd.Series, day: pd.Series, horizon_days: int) -> Iterator[LeakageFinding]:
+    rows = pd.DataFrame(
+        {"person": proxies.hashable(person).to_numpy(), "day": day.dt.tz_localize(None).to_numpy()}
+    ).dropna()
+    rows = rows.sort_values(["person", "day"], kind="stable")
+    gap = rows.groupby("person", observed=True)["day"].diff()
+    inside = int((gap <= pd.Timedelta(days=horizon_days)).sum())
+    if inside:
+        yield LeakageFinding(
+            kind="temporal",
+            rule="leakage_outcome_window",
+            columns=(str(person.name),),
+            severity="convention",
+            evidence=f"{inside:,} rows begin inside the outcome window of an earlier row of the same patient",
+            remedy=f"keep one row of a patient, or rows more than {horizon_days} days apart",
+            affected=inside,
+        )
 
 
 def _target(
-    frame: pd.DataFrame, features: Sequence[str], target: str, limits: LeakageSettings
-) -> list[LeakageFinding]:
-    labelled = frame[frame[target].notna()]
-    answers = _answers(labelled[target])
-    number = _numbers(labelled[target])
-    halves = np.random.default_rng(_SEED).permutation(len(labelled)) % 2 == 0
-    found = []
+    labelled: pd.DataFrame,
+    features: Sequence[str],
+    dates: Sequence[str],
+    target: str,
+    limits: LeakageSettings,
+) -> Iterator[LeakageFinding]:
+    asked = _Asked(labelled[target], limits)
     for name in features:
         column = labelled[name]
-        correlation = _correlation(column, number)
-        auc = _best_auc(_groups(column), answers, halves)
-        empty = column.isna().to_numpy(dtype=bool)
-        gap = max((_indicator_auc(empty, answer) for answer in answers), default=0.5) if empty.any() else 0.5
-        if correlation is not None and abs(correlation) > limits.max_correlation:
-            found.append(
-                _proxy(name, "fatal", f"correlation with the label {correlation:+.3f}", "leakage_target")
+        related = proxies.correlation(proxies.as_numbers(column), asked.number)
+        if related is not None and abs(related) > limits.max_correlation:
+            evidence = f"correlation with the label {related:+.3f}"
+            yield _proxy("target", "leakage_target", (name,), "fatal", evidence)
+            continue
+        missing = asked.missing(column)
+        if missing is not None:
+            yield _proxy("target", "leakage_missing", (name,), *missing)
+            continue
+        told = asked.groups(proxies.groups_of(column), "alone it tells the label")
+        for part, groups in proxies.pieces_of_text(column).items():
+            told = told or asked.groups(
+                groups, f"{part} tell the label" if part[-1] == "s" else f"{part} tells it"
             )
-        elif gap > limits.warn_auc:
-            severity: Severity = "fatal" if gap > limits.max_auc else "convention"
-            evidence = f"being empty or not tells the label: AUC {gap:.3f}"
-            found.append(_proxy(name, severity, evidence, "leakage_missing"))
-        elif auc > limits.warn_auc:
-            severity = "fatal" if auc > limits.max_auc else "convention"
-            evidence = f"alone it tells the label: out-of-fold AUC {auc:.3f}"
-            found.append(_proxy(name, severity, evidence, "leakage_target"))
-    return found
+        if told is not None:
+            yield _proxy("target", "leakage_target", (name,), *told)
+    for name in dates:
+        missing = asked.missing(_moments(labelled[name]))
+        if missing is not None:
+            yield _proxy("target", "leakage_missing", (name,), *missing)
 
 
-def _proxy(name: Hashable, severity: Severity, evidence: str, rule: str) -> LeakageFinding:
+def _windows(
+    labelled: pd.DataFrame,
+    dates: Sequence[str],
+    index: pd.Series | None,
+    target: str,
+    limits: LeakageSettings,
+) -> Iterator[LeakageFinding]:
+    """Dates of a row that depend on its label: when the index is, how far a date lies from it, how long a
+    window between two dates is.
+    """
+    asked = _Asked(labelled[target], limits)
+    moments = {name: _moments(labelled[name]) for name in dates}
+    told: set[str] = set()
+    if index is not None:
+        verdict = asked.groups(proxies.groups_of(index), "the index date tells the label")
+        if verdict is not None:
+            yield _proxy("window", "leakage_window", ("index date",), *verdict)
+            return
+    for name, moment in moments.items():
+        distance = moment if index is None else (moment - index).dt.total_seconds()
+        evidence = (
+            "the date tells the label" if index is None else "its distance from the index tells the label"
+        )
+        verdict = asked.groups(proxies.groups_of(distance), evidence)
+        if verdict is not None:
+            told.add(name)
+            yield _proxy("window", "leakage_window", (name,), *verdict)
+    left = [name for name in moments if name not in told][:_MOST_DATES_PAIRED]
+    for first, second in itertools.combinations(left, 2):
+        length = (moments[second] - moments[first]).dt.total_seconds()
+        verdict = asked.groups(proxies.groups_of(length), "the time between the two dates tells the label")
+        if verdict is not None:
+            yield _proxy("window", "leakage_window", (first, second), *verdict)
+
+
+class _Asked:
+    """The label as questions, and what a column answers: severity and evidence, or None."""
+
+    def __init__(self, label: pd.Series, limits: LeakageSettings) -> None:
+        self.limits = limits
+        self.answers = proxies.questions(label)
+        self.number = proxies.as_numbers(label)
+        self.halves = np.random.default_rng(_SEED).permutation(len(label)) % 2 == 0
+
+    def missing(self, column: pd.Series) -> tuple[Severity, str] | None:
+        empty = column.isna().to_numpy(dtype=bool)
+        if not empty.any() or empty.all():
+            return None
+        best = max(
+            ((proxies.indicator_auc(empty, one), one) for one in self.answers), key=lambda pair: pair[0]
+        )
+        return self._verdict(*best, "being empty or not tells the label: AUC {auc:.3f}")
+
+    def groups(self, groups: np.ndarray, evidence: str) -> tuple[Severity, str] | None:
+        if groups.max(initial=0) == groups.min(initial=0):
+            return None
+        best = max(
+            ((proxies.out_of_fold_auc(groups, one, self.halves), one) for one in self.answers),
+            key=lambda pair: pair[0],
+        )
+        return self._verdict(*best, evidence + ": out-of-fold AUC {auc:.3f}")
+
+    def _verdict(self, auc: float, answer: np.ndarray, evidence: str) -> tuple[Severity, str] | None:
+        # Few rows make a large AUC by chance: what it could be at least must be beyond an honest feature.
+        if auc <= self.limits.warn_auc or proxies.lower_bound(auc, answer) <= self.limits.honest_auc:
+            return None
+        return "fatal" if auc > self.limits.max_auc else "convention", evidence.format(auc=auc)
+
+
+def _proxy(
+    kind: Kind, rule: str, columns: Sequence[str], severity: Severity, evidence: str
+) -> LeakageFinding:
     return LeakageFinding(
-        kind="target",
+        kind=kind,
         rule=rule,
-        columns=(str(name),),
+        columns=tuple(str(name) for name in columns),
         severity=severity,
         evidence=evidence,
-        remedy="find out when the value is known; drop it unless it is known before the index date",
+        remedy="find out when the value is known; drop it unless it is known before the index date"
+        if kind == "target"
+        else "choose index and windows by the same rule for all patients, before the outcome is looked at",
     )
-
-
-def _numbers(column: pd.Series) -> np.ndarray | None:
-    if pd.api.types.is_numeric_dtype(column.dtype) or pd.api.types.is_bool_dtype(column.dtype):
-        return column.astype("Float64").to_numpy(dtype="float64", na_value=np.nan)
-    return None
-
-
-def _answers(target: pd.Series) -> list[np.ndarray]:
-    """The label as yes/no questions: one for two classes, one a class for several, quartiles for numbers."""
-    number = _numbers(target)
-    if number is not None and target.nunique() > _MAX_CLASSES:
-        return [number > limit for limit in np.unique(np.quantile(number, [0.25, 0.5, 0.75]))]
-    codes, values = pd.factorize(target.astype(object))
-    kept = pd.Series(codes).value_counts().index[:_MAX_CLASSES]
-    questions = [codes == code for code in kept]
-    return questions[:1] if len(values) == 2 else questions
-
-
-def _correlation(column: pd.Series, target: np.ndarray | None) -> float | None:
-    number = _numbers(column)
-    if number is None or target is None:
-        return None
-    both = np.isfinite(number) & np.isfinite(target)
-    if both.sum() < 3 or np.ptp(number[both]) == 0 or np.ptp(target[both]) == 0:
-        return None
-    return float(np.corrcoef(number[both], target[both])[0, 1])
-
-
-def _groups(column: pd.Series) -> np.ndarray:
-    """Small integer group of each cell: categories as they are, numbers by quantile; null is group 0."""
-    number = _numbers(column)
-    if number is not None and column.nunique() > _BINS:
-        finite = np.isfinite(number)
-        edges = np.unique(np.quantile(number[finite], np.linspace(0, 1, _BINS + 1)[1:-1]))
-        return np.where(finite, np.searchsorted(edges, number, side="right") + 1, 0)
-    if pd.api.types.is_datetime64_any_dtype(column.dtype):
-        column = column.astype("int64").where(column.notna())
-    elif column.dtype == object:
-        column = column.map(str, na_action="ignore")
-    codes, _ = pd.factorize(column, use_na_sentinel=True)
-    return np.asarray(codes) + 1
-
-
-def _best_auc(groups: np.ndarray, answers: Sequence[np.ndarray], halves: np.ndarray) -> float:
-    """Largest AUC of the label's rate by group, learned on one half and judged on the other, both ways.
-
-    A feature with a group for each row (an identifier) has nothing to learn and comes out at 0.5.
-    """
-    best = 0.5
-    size = int(groups.max(initial=0)) + 1
-    for answer in answers:
-        judged = []
-        for learn in (halves, ~halves):
-            totals = np.bincount(groups[learn], minlength=size)
-            hits = np.bincount(groups[learn], weights=answer[learn], minlength=size)
-            # One pseudo-row at the overall rate: unseen groups get the overall rate.
-            rate = (hits + answer[learn].mean()) / (totals + 1)
-            judged.append(_auc(rate[groups[~learn]], answer[~learn]))
-        best = max(best, sum(judged) / 2)
-    return best
-
-
-def _auc(scores: np.ndarray, answer: np.ndarray) -> float:
-    positive = int(answer.sum())
-    negative = len(answer) - positive
-    if not positive or not negative:
-        return 0.5
-    ranks = pd.Series(scores).rank(method="average").to_numpy()
-    return float((ranks[answer].sum() - positive * (positive + 1) / 2) / (positive * negative))
-
-
-def _indicator_auc(flag: np.ndarray, answer: np.ndarray) -> float:
-    if answer.all() or not answer.any():
-        return 0.5
-    return 0.5 + abs(float(flag[answer].mean()) - float(flag[~answer].mean())) / 2
 
 
 def _contamination(
-    parts: Mapping[str, pd.DataFrame], id_column: str, features: Sequence[str]
-) -> list[LeakageFinding]:
-    found = []
+    parts: Mapping[str, pd.DataFrame], id_column: str, features: Sequence[str], limits: LeakageSettings
+) -> Iterator[LeakageFinding]:
     ids = {name: pd.Index(part[id_column].dropna().unique()) for name, part in parts.items()}
-    shared_columns = [name for name in features if all(name in part.columns for part in parts.values())]
-    prints = (
-        {name: _row_prints(part, shared_columns) for name, part in parts.items()} if shared_columns else {}
-    )
     for first, second in itertools.combinations(parts, 2):
-        both = ids[first].intersection(ids[second])
-        if len(both):
-            found.append(
-                LeakageFinding(
-                    kind="contamination",
-                    rule="leakage_shared_patients",
-                    columns=(id_column,),
-                    severity="fatal",
-                    evidence=f"{len(both):,} patients are in {first} and in {second}",
-                    remedy="assign splits by patient; all rows of a patient belong to one split",
-                    affected=len(both),
-                )
+        both = len(ids[first].intersection(ids[second]))
+        if both:
+            yield LeakageFinding(
+                kind="contamination",
+                rule="leakage_shared_patients",
+                columns=(id_column,),
+                severity="fatal",
+                evidence=f"{both:,} patients are in {first} and in {second}",
+                remedy="assign splits by patient; all rows of a patient belong to one split",
+                affected=both,
             )
-        if not prints:
-            continue
-        known_first = parts[first][id_column].isin(both).to_numpy(dtype=bool)
-        known_second = parts[second][id_column].isin(both).to_numpy(dtype=bool)
-        copies, expected = _copies(prints[first][~known_first], prints[second][~known_second])
-        if copies > expected + 4 * np.sqrt(expected + 1):
-            found.append(
-                LeakageFinding(
-                    kind="contamination",
-                    rule="leakage_duplicate_rows",
-                    columns=tuple(str(name) for name in shared_columns),
-                    severity="fatal",
-                    evidence=(
-                        f"{copies:,} rows of {second} have the features of a row of {first} under another "
-                        f"patient; {expected:.0f} would be expected by chance"
-                    ),
-                    remedy="look for patients delivered under two identifiers; keep one of each",
-                    affected=copies,
-                )
-            )
-    return found
-
-
-def _row_prints(part: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
-    """One hash for each row over the feature values."""
-    plain = pd.DataFrame(
-        {
-            name: part[name].map(str, na_action="ignore") if part[name].dtype == object else part[name]
-            for name in columns
-        }
+    columns = [name for name in features if all(name in part.columns for part in parts.values())]
+    copies = twins.find_copies(
+        dict(parts),
+        id_column=id_column,
+        columns=columns,
+        near_share=limits.near_duplicate_share,
+        tolerance=limits.near_duplicate_tolerance,
     )
-    return cast(np.ndarray, pd.util.hash_pandas_object(plain, index=False).to_numpy())
-
-
-def _copies(first: np.ndarray, second: np.ndarray) -> tuple[int, float]:
-    """Rows of ``second`` whose features occur in ``first``, and how many chance explains.
-
-    Few or coarse features coincide by chance. The share of rows of ``first`` that have a twin within
-    ``first`` says how often.
-    """
-    if not len(first) or not len(second):
-        return 0, 0.0
-    values, counts = np.unique(first, return_counts=True)
-    twins = float(counts[counts > 1].sum()) / len(first)
-    return int(np.isin(second, values).sum()), twins * len(second)
+    for one in copies:
+        same = "nearly the features" if one.near else "the features"
+        yield LeakageFinding(
+            kind="contamination",
+            rule="leakage_near_duplicate_rows" if one.near else "leakage_duplicate_rows",
+            columns=tuple(str(name) for name in columns),
+            severity="fatal",
+            evidence=(
+                f"{one.rows:,} rows of {one.second} have {same} of a row of {one.first} under another "
+                f"patient; {one.by_chance:.0f} would be expected by chance"
+            ),
+            remedy="look for patients delivered under two identifiers; keep one of each",
+            affected=one.rows,
+        )

@@ -161,4 +161,8 @@ def test_leakage_audits_are_stored(connection: sa.Connection) -> None:
     stored = connection.execute(
         sa.select(tables.ml_leakage_audit.c.check_type, tables.ml_leakage_audit.c.passed)
     ).all()
-    assert sorted(tuple(row) for row in stored) == [("known_at", True), ("target", False)]
+    assert sorted(tuple(row) for row in stored) == [
+        ("known_at", True),
+        ("target", False),
+        ("window", True),
+    ]
