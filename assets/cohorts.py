@@ -4,7 +4,7 @@ import dagster as dg
 import pandas as pd
 
 from assets.partitions import COHORTS
-from assets.stage import Produced, stage_asset
+from assets.stage import Produced, code_version, input_versions, stage_asset
 from e2i_dagster.config.cohort import CohortDefinition
 from e2i_dagster.config.environment import actor
 from e2i_dagster.config.policy import current_policy
@@ -17,12 +17,16 @@ GROUP = "cohorts"
     group_name=GROUP,
     kinds={"yaml"},
     partitions_def=COHORTS,
-    definition=lambda key: current_policy().cohorts[str(key)].definition_hash,
+    definition=lambda key: current_policy().cohorts[str(key)].digest(),
     description="The definition file of a cohort; its data version is the digest of its content.",
 )
-def cohort_definition(context: dg.AssetExecutionContext) -> Produced:
+def cohort_definition(context: dg.AssetExecutionContext, warehouse: Warehouse) -> Produced:
+    from e2i_dagster.cohorts import definition_page, require_new_version
+
     definition = current_policy().cohorts[context.partition_key]
-    return Produced(definition, metadata={"definition_md": "\n\n".join(definition.sentences())})
+    with warehouse.engine().connect() as connection:
+        require_new_version(connection, definition)
+    return Produced(definition, metadata=definition_page(definition))
 
 
 @stage_asset(
@@ -44,7 +48,14 @@ def cohort(
     patients = patient_frame(patient_journeys, patient_clinical)
     built = build_cohort(cohort_definition, patients, data_end=current_policy().sources.data_end)
     with warehouse.engine().begin() as connection:
-        record_cohort(connection, built, execution_id=_execution(context), executed_by=actor()[0])
+        record_cohort(
+            connection,
+            built,
+            execution_id=_execution(context),
+            executed_by=actor()[0],
+            read=[one for one in input_versions(context, warehouse) if one[0] != "cohort_definition"],
+            code_version=code_version(),
+        )
     return Produced(cohort_frame(built), built)
 
 
@@ -57,10 +68,18 @@ def _execution(context: dg.AssetExecutionContext) -> str:
     blocking=True,
     description="A cohort without eligible patients cannot be used (CC_003).",
 )
-def cohort_not_empty(cohort: pd.DataFrame) -> dg.AssetCheckResult:
+def cohort_not_empty(
+    context: dg.AssetCheckExecutionContext, cohort: pd.DataFrame, warehouse: Warehouse
+) -> dg.AssetCheckResult:
+    from e2i_dagster.cohorts import shown_count, why_empty
+
     eligible = int((~cohort["pending"]).sum())
-    found = f"{eligible:,}" if eligible >= 11 or eligible == 0 else "fewer than 11"
-    return dg.AssetCheckResult(passed=eligible > 0, description=f"{found} eligible patients")
+    description = f"{shown_count(eligible)} eligible patients"
+    if eligible == 0:
+        with warehouse.engine().connect() as connection:
+            why = why_empty(connection, context.op_execution_context.partition_key)
+        description = f"CC_003: {why}. Look at the attrition, then `e2i cohort preview` a corrected file."
+    return dg.AssetCheckResult(passed=eligible > 0, description=description)
 
 
 @dg.asset_check(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from e2i_dagster.commands.cohorts import cohort
 from e2i_dagster.commands.console import as_json, command_errors, print_table, say
 from e2i_dagster.commands.launch import exit_code, failure_text, launch
 
@@ -333,6 +334,8 @@ def _print_run(events: list[StageEvent], seconds: float) -> None:
         click.echo("shadow days and a second person's approval). Ask it:")
         click.echo(endpoint["example"])
 
+
+main.add_command(cohort)
 
 if __name__ == "__main__":
     main()

@@ -8,6 +8,7 @@ everything from the step that made it to the end.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +43,22 @@ def is_small(count: int) -> bool:
 def shown_count(count: int) -> str:
     """A count that stands alone: the number, or ``<11``."""
     return SMALL if is_small(count) else f"{count:,}"
+
+
+def shown_partition(counts: Mapping[str, int], *, total_shown: bool = True) -> dict[str, str]:
+    """Disjoint groups as they may be shown, largest first.
+
+    Args:
+        counts: persons by group. total_shown: whether their sum is shown beside them; then hidden groups
+            are at least two and hold 11 or more persons together, so that none can be found by subtraction.
+    """
+    ordered = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+    hidden = [name for name, count in ordered.items() if is_small(count)]
+    if total_shown and hidden:
+        spare = [name for name in ordered if ordered[name] >= SMALLEST_SHOWN]
+        while spare and (len(hidden) < 2 or sum(ordered[name] for name in hidden) < SMALLEST_SHOWN):
+            hidden.append(spare.pop())
+    return {name: HIDDEN if name in hidden else f"{count:,}" for name, count in ordered.items()}
 
 
 def shown_steps(attrition: pd.DataFrame, start: int) -> tuple[ShownStep, ...]:

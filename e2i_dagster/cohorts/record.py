@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
 import pandas as pd
@@ -11,9 +12,11 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import SQLAlchemyError
 
+from e2i_dagster.cohorts.compare import compare_rules
 from e2i_dagster.cohorts.errors import CohortStorageError
 from e2i_dagster.cohorts.result import Cohort
-from e2i_dagster.config.cohort import CohortConfigError
+from e2i_dagster.config.cohort import CohortConfigError, CohortDefinition
+from e2i_dagster.warehouse.ledger import SnapshotMember, record_snapshot, snapshot_of
 from e2i_dagster.warehouse.tables.cohorts import (
     ml_cohort_definitions,
     ml_cohort_eligibility_log,
@@ -30,6 +33,7 @@ def record_cohort(
     executed_by: str | None = None,
     environment: str = "development",
     input_dataset: str | None = None,
+    read: Iterable[tuple[str, str | None, str]] = (),
     output_dataset: str | None = None,
     code_version: str | None = None,
     at: datetime | None = None,
@@ -39,6 +43,8 @@ def record_cohort(
     Args:
         execution_id: identifier of the execution (run and cohort).
         input_dataset: digest of the snapshot that was read. output_dataset: digest of the eligible rows.
+        read: (table, partition, digest) of everything that was read, instead of ``input_dataset``: stored
+            as a snapshot, so that :func:`~.explain.explain` finds the very rows again.
         environment: ``development``, ``staging`` or ``production``.
         at: time of the record; now by default.
 
@@ -53,18 +59,12 @@ def record_cohort(
 
     at = at or datetime.now(UTC)
     definition = cohort.definition
-    stored = connection.execute(
-        sa.select(ml_cohort_definitions.c.config_hash).where(
-            ml_cohort_definitions.c.cohort_id == definition.cohort_id
-        )
-    ).scalar()
-    if stored is not None and stored != cohort.definition_hash:
-        raise CohortConfigError(
-            f"CC_001: the rules of {definition.key} changed under version {definition.version} "
-            f"(recorded {stored}, now {cohort.definition_hash}). Raise 'version:' in config/cohorts/"
-            f"{definition.key}.yaml."
-        )
+    require_new_version(connection, definition)
+    snapshot = snapshot_of(SnapshotMember(table, part, digest, 0) for table, part, digest in read)
+    if snapshot.members:
+        input_dataset = snapshot.digest
     try:
+        record_snapshot(connection, snapshot)
         connection.execute(_definition(cohort, executed_by, at))
         executions = ml_cohort_executions
         connection.execute(executions.delete().where(executions.c.execution_id == execution_id))
@@ -94,11 +94,47 @@ def record_cohort(
     }
 
 
+def require_new_version(connection: sa.Connection, definition: CohortDefinition) -> None:
+    """Refuse rules that differ from those recorded under the same version.
+
+    Raises:
+        CohortConfigError: CC_001, with the rules that changed in words.
+    """
+    row = connection.execute(
+        sa.select(ml_cohort_definitions.c.config_hash, ml_cohort_definitions.c.config_json).where(
+            ml_cohort_definitions.c.cohort_id == definition.cohort_id
+        )
+    ).one_or_none()
+    if row is None or row.config_hash == definition.definition_hash:
+        return
+    changed = compare_rules(CohortDefinition.model_validate(row.config_json), definition)
+    listed = "".join(f"\n  - {change.words()}" for change in changed)
+    raise CohortConfigError(
+        f"CC_001: the rules of {definition.key} changed under version {definition.version} (recorded "
+        f"{row.config_hash}, now {definition.definition_hash}). Raise 'version:' in config/cohorts/"
+        f"{definition.key}.yaml.{listed}"
+    )
+
+
+def why_empty(connection: sa.Connection, cohort: str) -> str | None:
+    """What the newest execution of ``cohort`` says when nobody was eligible (names the rule); else None."""
+    return connection.execute(
+        sa.select(ml_cohort_executions.c.error_message)
+        .join(ml_cohort_definitions, ml_cohort_definitions.c.cohort_id == ml_cohort_executions.c.cohort_id)
+        .where(ml_cohort_definitions.c.cohort_key == cohort)
+        .order_by(ml_cohort_executions.c.execution_timestamp.desc())
+        .limit(1)
+    ).scalar()
+
+
 def _definition(cohort: Cohort, created_by: str | None, at: datetime) -> sa.Executable:
     definition = cohort.definition
     changing = {
         "updated_date": at,
         "cohort_name": definition.title or definition.key,
+        "status": "draft" if definition.approval is None else "approved",
+        "approved_by": None if definition.approval is None else definition.approval.by,
+        "approved_on": None if definition.approval is None else definition.approval.on,
         "clinical_rationale": definition.clinical_rationale,
         "config_json": definition.model_dump(mode="json"),
         "initial_population": cohort.input_patients,
@@ -172,6 +208,7 @@ def _copy_assignments(connection: sa.Connection, cohort: Cohort, execution_id: s
             "is_pending": (mask == pending) & (pending != 0),
             "failed_criteria": lists.take(codes).array if len(lists) else pd.Series(dtype=str),
             "failed_mask": mask,
+            "unknown_mask": reasons["unknown_mask"],
             "lookback_complete": (mask & bits["lookback"]) == 0,
             "followup_complete": (mask & (bits["followup"] | pending)) == 0,
             "index_date": reasons["index_date"].dt.strftime("%Y-%m-%d"),

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from e2i_dagster.cohorts.consort import consort_svg, svg_markdown
+from e2i_dagster.cohorts.definition_page import examples_markdown, sentences_markdown
 from e2i_dagster.cohorts.disclosure import ShownStep, shown_count, shown_steps
 from e2i_dagster.config.cohort import CohortDefinition
 
@@ -104,10 +105,10 @@ class Cohort:
             "kept_with_unknown_safety_value": (
                 "suppressed" if hidden else _number(shown_count(self.kept_with_unknown))
             ),
-            "definition_md": "\n".join(f"- {sentence}" for sentence in self.definition.sentences()),
+            "definition_md": sentences_markdown(self.definition),
             "attrition_md": attrition_markdown(steps),
             "consort_md": svg_markdown(self.consort_svg(), f"CONSORT figure of {self.definition.key}"),
-            "examples_md": _examples_markdown(self.definition),
+            "examples_md": examples_markdown(self.definition),
         }
         if self.data_end is not None:
             metadata["data_end"] = self.data_end.isoformat()
@@ -170,12 +171,4 @@ def attrition_markdown(steps: tuple[ShownStep, ...]) -> str:
         f"| {s.unknown} | {s.marginal_gain} |"
         for s in steps
     ]
-    return "\n".join(lines)
-
-
-def _examples_markdown(definition: CohortDefinition) -> str:
-    lines = ["| invented patient | verdict |", "|---|---|"]
-    for example in definition.examples:
-        out = ", ".join(sorted(example.failed_rules))
-        lines.append(f"| {example.name} | {f'out: {out}' if out else example.expect} |")
     return "\n".join(lines)

@@ -216,12 +216,34 @@ class Rule(PolicyModel):
         return 1 << (self.order - 1)
 
 
+class Consent(PolicyModel):
+    """Who approved a definition, and when."""
+
+    by: str = Field(min_length=1)
+    on: date
+
+    @model_validator(mode="before")
+    @classmethod
+    def _yaml_reads_on_as_true(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and True in data and "on" not in data:
+            return {"on" if key is True else key: value for key, value in data.items()}
+        return data
+
+
+class ApprovedStatus(PolicyModel):
+    """The rules are agreed: ``status: {approved: {by: name, on: YYYY-MM-DD}}``."""
+
+    approved: Consent
+
+
 class CohortDefinition(PolicyModel):
     """Who belongs to a cohort.
 
     Attributes:
         key: the name of the cohort, its file and its partition; ``{brand}_{indication}`` by default.
         version: raised by the author whenever a rule changes.
+        status: ``draft`` while the rules are being found, or who approved them and when:
+            ``approved: {by: ..., on: ...}``. A model on a draft cohort stays in development.
         inclusion_criteria: all must hold. exclusion_criteria: any removes.
         examples: invented patients with the expected verdict, run by ``lint``.
     """
@@ -231,6 +253,7 @@ class CohortDefinition(PolicyModel):
     indication: str = Field(min_length=1)
     title: str = ""
     version: str = Field(default="1.0.0", pattern=r"^\d+\.\d+\.\d+$")
+    status: Literal["draft"] | ApprovedStatus = "draft"
     clinical_rationale: str = ""
     inclusion_criteria: tuple[Criterion, ...] = Field(min_length=1)
     exclusion_criteria: tuple[Criterion, ...] = ()
@@ -316,6 +339,11 @@ class CohortDefinition(PolicyModel):
             f"CC_001: no cohort for brand {brand!r} and indication {indication!r}. Known: {known}.{unread} "
             f"Add a file to {folder or cohort_folder()}."
         )
+
+    @property
+    def approval(self) -> Consent | None:
+        """Who approved the definition and when; None for a draft."""
+        return self.status.approved if isinstance(self.status, ApprovedStatus) else None
 
     @property
     def cohort_id(self) -> str:

@@ -42,3 +42,8 @@ def actor() -> tuple[str, str]:
     import getpass
 
     return os.environ.get("E2I_ACTOR") or getpass.getuser(), "self-declared"
+
+
+def patient_level_allowed() -> bool:
+    """Whether ``E2I_ALLOW_PATIENT_LEVEL`` is ``1``: answers about one patient and exact small counts."""
+    return os.environ.get("E2I_ALLOW_PATIENT_LEVEL") == "1"

@@ -25,6 +25,8 @@ STAGING_SCHEMA = "e2i_staging"
 
 #: Tables whose rows only the owner changes.
 _OWNER_ONLY = ("alembic_version", "vocabulary")
+#: Tables to which rows are only added.
+_APPEND_ONLY = ("ml_patient_level_access",)
 #: Tables that the read role does not see.
 _NOT_FOR_READERS = ("load_rejects",)
 
@@ -139,6 +141,8 @@ def grant(connection: sa.Connection) -> None:
     present = set(sa.inspect(connection).get_table_names(schema="public"))
     for name in present.intersection(_OWNER_ONLY):
         run(f"REVOKE INSERT, UPDATE, DELETE ON {name} FROM e2i_app")
+    for name in present.intersection(_APPEND_ONLY):
+        run(f"REVOKE UPDATE, DELETE ON {name} FROM e2i_app")
     for name in present.intersection(_NOT_FOR_READERS):
         run(f"REVOKE SELECT ON {name} FROM e2i_read")
     run(f"CREATE SCHEMA IF NOT EXISTS {STAGING_SCHEMA}")

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 @pytest.fixture
 def connection(state) -> Iterator[sa.Connection]:
     from e2i_dagster.warehouse.connection import drop_database, scratch_database
-    from e2i_dagster.warehouse.tables import cohorts, metadata
+    from e2i_dagster.warehouse.tables import cohorts, control, metadata
 
     name = f"cohorts_{secrets.token_hex(4)}"
     engine = sa.create_engine(scratch_database(name))
@@ -21,6 +21,10 @@ def connection(state) -> Iterator[sa.Connection]:
             cohorts.ml_cohort_executions,
             cohorts.ml_cohort_eligibility_log,
             cohorts.ml_patient_cohort_assignments,
+            cohorts.ml_patient_level_access,
+            control.ml_snapshots,
+            control.ml_data_versions,
+            control.ml_stage_states,
         ],
     )
     with engine.connect() as opened:

@@ -32,6 +32,10 @@ ml_cohort_definitions = sa.Table(
     column("clinical_rationale", sa.Text, "Why these patients"),
     column("config_json", JSONB, "The whole definition", nullable=False),
     column("config_hash", sa.Text, "Content digest of the rules", nullable=False),
+    column("status", sa.Text, "draft or approved", nullable=False, server_default="draft"),
+    column("approved_by", sa.Text, "Who approved it"),
+    column("approved_on", sa.Date, "When it was approved"),
+    sa.CheckConstraint("status IN ('draft', 'approved')", name="status"),
 )
 
 ml_cohort_executions = sa.Table(
@@ -131,7 +135,28 @@ ml_patient_cohort_assignments = sa.Table(
     column("is_pending", sa.Boolean, "Meets every rule; follow-up is not over", nullable=False),
     column("failed_criteria", JSONB, "Names of all rules that failed", nullable=False),
     column("failed_mask", sa.BigInteger, "The same as bits", nullable=False),
+    column("unknown_mask", sa.BigInteger, "Rules whose value was null, as bits"),
     column("lookback_complete", sa.Boolean, "Observed long enough before", nullable=False),
     column("followup_complete", sa.Boolean, "Observed long enough after", nullable=False),
     column("index_date", sa.Date, "Index date", privacy="quasi"),
+)
+
+ml_patient_level_access = sa.Table(
+    "ml_patient_level_access",
+    metadata,
+    column("access_id", sa.BigInteger, "Opening", sa.Identity(always=True), primary_key=True),
+    column(
+        "at",
+        sa.DateTime(timezone=True),
+        "When it was opened",
+        nullable=False,
+        server_default=sa.text("clock_timestamp()"),
+    ),
+    column("actor", sa.Text, "Who opened it", nullable=False),
+    column("actor_source", sa.Text, "How the name is known: authenticated or self-declared", nullable=False),
+    column("purpose", sa.Text, "What was opened: explain, or exact figures of a command", nullable=False),
+    column("cohort_key", sa.Text, "Cohort: the name of its file", nullable=False),
+    column("execution_id", sa.Text, "Execution that was read, if one was"),
+    column("patient_id", sa.Text, "Patient or journey that was asked for", privacy="pseudonym"),
+    comment="Every opening of patient-level answers and exact small counts. Rows are only added.",
 )

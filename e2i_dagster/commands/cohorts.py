@@ -1,0 +1,284 @@
+"""``e2i cohort``: why a patient is in or out, faults of definitions, differences, previews. They only read."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from e2i_dagster.commands.console import as_json, command_errors, print_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from e2i_dagster.cohorts import Cohort, CohortDefinition, LintReport
+    from e2i_dagster.cohorts.recorded import RecordedCohort
+
+exact_option = click.option(
+    "--exact", is_flag=True, help="Without suppression; needs E2I_ALLOW_PATIENT_LEVEL=1, recorded."
+)
+
+
+@click.group()
+def cohort() -> None:
+    """Who is in a cohort and why: explain, lint, diff, preview."""
+
+
+@cohort.command("explain")
+@click.argument("name", metavar="COHORT")
+@click.argument("patient")
+@click.option("--as-of", metavar="RUN", help="A run or a definition version; the newest build by default.")
+@as_json
+@command_errors
+def explain_command(name: str, patient: str, as_of: str | None, json_output: bool) -> None:
+    """Every rule of COHORT for one PATIENT (or journey), with the values that it saw.
+
+    Needs E2I_ALLOW_PATIENT_LEVEL=1; each opening is recorded in ml_patient_level_access.
+    """
+    from e2i_dagster.cohorts.access import record_opening, require_patient_level
+    from e2i_dagster.cohorts.explain import explain
+    from e2i_dagster.config.environment import lake_url
+    from e2i_dagster.warehouse.connection import engine
+    from e2i_dagster.warehouse.lake import Lake
+
+    require_patient_level("e2i cohort explain")
+    warehouse = engine(role="app")
+    with warehouse.connect() as connection:
+        _known(connection, name)
+        answer = explain(connection, name, patient, as_of=as_of, lake=Lake(lake_url()))
+    record_opening(warehouse, "explain", name, patient=patient, execution_id=answer.execution_id)
+    if json_output:
+        click.echo(json.dumps(answer.to_record()))
+        return
+    click.echo(
+        f"{answer.cohort} version {answer.version}, execution {answer.execution_id} of {answer.executed_at}"
+    )
+    for journey in answer.journeys:
+        click.echo(f"\nJourney {journey.patient_journey_id}, index date {journey.index_date or 'unknown'}:")
+        click.echo(f"{journey.words()}.")
+        rows = [
+            {
+                "#": rule.order,
+                "rule": rule.rule,
+                "verdict": rule.verdict,
+                "found": rule.found or "",
+                "demands": rule.demands,
+            }
+            for rule in journey.rules
+        ]
+        print_table("Rules", rows)
+
+
+@cohort.command("lint")
+@click.argument("names", metavar="[COHORT|FILE]...", nargs=-1)
+@click.option("--data", is_flag=True, help="Look at the loaded data, too.")
+@as_json
+@command_errors
+def lint_command(names: tuple[str, ...], data: bool, json_output: bool) -> None:
+    """Faults of definitions: examples, contradictions; with --data also what the data make of them.
+
+    Without a name all definitions are looked at. Exit code 4 when one has an error.
+    """
+    from e2i_dagster.cohorts import lint, patient_frame
+    from e2i_dagster.config.cohort import read_cohorts
+
+    broken: dict[str, str] = {}
+    if names:
+        definitions = [_definition(one) for one in names]
+    else:
+        found, unread = read_cohorts()
+        definitions = list(found.values())
+        broken = {key: str(error) for key, error in unread.items()}
+    patients = None
+    if data:
+        tables = _current_tables("patient_journeys", "patient_clinical")
+        patients = patient_frame(tables["patient_journeys"], tables["patient_clinical"])
+    reports = [lint(one, patients) for one in definitions]
+    if json_output:
+        click.echo(json.dumps([report.model_dump(mode="json") for report in reports]))
+    else:
+        for report in reports:
+            _print_lint(report)
+    for error in broken.values():
+        click.echo(f"Error: {error}", err=True)
+    if broken:
+        sys.exit(2)
+    sys.exit(0 if all(report.passed for report in reports) else 4)
+
+
+@cohort.command("diff")
+@click.argument("name", metavar="COHORT")
+@click.option(
+    "--from", "old", metavar="VERSION|RUN|FILE", help="The older side; the build before by default."
+)
+@click.option("--to", "new", metavar="VERSION|RUN|FILE", help="The newer side; the newest build by default.")
+@exact_option
+@as_json
+@command_errors
+def diff_command(name: str, old: str | None, new: str | None, exact: bool, json_output: bool) -> None:
+    """What changed between two builds of COHORT: rules in words, patients gained and lost by rule.
+
+    Both sides are recorded builds, so the difference may come from the definition, the data, or both. A FILE
+    is compared by its rules only (its effect on patients: `e2i cohort preview`).
+    """
+    from e2i_dagster.cohorts.access import record_opening, require_patient_level
+    from e2i_dagster.cohorts.compare import compare
+    from e2i_dagster.warehouse.connection import engine
+
+    if exact:
+        require_patient_level("e2i cohort diff --exact")
+    warehouse = engine(role="app")
+    with warehouse.connect() as connection:
+        _known(connection, name)
+        newer = _side(connection, name, new)
+        older = _side(connection, name, old, before=newer)
+    comparison = compare(older, newer)
+    if exact:
+        record_opening(warehouse, "diff --exact", name)
+    told = comparison.to_metadata(exact=exact) | {"from": _side_words(older), "to": _side_words(newer)}
+    if json_output:
+        click.echo(json.dumps(told))
+        return
+    click.echo(f"from {told['from']}\nto   {told['to']}")
+    _print_difference(told)
+
+
+@cohort.command("preview")
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@exact_option
+@as_json
+@command_errors
+def preview_command(file: Path, exact: bool, json_output: bool) -> None:
+    """What the definition in FILE would do with the loaded data. Writes nothing.
+
+    Attrition, difference to the definition in force, labelled patients and prevalence of each scope on it.
+    """
+    from e2i_dagster.cohorts import patient_frame
+    from e2i_dagster.cohorts.access import record_opening, require_patient_level
+    from e2i_dagster.cohorts.preview import preview
+    from e2i_dagster.config.cohort import CohortDefinition
+    from e2i_dagster.config.policy import current_policy
+    from e2i_dagster.warehouse.connection import engine
+
+    if exact:
+        require_patient_level("e2i cohort preview --exact")
+    definition = CohortDefinition.from_yaml(file)
+    policy = current_policy()
+    scopes = [scope for scope in policy.scopes.values() if scope.cohort == definition.key]
+    outcomes = {scope.outcome.event.table for scope in scopes}
+    tables = _current_tables("patient_journeys", "patient_clinical", *sorted(outcomes))
+    seen = preview(
+        definition,
+        patient_frame(tables["patient_journeys"], tables["patient_clinical"]),
+        live=policy.cohorts.get(definition.key),
+        scopes=scopes,
+        tables=tables,
+        data_end=policy.sources.data_end,
+    )
+    if exact:
+        record_opening(engine(role="app"), "preview --exact", definition.key)
+    told = seen.to_metadata(exact=exact)
+    if json_output:
+        click.echo(json.dumps(told))
+        return
+    click.echo(f"{told['cohort']} version {told['version']} (not live: nothing was written)\n")
+    for sentence in definition.sentences():
+        click.echo(f"- {sentence}")
+    click.echo(f"\n{told['input_patients']} patients came in.")
+    print_table("Attrition", told["attrition"])
+    if told["empty"]:
+        click.echo(f"Nobody is left after the rule {told['empty']!r}.")
+    if told["difference"] is None:
+        click.echo(f"There is no definition {definition.key!r} in force to compare with.")
+    else:
+        _print_difference(told["difference"])
+    print_table("Scopes", told["scopes"])
+
+
+def _print_difference(told: dict[str, Any]) -> None:
+    if told["rules_changed"]:
+        click.echo("\nRules that changed")
+        for words in told["rules_changed"]:
+            click.echo(f"  - {words}")
+    else:
+        click.echo("\nNo rule changed.")
+    if "lost" not in told:
+        click.echo("Only the rules were compared.")
+        return
+    click.echo(
+        f"\nEligible patients: {told['eligible_before']} before, {told['eligible_after']} after; "
+        f"{told['lost']} lost, {told['gained']} gained."
+    )
+    print_table("Lost, by the first rule that they fail now", told["lost_by_rule"])
+    print_table("Gained, by the first rule that they failed before", told["gained_by_rule"])
+
+
+def _print_lint(report: LintReport) -> None:
+    state = "passed" if report.passed else "FAILED"
+    click.echo(f"{report.cohort}: {state}, {report.examples} examples run")
+    for finding in report.findings:
+        rule = f" [{finding.rule}]" if finding.rule else ""
+        click.echo(f"  {finding.severity} {finding.kind}{rule}: {finding.message}")
+
+
+def _definition(name: str) -> CohortDefinition:
+    """The definition in a file, or of a cohort's name."""
+    from e2i_dagster.config.cohort import CohortDefinition, read_cohort
+
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        return CohortDefinition.from_yaml(Path(name))
+    return read_cohort(name)
+
+
+def _known(connection: Any, name: str) -> None:
+    """Refuse a name that is neither a definition nor recorded, with the names that are."""
+    from e2i_dagster.cohorts.recorded import executions
+    from e2i_dagster.config.cohort import cohort_folder, read_cohort
+
+    if not (cohort_folder() / f"{name}.yaml").is_file() and not executions(connection, name):
+        read_cohort(name)
+
+
+def _side(
+    connection: Any,
+    name: str,
+    wanted: str | None,
+    before: Cohort | RecordedCohort | CohortDefinition | None = None,
+) -> RecordedCohort | CohortDefinition:
+    """One side of a comparison; without a name the newest build, or the one before ``before``."""
+    from e2i_dagster.cohorts.recorded import RecordedCohort, executions, find_execution, read_execution
+    from e2i_dagster.config.cohort import CohortDefinition
+    from e2i_dagster.errors import InputError
+
+    if wanted is not None and wanted.endswith((".yaml", ".yml")):
+        return CohortDefinition.from_yaml(Path(wanted))
+    if wanted is None and isinstance(before, RecordedCohort):
+        found = executions(connection, name)
+        place = [one.execution_id for one in found].index(before.execution.execution_id)
+        if place + 1 == len(found):
+            raise InputError(
+                f"Cohort {name} was built once only ({before.execution.words()}); there is nothing older to "
+                "compare with. Compare with a file: `--from FILE`, or preview one: `e2i cohort preview FILE`."
+            )
+        return read_execution(connection, found[place + 1])
+    return read_execution(connection, find_execution(connection, name, wanted))
+
+
+def _side_words(side: RecordedCohort | CohortDefinition) -> str:
+    from e2i_dagster.config.cohort import CohortDefinition
+
+    if isinstance(side, CohortDefinition):
+        return f"the file's version {side.version}"
+    return side.execution.words()
+
+
+def _current_tables(*names: str) -> dict[str, pd.DataFrame]:
+    from e2i_dagster.cohorts.inputs import read_current
+    from e2i_dagster.config.environment import lake_url
+    from e2i_dagster.warehouse.connection import engine
+    from e2i_dagster.warehouse.lake import Lake
+
+    return read_current(engine(role="app"), Lake(lake_url()), names)
