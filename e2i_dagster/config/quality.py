@@ -31,6 +31,7 @@ SchemaKind = Literal[
     "vocabulary",
     "order",
     "key_format",
+    "check_digit",
 ]
 
 

@@ -10,7 +10,7 @@ Formulas (n: a count within the part that is scored):
   (``indications`` of config/quality.yaml); a row without a known code has only the columns that apply to
   all. An absent column has no filled cell.
 * validity = 1 - n(invalid cells) / n(filled cells), over all columns with a rule on values: type, finite,
-  range, vocabulary. A cell that cannot be read as its type is filled and invalid.
+  range, vocabulary, check digit. A cell that cannot be read as its type is filled and invalid.
 * consistency = mean over checks, each a share: one check is the share of expected columns that are
   there and hold their described type only; each ordered pair is the share of rows, among those with
   both values, in which the first is not later (or larger) than the second.
@@ -25,25 +25,25 @@ from __future__ import annotations
 
 import calendar
 import datetime as dt
-import functools
-import operator
 import re
 from collections.abc import Mapping
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 
 from e2i_dagster.config.base import PolicyModel
 from e2i_dagster.config.quality import DIMENSIONS, Dimension, QualityPolicy
+from e2i_dagster.quality.engine import Engine, EngineFrame, either, engine_frame, violates
+from e2i_dagster.quality.engine import filled as is_filled
 from e2i_dagster.quality.rules import Rule, families, rules_for
-from e2i_dagster.quality.schemas import TypedFrame, typed
+from e2i_dagster.quality.schemas import TypedFrame
 from e2i_dagster.warehouse.tables import date_column, facts, primary_key, raw_table
 
 #: Name of the part of a frame without partitions.
 WHOLE = "all"
 _PART = "partition label"
-_VALUE_RULES = ("finite", "range", "vocabulary")
+_VALUE_RULES = ("finite", "range", "vocabulary", "check_digit")
 
 
 class Scores(PolicyModel):
@@ -96,7 +96,7 @@ def score(
     policy: QualityPolicy,
     as_of: dt.date | None = None,
     partitions: pd.Series | str | None = None,
-    engine: Literal["duckdb", "pandas"] = "duckdb",
+    engine: Engine = "duckdb",
 ) -> DimensionScores:
     """Scores of ``frame`` in one pass of the engine: one aggregate per partition, all counts at once.
 
@@ -113,54 +113,31 @@ def score(
     """
     import narwhals as nw
 
-    names: list[str] = []
     if isinstance(frame, pd.DataFrame | TypedFrame):
-        read = frame if isinstance(frame, TypedFrame) else typed(frame, table)
-        absent = read.absent
-        data = read.frame.drop(columns=list(absent))
-        for position, (name, mask) in enumerate(read.faults.items()):
-            names.append(name)
-            data[f"unreadable {position}"] = mask
         labels = (
             np.asarray(partitions.astype("string[pyarrow]"), dtype=object)
             if isinstance(partitions, pd.Series)
             else WHOLE
         )
-        data[_PART] = pd.Series(labels, index=data.index, dtype="string[pyarrow]")
-        native = _on_engine(data, engine)
+        on = engine_frame(frame, table, engine=engine, labels={_PART: labels})
+        native = on.native
     else:
-        native = nw.from_native(frame)
-        described = set(native.collect_schema().names())
-        absent = frozenset(name for name in families(table) if name not in described)
+        on = engine_frame(frame, table)
         label = nw.lit(WHOLE) if partitions is None else nw.col(cast(str, partitions))
-        native = native.with_columns(label.alias(_PART))
-    plan = _Plan(native, table, policy, absent, names)
+        native = on.native.with_columns(label.alias(_PART))
+    plan = _Plan(native, table, policy, on)
     counts = plan.collect(native)
     return _scores(counts, plan, table, policy, as_of)
-
-
-def _on_engine(data: pd.DataFrame, engine: str) -> Any:
-    import narwhals as nw
-
-    if engine == "pandas" or data.empty:
-        return nw.from_native(data)
-    import duckdb
-    import pyarrow as pa
-
-    connection = duckdb.connect()
-    return nw.from_native(connection.from_arrow(pa.Table.from_pandas(data, preserve_index=False)))
 
 
 class _Plan:
     """Names and expressions of every count of one table."""
 
-    def __init__(
-        self, native: Any, table: str, policy: QualityPolicy, absent: frozenset[str], unreadable: list[str]
-    ) -> None:
+    def __init__(self, native: Any, table: str, policy: QualityPolicy, on: EngineFrame) -> None:
         import narwhals as nw
 
         self.table = table
-        self.absent = absent
+        absent = self.absent = on.absent
         self.present = [name for name in families(table) if name not in absent]
         self.expected = policy.settings.tables[table].expected
         self.rules = [rule for rule in rules_for(table, policy) if rule.kind in _VALUE_RULES]
@@ -169,8 +146,8 @@ class _Plan:
             for rule in rules_for(table, policy)
             if rule.kind == "order" and rule.column not in absent and rule.other not in absent
         ]
-        self.faulty = {name: f"unreadable {position}" for position, name in enumerate(unreadable)}
-        self.wrong_type = _wrong_families(native, table, self.present)
+        self.faulty = on.unreadable
+        self.wrong_type = on.foreign
         by_column: dict[str, list[Rule]] = {}
         for rule in self.rules:
             if rule.column not in absent:
@@ -184,7 +161,7 @@ class _Plan:
                 expressions[f"applicable {name}"] = applies
             if name in absent:
                 continue
-            filled = _filled(nw.col(name), schema[name])
+            filled = is_filled(name, schema[name])
             broken = nw.col(self.faulty[name]) if name in self.faulty else None
             expressions[f"filled {name}"] = filled
             if applies is not None:
@@ -193,7 +170,7 @@ class _Plan:
             if name in self.wrong_type:
                 invalid = filled
             elif name in by_column:
-                invalid = filled & _either([_violates(rule) for rule in by_column[name]])
+                invalid = filled & either([violates(rule) for rule in by_column[name]])
             if broken is not None:
                 invalid = broken if invalid is None else invalid | broken
             if invalid is not None:
@@ -201,10 +178,10 @@ class _Plan:
             if broken is not None:
                 expressions[f"broken {name}"] = broken
         for position, rule in enumerate(self.pairs):
-            first, second = nw.col(rule.column), nw.col(cast(str, rule.other))
-            both = _filled(first, schema[rule.column]) & _filled(second, schema[cast(str, rule.other)])
+            second = cast(str, rule.other)
+            both = is_filled(rule.column, schema[rule.column]) & is_filled(second, schema[second])
             expressions[f"pairs {position}"] = both
-            expressions[f"disordered {position}"] = both & (first > second)
+            expressions[f"disordered {position}"] = both & violates(rule)
         # Where NaN cannot be, the engine's own count of values needs no mask.
         self.counted = {f"filled {name}": name for name in self.present if not schema[name].is_float()}
         self.expressions = {alias: mask for alias, mask in expressions.items() if alias not in self.counted}
@@ -236,33 +213,6 @@ class _Plan:
         return counted.to_pandas().set_index(_PART).sort_index()
 
 
-def _filled(column: Any, dtype: Any) -> Any:
-    # A float NaN is an empty cell: engines that know both NaN and null are brought to one meaning.
-    return ~(column.is_null() | column.is_nan()) if dtype.is_float() else ~column.is_null()
-
-
-def _either(masks: list[Any]) -> Any:
-    # Written as plain disjunction: null or not, the mask it is joined with by "and" decides.
-    return functools.reduce(operator.or_, masks)
-
-
-def _violates(rule: Rule) -> Any:
-    import narwhals as nw
-
-    column = nw.col(rule.column)
-    match rule.kind:
-        case "finite":
-            return ~column.is_finite()
-        case "range":
-            low = column < rule.minimum if rule.minimum is not None else None
-            high = column > rule.maximum if rule.maximum is not None else None
-            if low is None or high is None:
-                return high if low is None else low
-            return low | high
-        case _:
-            return ~column.is_in(list(rule.values))
-
-
 def _applies(policy: QualityPolicy, cohorts: tuple[str, ...], coded: bool) -> Any:
     import narwhals as nw
 
@@ -272,27 +222,7 @@ def _applies(policy: QualityPolicy, cohorts: tuple[str, ...], coded: bool) -> An
     starts = [
         code.str.starts_with(p) for cohort in cohorts for p in policy.settings.indications[cohort].prefixes
     ]
-    return ~nw.col("diagnosis_code").is_null() & _either(starts)
-
-
-def _wrong_families(native: Any, table: str, present: list[str]) -> set[str]:
-    schema = native.collect_schema()
-    fits = {
-        "text": lambda dtype: not (dtype.is_numeric() or dtype.is_temporal() or dtype == _boolean()),
-        "integer": lambda dtype: dtype.is_integer(),
-        "number": lambda dtype: dtype.is_numeric(),
-        "boolean": lambda dtype: dtype == _boolean(),
-        "date": lambda dtype: dtype.is_temporal(),
-        "timestamp": lambda dtype: dtype.is_temporal(),
-    }
-    kinds = families(table)
-    return {name for name in present if not fits[kinds[name]](schema[name])}
-
-
-def _boolean() -> Any:
-    import narwhals as nw
-
-    return nw.Boolean()
+    return ~nw.col("diagnosis_code").is_null() & either(starts)
 
 
 def _scores(

@@ -110,16 +110,17 @@ def validate(
             continue
         hits = np.bincount(codes[failure.rows], minlength=len(labels))
         if spec.expect == "unique":
-            for code in np.flatnonzero(hits >= 2):
+            for code in np.flatnonzero(hits >= 2).tolist():
                 failed[labels[code]] |= _errors(run(data[codes == code], {position: spec}))
             continue
         looked_at = np.bincount(codes[_looked_at(data, spec)], minlength=len(labels))
         share = (looked_at - hits) / np.maximum(looked_at, 1)
-        for code in np.flatnonzero((hits > 0) & (share < spec.mostly)):
+        for code in np.flatnonzero((hits > 0) & (share < spec.mostly)).tolist():
             failed[labels[code]][position] = None
     for position, spec in specs.items():
         if spec.expect == "row_count":
-            for code in np.argsort(sizes, kind="stable"):
+            smallest_first: list[int] = np.argsort(sizes, kind="stable").tolist()
+            for code in smallest_first:
                 short = run(data[codes == code], {position: spec})
                 if not short:  # a row count that this part meets is met by every larger one
                     break

@@ -348,6 +348,8 @@ def _asked(rule: Rule) -> str:  # noqa: PLR0911 - one for each kind
             return f"cells that are not among the accepted values ({shown})"
         case "order":
             return f"{rule.column} is later (or larger) than {rule.other}"
+        case "check_digit":
+            return "numbers that are not ten digits ending in the Luhn digit over prefix 80840"
         case _:
             return f"keys of another shape than {rule.pattern}"
 

@@ -34,10 +34,11 @@ Kind = Literal[
     "vocabulary",
     "order",
     "key_format",
+    "check_digit",
 ]
 
 #: Raised when a rule or a formula of the quality stage changes its meaning: it makes stored verdicts stale.
-RULES_VERSION = 1
+RULES_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,9 @@ def rules_for(table: str, policy: QualityPolicy) -> tuple[Rule, ...]:
             add("range", minimum=about.minimum, maximum=about.maximum)
         if about.vocabulary is not None:
             add("vocabulary", values=policy.vocabulary(about.vocabulary))
-        if about.pattern is not None:
+        if about.check_digit is not None:
+            add("check_digit")
+        elif about.pattern is not None:
             add("key_format", pattern=about.pattern)
     kinds = families(table)
     rules.extend(

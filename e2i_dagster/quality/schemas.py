@@ -17,6 +17,7 @@ import pandas as pd
 from e2i_dagster.config.quality import QualityPolicy
 from e2i_dagster.errors import InputError
 from e2i_dagster.quality.rules import Family, Rule, families, rules_for
+from e2i_dagster.warehouse.tables import primary_key
 
 if TYPE_CHECKING:
     from pandera.pandas import Check, DataFrameSchema
@@ -32,6 +33,9 @@ _DTYPES: Mapping[Family, str] = {
 
 #: Failing cells that Pandera itself collects for each rule; counts and positions do not depend on it.
 _PANDERA_CASES = 5
+
+#: Keys of failing rows that a fault names.
+SAMPLE = 5
 
 
 @dataclass(frozen=True)
@@ -57,13 +61,19 @@ class TypedFrame:
 class SchemaFault:
     """One violated rule: how many rows, and which (positions in the input, ascending).
 
-    ``positions`` is empty for an absent column, which concerns every row.
+    An absent column concerns every row.
     """
 
     rule: Rule
     count: int
     checked: int
     positions: np.ndarray
+
+    def keys(self, read: TypedFrame) -> tuple[str, ...]:
+        """The smallest few keys of the rows that violate the rule (``read``: the frame of the check)."""
+        if self.rule.kind in ("required_column", "expected_column"):
+            return ()
+        return smallest_keys(read, self.positions)
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,12 @@ class SchemaResult:
     rows: int
     rules_checked: int
     faults: tuple[SchemaFault, ...]
+
+
+def smallest_keys(read: TypedFrame, positions: np.ndarray) -> tuple[str, ...]:
+    """At most :data:`SAMPLE` keys of the rows at ``positions``, the smallest first; rows without key are left out."""
+    listed = read.frame[primary_key(read.table)].iloc[positions].dropna().sort_values()
+    return tuple(listed.head(SAMPLE).tolist())
 
 
 def typed(frame: pd.DataFrame, table: str) -> TypedFrame:
@@ -219,9 +235,22 @@ def violations(  # noqa: PLR0911 - one for each kind
             return (data.notna() & ~data.isin(list(rule.values))).to_numpy(dtype=bool)
         case "order":
             return (data[rule.column] > data[rule.other]).to_numpy(dtype=bool, na_value=False)
+        case "check_digit":
+            return (data.notna() & ~_npi_holds(data)).to_numpy(dtype=bool)
         case "key_format":
             shaped = data.str.fullmatch(_unanchored(rule.pattern or "")).astype("boolean")
             return (~shaped).to_numpy(dtype=bool, na_value=False)
+
+
+def _npi_holds(npi: pd.Series) -> pd.Series:
+    """Ten digits whose last is the Luhn digit over prefix 80840 (CMS, NPI check digit, 2004)."""
+    shaped = npi.str.fullmatch("[0-9]{10}").fillna(False).astype(bool)
+    texts = npi.where(shaped, "0000000000").to_numpy(dtype="S10")
+    digits = texts.view("uint8").reshape(-1, 10).astype(np.int64) - 48
+    doubled = digits[:, 0::2] * 2
+    doubled -= np.where(doubled > 9, 9, 0)
+    total = 24 + doubled.sum(axis=1) + digits[:, 1::2].sum(axis=1)  # the prefix adds 24
+    return shaped & (total % 10 == 0)
 
 
 def _unanchored(pattern: str) -> str:

@@ -24,6 +24,7 @@ metadata = sa.MetaData(
 )
 
 KnownAt = Literal["static", "row", "extract"]
+CheckDigit = Literal["npi"]
 Privacy = Literal["public", "internal", "pseudonym", "quasi", "direct"]
 
 
@@ -37,6 +38,7 @@ class ColumnFacts:
         vocabulary: name of the list in ``config/vocabulary.yaml`` whose values are accepted.
         minimum, maximum: accepted closed range.
         pattern: shape of a key; a convention (finding), never fatal.
+        check_digit: how the last digit of a number is made from the others.
         privacy: ``direct`` identifies a person, ``quasi`` may in combination, ``pseudonym`` is a key.
         known_at: ``static``, ``row`` (dated by the table's ``date_column``) or ``extract``.
         applies_to: cohort keys for which a clinical column is expected; empty means all rows.
@@ -51,6 +53,7 @@ class ColumnFacts:
     privacy: Privacy = "internal"
     known_at: KnownAt = "static"
     applies_to: tuple[str, ...] = ()
+    check_digit: CheckDigit | None = None
 
 
 def column(
@@ -66,11 +69,21 @@ def column(
     privacy: Privacy = "internal",
     known_at: KnownAt = "static",
     applies_to: Sequence[str] = (),
+    check_digit: CheckDigit | None = None,
     **kwargs: Any,
 ) -> sa.Column[Any]:
     """A SQLAlchemy column that carries its :class:`ColumnFacts`."""
     facts = ColumnFacts(
-        meaning, unit, vocabulary, minimum, maximum, pattern, privacy, known_at, tuple(applies_to)
+        meaning,
+        unit,
+        vocabulary,
+        minimum,
+        maximum,
+        pattern,
+        privacy,
+        known_at,
+        tuple(applies_to),
+        check_digit,
     )
     return sa.Column(name, type_, *args, info={"facts": facts}, comment=meaning, **kwargs)
 

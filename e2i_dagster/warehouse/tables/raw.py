@@ -131,6 +131,7 @@ hcp_profiles = sa.Table(
         "National Provider Identifier; its last digit is the Luhn digit over prefix 80840.",
         unique=True,
         pattern=NPI,
+        check_digit="npi",
         privacy="direct",
     ),
     column("first_name", sa.Text, "First name.", privacy="direct"),
