@@ -15,12 +15,13 @@ from e2i_dagster.errors import ConfigError
 
 if TYPE_CHECKING:
     from e2i_dagster.config.cohort import CohortDefinition
+    from e2i_dagster.config.experiment import ExperimentSpec
     from e2i_dagster.config.scope import ScopeSpec
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Sources, cohorts and scopes of one configuration folder.
+    """Sources, cohorts, scopes and experiments of one configuration folder.
 
     ``problems`` maps each file that could not be read to its error; such a file is in no other
     field, so that one broken definition does not take the others down.
@@ -31,6 +32,7 @@ class Policy:
     cohorts: Mapping[str, CohortDefinition]
     scopes: Mapping[str, ScopeSpec]
     problems: Mapping[str, str] = field(default_factory=dict)
+    experiments: Mapping[str, ExperimentSpec] = field(default_factory=dict)
 
     @property
     def default_scope(self) -> str:
@@ -67,13 +69,14 @@ class PolicySummary(PolicyModel):
 
 
 def load_policy(folder: Path) -> Policy:
-    """Read ``sources.yaml``, ``cohorts/*.yaml`` and ``scopes/*.yaml`` of ``folder``.
+    """Read ``sources.yaml``, ``cohorts/*.yaml``, ``scopes/*.yaml`` and ``experiments/*.yaml`` of ``folder``.
 
     Raises:
-        ConfigError: ``sources.yaml`` is wrong (nothing works without it). Wrong cohort and scope
-            files are listed in ``problems`` instead.
+        ConfigError: ``sources.yaml`` is wrong (nothing works without it). Wrong cohort, scope and
+            experiment files are listed in ``problems`` instead.
     """
     from e2i_dagster.config.cohort import CohortDefinition
+    from e2i_dagster.config.experiment import ExperimentSpec
     from e2i_dagster.config.scope import ScopeSpec, check_against_cohorts
 
     problems: dict[str, str] = {}
@@ -91,7 +94,15 @@ def load_policy(folder: Path) -> Policy:
             scopes[path.stem] = scope
         except ConfigError as error:
             problems[str(path)] = str(error)
-    return Policy(folder, SourcesPolicy.load(folder), cohorts, scopes, problems)
+    experiments: dict[str, ExperimentSpec] = {}
+    for path in sorted((folder / "experiments").glob("*.yaml")):
+        try:
+            experiment = ExperimentSpec.from_yaml(path)
+            experiment.criteria(cohorts)
+            experiments[path.stem] = experiment
+        except ConfigError as error:
+            problems[str(path)] = str(error)
+    return Policy(folder, SourcesPolicy.load(folder), cohorts, scopes, problems, experiments)
 
 
 @lru_cache(maxsize=8)

@@ -9,6 +9,7 @@ from typing import Any
 from e2i_dagster.config.alerts import AlertsPolicy
 from e2i_dagster.config.algorithms import AlgorithmsPolicy
 from e2i_dagster.config.drift_monitoring import DriftPolicy
+from e2i_dagster.config.experiment import LifecyclePolicy
 from e2i_dagster.config.feast_materialization import FeastMaterializationPolicy
 from e2i_dagster.config.feature_selection import FeatureSelectionPolicy
 from e2i_dagster.config.optuna_config import OptunaPolicy
@@ -25,6 +26,7 @@ READERS: tuple[Callable[[Path], Any], ...] = (
     DriftPolicy.load,
     FeastMaterializationPolicy.load,
     FeatureSelectionPolicy.load,
+    LifecyclePolicy.load,
     OptunaPolicy.load,
     QualityPolicy.load,
     RegistryPolicy.load,

@@ -1,7 +1,8 @@
 """The warehouse's schema: migrated by Alembic from the one description of the tables.
 
 After the migrations, in the same transaction, everything that can be repeated is brought up to date: the
-roles' privileges, the checks of vocabulary columns, the lookup table of vocabularies.
+roles' privileges, the refusals of append-only tables, the checks of vocabulary columns, the lookup table of
+vocabularies.
 
 For developers, after a change of a table description::
 
@@ -24,7 +25,7 @@ from sqlalchemy import exc
 
 from e2i_dagster.config.vocabulary import load_vocabulary
 from e2i_dagster.errors import InputError, UnavailableError
-from e2i_dagster.warehouse import roles, vocabularies
+from e2i_dagster.warehouse import append_only, roles, vocabularies
 from e2i_dagster.warehouse.tables import all_metadata
 
 if TYPE_CHECKING:
@@ -145,6 +146,7 @@ def run_migrations(context: Any) -> None:
             connection.exec_driver_sql(f"SET LOCAL ROLE {roles.ROLE_NAMES['owner']}")
         context.run_migrations()
         if not writing and _current(connection) == head():
+            append_only.create_checks(connection)
             vocabularies.create_checks(connection)
             vocabularies.synchronize(connection, load_vocabulary())
             if owned:
