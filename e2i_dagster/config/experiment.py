@@ -6,6 +6,7 @@ import datetime as dt
 import math
 from collections.abc import Mapping
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -167,7 +168,12 @@ class Looks(PolicyModel):
     """Planned interim looks: rule, information fractions, alpha."""
 
     rule: Literal[
-        "obrien_fleming", "pocock", "haybittle_peto", "lan_demets_obf", "lan_demets_pocock", "hwang_shih_decani"
+        "obrien_fleming",
+        "pocock",
+        "haybittle_peto",
+        "lan_demets_obf",
+        "lan_demets_pocock",
+        "hwang_shih_decani",
     ] = "lan_demets_obf"
     information_fractions: tuple[float, ...] = (1.0,)
     alpha: float = Field(default=0.05, gt=0, lt=1)
@@ -179,7 +185,7 @@ class Looks(PolicyModel):
     def _increasing_to_one(cls, fractions: tuple[float, ...]) -> tuple[float, ...]:
         if not fractions or any(not 0 < value <= 1 for value in fractions):
             raise ValueError("information_fractions lie above 0 and at most at 1")
-        if any(later <= earlier for earlier, later in zip(fractions, fractions[1:], strict=False)):
+        if any(later <= earlier for earlier, later in pairwise(fractions)):
             raise ValueError("information_fractions must increase")
         if fractions[-1] != 1:
             raise ValueError("the last of information_fractions must be 1: the final analysis is a look")
@@ -282,7 +288,9 @@ class ExperimentSpec(PolicyModel):
             raise ValueError("exactly one arm has control: true")
         total = sum(arm.ratio for arm in self.arms)
         if abs(total - 1) > RATIO_TOLERANCE + 1e-12:
-            raise ValueError(f"the ratios of the arms sum to {total:g}, not to 1. For 2:1 give 0.667 and 0.333")
+            raise ValueError(
+                f"the ratios of the arms sum to {total:g}, not to 1. For 2:1 give 0.667 and 0.333"
+            )
         if self.randomization.method in ("block", "stratified", "cluster"):
             whole = sum(self.whole_ratios)
             wrong = [size for size in self.randomization.block_sizes if size % whole]
@@ -327,7 +335,8 @@ class ExperimentSpec(PolicyModel):
             whole = [round(share * total) for share in shares]
             fits = sum(whole) == total and min(whole) > 0
             if fits and all(
-                abs(part / total - share) <= RATIO_TOLERANCE for part, share in zip(whole, shares, strict=True)
+                abs(part / total - share) <= RATIO_TOLERANCE
+                for part, share in zip(whole, shares, strict=True)
             ):
                 divisor = math.gcd(*whole)
                 return tuple(part // divisor for part in whole)

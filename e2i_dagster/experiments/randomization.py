@@ -183,11 +183,11 @@ def batch_seal(assignments: pd.DataFrame, *, key: bytes, previous: str) -> str:
 
 def stratum_labels(units: pd.DataFrame, strata: Sequence[str]) -> np.ndarray:
     """Canonical text of each unit's stratum: JSON of its values, empty without strata. Shape (units,)."""
-    if not strata:
+    if not strata or units.empty:
         return np.full(len(units), "", dtype=object)
     codes, groups = pd.MultiIndex.from_frame(units[list(strata)]).factorize()
     texts = np.array([json.dumps([_plain(value) for value in group]) for group in groups], dtype=object)
-    return texts[codes] if len(texts) else np.full(0, "", dtype=object)
+    return texts[codes]
 
 
 class BalanceReport(BaseModel):
@@ -243,7 +243,9 @@ def balance(
     smallest = min(ratios.values())
     worst, strata = 0.0, 0
     if total:
-        table = pd.crosstab(assignments["stratum"], assignments["variant"]).reindex(columns=arms, fill_value=0)
+        table = pd.crosstab(assignments["stratum"], assignments["variant"]).reindex(
+            columns=arms, fill_value=0
+        )
         scaled = table.to_numpy() / (np.array([ratios[arm] for arm in arms]) / smallest)
         worst, strata = float((scaled.max(axis=1) - scaled.min(axis=1)).max()), len(table)
     different: dict[str, float] = {}
@@ -261,7 +263,7 @@ def balance(
 
 
 def _standardized(values: pd.Series, variant: np.ndarray, arms: Sequence[str]) -> float:
-    numbers = values.dtype.kind in "iuf" and values.nunique() > 2  # noqa: PLR2004
+    numbers = values.dtype.kind in "iuf" and values.nunique() > 2
     levels = (
         values.astype("float64").to_frame()
         if numbers
@@ -296,7 +298,9 @@ def _check(units: pd.DataFrame, plan: RandomizationPlan) -> None:
         )
     twice = int(units["unit_id"].duplicated().sum())
     if twice:
-        raise InputError(f"units of experiment {plan.experiment}: {twice:,} unit(s) are given more than once.")
+        raise InputError(
+            f"units of experiment {plan.experiment}: {twice:,} unit(s) are given more than once."
+        )
 
 
 def _plain(value: Any) -> Any:
@@ -306,7 +310,15 @@ def _plain(value: Any) -> Any:
 def _stream(key: bytes, plan: RandomizationPlan, *what: str) -> bytes:
     """Seed of one of the plan's streams."""
     named = json.dumps(
-        [plan.experiment, plan.seed, plan.method, plan.arms, plan.weights or plan.ratios, plan.block_sizes, *what]
+        [
+            plan.experiment,
+            plan.seed,
+            plan.method,
+            plan.arms,
+            plan.weights or plan.ratios,
+            plan.block_sizes,
+            *what,
+        ]
     )
     return hmac.new(key, named.encode(), hashlib.sha256).digest()
 
@@ -341,7 +353,9 @@ def _listed(
 def _allocation(plan: RandomizationPlan, key: bytes, stratum: str, count: int) -> np.ndarray:
     """The first ``count`` entries of a stratum's list, as positions in ``plan.arms``."""
     if plan.method == "simple":
-        chosen = np.searchsorted(np.cumsum(plan.ratios), _uniform(_stream(key, plan, "coin"), count), side="right")
+        chosen = np.searchsorted(
+            np.cumsum(plan.ratios), _uniform(_stream(key, plan, "coin"), count), side="right"
+        )
         return np.minimum(chosen, len(plan.arms) - 1)
     sizes = np.array(sorted(plan.block_sizes))
     blocks = -(-count // int(sizes.min()))
@@ -375,19 +389,18 @@ def _by_cluster(
         )
     known = before.drop_duplicates("cluster").set_index("cluster")
     fresh = per_cluster[~per_cluster["cluster"].isin(known.index).to_numpy()]
-    drawn = pd.Series(
-        _listed(fresh["stratum"].to_numpy(dtype=object), plan, key, known["stratum"]),
-        index=fresh["cluster"].to_numpy(),
-        dtype=object,
+    drawn = _listed(fresh["stratum"].to_numpy(dtype=object), plan, key, known["stratum"])
+    arm_of = dict(zip(known.index, known["variant"], strict=True)) | dict(
+        zip(fresh["cluster"], drawn, strict=True)
     )
-    arm_of = pd.concat([known["variant"].astype(object), drawn])
-    stratum_of = pd.concat([known["stratum"].astype(object), fresh.set_index("cluster")["stratum"]])
-    return stratum_of.loc[cluster].to_numpy(dtype=object), arm_of.loc[cluster].to_numpy(dtype=object)
+    stratum_of = dict(zip(known.index, known["stratum"], strict=True)) | dict(
+        zip(fresh["cluster"], fresh["stratum"], strict=True)
+    )
+    names = cluster.astype(object)
+    return names.map(stratum_of).to_numpy(dtype=object), names.map(arm_of).to_numpy(dtype=object)
 
 
-def _minimized(
-    new: pd.DataFrame, plan: RandomizationPlan, key: bytes, before: pd.DataFrame
-) -> np.ndarray:
+def _minimized(new: pd.DataFrame, plan: RandomizationPlan, key: bytes, before: pd.DataFrame) -> np.ndarray:
     """Pocock and Simon's minimization: with ``probability`` the arm that leaves the factors best balanced.
 
     The imbalance of an arm is the sum over factors of the range, over arms, of the units at the new unit's

@@ -41,20 +41,28 @@ def test_the_shipped_design_is_read_with_the_rules_of_its_cohort():
 
 def test_wording_leaves_the_design_as_it_is_and_a_ratio_does_not(tmp_path):
     shipped = ExperimentSpec.from_yaml(changed(tmp_path))
-    assert ExperimentSpec.from_yaml(changed(tmp_path, title="Other words")).design_digest == shipped.design_digest
+    assert (
+        ExperimentSpec.from_yaml(changed(tmp_path, title="Other words")).design_digest
+        == shipped.design_digest
+    )
     other = ExperimentSpec.from_yaml(changed(tmp_path, looks__alpha=0.01))
     assert other.design_digest != shipped.design_digest
 
 
 def arms(*ratios):
     return [
-        {"name": f"arm_{number}", "ratio": ratio, "control": number == 0} for number, ratio in enumerate(ratios)
+        {"name": f"arm_{number}", "ratio": ratio, "control": number == 0}
+        for number, ratio in enumerate(ratios)
     ]
 
 
 @pytest.mark.parametrize(
     ("ratios", "blocks", "whole"),
-    [((0.333, 0.333, 0.334), [6, 9], (1, 1, 1)), ((0.667, 0.333), [3, 6], (2, 1)), ((0.5, 0.3, 0.2), [10], (5, 3, 2))],
+    [
+        ((0.333, 0.333, 0.334), [6, 9], (1, 1, 1)),
+        ((0.667, 0.333), [3, 6], (2, 1)),
+        ((0.5, 0.3, 0.2), [10], (5, 3, 2)),
+    ],
 )
 def test_ratios_become_whole_numbers(tmp_path, ratios, blocks, whole):
     path = changed(tmp_path, arms=arms(*ratios), randomization__block_sizes=blocks)

@@ -153,7 +153,9 @@ ab_experiment_assignments = sa.Table(
     column("variant", sa.Text, "Arm.", nullable=False),
     column("sequence", sa.BigInteger, "Order of assignment within the experiment, from 1.", nullable=False),
     column("batch", sa.Integer, "Batch that it was drawn in.", nullable=False),
-    column("randomization_method", sa.Text, "simple, block, stratified, minimization, cluster.", nullable=False),
+    column(
+        "randomization_method", sa.Text, "simple, block, stratified, minimization, cluster.", nullable=False
+    ),
     column("stratum", sa.Text, "Stratum, canonical JSON of its values.", nullable=False, server_default=""),
     column("cluster", sa.Text, "Cluster that was assigned as a whole.", privacy="pseudonym"),
     column("assigned_at", Timestamp, "When it holds from.", nullable=False),
@@ -209,8 +211,12 @@ ab_interim_analyses = sa.Table(
     column("analysis_number", sa.Integer, "1, 2, ...: the look.", nullable=False),
     column("analysis_type", sa.Text, "scheduled or final.", nullable=False),
     column("design_digest", sa.Text, "Design by which it was made.", nullable=False),
-    column("last_outcome_id", sa.BigInteger, "Newest row of outcomes that the look has seen.", nullable=False),
-    column("last_event_id", sa.BigInteger, "Newest row of enrolment events that it has seen.", nullable=False),
+    column(
+        "last_outcome_id", sa.BigInteger, "Newest row of outcomes that the look has seen.", nullable=False
+    ),
+    column(
+        "last_event_id", sa.BigInteger, "Newest row of enrolment events that it has seen.", nullable=False
+    ),
     column("snapshot_digest", sa.Text, "Digest of the rows that were analysed.", nullable=False),
     column("data_as_of", Timestamp, "Newest observation that it has seen.", nullable=False),
     column("information_fraction", sa.Double, "Information seen of that planned.", nullable=False),
