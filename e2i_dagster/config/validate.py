@@ -8,6 +8,7 @@ from typing import Any
 
 from e2i_dagster.config.alerts import AlertsPolicy
 from e2i_dagster.config.algorithms import AlgorithmsPolicy
+from e2i_dagster.config.causal import CausalPolicy
 from e2i_dagster.config.drift_monitoring import DriftPolicy
 from e2i_dagster.config.experiment import LifecyclePolicy
 from e2i_dagster.config.feast_materialization import FeastMaterializationPolicy
@@ -23,6 +24,7 @@ from e2i_dagster.errors import ConfigError
 READERS: tuple[Callable[[Path], Any], ...] = (
     AlertsPolicy.load,
     AlgorithmsPolicy.load,
+    CausalPolicy.load,
     DriftPolicy.load,
     FeastMaterializationPolicy.load,
     FeatureSelectionPolicy.load,

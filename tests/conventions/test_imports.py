@@ -29,6 +29,7 @@ STAGES = [
     "registry",
     "serving",
     "monitoring",
+    "causal",
     "experiments",
 ]
 #: Loading files needs the table rules and reading a delivery needs the loader: one unit in two packages.

@@ -1,0 +1,205 @@
+"""``estimate_effects`` and ``cross_validate``."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import pandas as pd
+
+from e2i_dagster.causal.effects import CrossValidation, EffectEstimates, agreement_score, median_interval
+from e2i_dagster.causal.libraries import ESTIMATORS, run_estimator
+from e2i_dagster.causal.nuisances import fit_nuisances, quiet_libraries
+from e2i_dagster.causal.overlap import judge_overlap
+from e2i_dagster.causal.rows import CausalRows, MissingOutcome, causal_rows
+from e2i_dagster.config.causal import CausalPolicy
+from e2i_dagster.config.environment import config_folder
+from e2i_dagster.errors import InputError
+
+
+def estimate_effects(
+    frame: pd.DataFrame,
+    *,
+    treatment: str,
+    outcome: str,
+    confounders: Sequence[str],
+    missing_outcome: MissingOutcome = "refuse",
+    estimators: Collection[str] | None = None,
+    policy: CausalPolicy | None = None,
+    seed: int = 42,
+) -> EffectEstimates:
+    """The average effect of ``treatment`` on ``outcome`` by every library, adjusted for ``confounders``.
+
+    All libraries get the same rows, folds, clipped propensities and families of nuisance models. The
+    effect is a difference of means, treated minus control; of a binary outcome a difference of probabilities.
+    It is causal only if the confounders are all of them and were measured before the treatment.
+
+    Args:
+        frame: one row per unit; not changed. treatment: column of 0/1 or false/true.
+        outcome: numeric or boolean column. confounders: at least one column.
+        missing_outcome: ``refuse``, or ``drop`` rows without outcome and count them.
+        estimators: names of those to run (``LinearDRLearner``, ``CausalForestDML``,
+            ``propensity_score_weighting``, ``BaseDRLearner``, ``LinearDML``); all by default.
+        policy: thresholds; ``config/causal.yaml`` by default. seed: of folds and models.
+
+    Returns:
+        One result per estimator; a library that cannot be imported is ``unavailable``, by name. Too few
+        rows, a treatment that the confounders separate, or too little overlap give ``state =
+        "not_estimable"`` with the reason and the measured overlap, and no estimate.
+
+    Raises:
+        InputError: see :func:`e2i_dagster.causal.rows.causal_rows`; or an estimator is unknown.
+    """
+    policy = policy or CausalPolicy.load(config_folder())
+    rows = causal_rows(
+        frame,
+        treatment=treatment,
+        outcome=outcome,
+        confounders=confounders,
+        missing_outcome=missing_outcome,
+        maximum_levels=policy.maximum_levels,
+    )
+    return estimate_rows(
+        rows,
+        treatment=treatment,
+        outcome=outcome,
+        confounders=tuple(confounders),
+        estimators=estimators,
+        policy=policy,
+        seed=seed,
+    )
+
+
+def estimate_rows(
+    rows: CausalRows,
+    *,
+    treatment: str,
+    outcome: str,
+    confounders: tuple[str, ...],
+    policy: CausalPolicy,
+    estimators: Collection[str] | None = None,
+    seed: int = 42,
+) -> EffectEstimates:
+    """As :func:`estimate_effects`, of rows that are checked and encoded already."""
+    wanted = [one for one in ESTIMATORS if estimators is None or one.name in estimators]
+    unknown = sorted(set(estimators or ()) - {one.name for one in ESTIMATORS})
+    if unknown:
+        raise InputError(
+            f"Unknown estimator {', '.join(unknown)}. Known: {', '.join(one.name for one in ESTIMATORS)}."
+        )
+    about = {
+        "treatment": treatment,
+        "outcome": outcome,
+        "confounders": confounders,
+        "rows": rows.size,
+        "treated": int(rows.t.sum()),
+        "dropped": rows.dropped,
+        "level": policy.level,
+        "seed": seed,
+        "outcome_is_binary": rows.binary,
+        "constant_confounders": rows.constant,
+    }
+    reason = _too_little(rows, policy)
+    if reason:
+        return EffectEstimates(**about, state="not_estimable", reason=reason)
+    with quiet_libraries():
+        nuisances = fit_nuisances(rows, floor=policy.propensity_floor, seed=seed)
+        overlap = judge_overlap(rows, nuisances, policy)
+    if overlap.refusal:
+        return EffectEstimates(**about, state="not_estimable", reason=overlap.refusal, overlap=overlap)
+    results = [run_estimator(one, rows, nuisances, policy, seed) for one in wanted]
+    estimates = tuple(estimate for estimate, _ in results)
+    estimated = any(one.state == "estimated" for one in estimates)
+    return EffectEstimates(
+        **about,
+        state="estimated" if estimated else "not_estimable",
+        reason="" if estimated else "; ".join(f"{one.label}: {one.reason}" for one in estimates),
+        estimates=estimates,
+        overlap=overlap,
+        families={"treatment": nuisances.treatment_family, "outcome": nuisances.outcome_family},
+        scores={one.label: scores for one, scores in results if scores is not None},
+    )
+
+
+def _too_little(rows: CausalRows, policy: CausalPolicy) -> str:
+    treated = int(rows.t.sum())
+    smaller = min(treated, rows.size - treated)
+    if smaller < policy.minimum_arm:
+        return (
+            f"{rows.size:,} rows, of which the smaller arm has {smaller}; at least {policy.minimum_arm} are needed "
+            "in each (config/causal.yaml: minimum_arm)"
+        )
+    if np.ptp(rows.y) == 0:
+        return "the outcome has one value in all rows"
+    return ""
+
+
+def cross_validate(
+    given: pd.DataFrame | EffectEstimates,
+    *,
+    treatment: str | None = None,
+    outcome: str | None = None,
+    confounders: Sequence[str] | None = None,
+    missing_outcome: MissingOutcome = "refuse",
+    estimators: Collection[str] | None = None,
+    policy: CausalPolicy | None = None,
+    seed: int = 42,
+) -> CrossValidation:
+    """Agreement of the libraries, and the consensus effect with its interval.
+
+    The target is the ATE: doubly robust and weighting estimates count, LinearDML (overlap-weighted) and
+    libraries that are not there are left out by name. Point: median of the points. Interval: percentile
+    bootstrap of the median over one common set of cross-fitted scores, rows resampled jointly. Agreement:
+    share of pairs whose intervals overlap and whose signs agree.
+
+    Args:
+        given: a frame, with the arguments of :func:`estimate_effects`; or what that function returned.
+
+    Raises:
+        InputError: as :func:`estimate_effects`; or treatment, outcome and confounders are not all named; or
+            the estimates were read back from storage, where scores are not kept.
+    """
+    policy = policy or CausalPolicy.load(config_folder())
+    if isinstance(given, EffectEstimates):
+        effects = given
+    elif treatment is None or outcome is None or confounders is None:
+        raise InputError("Name treatment=, outcome= and confounders= of the frame.")
+    else:
+        effects = estimate_effects(
+            given,
+            treatment=treatment,
+            outcome=outcome,
+            confounders=confounders,
+            missing_outcome=missing_outcome,
+            estimators=estimators,
+            policy=policy,
+            seed=seed,
+        )
+    counted = tuple(one for one in effects.estimates if one.in_consensus and one.state == "estimated")
+    left_out = {
+        one.label: one.reason or f"estimand {one.estimand}, not the ATE"
+        for one in effects.estimates
+        if one not in counted
+    }
+    if counted and not all(one.label in effects.scores for one in counted):
+        raise InputError(
+            "These estimates carry no scores (they are not stored). Estimate from the frame again."
+        )
+    point, interval = None, None
+    if counted:
+        point = float(np.median([one.point for one in counted if one.point is not None]))
+        interval = median_interval(
+            np.column_stack([effects.scores[one.label] for one in counted]),
+            level=effects.level,
+            draws=policy.bootstrap_draws,
+            seed=effects.seed,
+        )
+    return CrossValidation(
+        effects=effects,
+        agreement_score=agreement_score(counted),
+        consensus_effect=point,
+        consensus_interval=interval,
+        libraries=tuple(one.label for one in counted),
+        left_out=left_out,
+        bootstrap_draws=policy.bootstrap_draws if counted else 0,
+    )

@@ -1,0 +1,113 @@
+"""Overlap of the two arms and balance of the confounders before and after weighting."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from e2i_dagster.causal.nuisances import Nuisances
+from e2i_dagster.causal.rows import CausalRows
+from e2i_dagster.config.base import PolicyModel
+from e2i_dagster.config.causal import CausalPolicy
+
+
+class Balance(PolicyModel):
+    """One confounder: standardized mean differences (treated minus control) before and after weighting."""
+
+    confounder: str
+    before: float
+    after: float
+
+
+class Overlap(PolicyModel):
+    """Whether the arms can be compared.
+
+    Attributes:
+        auc: cross-fitted ROC-AUC of the propensity. share_outside: rows outside [floor, 1 - floor].
+        floor: clipping bound. lowest, highest: 1 % and 99 % quantile of the propensity.
+        effective_treated, effective_control: Kish's effective sample sizes under the weights.
+        treated_histogram, control_histogram: shares of each arm's rows in 20 equal bins of the propensity.
+        balance: largest difference before weighting first.
+        refusal: why no effect may be estimated; empty when it may.
+    """
+
+    auc: float
+    share_outside: float
+    floor: float
+    lowest: float
+    highest: float
+    effective_treated: float
+    effective_control: float
+    treated_histogram: tuple[float, ...]
+    control_histogram: tuple[float, ...]
+    balance: tuple[Balance, ...]
+    refusal: str
+
+    @property
+    def worst_after(self) -> float:
+        """Largest absolute standardized mean difference after weighting."""
+        return max(abs(one.after) for one in self.balance)
+
+
+def judge_overlap(rows: CausalRows, nuisances: Nuisances, policy: CausalPolicy) -> Overlap:
+    """Overlap and balance under inverse probability weights, with the reason when an effect is refused."""
+    from sklearn.metrics import roc_auc_score
+
+    floor, raw = policy.propensity_floor, nuisances.raw_propensity
+    outside = float(np.mean((raw < floor) | (raw > 1 - floor)))
+    auc = float(roc_auc_score(rows.t, raw))
+    weights = np.where(rows.t == 1, 1 / nuisances.propensity, 1 / (1 - nuisances.propensity))
+    treated, control = weights[rows.t == 1], weights[rows.t == 0]
+    lowest, highest = np.quantile(raw, [0.01, 0.99])
+    return Overlap(
+        auc=auc,
+        share_outside=outside,
+        floor=floor,
+        lowest=float(lowest),
+        highest=float(highest),
+        effective_treated=_effective(treated),
+        effective_control=_effective(control),
+        treated_histogram=_histogram(raw[rows.t == 1]),
+        control_histogram=_histogram(raw[rows.t == 0]),
+        balance=balance_of(rows, weights),
+        refusal=_refusal(auc, outside, policy),
+    )
+
+
+def _refusal(auc: float, outside: float, policy: CausalPolicy) -> str:
+    if auc >= policy.overlap.maximum_auc:
+        return (
+            f"no overlap: the confounders tell treated from control almost perfectly (cross-fitted ROC-AUC "
+            f"{auc:.3f}, at most {policy.overlap.maximum_auc:g}). Is a confounder part of the treatment?"
+        )
+    if outside > policy.overlap.maximum_share_outside:
+        return (
+            f"no overlap: {outside:.0%} of the rows have a propensity outside [{policy.propensity_floor:g}, "
+            f"{1 - policy.propensity_floor:g}], at most {policy.overlap.maximum_share_outside:.0%}. Restrict the "
+            "population to those who could have been in either arm."
+        )
+    return ""
+
+
+def balance_of(rows: CausalRows, weights: np.ndarray) -> tuple[Balance, ...]:
+    """Standardized mean differences; the denominator is the unweighted pooled deviation (Austin 2009)."""
+    arm = rows.t == 1
+    pooled = np.sqrt((rows.x[arm].var(axis=0, ddof=1) + rows.x[~arm].var(axis=0, ddof=1)) / 2)
+    pooled = np.where(pooled > 0, pooled, 1.0)
+    before = (rows.x[arm].mean(axis=0) - rows.x[~arm].mean(axis=0)) / pooled
+    after = (
+        np.average(rows.x[arm], axis=0, weights=weights[arm])
+        - np.average(rows.x[~arm], axis=0, weights=weights[~arm])
+    ) / pooled
+    order = np.argsort(-np.abs(before), kind="stable")
+    return tuple(
+        Balance(confounder=rows.names[k], before=float(before[k]), after=float(after[k])) for k in order
+    )
+
+
+def _effective(weights: np.ndarray) -> float:
+    return float(weights.sum() ** 2 / np.square(weights).sum())
+
+
+def _histogram(values: np.ndarray) -> tuple[float, ...]:
+    counts, _ = np.histogram(values, bins=20, range=(0.0, 1.0))
+    return tuple(float(share) for share in counts / len(values))
