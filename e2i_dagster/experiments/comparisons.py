@@ -1,0 +1,417 @@
+"""The estimators behind an analysis: one comparison of an arm with the control from sufficient statistics.
+
+Formulas and sources: docs/experiments_statistics.md.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from e2i_dagster.cohorts.disclosure import shown_count
+from e2i_dagster.errors import InputError
+from e2i_dagster.experiments.interim import checked_number
+from e2i_dagster.experiments.results import Comparison
+from e2i_dagster.experiments.sufficient import Kind, Moments, SufficientStatistics
+from e2i_dagster.experiments.survival import hazard_ratio, last_time, log_rank, restricted_mean, risk_tables
+
+#: Fewer clusters in an arm leave the clustered standard error unknown.
+FEWEST_CLUSTERS = 5
+#: Fewer events in both arms together are not analysed.
+FEWEST_EVENTS = 10
+
+
+def point_of_arm(kind: Kind, moments: Moments) -> tuple[float, np.ndarray] | None:
+    """Estimate of one arm and the weights of its linearization; None when a ratio has no denominator."""
+    if kind != "ratio":
+        return float(moments.mean[0]), np.array([1.0])
+    if moments.mean[1] == 0:
+        return None
+    ratio = float(moments.mean[0] / moments.mean[1])
+    return ratio, np.array([1.0, -ratio]) / moments.mean[1]
+
+
+def _refused(arm: str, control: str, reason: str, kind: Kind) -> Comparison:
+    return Comparison(
+        arm=arm,
+        control=control,
+        status="not_estimable",
+        reason=reason,
+        effect_type="hazard_ratio" if kind == "survival" else "difference",
+    )
+
+
+class _NotEstimableError(Exception):
+    """Why a comparison has no figures; ends in the comparison's ``reason``."""
+
+
+def compare(
+    statistics: SufficientStatistics,
+    arm: str,
+    control: str,
+    confidence: float,
+    limits: tuple[float, float] | None,
+    horizon: float | None,
+    min_per_arm: int,
+) -> Comparison:
+    try:
+        for name in (control, arm):
+            cell = statistics.cell(name)
+            observed = cell.complete.count + cell.bare.count
+            if cell.units == 0:
+                raise _NotEstimableError(f"arm {name} has no unit")
+            if observed < min_per_arm:
+                count = shown_count(observed)
+                raise _NotEstimableError(
+                    f"arm {name} has {count} units with outcome; at least {min_per_arm} are needed"
+                )
+        if statistics.kind == "survival":
+            return _compare_survival(statistics, arm, control, confidence, horizon)
+        if statistics.clusters is not None:
+            found = _compare_clusters(statistics, arm, control, confidence)
+        elif statistics.kind == "proportion" and not statistics.covariate and not statistics.stratified:
+            found = _compare_proportions(statistics, arm, control, confidence)
+        else:
+            found = _compare_means(statistics, arm, control, confidence)
+    except _NotEstimableError as reason:
+        return _refused(arm, control, str(reason), statistics.kind)
+    if limits is not None:
+        found = found.model_copy(update={"bounds": _bounds(statistics, arm, control, limits)})
+    return found
+
+
+def _relative(
+    effect: float, base: float, variance: float, base_variance: float, covariance: float, confidence: float
+) -> dict[str, Any]:
+    """Effect as a share of the control's mean, with its delta-method interval; nothing when that is 0."""
+    if base == 0:
+        return {}
+    share = effect / base
+    # Gradient of effect / base in (effect, base); covariance of the two.
+    spread = (variance - 2 * share * covariance + share**2 * base_variance) / base**2
+    half = _normal_quantile(confidence) * math.sqrt(max(spread, 0.0))
+    return {"relative_effect": share, "relative_lower": share - half, "relative_upper": share + half}
+
+
+def _normal_quantile(confidence: float) -> float:
+    from scipy.special import ndtri
+
+    return float(ndtri(0.5 + confidence / 2.0))
+
+
+def _t_result(effect: float, variance: float, freedom: float, confidence: float) -> dict[str, Any]:
+    """Statistic, p-value and interval with Student's t distribution."""
+    from scipy.special import ndtri, ndtri_exp, stdtr, stdtrit
+
+    error = math.sqrt(variance)
+    statistic = effect / error
+    tail = float(stdtr(freedom, -abs(statistic)))
+    half = float(stdtrit(freedom, 0.5 + confidence / 2.0)) * error
+    # Beyond what a double holds as a tail, t itself is the best that can be said.
+    z = abs(statistic) if tail == 0.0 else -float(ndtri(tail) if tail > 1e-300 else ndtri_exp(math.log(tail)))
+    return {
+        "effect": effect, "standard_error": error, "lower": effect - half, "upper": effect + half,
+        "statistic": statistic, "degrees_of_freedom": freedom, "z": math.copysign(z, effect),
+        "p_value": min(1.0, 2.0 * tail),
+    }  # fmt: skip
+
+
+def _compare_means(statistics: SufficientStatistics, arm: str, control: str, confidence: float) -> Comparison:
+    """Difference of means or ratios, with CUPED and strata; Welch's degrees of freedom.
+
+    The strata are weighted by their units in the two arms. CUPED (Deng et al., WSDM 2013): the linearized
+    outcome less ``theta`` times the covariate, ``theta`` pooled within arms and strata.
+    """
+    strata = statistics.strata if statistics.stratified else (None,)
+    fill = statistics.covariate_fill((arm, control))
+    if statistics.covariate and fill is None:
+        raise _NotEstimableError("no unit has the covariate")
+    parts: list[tuple[float, dict[str, Moments]]] = []
+    for stratum in strata:
+        pair = {name: statistics.cell(name, stratum).moments(fill) for name in (arm, control)}
+        count = sum(moments.count for moments in pair.values())
+        if not count:
+            continue
+        for name, moments in pair.items():
+            if moments.count < 2:
+                where = f" in stratum {stratum}" if stratum is not None else ""
+                raise _NotEstimableError(f"arm {name} has fewer than 2 units with outcome{where}")
+        parts.append((float(count), pair))
+    weights = np.array([count for count, _ in parts])
+    weights /= weights.sum()
+    points = [_points(statistics.kind, pair) for _, pair in parts]
+    theta = _theta(parts, points) if statistics.covariate else 0.0
+    effect = variance = plain_effect = plain_variance = base = base_variance = 0.0
+    freedom_terms = 0.0
+    for weight, (_, pair), point in zip(weights, parts, points, strict=True):
+        centre = None
+        if statistics.covariate:
+            centre = sum(m.count * m.mean[-1] for m in pair.values()) / sum(m.count for m in pair.values())
+        for name, sign in ((arm, 1.0), (control, -1.0)):
+            value, gradient = point[name]
+            moments = pair[name]
+            covariance = moments.covariance()
+            size = len(gradient)
+            plain = float(gradient @ covariance[:size, :size] @ gradient) / moments.count
+            plain_effect += weight * sign * value
+            plain_variance += weight**2 * plain
+            share = plain
+            if centre is not None:
+                value -= theta * float(moments.mean[-1] - centre)
+                wide = np.append(gradient, -theta)
+                share = float(wide @ covariance @ wide) / moments.count
+            effect += weight * sign * value
+            variance += weight**2 * share
+            freedom_terms += (weight**2 * share) ** 2 / (moments.count - 1)
+            if name == control:
+                base += weight * value
+                base_variance += weight**2 * share
+    if not variance > 0:
+        raise _NotEstimableError("the outcome does not vary in either arm, so its error is unknown")
+    freedom = variance**2 / freedom_terms
+    extra: dict[str, Any] = {}
+    if statistics.covariate:
+        extra = {
+            "unadjusted_effect": plain_effect,
+            "variance_reduction": 1.0 - variance / plain_variance if plain_variance > 0 else 0.0,
+        }
+    name = {"mean": "Welch t", "proportion": "Welch t of rates", "ratio": "delta method"}[statistics.kind]
+    method = (
+        name + (", stratified" if statistics.stratified else "") + (", CUPED" if statistics.covariate else "")
+    )
+    return Comparison(
+        arm=arm, control=control, status="estimated", method=method, **extra,
+        **_t_result(effect, variance, freedom, confidence),
+        **_relative(effect, base, variance, base_variance, -base_variance, confidence),
+    )  # fmt: skip
+
+
+def _points(kind: Kind, pair: dict[str, Moments]) -> dict[str, tuple[float, np.ndarray]]:
+    found = {}
+    for name, moments in pair.items():
+        point = point_of_arm(kind, moments)
+        if point is None:
+            raise _NotEstimableError(f"the denominator of arm {name} sums to 0")
+        found[name] = point
+    return found
+
+
+def _theta(
+    parts: list[tuple[float, dict[str, Moments]]], points: list[dict[str, tuple[float, np.ndarray]]]
+) -> float:
+    """Slope of the linearized outcome on the covariate, pooled within arms and strata."""
+    cross = square = 0.0
+    for (_, pair), point in zip(parts, points, strict=True):
+        for name, moments in pair.items():
+            gradient = point[name][1]
+            cross += float(gradient @ moments.products[: len(gradient), -1])
+            square += float(moments.products[-1, -1])
+    if not square > 0:
+        raise _NotEstimableError("the covariate does not vary")
+    return cross / square
+
+
+def _wilson(successes: float, units: float, z: float) -> tuple[float, float]:
+    """Wilson's score interval of a rate."""
+    rate = successes / units
+    centre = rate + z**2 / (2 * units)
+    half = z * math.sqrt(rate * (1 - rate) / units + z**2 / (4 * units**2))
+    return (centre - half) / (1 + z**2 / units), (centre + half) / (1 + z**2 / units)
+
+
+def _compare_proportions(
+    statistics: SufficientStatistics, arm: str, control: str, confidence: float
+) -> Comparison:
+    """Difference of rates: score test, Newcombe's interval (Statistics in Medicine 17, 1998, method 10)."""
+    from scipy.special import ndtr
+
+    n1, n0 = (float(statistics.cell(name).complete.count) for name in (arm, control))
+    p1, p0 = (float(statistics.cell(name).complete.mean[0]) for name in (arm, control))
+    pooled = (n1 * p1 + n0 * p0) / (n1 + n0)
+    if not 0.0 < pooled * n1 + pooled * n0 < n1 + n0:
+        what = "no unit" if pooled <= 0 else "every unit"
+        raise _NotEstimableError(f"{what} of either arm has the outcome, so its error is unknown")
+    effect = p1 - p0
+    statistic = effect / math.sqrt(pooled * (1 - pooled) * (1 / n1 + 1 / n0))
+    z = _normal_quantile(confidence)
+    (l1, u1), (l0, u0) = _wilson(p1 * n1, n1, z), _wilson(p0 * n0, n0, z)
+    v1, v0 = p1 * (1 - p1) / n1, p0 * (1 - p0) / n0
+    return Comparison(
+        arm=arm, control=control, status="estimated", method="score test, Newcombe interval",
+        effect=effect, standard_error=math.sqrt(v1 + v0),
+        lower=effect - math.sqrt((p1 - l1) ** 2 + (u0 - p0) ** 2),
+        upper=effect + math.sqrt((u1 - p1) ** 2 + (p0 - l0) ** 2),
+        statistic=statistic, z=statistic, p_value=float(2 * ndtr(-abs(statistic))),
+        **_relative(effect, p0, v1 + v0, v0, -v0, confidence),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _ClusterArm:
+    """Clusters of one arm: ``line`` are the linearized totals of the outcome, whose sum is 0; ``shift`` the
+    totals of the covariate less its overall mean, per unit of the arm, whose sum is what the arm differs by.
+    """
+
+    codes: np.ndarray
+    value: float
+    line: np.ndarray
+    shift: np.ndarray
+    units: np.ndarray
+
+    @property
+    def centred(self) -> np.ndarray:
+        return self.shift - self.units * (self.shift.sum() / self.units.sum())
+
+
+def _cluster_arm(
+    kind: Kind, name: str, part: pd.DataFrame, codes: np.ndarray, fill: float | None
+) -> _ClusterArm:
+    if len(set(codes)) < FEWEST_CLUSTERS:
+        raise _NotEstimableError(
+            f"arm {name} has {len(set(codes))} clusters; at least {FEWEST_CLUSTERS} are needed"
+        )
+    units = part["units"].to_numpy(dtype=float)
+    top = part["v0"].to_numpy(dtype=float)
+    bottom = part["v1"].to_numpy(dtype=float) if kind == "ratio" else units
+    if bottom.sum() == 0:
+        raise _NotEstimableError(f"the denominator of arm {name} sums to 0")
+    value = float(top.sum() / bottom.sum())
+    shift = np.zeros(len(part))
+    if fill is not None:
+        totals = part["x"].to_numpy(dtype=float) + fill * part["x_missing"].to_numpy(dtype=float)
+        shift = (totals - units * fill) / units.sum()
+    return _ClusterArm(codes, value, (top - value * bottom) / float(bottom.sum()), shift, units)
+
+
+def _compare_clusters(
+    statistics: SufficientStatistics, arm: str, control: str, confidence: float
+) -> Comparison:
+    """Means or ratios with standard errors over clusters: the linearized totals of each cluster.
+
+    A cluster may hold units of both arms, whose errors are then not independent. Student's t with the
+    clusters' degrees of freedom and the factor G / (G - 1).
+    """
+    assert statistics.clusters is not None
+    if statistics.stratified:
+        raise _NotEstimableError("clusters with strata are not built; leave strata out")
+    table = statistics.clusters
+    both = table[table["arm"].isin([arm, control])]
+    fill = statistics.covariate_fill((arm, control))
+    if statistics.covariate and fill is None:
+        raise _NotEstimableError("no unit has the covariate")
+    codes, labels = pd.factorize(both["cluster"].to_numpy(), sort=True)
+    sides = {}
+    for name in (arm, control):
+        mask = (both["arm"] == name).to_numpy()
+        sides[name] = _cluster_arm(statistics.kind, name, both[mask], codes[mask], fill)
+
+    def spread(name: str, values: np.ndarray) -> np.ndarray:
+        return np.bincount(sides[name].codes, weights=values, minlength=len(labels))
+
+    lines = {name: spread(name, side.line) for name, side in sides.items()}
+    shifts = {name: spread(name, side.centred) for name, side in sides.items()}
+    theta = 0.0
+    if statistics.covariate:
+        # The slope that leaves least of the variance over clusters, which is the one that counts here.
+        across = shifts[arm] - shifts[control]
+        square = float(across @ across)
+        if not square > 0:
+            raise _NotEstimableError("the covariate does not vary between clusters")
+        theta = float((lines[arm] - lines[control]) @ across) / square
+    groups = len(labels)
+    factor = groups / (groups - 1)
+    base = lines[control] - theta * shifts[control]
+    change = lines[arm] - theta * shifts[arm] - base
+    variance = factor * float(change @ change)
+    if not variance > 0:
+        raise _NotEstimableError("the outcome does not vary between clusters, so its error is unknown")
+    value = {name: side.value - theta * float(side.shift.sum()) for name, side in sides.items()}
+    extra: dict[str, Any] = {}
+    if statistics.covariate:
+        plain = lines[arm] - lines[control]
+        extra = {
+            "unadjusted_effect": sides[arm].value - sides[control].value,
+            "variance_reduction": 1.0 - variance / (factor * float(plain @ plain)),
+        }
+    crossing = bool(set(sides[arm].codes) & set(sides[control].codes))
+    effect = value[arm] - value[control]
+    return Comparison(
+        arm=arm, control=control, status="estimated",
+        method="cluster-robust t" + (", CUPED" if statistics.covariate else ""), **extra,
+        **_t_result(effect, variance, groups - (1.0 if crossing else 2.0), confidence),
+        **_relative(
+            effect, value[control], variance, factor * float(base @ base), factor * float(change @ base), confidence
+        ),
+    )  # fmt: skip
+
+
+def _bounds(
+    statistics: SufficientStatistics, arm: str, control: str, limits: tuple[float, float]
+) -> tuple[float, float]:
+    """Least and largest effect when missing outcomes are anything in ``limits`` (Horowitz and Manski, 2000)."""
+
+    def mean(name: str, value: float) -> float:
+        cell = statistics.cell(name)
+        observed = cell.moments(0.0 if statistics.covariate else None)
+        return float((observed.mean[0] * observed.count + value * cell.missing) / cell.units)
+
+    low, high = limits
+    return mean(arm, low) - mean(control, high), mean(arm, high) - mean(control, low)
+
+
+def _compare_survival(
+    statistics: SufficientStatistics, arm: str, control: str, confidence: float, horizon: float | None
+) -> Comparison:
+    from scipy.special import ndtr
+
+    assert statistics.life is not None
+    tables = risk_tables(statistics.life, arm, control)
+    events = {
+        name: int(statistics.life.loc[statistics.life["arm"] == name, "events"].sum())
+        for name in (arm, control)
+    }
+    if sum(events.values()) < FEWEST_EVENTS:
+        raise _NotEstimableError(
+            f"both arms together have {shown_count(sum(events.values()))} events; at least {FEWEST_EVENTS} are needed"
+        )
+    for name, count in events.items():
+        if not count:
+            raise _NotEstimableError(f"arm {name} has no event: the hazard ratio has no finite estimate")
+    test = log_rank(tables)
+    if not test.variance > 0:
+        raise _NotEstimableError("at no event time were units of both arms at risk")
+    ratio = hazard_ratio(tables)
+    if ratio is None:
+        raise _NotEstimableError(
+            "the partial likelihood of the hazard ratio has no maximum (perfect separation)"
+        )
+    z = _normal_quantile(confidence)
+    longest = min(last_time(statistics.life, name) for name in (arm, control))
+    if horizon is not None and not 0 < checked_number(horizon, "horizon") <= longest:
+        raise InputError(
+            f"horizon: {horizon:g} must lie above 0 and at most {longest:g}, the shorter follow-up."
+        )
+    until = longest if horizon is None else float(horizon)
+    treated, base = (restricted_mean(statistics.life, name, until) for name in (arm, control))
+    difference, spread = treated.mean - base.mean, treated.variance + base.variance
+    area: dict[str, Any] = {"horizon": until}
+    if spread > 0:
+        half = z * math.sqrt(spread)
+        area |= {
+            "restricted_mean_difference": difference,
+            "restricted_mean_lower": difference - half,
+            "restricted_mean_upper": difference + half,
+            "restricted_mean_p_value": float(2 * ndtr(-abs(difference) / math.sqrt(spread))),
+        }
+    return Comparison(
+        arm=arm, control=control, status="estimated", effect_type="hazard_ratio",
+        method="log-rank test, Cox hazard ratio" + (", stratified" if statistics.stratified else ""),
+        effect=math.exp(ratio.log_ratio), standard_error=ratio.standard_error,
+        lower=math.exp(ratio.log_ratio - z * ratio.standard_error),
+        upper=math.exp(ratio.log_ratio + z * ratio.standard_error),
+        statistic=test.statistic, z=test.statistic, p_value=float(2 * ndtr(-abs(test.statistic))), **area,
+    )  # fmt: skip

@@ -1,0 +1,43 @@
+"""P-values adjusted for several tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from e2i_dagster.errors import InputError
+
+METHODS = ("holm", "benjamini_hochberg", "none")
+
+
+def adjusted(p_values: Sequence[float | None], method: str = "holm") -> list[float | None]:
+    """Adjusted p-values, in the order given; None (not estimable) stays None and does not count as a test.
+
+    ``holm`` (Scandinavian Journal of Statistics 6, 1979) holds the probability of any false finding,
+    ``benjamini_hochberg`` (JRSS B 57, 1995) the expected share of false ones among the findings.
+
+    Raises:
+        InputError: the method is not known or a p-value lies outside [0, 1].
+    """
+    if method not in METHODS:
+        raise InputError(f"multiplicity: {method!r} is not known; known are {', '.join(METHODS)}.")
+    places = [place for place, value in enumerate(p_values) if value is not None]
+    values = np.array([p_values[place] for place in places], dtype=float)
+    if values.size and not ((values >= 0) & (values <= 1)).all():
+        raise InputError("multiplicity: a p-value lies outside [0, 1].")
+    result: list[float | None] = [None] * len(p_values)
+    if not values.size:
+        return result
+    order = np.argsort(values, kind="stable")
+    tests = len(values)
+    rank = np.arange(tests)
+    if method == "holm":
+        ordered = np.maximum.accumulate(values[order] * (tests - rank))
+    elif method == "benjamini_hochberg":
+        ordered = np.minimum.accumulate((values[order] * tests / (rank + 1))[::-1])[::-1]
+    else:
+        ordered = values[order]
+    for place, value in zip(order, np.minimum(ordered, 1.0), strict=True):
+        result[places[place]] = float(value)
+    return result
