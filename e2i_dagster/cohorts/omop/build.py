@@ -1,0 +1,133 @@
+"""From a Circe expression and a folder of OMOP tables to a cohort."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from e2i_dagster.cohorts.disclosure import shown_count
+from e2i_dagster.cohorts.omop.expression import CohortExpression, read_expression
+from e2i_dagster.cohorts.omop.folder import READ_MARK, find_tables, load_tables
+from e2i_dagster.cohorts.omop.plan import Plan, compile_plan
+from e2i_dagster.errors import InputError
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+
+@dataclass(frozen=True)
+class OmopCohort:
+    """A cohort as OHDSI's tools would write it.
+
+    Attributes:
+        rows: subject_id (int64), cohort_start_date, cohort_end_date (dates at midnight); one row per
+            person and era, sorted.
+        inclusion_masks: mask to persons. Bit i is set when inclusion rule i is met by the person's best
+            event: the one that meets most rules, then the earliest rule, then the earliest event (mode 1
+            of OHDSI's ``cohort_inclusion_result``). Empty without inclusion rules, as there.
+        event_masks: mask to qualified events (mode 0 of ``cohort_inclusion_result``).
+        rules: names of the inclusion rules, bit 0 first.
+    """
+
+    rows: pd.DataFrame
+    inclusion_masks: dict[int, int]
+    event_masks: dict[int, int]
+    rules: tuple[str, ...]
+
+    @property
+    def persons(self) -> int:
+        """Number of persons in the cohort."""
+        return int(self.rows["subject_id"].nunique())
+
+    @property
+    def rule_counts(self) -> pd.DataFrame:
+        """One row per inclusion rule: rule, persons (who meet it), gain (who meet all rules but it)."""
+        everything = (1 << len(self.rules)) - 1
+        counts = [
+            {
+                "rule": name,
+                "persons": sum(n for mask, n in self.inclusion_masks.items() if mask >> k & 1),
+                "gain": self.inclusion_masks.get(everything - (1 << k), 0),
+            }
+            for k, name in enumerate(self.rules)
+        ]
+        return pd.DataFrame(counts, columns=["rule", "persons", "gain"])
+
+    def to_metadata(self) -> dict[str, Any]:
+        """Counts that may be shown: cells of 1 to 10 persons are suppressed."""
+        rules = "".join(
+            f"| {row['rule']} | {shown_count(row['persons'])} | {shown_count(row['gain'])} |\n"
+            for row in self.rule_counts.to_dict("records")
+        )
+        shown = {"persons": shown_count(self.persons), "periods": shown_count(len(self.rows))}
+        if not rules:
+            return shown
+        return {**shown, "rules_md": f"| rule | persons | gain |\n| :-- | --: | --: |\n{rules}"}
+
+    def to_record(self) -> dict[str, Any]:
+        """Exact counts, without any person."""
+        return {
+            "persons": self.persons,
+            "periods": len(self.rows),
+            "rules": self.rule_counts.to_dict("records"),
+            "inclusion_masks": {str(mask): n for mask, n in self.inclusion_masks.items()},
+            "event_masks": {str(mask): n for mask, n in self.event_masks.items()},
+        }
+
+
+def build(circe_json: str | Path | dict[str, Any], folder: str | Path) -> OmopCohort:
+    """Evaluate a cohort expression of OHDSI Circe over a folder of OMOP tables.
+
+    Args:
+        circe_json: path, JSON text or parsed document, in the subset that docs/omop.md lists.
+        folder: CSV or Parquet files named as the OMOP tables; only those that the expression reads.
+
+    Raises:
+        ConfigError: the expression is not in the subset; each part with its path in the JSON.
+        InputError: a needed table or column is missing or cannot be read.
+    """
+    import duckdb
+
+    expression = read_expression(circe_json)
+    plan = compile_plan(expression)
+    files = find_tables(Path(folder), plan)
+    with duckdb.connect(config={"python_enable_replacements": False}) as connection:
+        try:
+            load_tables(connection, files, plan)
+            return _run(connection, expression, plan)
+        except duckdb.Error as error:
+            if READ_MARK not in str(error):
+                raise
+            said = str(error).split(READ_MARK, 1)[1].splitlines()[0]
+            raise InputError(f"{folder}: {said}. Correct the file.") from None
+
+
+def _run(connection: DuckDBPyConnection, expression: CohortExpression, plan: Plan) -> OmopCohort:
+    for statement in plan.statements:
+        connection.execute(statement.sql, statement.values)
+    rows = connection.execute(
+        "SELECT person_id AS subject_id, start_date AS cohort_start_date, end_date AS cohort_end_date "
+        "FROM cohort ORDER BY ALL"
+    ).df()
+    by_event: dict[int, int] = {}
+    by_person: dict[int, int] = {}
+    if expression.inclusion_rules:
+        by_event = _masks(connection, "masked_events")
+        by_person = _masks(connection, BEST_EVENTS)
+    names = (rule.name or f"rule {k}" for k, rule in enumerate(expression.inclusion_rules))
+    return OmopCohort(rows, by_person, by_event, tuple(names))
+
+
+#: One event per person: most rules met, then the earliest rule, then the earliest event.
+BEST_EVENTS = """(SELECT mask FROM masked_events QUALIFY row_number() OVER (PARTITION BY person_id ORDER BY
+  bit_count(mask) DESC, CASE WHEN mask = 0 THEN 0 ELSE mask & -mask END, start_date, ordinal) = 1)"""
+
+
+def _masks(connection: DuckDBPyConnection, relation: str) -> dict[int, int]:
+    found = connection.execute(
+        f"SELECT mask, count(*) FROM {relation} GROUP BY mask ORDER BY mask"
+    ).fetchall()
+    return {int(mask): int(count) for mask, count in found}
