@@ -25,7 +25,7 @@ run: .venv/runtime ## the whole path on the full synthetic set: load, QC, cohort
 	@$(BIN)/e2i run --scope $(SCOPE)
 
 test: .venv/test ## the whole test suite
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --no-loadscope-reorder $(ARGS)
 
 ui: .venv/runtime ## Dagster UI and MLflow UI in the foreground, services running again; Ctrl-C stops the UIs
 	@$(BIN)/e2i ui

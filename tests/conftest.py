@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -44,6 +45,30 @@ def _git_status() -> str | None:
         [git, "status", "--porcelain"], cwd=CHECKOUT, capture_output=True, text=True, check=False
     )
     return done.stdout if done.returncode == 0 else None
+
+
+def _together(nodeid: str) -> str:
+    """The tests that one process runs in one go: a module's, or those that share the deployed run."""
+    module = nodeid.split("::", maxsplit=1)[0]
+    folder = module.rpartition("/")[0]
+    return folder if folder == "tests/e2e" else module
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest begins first."""
+    items.sort(key=lambda item: _together(item.nodeid) != "tests/e2e")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give a process whole modules, because their tests share what they set up."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByModule(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _together(nodeid)
+
+    return ByModule(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
