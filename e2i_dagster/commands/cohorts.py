@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from e2i_dagster.commands.console import as_json, command_errors, print_table
+from e2i_dagster.commands.omop import omop_command
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +25,10 @@ exact_option = click.option(
 
 @click.group()
 def cohort() -> None:
-    """Who is in a cohort and why: explain, lint, diff, preview."""
+    """Who is in a cohort and why: explain, lint, diff, preview; cohorts of OHDSI's tools: omop."""
+
+
+cohort.add_command(omop_command)
 
 
 @cohort.command("explain")

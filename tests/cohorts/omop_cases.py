@@ -15,13 +15,11 @@ Tables = dict[str, list[dict[str, Any]]]
 
 
 def write_folder(folder: Path, tables: Tables, file_format: str = "csv") -> Path:
-    """Every table of the CDM subset, the given ones with rows, the others empty."""
+    """The given tables as files, with every column that is read."""
     folder.mkdir(parents=True, exist_ok=True)
-    for table, columns in TABLES.items():
-        if table in ("concept", "concept_ancestor") and table not in tables:
-            continue
-        frame = pd.DataFrame(tables.get(table, []))
-        for column in columns:
+    for table, records in tables.items():
+        frame = pd.DataFrame(records)
+        for column in TABLES[table]:
             if column.removesuffix("*") not in frame:
                 frame[column.removesuffix("*")] = None
         if file_format == "csv":

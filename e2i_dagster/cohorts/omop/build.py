@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from e2i_dagster.cohorts.disclosure import shown_count
+from e2i_dagster.cohorts.disclosure import HIDDEN, is_small, shown_count
 from e2i_dagster.cohorts.omop.expression import CohortExpression, read_expression
-from e2i_dagster.cohorts.omop.folder import READ_MARK, find_tables, load_tables
+from e2i_dagster.cohorts.omop.folder import find_tables, load_tables
 from e2i_dagster.cohorts.omop.plan import Plan, compile_plan
 from e2i_dagster.errors import InputError
 
@@ -56,16 +56,34 @@ class OmopCohort:
         ]
         return pd.DataFrame(counts, columns=["rule", "persons", "gain"])
 
+    def shown_rules(self) -> list[dict[str, str]]:
+        """``rule_counts`` as they may be shown, in text.
+
+        Who meets a rule less who is in the cohort less the gains of the other rules is a count of
+        persons, too: when one of those is small, no count of who meets a rule is shown.
+        """
+        counts = self.rule_counts.to_dict("records")
+        derived = [self.persons, *(row["gain"] for row in counts)]
+        derived += [row["persons"] - self.inclusion_masks.get((1 << len(counts)) - 1, 0) for row in counts]
+        hidden = any(is_small(count) for count in derived)
+        return [
+            {
+                "rule": str(row["rule"]),
+                "persons": HIDDEN if hidden else shown_count(row["persons"]),
+                "gain": shown_count(row["gain"]),
+            }
+            for row in counts
+        ]
+
     def to_metadata(self) -> dict[str, Any]:
         """Counts that may be shown: cells of 1 to 10 persons are suppressed."""
-        rules = "".join(
-            f"| {row['rule']} | {shown_count(row['persons'])} | {shown_count(row['gain'])} |\n"
-            for row in self.rule_counts.to_dict("records")
-        )
         shown = {"persons": shown_count(self.persons), "periods": shown_count(len(self.rows))}
-        if not rules:
+        if not self.rules:
             return shown
-        return {**shown, "rules_md": f"| rule | persons | gain |\n| :-- | --: | --: |\n{rules}"}
+        table = "".join(
+            f"| {row['rule']} | {row['persons']} | {row['gain']} |\n" for row in self.shown_rules()
+        )
+        return {**shown, "rules_md": f"| rule | persons | gain |\n| :-- | --: | --: |\n{table}"}
 
     def to_record(self) -> dict[str, Any]:
         """Exact counts, without any person."""
@@ -95,14 +113,12 @@ def build(circe_json: str | Path | dict[str, Any], folder: str | Path) -> OmopCo
     plan = compile_plan(expression)
     files = find_tables(Path(folder), plan)
     with duckdb.connect(config={"python_enable_replacements": False}) as connection:
+        load_tables(connection, files, plan)
         try:
-            load_tables(connection, files, plan)
             return _run(connection, expression, plan)
-        except duckdb.Error as error:
-            if READ_MARK not in str(error):
-                raise
-            said = str(error).split(READ_MARK, 1)[1].splitlines()[0]
-            raise InputError(f"{folder}: {said}. Correct the file.") from None
+        except (duckdb.IOException, duckdb.InvalidInputException) as error:
+            said = str(error).splitlines()[0]
+            raise InputError(f"{folder}: a file cannot be read ({said[:200]}). Write it again.") from None
 
 
 def _run(connection: DuckDBPyConnection, expression: CohortExpression, plan: Plan) -> OmopCohort:

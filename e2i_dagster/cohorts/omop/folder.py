@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from e2i_dagster.cohorts.omop.domains import TABLES
 from e2i_dagster.cohorts.omop.plan import Plan
@@ -90,7 +90,8 @@ def _suffix(name: str) -> str | None:
 def load_tables(connection: DuckDBPyConnection, files: list[TableFiles], plan: Plan) -> None:
     """Make ``cdm_<table>`` of each, with the columns of :data:`.domains.TABLES`.
 
-    Without a file ``concept`` there is no concept known to be invalid.
+    Parquet with the right types is read by the statements that need it; everything else is read and
+    checked once, here. Without a file ``concept`` there is no concept known to be invalid.
 
     Raises:
         InputError: a file cannot be read, or a column that the definition asks for is missing.
@@ -98,29 +99,34 @@ def load_tables(connection: DuckDBPyConnection, files: list[TableFiles], plan: P
     import duckdb
 
     for one in files:
-        reader = (
-            "read_parquet($paths, union_by_name = true)"
-            if one.kind == "parquet"
-            else "read_csv($paths, all_varchar = true, header = true, nullstr = $missing, "
-            "union_by_name = true)"
-        )
-        values: dict[str, object] = {"paths": [str(path) for path in one.paths]}
-        if one.kind == "csv":
-            values["missing"] = MISSING_IN_CSV
+        paths: Any = [str(path) for path in one.paths]  # DuckDB takes lists, its signatures know files only
         try:
-            described = connection.execute(f"DESCRIBE SELECT * FROM {reader}", values).fetchall()
+            if one.kind == "parquet":
+                given = connection.read_parquet(paths, union_by_name=True)
+            else:
+                given = connection.read_csv(
+                    paths, all_varchar=True, header=True, na_values=MISSING_IN_CSV, union_by_name=True
+                )
+            types = {
+                name.lower(): (name, str(kind)) for name, kind in zip(given.columns, given.types, strict=True)
+            }
+            columns = _columns(one, types, plan)
+            wanted = given.project(", ".join(columns))
+            if one.kind == "parquet" and not any(READ_MARK in column for column in columns):
+                wanted.create_view(f"cdm_{one.table}")
+            else:
+                wanted.create(f"cdm_{one.table}")
         except duckdb.Error as error:
-            said = str(error).splitlines()[0]
-            raise InputError(
-                f"{one.name}: cannot be read as {one.kind.upper()} ({said[:200]}). Write it again."
-            ) from None
-        types = {str(name).lower(): (str(name), str(kind)) for name, kind, *_ in described}
-        columns = _columns(one, types, plan)
-        sql = f"SELECT {', '.join(columns)} FROM {reader}"
-        connection.execute(f"CREATE TEMP TABLE cdm_{one.table} AS {sql}", values)
-    connection.execute(
-        "CREATE TEMP TABLE IF NOT EXISTS cdm_concept (concept_id BIGINT, invalid_reason VARCHAR)"
-    )
+            raise _unreadable(one, error) from None
+    connection.execute("CREATE TABLE IF NOT EXISTS cdm_concept (concept_id BIGINT, invalid_reason VARCHAR)")
+
+
+def _unreadable(files: TableFiles, error: Exception) -> InputError:
+    """The first line of what DuckDB said: the next ones would quote the data."""
+    said = str(error).splitlines()[0]
+    if READ_MARK in said:
+        return InputError(f"{files.name}: {said.split(READ_MARK, 1)[1]}. Correct the file.")
+    return InputError(f"{files.name}: cannot be read as {files.kind.upper()} ({said[:200]}). Write it again.")
 
 
 def _columns(files: TableFiles, types: dict[str, tuple[str, str]], plan: Plan) -> list[str]:
