@@ -9,6 +9,7 @@ from assets.partitions import SCOPES
 from assets.stage import Produced, input_versions, stage_asset
 from e2i_dagster.config.base import read_digest
 from e2i_dagster.config.environment import actor, config_folder
+from e2i_dagster.config.policy import current_policy
 from e2i_dagster.config.scope import ScopeSpec
 from e2i_dagster.explain import Explanation
 from e2i_dagster.features.selection import FeatureSelection
@@ -26,6 +27,12 @@ scope_asset = partial(stage_asset, group_name="models", partitions_def=SCOPES)
 def policy_file(name: str) -> str:
     """Digest of a policy file that a stage depends on."""
     return read_digest(config_folder() / name)
+
+
+def cohort_approved(scope: str) -> bool:
+    """Whether the definition that ``scope`` is built on is approved, not a draft."""
+    policy = current_policy()
+    return policy.cohorts[policy.scopes[scope].cohort].approval is not None
 
 
 @scope_asset(
@@ -209,7 +216,7 @@ def explanations(
 @scope_asset(
     group_name="registry",
     kinds={"mlflow"},
-    definition=lambda key: policy_file("registry.yaml"),
+    definition=lambda key: [policy_file("registry.yaml"), cohort_approved(str(key))],
     description="The model version: registered when every criterion is met, staged on its measured evidence.",
 )
 def registered_model(
@@ -229,6 +236,7 @@ def registered_model(
         trained_model.model(),
         evaluation,
         scope=scope_spec,
+        cohort_approved=cohort_approved(scope_spec.key),
         tracked=tracked_run,
         proposed_by=actor()[0],
         tracking_uri=mlflow.uri(),

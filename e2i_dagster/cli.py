@@ -18,6 +18,7 @@ import click
 
 from e2i_dagster.commands.cohorts import cohort
 from e2i_dagster.commands.console import as_json, command_errors, print_table, say
+from e2i_dagster.commands.imports import import_group
 from e2i_dagster.commands.launch import exit_code, failure_text, launch
 
 if TYPE_CHECKING:
@@ -336,6 +337,7 @@ def _print_run(events: list[StageEvent], seconds: float) -> None:
 
 
 main.add_command(cohort)
+main.add_command(import_group)
 
 if __name__ == "__main__":
     main()

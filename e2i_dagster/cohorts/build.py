@@ -16,6 +16,7 @@ from e2i_dagster.cohorts.errors import CohortInputError
 from e2i_dagster.cohorts.operators import holds
 from e2i_dagster.cohorts.result import Cohort
 from e2i_dagster.config.cohort import CohortDefinition, Rule
+from e2i_dagster.warehouse.frames import extra_frame
 
 FIRST_OBSERVED = "first_observation_date"
 LAST_OBSERVED = "last_observation_date"
@@ -26,6 +27,7 @@ def patient_frame(journeys: pd.DataFrame, clinical: pd.DataFrame) -> pd.DataFram
 
     A journey without a clinical row keeps nulls there and is counted as unknown by the rules. A column
     that both tables have (other than the key) is the journey's; the clinical one becomes ``clinical_<name>``.
+    The user's own clinical columns (``extra``) are columns like the others.
 
     Raises:
         CohortInputError: CC_002 without the key column, CC_004 when a table repeats a journey.
@@ -40,6 +42,10 @@ def patient_frame(journeys: pd.DataFrame, clinical: pd.DataFrame) -> pd.DataFram
                 f"table {table} repeats {repeated:,} value(s) of {key}; expected one row per journey. "
                 "Remove the repeated rows and load again.",
             )
+    own = extra_frame(clinical)
+    clinical = clinical.drop(columns="extra", errors="ignore").join(
+        own[[name for name in own.columns if name not in clinical.columns]]
+    )
     return journeys.merge(
         clinical.rename(columns={c: f"clinical_{c}" for c in clinical.columns if c in journeys and c != key}),
         on=key,

@@ -21,6 +21,7 @@ class StageRules(PolicyModel):
     split: Literal["validation", "test", "holdout"] = "test"
     min_auc: float | None = Field(default=None, ge=0.5, le=1)
     criteria_met: bool = False
+    cohort_approved: bool = False
     min_days_in_previous: float | None = Field(default=None, ge=0)
     approval: bool = False
     min_days_superseded: float | None = Field(default=None, ge=0)

@@ -66,11 +66,26 @@ class CodeSet(PolicyModel):
     brand: str | None = None
 
 
+class ColumnMatching(PolicyModel):
+    """How ``e2i import check`` finds our column for a supplier's.
+
+    Attributes:
+        words: parts of column names and the words that they stand for (``dt``: ``date``).
+        minimum: score from 0 to 1 (three quarters name, one quarter values) below which nothing is proposed.
+        sample_rows: rows of each file that the proposal looks at.
+    """
+
+    words: dict[str, str] = {}
+    minimum: float = Field(default=0.6, gt=0, le=1)
+    sample_rows: int = Field(default=20_000, ge=100)
+
+
 class VocabularyPolicy(PolicyModel):
     """All of ``config/vocabulary.yaml``."""
 
     vocabularies: dict[str, Vocabulary]
     column_aliases: dict[str, dict[str, str]] = {}
+    column_matching: ColumnMatching = Field(default_factory=ColumnMatching)
     region_states: dict[str, tuple[str, ...]] = {}
     code_systems: dict[str, CodeSystem] = {}
     default_code_system: str = "icd10cm"

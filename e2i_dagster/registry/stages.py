@@ -28,6 +28,7 @@ class Evidence(BaseModel):
     Attributes:
         auc: split -> measured ROC-AUC; empty where it means nothing.
         criteria_met: whether every success criterion of the scope was met.
+        cohort_approved: whether the cohort's definition is approved; a draft's models stay in development.
         days_in_stage: days since the version reached its present stage.
         days_superseded: days since a newer version took its place, None when none has.
         proposed_by: who asks for the promotion.
@@ -40,6 +41,7 @@ class Evidence(BaseModel):
     problem_type: str
     auc: dict[str, float]
     criteria_met: bool
+    cohort_approved: bool = False
     days_in_stage: float = 0.0
     days_superseded: float | None = None
     proposed_by: str
@@ -74,7 +76,9 @@ class RuleResult(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    rule: Literal["order", "min_auc", "criteria_met", "days_in_stage", "approval", "days_superseded"]
+    rule: Literal[
+        "order", "min_auc", "criteria_met", "cohort_approved", "days_in_stage", "approval", "days_superseded"
+    ]
     passed: bool
     reason: str
 
@@ -135,6 +139,17 @@ def check_transition(
                 passed=evidence.criteria_met,
                 reason="The scope's success criteria are "
                 + ("met." if evidence.criteria_met else "not met."),
+            )
+        )
+    if rules.cohort_approved:
+        results.append(
+            RuleResult(
+                rule="cohort_approved",
+                passed=evidence.cohort_approved,
+                reason="The cohort's definition is approved."
+                if evidence.cohort_approved
+                else "The cohort's definition is a draft: when its rules are agreed, write "
+                "`status: {approved: {by: ..., on: ...}}` into its file.",
             )
         )
     if rules.min_days_in_previous is not None:

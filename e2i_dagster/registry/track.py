@@ -89,6 +89,7 @@ def register_and_stage(
     evaluation: Evaluation,
     *,
     scope: ScopeSpec,
+    cohort_approved: bool,
     tracked: TrackedRun,
     proposed_by: str,
     tracking_uri: str,
@@ -96,7 +97,8 @@ def register_and_stage(
     """Register an accepted model and move it to staging on its measured evidence.
 
     Raises:
-        VerdictError: a success criterion or a rule of ``config/registry.yaml`` is not met.
+        VerdictError: a success criterion or a rule of ``config/registry.yaml`` is not met, such as
+            ``cohort_approved``; the version then stays in stage development.
     """
     from e2i_dagster.registry.records import experiment_key, write_stage
 
@@ -122,7 +124,7 @@ def register_and_stage(
     )
     if version.stage != "development":
         return version
-    evidence = Evidence.from_evaluation(evaluation, proposed_by=proposed_by)
+    evidence = Evidence.from_evaluation(evaluation, proposed_by=proposed_by, cohort_approved=cohort_approved)
     staged, _ = promote(version, "staging", evidence, tracking_uri=tracking_uri)
     write_stage(engine, staged.name, staged.version, staged.stage)
     return staged

@@ -417,6 +417,10 @@ def apply_mapping(
         if name in own.values:
             result[name] = _map_values(result[name], own.values[name])
         if name not in known:
+            if form.decimal == "," and table == "patient_clinical":
+                result[name] = _own_numbers(result[name])
+            if name in own.dates:
+                result[name] = _map_dates(result[name], own.dates[name])
             continue
         column = known[name]
         if form.decimal == "," and _is_number(column) and result[name].dtype == _TEXT:
@@ -427,6 +431,16 @@ def apply_mapping(
         if name in own.dates:
             result[name] = _map_dates(result[name], own.dates[name])
     return result
+
+
+def _own_numbers(series: pd.Series) -> pd.Series:
+    """A clinical column of the user's own with a decimal point, if all of it is numbers with a comma."""
+    if series.dtype != _TEXT:
+        return series
+    given = series.dropna()
+    if len(given) and given.str.fullmatch(r"\s*[+-]?\d+(,\d+)?\s*").all():
+        return series.str.replace(",", ".", regex=False)
+    return series
 
 
 def _is_number(column: Any) -> bool:

@@ -11,6 +11,7 @@ def evidence(auc=0.9, **more):
         "problem_type": "binary_classification",
         "auc": {"test": auc},
         "criteria_met": True,
+        "cohort_approved": True,
         "proposed_by": "ann",
     }
     return Evidence(**base | more)
@@ -81,3 +82,10 @@ def test_archiving_needs_a_month_since_a_newer_version():
     assert not check_transition("staging", "archived", evidence()).allowed
     assert not check_transition("staging", "archived", evidence(days_superseded=29)).allowed
     assert check_transition("staging", "archived", evidence(days_superseded=30)).allowed
+
+
+@pytest.mark.parametrize("way", [("development", "staging"), ("staging", "shadow"), ("shadow", "production")])
+def test_a_model_on_a_draft_cohort_stays_where_it_is(way):
+    verdict = check_transition(*way, evidence(cohort_approved=False))
+    assert not verdict.allowed
+    assert any("definition is a draft" in reason for reason in verdict.reasons())

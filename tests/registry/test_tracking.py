@@ -169,7 +169,7 @@ def test_from_registration_to_production(store, logged):
     again = registry.register(model, evaluation, **told)
     assert (again.version, again.new) == ("1", False)
 
-    evidence = registry.Evidence.from_evaluation(evaluation, proposed_by="ann")
+    evidence = registry.Evidence.from_evaluation(evaluation, proposed_by="ann", cohort_approved=True)
     with pytest.raises(VerdictError, match="the next stage is staging"):
         registry.promote(first, "production", evidence, tracking_uri=uri)
     staged, verdict = registry.promote(first, "staging", evidence, tracking_uri=uri)
@@ -191,7 +191,7 @@ def test_from_registration_to_production(store, logged):
 
     second_model, second_evaluation = made(seed=20)
     second = registry.register(second_model, second_evaluation, **told)
-    newer = registry.Evidence.from_evaluation(second_evaluation, proposed_by="ann")
+    newer = registry.Evidence.from_evaluation(second_evaluation, proposed_by="ann", cohort_approved=True)
     with pytest.raises(VerdictError, match="the evidence is about the model"):
         registry.promote(second, "staging", evidence, tracking_uri=uri)
     registry.promote(second, "staging", newer, tracking_uri=uri)

@@ -1,0 +1,588 @@
+"""What a folder of foreign files is: which file holds which table, which column is ours, what is left over.
+
+The answer is a proposed import mapping, to be read by a person. Nothing is loaded. What a rule of a cohort
+makes of the mapped rows is :mod:`e2i_dagster.cohorts.coverage`.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import sqlalchemy as sa
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from e2i_dagster.config.mapping import FileFormat, ImportMapping, TableMapping
+from e2i_dagster.config.vocabulary import VocabularyPolicy
+from e2i_dagster.errors import InputError
+from e2i_dagster.sources.files import IGNORED_COLUMNS, Delivery, read
+from e2i_dagster.warehouse.rules import check, kind_of
+from e2i_dagster.warehouse.tables import (
+    MAINTAINED_COLUMNS,
+    OPTIONAL_RAW_TABLES,
+    RAW_TABLES,
+    facts,
+    primary_key,
+    raw_table,
+    required_columns,
+)
+
+_TABLES = (*RAW_TABLES, *OPTIONAL_RAW_TABLES)
+_ENCODINGS = ("utf-8-sig", "cp1252")
+_SEPARATORS = (",", ";", "\t", "|")
+#: Formats of days that are tried, those without ambiguity first.
+_DATE_FORMATS = (
+    "%Y-%m-%d", "%Y%m%d", "%d.%m.%Y", "%Y/%m/%d", "%d-%b-%Y", "%d %b %Y", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y",
+    "%m-%d-%Y",
+)  # fmt: skip
+_BOOLEANS = {"true", "false", "t", "f", "1", "0", "yes", "no", "y", "n"}
+#: So many values without a match are named; further ones are counted.
+_MOST_VALUES = 12
+_ROWS_TO_NAME_A_VALUE = 11
+#: Share of the values that must be of a column's kind to be its values at all.
+_MOSTLY = 0.5
+
+
+class ColumnMatch(BaseModel):
+    """A column of a file and the column of ours that it seems to be.
+
+    ``notes`` say what a person should look at: a date format that is ambiguous, values without a match.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    file_column: str
+    column: str
+    score: float
+    date_format: str | None = None
+    values: dict[str, str] = {}
+    notes: tuple[str, ...] = ()
+
+
+class TableCheck(BaseModel):
+    """What one file, or several of the same kind, seem to hold.
+
+    Attributes:
+        matches: proposed columns. unmatched: file columns without one.
+        unused: file columns kept in ``extra`` (``patient_clinical`` only), usable in cohorts by their name.
+        missing_required: our columns without which no row can be loaded.
+        not_delivered: columns whose empty cells lower the completeness that quality control asks for
+            (``config/quality.yaml``, ``expected``), of those that apply to every row.
+        rows: rows of the files. rejected: reason -> rows that a load would reject, references aside.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    table: str
+    files: tuple[str, ...]
+    format: FileFormat
+    matches: tuple[ColumnMatch, ...]
+    unmatched: tuple[str, ...]
+    missing_required: tuple[str, ...]
+    not_delivered: tuple[str, ...] = ()
+    rows: int = 0
+    rejected: dict[str, int] = {}
+
+    @property
+    def kept_as_own(self) -> tuple[str, ...]:
+        """Columns that are kept under their own name although we have none like them."""
+        return self.unmatched if self.table == "patient_clinical" else ()
+
+
+@dataclass(frozen=True)
+class ImportCheck:
+    """The proposal for a folder.
+
+    Attributes:
+        mapping: what would be written as ``mapping.yaml``.
+        unassigned: files that seem to hold none of our tables.
+        problems: why the folder could not be read with the mapping; empty when it could.
+        delivery: the mapped rows; None when there are problems.
+    """
+
+    folder: Path
+    tables: tuple[TableCheck, ...]
+    mapping: ImportMapping
+    unassigned: tuple[str, ...]
+    problems: tuple[str, ...]
+    delivery: Delivery | None
+
+    def to_record(self) -> dict[str, Any]:
+        """Everything but the rows, for ``--json``."""
+        return {
+            "folder": str(self.folder),
+            "tables": [table.model_dump(mode="json") for table in self.tables],
+            "unassigned": list(self.unassigned),
+            "problems": list(self.problems),
+            "mapping": mapping_document(self.mapping),
+        }
+
+
+def check_folder(
+    folder: str | Path,
+    vocabulary: VocabularyPolicy,
+    mapping: ImportMapping | None = None,
+    *,
+    expected: Mapping[str, Sequence[str]] | None = None,
+) -> ImportCheck:
+    """Look at every CSV and Parquet file of ``folder`` and propose a mapping, or judge a given one.
+
+    Args:
+        mapping: judged instead of proposing one; what it leaves unsaid is not guessed.
+        expected: columns of each table that quality control expects to be filled.
+
+    Raises:
+        InputError: the folder does not exist or holds no such file.
+    """
+    folder = Path(folder)
+    paths = _files(folder)
+    if mapping is None:
+        tables, unassigned = _propose(paths, vocabulary)
+        mapping = _mapping(tables)
+    else:
+        tables, unassigned = [], []
+    try:
+        delivery = read(folder, mapping, [table.table for table in tables] or None, vocabulary=vocabulary)
+        problems: tuple[str, ...] = ()
+    except InputError as error:
+        delivery, problems = None, tuple(line.strip(" -") for line in str(error).splitlines()[1:])
+    if delivery is not None:
+        tables = [
+            _judged(name, delivery, tables, mapping, vocabulary, (expected or {}).get(name, ()))
+            for name in delivery
+        ]
+    return ImportCheck(folder, tuple(tables), mapping, tuple(unassigned), problems, delivery)
+
+
+def mapping_document(mapping: ImportMapping) -> dict[str, Any]:
+    """``mapping`` as plain values without what is default."""
+    return mapping.model_dump(mode="json", exclude_defaults=True)
+
+
+def mapping_yaml(found: ImportCheck) -> str:
+    """The mapping as a file for people: what is unsure stands as a comment at the top."""
+    notes = [
+        f"#   {table.table}.{match.column}: {note}"
+        for table in found.tables
+        for match in table.matches
+        for note in match.notes
+    ]
+    notes += [
+        f"#   {table.table}: no match for file column(s) {', '.join(table.unmatched)}"
+        + (" (kept under their own names)" if table.kept_as_own else " (not loaded)")
+        for table in found.tables
+        if table.unmatched
+    ]
+    notes += [f"#   {name}: seems to hold none of our tables" for name in found.unassigned]
+    head = "# Proposed by `e2i import check`: read it before you load. docs/loading.md says what each key means.\n"
+    if notes:
+        head += "# To look at:\n" + "\n".join(notes) + "\n"
+    body = yaml.safe_dump(mapping_document(found.mapping), sort_keys=False, allow_unicode=True, width=110)
+    return head + body
+
+
+def _files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        what = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise InputError(f"{folder}: {what}. Give the folder that holds the supplier's files.")
+    paths = sorted(
+        path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in (".csv", ".parquet")
+    )
+    if not paths:
+        raise InputError(f"{folder}: no CSV or Parquet file. Save what you have as one of the two.")
+    return paths
+
+
+# What a file looks like.
+
+
+def _formats(paths: Sequence[Path]) -> dict[Path, FileFormat]:
+    """The format of each file; one without a decimal number takes the decimal mark of its siblings."""
+    formats: dict[Path, FileFormat] = {}
+    undecided = []
+    for path in paths:
+        if path.suffix.lower() != ".csv":
+            formats[path] = FileFormat()
+            continue
+        encoding, text = _beginning(path)
+        header, _, body = text.partition("\n")
+        separator = max(_SEPARATORS, key=header.count)
+        cell = rf'(?:^|[{re.escape(separator)}])"?-?\d+{{}}\d+"?(?=[{re.escape(separator)}\r\n])'
+        comma, point = (len(re.findall(cell.format(mark), body, re.MULTILINE)) for mark in (",", r"\."))
+        if not comma and not point and separator != ",":
+            undecided.append(path)
+        formats[path] = FileFormat(
+            separator=separator,
+            encoding=encoding,
+            decimal="," if separator != "," and comma > point else ".",
+        )
+    for path in undecided:
+        own = formats[path]
+        siblings = [
+            one.decimal
+            for other, one in formats.items()
+            if other not in undecided and (one.separator, one.encoding) == (own.separator, own.encoding)
+        ]
+        if siblings:
+            formats[path] = own.model_copy(update={"decimal": max(siblings, key=siblings.count)})
+    return formats
+
+
+def _beginning(path: Path) -> tuple[str, str]:
+    """Encoding and first lines of a text file."""
+    with path.open("rb") as stream:
+        start = stream.read(1 << 16)
+    if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "utf-16", start.decode("utf-16", errors="ignore")
+    # The chunk may end inside a character.
+    lines = start[: start.rfind(b"\n") + 1 or len(start)]
+    for encoding in _ENCODINGS:
+        try:
+            return "utf-8" if encoding == "utf-8-sig" else encoding, lines.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    return "latin-1", lines.decode("latin-1")
+
+
+def _sample(path: Path, form: FileFormat, rows: int) -> pd.DataFrame:
+    """The first rows of a file as text, nulls as null."""
+    if path.suffix.lower() == ".parquet":
+        import pyarrow.parquet as pq
+
+        with pq.ParquetFile(path) as parquet:
+            batch = next(parquet.iter_batches(batch_size=rows), None)
+            frame = batch.to_pandas() if batch is not None else parquet.schema_arrow.empty_table().to_pandas()
+        return frame.astype("string[pyarrow]")
+    encoding = "utf-8-sig" if form.encoding == "utf-8" else form.encoding
+    with path.open(encoding=encoding, newline="") as stream:
+        lines = [line for _, line in zip(range(rows + 1), stream, strict=False)]
+    records = list(csv.reader(io.StringIO("".join(lines)), delimiter=form.separator))
+    if not records:
+        raise InputError(
+            f"{path.name}: the file is empty, without even a header. Deliver it again or remove it."
+        )
+    header = [name.strip() for name in records[0]]
+    body = [record for record in records[1:] if len(record) == len(header)]
+    frame = pd.DataFrame(body, columns=header, dtype="string[pyarrow]")
+    return frame.mask(frame.apply(lambda column: column.str.strip() == ""))
+
+
+# Which table, which column.
+
+
+def _propose(paths: Sequence[Path], vocabulary: VocabularyPolicy) -> tuple[list[TableCheck], list[str]]:
+    """Each file's best table; files of one table with the same header belong together."""
+    found: dict[str, list[tuple[Path, FileFormat, list[ColumnMatch], list[str]]]] = {}
+    unassigned = []
+    for path, form in _formats(paths).items():
+        sample = _sample(path, form, vocabulary.column_matching.sample_rows)
+        ranked = sorted(
+            (
+                (_fit(table, path, sample, matches), table, matches)
+                for table in _TABLES
+                for matches in [_match_columns(table, sample, form, vocabulary)]
+            ),
+            key=lambda one: -one[0],
+        )
+        score, table, matches = ranked[0]
+        if score <= 0:
+            unassigned.append(path.name)
+            continue
+        taken = {match.file_column for match in matches}
+        rest = [name for name in sample.columns if name not in taken and name not in IGNORED_COLUMNS]
+        found.setdefault(table, []).append((path, form, matches, rest))
+    tables = []
+    for table in (name for name in _TABLES if name in found):
+        files = found[table]
+        _, form, matches, rest = files[0]
+        matched = {match.column for match in matches}
+        tables.append(
+            TableCheck(
+                table=table,
+                files=tuple(path.name for path, *_ in files),
+                format=form,
+                matches=tuple(matches),
+                unmatched=tuple(rest),
+                missing_required=tuple(name for name in required_columns(table) if name not in matched),
+            )
+        )
+    return tables, unassigned
+
+
+def _fit(table: str, path: Path, sample: pd.DataFrame, matches: Sequence[ColumnMatch]) -> float:
+    """How well a file fits a table: matched columns, covered requirements, and its name."""
+    if re.fullmatch(rf"{table}([_.-].*)?", path.stem, re.IGNORECASE):
+        return 10.0
+    matched = {match.column for match in matches}
+    required = required_columns(table)
+    covered = sum(name in matched for name in required) / len(required)
+    share = sum(match.score for match in matches) / max(len(sample.columns), 1)
+    name = difflib.SequenceMatcher(None, path.stem.lower(), table).ratio()
+    # Without its key a table cannot be loaded, so a file that lacks it is hardly this table.
+    return share + covered + 0.5 * name - 1.2 if covered else -1.0
+
+
+def _match_columns(
+    table: str, sample: pd.DataFrame, form: FileFormat, vocabulary: VocabularyPolicy
+) -> list[ColumnMatch]:
+    """Pairs of file column and ours, best first, each column once."""
+    rules = vocabulary.column_matching
+    aliases = vocabulary.column_aliases.get(table, {})
+    candidates = []
+    for given in sample.columns:
+        if given in IGNORED_COLUMNS:
+            continue
+        for column in raw_table(table).columns:
+            if column.name in MAINTAINED_COLUMNS or column.name == "extra":
+                continue
+            name = (
+                1.0
+                if aliases.get(str(given)) == column.name
+                else _alike(str(given), column.name, rules.words)
+            )
+            if name < rules.minimum * 2 / 3:
+                continue
+            values = _value_fit(sample[given].dropna(), column, form, vocabulary)
+            if values is None:
+                continue
+            score = 0.75 * name + 0.25 * values.share
+            if score >= rules.minimum:
+                candidates.append((score, str(given), column.name, values))
+    candidates.sort(key=lambda one: (-one[0], one[1], one[2]))
+    matches: list[ColumnMatch] = []
+    used: set[tuple[str, str]] = set()
+    for score, given, name, values in candidates:
+        if ("file", given) in used or ("ours", name) in used:
+            continue
+        used |= {("file", given), ("ours", name)}
+        matches.append(
+            ColumnMatch(
+                file_column=given,
+                column=name,
+                score=round(score, 2),
+                date_format=values.date_format,
+                values=values.values,
+                notes=values.notes,
+            )
+        )
+    order = {str(name): place for place, name in enumerate(sample.columns)}
+    return sorted(matches, key=lambda match: order[match.file_column])
+
+
+def _words(name: str, meanings: Mapping[str, str]) -> list[str]:
+    split = re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", name)
+    parts = [part for part in re.split(r"[^a-z0-9]+", split.lower()) if part]
+    return [word for part in parts for word in meanings.get(part, part).split()]
+
+
+def _alike(given: str, ours: str, meanings: Mapping[str, str]) -> float:
+    """Likeness of two column names from 0 to 1: shared words, or shared letters."""
+    left, right = _words(given, meanings), _words(ours, meanings)
+    if left == right:
+        return 1.0
+    shared = len(set(left) & set(right))
+    dice = 2 * shared / (len(set(left)) + len(set(right)))
+    letters = difflib.SequenceMatcher(None, "".join(left), "".join(right)).ratio()
+    return max(dice, 0.9 * letters)
+
+
+@dataclass(frozen=True)
+class _Values:
+    share: float
+    date_format: str | None = None
+    values: dict[str, str] = None  # type: ignore[assignment]
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.values is None:
+            object.__setattr__(self, "values", {})
+
+
+def _value_fit(
+    given: pd.Series, column: sa.Column[Any], form: FileFormat, vocabulary: VocabularyPolicy
+) -> _Values | None:
+    """How well values fit a column of ours; None when they cannot be its values."""
+    text = given.astype("string[pyarrow]").str.strip()
+    if not len(text):
+        return _Values(0.5)
+    kind = kind_of(column)
+    about = facts(column)
+    if kind in ("date", "timestamp"):
+        return _dates(text)
+    if kind in ("number", "integer"):
+        return _numbers(text, column, form)
+    if about.vocabulary:
+        return _vocabulary_fit(text, about.vocabulary, vocabulary)
+    return _boolean_fit(text) if kind == "boolean" else _text_fit(text, column.name, vocabulary)
+
+
+def _text_fit(text: pd.Series, name: str, vocabulary: VocabularyPolicy) -> _Values | None:
+    if name.endswith("diagnosis_code"):
+        pattern = vocabulary.code_systems[vocabulary.default_code_system].pattern
+        share = float(text.str.upper().str.fullmatch(pattern.removeprefix("^").removesuffix("$")).mean())
+        return _Values(share) if share > 0 else None
+    return _Values(0.5)
+
+
+def _numbers(text: pd.Series, column: sa.Column[Any], form: FileFormat) -> _Values | None:
+    about = facts(column)
+    plain = text.str.replace(",", ".", regex=False) if form.decimal == "," else text
+    numbers = pd.to_numeric(plain, errors="coerce")
+    share = float(numbers.notna().mean())
+    if share < _MOSTLY:
+        return None
+    inside = (about.minimum is None or float(numbers.min()) >= about.minimum) and (
+        about.maximum is None or float(numbers.max()) <= about.maximum
+    )
+    notes = () if inside else ("some values lie outside our range: another unit?",)
+    return _Values(share if inside else share / 2, notes=notes)
+
+
+def _dates(text: pd.Series) -> _Values | None:
+    distinct = pd.Series(text.unique(), dtype=object)
+    iso = pd.to_datetime(distinct, format="ISO8601", errors="coerce", utc=True)
+    if iso.notna().all() and distinct.str.contains("-").all():
+        return _Values(1.0)
+    fits = {
+        form: float(pd.to_datetime(distinct, format=form, errors="coerce").notna().mean())
+        for form in _DATE_FORMATS
+    }
+    best = max(fits, key=lambda form: fits[form])
+    if fits[best] < _MOSTLY:
+        return None
+    equal = [form for form, share in fits.items() if share == fits[best] and form != best]
+    notes = (f"{best} and {' and '.join(equal)} fit equally well: which one is it?",) if equal else ()
+    return _Values(fits[best], date_format=best, notes=notes)
+
+
+def _boolean_fit(text: pd.Series) -> _Values | None:
+    lower = text.str.lower()
+    share = float(lower.isin(_BOOLEANS).mean())
+    if share == 1.0:
+        return _Values(1.0)
+    distinct = list(lower.unique())
+    if len(distinct) > 3:
+        return None
+    return _Values(
+        max(share, 0.3),
+        notes=(f"{len(distinct)} spellings that are not true or false: add them to `values`",),
+    )
+
+
+def _vocabulary_fit(text: pd.Series, name: str, policy: VocabularyPolicy) -> _Values | None:
+    accepted = policy.values(name)
+    known = {**{value.lower(): value for value in accepted}}
+    known |= {alias.lower(): target for alias, target in policy.aliases(name).items() if target}
+    distinct = [str(value) for value in text.unique()]
+    exact = set(accepted) | set(policy.aliases(name))
+    translated: dict[str, str] = {}
+    left = []
+    for value in distinct:
+        if value in exact:
+            continue
+        target = known.get(value.lower().replace(" ", "_"), known.get(value.lower()))
+        begins = [one for one in accepted if len(value) > 2 and one.lower().startswith(value.lower())]
+        if target is None and len(begins) == 1:
+            target = begins[0]
+        if target is None:
+            left.append(value)
+        else:
+            translated[value] = target
+    share = float((~text.isin(left)).mean())
+    if share == 0 and len(left) > _MOST_VALUES:
+        return None
+    notes: tuple[str, ...] = ()
+    if left:
+        # A value of a few rows could be one patient's.
+        counts = text[text.isin(left)].value_counts()
+        named = sorted(str(value) for value in counts.index[counts >= _ROWS_TO_NAME_A_VALUE][:_MOST_VALUES])
+        more = len(left) - len(named)
+        said = [*map(repr, named), *([f"{more} other value(s)"] if more else [])]
+        notes = (
+            f"not in the vocabulary {name!r}: {', '.join(said)}. Map them under `values`, or add them to "
+            f"config/vocabulary.yaml ({name}) if they are yours",
+        )
+    return _Values(max(share, 0.3), values=translated, notes=notes)
+
+
+def _mapping(tables: Sequence[TableCheck]) -> ImportMapping:
+    """The mapping that says what the proposal found; a format that all files share is said once."""
+    formats = [table.format for table in tables]
+    common = formats[0] if formats and all(one == formats[0] for one in formats) else FileFormat()
+    own: dict[str, TableMapping] = {}
+    for table in tables:
+        differs = {} if table.format == common else table.format.model_dump(exclude={"nulls"})
+        plain = all(
+            re.fullmatch(rf"{table.table}([_.-].*)?", Path(name).stem, re.IGNORECASE) for name in table.files
+        )
+        own[table.table] = TableMapping(
+            files=() if plain else table.files,
+            rename={m.file_column: m.column for m in table.matches if m.file_column != m.column},
+            dates={m.column: m.date_format for m in table.matches if m.date_format},
+            values={m.column: m.values for m in table.matches if m.values},
+            **differs,
+        )
+    return ImportMapping(format=common, tables=own)
+
+
+def _judged(
+    name: str,
+    delivery: Delivery,
+    tables: Sequence[TableCheck],
+    mapping: ImportMapping,
+    vocabulary: VocabularyPolicy,
+    expected: Sequence[str],
+) -> TableCheck:
+    """The table with its rows and what a load would reject, references and repeated keys aside."""
+    frame = delivery[name]
+    checked = check(name, frame, vocabulary)
+    counts: dict[str, int] = {}
+    for fault in checked.faults:
+        what = f"{fault.reason} in {fault.column}" if fault.column else fault.reason
+        counts[what] = counts.get(what, 0) + len(fault.positions)
+    before = next((table for table in tables if table.table == name), None)
+    if before is None:
+        known = raw_table(name).columns.keys()
+        before = TableCheck(
+            table=name,
+            files=tuple(file.name for file in delivery.delivered[name].files),
+            format=mapping.format_of(name),
+            matches=tuple(
+                ColumnMatch(file_column=given, column=ours, score=1.0)
+                for given, ours in mapping.table(name).rename.items()
+            ),
+            unmatched=tuple(str(column) for column in frame.columns if column not in known),
+            missing_required=(),
+        )
+    columns = raw_table(name).columns
+    return before.model_copy(
+        update={
+            "rows": len(frame),
+            "rejected": counts,
+            "not_delivered": tuple(
+                column
+                for column in expected
+                if column not in frame.columns and not facts(columns[column]).applies_to
+            ),
+        }
+    )
+
+
+def readable_rows(table: str, frame: pd.DataFrame, vocabulary: VocabularyPolicy) -> pd.DataFrame:
+    """The rows of ``frame`` in canonical form, each key once; cells that cannot be read are null.
+
+    Rows that a load would reject for one cell are among them, so that their other cells can be looked at.
+    """
+    from e2i_dagster.warehouse.frames import conform
+
+    rows = check(table, frame, vocabulary).rows.to_pandas()
+    key = primary_key(table)
+    return conform(table, rows[rows[key].notna()].drop_duplicates(key).reset_index(drop=True))

@@ -1,0 +1,207 @@
+"""Somebody else's files, brand and codes, several journeys per patient: in by configuration alone."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from foreign_delivery import BRAND, COHORT, foreign_tables, write_foreign
+
+from e2i_dagster.config.environment import CHECKOUT
+from e2i_dagster.config.mapping import ImportMapping
+from e2i_dagster.config.quality import QualityPolicy
+from e2i_dagster.config.vocabulary import load_vocabulary
+from e2i_dagster.errors import InputError
+from e2i_dagster.sources.check import check_folder, mapping_yaml
+
+#: What this supplier has not, as the check says it.
+NOT_DELIVERED = {
+    "hcp_profiles": ["npi", "practice_type", "geographic_region", "priority_tier", "decile"],
+    "patient_journeys": [
+        "primary_diagnosis_code", "age_group", "data_source", "disease_severity", "academic_hcp",
+    ],
+    "patient_clinical": [],
+    "treatment_events": ["hcp_id", "data_source"],
+}  # fmt: skip
+
+RUN = """
+import json, sys
+from e2i_dagster.commands.launch import failure_text, launch
+from sensors.plan import PlannedRun
+folder = sys.argv[1]
+done = []
+for planned, config in (
+    (PlannedRun("load_and_qc", "2024-10", "2024-12"),
+     {"source_files": {"folder": folder, "mapping": folder + "/mapping.yaml"}}),
+    (PlannedRun("build_cohorts", "examplumab_migraine"), None),
+):
+    result = launch(planned.job, config, planned=planned, show=False)
+    done.append([result.success, "" if result.success else failure_text(result)])
+print(json.dumps(done))
+"""
+
+
+@pytest.fixture
+def own_config(tmp_path, monkeypatch) -> Path:
+    """A configuration with the brand, its cohort and the months of the delivery; nothing else changed."""
+    config = shutil.copytree(CHECKOUT / "config", tmp_path / "config")
+    vocabulary = (config / "vocabulary.yaml").read_text(encoding="utf-8")
+    assert "values: [Remibrutinib," in vocabulary
+    (config / "vocabulary.yaml").write_text(
+        vocabulary.replace("values: [Remibrutinib,", f"values: [{BRAND}, Remibrutinib,"), encoding="utf-8"
+    )
+    sources = (config / "sources.yaml").read_text(encoding="utf-8")
+    (config / "sources.yaml").write_text(
+        sources.replace('first_month: "2022-01"', 'first_month: "2024-10"'), encoding="utf-8"
+    )
+    quality = yaml.safe_load((config / "quality.yaml").read_text(encoding="utf-8"))
+    for table, absent in NOT_DELIVERED.items():
+        kept = [name for name in quality["tables"][table]["expected"] if name not in absent]
+        quality["tables"][table]["expected"] = kept
+    (config / "quality.yaml").write_text(yaml.safe_dump(quality), encoding="utf-8")
+    (config / "cohorts" / "examplumab_migraine.yaml").write_text(COHORT, encoding="utf-8")
+    monkeypatch.setenv("E2I_CONFIG", str(config))
+    return config
+
+
+def test_the_proposal_finds_tables_columns_and_dates(tmp_path):
+    settings = QualityPolicy.load().settings
+    expected = {table: one.expected for table, one in settings.tables.items()}
+    found = check_folder(write_foreign(tmp_path / "in"), load_vocabulary(), expected=expected)
+    assert {table.table: list(table.not_delivered) for table in found.tables} == NOT_DELIVERED
+    assert not found.problems and not found.unassigned
+    tables = {table.table: table for table in found.tables}
+    assert {name: table.files for name, table in tables.items()} == {
+        "hcp_profiles": ("prescribers.csv",),
+        "patient_journeys": ("episodes.csv",),
+        "patient_clinical": ("episode_findings.csv",),
+        "treatment_events": ("drug_events.csv",),
+    }
+    journeys = {match.file_column: match for match in tables["patient_journeys"].matches}
+    assert {name: match.column for name, match in journeys.items()} == {
+        "EpisodeNo": "patient_journey_id",
+        "MemberID": "patient_id",
+        "EpisodeStartDt": "journey_start_date",
+        "PrescriberNo": "hcp_id",
+        "Product": "brand",
+        "Sex": "gender",
+        "Age_at_Dx": "age_at_diagnosis",
+        "Rgn": "geographic_region",
+        "Payer": "insurance_type",
+    }
+    assert journeys["EpisodeStartDt"].date_format == "%d.%m.%Y"
+    assert journeys["Rgn"].values == {"West": "west", "South": "south"}
+    assert f"'{BRAND}'" in journeys["Product"].notes[0]
+    assert tables["patient_clinical"].kept_as_own == ("monthly_migraine_days", "triptan_overuse")
+    assert tables["treatment_events"].rejected == {
+        "unknown_value in event_type": 534,
+        "unknown_value in brand": 534,
+    }
+    assert (found.mapping.format.separator, found.mapping.format.decimal) == (";", ",")
+    written = tmp_path / "mapping.yaml"
+    written.write_text(mapping_yaml(found), encoding="utf-8")
+    assert ImportMapping.load(written) == found.mapping
+    assert "patient_clinical: no match for file column(s) monthly_migraine_days" in written.read_text()
+
+
+def test_no_value_of_a_patient_is_in_the_proposal(tmp_path):
+    tables = foreign_tables()
+    journeys = tables["episodes"]
+    journeys.loc[0, ["MemberID", "Product"]] = ["CANARY-1", "CANARY-2"]
+    found = check_folder(write_foreign(tmp_path / "in", episodes=journeys), load_vocabulary())
+    assert "CANARY" not in json.dumps(found.to_record())
+    assert "1 other value(s)" in json.dumps(found.to_record())
+
+
+def test_an_ambiguous_date_is_a_question(tmp_path):
+    tables = foreign_tables()
+    events = tables["drug_events"].assign(EvtDt="03/04/2024")
+    found = check_folder(write_foreign(tmp_path / "in", drug_events=events), load_vocabulary())
+    match = next(
+        match
+        for table in found.tables
+        for match in table.matches
+        if (table.table, match.column) == ("treatment_events", "event_date")
+    )
+    assert "fit equally well" in match.notes[0]
+
+
+def test_what_cannot_be_placed_is_named(tmp_path):
+    folder = write_foreign(tmp_path / "in")
+    (folder / "weather.csv").write_text("station;rain\nA;1\n")
+    found = check_folder(folder, load_vocabulary())
+    assert found.unassigned == ("weather.csv",)
+    (folder / "nothing.csv").write_text("")
+    with pytest.raises(InputError, match=r"nothing\.csv: the file is empty"):
+        check_folder(folder, load_vocabulary())
+    with pytest.raises(InputError, match="does not exist"):
+        check_folder(tmp_path / "nowhere", load_vocabulary())
+
+
+def test_the_command_writes_once_and_says_what_the_rules_find(tmp_path, own_config):
+    from e2i_dagster.cli import main
+
+    folder = write_foreign(tmp_path / "in")
+    arguments = ["import", "check", str(folder)]
+    first = CliRunner().invoke(main, [*arguments, "--write-mapping"])
+    assert first.exit_code == 0, first.output
+    assert "No row has a code of: fabhalta_c3g" in first.output
+    assert CliRunner().invoke(main, [*arguments, "--write-mapping"]).exit_code == 2
+    told = CliRunner().invoke(main, [*arguments, "--mapping", str(folder / "mapping.yaml"), "--json"])
+    assert told.exit_code == 0, told.output
+    rules = {
+        rule["rule"]: rule
+        for rule in json.loads(told.output)["rules"]
+        if rule["cohort"] == "examplumab_migraine"
+    }
+    clinical = foreign_tables()["episode_findings"]
+    migraine = int(clinical["Dx_Cd"].str.startswith("G43.7").sum())
+    assert rules["diagnosis_code"]["codes"] == f"G43.7.* {migraine}"
+    assert rules["monthly_migraine_days"]["known"] == "100%"
+    many = int((clinical["monthly_migraine_days"].str.replace(",", ".").astype(float) >= 4).sum())
+    assert rules["monthly_migraine_days"]["rows_true"] == str(many)
+
+
+def test_load_quality_and_cohort_with_configuration_only(tmp_path, own_config, database):
+    """From the supplier's folder to a cohort: checked against the supplier's own table, by hand."""
+    folder = write_foreign(tmp_path / "in")
+    proposal = yaml.safe_load(mapping_yaml(check_folder(folder, load_vocabulary(own_config))))
+    # What the proposal asked a person: what RX is.
+    proposal["tables"]["treatment_events"]["values"] = {"event_type": {"RX": "prescription"}}
+    (folder / "mapping.yaml").write_text(yaml.safe_dump(proposal), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, str(folder)],
+        env={**os.environ, "E2I_LAKE": str(tmp_path / "lake"), "PYTHONPATH": str(CHECKOUT)},
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=250,
+    )
+    assert done.returncode == 0, done.stderr
+    for succeeded, said in json.loads(done.stdout.splitlines()[-1]):
+        assert succeeded, said
+
+    tables = foreign_tables()
+    rows = tables["episodes"].merge(tables["episode_findings"], on="EpisodeNo", validate="one_to_one")
+    days = rows["monthly_migraine_days"].str.replace(",", ".").astype(float)
+    eligible = rows[
+        (rows["Age_at_Dx"] >= 18)
+        & rows["Dx_Cd"].str.startswith("G43.7")
+        & (days >= 4)
+        & (rows["triptan_overuse"] != "true")
+    ]
+    with database.connect() as connection:
+        from e2i_dagster.cohorts.recorded import find_execution, read_execution
+
+        recorded = read_execution(connection, find_execution(connection, "examplumab_migraine"))
+    assert set(recorded.eligible["patient_id"]) == set(eligible["MemberID"])
+    assert not recorded.eligible["patient_id"].duplicated().any()
+    assert recorded.input_patients == 400 and len(recorded.reasons) == 534
+    assert recorded.execution.data_version and recorded.execution.code_version
+    assert recorded.definition.approval is None
