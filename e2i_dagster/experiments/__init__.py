@@ -9,8 +9,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from e2i_dagster.experiments.aa import AACheck, aa_check
     from e2i_dagster.experiments.analysis import analyze, analyze_statistics
     from e2i_dagster.experiments.designs import Design, design
+    from e2i_dagster.experiments.estimation import (
+        AlwaysValid,
+        FinalEstimate,
+        always_valid,
+        final_estimate,
+        mixture_variance,
+        repeated_intervals,
+        stagewise_p_value,
+    )
+    from e2i_dagster.experiments.forest import Heterogeneity, heterogeneity
     from e2i_dagster.experiments.interim import (
         Boundaries,
         Look,
@@ -19,6 +30,7 @@ if TYPE_CHECKING:
         evaluate_look,
         predictive_power,
     )
+    from e2i_dagster.experiments.multiplicity import adjusted
     from e2i_dagster.experiments.planning import (
         SampleSize,
         inflation_factor,
@@ -26,63 +38,99 @@ if TYPE_CHECKING:
         power,
         sample_size,
     )
+    from e2i_dagster.experiments.reestimation import Reestimation, blinded_reestimation, promising_zone
     from e2i_dagster.experiments.results import Analysis, ArmSummary, Comparison
     from e2i_dagster.experiments.srm import SequentialSrm, SrmResult, sequential_srm_test, srm_test
+    from e2i_dagster.experiments.subgroups import SubgroupAnalysis, analyze_subgroups
     from e2i_dagster.experiments.sufficient import SufficientStatistics, merge, summarize
 
 _WHERE = {
+    "AACheck": "aa",
+    "AlwaysValid": "estimation",
     "Analysis": "results",
     "ArmSummary": "results",
     "Boundaries": "interim",
     "Comparison": "results",
     "Design": "designs",
+    "FinalEstimate": "estimation",
+    "Heterogeneity": "forest",
     "Look": "interim",
+    "Reestimation": "reestimation",
     "SampleSize": "planning",
     "SequentialSrm": "srm",
     "SrmResult": "srm",
+    "SubgroupAnalysis": "subgroups",
     "SufficientStatistics": "sufficient",
+    "aa_check": "aa",
+    "adjusted": "multiplicity",
+    "always_valid": "estimation",
     "analyze": "analysis",
     "analyze_statistics": "analysis",
+    "analyze_subgroups": "subgroups",
+    "blinded_reestimation": "reestimation",
     "boundaries": "interim",
     "conditional_power": "interim",
     "design": "designs",
     "evaluate_look": "interim",
+    "final_estimate": "estimation",
+    "heterogeneity": "forest",
     "inflation_factor": "planning",
     "merge": "sufficient",
     "minimum_detectable_effect": "planning",
+    "mixture_variance": "estimation",
     "power": "planning",
     "predictive_power": "interim",
+    "promising_zone": "reestimation",
+    "repeated_intervals": "estimation",
     "sample_size": "planning",
     "sequential_srm_test": "srm",
     "srm_test": "srm",
+    "stagewise_p_value": "estimation",
     "summarize": "sufficient",
 }
 
 __all__ = [
+    "AACheck",
+    "AlwaysValid",
     "Analysis",
     "ArmSummary",
     "Boundaries",
     "Comparison",
     "Design",
+    "FinalEstimate",
+    "Heterogeneity",
     "Look",
+    "Reestimation",
     "SampleSize",
     "SequentialSrm",
     "SrmResult",
+    "SubgroupAnalysis",
     "SufficientStatistics",
+    "aa_check",
+    "adjusted",
+    "always_valid",
     "analyze",
     "analyze_statistics",
+    "analyze_subgroups",
+    "blinded_reestimation",
     "boundaries",
     "conditional_power",
     "design",
     "evaluate_look",
+    "final_estimate",
+    "heterogeneity",
     "inflation_factor",
     "merge",
     "minimum_detectable_effect",
+    "mixture_variance",
     "power",
     "predictive_power",
+    "promising_zone",
+    "repeated_intervals",
     "sample_size",
     "sequential_srm_test",
     "srm_test",
+    "stagewise_p_value",
     "summarize",
 ]
 

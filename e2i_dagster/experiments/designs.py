@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -33,7 +34,7 @@ class Design(BaseModel):
     information relative to a single look. ``beta_spent``: cumulative type-II error at that drift.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     efficacy: Boundaries
     futility: tuple[float, ...] | None
@@ -77,7 +78,7 @@ class Design(BaseModel):
         }
 
     def to_record(self) -> dict[str, Any]:
-        return self.model_dump(mode="json")
+        return json.loads(self.model_dump_json())
 
 
 def design(

@@ -7,6 +7,7 @@ its own. Sources: docs/experiments_statistics.md.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -45,7 +46,7 @@ class Boundaries(BaseModel):
     ``alpha_spent``: cumulative type-I error over both sides up to and including that look.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     rule: Rule
     information_fractions: tuple[float, ...]
@@ -96,7 +97,7 @@ class Boundaries(BaseModel):
         }
 
     def to_record(self) -> dict[str, Any]:
-        return self.model_dump(mode="json")
+        return json.loads(self.model_dump_json())
 
 
 def checked_fractions(information_fractions: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -413,7 +414,7 @@ class Look(BaseModel):
     design (None without one); ``nominal_p`` is that of ``z`` alone, to be held against that of the boundary.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     look: int
     information_fraction: float
@@ -435,7 +436,7 @@ class Look(BaseModel):
         return {key: value for key, value in self.to_record().items() if value is not None}
 
     def to_record(self) -> dict[str, Any]:
-        return self.model_dump(mode="json")
+        return json.loads(self.model_dump_json())
 
 
 def evaluate_look(

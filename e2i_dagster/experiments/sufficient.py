@@ -264,14 +264,7 @@ def summarize(
     table = _lazy(frame)
     selected, variables = _selected(table, columns, str(analysis_set))
     assigned = selected.filter(nw.col("in_set"))
-    counts = _collected(
-        selected.select(nw.len().alias("rows"), nw.col("in_set").cast(nw.Int64).sum().alias("kept"))
-    )
-    rows = int(counts["rows"].iloc[0])
-    if rows == 0:
-        raise InputError("frame: it has no rows; nothing can be analysed.")
-    not_analysed = rows - int(counts["kept"].iloc[0] or 0)
-    _check_units(selected, columns)
+    not_analysed = _check_units(selected, columns)
     if missing == "non_responder":
         assigned = assigned.with_columns(
             nw.col("v0").is_null().alias("no_outcome"), nw.col("v0").fill_null(0.0).alias("v0")
@@ -416,7 +409,7 @@ def _selected(table: Any, columns: _Columns, analysis_set: str) -> tuple[Any, li
     if columns.cluster:
         read["cluster"] = text(columns.cluster)
     if columns.unit:
-        read["unit"] = text(columns.unit)
+        read["unit"] = nw.col(columns.unit)
     for argument in ("assigned_at", "outcome_at", "covariate_at"):
         if argument in wanted:
             read[argument] = nw.col(wanted[argument])
@@ -446,8 +439,8 @@ def _with_set(selected: Any, columns: _Columns, analysis_set: str) -> Any:
     return selected.with_columns(group.alias("arm"), inside.alias("in_set"))
 
 
-def _check_units(selected: Any, columns: _Columns) -> None:
-    """Every unit has an arm and one arm only, and times are in order."""
+def _check_units(selected: Any, columns: _Columns) -> int:
+    """Every unit has an arm and one arm only, and times are in order. Units outside the analysis set."""
     import narwhals as nw
 
     faults = {"no_arm": nw.col("assigned").is_null()}
@@ -459,9 +452,13 @@ def _check_units(selected: Any, columns: _Columns) -> None:
         faults["no_cluster"] = nw.col("cluster").is_null()
     found = _collected(
         selected.select(
-            *(mask.fill_null(False).cast(nw.Int64).sum().alias(name) for name, mask in faults.items())
+            nw.len().alias("rows"),
+            nw.col("in_set").cast(nw.Int64).sum().alias("kept"),
+            *(mask.fill_null(False).cast(nw.Int64).sum().alias(name) for name, mask in faults.items()),
         )
     ).iloc[0]
+    if int(found["rows"]) == 0:
+        raise InputError("frame: it has no rows; nothing can be analysed.")
     messages = {
         "no_arm": f"arm: {{n}} units have none in {columns.arm!r}; a unit is analysed once it is assigned.",
         "early_outcome": (
@@ -477,7 +474,25 @@ def _check_units(selected: Any, columns: _Columns) -> None:
     wrong = [messages[name].format(n=int(found[name])) for name in faults if int(found[name] or 0)]
     if wrong:
         raise InputError(" ".join(wrong))
-    if columns.unit is None:
+    if columns.unit is not None:
+        _check_identifiers(selected, columns.unit)
+    return int(found["rows"]) - int(found["kept"])
+
+
+def _check_identifiers(selected: Any, unit: str) -> None:
+    """One row per unit."""
+    import narwhals as nw
+
+    distinct = _collected(
+        selected.select(
+            nw.len().alias("rows"),
+            nw.col("unit").count().alias("named"),
+            nw.col("unit").n_unique().alias("units"),
+        )
+    ).iloc[0]
+    if int(distinct["named"]) < int(distinct["rows"]):
+        raise InputError(f"unit: {int(distinct['rows'] - distinct['named'])} rows have no {unit!r}.")
+    if int(distinct["units"]) == int(distinct["rows"]):
         return
     repeated = _collected(
         selected.group_by("unit")
@@ -487,13 +502,13 @@ def _check_units(selected: Any, columns: _Columns) -> None:
     ).iloc[0]
     if int(repeated["switched"] or 0):
         raise InputError(
-            f"unit: {int(repeated['switched'])} units in {columns.unit!r} are assigned twice with different arms; "
+            f"unit: {int(repeated['switched'])} units in {unit!r} are assigned twice with different arms; "
             "the assignment is wrong and nothing can be concluded from it."
         )
     if int(repeated["units"] or 0):
         raise InputError(
-            f"unit: {int(repeated['units'])} units in {columns.unit!r} have several rows. Give one row per unit, or "
-            f"give cluster={columns.unit!r} instead."
+            f"unit: {int(repeated['units'])} units in {unit!r} have several rows. Give one row per unit, or "
+            f"give cluster={unit!r} instead."
         )
 
 
