@@ -1,0 +1,213 @@
+"""Experiments: type-I error of every stopping rule, time of boundaries, analysis of many units, coverage.
+
+Each part prints its progress and returns figures; ``PARTS`` lists them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from e2i_dagster.experiments import analyze, boundaries, final_estimate
+from e2i_dagster.experiments.interim import RULES
+
+ALPHA = 0.05
+LOOKS = (2, 3, 5, 10)
+RANGE = (0.047, 0.053)
+SECONDS_PER_ANALYSIS = 5.0
+
+
+def figure(
+    value: float, unit: str, *, goal: Any = None, peer: str | None = None, holds: bool = True
+) -> dict[str, Any]:
+    return {"value": value, "unit": unit, "goal": goal, "peer": peer, "holds": bool(holds)}
+
+
+def _gamma(rule: str) -> float | None:
+    return -4.0 if rule == "hwang_shih_decani" else None
+
+
+def _statistics(looks: int, trials: int, rng: np.random.Generator) -> np.ndarray:
+    """Standardized statistics (trials, looks) without any effect, at equal steps of information."""
+    number = np.arange(1, looks + 1)
+    return np.cumsum(rng.normal(size=(trials, looks)), axis=1) / np.sqrt(number)
+
+
+def type_one_error(options: argparse.Namespace) -> dict[str, Any]:
+    """Share of null trials that ever cross, beside looking at every look with the fixed boundary."""
+    rng = np.random.default_rng(options.seed)
+    figures: dict[str, Any] = {}
+    for looks in LOOKS:
+        z = np.abs(_statistics(looks, options.trials, rng))
+        naive = float((z >= 1.959964).any(axis=1).mean())
+        for rule in RULES:
+            plan = boundaries(rule, np.arange(1, looks + 1) / looks, alpha=ALPHA, gamma=_gamma(rule))
+            error = float((z >= np.array(plan.z)).any(axis=1).mean())
+            print(
+                f"type-I error {rule:<18} {looks:>2} looks {error:.4f}  (1.96 at each: {naive:.4f})",
+                flush=True,
+            )
+            figures[f"type_1_error_{rule}_{looks}_looks"] = figure(
+                round(error, 4), f"of {options.trials:,} null trials", goal=f"{RANGE[0]} to {RANGE[1]}",
+                peer=f"1.96 at every look: {naive:.4f}", holds=RANGE[0] <= error <= RANGE[1],
+            )  # fmt: skip
+    # Looks that nobody planned: their fractions are drawn anew for every block of trials.
+    crossed = []
+    for _ in range(200):
+        fractions = np.sort(rng.uniform(0.05, 1.0, 4))
+        fractions[-1] = 1.0
+        step = np.diff(fractions, prepend=0.0)
+        score = np.cumsum(rng.normal(size=(options.trials // 200, 4)) * np.sqrt(step), axis=1)
+        plan = boundaries("lan_demets_obf", fractions, alpha=ALPHA)
+        crossed.append((np.abs(score / np.sqrt(fractions)) >= np.array(plan.z)).any(axis=1).mean())
+    error = float(np.mean(crossed))
+    print(f"type-I error lan_demets_obf, unplanned looks {error:.4f}", flush=True)
+    figures["type_1_error_unplanned_looks"] = figure(
+        round(error, 4), f"of {options.trials:,} null trials", goal=f"{RANGE[0]} to {RANGE[1]}",
+        holds=RANGE[0] <= error <= RANGE[1],
+    )  # fmt: skip
+    return figures
+
+
+def boundary_time(options: argparse.Namespace) -> dict[str, Any]:
+    """Slowest rule, median of repeats."""
+    figures = {}
+    for looks, goal in ((5, 0.05), (20, 1.0)):
+        slowest, name = 0.0, ""
+        for rule in RULES:
+            times = []
+            for _ in range(options.repeats):
+                began = time.perf_counter()
+                boundaries(rule, np.arange(1, looks + 1) / looks, gamma=_gamma(rule))
+                times.append(time.perf_counter() - began)
+            if (median := statistics.median(times)) > slowest:
+                slowest, name = median, rule
+        print(f"boundaries of {looks} looks: {slowest * 1000:.1f} ms ({name})", flush=True)
+        figures[f"boundaries_{looks}_looks"] = figure(
+            round(slowest * 1000, 2),
+            "ms",
+            goal=goal * 1000,
+            peer=f"slowest rule: {name}",
+            holds=slowest < goal,
+        )
+    return figures
+
+
+def coverage_after_stopping(options: argparse.Namespace) -> dict[str, Any]:
+    """Do the stagewise interval and the plain one hold the truth, when trials stop at a Pocock boundary?"""
+    rng = np.random.default_rng(options.seed + 1)
+    plan = boundaries("pocock", np.arange(1, 5) / 4)
+    drift, trials = 2.0, max(200, options.trials // 100)
+    number = np.arange(1, 5)
+    z = _statistics(4, trials, rng) + drift * np.sqrt(number / 4)
+    stop = np.abs(z) >= np.array(plan.z)
+    stop[:, -1] = True
+    look = stop.argmax(axis=1)
+    held = above = plain = 0
+    for trial, index in enumerate(look):
+        value, error = float(z[trial, index]), float(1 / np.sqrt((index + 1) / 4))
+        found = final_estimate(plan, int(index) + 1, value, standard_error=error)
+        held += found.lower <= drift <= found.upper
+        above += found.median_unbiased > drift
+        plain += abs(value * error - drift) <= 1.959964 * error
+    # Three standard errors of a share.
+    slack = 3 * np.sqrt(0.95 * 0.05 / trials)
+    print(f"coverage after stopping: {held / trials:.4f}, plain interval {plain / trials:.4f}", flush=True)
+    return {
+        "coverage_of_stagewise_interval": figure(
+            round(held / trials, 4), f"of {trials:,} trials", goal=f"0.95 +- {slack:.3f}",
+            peer=f"plain interval: {plain / trials:.4f}", holds=abs(held / trials - 0.95) <= slack,
+        ),
+        "median_unbiased_estimate_above_truth": figure(
+            round(above / trials, 4), f"of {trials:,} trials", goal=f"0.5 +- {3 * 0.5 / np.sqrt(trials):.3f}",
+            holds=abs(above / trials - 0.5) <= 3 * 0.5 / np.sqrt(trials),
+        ),
+    }  # fmt: skip
+
+
+def analysis_of_many_units(options: argparse.Namespace) -> dict[str, Any]:
+    """Unit rows in Parquet through the engine, beside the same means and variances in plain SQL."""
+    import duckdb
+
+    cases: dict[str, dict[str, Any]] = {
+        "mean": {"outcome": "spend"},
+        "mean_with_cuped_in_strata": {"outcome": "spend", "covariate": "before", "strata": "region"},
+        "proportion": {"outcome": "responded", "kind": "proportion"},
+        "ratio": {"outcome": "scripts", "denominator": "visits", "kind": "ratio"},
+        "clusters": {"outcome": "spend", "cluster": "territory"},
+        "time_to_event": {"outcome": "day", "event": "event", "kind": "survival"},
+    }
+    figures = {}
+    with tempfile.TemporaryDirectory(prefix="e2i-experiments-") as folder:
+        path = Path(folder) / "units.parquet"
+        duckdb.sql(
+            f"""COPY (
+                SELECT i AS unit, CASE WHEN hash(i) % 2 = 0 THEN 'control' ELSE 'treated' END AS arm,
+                    50 + 10 * random() + 0.02 * (hash(i) % 2) AS spend, random() AS before,
+                    (random() < 0.2)::INT AS responded, 'region ' || (i % 4) AS region, i % 2000 AS territory,
+                    1 + i % 5 AS visits, (3 * random())::INT AS scripts,
+                    1 + (60 * random())::INT AS day, (random() < 0.3)::INT AS event
+                FROM range({options.rows}) AS numbers(i)
+            ) TO '{path}' (FORMAT parquet)"""
+        )
+        began = time.perf_counter()
+        duckdb.sql(f"SELECT arm, count(*), avg(spend), var_samp(spend) FROM '{path}' GROUP BY arm").fetchall()
+        plain = time.perf_counter() - began
+        print(f"{options.rows:,} rows, plain SQL of one mean: {plain:.2f} s", flush=True)
+        for name, case in cases.items():
+            times = []
+            for _ in range(options.repeats):
+                began = time.perf_counter()
+                result = analyze(path, arm="arm", control="control", **case)
+                times.append(time.perf_counter() - began)
+            if result.status != "estimated":
+                raise SystemExit(f"{name} was not estimated: {result.reason}")
+            taken = statistics.median(times)
+            print(f"{options.rows:,} rows, {name}: {taken:.2f} s", flush=True)
+            figures[f"analysis_{name}"] = figure(
+                round(taken, 2), f"s for {options.rows:,} rows", goal=SECONDS_PER_ANALYSIS,
+                peer=f"count, mean and variance by arm in plain DuckDB: {plain:.2f} s",
+                holds=taken < SECONDS_PER_ANALYSIS,
+            )  # fmt: skip
+    return figures
+
+
+#: What is measured, in order.
+PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "type_one_error": type_one_error,
+    "boundary_time": boundary_time,
+    "coverage_after_stopping": coverage_after_stopping,
+    "analysis_of_many_units": analysis_of_many_units,
+}
+
+
+def main() -> None:
+    """Measure the parts asked for, all by default."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--parts", nargs="*", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--trials", type=int, default=100_000)
+    parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=42)
+    options = parser.parse_args()
+    figures: dict[str, Any] = {}
+    for name in options.parts:
+        figures |= PARTS[name](options)
+    machine = {"cpus": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()}
+    print(json.dumps({"benchmark": "experiments", "figures": figures, "machine": machine}))
+    sys.exit(0 if all(item["holds"] for item in figures.values()) else 1)
+
+
+if __name__ == "__main__":
+    main()
