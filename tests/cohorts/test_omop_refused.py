@@ -20,6 +20,7 @@ from omop_cases import (
 )
 
 from e2i_dagster.cohorts.omop import build, read_expression
+from e2i_dagster.cohorts.omop.expression import UNREAD_DOMAINS
 from e2i_dagster.errors import ConfigError, InputError
 
 TABLES = {
@@ -49,7 +50,8 @@ CRITERION_PATH = "$.InclusionRules[0].expression.CriteriaList[0]"
     [
         ("Frobnicate", 1, "$.Frobnicate", "not supported"),
         ("PrimaryCriteria.CriteriaLst", [], "$.PrimaryCriteria.CriteriaLst", "did you mean CriteriaList?"),
-        ("PrimaryCriteria.CriteriaList.0.Specimen", {}, "$.PrimaryCriteria.CriteriaList[0].Specimen", "known here"),
+        ("PrimaryCriteria.CriteriaList.0.DrugExposre", {}, "$.PrimaryCriteria.CriteriaList[0].DrugExposre",
+         "did you mean DrugExposure?"),
         ("PrimaryCriteria.CriteriaList", [], "$.PrimaryCriteria.CriteriaList", "at least 1"),
         ("PrimaryCriteria.CriteriaList.0", {}, "$.PrimaryCriteria.CriteriaList[0]", "exactly one domain"),
         (
@@ -131,6 +133,16 @@ def test_parts_outside_the_subset_are_refused_by_path(tmp_path, path, value, whe
         build(changed(path, value), tmp_path / "nowhere")
     assert f"{where}: " in str(refused.value)
     assert what in str(refused.value)
+
+
+@pytest.mark.parametrize("domain", sorted(UNREAD_DOMAINS))
+def test_domains_that_are_not_read(domain):
+    with pytest.raises(ConfigError) as refused:
+        read_expression(expression({domain: {}}))
+    assert f"$.PrimaryCriteria.CriteriaList[0].{domain}: not supported; domains that are read: " in str(
+        refused.value
+    )
+    assert "did you mean" not in str(refused.value)
 
 
 def test_every_part_is_named_at_once():

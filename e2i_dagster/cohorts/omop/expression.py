@@ -37,6 +37,17 @@ MOST_RULES = 62
 SHOWN_PROBLEMS = 20
 
 
+#: Domains of Circe whose tables are not read.
+UNREAD_DOMAINS = {
+    "DeviceExposure",
+    "DoseEra",
+    "LocationRegion",
+    "PayerPlanPeriod",
+    "Specimen",
+    "VisitDetail",
+}
+
+
 def circe_key(name: str) -> str:
     """Circe's key of a field: ``use_index_end`` is ``UseIndexEnd``, ``gender_cs`` is ``GenderCS``."""
     words = name.split("_")
@@ -680,7 +691,9 @@ def _problem(problem: Any, document: dict[str, Any]) -> str:
         return f"{path}: is missing"
     if problem["type"] == "extra_forbidden":
         known = _known_keys(location[:-1])
-        near = get_close_matches(str(location[-1]), known, n=1)
+        if location[-1] in UNREAD_DOMAINS:
+            return f"{path}: not supported; domains that are read: {', '.join(known)}"
+        near = get_close_matches(str(location[-1]), known, n=1, cutoff=0.8)
         hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
         return f"{path}: not supported; {hint}"
     if problem["type"] == "outside_subset":
