@@ -6,6 +6,7 @@ import pandas as pd
 from assets.partitions import MONTHS
 from assets.stage import Produced, input_versions, stage_asset
 from e2i_dagster.config.policy import current_policy
+from e2i_dagster.quality.plausibility import reference_tables
 from e2i_dagster.warehouse.tables import RAW_TABLES, date_column
 from resources.warehouse import Warehouse
 
@@ -27,6 +28,7 @@ def quality_asset(table: str) -> dg.AssetsDefinition:
         group_name=GROUP,
         kinds={"pandera", "greatexpectations"},
         ins={"rows": dg.AssetIn(table)},
+        deps=[dg.AssetKey(name) for name in reference_tables(table)],
         partitions_def=MONTHS if dated_by else None,
         backfill_policy=dg.BackfillPolicy.single_run() if dated_by else None,
         definition=lambda partition: _rules(table),

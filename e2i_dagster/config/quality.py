@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import yaml
 from pydantic import Field, field_validator, model_validator
 
@@ -34,6 +35,19 @@ SchemaKind = Literal[
     "check_digit",
 ]
 
+PlausibilityKind = Literal[
+    "orphan_key",
+    "other_patient",
+    "before_birth",
+    "before_journey",
+    "after_journey",
+    "outside_observation",
+    "future",
+    "clinical_range",
+    "unit",
+    "spelling",
+]
+
 
 class TableSettings(PolicyModel):
     """What is expected of one raw table beyond its description.
@@ -55,6 +69,91 @@ class Indication(PolicyModel):
     def prefixes(self) -> tuple[str, ...]:
         """Codes as they are compared: upper case, without dots."""
         return tuple(code.replace(".", "").upper() for code in self.codes)
+
+
+class ClinicalRange(PolicyModel):
+    """Scale of a clinical value: ``min`` and ``max`` belong to it, ``above`` does not."""
+
+    min: float | None = None
+    above: float | None = None
+    max: float | None = None
+    whole: bool = False
+
+    @model_validator(mode="after")
+    def _limited(self) -> ClinicalRange:
+        if self.min is None and self.above is None and self.max is None:
+            raise ValueError("a clinical range needs min, above or max")
+        return self
+
+    def holds(self, values: np.ndarray) -> np.ndarray:
+        """Mask of the numbers that lie on the scale; NaN does not."""
+        inside = np.isfinite(values)
+        if self.min is not None:
+            inside &= values >= self.min
+        if self.above is not None:
+            inside &= values > self.above
+        if self.max is not None:
+            inside &= values <= self.max
+        return inside & (values == np.floor(values)) if self.whole else inside
+
+    @property
+    def words(self) -> str:
+        """The scale in words."""
+        named = (("at least", self.min), ("more than", self.above), ("at most", self.max))
+        limits = [f"{word} {limit:g}" for word, limit in named if limit is not None]
+        return ", ".join([*limits, *(["whole numbers"] if self.whole else [])])
+
+
+class OtherUnit(PolicyModel):
+    """A unit that a measurement is often delivered in by mistake.
+
+    Attributes:
+        other: the unit.
+        factor: what a value in it is multiplied with to have the described unit.
+        typical: closed range of values in the described unit that need no explanation.
+    """
+
+    other: str
+    factor: float = Field(gt=0)
+    typical: tuple[float, float]
+
+
+class PlausibilitySettings(PolicyModel):
+    """What is implausible, by table and column.
+
+    Attributes:
+        severities: of each kind.
+        may_be_future: date columns that may lie after the last day of the data.
+        max_categories: text columns with more different values are no categories.
+    """
+
+    severities: dict[PlausibilityKind, Severity]
+    may_be_future: dict[str, tuple[str, ...]] = {}
+    clinical_ranges: dict[str, dict[str, ClinicalRange]] = {}
+    units: dict[str, dict[str, OtherUnit]] = {}
+    max_categories: int = Field(ge=2)
+
+    @field_validator("severities")
+    @classmethod
+    def _every_kind(cls, severities: dict[PlausibilityKind, Severity]) -> dict[PlausibilityKind, Severity]:
+        missing = sorted(set(PlausibilityKind.__args__) - set(severities))
+        if missing:
+            raise ValueError(f"severities lack {', '.join(missing)}")
+        return severities
+
+
+class ShiftSettings(PolicyModel):
+    """Distribution shift between loads, which is reported and decides nothing.
+
+    Attributes:
+        max_psi: population stability index (less its mean under no shift) above which a column is named.
+        min_rows: rows of a partition below which it has no profile.
+        max_values: categories that are counted one by one; rarer ones are counted together.
+    """
+
+    max_psi: float = Field(gt=0)
+    min_rows: int = Field(ge=20)
+    max_values: int = Field(ge=2)
 
 
 class LeakageSettings(PolicyModel):
@@ -81,6 +180,8 @@ class QualitySettings(PolicyModel):
     severities: dict[SchemaKind, Severity]
     indications: dict[str, Indication]
     tables: dict[str, TableSettings]
+    plausibility: PlausibilitySettings
+    shift: ShiftSettings
     leakage: LeakageSettings
 
     @field_validator("weights")
@@ -256,6 +357,7 @@ def _settings_problems(path: Path, settings: QualitySettings) -> Iterator[str]:
                 first, second = (type(raw_table(table).columns[column].type) for column in pair)
                 if first is not second:
                     yield f"{place}: {pair[0]} and {pair[1]} differ in type and cannot be compared."
+    yield from _plausibility_problems(path, settings.plausibility)
     described = {
         cohort
         for table in known
@@ -264,6 +366,31 @@ def _settings_problems(path: Path, settings: QualitySettings) -> Iterator[str]:
     }
     for cohort in sorted(described - set(settings.indications)):
         yield f"{_place(path, 'indications')}: lacks {cohort}, which clinical columns apply to."
+
+
+def _plausibility_problems(path: Path, settings: PlausibilitySettings) -> Iterator[str]:
+    from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, frame_columns
+
+    known = RAW_TABLES + OPTIONAL_RAW_TABLES
+    named = (
+        *(
+            ("may_be_future", table, column)
+            for table, listed in settings.may_be_future.items()
+            for column in listed
+        ),
+        *(
+            ("clinical_ranges", table, column)
+            for table, listed in settings.clinical_ranges.items()
+            for column in listed
+        ),
+        *(("units", table, column) for table, listed in settings.units.items() for column in listed),
+    )
+    for key, table, column in named:
+        place = _place(path, "plausibility", key, table)
+        if table not in known:
+            yield f"{place}: no raw table has this name. Known: {', '.join(known)}."
+        elif column not in frame_columns(table):
+            yield _no_column(place, table, column, frame_columns(table))
 
 
 def _suite_problems(path: Path, suite: Suite, vocabularies: VocabularyPolicy) -> Iterator[str]:

@@ -64,7 +64,11 @@ class Scores(PolicyModel):
 
 
 class ColumnScore(PolicyModel):
-    """One column over all parts: applicable and filled cells, invalid cells, and their shares."""
+    """One column over all parts: applicable, filled and invalid cells, and the dimensions that it has.
+
+    Consistency is that of the worst ordered pair the column is in, uniqueness that of the key, timeliness
+    that of the column which dates the rows.
+    """
 
     column: str
     expected: bool
@@ -73,6 +77,15 @@ class ColumnScore(PolicyModel):
     invalid: int
     completeness: float | None
     validity: float | None
+    consistency: float | None = None
+    uniqueness: float | None = None
+    timeliness: float | None = None
+
+    def dimension(self, name: Dimension) -> float | None:
+        """The score of the dimension ``name``; completeness only where it counts (``expected``)."""
+        if name == "completeness" and not self.expected:
+            return None
+        return cast(float | None, getattr(self, name))
 
 
 class DimensionScores(PolicyModel):
@@ -239,11 +252,12 @@ def _scores(
     parts = {
         str(label): _one(row, plan, policy, _moment(str(label), as_of)) for label, row in counts.iterrows()
     }
+    whole = _one(total, plan, policy, as_of)
     return DimensionScores(
         table=table,
-        whole=_one(total, plan, policy, as_of),
+        whole=whole,
         partitions=parts,
-        columns=tuple(_column(name, total, plan) for name in families(table)),
+        columns=tuple(_column(name, total, plan, whole) for name in families(table)),
     )
 
 
@@ -316,8 +330,13 @@ def _consistency(row: Any, plan: _Plan) -> float:
     return sum(checks) / len(checks)
 
 
-def _column(name: str, total: Any, plan: _Plan) -> ColumnScore:
+def _column(name: str, total: Any, plan: _Plan, whole: Scores) -> ColumnScore:
     applicable, used, filled, invalid = _cells(name, total, plan)
+    ordered = [
+        1 - int(total[f"disordered {position}"]) / int(total[f"pairs {position}"])
+        for position, rule in enumerate(plan.pairs)
+        if name in (rule.column, rule.other) and int(total.get(f"pairs {position}", 0))
+    ]
     return ColumnScore(
         column=name,
         expected=name in plan.expected,
@@ -326,4 +345,7 @@ def _column(name: str, total: Any, plan: _Plan) -> ColumnScore:
         invalid=invalid,
         completeness=_share(used, applicable),
         validity=1 - invalid / filled if filled else None,
+        consistency=min(ordered, default=None),
+        uniqueness=whole.uniqueness if name == plan.key else None,
+        timeliness=whole.timeliness if name == plan.date else None,
     )

@@ -12,6 +12,8 @@ import sqlalchemy as sa
 from e2i_dagster.config.quality import current_quality_policy
 from e2i_dagster.quality.dimensions import WHOLE
 from e2i_dagster.quality.gate import QCGateBlockedError, record_verdicts, require_raw_gate
+from e2i_dagster.quality.history import find_previous, read_references
+from e2i_dagster.quality.pseudonyms import pseudonym_key
 from e2i_dagster.quality.report import PartitionQuality, QualityReport, check_table
 from e2i_dagster.warehouse import ledger
 from e2i_dagster.warehouse.tables import date_column
@@ -52,6 +54,10 @@ def judge_table(
         as_of: date that the data is as of.
     """
     dated_by = date_column(table)
+    digests = {partition or WHOLE: digest for asset, partition, digest in versions if asset == table}
+    with engine.connect() as connection:
+        references = read_references(connection, table)
+        previous = find_previous(connection, table, digests)
     report = check_table(
         table,
         rows,
@@ -59,8 +65,10 @@ def judge_table(
         partitions=rows[dated_by].dt.strftime("%Y-%m") if months is not None and dated_by else None,
         expected_partitions=months,
         as_of=as_of,
+        references=references,
+        previous=previous,
+        key=pseudonym_key(),
     )
-    digests = {partition or WHOLE: digest for asset, partition, digest in versions if asset == table}
     with engine.begin() as connection:
         record_verdicts(connection, report, digests, run_id=run_id)
     parts = {None if part.partition == WHOLE else part.partition: part for part in report.partitions}

@@ -1,13 +1,12 @@
-"""One table, three layers, one verdict for each partition."""
+"""One table, all layers, one verdict for each partition."""
 
 from __future__ import annotations
 
-import base64
 import datetime as dt
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -16,17 +15,23 @@ import pandas as pd
 
 from e2i_dagster.config.base import PolicyModel
 from e2i_dagster.config.quality import DIMENSIONS, QualityPolicy, Severity
-from e2i_dagster.quality import dimensions, expectations, schemas
+from e2i_dagster.quality import dimensions, expectations, plausibility, schemas, shift
 from e2i_dagster.quality.dimensions import WHOLE, ColumnScore, DimensionScores, Scores
+from e2i_dagster.quality.drawings import heat_map, markdown_image, score_trend
 from e2i_dagster.quality.expectations import PartExpectations
+from e2i_dagster.quality.pseudonyms import pseudonym
 from e2i_dagster.quality.rules import Rule, ruleset_hash
+from e2i_dagster.quality.shift import ColumnProfile
 
 Verdict = Literal["passed", "warning", "failed", "error"]
-Layer = Literal["schema", "dimensions", "expectations"]
+Layer = Literal["schema", "plausibility", "dimensions", "expectations", "shift"]
+Trend = Literal["new", "existing", "resolved"]
 Result = TypeVar("Result")
 
 _RANK: dict[Verdict, int] = {"passed": 0, "warning": 1, "failed": 2, "error": 3}
 _SHOWN = 50
+#: Rules of which a column can violate several, told apart by what they say.
+_SEVERAL = ("schema_order", "expectation", "expectation_critical", "check_error")
 
 
 class Finding(PolicyModel):
@@ -39,6 +44,8 @@ class Finding(PolicyModel):
         count, checked: rows (cells) that violate it and that were looked at; None where the rule is
             about a score.
         detail: what was found and expected, without any value of a row.
+        sample_keys: pseudonyms of the keys of a few of the rows, the smallest keys first.
+        trend: against the previous data version of the partition.
     """
 
     rule: str
@@ -49,6 +56,13 @@ class Finding(PolicyModel):
     count: int | None = None
     checked: int | None = None
     detail: str
+    sample_keys: tuple[str, ...] = ()
+    trend: Trend = "new"
+
+    @property
+    def identity(self) -> tuple[str, str | None, str]:
+        """What makes it the same finding in another data version."""
+        return self.rule, self.column, self.detail if self.rule in _SEVERAL else ""
 
     @property
     def share(self) -> float | None:
@@ -66,8 +80,21 @@ def rule_page(rule: str) -> str:
     return f"docs/rules/{rule}.md"
 
 
+class Previous(PolicyModel):
+    """What is known of the previous data version of a partition."""
+
+    findings: tuple[Finding, ...] = ()
+    profile: dict[str, ColumnProfile] = {}
+    overall: float | None = None
+
+
 class PartitionQuality(PolicyModel):
-    """Everything that was found about one partition."""
+    """Everything that was found about one partition.
+
+    Attributes:
+        resolved: findings of the previous data version that this one does not have.
+        profile: counts by column that the next data version is compared with.
+    """
 
     partition: str
     rows: int
@@ -75,6 +102,8 @@ class PartitionQuality(PolicyModel):
     scores: Scores | None
     expectations: PartExpectations | None
     findings: tuple[Finding, ...]
+    resolved: tuple[Finding, ...] = ()
+    profile: dict[str, ColumnProfile] = {}
 
     @property
     def blocking(self) -> tuple[Finding, ...]:
@@ -102,6 +131,7 @@ class QualityReport(PolicyModel):
     as_of: dt.date | None
     checked_at: dt.datetime
     seconds: float
+    required_overall: float
     whole: Scores | None
     columns: tuple[ColumnScore, ...]
     partitions: tuple[PartitionQuality, ...]
@@ -125,6 +155,20 @@ class QualityReport(PolicyModel):
     def blocking(self) -> tuple[Finding, ...]:
         """The findings that keep partitions from being used."""
         return decide(self.findings)
+
+    @property
+    def resolved(self) -> tuple[Finding, ...]:
+        """Findings of previous data versions that are gone."""
+        return tuple(finding for part in self.partitions for finding in part.resolved)
+
+    def trend_drawing(self) -> str:
+        """Overall score of each partition as an SVG."""
+        return score_trend(
+            [part.partition for part in self.partitions],
+            [part.scores.overall if part.scores else None for part in self.partitions],
+            [part.verdict for part in self.partitions],
+            required=self.required_overall,
+        )
 
     @property
     def failing_partitions(self) -> tuple[str, ...]:
@@ -154,9 +198,11 @@ class QualityReport(PolicyModel):
             "failing_partitions": list(self.failing_partitions),
             **scores,
             "findings_md": _findings_table(self.findings),
+            "resolved_md": _findings_table(self.resolved) if self.resolved else None,
+            "heat_map_md": markdown_image(heat_map(self.columns), f"{self.table}: columns by dimensions"),
+            "trend_md": markdown_image(self.trend_drawing(), f"{self.table}: overall score by partition"),
             "partitions_md": _partitions_table(self.partitions),
             "columns_md": _columns_table(self.columns),
-            "heat_map_md": _heat_map(self.table, self.columns),
             "ruleset_hash": self.ruleset_hash,
             "as_of": self.as_of.isoformat() if self.as_of else None,
             "seconds": round(self.seconds, 3),
@@ -168,7 +214,8 @@ class QualityReport(PolicyModel):
         for part in self.partitions:
             identity = str(uuid.uuid5(uuid.UUID(self.report_id), part.partition))
             reports.append(_report_record(self, part, identity))
-            results.extend(_result_record(self, finding, identity) for finding in part.findings)
+            findings = (*part.findings, *part.resolved)
+            results.extend(_result_record(self, finding, identity) for finding in findings)
         return {"ml_data_quality_reports": reports, "data_quality_results": results}
 
 
@@ -187,6 +234,9 @@ def check_table(
     partitions: pd.Series | None = None,
     expected_partitions: Sequence[str] | None = None,
     as_of: dt.date | None = None,
+    references: Mapping[str, pd.DataFrame] | None = None,
+    previous: Mapping[str, Previous] | None = None,
+    key: bytes | None = None,
 ) -> QualityReport:
     """Check all rows of a raw table in one pass of each layer, with a verdict for each partition.
 
@@ -196,7 +246,11 @@ def check_table(
         policy: rules and thresholds.
         partitions: label (``YYYY-MM``) of each row, in the order of ``frame``; None: one part, ``all``.
         expected_partitions: labels that get a verdict even without rows (the months of a range).
-        as_of: date that the data is as of; None leaves timeliness unmeasured.
+        as_of: date that the data is as of; None leaves timeliness unmeasured and nothing in the future.
+        references: rows of the tables of :func:`plausibility.reference_tables`; what needs one that is not
+            given is not asked.
+        previous: what is known of the previous data version of each partition.
+        key: secret of the pseudonyms under which findings name rows; None: they name none.
 
     Returns:
         The report. An exception inside a layer becomes the finding ``check_error``, which blocks
@@ -209,57 +263,53 @@ def check_table(
     started = time.perf_counter()
     codes, labels = _codes(frame, partitions, expected_partitions)
     read = schemas.typed(frame, name)
-    found: dict[str, list[Finding]] = {label: [] for label in labels}
-    sizes = np.bincount(codes, minlength=len(labels))
-
-    def layer(kind: Layer, run: Callable[[], Result]) -> Result | None:
-        try:
-            return run()
-        except Exception as error:  # noqa: BLE001 - an error in a check is a verdict: it blocks
-            for label in labels:
-                found[label].append(_error_finding(kind, label, error))
-            return None
-
-    checked = layer("schema", lambda: schemas.check_schema(read, name, policy))
+    found = _Collected(read, codes, labels, key)
+    before = dict(previous or {})
+    checked = found.layer("schema", lambda: schemas.check_schema(read, name, policy))
     if checked is not None:
-        for fault in checked.faults:
-            _attribute(fault, codes=codes, labels=labels, sizes=sizes, read=read, found=found)
+        found.schema_faults(checked)
+    odd = found.layer(
+        "plausibility",
+        lambda: plausibility.check_plausibility(
+            read, name, policy, references=references, as_of=as_of, codes=codes
+        ),
+    )
+    found.implausible(odd or ())
     series = pd.Series(np.asarray(labels, dtype=object)[codes], dtype="string[pyarrow]")
-    scores = layer(
+    scores = found.layer(
         "dimensions",
         lambda: dimensions.score(read, name, policy=policy, as_of=as_of, partitions=series),
     )
-    suites = layer(
+    suites = found.layer(
         "expectations",
         lambda: expectations.validate(read, name, policy=policy, codes=codes, labels=labels),
     )
+    profiles = found.layer("shift", lambda: shift.profiles(read, codes, labels, policy)) or {}
+    past = {label: one.profile for label, one in before.items() if one.profile}
+    shifted = found.layer("shift", lambda: shift.shifts(read, codes, labels, profiles, past, policy)) or {}
     parts = []
     for position, label in enumerate(labels):
         part_scores = _part_scores(scores, label)
         suite = suites[label] if suites is not None else None
-        findings = found[label]
+        findings = found.of[label]
         if part_scores is not None:
             findings.extend(_score_findings(part_scores, label, policy))
         if suite is not None:
             findings.extend(_expectation_findings(suite, label, policy))
-        if not sizes[position]:
-            findings.append(
-                Finding(
-                    rule="no_rows",
-                    layer="dimensions",
-                    severity="convention",
-                    partition=label,
-                    detail="no rows: nothing could be scored",
-                )
-            )
+        findings.extend(_shift_findings(shifted.get(label, ()), label))
+        if not found.sizes[position]:
+            findings.append(_no_rows(label))
+        marked, resolved = _trended(findings, before.get(label, Previous()).findings)
         parts.append(
             PartitionQuality(
                 partition=label,
-                rows=int(sizes[position]),
+                rows=int(found.sizes[position]),
                 verdict=_verdict(findings),
                 scores=part_scores,
                 expectations=suite,
-                findings=tuple(findings),
+                findings=marked,
+                resolved=resolved,
+                profile=profiles.get(label, {}),
             )
         )
     return QualityReport(
@@ -271,9 +321,128 @@ def check_table(
         as_of=as_of,
         checked_at=dt.datetime.now(dt.UTC),
         seconds=time.perf_counter() - started,
+        required_overall=policy.settings.overall,
         whole=scores.whole if scores is not None else None,
         columns=scores.columns if scores is not None else (),
         partitions=tuple(parts),
+    )
+
+
+class _Collected:
+    """Findings of each part while the layers run."""
+
+    def __init__(
+        self, read: schemas.TypedFrame, codes: np.ndarray, labels: Sequence[str], key: bytes | None
+    ) -> None:
+        self.read, self.codes, self.labels, self.key = read, codes, labels, key
+        self.sizes = np.bincount(codes, minlength=len(labels))
+        self.of: dict[str, list[Finding]] = {label: [] for label in labels}
+
+    def layer(self, kind: Layer, run: Callable[[], Result]) -> Result | None:
+        """What ``run`` returns; an exception becomes a finding of every part."""
+        try:
+            return run()
+        except Exception as error:  # noqa: BLE001 - an error in a check is a verdict: it blocks
+            for label in self.labels:
+                self.of[label].append(_error_finding(kind, label, error))
+            return None
+
+    def schema_faults(self, checked: schemas.SchemaResult) -> None:
+        for fault in checked.faults:
+            rule = fault.rule
+            absent = rule.kind in ("required_column", "expected_column")
+            if absent:
+                positions = looked_at = np.arange(len(self.codes))
+            else:
+                positions = fault.positions
+                filled = self.read.frame[rule.column].notna().to_numpy(dtype=bool)
+                looked_at = slice(None) if rule.kind in ("not_null", "type") else filled
+            about = Finding(
+                rule=rule.id,
+                layer="schema",
+                severity=rule.severity,
+                partition="",
+                column=rule.column,
+                detail=_asked(rule),
+            )
+            self._attribute(about, positions, looked_at, everywhere=absent)
+
+    def implausible(self, faults: Sequence[plausibility.PlausibilityFault]) -> None:
+        for fault in faults:
+            about = Finding(
+                rule=f"plausibility_{fault.rule}",
+                layer="plausibility",
+                severity=fault.severity,
+                partition="",
+                column=fault.column,
+                detail=fault.detail,
+            )
+            self._attribute(about, fault.positions, fault.looked_at)
+
+    def _attribute(
+        self,
+        about: Finding,
+        positions: np.ndarray,
+        looked_at: np.ndarray | slice,
+        *,
+        everywhere: bool = False,
+    ) -> None:
+        """One finding for each part that has some of the rows (``everywhere``: for each part)."""
+        hits = np.bincount(self.codes[positions], minlength=len(self.labels))
+        checked = np.bincount(self.codes[looked_at], minlength=len(self.labels))
+        for code, label in enumerate(self.labels):
+            if everywhere or hits[code]:
+                own = positions[self.codes[positions] == code]
+                self.of[label].append(
+                    about.model_copy(
+                        update={
+                            "partition": label,
+                            "count": int(hits[code]),
+                            "checked": int(checked[code]),
+                            "sample_keys": () if everywhere else self._pseudonyms(own),
+                        }
+                    )
+                )
+
+    def _pseudonyms(self, positions: np.ndarray) -> tuple[str, ...]:
+        if self.key is None:
+            return ()
+        return tuple(pseudonym(self.key, one) for one in schemas.smallest_keys(self.read, positions))
+
+
+def _trended(
+    findings: Sequence[Finding], before: Sequence[Finding]
+) -> tuple[tuple[Finding, ...], tuple[Finding, ...]]:
+    """``findings`` marked new or existing, and those of ``before`` that are gone."""
+    known, present = {one.identity for one in before}, {one.identity for one in findings}
+    marked = tuple(
+        one.model_copy(update={"trend": "existing" if one.identity in known else "new"}) for one in findings
+    )
+    gone = (one for one in before if one.identity not in present and one.layer != "shift")
+    return marked, tuple(one.model_copy(update={"trend": "resolved", "sample_keys": ()}) for one in gone)
+
+
+def _shift_findings(shifted: Sequence[shift.Shift], label: str) -> list[Finding]:
+    return [
+        Finding(
+            rule="distribution_shift",
+            layer="shift",
+            severity="characterization",
+            partition=label,
+            column=one.column,
+            detail=f"distributed otherwise than in {one.reference} (PSI {one.psi:.2f})",
+        )
+        for one in shifted
+    ]
+
+
+def _no_rows(label: str) -> Finding:
+    return Finding(
+        rule="no_rows",
+        layer="dimensions",
+        severity="convention",
+        partition=label,
+        detail="no rows: nothing could be scored",
     )
 
 
@@ -289,37 +458,6 @@ def _codes(
     text = partitions.astype("string[pyarrow]")
     labels = sorted({*text.unique().tolist(), *(expected or ())})
     return pd.Categorical(text.to_numpy(dtype=object), categories=labels).codes.astype(int), labels
-
-
-def _attribute(
-    fault: schemas.SchemaFault,
-    *,
-    codes: np.ndarray,
-    labels: Sequence[str],
-    sizes: np.ndarray,
-    read: schemas.TypedFrame,
-    found: dict[str, list[Finding]],
-) -> None:
-    rule = fault.rule
-    absent = rule.kind in ("required_column", "expected_column")
-    hits = sizes if absent else np.bincount(codes[fault.positions], minlength=len(labels))
-    whole = absent or rule.kind in ("not_null", "type")
-    filled = read.frame[rule.column].notna().to_numpy(dtype=bool)
-    checked = sizes if whole else np.bincount(codes[filled], minlength=len(labels))
-    for position, label in enumerate(labels):
-        if absent or hits[position]:
-            found[label].append(
-                Finding(
-                    rule=rule.id,
-                    layer="schema",
-                    severity=rule.severity,
-                    partition=label,
-                    column=rule.column,
-                    count=int(hits[position]),
-                    checked=int(checked[position]),
-                    detail=_asked(rule),
-                )
-            )
 
 
 def _asked(rule: Rule) -> str:  # noqa: PLR0911 - one for each kind
@@ -452,13 +590,24 @@ def _findings_table(findings: Sequence[Finding]) -> str:
     if not findings:
         return "No findings."
     lines = [
-        "| severity | rule | partition | column | rows | share | what | page |",
-        "|---|---|---|---|---|---|---|---|",
+        "| severity | trend | rule | partition | column | rows | share | what | keys (pseudonyms) | page |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for one in findings[:_SHOWN]:
         share = "–" if one.share is None else f"{one.share:.2%}"
         count = "–" if one.count is None else f"{one.count:,}"
-        cells = (one.severity, one.rule, one.partition, one.column or "–", count, share, one.detail, one.page)
+        cells = (
+            one.severity,
+            one.trend,
+            one.rule,
+            one.partition,
+            one.column or "–",
+            count,
+            share,
+            one.detail,
+            ", ".join(one.sample_keys) or "–",
+            one.page,
+        )
         lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
     if len(findings) > _SHOWN:
         lines.append(f"\n{len(findings) - _SHOWN} more in data_quality_results.")
@@ -492,38 +641,6 @@ def _columns_table(columns: Sequence[ColumnScore]) -> str:
     return "\n".join(lines)
 
 
-def _heat_map(table: str, columns: Sequence[ColumnScore]) -> str:
-    """Columns by completeness and validity as an inline SVG; grey: nothing to measure or not expected."""
-    row, left, width = 18, 250, 110
-    height = row * (len(columns) + 1) + 8
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + 2 * width + 10}" height="{height}" '
-        'font-family="sans-serif" font-size="11">',
-        f'<text x="{left + width / 2}" y="13" text-anchor="middle">completeness</text>',
-        f'<text x="{left + 1.5 * width}" y="13" text-anchor="middle">validity</text>',
-    ]
-    for position, one in enumerate(columns, start=1):
-        top = row * position
-        parts.append(f'<text x="{left - 6}" y="{top + 13}" text-anchor="end">{one.column}</text>')
-        for place, value in enumerate((one.completeness if one.expected else None, one.validity)):
-            shown = "" if value is None else f"{value:.3f}"
-            x = left + place * width
-            parts.append(
-                f'<rect x="{x}" y="{top}" width="{width - 2}" height="{row - 2}" fill="{_colour(value)}"/>'
-                f'<text x="{x + width / 2}" y="{top + 13}" text-anchor="middle">{shown}</text>'
-            )
-    parts.append("</svg>")
-    data = base64.b64encode("".join(parts).encode()).decode()
-    return f"![{table}: columns by completeness and validity](data:image/svg+xml;base64,{data})"
-
-
-def _colour(value: float | None) -> str:
-    if value is None:
-        return "#e8e8e8"
-    bands = ((0.99, "#9fd8a4"), (0.95, "#cfe8a9"), (0.90, "#f6e6a0"), (0.80, "#f5c48a"))
-    return next((colour for limit, colour in bands if value >= limit), "#ec9a9a")
-
-
 def _report_record(report: QualityReport, part: PartitionQuality, identity: str) -> dict[str, Any]:
     suite = part.expectations
     failures = suite.failures if suite else ()
@@ -543,6 +660,7 @@ def _report_record(report: QualityReport, part: PartitionQuality, identity: str)
         **{f"{name}_score": part.scores.dimension(name) if part.scores else None for name in DIMENSIONS},
         "overall_score": part.scores.overall if part.scores else None,
         "ruleset_hash": report.ruleset_hash,
+        "profile": {name: one.model_dump(mode="json") for name, one in part.profile.items()},
         "as_of": report.as_of,
         "run_at": report.checked_at,
         "duration_seconds": report.seconds,
@@ -561,6 +679,8 @@ def _result_record(report: QualityReport, finding: Finding, identity: str) -> di
         "rows_failed": finding.count,
         "rows_checked": finding.checked,
         "detail": finding.detail,
+        "sample_keys": list(finding.sample_keys),
+        "trend": finding.trend,
         "page": finding.page,
         "checked_at": report.checked_at,
     }

@@ -133,9 +133,10 @@ def test_an_own_vocabulary_value_is_accepted_and_changes_the_rules(
 
 
 def test_every_rule_has_a_page() -> None:
-    from e2i_dagster.config.quality import DIMENSIONS, SchemaKind
+    from e2i_dagster.config.quality import DIMENSIONS, PlausibilityKind, SchemaKind
 
     rules = {f"schema_{kind}" for kind in SchemaKind.__args__} | {f"dimension_{name}" for name in DIMENSIONS}
+    rules |= {f"plausibility_{kind}" for kind in PlausibilityKind.__args__} | {"distribution_shift"}
     rules |= {"overall_score", "expectation", "expectation_critical", "expectation_pass_rate", "no_rows"}
     rules |= {"check_error", "not_checked", "leakage_known_at", "leakage_temporal", "leakage_target"}
     rules |= {"leakage_missing", "leakage_shared_patients", "leakage_duplicate_rows"}
