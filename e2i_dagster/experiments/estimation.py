@@ -104,7 +104,7 @@ def final_estimate(
         raise InputError(f"standard_error: {error:g} must be above 0.")
     bound = boundaries.at(look)
     floor = boundaries.lower if lower is None else tuple(float(item) for item in lower)
-    last = look == boundaries.looks and boundaries.information_fractions[-1] == 1.0
+    last = look == boundaries.looks and boundaries.complete
     if not last and floor[look - 1] < value < bound:
         raise InputError(
             f"look {look}: z {value:.3f} crosses no boundary, so the trial goes on and has no final estimate yet; "

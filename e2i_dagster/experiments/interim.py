@@ -54,6 +54,7 @@ class Boundaries(BaseModel):
     sides: Literal[1, 2]
     gamma: float | None = None
     interim_z: float | None = None
+    spending_time: tuple[float, ...] | None = None
     z: tuple[float, ...]
     nominal_p: tuple[float, ...]
     alpha_spent: tuple[float, ...]
@@ -67,6 +68,23 @@ class Boundaries(BaseModel):
     def planned_fractions_only(self) -> bool:
         """True when the constants hold for exactly these looks (no spending function)."""
         return self.rule not in SPENDING_RULES
+
+    @property
+    def complete(self) -> bool:
+        """True when the last look is the trial's last: the whole of alpha is spent there."""
+        return self.alpha_spent[-1] >= self.alpha * (1.0 - 1e-6)
+
+    @property
+    def final_z(self) -> float:
+        """Boundary of the trial's last look; for looks so far, that of one more look at full information."""
+        if self.complete:
+            return self.z[-1]
+        time = None if self.spending_time is None else (*self.spending_time, 1.0)
+        whole = boundaries(
+            self.rule, (*self.information_fractions, 1.0), alpha=self.alpha, sides=self.sides, gamma=self.gamma,
+            spending_time=time,
+        )  # fmt: skip
+        return whole.z[-1]
 
     @property
     def lower(self) -> tuple[float, ...]:
@@ -266,6 +284,7 @@ def boundaries(
         sides=sides,  # type: ignore[arg-type]
         gamma=gamma,
         interim_z=float(interim_z) if rule == "haybittle_peto" else None,
+        spending_time=None if spending_time is None else tuple(map(float, spending_time)),
         z=tuple(map(float, z)),
         nominal_p=tuple(map(float, sides * ndtr(-z))),
         alpha_spent=tuple(map(float, sides * spent)),
@@ -448,6 +467,7 @@ def evaluate_look(
     earlier_z: Sequence[float] = (),
     futility_z: Sequence[float] | None = None,
     drift: float | None = None,
+    final_z: float | None = None,
 ) -> Look:
     """Decision of look number ``look``: stop for benefit at the boundary, for futility below its own.
 
@@ -458,6 +478,7 @@ def evaluate_look(
         earlier_z: statistics of the looks before, all of which must have gone on.
         futility_z: lower boundary per look (``design``), or None.
         drift: expectation of the final z under the design.
+        final_z: boundary of the last look, for the chances to reach it; by default ``boundaries.final_z``.
 
     Raises:
         InputError: the design has no such look, a look before it is missing, the trial has already
@@ -488,8 +509,10 @@ def evaluate_look(
     for number, (before, limit) in enumerate(zip(earlier_z, boundaries.z, strict=False), start=1):
         if checked_number(before, f"earlier_z[{number - 1}]") >= limit:
             raise InputError(f"look {look}: the trial stopped for benefit at look {number}; no look follows.")
-    final = boundaries.z[-1]
-    last = index == boundaries.looks - 1 and planned == 1.0
+    final = boundaries.final_z if final_z is None else checked_number(final_z, "final_z")
+    last = index == boundaries.looks - 1 and boundaries.complete
+    # A trial that ended with less than the planned information has all of it.
+    share = planned / boundaries.information_fractions[-1] if boundaries.complete else planned
     floor = None if lower is None else lower[index]
     if value >= bound:
         decision: Decision = "stop_efficacy"
@@ -513,11 +536,11 @@ def evaluate_look(
         boundary_p=boundaries.nominal_p[index],
         alpha_spent=spent[index],
         alpha_spent_at_look=spent[index] - (spent[index - 1] if index else 0.0),
-        conditional_power_trend=conditional_power(value, planned, final_z=final),
+        conditional_power_trend=conditional_power(value, share, final_z=final),
         conditional_power_design=(
-            None if drift is None else conditional_power(value, planned, final_z=final, drift=drift)
+            None if drift is None else conditional_power(value, share, final_z=final, drift=drift)
         ),
-        predictive_power=predictive_power(value, planned, final_z=final),
+        predictive_power=predictive_power(value, share, final_z=final),
         decision=decision,
         rationale=why,
     )

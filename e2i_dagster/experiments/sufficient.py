@@ -358,11 +358,16 @@ def _lazy(frame: Any) -> Any:
                 f"frame: {frame} cannot be read as Parquet ({str(error).splitlines()[0]})."
             ) from error
     try:
-        return nw.from_native(frame).lazy()
+        table = nw.from_native(frame).lazy()
     except TypeError:
         raise InputError(
             f"frame: {type(frame).__name__} is no frame; give a pandas frame, a DuckDB relation or a Parquet path."
         ) from None
+    if table.implementation.is_pyarrow():
+        import duckdb
+
+        return nw.from_native(duckdb.connect().from_arrow(table.collect().to_native())).lazy()
+    return table
 
 
 def _collected(table: Any) -> pd.DataFrame:
@@ -412,7 +417,7 @@ def _selected(table: Any, columns: _Columns, analysis_set: str) -> tuple[Any, li
         read["unit"] = nw.col(columns.unit)
     for argument in ("assigned_at", "outcome_at", "covariate_at"):
         if argument in wanted:
-            read[argument] = nw.col(wanted[argument])
+            read[argument] = _moment(table, argument, wanted[argument])
     if columns.received:
         read["received"] = text(columns.received)
     if columns.adherent:
@@ -423,6 +428,22 @@ def _selected(table: Any, columns: _Columns, analysis_set: str) -> tuple[Any, li
         read["adherent"] = nw.col(columns.adherent).fill_null(False)
     selected = table.select(**{name: expression.alias(name) for name, expression in read.items()})
     return _with_set(selected, columns, analysis_set), variables
+
+
+def _moment(table: Any, argument: str, name: str) -> Any:
+    """A column of dates or times as times of UTC without zone; dates are the start of their day."""
+    import narwhals as nw
+
+    kind = table.collect_schema()[name]
+    if kind == nw.Date:
+        return nw.col(name).cast(nw.Datetime("us"))
+    if kind != nw.Datetime:
+        raise InputError(f"{argument}: column {name!r} is {kind}; dates or times are needed.")
+    if getattr(kind, "time_zone", None) is None:
+        return nw.col(name)
+    # DuckDB keeps the zone in the connection and knows no other.
+    aware = nw.col(name) if table.implementation.is_duckdb() else nw.col(name).dt.convert_time_zone("UTC")
+    return aware.dt.replace_time_zone(None)
 
 
 def _with_set(selected: Any, columns: _Columns, analysis_set: str) -> Any:

@@ -397,6 +397,43 @@ def test_wrong_input_is_named(units, change, arguments, message):
         analyze(change(units), **({"arm": "arm", "outcome": "spend", "control": "control"} | arguments))
 
 
+@pytest.mark.parametrize("engine", ["pandas", "arrow", "duckdb"])
+def test_frames_of_every_make_say_the_same(units, engine):
+    """Categories, nullable integers, times with and without zone, dates."""
+    import datetime as dt
+
+    import duckdb
+    import pyarrow as pa
+
+    frame = units.assign(
+        arm=pd.Categorical(units["arm"]), visits=units["visits"].astype("Int64").mask(units["unit"] == 3),
+        assigned=pd.Timestamp("2024-01-01", tz="UTC"), seen=pd.Timestamp("2024-01-05"), day=dt.date(2024, 1, 4),
+    )  # fmt: skip
+    table = pa.Table.from_pandas(frame)
+    given_ = {"pandas": frame, "arrow": table, "duckdb": duckdb.from_arrow(table)}[engine]
+    shared = {
+        "arm": "arm",
+        "outcome": "visits",
+        "control": "control",
+        "assigned_at": "assigned",
+        "unit": "unit",
+    }
+    plain = analyze(units[units["unit"] != 3], arm="arm", outcome="visits", control="control").effect
+    assert analyze(given_, **shared, outcome_at="seen").effect == pytest.approx(plain)
+    if engine != "pandas":
+        assert analyze(given_, **shared, outcome_at="day").effect == pytest.approx(plain)
+    with pytest.raises(InputError, match="dates or times"):
+        analyze(given_, **shared, outcome_at="spend")
+
+
+@pytest.mark.parametrize(
+    ("given_", "message"), [([1, 2], "is no frame"), ("nothing.parquet", "cannot be read")]
+)
+def test_what_is_no_frame_is_named(given_, message):
+    with pytest.raises(InputError, match=message):
+        analyze(given_, arm="arm", outcome="y", control="c")
+
+
 def test_parts_that_differ_are_not_merged(units):
     mean = summarize(units, arm="arm", outcome="spend")
     with pytest.raises(InputError, match="differ in kind"):

@@ -334,6 +334,29 @@ def test_the_decision_at_a_look():
     assert "last look" in evaluate_look(plan, 4, 1.0, earlier_z=[0, 0, 0]).rationale
 
 
+def test_the_chances_of_looks_so_far_are_those_of_the_end():
+    """With a spending rule the boundaries of looks to come are not yet known; the last one is."""
+    so_far = boundaries("lan_demets_obf", [0.3, 0.5])
+    whole = boundaries("lan_demets_obf", [0.3, 0.5, 1.0])
+    assert not so_far.complete and whole.complete
+    assert so_far.final_z == pytest.approx(whole.z[-1], abs=1e-6)
+    here, there = (evaluate_look(plan, 2, 1.2, earlier_z=[0.4], drift=2.8) for plan in (so_far, whole))
+    assert here.conditional_power_trend == pytest.approx(there.conditional_power_trend, abs=1e-6)
+    assert here.conditional_power_design == pytest.approx(there.conditional_power_design, abs=1e-6)
+    assert evaluate_look(so_far, 2, 1.2, earlier_z=[0.4], final_z=9.0).conditional_power_trend < 1e-6
+
+
+def test_a_trial_that_ended_early_has_its_last_look():
+    ended = boundaries("lan_demets_obf", [0.5, 0.9], final=True)
+    assert ended.complete
+    look = evaluate_look(ended, 2, 1.0, earlier_z=[0.4])
+    assert look.conditional_power_trend == 0.0 and "last look" in look.rationale
+    over = boundaries("lan_demets_obf", [0.2, 0.5], spending_time=[0.25, 0.6])
+    assert over.final_z == pytest.approx(
+        boundaries("lan_demets_obf", [0.2, 0.5, 1.0], spending_time=[0.25, 0.6, 1.0]).z[-1]
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -62,6 +62,14 @@ def test_one_look_is_the_fixed_interval():
     assert found.p_value == pytest.approx(2 * stats.norm.sf(2.5))
 
 
+def test_a_trial_that_ended_with_less_information_is_estimated():
+    ended = boundaries("lan_demets_obf", [0.5, 0.9], final=True)
+    found = final_estimate(ended, 2, 1.0, standard_error=0.1)
+    assert found.lower < 0 < found.upper
+    with pytest.raises(InputError, match="no final estimate"):
+        final_estimate(boundaries("lan_demets_obf", [0.5, 0.9]), 2, 1.0, standard_error=0.1)
+
+
 def test_stopping_early_shrinks_the_estimate_and_the_interval_agrees_with_the_test():
     plan = boundaries("pocock", np.arange(1, 6) / 5)
     found = final_estimate(plan, 2, 2.6, standard_error=0.1)
