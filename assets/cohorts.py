@@ -44,6 +44,7 @@ def cohort(
     warehouse: Warehouse,
 ) -> Produced:
     from e2i_dagster.cohorts import build_cohort, cohort_frame, patient_frame, record_cohort
+    from e2i_dagster.cohorts.characteristics import characteristics, characteristics_markdown
 
     patients = patient_frame(patient_journeys, patient_clinical)
     built = build_cohort(cohort_definition, patients, data_end=current_policy().sources.data_end)
@@ -56,7 +57,8 @@ def cohort(
             read=[one for one in input_versions(context, warehouse) if one[0] != "cohort_definition"],
             code_version=code_version(),
         )
-    return Produced(cohort_frame(built), built)
+    lost = characteristics_markdown(characteristics(built, patients))
+    return Produced(cohort_frame(built), built, metadata={"lost_by_step_md": lost})
 
 
 def _execution(context: dg.AssetExecutionContext) -> str:

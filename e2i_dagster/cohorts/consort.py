@@ -10,7 +10,7 @@ from e2i_dagster.cohorts.disclosure import ShownStep
 
 _WIDTH, _BOX, _GAP, _LINE = 860, 300, 24, 17
 _INK, _PAPER, _EDGE = "#1f2933", "#ffffff", "#7b8794"
-_MAIN, _SIDE = "#eef4fb", "#fbf3ee"
+_MAIN, _SIDE, _UNKNOWN = "#eef4fb", "#fbf3ee", "#fff6d6"
 
 
 def consort_svg(
@@ -19,14 +19,14 @@ def consort_svg(
     start: str,
     steps: tuple[ShownStep, ...],
     end: str,
-    notes: tuple[str, ...] = (),
+    aside: tuple[str, ...] = (),
 ) -> str:
     """The figure for an attrition that may be shown.
 
     Args:
         start: text of the first box. steps: suppressed steps; those that removed nobody are named in
             one line below the last box. end: word for those who remain after the last step.
-        notes: further lines in the last box.
+        aside: lines of a box of its own beside the last one, such as those kept with an unknown value.
     """
     active = [step for step in steps if step.removed != "0"]
     silent = [step.criterion for step in steps if step.removed == "0"]
@@ -45,9 +45,14 @@ def consort_svg(
         parts.append(_arrow(_MARGIN + _BOX / 2, middle, _SIDE_X, middle))
         parts.append(_box(_SIDE_X, middle - height / 2, _WIDTH - _SIDE_X - _MARGIN, label, _SIDE))
         y = _main_box(parts, y + height + _GAP, [f"Remaining: {step.remaining}"])
-    last = [f"{steps[-1].remaining} {end}" if steps else end, *notes]
     parts.append(_arrow(_MARGIN + _BOX / 2, y, _MARGIN + _BOX / 2, y + _GAP))
-    y = _main_box(parts, y + _GAP, last)
+    top = y + _GAP
+    y = _main_box(parts, top, [f"{steps[-1].remaining} {end}" if steps else end])
+    if aside:
+        middle = (top + y) / 2
+        parts.append(_arrow(_MARGIN + _BOX, middle, _SIDE_X, middle))
+        parts.append(_box(_SIDE_X, top, _WIDTH - _SIDE_X - _MARGIN, list(aside), _UNKNOWN))
+        y = max(y, top + _LINE * len(aside) + 14)
     if silent:
         for line in wrap(f"Removed nobody: {', '.join(silent)}", 110):
             y += _LINE + 4

@@ -6,12 +6,14 @@ Patient-level: callers record the opening first (:mod:`.access`).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import date
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict
 
+from e2i_dagster.cohorts.build import FIRST_OBSERVED, LAST_OBSERVED, patient_frame
 from e2i_dagster.cohorts.compare import rule_words
 from e2i_dagster.cohorts.recorded import Execution, find_execution
 from e2i_dagster.config.cohort import CohortDefinition
@@ -21,7 +23,7 @@ from e2i_dagster.warehouse.tables.cohorts import ml_patient_cohort_assignments
 if TYPE_CHECKING:
     from e2i_dagster.warehouse.lake import Lake
 
-Verdict = Literal["met", "failed", "unknown, kept", "unknown, removed", "to be scored"]
+Verdict = Literal["passed", "failed", "unknown, kept", "unknown, removed", "to be scored"]
 #: Tables whose rows hold the values that a rule saw.
 _VALUE_TABLES = ("patient_journeys", "patient_clinical")
 
@@ -143,7 +145,7 @@ def _journey(definition: CohortDefinition, row: Any, values: Mapping[str, Any]) 
     verdicts = []
     for rule in definition.rules:
         failed, unknown = bool(row.failed_mask & rule.bit), bool(unknown_mask & rule.bit)
-        verdict: Verdict = "failed" if failed else "met"
+        verdict: Verdict = "failed" if failed else "passed"
         if failed and rule.name == "followup_pending":
             verdict = "to be scored"
         elif unknown:
@@ -155,7 +157,8 @@ def _journey(definition: CohortDefinition, row: Any, values: Mapping[str, Any]) 
                 side=rule.side,
                 demands=rule_words(rule),
                 verdict=verdict,
-                found=_found(getattr(rule.criterion, "field", None), values),
+                found=_observed(rule.name, row.index_date, values)
+                or _found(getattr(rule.criterion, "field", None), values),
                 clinical_rationale=rule.clinical_rationale,
             )
         )
@@ -167,6 +170,16 @@ def _journey(definition: CohortDefinition, row: Any, values: Mapping[str, Any]) 
         failed_rules=failed_rules,
         rules=tuple(verdicts),
     )
+
+
+def _observed(rule: str, index: date | None, values: Mapping[str, Any]) -> str | None:
+    """What the rules about time saw: the index date, days observed before and after it."""
+    if rule == "index_date":
+        return "unknown" if index is None else index.isoformat()
+    column = {"lookback": FIRST_OBSERVED, "followup": LAST_OBSERVED}.get(rule)
+    if column is None or index is None or column not in values or pd.isna(values[column]):
+        return None
+    return f"{abs((pd.Timestamp(values[column]) - pd.Timestamp(index)).days):,} days"
 
 
 def _found(field: str | None, values: Mapping[str, Any]) -> str | None:
@@ -186,7 +199,6 @@ def _values(
     """Values of the journeys' rows, from the versions of the tables that the execution read."""
     import pyarrow.parquet as pq
 
-    from e2i_dagster.cohorts.build import patient_frame
     from e2i_dagster.warehouse import ledger
 
     snapshot = (

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from e2i_dagster.cohorts.build import build_cohort, date_column
 from e2i_dagster.cohorts.columns import typed_column
+from e2i_dagster.cohorts.disclosure import SMALLEST_SHOWN, is_small
 from e2i_dagster.cohorts.operators import holds
 from e2i_dagster.config.cohort import CohortDefinition, Criterion, normal_code
 
@@ -120,6 +121,17 @@ def _examples(definition: CohortDefinition) -> Iterable[Finding]:
             rule="",
             message=f"Example '{name}': expected {expected}, the definition says {found}.",
         )
+    used = {"one_index_journey", *(name for example in definition.examples for name in example.failed_rules)}
+    if any(example.expect == "pending" for example in definition.examples):
+        used.add("followup_pending")
+    idle = [rule.name for rule in definition.rules if rule.name not in used]
+    if idle:
+        yield Finding(
+            kind="rule_without_example",
+            severity="warning",
+            rule=", ".join(idle),
+            message="No example is removed by it: add an invented patient on each side of the bound.",
+        )
 
 
 def _contradictions(definition: CohortDefinition) -> Iterable[Finding]:
@@ -221,7 +233,11 @@ def _against(definition: CohortDefinition, data: pd.DataFrame) -> Iterable[Findi
                 kind="mostly_null",
                 severity="warning",
                 rule=rule.name,
-                message=f"{nulls:.0%} of the patients who reach it have no value of {rule.criterion.field}.",
+                message=(
+                    f"{nulls:.0%} of the patients who reach it have no value of {rule.criterion.field}."
+                    if reached >= SMALLEST_SHOWN and not is_small(round(reached * (1 - nulls)))
+                    else f"Most of the patients who reach it have no value of {rule.criterion.field}."
+                ),
             )
         true = holds(rule.criterion, column)
         if rule.side == "inclusion" and not true.any():

@@ -13,7 +13,7 @@ import pandas as pd
 
 from e2i_dagster.cohorts.consort import consort_svg, svg_markdown
 from e2i_dagster.cohorts.definition_page import examples_markdown, sentences_markdown
-from e2i_dagster.cohorts.disclosure import ShownStep, shown_count, shown_steps
+from e2i_dagster.cohorts.disclosure import HIDDEN, ShownStep, is_small, shown_count, shown_steps
 from e2i_dagster.config.cohort import CohortDefinition
 
 
@@ -102,9 +102,7 @@ class Cohort:
             "exclusion_rate": "suppressed" if hidden or rate is None else round(rate, 4),
             "pending_patients": _number(_removed(steps, "followup_pending")),
             "removed_by_followup": _number(_removed(steps, "followup")),
-            "kept_with_unknown_safety_value": (
-                "suppressed" if hidden else _number(shown_count(self.kept_with_unknown))
-            ),
+            "kept_with_unknown_safety_value": _number(self._shown_kept(steps)),
             "definition_md": sentences_markdown(self.definition),
             "attrition_md": attrition_markdown(steps),
             "consort_md": svg_markdown(self.consort_svg(), f"CONSORT figure of {self.definition.key}"),
@@ -137,17 +135,30 @@ class Cohort:
 
     def consort_svg(self) -> str:
         """The CONSORT figure as SVG text, small cells suppressed."""
-        kept = None
         steps = self.shown()
-        if self.kept_with_unknown and steps and steps[-1].remaining.replace(",", "").isdigit():
-            kept = shown_count(self.kept_with_unknown)
+        aside: tuple[str, ...] = ()
+        if self.kept_with_unknown:
+            asked = sum(1 for rule in self.definition.rules if rule.on_unknown == "report")
+            aside = (
+                f"Of them unknown: {self._shown_kept(steps)}",
+                "kept although a safety value was never recorded",
+                f"({asked} rules report unknown values)",
+            )
         return consort_svg(
             title=self.definition.title or self.definition.key,
             start=f"{shown_count(self.input_patients)} patients",
             steps=steps,
             end="eligible",
-            notes=() if kept is None else (f"{kept} of them kept with an unknown safety value",),
+            aside=aside,
         )
+
+    def _shown_kept(self, steps: tuple[ShownStep, ...]) -> str:
+        """Eligible patients with an unknown safety value; hidden where they or the others are few."""
+        if not steps or not steps[-1].remaining.replace(",", "").isdigit():
+            return HIDDEN
+        if is_small(self.eligible_count - self.kept_with_unknown):
+            return HIDDEN
+        return shown_count(self.kept_with_unknown)
 
 
 def _number(shown: str) -> int | str:

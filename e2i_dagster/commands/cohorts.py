@@ -160,16 +160,15 @@ def preview_command(file: Path, exact: bool, json_output: bool) -> None:
 
     Attrition, difference to the definition in force, labelled patients and prevalence of each scope on it.
     """
-    from e2i_dagster.cohorts import patient_frame
+    from e2i_dagster.cohorts import lint, patient_frame
     from e2i_dagster.cohorts.access import record_opening, require_patient_level
     from e2i_dagster.cohorts.preview import preview
-    from e2i_dagster.config.cohort import CohortDefinition
     from e2i_dagster.config.policy import current_policy
     from e2i_dagster.warehouse.connection import engine
 
     if exact:
         require_patient_level("e2i cohort preview --exact")
-    definition = CohortDefinition.from_yaml(file)
+    definition = _in_file(file)
     policy = current_policy()
     scopes = [scope for scope in policy.scopes.values() if scope.cohort == definition.key]
     outcomes = {scope.outcome.event.table for scope in scopes}
@@ -184,7 +183,11 @@ def preview_command(file: Path, exact: bool, json_output: bool) -> None:
     )
     if exact:
         record_opening(engine(role="app"), "preview --exact", definition.key)
-    told = seen.to_metadata(exact=exact)
+    report = lint(definition)
+    told = seen.to_metadata(exact=exact) | {
+        "lint": report.model_dump(mode="json"),
+        "version_problem": _version_problem(definition),
+    }
     if json_output:
         click.echo(json.dumps(told))
         return
@@ -200,6 +203,10 @@ def preview_command(file: Path, exact: bool, json_output: bool) -> None:
     else:
         _print_difference(told["difference"])
     print_table("Scopes", told["scopes"])
+    click.echo()
+    _print_lint(report)
+    if told["version_problem"]:
+        click.echo(f"It cannot go live like this. {told['version_problem']}")
 
 
 def _print_difference(told: dict[str, Any]) -> None:
@@ -230,11 +237,34 @@ def _print_lint(report: LintReport) -> None:
 
 def _definition(name: str) -> CohortDefinition:
     """The definition in a file, or of a cohort's name."""
-    from e2i_dagster.config.cohort import CohortDefinition, read_cohort
+    from e2i_dagster.config.cohort import read_cohort
 
-    if name.endswith((".yaml", ".yml")) or "/" in name:
-        return CohortDefinition.from_yaml(Path(name))
-    return read_cohort(name)
+    return _in_file(Path(name)) if _is_file(name) else read_cohort(name)
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith((".yaml", ".yml")) or "/" in name
+
+
+def _in_file(path: Path) -> CohortDefinition:
+    """The definition in a file of any name: a copy that is being worked on is called differently."""
+    from e2i_dagster.config.base import read_yaml
+    from e2i_dagster.config.cohort import CohortDefinition
+
+    return read_yaml(path, CohortDefinition)
+
+
+def _version_problem(definition: CohortDefinition) -> str | None:
+    """Why the warehouse would refuse the definition: other rules are recorded under its version."""
+    from e2i_dagster.cohorts import CohortConfigError, require_new_version
+    from e2i_dagster.warehouse.connection import engine
+
+    try:
+        with engine(role="app").connect() as connection:
+            require_new_version(connection, definition)
+    except CohortConfigError as error:
+        return str(error)
+    return None
 
 
 def _known(connection: Any, name: str) -> None:
@@ -254,11 +284,10 @@ def _side(
 ) -> RecordedCohort | CohortDefinition:
     """One side of a comparison; without a name the newest build, or the one before ``before``."""
     from e2i_dagster.cohorts.recorded import RecordedCohort, executions, find_execution, read_execution
-    from e2i_dagster.config.cohort import CohortDefinition
     from e2i_dagster.errors import InputError
 
-    if wanted is not None and wanted.endswith((".yaml", ".yml")):
-        return CohortDefinition.from_yaml(Path(wanted))
+    if wanted is not None and _is_file(wanted):
+        return _in_file(Path(wanted))
     if wanted is None and isinstance(before, RecordedCohort):
         found = executions(connection, name)
         place = [one.execution_id for one in found].index(before.execution.execution_id)

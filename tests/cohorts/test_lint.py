@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from e2i_dagster.cohorts import CohortDefinition, lint, read_cohort
+from e2i_dagster.cohorts import CohortDefinition, lint, read_cohort, read_cohorts
 
 
 def definition(inclusion, exclusion=(), examples=(), **more):
@@ -100,3 +100,22 @@ def test_what_the_data_make_of_a_definition():
 
 def test_shipped_definitions_are_clean():
     assert lint(read_cohort("fabhalta_pnh")).passed
+
+
+@pytest.mark.parametrize("key", sorted(read_cohorts()[0]))
+def test_every_shipped_rule_has_an_example_and_every_example_its_verdict(key):
+    definition = read_cohort(key)
+    report = lint(definition)
+    assert report.findings == ()
+    assert report.examples >= 6
+    assert any(None in example.patient.values() for example in definition.examples), "a null"
+    assert any(example.expect == "pending" for example in definition.examples), "the end of the data"
+
+
+def test_a_rule_that_no_example_meets_is_named():
+    patient = {"x": 1, "diagnosis_date": "2024-01-01", "first_observation_date": "2024-01-01",
+               "last_observation_date": "2024-01-01"}  # fmt: skip
+    examples = [{"name": "right", "patient": patient, "expect": "in"}]
+    (finding,) = lint(definition([rule("x", "==", 1)], examples=examples)).findings
+    assert finding.kind == "rule_without_example"
+    assert finding.rule == "index_date, x, lookback, followup, followup_pending"

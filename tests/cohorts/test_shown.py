@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from e2i_dagster.cohorts import CohortDefinition, build_cohort, read_cohort
+from e2i_dagster.cohorts.characteristics import characteristics, characteristics_markdown
 from e2i_dagster.cohorts.disclosure import is_small, shown_steps, suppressed
 
 
@@ -127,3 +128,54 @@ def test_an_ordinary_cohort_shows_its_numbers():
     assert "Remove patients whose pregnancy_status is true" in "\n".join(shipped.sentences())
     metadata = small_cohort(4_000).to_metadata()
     assert metadata["input_patients"] == 4_000
+
+
+def test_those_lost_are_described_without_giving_a_small_group_away():
+    n = 400
+    frame = pd.DataFrame(
+        {
+            "patient_id": [f"P{k}" for k in range(n)],
+            "patient_journey_id": [f"J{k}" for k in range(n)],
+            "age": [17] * 100 + [40] * (n - 100),
+            "age_at_diagnosis": [17] * 100 + [40] * (n - 100),
+            "gender": (["F"] * 60 + ["M"] * 40) + ["F"] * 295 + ["U"] * 5,
+            "risk": pd.array([False] * n, dtype="boolean"),
+            "diagnosis_date": pd.Timestamp("2024-01-01"),
+            "first_observation_date": pd.Timestamp("2024-01-01"),
+            "last_observation_date": pd.Timestamp("2024-01-01"),
+        }
+    )
+    cohort = build_cohort(small_cohort().definition, frame)
+    lost, stayed = characteristics(cohort, frame)
+    assert (lost.step, lost.persons, lost.median_age) == ("age", "100", 17)
+    assert lost.shares == {"gender": {"F": 0.6, "M": 0.4}}
+    # Five of unknown sex could be subtracted from the whole, so the others are hidden too.
+    assert (stayed.step, stayed.shares) == ("eligible", {"gender": {"F": None, "U": None}})
+    shown = characteristics_markdown((lost, stayed))
+    assert "| age | 100 | 17 | F 60%, M 40% |" in shown
+    assert "| eligible | 300 | 40 | hidden |" in shown
+
+
+def test_a_person_with_several_journeys_is_lost_once_where_the_last_of_them_fails():
+    day = pd.Timestamp("2024-01-01")
+    frame = pd.DataFrame(
+        {
+            "patient_id": [f"P{k // 2}" for k in range(60)],
+            "patient_journey_id": [f"J{k}" for k in range(60)],
+            "age": [17, 40] * 30,
+            "age_at_diagnosis": 40,
+            "risk": pd.array([False, True] * 30, dtype="boolean"),
+            "diagnosis_date": day,
+            "first_observation_date": day,
+            "last_observation_date": day,
+        }
+    )
+    (lost,) = characteristics(build_cohort(small_cohort().definition, frame), frame)
+    assert (lost.step, lost.persons) == ("risk", "30")
+
+
+def test_unknown_safety_has_a_box_of_its_own():
+    svg = small_cohort(4_000).consort_svg()
+    assert "kept although a safety value was never recorded" in svg
+    assert svg.count("#fff6d6") == 1
+    assert "Of them unknown: &lt;11" in svg

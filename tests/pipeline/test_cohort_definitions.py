@@ -1,0 +1,86 @@
+"""Definition files in real runs: what changes with them, what does not, and what is refused."""
+
+import shutil
+
+import pytest
+from pipeline_runs import PATIENTS, said
+
+from e2i_dagster.config.environment import CHECKOUT
+
+CSU, PNH = "remibrutinib_csu", "fabhalta_pnh"
+
+
+@pytest.fixture
+def edited(tmp_path, monkeypatch):
+    """Makes a configuration with changes to the file of one cohort and puts it in force."""
+    made = []
+
+    def edit(cohort: str, **changes: str) -> None:
+        config = shutil.copytree(CHECKOUT / "config", tmp_path / f"config-{len(made)}")
+        path = config / "cohorts" / f"{cohort}.yaml"
+        text = path.read_text(encoding="utf-8")
+        for before, after in changes.values():
+            assert before in text
+            text = text.replace(before, after, 1)
+        path.write_text(text, encoding="utf-8")
+        monkeypatch.setenv("E2I_CONFIG", str(config))
+        made.append(config)
+
+    return edit
+
+
+def built(pipeline, cohort):
+    """The run, and the states of its two stages."""
+    result = pipeline.run("build_cohorts", partition=cohort)
+    rows = pipeline.rows(f"SELECT stage, state FROM ml_stage_states WHERE partition = '{cohort}'")
+    return result, {row["stage"]: row["state"] for row in rows}
+
+
+def check_of(result, name):
+    (found,) = (check for check in result.get_asset_check_evaluations() if check.check_name == name)
+    return found
+
+
+def test_only_what_changed_is_built_again_and_a_version_is_one_set_of_rules(pipeline, delivery, edited):
+    assert pipeline.load(delivery(*PATIENTS), *PATIENTS).success
+    for cohort in (CSU, PNH):
+        first, states = built(pipeline, cohort)
+        assert first.success, said(first)
+        assert set(states.values()) == {"executed"}
+    (execution,) = pipeline.rows(
+        "SELECT e.* FROM ml_cohort_executions e JOIN ml_cohort_definitions USING (cohort_id) "
+        f"WHERE cohort_key = '{CSU}'"
+    )
+    assert execution["code_version"]
+    members = pipeline.rows(
+        f"SELECT table_name FROM ml_snapshots WHERE digest = '{execution['input_dataset']}'"
+    )
+    assert {row["table_name"] for row in members} == {"patient_journeys", "patient_clinical"}
+
+    # The same rules, data and code: nothing is computed and nothing recorded again.
+    assert set(built(pipeline, CSU)[1].values()) == {"reused"}
+    assert len(pipeline.rows("SELECT 1 FROM ml_cohort_executions")) == 2
+
+    harder = ("value: 16 #", "value: 28 #")
+    edited(CSU, rule=harder)
+    refused, states = built(pipeline, CSU)
+    assert not refused.success and states["cohort_definition"] == "failed"
+    assert "Raise 'version:'" in said(refused)
+    assert "was 'keep when urticaria_severity_uas7 is at least 16" in said(refused)
+
+    edited(CSU, rule=harder, version=("version: 1.0.0", "version: 2.0.0"))
+    again, states = built(pipeline, CSU)
+    assert again.success, said(again)
+    assert set(states.values()) == {"executed"}
+    assert set(built(pipeline, PNH)[1].values()) == {"reused"}
+
+    impossible = ("value: 18 #", "value: 118 #")
+    edited(CSU, rule=impossible, version=("version: 1.0.0", "version: 3.0.0"))
+    empty, states = built(pipeline, CSU)
+    assert states["cohort"] == "executed"
+    verdict = check_of(empty, "cohort_not_empty")
+    assert not verdict.passed and verdict.blocking
+    assert "CC_003: nobody is left after the rule 'age_at_diagnosis'" in str(verdict.description)
+    assert check_of(again, "cohort_not_empty").passed
+    lint = check_of(empty, "definition_lint")
+    assert not lint.passed, "the examples expect the old rule"
