@@ -252,8 +252,9 @@ def _compare_proportions(
 
 @dataclass(frozen=True)
 class _ClusterArm:
-    """Clusters of one arm: ``line`` are the linearized totals of the outcome, whose sum is 0; ``shift`` the
-    totals of the covariate less its overall mean, per unit of the arm, whose sum is what the arm differs by.
+    """Clusters of one arm in one stratum: ``line`` are the linearized totals of the outcome, whose sum is 0;
+    ``shift`` the totals of the covariate less its overall mean, per unit of the arm, whose sum is what the arm
+    differs by; ``codes`` number the clusters of the experiment.
     """
 
     codes: np.ndarray
@@ -262,29 +263,75 @@ class _ClusterArm:
     shift: np.ndarray
     units: np.ndarray
 
+    def totals(self, values: np.ndarray, clusters: int) -> np.ndarray:
+        """``values`` at the places of their clusters, 0 elsewhere; shape (clusters,)."""
+        return np.bincount(self.codes, weights=values, minlength=clusters)
+
     @property
     def centred(self) -> np.ndarray:
         return self.shift - self.units * (self.shift.sum() / self.units.sum())
 
 
 def _cluster_arm(
-    kind: Kind, name: str, part: pd.DataFrame, codes: np.ndarray, fill: float | None
+    kind: Kind, name: str, part: pd.DataFrame, codes: np.ndarray, fill: float | None, where: str
 ) -> _ClusterArm:
-    if len(set(codes)) < FEWEST_CLUSTERS:
-        raise _NotEstimableError(
-            f"arm {name} has {len(set(codes))} clusters; at least {FEWEST_CLUSTERS} are needed"
-        )
+    if len(codes) < 2:
+        raise _NotEstimableError(f"arm {name} has fewer than 2 clusters{where}")
     units = part["units"].to_numpy(dtype=float)
     top = part["v0"].to_numpy(dtype=float)
     bottom = part["v1"].to_numpy(dtype=float) if kind == "ratio" else units
     if bottom.sum() == 0:
-        raise _NotEstimableError(f"the denominator of arm {name} sums to 0")
+        raise _NotEstimableError(f"the denominator of arm {name} sums to 0{where}")
     value = float(top.sum() / bottom.sum())
     shift = np.zeros(len(part))
     if fill is not None:
         totals = part["x"].to_numpy(dtype=float) + fill * part["x_missing"].to_numpy(dtype=float)
         shift = (totals - units * fill) / units.sum()
     return _ClusterArm(codes, value, (top - value * bottom) / float(bottom.sum()), shift, units)
+
+
+@dataclass(frozen=True)
+class _ClusterTotals:
+    """One arm over all strata: weighted value, and per cluster the linearized outcome and covariate."""
+
+    value: float
+    shift: float
+    lines: np.ndarray
+    shifts: np.ndarray
+
+    def adjusted(self, theta: float) -> np.ndarray:
+        return self.lines - theta * self.shifts
+
+
+def _cluster_totals_of(
+    statistics: SufficientStatistics,
+    name: str,
+    other: str,
+    codes: np.ndarray,
+    clusters: int,
+    fill: float | None,
+) -> _ClusterTotals:
+    """Strata are weighted by their units in both arms; a cluster's errors add up over strata."""
+    assert statistics.clusters is not None
+    table = statistics.clusters
+    both = table[table["arm"].isin([name, other])]
+    mine = (both["arm"] == name).to_numpy()
+    held = len(set(codes[mine]))
+    if held < FEWEST_CLUSTERS:
+        raise _NotEstimableError(f"arm {name} has {held} clusters; at least {FEWEST_CLUSTERS} are needed")
+    value = shift = 0.0
+    lines, shifts = np.zeros(clusters), np.zeros(clusters)
+    total = float(both["units"].sum())
+    for stratum, part in both.groupby("stratum", sort=True):
+        inside = mine & (both["stratum"] == stratum).to_numpy()
+        where = f" in stratum {stratum}" if statistics.stratified else ""
+        side = _cluster_arm(statistics.kind, name, both[inside], codes[inside], fill, where)
+        weight = float(part["units"].sum()) / total
+        value += weight * side.value
+        shift += weight * float(side.shift.sum())
+        lines += weight * side.totals(side.line, clusters)
+        shifts += weight * side.totals(side.centred, clusters)
+    return _ClusterTotals(value, shift, lines, shifts)
 
 
 def _compare_clusters(
@@ -296,55 +343,47 @@ def _compare_clusters(
     clusters' degrees of freedom and the factor G / (G - 1).
     """
     assert statistics.clusters is not None
-    if statistics.stratified:
-        raise _NotEstimableError("clusters with strata are not built; leave strata out")
     table = statistics.clusters
     both = table[table["arm"].isin([arm, control])]
     fill = statistics.covariate_fill((arm, control))
     if statistics.covariate and fill is None:
         raise _NotEstimableError("no unit has the covariate")
     codes, labels = pd.factorize(both["cluster"].to_numpy(), sort=True)
-    sides = {}
-    for name in (arm, control):
-        mask = (both["arm"] == name).to_numpy()
-        sides[name] = _cluster_arm(statistics.kind, name, both[mask], codes[mask], fill)
-
-    def spread(name: str, values: np.ndarray) -> np.ndarray:
-        return np.bincount(sides[name].codes, weights=values, minlength=len(labels))
-
-    lines = {name: spread(name, side.line) for name, side in sides.items()}
-    shifts = {name: spread(name, side.centred) for name, side in sides.items()}
+    groups = len(labels)
+    base_side = _cluster_totals_of(statistics, control, arm, codes, groups, fill)
+    side = _cluster_totals_of(statistics, arm, control, codes, groups, fill)
     theta = 0.0
     if statistics.covariate:
         # The slope that leaves least of the variance over clusters, which is the one that counts here.
-        across = shifts[arm] - shifts[control]
+        across = side.shifts - base_side.shifts
         square = float(across @ across)
         if not square > 0:
             raise _NotEstimableError("the covariate does not vary between clusters")
-        theta = float((lines[arm] - lines[control]) @ across) / square
-    groups = len(labels)
+        theta = float((side.lines - base_side.lines) @ across) / square
     factor = groups / (groups - 1)
-    base = lines[control] - theta * shifts[control]
-    change = lines[arm] - theta * shifts[arm] - base
+    base = base_side.adjusted(theta)
+    change = side.adjusted(theta) - base
     variance = factor * float(change @ change)
     if not variance > 0:
         raise _NotEstimableError("the outcome does not vary between clusters, so its error is unknown")
-    value = {name: side.value - theta * float(side.shift.sum()) for name, side in sides.items()}
+    base_value = base_side.value - theta * base_side.shift
+    effect = side.value - theta * side.shift - base_value
     extra: dict[str, Any] = {}
     if statistics.covariate:
-        plain = lines[arm] - lines[control]
+        plain = side.lines - base_side.lines
         extra = {
-            "unadjusted_effect": sides[arm].value - sides[control].value,
+            "unadjusted_effect": side.value - base_side.value,
             "variance_reduction": 1.0 - variance / (factor * float(plain @ plain)),
         }
-    crossing = bool(set(sides[arm].codes) & set(sides[control].codes))
-    effect = value[arm] - value[control]
+    arms = {name: set(codes[(both["arm"] == name).to_numpy()]) for name in (arm, control)}
+    crossing = bool(arms[arm] & arms[control])
+    method = "cluster-robust t" + (", stratified" if statistics.stratified else "")
     return Comparison(
         arm=arm, control=control, status="estimated",
-        method="cluster-robust t" + (", CUPED" if statistics.covariate else ""), **extra,
+        method=method + (", CUPED" if statistics.covariate else ""), **extra,
         **_t_result(effect, variance, groups - (1.0 if crossing else 2.0), confidence),
         **_relative(
-            effect, value[control], variance, factor * float(base @ base), factor * float(change @ base), confidence
+            effect, base_value, variance, factor * float(base @ base), factor * float(change @ base), confidence
         ),
     )  # fmt: skip
 

@@ -137,6 +137,27 @@ def test_clustered_errors_are_statsmodels(units, nested):
     assert found.degrees_of_freedom == (58 if nested else 59)
 
 
+def test_clusters_in_strata_are_weighted_by_their_units(units):
+    """Territories of whole clusters: each stratum is an experiment of its own, weighted by its units."""
+    import statsmodels.api as sm
+
+    frame = units.assign(territory=(units["cluster"] % 3).astype(str))
+    found = analyze(
+        frame, arm="arm", outcome="spend", cluster="cluster", strata="territory", control="control"
+    ).comparison()
+    effect = variance = 0.0
+    for _, part in frame.groupby("territory"):
+        design = sm.add_constant((part["arm"] == "treated").to_numpy(float))
+        reference = sm.OLS(part["spend"].to_numpy(), design).fit(
+            cov_type="cluster", cov_kwds={"groups": part["cluster"].to_numpy(), "use_correction": False}
+        )
+        weight = len(part) / len(frame)
+        effect += weight * reference.params[1]
+        variance += weight**2 * reference.bse[1] ** 2
+    assert found.effect == pytest.approx(effect)
+    assert found.standard_error == pytest.approx((variance * 60 / 59) ** 0.5)
+
+
 def test_clusters_of_one_are_units(units):
     small = units.head(600)
     one = analyze(
@@ -210,6 +231,7 @@ CASES = [
     {"outcome": "spend", "covariate": "before"},
     {"outcome": "spend", "covariate": "before", "strata": "region"},
     {"outcome": "spend", "covariate": "before", "cluster": "cluster"},
+    {"outcome": "spend", "covariate": "before", "cluster": "cluster", "strata": "region"},
     {"outcome": "responded", "kind": "proportion"},
     {"outcome": "scripts", "denominator": "visits", "kind": "ratio", "covariate": "before"},
     {"outcome": "time", "event": "event", "kind": "survival", "strata": "region"},
@@ -327,7 +349,10 @@ def test_several_arms_are_adjusted(units):
         (lambda f: f.assign(before=3.0), {"covariate": "before"}, "covariate does not vary"),
         (lambda f: f.assign(before=np.nan), {"covariate": "before"}, "no unit has the covariate"),
         (lambda f: f.assign(cluster=f["cluster"] % 3), {"cluster": "cluster"}, "at least 5"),
-        (lambda f: f, {"cluster": "cluster", "strata": "region"}, "not built"),
+        (
+            lambda f: f.assign(region=f["region"].mask(f["cluster"] == 0, "alone")),
+            {"cluster": "cluster", "strata": "region"}, "fewer than 2 clusters in stratum alone",
+        ),
         (lambda f: f.assign(region=f["region"].mask(f["unit"] == 0, "alone")), {"strata": "region"}, "fewer than 2"),
         (lambda f: f.assign(y=0), {"outcome": "y", "kind": "proportion"}, "no unit of either arm"),
         (lambda f: f.assign(y=1), {"outcome": "y", "kind": "proportion"}, "every unit of either arm"),

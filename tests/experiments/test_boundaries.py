@@ -92,7 +92,7 @@ OBRIEN_FLEMING = {
         20: 1.842,
     },
 }
-#: Section 2.6: Haybittle-Peto, z = 3 before the last look, whose value makes the two-sided error 0.05.
+#: Chapter 2: Haybittle-Peto, z = 3 before the last look, whose value makes the two-sided error 0.05.
 HAYBITTLE_PETO = {2: 1.967, 3: 1.975, 4: 1.983, 5: 1.990}
 
 
@@ -162,18 +162,19 @@ def test_gsdesign_printed_spend_and_nominal_p():
     )
 
 
-def test_the_integration_agrees_with_the_multivariate_normal():
+@pytest.mark.parametrize("rule", ["lan_demets_pocock", "haybittle_peto", "obrien_fleming"])
+def test_the_integration_agrees_with_the_multivariate_normal(rule):
     """Independent numbers for unequal information: the joint normal distribution of (Z_1, Z_2, Z_3)."""
     from scipy.stats import multivariate_normal
 
     fractions = np.array([0.2, 0.55, 1.0])
-    found = boundaries("lan_demets_pocock", fractions)
+    found = boundaries(rule, fractions)
     covariance = np.sqrt(np.minimum.outer(fractions, fractions) / np.maximum.outer(fractions, fractions))
     upper = np.array(found.z)
-    inside = multivariate_normal(np.zeros(3), covariance, abseps=1e-8, releps=1e-8, maxpts=2_000_000).cdf(
+    inside = multivariate_normal(np.zeros(3), covariance, abseps=1e-8, releps=1e-8, maxpts=500_000).cdf(
         upper, lower_limit=-upper
     )
-    assert 1 - inside == pytest.approx(0.05, abs=1e-6)
+    assert 1 - inside == pytest.approx(0.05, abs=2e-6)
 
 
 @settings(max_examples=40, deadline=None)
@@ -244,15 +245,16 @@ def test_a_very_early_look_cannot_stop():
 
 @pytest.mark.parametrize(("looks", "limit"), [(5, 0.05), (20, 1.0)])
 def test_boundaries_are_quick(looks, limit):
+    """Time of this process: what else runs on the machine does not count. Wall time is in the benchmark."""
     boundaries("pocock", equal(looks))
     slowest = 0.0
     for rule in RULES:
         gamma = -4.0 if rule == "hwang_shih_decani" else None
         times = []
         for _ in range(5):
-            began = time.perf_counter()
+            began = time.process_time()
             boundaries(rule, equal(looks), gamma=gamma)
-            times.append(time.perf_counter() - began)
+            times.append(time.process_time() - began)
         slowest = max(slowest, min(times))
     assert slowest < limit
 
