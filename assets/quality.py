@@ -4,18 +4,18 @@ import dagster as dg
 import pandas as pd
 
 from assets.partitions import MONTHS
-from assets.stage import Produced, input_versions, stage_asset
+from assets.stage import QUALITY, Produced, input_versions, stage_asset
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.quality.plausibility import reference_tables
 from e2i_dagster.warehouse.tables import RAW_TABLES, date_column
 from resources.warehouse import Warehouse
 
-GROUP = "quality"
+GROUP = QUALITY
 
 
 def quality_key(table: str) -> dg.AssetKey:
     """The asset of a raw table's quality report."""
-    return dg.AssetKey(["quality", table])
+    return dg.AssetKey([QUALITY, table])
 
 
 def quality_asset(table: str) -> dg.AssetsDefinition:
@@ -52,49 +52,6 @@ def quality_asset(table: str) -> dg.AssetsDefinition:
     return report
 
 
-def gate_check(table: str) -> dg.AssetChecksDefinition:
-    """The gate over the partitions of a run."""
-
-    @dg.asset_check(
-        asset=quality_key(table),
-        name="qc_gate",
-        blocking=True,
-        description=f"Blocks unless every checked version of {table} passed under the current rules.",
-    )
-    def qc_gate(context: dg.AssetCheckExecutionContext, warehouse: Warehouse) -> dg.AssetCheckResult:
-        from e2i_dagster.quality.judge import gate_result
-
-        months = context.op_execution_context.partition_keys if date_column(table) else None
-        result = gate_result(warehouse.engine(), table, months)
-        return dg.AssetCheckResult(
-            passed=result.passed, description=result.text, metadata={"versions": result.versions}
-        )
-
-    return qc_gate
-
-
-def every_partition_check(table: str) -> dg.AssetChecksDefinition:
-    """The gate over all partitions that the ledger has, whatever ran last."""
-
-    @dg.asset_check(
-        asset=quality_key(table),
-        name="every_partition_ok",
-        description=f"Names each partition of {table} whose newest verdict fails, whatever ran last.",
-    )
-    def every_partition_ok(warehouse: Warehouse) -> dg.AssetCheckResult:
-        from e2i_dagster.quality.judge import gate_result
-
-        result = gate_result(warehouse.engine(), table, None)
-        return dg.AssetCheckResult(
-            passed=result.passed,
-            severity=dg.AssetCheckSeverity.WARN,
-            description=result.text,
-            metadata={"versions": result.versions},
-        )
-
-    return every_partition_ok
-
-
 def _rules(table: str) -> str:
     from e2i_dagster.quality import current_quality_policy, ruleset_hash
 
@@ -102,7 +59,3 @@ def _rules(table: str) -> str:
 
 
 quality_reports = [quality_asset(table) for table in RAW_TABLES]
-quality_checks = [
-    *(gate_check(table) for table in RAW_TABLES),
-    *(every_partition_check(table) for table in RAW_TABLES if date_column(table)),
-]

@@ -4,7 +4,7 @@ import dagster as dg
 import pandas as pd
 
 from assets.partitions import SCOPES
-from assets.stage import Produced, shown, stage_asset
+from assets.stage import Produced, stage_asset
 from e2i_dagster.config.environment import actor
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.config.scope import ScopeSpec
@@ -60,31 +60,8 @@ def split_check(name: str, description: str) -> dg.AssetChecksDefinition:
     return check
 
 
-@dg.asset_check(
-    asset=splits,
-    blocking=True,
-    description="No feature knows the future or the label, and no patient or row is on two sides of a split.",
-    additional_ins={"training_frame": dg.AssetIn("training_frame")},
-)
-def leakage_gate(
-    context: dg.AssetCheckExecutionContext,
-    splits: pd.DataFrame,
-    training_frame: pd.DataFrame,
-    warehouse: Warehouse,
-) -> dg.AssetCheckResult:
-    from e2i_dagster.quality import record_leakage
-    from e2i_dagster.quality.leakage import audit
-
-    frame = training_frame.merge(splits, on="patient_id", how="left", validate="one_to_one")
-    report = audit(frame, target="label", index_date="index_date", splits="split")
-    with warehouse.engine().begin() as connection:
-        record_leakage(connection, report, subject=context.op_execution_context.partition_key)
-    return dg.AssetCheckResult(passed=not report.blocking, metadata=shown(report.to_metadata()))
-
-
 split_checks = [
     split_check("ratios", "Shares are within 2 points of 60/20/15/5 from 500 patients on."),
     split_check("patient_isolation", "Every patient is in exactly one split."),
     split_check("temporal_order", "Splits in time do not overlap; skipped with its reason in hash mode."),
-    leakage_gate,
 ]

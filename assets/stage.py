@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from e2i_dagster.warehouse.ledger import DataVersion, State
 
 OWNERS = ["team:mlops"]
+#: First part of the key of each raw table's quality report.
+QUALITY = "quality"
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ def stage_asset(
     still_valid: Callable[[Any], bool] = lambda value: True,
     always: bool = False,
     gated: bool = True,
+    reads: Mapping[str, Sequence[str]] | None = None,
     **asset_arguments: Any,
 ) -> Callable[[Callable[..., Produced]], dg.AssetsDefinition]:
     """Turn a body that returns :class:`Produced` into an asset of the pipeline.
@@ -99,7 +102,11 @@ def stage_asset(
             (None without one, or for a range); a change makes the stored version stale.
         still_valid: asked before a stored version is reused (is the endpoint still there?).
         always: never reuse, because the value depends on more than inputs, policy and code.
-        gated: raw tables among the inputs need a passed quality gate for exactly their versions.
+        gated: raw tables among the inputs need a passed quality gate for exactly their versions, a training
+            frame and its splits a passed leakage audit. In a run that checks them, too, the asset waits for
+            their gate.
+        reads: columns that are read of a raw table; a fault in the values of another column only warns.
+            Tables and months are declared by the inputs and their partition mapping.
         asset_arguments: arguments of :func:`dagster.asset`, and ``document``: the pydantic type of the
             value, when ``still_valid`` has to see it.
     """
@@ -112,13 +119,13 @@ def stage_asset(
 
         @functools.wraps(body)
         def run(context: dg.AssetExecutionContext, **given: Any) -> Any:
-            stage = Stage.of(context, given["lake"], given["warehouse"], definition, gated)
+            stage = Stage(context, given["lake"], given["warehouse"], gated, reads or {})
             inputs = {name: value for name, value in given.items() if name in wanted}
             with stage.recorded():
+                stage.look_at_inputs(definition)
                 reused = None if always else stage.reusable(document, still_valid)
                 if reused is not None:
                     return reused
-                stage.require_gate()
                 made = body(context, **inputs) if "context" in wanted else body(**inputs)
                 return stage.hand_over(made, always=always)
 
@@ -135,65 +142,60 @@ def stage_asset(
             ]
         )
         run.__annotations__ = annotations
+        if gated:
+            asset_arguments["deps"] = [*asset_arguments.get("deps", ()), *_gates(wanted, asset_arguments)]
         return dg.asset(io_manager_key="lake", code_version=code_version(), **asset_arguments)(run)
 
     return decorate
 
 
 class Stage:
-    """One execution of one asset for its partitions."""
+    """One execution of one asset for its partitions.
+
+    Attributes:
+        inputs: exact version of each input, once :meth:`look_at_inputs` was called.
+        marks: waivers under which the inputs passed the gate, and those that their makers stood under.
+        fingerprint: digest of inputs, marks, policy and code.
+    """
 
     def __init__(
         self,
-        *,
         context: dg.AssetExecutionContext,
         lake: LakeIOManager,
         warehouse: Warehouse,
-        name: str,
-        partitions: Sequence[str | None],
-        inputs: Sequence[tuple[str, str | None, str]],
-        fingerprint: str,
         gated: bool,
+        reads: Mapping[str, Sequence[str]],
     ) -> None:
         self.context = context
         self.lake = lake
         self.warehouse = warehouse
-        self.name = name
-        self.partitions = partitions
-        self.inputs = inputs
-        self.fingerprint = fingerprint
-        self.gated = gated
-        self.started = time.monotonic()
-
-    @classmethod
-    def of(
-        cls,
-        context: dg.AssetExecutionContext,
-        lake: LakeIOManager,
-        warehouse: Warehouse,
-        definition: Callable[[str | None], Any],
-        gated: bool,
-    ) -> "Stage":
-        """Read the context: partitions, exact versions of all inputs, fingerprint."""
-        from e2i_dagster.config.base import digest_of
-
+        self.name = asset_name(context.asset_key)
         # In a run over partitions an asset without partitions sees the keys of the run, too.
         partitioned = context.assets_def.partitions_def is not None
-        partitions: list[str | None] = list(context.partition_keys) if partitioned else [None]
-        inputs = list(input_versions(context, warehouse))
-        fingerprint = digest_of(
-            [sorted(map(list, inputs), key=str), definition(_only(partitions)), code_version()]
-        )
-        return cls(
-            context=context,
-            lake=lake,
-            warehouse=warehouse,
-            name=asset_name(context.asset_key),
-            partitions=partitions,
-            inputs=inputs,
-            fingerprint=fingerprint,
-            gated=gated,
-        )
+        self.partitions: Sequence[str | None] = list(context.partition_keys) if partitioned else [None]
+        self.gated = gated
+        self.reads = reads
+        self.inputs: Sequence[tuple[str, str | None, str]] = ()
+        self.marks: Sequence[str] = ()
+        self.elsewhere: Sequence[str] = ()
+        self.fingerprint = ""
+        self.started = time.monotonic()
+
+    def look_at_inputs(self, definition: Callable[[str | None], Any]) -> None:
+        """Exact versions of all inputs, what the gate says of them, and the fingerprint.
+
+        Raises:
+            QCGateBlockedError: an input has no passing verdict.
+            ConfigError: the policy that the asset depends on cannot be read.
+        """
+        from e2i_dagster.config.base import digest_of
+
+        self.inputs = list(input_versions(self.context, self.warehouse))
+        self._require_gate()
+        parts: list[Any] = [
+            sorted(map(list, self.inputs), key=str), definition(_only(self.partitions)), code_version()
+        ]
+        self.fingerprint = digest_of([*parts, list(self.marks)] if self.marks else parts)
 
     @property
     def partition_label(self) -> str:
@@ -205,8 +207,8 @@ class Stage:
     @contextmanager
     def recorded(self) -> Iterator[None]:
         """Record the state that the stage ends in; say to Dagster what may be retried."""
-        self._state("running")
         try:
+            self._state("running")
             yield
         except VerdictError as error:
             self._state("blocked", str(error))
@@ -226,13 +228,20 @@ class Stage:
             self._state("failed", f"{type(error).__name__}")
             raise
 
-    def require_gate(self) -> None:
-        """Refuse to go on unless every raw input has a passed verdict for exactly this version."""
-        from e2i_dagster.quality.gate import require_raw_gate
+    def _require_gate(self) -> None:
+        """Refuse to go on unless raw inputs are judged, and training data audited, in exactly this version."""
+        from e2i_dagster.quality.gate import marks_of, require_audit, require_raw_gate
 
-        if self.gated:
-            with self.warehouse.engine().connect() as connection:
-                require_raw_gate(connection, self.inputs)
+        with self.warehouse.engine().connect() as connection:
+            verdicts = require_raw_gate(connection, self.inputs, reads=self.reads) if self.gated else ()
+            if self.gated:
+                require_audit(connection, self.inputs)
+            self.marks = marks_of(connection, self.inputs, verdicts)
+        self.elsewhere = [
+            f"{verdict.table} [{verdict.partition}]: {one.rule} on {one.column}: {one.detail}"
+            for verdict in verdicts
+            for one in verdict.elsewhere
+        ]
 
     def reusable(self, document: Any, still_valid: Callable[[Any], bool]) -> dg.Output[Pieces] | None:
         """The stored version, when inputs, policy and code are those that made it."""
@@ -271,13 +280,17 @@ class Stage:
         from e2i_dagster.warehouse.lake import value_digest
 
         values = produced.pieces(self.partitions)
-        told = _told(produced)
+        told = {
+            **_told(produced),
+            **({"waived": list(self.marks)} if self.marks else {}),
+            **({"not_read_here": list(self.elsewhere)} if self.elsewhere else {}),
+        }
         pieces = Pieces(
             values,
             {key: value_digest(value) for key, value in values.items()},
             self.fingerprint,
             code_version(),
-            {"told": list(told.items())},
+            {"told": list(told.items()), **({"waived": list(self.marks)} if self.marks else {})},
         )
         metadata = {"state": "executed", **shown(told)}
         rows = sum(map(len, values.values())) if all(map(_is_frame, values.values())) else None
@@ -308,7 +321,8 @@ class Stage:
                 "reused", f"looked again, the same values as of run {made_by}", rows, pieces.data_version
             )
         else:
-            self._state("executed", "", rows, pieces.data_version)
+            reason = f"made under waivers: {'; '.join(self.marks)}" if self.marks else ""
+            self._state("executed", reason, rows, pieces.data_version)
         return dg.Output(pieces.stored(), metadata=metadata, data_version=dg.DataVersion(pieces.data_version))
 
     def _announce_good_ones(self, pieces: Pieces, metadata: Mapping[str, Any]) -> None:
@@ -354,6 +368,9 @@ def input_versions(
 
     with warehouse.engine().connect() as connection:
         for input_name, key in context.assets_def.keys_by_input_name.items():
+            # A gate orders the steps of a run; its report is not read.
+            if key.path[0] == QUALITY:
+                continue
             current = ledger.current(connection, asset_name(key))
             partitioned = context.get_step_execution_context().has_asset_partitions_for_input(input_name)
             wanted: list[str | None] = (
@@ -362,6 +379,17 @@ def input_versions(
             for partition in wanted:
                 if partition in current:
                     yield asset_name(key), partition, current[partition].digest
+
+
+def _gates(wanted: Mapping[str, Any], asset_arguments: Mapping[str, Any]) -> Iterator[dg.AssetDep]:
+    """The quality reports of the raw tables that a body reads: a run that makes both goes through the gate."""
+    from e2i_dagster.warehouse.tables import RAW_TABLES
+
+    ins = asset_arguments.get("ins", {})
+    for name in wanted:
+        if name in RAW_TABLES:
+            mapping = ins[name].partition_mapping if name in ins else None
+            yield dg.AssetDep(dg.AssetKey([QUALITY, name]), partition_mapping=mapping)
 
 
 def _only(partitions: Sequence[str | None]) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import dagster as dg
 
-from assets import cohorts, configuration, features, models, monitoring, quality, raw, serving, splits
+from assets import cohorts, configuration, features, gate, models, monitoring, quality, raw, serving, splits
 from resources.alerts import Alerts
 from resources.bentoml import Serving
 from resources.feature_store import FeatureStore
@@ -21,10 +21,11 @@ from sensors.chain import cohorts_after_load, scopes_after_cohorts
 from sensors.deliveries import missing_deliveries
 from sensors.drift import drift_sensor
 from sensors.failures import alert_on_run_failure
+from sensors.gate import daily_digest
 from sensors.jobs import JOBS
 from sensors.schedules import monthly_load
 
-MODULES = (configuration, raw, quality, cohorts, features, splits, models, serving, monitoring)
+MODULES = (configuration, raw, quality, cohorts, features, splits, gate, models, serving, monitoring)
 
 
 def build_resources() -> dict[str, Any]:
@@ -53,7 +54,7 @@ def build_definitions(resources: Mapping[str, Any] | None = None) -> dg.Definiti
             cohorts_after_load,
             scopes_after_cohorts,
         ],
-        schedules=[monthly_load],
+        schedules=[monthly_load, daily_digest],
         resources={**build_resources(), **(resources or {})},
         # A process for each step costs seconds; production isolates runs by its launcher.
         executor=dg.in_process_executor,

@@ -2,6 +2,8 @@
 
 import dagster as dg
 
+from sensors.gate import GATE_JOBS
+
 _loading = dg.AssetSelection.groups("configuration", "raw", "quality")
 
 load_and_qc = dg.define_asset_job(
@@ -25,4 +27,4 @@ monitor = dg.define_asset_job(
     description="One day of one scope: prediction log and drift.",
 )
 
-JOBS = [load_and_qc, load, resubmit_rejects, build_cohorts, scope_pipeline, monitor]
+JOBS = [load_and_qc, load, resubmit_rejects, build_cohorts, scope_pipeline, monitor, *GATE_JOBS]

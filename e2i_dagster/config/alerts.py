@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
 from e2i_dagster.config.base import PolicyModel, read_yaml
-from e2i_dagster.config.drift_monitoring import Severity
+from e2i_dagster.config.drift_monitoring import SEVERITIES, Severity
+
+Level = Literal["critical", "warning"]
 
 
 class AlertsPolicy(PolicyModel):
@@ -15,10 +18,16 @@ class AlertsPolicy(PolicyModel):
 
     deduplicate_seconds: int = Field(ge=0)
     timeout_seconds: float = Field(gt=0, le=60)
-    webhook_from_severity: Severity
+    critical_from: Severity
+    digest_cron: str = Field(pattern=r"^(\S+\s+){4}\S+$")
+    digest_lists: int = Field(ge=1)
     owners: dict[str, str]
 
     @classmethod
     def load(cls, folder: Path) -> AlertsPolicy:
         """Read ``alerts.yaml`` in ``folder``."""
         return read_yaml(folder / "alerts.yaml", cls)
+
+    def level(self, severity: Severity) -> Level:
+        """``critical`` alerts are sent at once, a ``warning`` waits for the daily digest."""
+        return "critical" if SEVERITIES.index(severity) >= SEVERITIES.index(self.critical_from) else "warning"

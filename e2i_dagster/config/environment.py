@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from e2i_dagster.errors import ConfigError
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -26,6 +28,31 @@ def lake_url() -> str:
 def database_url() -> str | None:
     """``E2I_DATABASE_URL`` of a PostgreSQL server, or None for the embedded server."""
     return os.environ.get("E2I_DATABASE_URL") or None
+
+
+def production() -> bool:
+    """True when ``E2I_ENVIRONMENT`` is ``production``; ``development`` (default) and nothing else besides.
+
+    Raises:
+        ConfigError: another value.
+    """
+    value = os.environ.get("E2I_ENVIRONMENT") or "development"
+    if value not in ("development", "production"):
+        raise ConfigError(f"E2I_ENVIRONMENT: found {value!r}; expected development or production.")
+    return value == "production"
+
+
+def refuse_generated_secret(what: str, variable: str) -> None:
+    """To be called before a secret is generated: production takes all of them from the environment.
+
+    Raises:
+        ConfigError: this is production; names the variable to set.
+    """
+    if production():
+        raise ConfigError(
+            f"E2I_ENVIRONMENT is production, and the {what} would be generated. Production takes its secrets "
+            f"from the environment: set {variable}, or unset E2I_ENVIRONMENT on a machine for development."
+        )
 
 
 def port(offset: int) -> int:

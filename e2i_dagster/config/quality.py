@@ -168,6 +168,12 @@ class LeakageSettings(PolicyModel):
     near_duplicate_tolerance: float = Field(ge=0, le=0.1)
 
 
+class WaiverSettings(PolicyModel):
+    """How long a waiver of the gate may hold."""
+
+    max_days: int = Field(ge=1, le=366)
+
+
 class QualitySettings(PolicyModel):
     """All of ``config/quality.yaml``."""
 
@@ -183,6 +189,7 @@ class QualitySettings(PolicyModel):
     plausibility: PlausibilitySettings
     shift: ShiftSettings
     leakage: LeakageSettings
+    waivers: WaiverSettings
 
     @field_validator("weights")
     @classmethod

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -15,6 +15,8 @@ from e2i_dagster.errors import InputError, VerdictError
 from e2i_dagster.quality.dimensions import WHOLE
 from e2i_dagster.quality.report import QualityReport, Verdict, rule_page
 from e2i_dagster.quality.rules import ruleset_hash
+from e2i_dagster.quality.waivers import Waiver, find_waivers, may_be_waived
+from e2i_dagster.warehouse import ledger
 from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES
 from e2i_dagster.warehouse.tables.quality import (
     data_quality_results,
@@ -27,6 +29,17 @@ if TYPE_CHECKING:
     from e2i_dagster.quality.leakage import LeakageReport
 
 _LISTED = 20
+#: Frames that are audited for leakage before anything is trained on them.
+FRAME, SPLITS = "training_frame", "splits"
+#: Schema rules about the values of one column: they stop those who read the column, and warn the others.
+_ONE_COLUMN = frozenset(
+    {
+        "schema_type", "schema_not_null", "schema_finite", "schema_range", "schema_vocabulary",
+        "schema_key_format", "schema_required_column", "schema_expected_column",
+    }
+)  # fmt: skip
+#: Columns that a consumer reads of each table; a table that is not named is read whole.
+Reads = Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -55,7 +68,13 @@ class BlockedRule:
 
 @dataclass(frozen=True)
 class GateVerdict:
-    """The newest verdict on one data version under one set of rules."""
+    """The newest verdict on one data version under one set of rules.
+
+    Attributes:
+        rules: what blocks the version.
+        waivers: waivers that let it pass all the same, for the consumer that asked.
+        elsewhere: rules on columns that the consumer does not read: a warning for it.
+    """
 
     table: str
     partition: str
@@ -66,6 +85,8 @@ class GateVerdict:
     rules: tuple[BlockedRule, ...]
     run_id: str | None = None
     judged_at: datetime | None = None
+    waivers: tuple[Waiver, ...] = ()
+    elsewhere: tuple[BlockedRule, ...] = ()
 
 
 class QCGateBlockedError(VerdictError):
@@ -137,13 +158,63 @@ def record_verdicts(
                 judged_at=report.checked_at,
             )
         )
-    if verdicts:
-        rows = [_row(verdict) | {"report_id": identity[verdict.partition]} for verdict in verdicts]
-        statement = insert(ml_gate_verdicts)
-        keys = [column.name for column in ml_gate_verdicts.primary_key.columns]
-        changed = {name: statement.excluded[name] for name in rows[0] if name not in keys}
-        connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changed), rows)
+    _store(connection, [_row(verdict) | {"report_id": identity[verdict.partition]} for verdict in verdicts])
     return tuple(verdicts)
+
+
+def _store(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+    if not rows:
+        return
+    statement = insert(ml_gate_verdicts)
+    keys = [column.name for column in ml_gate_verdicts.primary_key.columns]
+    changed = {name: statement.excluded[name] for name in rows[0] if name not in keys}
+    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changed), list(rows))
+
+
+def record_audit(
+    connection: sa.Connection,
+    report: LeakageReport,
+    ref: DataRef,
+    *,
+    rules: str,
+    needed: Sequence[str],
+    run_id: str | None = None,
+) -> GateVerdict:
+    """Store a leakage audit and its verdict on ``ref`` (the caller commits).
+
+    Args:
+        report: what was audited.
+        ref: ``training_frame`` or ``splits`` of a scope, and the version that was audited.
+        rules: :func:`~e2i_dagster.quality.leakage.audit_rules` of the audit.
+        needed: checks that must have run; one that did not blocks, as ``not_checked``.
+    """
+    blocking = [
+        BlockedRule(one.rule, ", ".join(one.columns) or None, one.affected, f"{one.evidence}; {one.remedy}")
+        for one in report.findings
+        if one.severity == "fatal"
+    ]
+    for one in report.checks:
+        failed = any(finding.rule == "check_error" and finding.kind == one.kind for finding in report.findings)
+        if one.kind in needed and not one.ran and not failed:
+            detail = f"the leakage check {one.kind} did not run: {one.reason}"
+            blocking.append(BlockedRule("not_checked", None, None, detail))
+    warned = any(one.severity == "convention" for one in report.findings)
+    verdict = GateVerdict(
+        table=ref.table,
+        partition=ref.partition or WHOLE,
+        digest=ref.digest,
+        ruleset_hash=rules,
+        verdict="failed" if blocking else "warning" if warned else "passed",
+        blocking=bool(blocking),
+        rules=tuple(blocking),
+        run_id=run_id,
+        judged_at=datetime.now(UTC),
+    )
+    _store(connection, [_row(verdict)])
+    record_leakage(
+        connection, report, subject=f"{ref.table}/{ref.partition}", digest=ref.digest, audited_by=run_id
+    )
+    return verdict
 
 
 def record_leakage(
@@ -178,7 +249,13 @@ def find_verdicts(
 
 
 def require_gate(
-    connection: sa.Connection, inputs: Iterable[DataRef], ruleset_hash: str | Mapping[str, str]
+    connection: sa.Connection,
+    inputs: Iterable[DataRef],
+    ruleset_hash: str | Mapping[str, str],
+    *,
+    reads: Reads | None = None,
+    waivers: bool = True,
+    now: datetime | None = None,
 ) -> tuple[GateVerdict, ...]:
     """Refuse to go on unless EVERY input has a verdict that does not block, under the current rules.
 
@@ -187,6 +264,10 @@ def require_gate(
         inputs: every part of the snapshot that is about to be read.
         ruleset_hash: current rules of each table (``{table: ruleset_hash(policy, table)}``), or one
             hash when all inputs are of one table.
+        reads: columns that the consumer reads of each table (default: all). A fault in the values of
+            another column is in ``elsewhere`` of the verdict and does not stop the consumer.
+        waivers: whether waivers that hold let a version pass; they are in ``waivers`` of its verdict.
+        now: time at which waivers must hold. Default: now.
 
     Returns:
         The verdict of each input, in the order of ``inputs``.
@@ -211,6 +292,8 @@ def require_gate(
         for row in connection.execute(query).mappings():
             verdict = _verdict(row)
             stored[(table, verdict.partition, verdict.digest)] = verdict
+    failing = sorted({verdict.digest for verdict in stored.values() if verdict.blocking})
+    given = find_waivers(connection, digests=failing) if failing else ()
     found: list[GateVerdict] = []
     blocked: list[tuple[DataRef, tuple[BlockedRule, ...]]] = []
     for ref in wanted:
@@ -218,8 +301,11 @@ def require_gate(
         if verdict is None:
             detail = "this data version was never checked under the current rules"
             blocked.append((ref, (BlockedRule("not_checked", None, None, detail),)))
-        elif verdict.blocking:
-            blocked.append((ref, verdict.rules))
+            continue
+        verdict, left = _judged(verdict, given, reads or {}, now or datetime.now(UTC), waivers)
+        # An interrupted check can leave a blocking verdict without a rule: it blocks all the same.
+        if left or (verdict.blocking and not verdict.rules):
+            blocked.append((ref, left))
         else:
             found.append(verdict)
     if blocked:
@@ -227,10 +313,45 @@ def require_gate(
     return tuple(found)
 
 
+def _judged(
+    verdict: GateVerdict, given: Sequence[Waiver], reads: Reads, now: datetime, use_waivers: bool
+) -> tuple[GateVerdict, tuple[BlockedRule, ...]]:
+    """``verdict`` with the waivers that hold and what concerns others, and the rules that still block."""
+    if not verdict.blocking:
+        return verdict, ()
+    mine = {
+        waiver.rule: waiver
+        for waiver in sorted(given, key=lambda one: one.expires_at)
+        if (waiver.table, waiver.partition, waiver.digest)
+        == (verdict.table, verdict.partition, verdict.digest)
+        and may_be_waived(waiver.rule)
+    }
+    read = reads.get(verdict.table)
+    used: dict[str, Waiver] = {}
+    left: list[BlockedRule] = []
+    elsewhere: list[BlockedRule] = []
+    for one in verdict.rules:
+        waiver = mine.get(one.rule)
+        if read is not None and one.rule in _ONE_COLUMN and one.column is not None and one.column not in read:
+            elsewhere.append(one)
+        elif waiver is None:
+            left.append(one)
+        elif use_waivers and waiver.holds(now):
+            used[waiver.rule] = waiver
+        else:
+            state = "holds" if waiver.holds(now) else "expired"
+            told = f"{one.detail} (waiver of {waiver.waived_by} {state}: {waiver.expires_at:%Y-%m-%d})"
+            left.append(replace(one, detail=told))
+    return replace(verdict, waivers=tuple(used.values()), elsewhere=tuple(elsewhere)), tuple(left)
+
+
 def require_raw_gate(
     connection: sa.Connection,
     inputs: Iterable[tuple[str, str | None, str]],
     policy: QualityPolicy | None = None,
+    *,
+    reads: Reads | None = None,
+    waivers: bool = True,
 ) -> tuple[GateVerdict, ...]:
     """:func:`require_gate` for the raw tables among ``inputs`` under the current policy.
 
@@ -239,6 +360,7 @@ def require_raw_gate(
         inputs: (asset, partition, digest) of everything that is about to be read; assets that are no
             raw tables have no quality verdict and are left out.
         policy: default: the policy of the configuration folder.
+        reads, waivers: as in :func:`require_gate`.
 
     Raises:
         QCGateBlockedError: a raw input has no passing verdict.
@@ -250,9 +372,59 @@ def require_raw_gate(
         for asset, partition, digest in inputs
         if asset.removeprefix("raw/") in known
     ]
-    return require_gate(
-        connection, raw, {table: ruleset_hash(rules, table) for table in {ref.table for ref in raw}}
-    )
+    hashes = {table: ruleset_hash(rules, table) for table in {ref.table for ref in raw}}
+    return require_gate(connection, raw, hashes, reads=reads, waivers=waivers)
+
+
+def marks_of(
+    connection: sa.Connection,
+    inputs: Sequence[tuple[str, str | None, str]],
+    verdicts: Iterable[GateVerdict],
+) -> list[str]:
+    """Waivers under which ``verdicts`` pass, and those that the makers of ``inputs`` stood under; sorted lines."""
+    marks = {waiver.text for verdict in verdicts for waiver in verdict.waivers}
+    versions = {(asset, partition, digest) for asset, partition, digest in inputs}
+    for asset in {asset for asset, _, _ in inputs} - {*RAW_TABLES, *OPTIONAL_RAW_TABLES}:
+        for partition, version in ledger.current(connection, asset).items():
+            if (asset, partition, version.digest) in versions:
+                marks.update(version.metadata.get("waived", ()))
+    return sorted(marks)
+
+
+def audited_refs(inputs: Iterable[tuple[str, str | None, str]]) -> tuple[DataRef, ...]:
+    """What must have passed the leakage audit before ``inputs`` are read.
+
+    A training frame for itself; splits together with the frame that they split, as one version.
+    """
+    given = {(asset, partition): digest for asset, partition, digest in inputs}
+    refs = []
+    for (asset, scope), digest in given.items():
+        if asset == FRAME:
+            refs.append(DataRef(FRAME, scope, digest))
+            if (SPLITS, scope) in given:
+                refs.append(splits_ref(scope, frame=digest, splits=given[(SPLITS, scope)]))
+    return tuple(refs)
+
+
+def splits_ref(scope: str | None, *, frame: str, splits: str) -> DataRef:
+    """The version of splits applied to a frame: both decide whether a patient is on two sides."""
+    return DataRef(SPLITS, scope, ledger.combined_digest({FRAME: frame, SPLITS: splits}))
+
+
+def require_audit(
+    connection: sa.Connection,
+    inputs: Iterable[tuple[str, str | None, str]],
+    policy: QualityPolicy | None = None,
+) -> tuple[GateVerdict, ...]:
+    """Refuse training data among ``inputs`` that has no passed leakage audit under the current rules.
+
+    Raises:
+        QCGateBlockedError: a training frame or its splits were never audited in this version, or leak.
+    """
+    from e2i_dagster.quality.leakage import audit_rules
+
+    refs = audited_refs(inputs)
+    return require_gate(connection, refs, audit_rules(policy)) if refs else ()
 
 
 def _row(verdict: GateVerdict) -> dict[str, Any]:
@@ -300,10 +472,24 @@ def _refusal(blocked: Sequence[tuple[DataRef, tuple[BlockedRule, ...]]]) -> str:
             )
     if len(blocked) > _LISTED:
         lines.append(f"- and {len(blocked) - _LISTED} more")
-    unchecked = all(one.rule == "not_checked" for _, rules in blocked for one in rules)
-    lines.append(
-        "Next: run `e2i load`, which checks what it loads."
-        if unchecked
-        else "Next: correct the delivery and run `e2i load`, which checks the new version; then repeat this command."
-    )
+    lines.append(f"Next: {_next_command(blocked)}")
     return "\n".join(lines)
+
+
+def _next_command(blocked: Sequence[tuple[DataRef, tuple[BlockedRule, ...]]]) -> str:
+    ref, rules = blocked[0]
+    unchecked = all(one.rule == "not_checked" for _, found in blocked for one in found)
+    if all(one.table in (FRAME, SPLITS) for one, _ in blocked):
+        audit = f"e2i leakage-audit --scope {ref.partition}"
+        if unchecked:
+            return f"run `{audit}`, which audits this version; then repeat this command."
+        return f"mend what the findings name (`{audit}` shows them) and make the frame again; leakage is never waived."
+    if unchecked:
+        return "run `e2i load`, which checks what it loads."
+    text = "correct the delivery and run `e2i load`, which checks the new version; then repeat this command."
+    if all(may_be_waived(one.rule) for _, found in blocked for one in found) and rules:
+        text += (
+            f" Or answer for it: `e2i gate waive {ref.table} --partition {ref.partition or WHOLE} "
+            f"--rule {rules[0].rule} --reason ...`."
+        )
+    return text

@@ -5,18 +5,34 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import sqlalchemy as sa
 
-from e2i_dagster.config.quality import current_quality_policy
+from e2i_dagster.config.quality import QualityPolicy, current_quality_policy
+from e2i_dagster.errors import InputError, VerdictError
 from e2i_dagster.quality.dimensions import WHOLE
-from e2i_dagster.quality.gate import QCGateBlockedError, record_verdicts, require_raw_gate
+from e2i_dagster.quality.gate import (
+    FRAME,
+    SPLITS,
+    DataRef,
+    QCGateBlockedError,
+    find_verdicts,
+    record_audit,
+    record_verdicts,
+    require_audit,
+    require_raw_gate,
+    splits_ref,
+)
 from e2i_dagster.quality.history import find_previous, read_references
+from e2i_dagster.quality.leakage import LeakageReport, audit, audit_rules
 from e2i_dagster.quality.pseudonyms import pseudonym_key
 from e2i_dagster.quality.report import PartitionQuality, QualityReport, check_table
+from e2i_dagster.quality.rules import ruleset_hash
+from e2i_dagster.quality.waivers import Authentication, Waiver, new_waiver, record_waiver
 from e2i_dagster.warehouse import ledger
-from e2i_dagster.warehouse.tables import date_column
+from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, date_column
 
 
 @dataclass(frozen=True)
@@ -29,11 +45,25 @@ class Judged:
 
 @dataclass(frozen=True)
 class GateResult:
-    """What the gate says, in words, and over how many data versions."""
+    """What the gate says, in words.
+
+    Attributes:
+        versions: how many data versions it is about.
+        waived: waivers under which it passes, each in a line.
+        warned: partitions with a verdict ``warning``.
+    """
 
     passed: bool
     text: str
     versions: int
+    waived: tuple[str, ...] = ()
+    warned: tuple[str, ...] = ()
+    report: LeakageReport | None = None
+
+    def to_metadata(self) -> dict[str, Any]:
+        """For the UI."""
+        told: dict[str, Any] = {"versions": self.versions, "waived": list(self.waived) or None}
+        return {**told, **(self.report.to_metadata() if self.report is not None else {})}
 
 
 def judge_table(
@@ -75,8 +105,13 @@ def judge_table(
     return Judged(report, parts)
 
 
-def gate_result(engine: sa.Engine, table: str, months: Sequence[str] | None) -> GateResult:
-    """The gate over the current versions of ``table``: of ``months``, or of all that the ledger has."""
+def gate_result(
+    engine: sa.Engine, table: str, months: Sequence[str] | None, *, waivers: bool = True
+) -> GateResult:
+    """The gate over the current versions of ``table``: of ``months``, or of all that the ledger has.
+
+    ``waivers=False`` tells what the data is like, whatever somebody answers for.
+    """
     current = ledger.current(engine, table)
     wanted = [
         (table, partition, version.digest)
@@ -87,7 +122,160 @@ def gate_result(engine: sa.Engine, table: str, months: Sequence[str] | None) -> 
         return GateResult(False, f"No version of {table} is in the ledger. Next: run `e2i load`.", 0)
     with engine.connect() as connection:
         try:
-            require_raw_gate(connection, wanted)
+            verdicts = require_raw_gate(connection, wanted, waivers=waivers)
         except QCGateBlockedError as error:
             return GateResult(False, str(error), len(wanted))
-    return GateResult(True, f"all {len(wanted)} checked versions passed", len(wanted))
+    warned = tuple(verdict.partition for verdict in verdicts if verdict.verdict == "warning")
+    waived = tuple(waiver.text for verdict in verdicts for waiver in verdict.waivers)
+    if waived:
+        text = f"WARN: {len(waived)} waived, passing until they expire: " + "; ".join(waived)
+    else:
+        text = f"all {len(wanted)} checked versions passed"
+    return GateResult(True, text, len(wanted), waived, warned)
+
+
+def judge_frame(
+    engine: sa.Engine, scope: str, frame: pd.DataFrame, *, horizon_days: int, run_id: str
+) -> GateResult:
+    """Audit the current training frame of ``scope`` for leakage and store the verdict on its version.
+
+    Args:
+        frame: its rows; outcomes that may not be looked at are null in ``label``.
+    """
+    report = audit(frame, target="label", index_date="index_date", horizon_days=horizon_days)
+    ref = DataRef(FRAME, scope, _current(engine, FRAME, scope))
+    return _audited(engine, report, ref, ("known_at", "temporal", "target", "window"), run_id)
+
+
+def judge_splits(
+    engine: sa.Engine, scope: str, frame: pd.DataFrame, *, horizon_days: int, run_id: str
+) -> GateResult:
+    """Audit the current splits of ``scope`` on its training frame and store the verdict.
+
+    Args:
+        frame: the training frame with the column ``split``.
+    """
+    report = audit(
+        frame, target="label", index_date="index_date", splits="split", horizon_days=horizon_days
+    )
+    ref = splits_ref(
+        scope, frame=_current(engine, FRAME, scope), splits=_current(engine, SPLITS, scope)
+    )
+    return _audited(engine, report, ref, ("known_at", "temporal", "target", "window", "contamination"), run_id)
+
+
+def _current(engine: sa.Engine, asset: str, scope: str) -> str:
+    version = ledger.latest(engine, asset, scope)
+    if version is None:
+        raise InputError(f"{asset} of {scope} was never made. Run `e2i run --scope {scope}`.")
+    return version.digest
+
+
+def _audited(
+    engine: sa.Engine, report: LeakageReport, ref: DataRef, needed: Sequence[str], run_id: str
+) -> GateResult:
+    with engine.begin() as connection:
+        verdict = record_audit(connection, report, ref, rules=audit_rules(), needed=needed, run_id=run_id)
+    if verdict.blocking:
+        text = str(QCGateBlockedError([(ref, verdict.rules)]))
+    else:
+        warnings = [one for one in report.findings if one.severity == "convention"]
+        told = "; ".join(f"{one.rule} on {', '.join(one.columns)}: {one.evidence}" for one in warnings)
+        text = f"no leak was found; to look at: {told}" if told else "no leak was found"
+    return GateResult(not verdict.blocking, text, 1, report=report)
+
+
+def waive(
+    engine: sa.Engine,
+    *,
+    table: str,
+    partition: str,
+    rule: str,
+    reason: str,
+    days: int,
+    waived_by: str,
+    authentication: Authentication,
+    run_id: str | None = None,
+) -> Waiver:
+    """Record that a person answers for ``rule`` on the current version of a table's partition.
+
+    Args:
+        partition: ``YYYY-MM``, or ``all`` for a table without partitions.
+
+    Raises:
+        InputError: no such raw table or partition, the rule does not block it, or reason or time is wrong.
+        VerdictError: the rule cannot be waived.
+    """
+    known = (*RAW_TABLES, *OPTIONAL_RAW_TABLES)
+    if table in (FRAME, SPLITS):
+        raise VerdictError(f"{table} is judged for leakage, which cannot be waived. Make the frame again without it.")
+    if table not in known:
+        raise InputError(f"No raw table is called {table!r}. Known: {', '.join(known)}.")
+    policy = current_quality_policy()
+    current = ledger.current(engine, table)
+    version = current.get(None if partition == WHOLE else partition)
+    if version is None:
+        there = ", ".join(str(one or WHOLE) for one in current) or "nothing: run `e2i load`"
+        raise InputError(f"Table {table} has no partition {partition!r}. The ledger has {there}.")
+    with engine.begin() as connection:
+        verdicts = [
+            verdict
+            for verdict in find_verdicts(connection, table=table, partition=partition)
+            if (verdict.digest, verdict.ruleset_hash) == (version.digest, ruleset_hash(policy, table))
+        ]
+        return record_waiver(
+            connection,
+            new_waiver(
+                table=table,
+                partition=partition,
+                digest=version.digest,
+                rule=rule,
+                blocking_rules=tuple(one.rule for verdict in verdicts for one in verdict.rules),
+                reason=reason,
+                waived_by=waived_by,
+                authentication=authentication,
+                days=days,
+                most_days=policy.settings.waivers.max_days,
+                now=dt.datetime.now(dt.UTC),
+                run_id=run_id,
+            ),
+        )
+
+
+def gate_state(engine: sa.Engine, table: str | None = None) -> list[dict[str, Any]]:
+    """What the gate says of the current version of every raw table, training frame and split, a row for each.
+
+    ``state`` is passed, warning, waived, blocked, or not_checked.
+    """
+    policy = current_quality_policy()
+    rows: list[dict[str, Any]] = []
+    with engine.connect() as connection:
+        for name in [table] if table else [*RAW_TABLES, *OPTIONAL_RAW_TABLES, FRAME]:
+            for partition, version in ledger.current(connection, name).items():
+                inputs = [(name, partition, version.digest)]
+                if name == FRAME:
+                    splits = ledger.latest(connection, SPLITS, partition)
+                    inputs += [(SPLITS, partition, splits.digest)] if splits is not None else []
+                rows.append({"table": name, "partition": partition or WHOLE, **_state(connection, inputs, policy)})
+    return rows
+
+
+def _state(
+    connection: sa.Connection, inputs: list[tuple[str, str | None, str]], policy: QualityPolicy
+) -> dict[str, Any]:
+    try:
+        verdicts = (*require_raw_gate(connection, inputs, policy), *require_audit(connection, inputs, policy))
+    except QCGateBlockedError as error:
+        rules = [one for _, found in error.blocked for one in found]
+        unchecked = bool(rules) and all(one.rule == "not_checked" for one in rules)
+        return {
+            "state": "not_checked" if unchecked else "blocked",
+            "rules": ", ".join(sorted({one.rule for one in rules})) or "check_error",
+            "detail": "; ".join(f"{one.column or ''} {one.detail}".strip() for one in rules),
+        }
+    waivers = [waiver for verdict in verdicts for waiver in verdict.waivers]
+    if waivers:
+        rules_waived = ", ".join(waiver.rule for waiver in waivers)
+        return {"state": "waived", "rules": rules_waived, "detail": "; ".join(one.text for one in waivers)}
+    warned = any(verdict.verdict == "warning" for verdict in verdicts)
+    return {"state": "warning" if warned else "passed", "rules": "", "detail": ""}

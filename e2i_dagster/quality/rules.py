@@ -153,7 +153,7 @@ def ruleset_hash(policy: QualityPolicy, table: str) -> str:
         {
             "version": RULES_VERSION,
             "rules": [dataclasses.asdict(rule) for rule in rules_for(table, policy)],
-            "thresholds": policy.settings.model_dump(mode="json", exclude={"tables", "leakage"}),
+            "thresholds": policy.settings.model_dump(mode="json", exclude={"tables", "leakage", "waivers"}),
             "table": policy.settings.tables[table].model_dump(mode="json"),
             "suite": suite.model_dump(mode="json") if suite else None,
             "suite_values": {name: policy.vocabulary(name) for name in sorted(named)},

@@ -40,6 +40,13 @@ ml_monitoring_alerts = sa.Table(
     column("alert_type", sa.Text, "run_failure, drift, data_quality ...", nullable=False),
     column("title", sa.Text, "One line.", nullable=False),
     column("severity", sa.Text, "low, medium, high, critical.", nullable=False),
+    column(
+        "level",
+        sa.Text,
+        "critical: sent at once; warning: part of the daily digest.",
+        nullable=False,
+        server_default="critical",
+    ),
     column("status", sa.Text, "active or resolved.", nullable=False, server_default="active"),
     column("subject", sa.Text, "What the alert is about (job, asset, scope).", nullable=False),
     column("partition", sa.Text, "Partition concerned.", nullable=False, server_default=""),
@@ -57,9 +64,10 @@ ml_monitoring_alerts = sa.Table(
     column(
         "notification",
         sa.Text,
-        "sent, not_configured, below_severity, deduplicated, or failed: reason.",
+        "sent, not_configured, waits_for_digest, or failed: reason.",
         nullable=False,
     ),
+    column("digested_at", Timestamp, "When the warning was part of a digest."),
     column("created_at", Timestamp, "Since when.", nullable=False, server_default=sa.func.now()),
     column("updated_at", Timestamp, "Raised last.", nullable=False, server_default=sa.func.now()),
 )

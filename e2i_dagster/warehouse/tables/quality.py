@@ -104,8 +104,8 @@ data_quality_results = sa.Table(
 ml_gate_verdicts = sa.Table(
     "ml_gate_verdicts",
     metadata,
-    column("table_name", sa.Text, "Raw table.", primary_key=True),
-    column("partition", sa.Text, "Month YYYY-MM; all for tables without partitions.", primary_key=True),
+    column("table_name", sa.Text, "Raw table, training_frame or splits.", primary_key=True),
+    column("partition", sa.Text, "Month YYYY-MM, scope, or all without partitions.", primary_key=True),
     column("digest", sa.Text, "Data version that was judged (ledger).", primary_key=True),
     column("ruleset_hash", sa.Text, "Rules and thresholds of the verdict.", primary_key=True),
     column("verdict", sa.Text, "passed, warning, failed or error.", nullable=False),
@@ -129,13 +129,35 @@ ml_gate_verdicts = sa.Table(
     comment="Newest verdict of the gate on each data version under each set of rules.",
 )
 
+ml_gate_waivers = sa.Table(
+    "ml_gate_waivers",
+    metadata,
+    column("waiver_id", sa.Uuid, "Key.", primary_key=True, server_default=sa.text("gen_random_uuid()")),
+    column("table_name", sa.Text, "Raw table.", nullable=False),
+    column("partition", sa.Text, "Month YYYY-MM; all for tables without partitions.", nullable=False),
+    column("digest", sa.Text, "Data version that it holds for (ledger).", nullable=False),
+    column("rule_id", sa.Text, "Blocking rule that is waived.", nullable=False),
+    column("reason", sa.Text, "Why the data may be used all the same.", nullable=False),
+    column("waived_by", sa.Text, "Person.", nullable=False),
+    column("authentication", sa.Text, "How the person is known.", nullable=False),
+    column("run_id", sa.Text, "Dagster run that recorded it."),
+    column("created_at", Timestamp, "Since when.", nullable=False, server_default=_NOW),
+    column("expires_at", Timestamp, "It holds until then.", nullable=False),
+    sa.CheckConstraint(
+        "authentication IN ('authenticated', 'self-declared')", name="authentication_known"
+    ),
+    sa.CheckConstraint("expires_at > created_at", name="expires_after_creation"),
+    sa.Index("ix_ml_gate_waivers_table_name_partition", "table_name", "partition"),
+    comment="One row per waiver: a person answers for one rule on one data version, until a date.",
+)
+
 ml_leakage_audit = sa.Table(
     "ml_leakage_audit",
     metadata,
     column("audit_id", sa.BigInteger, "Key of the row.", sa.Identity(always=True), primary_key=True),
     column("subject", sa.Text, "Frame that was audited, such as training_frame/<scope>.", nullable=False),
     column("digest", sa.Text, "Data version that was audited (ledger)."),
-    column("check_type", sa.Text, "temporal, target, contamination or known_at.", nullable=False),
+    column("check_type", sa.Text, "known_at, temporal, target, window or contamination.", nullable=False),
     column("passed", sa.Boolean, "True if the check found nothing fatal.", nullable=False),
     column("severity", sa.Text, "critical, warning or info.", nullable=False),
     column("details", sa.Text, "What was found, without values of rows."),

@@ -1,0 +1,173 @@
+"""``e2i gate`` and ``e2i leakage-audit``: what the gate says, who answers for it, what leaks."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from e2i_dagster.commands.console import as_json, command_errors, print_table
+from e2i_dagster.commands.launch import exit_code, failure_text, launch
+
+
+@click.group()
+def gate() -> None:
+    """The quality gate: what it says of the current data, and waivers."""
+
+
+@gate.command("show")
+@click.option("--table", help="One raw table, or training_frame.")
+@click.option("--all", "everything", is_flag=True, help="Also what passed.")
+@as_json
+@command_errors
+def show(table: str | None, everything: bool, json_output: bool) -> None:
+    """Every current data version that is blocked, waived, warned of or not checked. Exit code 4 if any blocks."""
+    from e2i_dagster.quality.judge import gate_state
+    from e2i_dagster.warehouse.connection import engine
+
+    states = gate_state(engine(role="app"), table)
+    if json_output:
+        click.echo(json.dumps(states))
+    else:
+        rows = [row for row in states if everything or row["state"] != "passed"]
+        print_table("Gate", rows)
+        passed = sum(row["state"] in ("passed", "warning") for row in states)
+        click.echo(f"{passed} of {len(states)} data versions pass." if states else "Nothing is loaded: `e2i load`.")
+    if any(row["state"] in ("blocked", "not_checked") for row in states):
+        sys.exit(4)
+
+
+@gate.command("waive")
+@click.argument("table")
+@click.option("--rule", required=True, help="Blocking rule, as `e2i gate show` names it.")
+@click.option("--partition", default="all", show_default=True, help="Month YYYY-MM.")
+@click.option("--reason", required=True, help="Why the data may be used all the same; recorded.")
+@click.option("--days", type=int, default=7, show_default=True, help="How long it holds.")
+@as_json
+@command_errors
+def waive(table: str, rule: str, partition: str, reason: str, days: int, json_output: bool) -> None:
+    """Answer for a blocking rule on the current version of TABLE (job `waive_gate`; person: E2I_ACTOR)."""
+    from e2i_dagster.quality.waivers import find_waivers
+    from e2i_dagster.warehouse.connection import engine
+
+    config = {"table": table, "rule": rule, "partition": partition, "reason": reason, "days": days}
+    result = launch("waive_gate", {"waive_gate_rule": config}, show=False)
+    if not result.success:
+        click.echo(f"Error: {failure_text(result)}", err=True)
+        sys.exit(exit_code(result))
+    with engine(role="app").connect() as connection:
+        (made,) = [one for one in find_waivers(connection) if one.run_id == result.run_id]
+    if json_output:
+        click.echo(json.dumps(_plain(made)))
+    else:
+        click.echo(made.text)
+        click.echo("Next: repeat the command that was blocked, or `Re-execute from failure` on its run in the UI.")
+
+
+@gate.command("waivers")
+@click.option("--all", "everything", is_flag=True, help="Also those that expired.")
+@as_json
+@command_errors
+def waivers(everything: bool, json_output: bool) -> None:
+    """Waivers that hold: who answers for what, why, until when."""
+    import datetime as dt
+
+    from e2i_dagster.quality.waivers import find_waivers
+    from e2i_dagster.warehouse.connection import engine
+
+    with engine(role="app").connect() as connection:
+        found = find_waivers(connection, holding_at=None if everything else dt.datetime.now(dt.UTC))
+    rows = [_plain(one) for one in found]
+    if json_output:
+        click.echo(json.dumps(rows))
+    elif rows:
+        print_table("Waivers", rows, drop=("digest", "run_id"))
+    else:
+        click.echo("No waivers.")
+
+
+@click.command("leakage-audit")
+@click.option("--scope", help="Audit the current training frame and splits of a scope (`default`: the default one).")
+@click.option("--file", "path", type=click.Path(path_type=Path, exists=True), help="Or a frame of your own.")
+@click.option("--target", default="label", show_default=True, help="With --file: the label.")
+@click.option("--id", "id_column", default="patient_id", show_default=True, help="With --file: the patient.")
+@click.option("--index-date", help="With --file: column of the index date.")
+@click.option("--splits", help="With --file: column of the split.")
+@as_json
+@command_errors
+def leakage_audit(
+    scope: str | None, path: Path | None, json_output: bool, **columns: str | None
+) -> None:
+    """Audit for leakage (job `leakage_audit`); a file (CSV or Parquet) is only read. Exit code 4 if it leaks."""
+    if path is not None and scope is not None:
+        raise click.UsageError("--file and --scope exclude each other.")
+    if path is not None:
+        _audit_file(path, json_output, columns)
+    else:
+        _audit_scope(scope or "default", json_output)
+
+
+def _audit_file(path: Path, json_output: bool, columns: dict[str, str | None]) -> None:
+    import pandas as pd
+
+    from e2i_dagster.errors import InputError
+    from e2i_dagster.quality.leakage import audit
+
+    try:
+        frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} cannot be read as {path.suffix or 'CSV'}: {type(error).__name__}.") from None
+    report = audit(
+        frame,
+        target=columns["target"] or "label",
+        id_column=columns["id_column"] or "patient_id",
+        index_date=columns["index_date"],
+        splits=columns["splits"],
+    )
+    rows = [_finding(one.rule, one.severity, ", ".join(one.columns), one.evidence) for one in report.findings]
+    skipped = [f"{one.kind}: {one.reason}" for one in report.checks if not one.ran]
+    _print_audit(rows, skipped, report.blocking, json_output)
+
+
+def _audit_scope(scope: str, json_output: bool) -> None:
+    from e2i_dagster.quality.gate import find_verdicts
+    from e2i_dagster.warehouse.connection import engine
+    from sensors.plan import PlannedRun, scopes_named
+
+    (name,) = scopes_named(scope)
+    result = launch("leakage_audit", planned=PlannedRun("leakage_audit", name), show=False)
+    with engine(role="app").connect() as connection:
+        verdicts = [one for one in find_verdicts(connection, partition=name) if one.run_id == result.run_id]
+    if not verdicts:
+        click.echo(f"Error: {failure_text(result)}", err=True)
+        sys.exit(exit_code(result))
+    rows = [
+        {"asset": verdict.table, **_finding(one.rule, "fatal", one.column or "", one.detail)}
+        for verdict in verdicts
+        for one in verdict.rules
+    ]
+    _print_audit(rows, [], any(verdict.blocking for verdict in verdicts), json_output)
+
+
+def _finding(rule: str, severity: str, columns: str, evidence: str) -> dict[str, Any]:
+    return {"rule": rule, "severity": severity, "columns": columns, "evidence": evidence}
+
+
+def _print_audit(rows: list[dict[str, Any]], skipped: list[str], blocking: bool, json_output: bool) -> None:
+    if json_output:
+        click.echo(json.dumps({"blocking": blocking, "findings": rows, "not_run": skipped}))
+    else:
+        print_table("Leakage", rows)
+        for one in skipped:
+            click.echo(f"not run: {one}")
+        click.echo("It leaks: do not train on it." if blocking else "No leak that blocks was found.")
+    sys.exit(4 if blocking else 0)
+
+
+def _plain(waiver: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {name: value if value is None else str(value) for name, value in asdict(waiver).items()}
