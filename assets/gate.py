@@ -88,7 +88,7 @@ def training_frame_leakage_gate(
     asset=splits_asset,
     name="leakage_gate",
     blocking=True,
-    description="No patient and no row, or nearly the same row, is on two sides of a split; no feature knows the label.",
+    description="No patient and no row, or nearly the same row, is in two splits; no feature knows the label.",
     additional_ins={"training_frame": dg.AssetIn("training_frame")},
 )
 def splits_leakage_gate(

@@ -193,7 +193,9 @@ class Stage:
         self.inputs = list(input_versions(self.context, self.warehouse))
         self._require_gate()
         parts: list[Any] = [
-            sorted(map(list, self.inputs), key=str), definition(_only(self.partitions)), code_version()
+            sorted(map(list, self.inputs), key=str),
+            definition(_only(self.partitions)),
+            code_version(),
         ]
         self.fingerprint = digest_of([*parts, list(self.marks)] if self.marks else parts)
 

@@ -20,6 +20,7 @@ from e2i_dagster.commands.cohorts import cohort
 from e2i_dagster.commands.console import as_json, command_errors, print_table, say
 from e2i_dagster.commands.imports import import_group
 from e2i_dagster.commands.launch import exit_code, failure_text, launch
+from e2i_dagster.commands.quality import gate, leakage_audit
 
 if TYPE_CHECKING:
     from assets.stage import StageEvent
@@ -338,6 +339,8 @@ def _print_run(events: list[StageEvent], seconds: float) -> None:
 
 main.add_command(cohort)
 main.add_command(import_group)
+main.add_command(gate)
+main.add_command(leakage_audit)
 
 if __name__ == "__main__":
     main()

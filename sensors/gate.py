@@ -1,14 +1,20 @@
 """Jobs about the gate: waive a rule, audit a scope for leakage, tell the day's warnings."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import dagster as dg
 from pydantic import Field
 
-from assets.partitions import SCOPES
+from assets.stage import shown
 from e2i_dagster.config.alerts import AlertsPolicy
 from e2i_dagster.config.environment import actor, config_folder
-from e2i_dagster.errors import E2IError
+from e2i_dagster.config.policy import current_policy
+from e2i_dagster.errors import E2IError, VerdictError
 from resources.alerts import Alerts
+from resources.lake import LakeIOManager
 from resources.warehouse import Warehouse
+from sensors.plan import scopes_named
 
 
 class WaiverConfig(dg.Config):
@@ -16,7 +22,9 @@ class WaiverConfig(dg.Config):
 
     table: str = Field(description="Raw table, such as treatment_events.")
     partition: str = Field(default="all", description="Month YYYY-MM; all for a table without partitions.")
-    rule: str = Field(description="Blocking rule, such as dimension_completeness. Not schema_*, not leakage_*.")
+    rule: str = Field(
+        description="Blocking rule, such as dimension_completeness. Not schema_*, not leakage_*."
+    )
     reason: str = Field(description="Why the data may be used all the same; read by the next person.")
     days: int = Field(default=7, description="How long it holds; at most waivers.max_days of quality.yaml.")
     person: str = Field(default="", description="Who answers for it. Empty: E2I_ACTOR, or the login.")
@@ -59,14 +67,60 @@ def waive_gate() -> None:
     waive_gate_rule()
 
 
-leakage_audit = dg.define_asset_job(
-    "leakage_audit",
-    selection=dg.AssetSelection.checks(
-        *(dg.AssetCheckKey(dg.AssetKey(asset), "leakage_gate") for asset in ("training_frame", "splits"))
-    ),
-    partitions_def=SCOPES,
+class AuditConfig(dg.Config):
+    """Which scope is audited."""
+
+    scope: str = Field(description="A scope of config/scopes.")
+
+
+@dg.op(
+    name="audit_scope",
+    description="The leakage gate on the current training frame and splits of a scope; fails when they leak.",
+)
+def audit_scope(
+    context: dg.OpExecutionContext,
+    config: AuditConfig,
+    warehouse: Warehouse,
+    lake: dg.ResourceParam[LakeIOManager],
+) -> Iterator[Any]:
+    import pandas as pd
+
+    from e2i_dagster.splits.judge import audit_frame, audit_splits
+    from e2i_dagster.warehouse import ledger
+
+    engine, run_id = warehouse.engine(), context.run.run_id
+    try:
+        (name,) = scopes_named(config.scope)
+        frame = lake.load("training_frame", [name], pd.DataFrame)
+    except E2IError as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
+    scope = current_policy().scopes[name]
+    results = {"training_frame": audit_frame(engine, scope, frame, run_id=run_id)}
+    if ledger.latest(engine, "splits", name) is not None:
+        splits = lake.load("splits", [name], pd.DataFrame)
+        results["splits"] = audit_splits(engine, scope, frame, splits, run_id=run_id)
+    for asset, result in results.items():
+        yield dg.AssetCheckEvaluation(
+            asset_key=dg.AssetKey(asset),
+            check_name="leakage_gate",
+            passed=result.passed,
+            description=result.text,
+            metadata=shown(result.to_metadata()),
+            partition=name,
+        )
+    failed = [result.text for result in results.values() if not result.passed]
+    if failed:
+        error = VerdictError("\n".join(failed))
+        raise dg.Failure(str(error), allow_retries=False) from error
+    yield dg.Output(None)
+
+
+@dg.job(
+    name="leakage_audit",
     description="The leakage gate on the current training frame and splits of one scope, without making them again.",
 )
+def leakage_audit() -> None:
+    audit_scope()
 
 
 @dg.op(name="tell_warnings", description="One message over all warnings that no digest has told yet.")

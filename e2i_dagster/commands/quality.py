@@ -35,7 +35,9 @@ def show(table: str | None, everything: bool, json_output: bool) -> None:
         rows = [row for row in states if everything or row["state"] != "passed"]
         print_table("Gate", rows)
         passed = sum(row["state"] in ("passed", "warning") for row in states)
-        click.echo(f"{passed} of {len(states)} data versions pass." if states else "Nothing is loaded: `e2i load`.")
+        click.echo(
+            f"{passed} of {len(states)} data versions pass." if states else "Nothing is loaded: `e2i load`."
+        )
     if any(row["state"] in ("blocked", "not_checked") for row in states):
         sys.exit(4)
 
@@ -64,7 +66,9 @@ def waive(table: str, rule: str, partition: str, reason: str, days: int, json_ou
         click.echo(json.dumps(_plain(made)))
     else:
         click.echo(made.text)
-        click.echo("Next: repeat the command that was blocked, or `Re-execute from failure` on its run in the UI.")
+        click.echo(
+            "Next: repeat the command that was blocked, or `Re-execute from failure` on its run in the UI."
+        )
 
 
 @gate.command("waivers")
@@ -90,7 +94,9 @@ def waivers(everything: bool, json_output: bool) -> None:
 
 
 @click.command("leakage-audit")
-@click.option("--scope", help="Audit the current training frame and splits of a scope (`default`: the default one).")
+@click.option(
+    "--scope", help="Audit the current training frame and splits of a scope (`default`: the default one)."
+)
 @click.option("--file", "path", type=click.Path(path_type=Path, exists=True), help="Or a frame of your own.")
 @click.option("--target", default="label", show_default=True, help="With --file: the label.")
 @click.option("--id", "id_column", default="patient_id", show_default=True, help="With --file: the patient.")
@@ -98,9 +104,7 @@ def waivers(everything: bool, json_output: bool) -> None:
 @click.option("--splits", help="With --file: column of the split.")
 @as_json
 @command_errors
-def leakage_audit(
-    scope: str | None, path: Path | None, json_output: bool, **columns: str | None
-) -> None:
+def leakage_audit(scope: str | None, path: Path | None, json_output: bool, **columns: str | None) -> None:
     """Audit for leakage (job `leakage_audit`); a file (CSV or Parquet) is only read. Exit code 4 if it leaks."""
     if path is not None and scope is not None:
         raise click.UsageError("--file and --scope exclude each other.")
@@ -119,7 +123,9 @@ def _audit_file(path: Path, json_output: bool, columns: dict[str, str | None]) -
     try:
         frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
     except (ValueError, OSError) as error:
-        raise InputError(f"{path} cannot be read as {path.suffix or 'CSV'}: {type(error).__name__}.") from None
+        raise InputError(
+            f"{path} cannot be read as {path.suffix or 'CSV'}: {type(error).__name__}."
+        ) from None
     report = audit(
         frame,
         target=columns["target"] or "label",
@@ -135,10 +141,10 @@ def _audit_file(path: Path, json_output: bool, columns: dict[str, str | None]) -
 def _audit_scope(scope: str, json_output: bool) -> None:
     from e2i_dagster.quality.gate import find_verdicts
     from e2i_dagster.warehouse.connection import engine
-    from sensors.plan import PlannedRun, scopes_named
+    from sensors.plan import scopes_named
 
     (name,) = scopes_named(scope)
-    result = launch("leakage_audit", planned=PlannedRun("leakage_audit", name), show=False)
+    result = launch("leakage_audit", {"audit_scope": {"scope": name}}, show=False)
     with engine(role="app").connect() as connection:
         verdicts = [one for one in find_verdicts(connection, partition=name) if one.run_id == result.run_id]
     if not verdicts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 from e2i_dagster.errors import ConfigError
 
@@ -64,7 +65,7 @@ def port(offset: int) -> int:
     return base + offset if base else 0
 
 
-def actor() -> tuple[str, str]:
+def actor() -> tuple[str, Literal["authenticated", "self-declared"]]:
     """Who acts, and how that is known: ``(name, "self-declared")`` from ``E2I_ACTOR`` or the login."""
     import getpass
 

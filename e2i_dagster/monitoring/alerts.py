@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict
 
 from e2i_dagster.config.alerts import AlertsPolicy
-from e2i_dagster.config.drift_monitoring import SEVERITIES, Severity
+from e2i_dagster.config.drift_monitoring import Severity
 from e2i_dagster.warehouse.tables.monitoring import ml_monitoring_alerts as table
 
 if TYPE_CHECKING:
@@ -76,12 +76,22 @@ def send(
     if level == "warning":
         outcome = "waits_for_digest"
     else:
-        body: dict[str, Any] = {**alert.model_dump(), "level": level, "owner": owner, "since": now.isoformat()}
+        body: dict[str, Any] = {
+            **alert.model_dump(),
+            "level": level,
+            "owner": owner,
+            "since": now.isoformat(),
+        }
         body["text"] = f"[{alert.severity}] {alert.title}: {alert.message}"
         outcome = _post(body, policy, webhook_url)
     connection.execute(
         table.insert().values(
-            **alert.model_dump(), level=level, owner=owner, notification=outcome, created_at=now, updated_at=now
+            **alert.model_dump(),
+            level=level,
+            owner=owner,
+            notification=outcome,
+            created_at=now,
+            updated_at=now,
         )
     )
     return outcome

@@ -194,7 +194,9 @@ def record_audit(
         if one.severity == "fatal"
     ]
     for one in report.checks:
-        failed = any(finding.rule == "check_error" and finding.kind == one.kind for finding in report.findings)
+        failed = any(
+            finding.rule == "check_error" and finding.kind == one.kind for finding in report.findings
+        )
         if one.kind in needed and not one.ran and not failed:
             detail = f"the leakage check {one.kind} did not run: {one.reason}"
             blocking.append(BlockedRule("not_checked", None, None, detail))

@@ -155,13 +155,11 @@ def judge_splits(
     Args:
         frame: the training frame with the column ``split``.
     """
-    report = audit(
-        frame, target="label", index_date="index_date", splits="split", horizon_days=horizon_days
+    report = audit(frame, target="label", index_date="index_date", splits="split", horizon_days=horizon_days)
+    ref = splits_ref(scope, frame=_current(engine, FRAME, scope), splits=_current(engine, SPLITS, scope))
+    return _audited(
+        engine, report, ref, ("known_at", "temporal", "target", "window", "contamination"), run_id
     )
-    ref = splits_ref(
-        scope, frame=_current(engine, FRAME, scope), splits=_current(engine, SPLITS, scope)
-    )
-    return _audited(engine, report, ref, ("known_at", "temporal", "target", "window", "contamination"), run_id)
 
 
 def _current(engine: sa.Engine, asset: str, scope: str) -> str:
@@ -208,7 +206,9 @@ def waive(
     """
     known = (*RAW_TABLES, *OPTIONAL_RAW_TABLES)
     if table in (FRAME, SPLITS):
-        raise VerdictError(f"{table} is judged for leakage, which cannot be waived. Make the frame again without it.")
+        raise VerdictError(
+            f"{table} is judged for leakage, which cannot be waived. Make the frame again without it."
+        )
     if table not in known:
         raise InputError(f"No raw table is called {table!r}. Known: {', '.join(known)}.")
     policy = current_quality_policy()
@@ -256,7 +256,9 @@ def gate_state(engine: sa.Engine, table: str | None = None) -> list[dict[str, An
                 if name == FRAME:
                     splits = ledger.latest(connection, SPLITS, partition)
                     inputs += [(SPLITS, partition, splits.digest)] if splits is not None else []
-                rows.append({"table": name, "partition": partition or WHOLE, **_state(connection, inputs, policy)})
+                rows.append(
+                    {"table": name, "partition": partition or WHOLE, **_state(connection, inputs, policy)}
+                )
     return rows
 
 

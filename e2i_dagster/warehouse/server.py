@@ -39,7 +39,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from e2i_dagster.config.environment import state_folder
+from e2i_dagster.config.environment import refuse_generated_secret, state_folder
 from e2i_dagster.errors import UnavailableError
 
 #: Superuser of the embedded server; used only to set up roles and databases.
@@ -93,7 +93,9 @@ def ensure_server(state: Path | None = None) -> Server:
     Raises:
         UnavailableError: the folder cannot be written to, the disk is full, or the server does not
             start; says what to do. Nothing half-made stays.
+        ConfigError: this is production, where the passwords of this server would be generated ones.
     """
+    refuse_generated_secret("password of an embedded PostgreSQL server", "E2I_DATABASE_URL")
     state = (state or state_folder()).absolute()
     server = _recorded(state)
     if server is not None and _is_ready(server):

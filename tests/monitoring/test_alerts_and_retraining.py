@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from e2i_dagster.config.alerts import AlertsPolicy
 from e2i_dagster.config.drift_monitoring import DriftPolicy
 from e2i_dagster.config.environment import CHECKOUT
-from e2i_dagster.monitoring.alerts import Alert, send
+from e2i_dagster.monitoring.alerts import Alert, send, send_digest
 from e2i_dagster.monitoring.retraining import (
     DriftSummary,
     decide_retraining,
@@ -89,11 +89,50 @@ def test_the_same_alert_is_not_sent_twice_within_the_time(database, webhook):
     assert len(received) == 2
 
 
-def test_low_severity_stays_in_the_table(database, webhook):
+WARNING = ALERT.model_copy(update={"severity": "medium", "title": "triggers has warnings"})
+
+
+def test_warnings_wait_and_are_told_once_in_one_message(database, webhook):
     url, received, _ = webhook
+    other = WARNING.model_copy(update={"subject": "business_metrics"})
+    day = dt.timedelta(days=1)
     with database.begin() as connection:
-        outcome = send(connection, ALERT.model_copy(update={"severity": "low"}), ALERTS, url, NOW)
-    assert (outcome, received) == ("below_severity", [])
+        assert send(connection, WARNING, ALERTS, url, NOW) == "waits_for_digest"
+        # Hours later and not yet told: still the same warning.
+        assert send(connection, WARNING, ALERTS, url, NOW + dt.timedelta(hours=5)) == "deduplicated"
+        send(connection, other, ALERTS, url, NOW)
+        assert received == []
+        digest = send_digest(connection, ALERTS, url, NOW + day)
+        assert (digest.warnings, digest.notification) == (2, "sent")
+        assert len(received) == 1 and received[0]["warnings"] == 2
+        assert "x2" in received[0]["text"] and "quality gate blocked" in received[0]["text"]
+        assert {row["notification"] for row in rows(connection)} == {"sent"}
+        assert send_digest(connection, ALERTS, url, NOW + 2 * day).notification == "nothing_to_tell"
+        # What comes up again after it was told is told again.
+        assert send(connection, WARNING, ALERTS, url, NOW + 2 * day) == "waits_for_digest"
+        assert send_digest(connection, ALERTS, url, NOW + 3 * day).warnings == 1
+    assert len(received) == 2
+
+
+def test_a_digest_that_nobody_received_is_told_the_next_day(database, webhook):
+    url, received, receiver = webhook
+    receiver.status = 500
+    with database.begin() as connection:
+        send(connection, WARNING, ALERTS, url, NOW)
+        assert send_digest(connection, ALERTS, url, NOW).notification == "failed: HTTPStatusError"
+        receiver.status = 200
+        assert send_digest(connection, ALERTS, url, NOW).notification == "sent"
+    assert len(received) == 2
+
+
+def test_a_digest_lists_so_many_and_counts_the_rest(database, webhook):
+    url, received, _ = webhook
+    policy = ALERTS.model_copy(update={"digest_lists": 2})
+    with database.begin() as connection:
+        for number in range(5):
+            send(connection, WARNING.model_copy(update={"subject": f"table_{number}"}), policy, url, NOW)
+        assert send_digest(connection, policy, url, NOW).warnings == 5
+    assert received[0]["text"].endswith("- and 3 more in ml_monitoring_alerts")
 
 
 def test_a_webhook_that_refuses_is_recorded(database, webhook):

@@ -90,6 +90,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sa.Engine]:
             tables.ml_data_quality_reports,
             tables.data_quality_results,
             tables.ml_gate_verdicts,
+            tables.ml_gate_waivers,
             tables.ml_leakage_audit,
         ]
         tables.metadata.create_all(engine, tables=wanted)

@@ -143,9 +143,7 @@ ml_gate_waivers = sa.Table(
     column("run_id", sa.Text, "Dagster run that recorded it."),
     column("created_at", Timestamp, "Since when.", nullable=False, server_default=_NOW),
     column("expires_at", Timestamp, "It holds until then.", nullable=False),
-    sa.CheckConstraint(
-        "authentication IN ('authenticated', 'self-declared')", name="authentication_known"
-    ),
+    sa.CheckConstraint("authentication IN ('authenticated', 'self-declared')", name="authentication_known"),
     sa.CheckConstraint("expires_at > created_at", name="expires_after_creation"),
     sa.Index("ix_ml_gate_waivers_table_name_partition", "table_name", "partition"),
     comment="One row per waiver: a person answers for one rule on one data version, until a date.",
