@@ -1,6 +1,6 @@
 """Waivers of the gate; level of alerts.
 
-Revision 4f59e3eb70fe, after 70a297954865.
+Revision 2dd7bae9244d, after 8bb05f37709c.
 """
 
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ import sqlalchemy as sa
 from alembic import op
 
 
-revision: str = '4f59e3eb70fe'
-down_revision: str | None = '70a297954865'
+revision: str = '2dd7bae9244d'
+down_revision: str | None = '8bb05f37709c'
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
