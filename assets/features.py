@@ -12,6 +12,7 @@ from e2i_dagster.config.feast_materialization import FeastMaterializationPolicy
 from e2i_dagster.config.feature_selection import FeatureSelectionPolicy
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.config.scope import ScopeSpec
+from e2i_dagster.features.build import columns_read
 from e2i_dagster.features.snapshots import FeatureFiles
 from e2i_dagster.features.store import MaterializationReport
 from resources.feature_store import FeatureStore
@@ -78,6 +79,7 @@ def outcome_labels(
         "business_metrics": all_months("business_metrics"),
     },
     definition=lambda key: _feast().snapshots.digest(),
+    reads=columns_read(),
     description="Feature rows stamped at the end of the day they describe, from rows dated before each index date.",
 )
 def feature_values(

@@ -78,6 +78,37 @@ def test_a_failed_part_blocks_and_is_named(
     require_gate(connection, _refs()[:1], ruleset_hash(policy, "treatment_events"))
 
 
+def test_a_fault_in_a_column_that_is_not_read_only_warns(
+    connection: sa.Connection, bad_events: pd.DataFrame, months: pd.Series, policy: QualityPolicy
+) -> None:
+    report = check_table("treatment_events", bad_events, policy=policy, partitions=months, as_of=END)
+    record_verdicts(connection, report, DIGESTS)
+    current = ruleset_hash(policy, "treatment_events")
+    found = require_gate(
+        connection, _refs(), current, reads={"treatment_events": ("patient_id", "event_date")}
+    )
+    assert [[one.column for one in verdict.elsewhere] for verdict in found] == [[], ["cost"], []]
+    for reads in ({"treatment_events": ("cost",)}, {"triggers": ("patient_id",)}, None):
+        with pytest.raises(QCGateBlockedError, match="schema_range on cost"):
+            require_gate(connection, _refs(), current, reads=reads)
+
+
+def test_faults_of_the_table_stop_everybody(
+    connection: sa.Connection, events: pd.DataFrame, months: pd.Series, policy: QualityPolicy
+) -> None:
+    events = pd.concat([events, events.tail(1).assign(cost=1.0)], ignore_index=True)
+    months = pd.concat([months, months.tail(1)], ignore_index=True)
+    report = check_table("treatment_events", events, policy=policy, partitions=months, as_of=END)
+    record_verdicts(connection, report, DIGESTS)
+    with pytest.raises(QCGateBlockedError, match="schema_unique_key on treatment_event_id"):
+        require_gate(
+            connection,
+            _refs(),
+            ruleset_hash(policy, "treatment_events"),
+            reads={"treatment_events": ("cost",)},
+        )
+
+
 def test_what_was_never_checked_counts_as_blocked(
     connection: sa.Connection, events: pd.DataFrame, months: pd.Series, policy: QualityPolicy
 ) -> None:
