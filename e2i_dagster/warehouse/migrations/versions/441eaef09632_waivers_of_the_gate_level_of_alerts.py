@@ -1,6 +1,6 @@
 """Waivers of the gate; level of alerts.
 
-Revision 2dd7bae9244d, after 8bb05f37709c.
+Revision 441eaef09632, after 70ebdcb574f6.
 """
 
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ import sqlalchemy as sa
 from alembic import op
 
 
-revision: str = '2dd7bae9244d'
-down_revision: str | None = '8bb05f37709c'
+revision: str = '441eaef09632'
+down_revision: str | None = '70ebdcb574f6'
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
