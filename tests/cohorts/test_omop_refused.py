@@ -102,6 +102,7 @@ CRITERION_PATH = "$.InclusionRules[0].expression.CriteriaList[0]"
         (f"{CRITERION}.StartWindow", None, f"{CRITERION_PATH}.StartWindow", "should be an object"),
         (f"{CRITERION}.StartWindow.Start.Coeff", 2, f"{CRITERION_PATH}.StartWindow.Start.Coeff", "-1 or 1"),
         (f"{CRITERION}.StartWindow.Start.Days", "30", f"{CRITERION_PATH}.StartWindow.Start.Days", "valid integer"),
+        (f"{CRITERION}.StartWindow.Start.Days", 10**9, f"{CRITERION_PATH}.StartWindow.Start.Days", "366000"),
         ("InclusionRules.0.expression.Type", "SOME", "$.InclusionRules[0].expression.Type", "'ALL'"),
         ("InclusionRules.0.expression.Type", "AT_LEAST", "$.InclusionRules[0].expression", "needs a Count"),
         (
@@ -262,6 +263,43 @@ def test_values_of_another_type_name_the_column_and_no_value(tmp_path, column, v
     with pytest.raises(InputError, match=f"{column}: a value is not one of {kind}") as refused:
         build(expression(), write_folder(tmp_path, tables))
     assert "secret" not in str(refused.value)
+
+
+def test_values_that_no_date_can_hold(tmp_path):
+    tables = copy.deepcopy(TABLES)
+    tables["drug_exposure"][0]["days_supply"] = 123456789012
+    with pytest.raises(InputError, match="too large to count with") as refused:
+        build(expression(), write_folder(tmp_path, tables))
+    assert "123456789012" not in str(refused.value)
+
+
+@pytest.mark.parametrize("table", ["person", "visit_occurrence"])
+def test_rows_that_events_are_joined_to_are_unique(tmp_path, table):
+    tables = copy.deepcopy(TABLES)
+    tables[table] = [{f"{table}_id": 1, "person_id": 1}] * 3
+    definition = expression(
+        {"DrugExposure": {"Gender": [{"CONCEPT_ID": 1}], "VisitType": [{"CONCEPT_ID": 1}]}}
+    )
+    tables.setdefault("visit_occurrence", [])
+    with pytest.raises(InputError, match=rf"{table}\.csv: {table}_id is not unique \(2 rows too many\)"):
+        build(definition, write_folder(tmp_path, tables))
+
+
+def test_a_torn_csv_does_not_quote_its_rows(tmp_path):
+    folder = write_folder(tmp_path, TABLES)
+    head = "drug_exposure_id,person_id,drug_concept_id,drug_exposure_start_date\n"
+    (folder / "drug_exposure.csv").write_text(head + "1,1,1,2000-06-01\n" * 3 + '2,1,"secret,2000-07-01\n')
+    with pytest.raises(InputError, match=r"drug_exposure\.csv") as refused:
+        build(expression(), folder)
+    assert "secret" not in str(refused.value)
+
+
+def test_a_torn_parquet_file(tmp_path):
+    folder = write_folder(tmp_path, TABLES, "parquet")
+    content = (folder / "drug_exposure.parquet").read_bytes()
+    (folder / "drug_exposure.parquet").write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match=r"drug_exposure\.parquet: cannot be read as PARQUET"):
+        build(expression(), folder)
 
 
 def test_files_as_other_tools_write_them(tmp_path):

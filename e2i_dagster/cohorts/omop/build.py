@@ -112,13 +112,19 @@ def build(circe_json: str | Path | dict[str, Any], folder: str | Path) -> OmopCo
     expression = read_expression(circe_json)
     plan = compile_plan(expression)
     files = find_tables(Path(folder), plan)
-    with duckdb.connect(config={"python_enable_replacements": False}) as connection:
+    settings: dict[Any, Any] = {"python_enable_replacements": False, "preserve_insertion_order": False}
+    with duckdb.connect(config=settings) as connection:
         load_tables(connection, files, plan)
         try:
             return _run(connection, expression, plan)
         except (duckdb.IOException, duckdb.InvalidInputException) as error:
             said = str(error).splitlines()[0]
             raise InputError(f"{folder}: a file cannot be read ({said[:200]}). Write it again.") from None
+        except (duckdb.ConversionException, duckdb.OutOfRangeException):
+            # What DuckDB says here quotes the value.
+            raise InputError(
+                f"{folder}: a date or number is too large to count with. Look for days_supply and dates."
+            ) from None
 
 
 def _run(connection: DuckDBPyConnection, expression: CohortExpression, plan: Plan) -> OmopCohort:

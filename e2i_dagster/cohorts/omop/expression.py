@@ -101,6 +101,10 @@ GenderColumnRefused = Annotated[
 ]
 
 
+#: Days that a date is moved by: more than a thousand years is a slip of the pen.
+Days = Annotated[int, Field(ge=-366_000, le=366_000)]
+
+
 class Concept(CirceModel):
     """One concept; only its number is used."""
 
@@ -215,9 +219,9 @@ class ResultLimit(CirceModel):
 
 class DateAdjustment(CirceModel):
     start_with: Literal["START_DATE", "END_DATE"] = "START_DATE"
-    start_offset: int = 0
+    start_offset: Days = 0
     end_with: Literal["START_DATE", "END_DATE"] = "END_DATE"
-    end_offset: int = 0
+    end_offset: Days = 0
 
 
 class Criteria(CirceModel):
@@ -461,7 +465,7 @@ class EventCriteria(CirceModel):
 class WindowEnd(CirceModel):
     """Days before (``coeff`` -1) or after (1) the index; no days: the end of the observation period."""
 
-    days: int | None = None
+    days: Days | None = None
     coeff: Literal[-1, 1]
 
     @property
@@ -559,8 +563,8 @@ class InclusionRule(CirceModel):
 class ObservationWindow(CirceModel):
     """Continuous observation asked for before and after the primary event, in days."""
 
-    prior_days: int = 0
-    post_days: int = 0
+    prior_days: Days = 0
+    post_days: Days = 0
 
 
 class PrimaryCriteria(CirceModel):
@@ -573,16 +577,16 @@ class DateOffset(CirceModel):
     """Exit a fixed number of days after the event's start or end, not after the observation period."""
 
     date_field: Literal["StartDate", "EndDate"] = "StartDate"
-    offset: int = 0
+    offset: Days = 0
 
 
 class CustomEra(CirceModel):
     """Exit with the end of the continuous drug era that holds the event's start."""
 
     drug_codeset_id: int
-    gap_days: int = 0
-    offset: int = 0
-    days_supply_override: int | None = None
+    gap_days: Days = 0
+    offset: Days = 0
+    days_supply_override: Days | None = None
 
 
 class EndStrategy(CirceModel):
@@ -598,7 +602,7 @@ class EndStrategy(CirceModel):
 
 class CollapseSettings(CirceModel):
     collapse_type: Literal["ERA"] = "ERA"
-    era_pad: Annotated[int, Field(ge=0)] = 0
+    era_pad: Annotated[int, Field(ge=0, le=366_000)] = 0
 
 
 class CohortExpression(CirceModel):
@@ -662,7 +666,7 @@ def _document(circe_json: str | Path | dict[str, Any]) -> tuple[str, dict[str, A
         raise ConfigError(f"{name}:{error.lineno}:{error.colno}: not valid JSON ({error.msg}).") from None
     if not isinstance(document, dict):
         raise ConfigError(f"{name}: expected a JSON object with PrimaryCriteria at the top level.")
-    if "PrimaryCriteria" not in document and isinstance(document.get("expression"), dict):
+    if "PrimaryCriteria" not in document and isinstance(document.get("expression"), dict | str):
         raise ConfigError(
             f"{name}: this is an Atlas definition around a cohort expression. Give the value of `expression`."
         )

@@ -23,6 +23,8 @@ MISSING_IN_CSV = ["", "NA", "NULL", "NaN"]
 #: Marks an error of ours among those of DuckDB.
 READ_MARK = "omop column "
 TYPES = {"id": "BIGINT", "date": "DATE", "number": "DOUBLE", "text": "VARCHAR"}
+#: Tables that events are joined to, by this column.
+UNIQUE = {"person": "person_id", "visit_occurrence": "visit_occurrence_id"}
 INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER"}
 DATES = {"DATE", "TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS"}
 EXPECTED = {"id": "whole numbers", "date": "dates (YYYY-MM-DD)", "number": "numbers", "text": "text"}
@@ -116,9 +118,23 @@ def load_tables(connection: DuckDBPyConnection, files: list[TableFiles], plan: P
                 wanted.create_view(f"cdm_{one.table}")
             else:
                 wanted.create(f"cdm_{one.table}")
+            _check_unique(connection, one)
         except duckdb.Error as error:
             raise _unreadable(one, error) from None
     connection.execute("CREATE TABLE IF NOT EXISTS cdm_concept (concept_id BIGINT, invalid_reason VARCHAR)")
+
+
+def _check_unique(connection: DuckDBPyConnection, files: TableFiles) -> None:
+    """Rows that others are joined to must be there once, or events would count twice."""
+    key = UNIQUE.get(files.table)
+    if key is None:
+        return
+    repeated = f"SELECT count({key}) - count(DISTINCT {key}) FROM cdm_{files.table}"
+    ((extra,),) = connection.execute(repeated).fetchall()
+    if extra:
+        raise InputError(
+            f"{files.name}: {key} is not unique ({extra:,} rows too many). Keep one row of each."
+        )
 
 
 def _unreadable(files: TableFiles, error: Exception) -> InputError:

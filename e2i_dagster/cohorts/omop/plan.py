@@ -354,7 +354,7 @@ def _events(
 ) -> str:
     """Name of the table of a criterion's events; equal criteria share one.
 
-    Columns: event_key, person_id, event_id, start_date, end_date, visit_occurrence_id, sort_date, counted.
+    Columns: person_id, event_id, start_date, end_date, visit_occurrence_id, sort_date, counted.
     """
     criteria = event.criteria
     if (criteria, counted) in plan.events:
@@ -365,7 +365,7 @@ def _events(
     plan.events[criteria, counted] = name
     sql = _event_query(plan, criteria, domain, path, _counted(domain, counted, criteria, at))
     group = criteria.correlated_criteria
-    if group is None or group.is_empty:
+    if group is None or not _has_group(criteria):
         plan.run(f"CREATE TEMP TABLE {name} AS {sql}")
         return name
     plan.run(f"CREATE TEMP TABLE {name}_alone AS {sql}")
@@ -378,8 +378,13 @@ def _events(
           AND op.observation_period_end_date >= q.start_date"""
     )
     met = _group(plan, group, f"{name}_observed", f"{path}.CorrelatedCriteria")
-    plan.run(f"CREATE TEMP TABLE {name} AS SELECT * FROM {name}_alone WHERE event_key IN ({met})")
+    alone = f"SELECT * EXCLUDE (event_key) FROM {name}_alone"
+    plan.run(f"CREATE TEMP TABLE {name} AS {alone} WHERE event_key IN ({met})")
     return name
+
+
+def _has_group(criteria: circe.Criteria) -> bool:
+    return criteria.correlated_criteria is not None and not criteria.correlated_criteria.is_empty
 
 
 def _counted(domain: Domain, column: str | None, criteria: circe.Criteria, path: str) -> str:
@@ -400,6 +405,7 @@ def _counted(domain: Domain, column: str | None, criteria: circe.Criteria, path:
 def _event_query(plan: Plan, criteria: circe.Criteria, domain: Domain, path: str, counted: str) -> str:
     table = plan.read(domain.table, path)
     start, end = _dates(plan, criteria, domain)
+    key = "row_number() OVER () AS event_key, " if _has_group(criteria) else ""
     inner = [f"r.person_id IN (SELECT person_id FROM {plan.persons})"] if plan.persons else []
     for attribute, column in (("codeset_id", domain.concept), domain.source_concept or ("", None)):
         number = getattr(criteria, attribute, None)
@@ -434,7 +440,7 @@ def _event_query(plan: Plan, criteria: circe.Criteria, domain: Domain, path: str
             f" JOIN {plan.read('visit_occurrence', path)} v "
             "ON v.visit_occurrence_id = r.visit_occurrence_id AND v.person_id = r.person_id"
         )
-    return f"""SELECT row_number() OVER () AS event_key, r.person_id, r.{domain.id_column} AS event_id,
+    return f"""SELECT {key}r.person_id, r.{domain.id_column} AS event_id,
           {shown_start} AS start_date, {shown_end} AS end_date, {domain.visit} AS visit_occurrence_id,
           r.start_date AS sort_date, {counted} AS counted
         FROM (SELECT r.*, {start} AS start_date, {end} AS end_date{first} FROM {table} r
