@@ -98,7 +98,10 @@ def _print(found: ImportCheck, hits: list[RuleHits]) -> None:
                 "to look at": "; ".join(match.notes),
             }
             for match in table.matches
+            if match.file_column != match.column or match.date_format or match.notes
         ]
+        if len(rows) < len(table.matches):
+            click.echo(f"{len(table.matches) - len(rows)} columns have our names.")
         print_table("Columns", rows)
         if table.unmatched:
             fate = "kept under their own names" if table.kept_as_own else "not loaded"

@@ -47,6 +47,8 @@ _BOOLEANS = {"true", "false", "t", "f", "1", "0", "yes", "no", "y", "n"}
 #: So many values without a match are named; further ones are counted.
 _MOST_VALUES = 12
 _ROWS_TO_NAME_A_VALUE = 11
+#: Distinct days that tell a date format; ten formats are tried on them.
+_MOST_DAYS = 1_000
 #: Share of the values that must be of a column's kind to be its values at all.
 _MOSTLY = 0.5
 
@@ -284,10 +286,11 @@ def _propose(paths: Sequence[Path], vocabulary: VocabularyPolicy) -> tuple[list[
     unassigned = []
     for path, form in _formats(paths).items():
         sample = _sample(path, form, vocabulary.column_matching.sample_rows)
+        named = [one for one in _TABLES if _is_named(path, one)]
         ranked = sorted(
             (
                 (_fit(table, path, sample, matches), table, matches)
-                for table in _TABLES
+                for table in named or _TABLES
                 for matches in [_match_columns(table, sample, form, vocabulary)]
             ),
             key=lambda one: -one[0],
@@ -317,9 +320,14 @@ def _propose(paths: Sequence[Path], vocabulary: VocabularyPolicy) -> tuple[list[
     return tables, unassigned
 
 
+def _is_named(path: Path, table: str) -> bool:
+    """Whether a load would take the file for ``table`` by its name alone."""
+    return re.fullmatch(rf"{table}([_.-].*)?", path.stem, re.IGNORECASE) is not None
+
+
 def _fit(table: str, path: Path, sample: pd.DataFrame, matches: Sequence[ColumnMatch]) -> float:
     """How well a file fits a table: matched columns, covered requirements, and its name."""
-    if re.fullmatch(rf"{table}([_.-].*)?", path.stem, re.IGNORECASE):
+    if _is_named(path, table):
         return 10.0
     matched = {match.column for match in matches}
     required = required_columns(table)
@@ -340,6 +348,7 @@ def _match_columns(
     for given in sample.columns:
         if given in IGNORED_COLUMNS:
             continue
+        text = sample[given].dropna().astype("string[pyarrow]").str.strip()
         for column in raw_table(table).columns:
             if column.name in MAINTAINED_COLUMNS or column.name == "extra":
                 continue
@@ -350,10 +359,11 @@ def _match_columns(
             )
             if name < rules.minimum * 2 / 3:
                 continue
-            values = _value_fit(sample[given].dropna(), column, form, vocabulary)
+            values = _value_fit(text, column, form, vocabulary)
             if values is None:
                 continue
-            score = 0.75 * name + 0.25 * values.share
+            same = str(given) == column.name and not values.notes
+            score = 1.0 if same else 0.75 * name + 0.25 * values.share
             if score >= rules.minimum:
                 candidates.append((score, str(given), column.name, values))
     candidates.sort(key=lambda one: (-one[0], one[1], one[2]))
@@ -407,10 +417,9 @@ class _Values:
 
 
 def _value_fit(
-    given: pd.Series, column: sa.Column[Any], form: FileFormat, vocabulary: VocabularyPolicy
+    text: pd.Series, column: sa.Column[Any], form: FileFormat, vocabulary: VocabularyPolicy
 ) -> _Values | None:
     """How well values fit a column of ours; None when they cannot be its values."""
-    text = given.astype("string[pyarrow]").str.strip()
     if not len(text):
         return _Values(0.5)
     kind = kind_of(column)
@@ -447,7 +456,7 @@ def _numbers(text: pd.Series, column: sa.Column[Any], form: FileFormat) -> _Valu
 
 
 def _dates(text: pd.Series) -> _Values | None:
-    distinct = pd.Series(text.unique(), dtype=object)
+    distinct = pd.Series(text.unique()[:_MOST_DAYS], dtype=object)
     iso = pd.to_datetime(distinct, format="ISO8601", errors="coerce", utc=True)
     if iso.notna().all() and distinct.str.contains("-").all():
         return _Values(1.0)
@@ -520,9 +529,7 @@ def _mapping(tables: Sequence[TableCheck]) -> ImportMapping:
     own: dict[str, TableMapping] = {}
     for table in tables:
         differs = {} if table.format == common else table.format.model_dump(exclude={"nulls"})
-        plain = all(
-            re.fullmatch(rf"{table.table}([_.-].*)?", Path(name).stem, re.IGNORECASE) for name in table.files
-        )
+        plain = all(_is_named(Path(name), table.table) for name in table.files)
         own[table.table] = TableMapping(
             files=() if plain else table.files,
             rename={m.file_column: m.column for m in table.matches if m.file_column != m.column},
@@ -530,6 +537,7 @@ def _mapping(tables: Sequence[TableCheck]) -> ImportMapping:
             values={m.column: m.values for m in table.matches if m.values},
             **differs,
         )
+    own = {name: mapping for name, mapping in own.items() if mapping != TableMapping()}
     return ImportMapping(format=common, tables=own)
 
 
@@ -583,6 +591,9 @@ def readable_rows(table: str, frame: pd.DataFrame, vocabulary: VocabularyPolicy)
     """
     from e2i_dagster.warehouse.frames import conform
 
+    columns = raw_table(table).columns
+    # Lists are parsed into the database's own notation, which frames do not have.
     rows = check(table, frame, vocabulary).rows.to_pandas()
+    rows = rows[[name for name in rows.columns if kind_of(columns[str(name)]) != "list"]]
     key = primary_key(table)
     return conform(table, rows[rows[key].notna()].drop_duplicates(key).reset_index(drop=True))

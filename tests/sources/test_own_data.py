@@ -109,6 +109,27 @@ def test_the_proposal_finds_tables_columns_and_dates(tmp_path):
     assert "patient_clinical: no match for file column(s) monthly_migraine_days" in written.read_text()
 
 
+def test_files_with_our_names_need_no_mapping(tmp_path):
+    """The synthetic set as a supplier would deliver it: nothing to map, nothing rejected, rules find patients."""
+    from e2i_dagster.cli import main
+    from e2i_dagster.sources.synthetic import generate, write
+
+    tables = generate("confounded", n_hcps=20, n_patients=120, n_treatments=360, n_metrics=6,
+                      n_causal_paths=6, n_activities=6, seed=3)  # fmt: skip
+    folder = tmp_path / "in"
+    write(tables, folder, format="parquet")
+    found = check_folder(folder, load_vocabulary())
+    assert [table.table for table in found.tables] == list(found.delivery or ())
+    assert len(found.tables) == 11 and not found.unassigned and not found.problems
+    assert found.mapping == ImportMapping()
+    assert not any(table.rejected or table.unmatched or table.missing_required for table in found.tables)
+    told = CliRunner().invoke(main, ["import", "check", str(folder), "--json"])
+    assert told.exit_code == 0, told.output
+    rules = json.loads(told.output)["rules"]
+    assert {rule["cohort"] for rule in rules if rule["codes"] and " 0" not in rule["codes"]}
+    assert not any(rule["problem"] for rule in rules)
+
+
 def test_no_value_of_a_patient_is_in_the_proposal(tmp_path):
     tables = foreign_tables()
     journeys = tables["episodes"]
