@@ -170,7 +170,7 @@ def _compare_means(statistics: SufficientStatistics, arm: str, control: str, con
             if name == control:
                 base += weight * value
                 base_variance += weight**2 * share
-    if not variance > 0:
+    if not 0 < variance < math.inf:
         raise _NotEstimableError("the outcome does not vary in either arm, so its error is unknown")
     freedom = variance**2 / freedom_terms
     extra: dict[str, Any] = {}
@@ -240,13 +240,18 @@ def _compare_proportions(
     z = _normal_quantile(confidence)
     (l1, u1), (l0, u0) = _wilson(p1 * n1, n1, z), _wilson(p0 * n0, n0, z)
     v1, v0 = p1 * (1 - p1) / n1, p0 * (1 - p0) / n0
+    lower = effect - math.sqrt((p1 - l1) ** 2 + (u0 - p0) ** 2)
+    upper = effect + math.sqrt((u1 - p1) ** 2 + (p0 - l0) ** 2)
+    error = math.sqrt(v1 + v0)
+    relative: dict[str, Any] = _relative(effect, p0, v1 + v0, v0, -v0, confidence)
+    if {p1, p0} & {0.0, 1.0}:
+        # A rate of 0 or 1 has no plain variance; Newcombe's interval still knows how much is uncertain.
+        error = (upper - lower) / (2.0 * z)
+        relative = {"relative_effect": effect / p0} if p0 else {}
     return Comparison(
         arm=arm, control=control, status="estimated", method="score test, Newcombe interval",
-        effect=effect, standard_error=math.sqrt(v1 + v0),
-        lower=effect - math.sqrt((p1 - l1) ** 2 + (u0 - p0) ** 2),
-        upper=effect + math.sqrt((u1 - p1) ** 2 + (p0 - l0) ** 2),
-        statistic=statistic, z=statistic, p_value=float(2 * ndtr(-abs(statistic))),
-        **_relative(effect, p0, v1 + v0, v0, -v0, confidence),
+        effect=effect, standard_error=error, lower=lower, upper=upper,
+        statistic=statistic, z=statistic, p_value=float(2 * ndtr(-abs(statistic))), **relative,
     )  # fmt: skip
 
 
@@ -364,7 +369,7 @@ def _compare_clusters(
     base = base_side.adjusted(theta)
     change = side.adjusted(theta) - base
     variance = factor * float(change @ change)
-    if not variance > 0:
+    if not 0 < variance < math.inf:
         raise _NotEstimableError("the outcome does not vary between clusters, so its error is unknown")
     base_value = base_side.value - theta * base_side.shift
     effect = side.value - theta * side.shift - base_value

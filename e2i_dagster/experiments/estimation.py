@@ -64,17 +64,26 @@ def stagewise_p_value(
         boundaries: of the looks held; lower: lower boundaries in force (binding futility), else the mirror
             boundaries of a two-sided design, else none.
     """
+    return _stagewise(boundaries, look, z, drift, lower)[0]
+
+
+def _stagewise(
+    boundaries: Boundaries, look: int, z: float, drift: float, lower: Sequence[float] | None
+) -> tuple[float, float]:
+    """Probabilities of a result at least as far up, and at least as far down. They sum to 1; each is summed
+    for itself, since the smaller one would be lost in the difference."""
     value = checked_number(z, "z")
     boundaries.at(look)
     floor = boundaries.lower if lower is None else tuple(float(item) for item in lower)
     if len(floor) < look:
         raise InputError(f"lower: {len(floor)} boundaries for look {look}.")
     walk = Walk(boundaries.information_fractions[:look], drift)
-    above = 0.0
+    up = down = 0.0
     for index in range(look - 1):
-        above += walk.above(boundaries.z[index])
+        up += walk.above(boundaries.z[index])
+        down += walk.below(floor[index])
         walk.advance(floor[index], boundaries.z[index])
-    return min(1.0, above + walk.above(value))
+    return min(1.0, up + walk.above(value)), min(1.0, down + walk.below(value))
 
 
 def final_estimate(
@@ -127,12 +136,12 @@ def final_estimate(
             return math.inf
         return solve(miss, low, high)
 
-    up = stagewise_p_value(boundaries, look, value, lower=lower)
+    up, down = _stagewise(boundaries, look, value, 0.0, lower)
     scale = root * error
     return FinalEstimate(
         look=look,
         z=value,
-        p_value=min(1.0, 2.0 * min(up, 1.0 - up)) if boundaries.sides == 2 else up,
+        p_value=min(1.0, 2.0 * min(up, down)) if boundaries.sides == 2 else up,
         naive=value * error,
         median_unbiased=limit(0.5) * scale,
         lower=limit((1.0 - level) / 2.0) * scale,

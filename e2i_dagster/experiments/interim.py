@@ -34,6 +34,8 @@ SPENDING_RULES = ("lan_demets_obf", "lan_demets_pocock", "hwang_shih_decani")
 SMALLEST_STEP = 1e-4
 #: A boundary beyond this z is never reached; the normal tail there is below 1e-300.
 UNREACHABLE = 37.0
+#: Beyond it the spending of Hwang, Shih and DeCani lies at one look alone (the limit of gsDesign too).
+LARGEST_GAMMA = 40.0
 Decision = Literal["continue", "stop_efficacy", "stop_futility"]
 
 
@@ -204,7 +206,9 @@ def spending(rule: str, fractions: np.ndarray, alpha: float, gamma: float | None
         raise InputError(
             "gamma: hwang_shih_decani needs it, e.g. -4 (like O'Brien-Fleming) or 1 (like Pocock)."
         )
-    if abs(checked_number(gamma, "gamma")) < 1e-12:
+    if abs(checked_number(gamma, "gamma")) > LARGEST_GAMMA:
+        raise InputError(f"gamma: {gamma:g} lies outside -{LARGEST_GAMMA:g} to {LARGEST_GAMMA:g}.")
+    if abs(gamma) < 1e-12:
         return alpha * fractions
     return alpha * np.expm1(-gamma * fractions) / math.expm1(-gamma)
 

@@ -160,6 +160,8 @@ def _checked_counts(counts: Any, ratio: dict[str, float]) -> dict[str, int]:
 
 def _with_names(counts: Any, ratio: Any) -> tuple[dict[str, int], dict[str, float]]:
     """Counts and ratios under the same names, also when only one of the two names the arms."""
+    # A pandas series names its arms as a mapping does.
+    counts, ratio = (value.to_dict() if hasattr(value, "to_dict") else value for value in (counts, ratio))
     if isinstance(counts, Mapping) and not isinstance(ratio, Mapping):
         values = list(ratio)
         if len(values) != len(counts):

@@ -79,6 +79,18 @@ def test_newcombes_published_example():
     assert found.interval == pytest.approx((0.0524, 0.3339), abs=5e-5)
 
 
+def test_a_rate_of_zero_is_not_certain():
+    frame = pd.DataFrame({"arm": ["t"] * 40 + ["c"] * 40, "y": [1] * 8 + [0] * 72})
+    found = analyze(frame, arm="arm", outcome="y", kind="proportion", control="c").comparison()
+    assert found.effect == 0.2 and found.lower < 0.1 and found.upper > 0.3
+    assert found.standard_error == pytest.approx((found.upper - found.lower) / (2 * 1.959964), rel=1e-6)
+    assert found.relative_effect is None
+    every = analyze(
+        frame.assign(y=1 - frame["y"]), arm="arm", outcome="y", kind="proportion", control="c"
+    ).comparison()
+    assert every.relative_effect == pytest.approx(-0.2) and every.relative_lower is None
+
+
 def test_ratio_by_the_delta_method_agrees_with_the_bootstrap(units):
     found = analyze(
         units, arm="arm", outcome="scripts", denominator="visits", kind="ratio", control="control"

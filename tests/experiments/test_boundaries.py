@@ -278,6 +278,7 @@ def test_boundaries_are_quick(looks, limit):
         ({"rule": "bonferroni"}, "obrien_fleming"),
         ({"rule": "hwang_shih_decani"}, "gamma"),
         ({"rule": "pocock", "gamma": 1.0}, "gamma"),
+        ({"rule": "hwang_shih_decani", "gamma": -800.0}, "outside"),
         ({"rule": "pocock", "information_fractions": [0.25, 0.5]}, "whole plan"),
         ({"rule": "pocock", "spending_time": [0.5, 1]}, "does not spend"),
         ({"spending_time": [0.5]}, "1 values for 2 looks"),

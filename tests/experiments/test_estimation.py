@@ -60,6 +60,9 @@ def test_one_look_is_the_fixed_interval():
     assert found.median_unbiased == pytest.approx(0.25)
     assert (found.lower, found.upper) == pytest.approx((0.25 - 0.1959964, 0.25 + 0.1959964))
     assert found.p_value == pytest.approx(2 * stats.norm.sf(2.5))
+    # Far down the p-value is as exact as far up.
+    far = final_estimate(boundaries("pocock", [1.0]), 1, -12.0, standard_error=0.1)
+    assert far.p_value == pytest.approx(2 * stats.norm.sf(12.0))
 
 
 def test_a_trial_that_ended_with_less_information_is_estimated():

@@ -1,6 +1,7 @@
 """Sample ratio mismatch: fixed, exact and sequential."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -31,6 +32,11 @@ def test_two_to_one_is_no_mismatch():
     assert srm_test(
         {"control": 1000, "treatment": 2000}, {"control": 1 / 3, "treatment": 2 / 3}
     ).p_value == pytest.approx(1)
+
+
+def test_series_name_their_arms():
+    found = srm_test(pd.Series({"b": 50, "a": 30}), pd.Series({"a": 0.4, "b": 0.6}))
+    assert found.counts == {"a": 30, "b": 50}
 
 
 def test_small_counts_are_exact():
