@@ -28,5 +28,13 @@ COHORT_OF_SCOPE = dg.StaticPartitionMapping(
         for cohort in _policy.cohorts
     }
 )
+EXPERIMENTS = dg.StaticPartitionsDefinition(sorted(_policy.experiments))
+#: From which scope's training frame an experiment's twin is predicted.
+EXPERIMENT_OF_SCOPE = dg.StaticPartitionMapping(
+    {
+        scope: {name for name, one in _policy.experiments.items() if one.twin and one.twin.scope == scope}
+        for scope in _policy.scopes
+    }
+)
 ALL_MONTHS = dg.AllPartitionMapping()
 SCOPE_OF_DAY = dg.MultiToSingleDimensionPartitionMapping(partition_dimension_name="scope")

@@ -18,6 +18,7 @@ import click
 
 from e2i_dagster.commands.cohorts import cohort
 from e2i_dagster.commands.console import as_json, command_errors, print_table, say
+from e2i_dagster.commands.experiments import experiment
 from e2i_dagster.commands.imports import import_group
 from e2i_dagster.commands.launch import exit_code, failure_text, launch
 from e2i_dagster.commands.quality import gate, leakage_audit
@@ -341,6 +342,7 @@ main.add_command(cohort)
 main.add_command(import_group)
 main.add_command(gate)
 main.add_command(leakage_audit)
+main.add_command(experiment)
 
 if __name__ == "__main__":
     main()

@@ -10,7 +10,19 @@ from typing import Any
 
 import dagster as dg
 
-from assets import cohorts, configuration, features, gate, models, monitoring, quality, raw, serving, splits
+from assets import (
+    cohorts,
+    configuration,
+    experiments,
+    features,
+    gate,
+    models,
+    monitoring,
+    quality,
+    raw,
+    serving,
+    splits,
+)
 from resources.alerts import Alerts
 from resources.bentoml import Serving
 from resources.feature_store import FeatureStore
@@ -20,12 +32,25 @@ from resources.warehouse import Warehouse
 from sensors.chain import cohorts_after_load, scopes_after_cohorts
 from sensors.deliveries import missing_deliveries
 from sensors.drift import drift_sensor
+from sensors.experiments import experiment_monitor
 from sensors.failures import alert_on_run_failure
 from sensors.gate import daily_digest
 from sensors.jobs import JOBS
 from sensors.schedules import monthly_load
 
-MODULES = (configuration, raw, quality, cohorts, features, splits, gate, models, serving, monitoring)
+MODULES = (
+    configuration,
+    raw,
+    quality,
+    cohorts,
+    features,
+    splits,
+    gate,
+    models,
+    serving,
+    monitoring,
+    experiments,
+)
 
 
 def build_resources() -> dict[str, Any]:
@@ -50,6 +75,7 @@ def build_definitions(resources: Mapping[str, Any] | None = None) -> dg.Definiti
         sensors=[
             alert_on_run_failure,
             drift_sensor,
+            experiment_monitor,
             missing_deliveries,
             cohorts_after_load,
             scopes_after_cohorts,

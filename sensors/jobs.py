@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from sensors.experiments import EXPERIMENT_JOBS
 from sensors.gate import GATE_JOBS
 
 _loading = dg.AssetSelection.groups("configuration", "raw", "quality")
@@ -27,4 +28,13 @@ monitor = dg.define_asset_job(
     description="One day of one scope: prediction log and drift.",
 )
 
-JOBS = [load_and_qc, load, resubmit_rejects, build_cohorts, scope_pipeline, monitor, *GATE_JOBS]
+JOBS = [
+    load_and_qc,
+    load,
+    resubmit_rejects,
+    build_cohorts,
+    scope_pipeline,
+    monitor,
+    *GATE_JOBS,
+    *EXPERIMENT_JOBS,
+]

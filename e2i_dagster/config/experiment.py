@@ -256,6 +256,24 @@ class Dates(PolicyModel):
         return self
 
 
+class Twin(PolicyModel):
+    """The observational question whose fitted effects simulate the intervention.
+
+    Attributes:
+        scope: its training frame gives the rows, its label the outcome.
+        feature, at_least: a unit counts as treated when this feature is at least so large; null is untreated.
+        confounders: features that treatment and outcome depend on, measured before both.
+        size: twins drawn from the cohort.
+    """
+
+    scope: str
+    feature: str
+    at_least: float
+    confounders: tuple[str, ...] = Field(min_length=1)
+    size: int = Field(default=10_000, ge=100)
+    seed: int = Field(default=42, ge=0)
+
+
 class ExperimentSpec(PolicyModel):
     """One experiment, complete before its first unit is assigned."""
 
@@ -275,8 +293,9 @@ class ExperimentSpec(PolicyModel):
     sample_size: SampleSize
     dates: Dates
     blinding: Literal["dmc", "open"] = "dmc"
-    missing_outcomes: Literal["complete_case", "worst_case"] = "complete_case"
+    missing_outcomes: Literal["complete_cases", "refuse", "non_responder", "bounds"] = "complete_cases"
     subgroups: tuple[str, ...] = ()
+    twin: Twin | None = None
     may_overlap_with: tuple[str, ...] = ()
 
     @model_validator(mode="after")
@@ -374,8 +393,8 @@ class ExperimentSpec(PolicyModel):
 
     @property
     def design_digest(self) -> str:
-        """Digest of everything that decides assignment, looks and analysis; wording does not count."""
-        wording = {"title", "owner", "hypothesis"}
+        """Digest of everything that decides assignment, looks and analysis; wording and twin do not count."""
+        wording = {"title", "owner", "hypothesis", "twin"}
         return digest_of(self.model_dump(mode="json", exclude=wording))
 
     def to_metadata(self) -> dict[str, Any]:

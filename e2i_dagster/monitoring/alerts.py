@@ -27,7 +27,7 @@ class Alert(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    alert_type: Literal["run_failure", "drift", "data_quality", "leakage"]
+    alert_type: Literal["run_failure", "drift", "data_quality", "leakage", "experiment"]
     title: str
     severity: Severity
     subject: str

@@ -3,7 +3,8 @@
 * ``e2i_owner`` owns the tables and migrates them.
 * ``e2i_app`` reads and writes rows, and makes staging tables in the schema ``e2i_staging``. It cannot
   change tables, vocabularies or the migration state.
-* ``e2i_read`` reads, but not the rejected rows, which hold deliveries as they came.
+* ``e2i_read`` reads, but not the rejected rows, which hold deliveries as they came, nor what would unblind an
+  experiment.
 
 On the embedded server each of them logs in with its own password. On a server of the user's they are
 roles without login, which the user of ``E2I_DATABASE_URL`` takes on with ``SET ROLE``. When that user may
@@ -28,7 +29,13 @@ _OWNER_ONLY = ("alembic_version", "vocabulary")
 #: Tables to which rows are only added.
 _APPEND_ONLY = ("ml_patient_level_access",)
 #: Tables that the read role does not see.
-_NOT_FOR_READERS = ("load_rejects",)
+_NOT_FOR_READERS = (
+    "load_rejects",
+    # Arm and outcome together, or a look, would unblind an experiment while its data are collected.
+    "ab_experiment_assignments",
+    "ab_interim_analyses",
+    "ab_fidelity_comparisons",
+)
 
 
 def set_up_embedded(connection: psycopg.Connection, passwords: Mapping[str, str], database: str) -> None:

@@ -1,0 +1,154 @@
+"""Experiments: design, assignments, enrolment, interim looks, results; each page is blinded as the design says."""
+
+import dagster as dg
+import pandas as pd
+
+from assets.partitions import EXPERIMENT_OF_SCOPE, EXPERIMENTS
+from assets.stage import Produced, stage_asset
+from e2i_dagster.config.environment import actor, config_folder
+from e2i_dagster.config.experiment import ExperimentSpec, LifecyclePolicy
+from e2i_dagster.config.policy import current_policy
+from resources.warehouse import Warehouse
+
+GROUP = "experiments"
+
+
+@stage_asset(
+    always=True,
+    gated=False,
+    group_name=GROUP,
+    kinds={"yaml"},
+    partitions_def=EXPERIMENTS,
+    description="The design in force: registered as a draft, locked by the first assignment, amended on record.",
+)
+def experiment_design(context: dg.AssetExecutionContext, warehouse: Warehouse) -> Produced:
+    from e2i_dagster.experiments.run import register_design
+
+    with warehouse.engine().begin() as connection:
+        spec, metadata = register_design(
+            connection, current_policy().experiments[context.partition_key], actor=actor()[0]
+        )
+    return Produced(spec, spec, metadata)
+
+
+@stage_asset(
+    always=True,
+    gated=False,
+    group_name=GROUP,
+    kinds={"postgres"},
+    partitions_def=EXPERIMENTS,
+    description="Assigns eligible units that consented (running experiments), and says how the arms balance.",
+)
+def assignments(experiment_design: ExperimentSpec, warehouse: Warehouse) -> Produced:
+    from e2i_dagster.experiments.run import assign_waiting
+
+    with warehouse.engine().begin() as connection:
+        report = assign_waiting(connection, experiment_design.name, actor=actor()[0])
+    return Produced(report, report)
+
+
+@stage_asset(
+    always=True,
+    gated=False,
+    group_name=GROUP,
+    kinds={"postgres"},
+    partitions_def=EXPERIMENTS,
+    deps=["assignments"],
+    description="From screening to completion, and enrolment against the plan.",
+)
+def enrolment(experiment_design: ExperimentSpec, warehouse: Warehouse) -> Produced:
+    from e2i_dagster.experiments.run import enrolment_page
+
+    with warehouse.engine().begin() as connection:
+        report = enrolment_page(connection, experiment_design.name, LifecyclePolicy.load(config_folder()))
+    return Produced(report, report)
+
+
+@stage_asset(
+    always=True,
+    gated=False,
+    group_name=GROUP,
+    kinds={"scipy"},
+    partitions_def=EXPERIMENTS,
+    deps=["enrolment"],
+    description="Makes the look that is due, once, on frozen rows; shows continue or stop for review while blinded.",
+)
+def interim(experiment_design: ExperimentSpec, warehouse: Warehouse) -> Produced:
+    from e2i_dagster.experiments.run import look_page
+
+    with warehouse.engine().begin() as connection:
+        page = look_page(
+            connection, experiment_design.name, LifecyclePolicy.load(config_folder()), actor=actor()[0]
+        )
+    return Produced(page, page)
+
+
+@stage_asset(
+    always=True,
+    gated=False,
+    group_name=GROUP,
+    kinds={"scipy"},
+    partitions_def=EXPERIMENTS,
+    deps=["interim"],
+    description="Every metric over every analysed set, once data collection is over; before that, that it is not.",
+)
+def results(experiment_design: ExperimentSpec, warehouse: Warehouse) -> Produced:
+    from e2i_dagster.experiments.run import results_page
+
+    with warehouse.engine().begin() as connection:
+        page = results_page(
+            connection, experiment_design.name, LifecyclePolicy.load(config_folder()), actor=actor()[0]
+        )
+    return Produced(page, page)
+
+
+@dg.asset_check(
+    asset=assignments,
+    description="Counts per arm against the ratios of the design, by a test that holds at every look at once.",
+)
+def sample_ratio(context: dg.AssetCheckExecutionContext, warehouse: Warehouse) -> dg.AssetCheckResult:
+    from e2i_dagster.experiments.run import judge_ratio
+
+    name = context.op_execution_context.partition_key
+    with warehouse.engine().begin() as connection:
+        passed, said = judge_ratio(connection, name, LifecyclePolicy.load(config_folder()), actor=actor()[0])
+    return dg.AssetCheckResult(passed=passed, description=said)
+
+
+@stage_asset(
+    gated=False,
+    group_name="digital_twin",
+    kinds={"econml"},
+    partitions_def=EXPERIMENTS,
+    ins={"training_frame": dg.AssetIn("training_frame", partition_mapping=EXPERIMENT_OF_SCOPE)},
+    definition=lambda key: current_policy().experiments[str(key)].model_dump(mode="json"),
+    description="The experiment predicted on twins of the cohort by a fitted model of effects.",
+)
+def twin_simulation(
+    context: dg.AssetExecutionContext, training_frame: pd.DataFrame, warehouse: Warehouse
+) -> Produced:
+    from e2i_dagster.experiments.run import simulate_and_record
+
+    spec = current_policy().experiments[context.partition_key]
+    with warehouse.engine().begin() as connection:
+        simulation = simulate_and_record(connection, spec, training_frame, actor=actor()[0])
+    return Produced(simulation, simulation)
+
+
+@stage_asset(
+    always=True,
+    gated=False,
+    group_name=GROUP,
+    kinds={"postgres"},
+    partitions_def=EXPERIMENTS,
+    deps=["interim"],
+    description="The twin's prediction against the effect that each look observed, graded; blinded as the looks are.",
+)
+def twin_fidelity(experiment_design: ExperimentSpec, warehouse: Warehouse) -> Produced:
+    from e2i_dagster.experiments.run import fidelity_page
+
+    with warehouse.engine().begin() as connection:
+        page = fidelity_page(
+            connection, experiment_design.name, LifecyclePolicy.load(config_folder()), actor=actor()[0]
+        )
+    return Produced(page, page)

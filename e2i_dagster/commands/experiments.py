@@ -1,0 +1,348 @@
+"""``e2i experiment``: designs through their life cycle, units, looks, results, twins, reports."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from e2i_dagster.commands.console import as_json, command_errors, print_table
+from e2i_dagster.commands.launch import exit_code, failure_text, launch
+
+
+@click.group()
+def experiment() -> None:
+    """Experiments: design, approval, enrolment, looks, results."""
+
+
+@experiment.command("list")
+@as_json
+@command_errors
+def list_command(json_output: bool) -> None:
+    """Designs in config/experiments and where each of them stands."""
+    from e2i_dagster.config.policy import current_policy
+    from e2i_dagster.experiments import store
+    from e2i_dagster.warehouse.connection import engine
+
+    with engine(role="app").connect() as connection:
+        held = store.read_all(connection)
+        rows = []
+        for name in sorted({*current_policy().experiments, *held}):
+            one = held.get(name)
+            spec = one.spec if one else current_policy().experiments[name]
+            rows.append(
+                {
+                    "experiment": name,
+                    "state": one.state if one else "not registered",
+                    "units": (one.source or "none yet") if one else "none yet",
+                    "arms": ", ".join(spec.ratios),
+                    "primary": spec.metrics.primary.name,
+                    "looks": len(store.looks(connection, name)),
+                    "decision": (one.decision or "") if one else "",
+                }
+            )
+    if json_output:
+        click.echo(json.dumps(rows))
+    elif rows:
+        print_table("Experiments", rows)
+    else:
+        click.echo("No experiment: put a design into config/experiments (docs/experiments.md).")
+
+
+@experiment.command("show")
+@click.argument("name")
+@as_json
+@command_errors
+def show_command(name: str, json_output: bool) -> None:
+    """State, enrolment, ratio of the arms, looks (blinded as the design says), history and what may follow."""
+    from e2i_dagster.experiments.summary import summary
+    from e2i_dagster.warehouse.connection import engine
+
+    with engine(role="app").begin() as connection:
+        told = summary(connection, name, _lifecycle())
+    if json_output:
+        click.echo(json.dumps(told, default=str))
+        return
+    click.echo(f"{name}: {told['state']} ({told['units']} units), design version {told['design_version']}")
+    click.echo(f"may become: {', '.join(told['next_states']) or 'nothing'}")
+    print_table("Enrolment", [{"step": step, "number": n} for step, n in told["enrolment"].items()])
+    if told["sample_ratio"]:
+        click.echo(f"\nSample ratio: {told['sample_ratio']}")
+    print_table("Looks", told["looks"])
+    print_table("History", told["history"])
+    print_table("Openings of the unblinded report", told["openings"])
+
+
+@experiment.command("run")
+@click.argument("name")
+@as_json
+@command_errors
+def run_command(name: str, json_output: bool) -> None:
+    """Register the design, assign who waits, make the look that is due, fill the pages (job `run_experiment`)."""
+    _require(name)
+    _run(name, show=not json_output)
+    _show_after(name, json_output)
+
+
+@experiment.command("transition")
+@click.argument("name")
+@click.argument("state")
+@click.option("--reason", required=True, help="Why; recorded.")
+@click.option("--decision", help="For decided: what was decided.")
+@as_json
+@command_errors
+def transition_command(name: str, state: str, reason: str, decision: str | None, json_output: bool) -> None:
+    """Take the experiment to STATE; what the state needs is checked and recorded (job `change_experiment`)."""
+    _change(json_output, experiment=name, action="transition", state=state, reason=reason, decision=decision)
+
+
+@experiment.command("approve")
+@click.argument("name")
+@click.option("--role", required=True, help="The role that approves (config/experiment_lifecycle.yaml).")
+@click.option("--reason", required=True, help="Why; recorded.")
+@as_json
+@command_errors
+def approve_command(name: str, role: str, reason: str, json_output: bool) -> None:
+    """Approve exactly the design in force, as E2I_ACTOR (job `change_experiment`)."""
+    _change(json_output, experiment=name, action="approve", role=role, reason=reason)
+
+
+@experiment.command("amend")
+@click.argument("name")
+@click.option("--reason", required=True, help="Why; recorded.")
+@as_json
+@command_errors
+def amend_command(name: str, reason: str, json_output: bool) -> None:
+    """Take over the changed file of a locked design, on record (job `change_experiment`)."""
+    _change(json_output, experiment=name, action="amend", reason=reason)
+
+
+@experiment.command("record")
+@click.argument("name")
+@click.argument("kind", type=click.Choice(["units", "events", "outcomes"]))
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@as_json
+@command_errors
+def record_command(name: str, kind: str, file: Path, json_output: bool) -> None:
+    """Record screened units, enrolment events or outcomes of a CSV or Parquet FILE (job `change_experiment`)."""
+    _change(json_output, experiment=name, action="record", kind=kind, file=str(file.absolute()))
+
+
+@experiment.command("simulate")
+@click.argument("name")
+@click.option("--days", type=click.IntRange(min=1), help="Until so many days after the start.")
+@click.option(
+    "--walk", is_flag=True, help="From draft to decision, with invented people who approve and decide."
+)
+@as_json
+@command_errors
+def simulate_command(name: str, days: int | None, walk: bool, json_output: bool) -> None:
+    """Invented patients with known effects, until the next look (jobs `change_experiment`, `run_experiment`)."""
+    _require(name)
+    if walk and days is not None:
+        raise click.UsageError("--walk goes to the end; leave --days out.")
+    if walk:
+        _walk(name, show=not json_output)
+    else:
+        _perform(not json_output, experiment=name, action="simulate", days=days)
+        _run(name, show=not json_output)
+    _show_after(name, json_output)
+
+
+@experiment.command("audit")
+@click.argument("name")
+@as_json
+@command_errors
+def audit_command(name: str, json_output: bool) -> None:
+    """Draw every assignment again with the key, check the chain of seals and the rows that looks froze."""
+    from e2i_dagster.experiments import store
+    from e2i_dagster.experiments.looks import replay
+    from e2i_dagster.warehouse.connection import engine
+
+    with engine(role="app").connect() as connection:
+        store.read(connection, name)
+        found = store.audit(connection, name)
+        frozen = {
+            look["analysis_number"]: replay(connection, name, look["analysis_number"])
+            for look in store.looks(connection, name)
+        }
+    passed = found.passed and all(frozen.values())
+    told = {
+        "passed": passed, "units": found.units, "batches": found.batches,
+        "broken_seals": list(found.broken_seals), "different_units": found.different,
+        "looks_unchanged": sum(frozen.values()), "looks": len(frozen),
+    }  # fmt: skip
+    if json_output:
+        click.echo(json.dumps(told))
+    else:
+        print_table("Audit", [{"what": key, "found": str(value)} for key, value in told.items()])
+    sys.exit(0 if passed else 4)
+
+
+@experiment.command("twin")
+@click.argument("name")
+@as_json
+@command_errors
+def twin_command(name: str, json_output: bool) -> None:
+    """Predict the experiment on twins of its cohort (job `simulate_twin`; needs `e2i run` of its scope)."""
+    from e2i_dagster.experiments.twin import newest_simulation
+    from e2i_dagster.warehouse.connection import engine
+    from sensors.plan import PlannedRun
+
+    _require(name)
+    result = launch("simulate_twin", planned=PlannedRun("simulate_twin", name), show=not json_output)
+    if not result.success:
+        click.echo(f"Error: {failure_text(result)}", err=True)
+        sys.exit(exit_code(result))
+    with engine(role="app").connect() as connection:
+        newest = newest_simulation(connection, name)
+    assert newest is not None
+    told = {
+        "predicted_effect": newest["simulated_ate"],
+        "interval": [newest["simulated_ci_lower"], newest["simulated_ci_upper"]],
+        "twins": newest["twin_count"],
+        "recommendation": newest["recommendation"],
+        "rationale": newest["recommendation_rationale"],
+    }
+    if json_output:
+        click.echo(json.dumps(told))
+    else:
+        print_table("Digital twin", [{"what": key, "value": str(value)} for key, value in told.items()])
+
+
+@experiment.command("report")
+@click.argument("name")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="File to write; in the state folder by default."
+)
+@click.option(
+    "--unblinded", is_flag=True, help="With effects while data are collected; the opening is recorded."
+)
+@click.option("--reason", default="", help="Why the unblinded report is opened.")
+@command_errors
+def report_command(name: str, output: Path | None, unblinded: bool, reason: str) -> None:
+    """Write the report as one HTML page and say where."""
+    from e2i_dagster.config.environment import actor, state_folder
+    from e2i_dagster.experiments import run, store
+    from e2i_dagster.warehouse.connection import engine
+
+    warehouse = engine(role="app")
+    with warehouse.begin() as connection:
+        blinded = run.is_blinded(store.read(connection, name)) and not unblinded
+        if unblinded:
+            store.open_report(connection, name, what="report", reason=reason, actor=actor()[0])
+        page = run.report_html(connection, name, _lifecycle(), blinded=blinded, actor=actor()[0])
+    kind = "unblinded" if unblinded else "report"
+    path = output or state_folder() / "reports" / "experiments" / f"{name}_{kind}.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        stream.write(page)
+    click.echo(str(path))
+
+
+def _lifecycle() -> Any:
+    from e2i_dagster.config.environment import config_folder
+    from e2i_dagster.config.experiment import LifecyclePolicy
+
+    return LifecyclePolicy.load(config_folder())
+
+
+def _require(name: str) -> None:
+    from e2i_dagster.config.policy import current_policy
+    from e2i_dagster.errors import InputError
+
+    policy = current_policy()
+    if name not in policy.experiments:
+        broken = [problem for path, problem in policy.problems.items() if Path(path).stem == name]
+        known = ", ".join(sorted(policy.experiments)) or "none"
+        raise InputError(broken[0] if broken else f"There is no experiment {name!r}. Known: {known}.")
+
+
+def _perform(show: bool, **fields: Any) -> dict[str, Any]:
+    """Run the job `change_experiment` and return what it says; end with its exit code when it fails."""
+    given = {key: value for key, value in fields.items() if value is not None}
+    result = launch("change_experiment", {"change": given}, show=show)
+    if not result.success:
+        click.echo(f"Error: {failure_text(result)}", err=True)
+        sys.exit(exit_code(result))
+    (output,) = [event for event in result.all_events if event.event_type_value == "STEP_OUTPUT"]
+    told = {key: value.value for key, value in output.step_output_data.metadata.items()}
+    if show:
+        click.echo("  + " + ", ".join(f"{key} {value}" for key, value in told.items() if key != "experiment"))
+    return told
+
+
+def _change(json_output: bool, **fields: Any) -> None:
+    _require(fields["experiment"])
+    told = _perform(not json_output, **fields)
+    if json_output:
+        click.echo(json.dumps(told))
+
+
+def _run(name: str, *, show: bool) -> None:
+    from sensors.plan import PlannedRun
+
+    result = launch("run_experiment", planned=PlannedRun("run_experiment", name), show=show)
+    if not result.success:
+        click.echo(f"Error: {failure_text(result)}", err=True)
+        sys.exit(exit_code(result))
+
+
+def _show_after(name: str, json_output: bool) -> None:
+    from e2i_dagster.experiments.summary import summary
+    from e2i_dagster.warehouse.connection import engine
+
+    with engine(role="app").begin() as connection:
+        told = summary(connection, name, _lifecycle())
+    if json_output:
+        click.echo(json.dumps(told, default=str))
+        return
+    print_table("Looks", told["looks"])
+    click.echo(f"\n{name} is {told['state']}. It may become: {', '.join(told['next_states']) or 'nothing'}.")
+    click.echo(
+        f"Pages: make ui (group experiments), e2i experiment show {name}, e2i experiment report {name}"
+    )
+
+
+def _walk(name: str, *, show: bool) -> None:
+    """Draft to decision: each step is the command that people would give, by invented people."""
+    from e2i_dagster.experiments import store
+    from e2i_dagster.warehouse.connection import engine
+
+    def to(state: str, person: str, reason: str, **more: Any) -> None:
+        _perform(
+            show, experiment=name, action="transition", state=state, reason=reason, people=person, **more
+        )
+
+    policy = _lifecycle()
+    to("in_review", "analyst", "the design is complete")
+    for role in policy.approvals.roles:
+        _perform(show, experiment=name, action="approve", role=role, reason="agreed", people=role)
+    to("approved", "analyst", "both approvals are there")
+    to("scheduled", "analyst", "start is set")
+    to("running", "analyst", "start")
+    ends = {
+        "stop_efficacy": "stopped_success", "stop_futility": "stopped_futility", "stop_safety": "stopped_harm",
+    }  # fmt: skip
+    while True:
+        _perform(show, experiment=name, action="simulate")
+        _run(name, show=show)
+        with engine(role="app").connect() as connection:
+            newest = store.looks(connection, name)[-1:]
+        if newest and newest[0]["decision"] in ends:
+            to(ends[newest[0]["decision"]], "committee", f"look {newest[0]['analysis_number']}")
+            break
+        if not newest or newest[0]["analysis_type"] == "final":
+            to("completed", "committee", "all planned information is there")
+            break
+    _run(name, show=show)
+    to("analyzed", "analyst", "results are recorded")
+    benefit = newest and newest[0]["decision"] == "stop_efficacy"
+    decision = "implement_treatment" if benefit else "no_change"
+    to("decided", "brand_lead", "by the results", decision=decision)
+    _run(name, show=show)

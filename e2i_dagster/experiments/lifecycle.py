@@ -1,0 +1,220 @@
+"""The life cycle of an experiment: which state may follow, and what must be there first."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from e2i_dagster.config.experiment import ENDED_STATES, OPEN_STATES, ExperimentSpec, LifecyclePolicy, State
+from e2i_dagster.errors import InputError, VerdictError
+
+
+@dataclass(frozen=True)
+class Approval:
+    """One approval of exactly one design."""
+
+    role: str
+    by: str
+    design_digest: str
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What is known when a transition is asked for.
+
+    Attributes:
+        state: the present state. actor: who asks. submitted_by: who submitted the design for review.
+        others: designs of other experiments by name, with their states.
+        key_ready: the randomization key is there.
+        newest_decision: decision of the newest look (None without one); ``looks_done`` of them.
+        information: information fraction reached. as_of: newest day of the data.
+        paused_at: since when it is paused. results: the final results are recorded.
+        decision: what shall be decided.
+        assigned: units assigned.
+    """
+
+    state: State
+    actor: str
+    design_digest: str
+    submitted_by: str | None = None
+    approvals: tuple[Approval, ...] = ()
+    others: Mapping[str, tuple[ExperimentSpec, State]] = field(default_factory=dict)
+    key_ready: bool = False
+    newest_decision: str | None = None
+    looks_done: int = 0
+    information: float = 0.0
+    as_of: dt.date | None = None
+    paused_at: dt.datetime | None = None
+    results: bool = False
+    decision: str | None = None
+    assigned: int = 0
+
+
+def judge_transition(
+    spec: ExperimentSpec, policy: LifecyclePolicy, situation: Situation, to: str, *, now: dt.datetime
+) -> dict[str, str]:
+    """What was checked for the transition to ``to``, and found.
+
+    Raises:
+        InputError: there is no such state, or it cannot follow the present one.
+        VerdictError: something that the state needs is not there; everything that is missing is listed.
+    """
+    if to not in policy.transitions:
+        raise InputError(f"There is no state {to!r}. States: {', '.join(policy.transitions)}.")
+    after = policy.transitions[situation.state]
+    if to not in after:
+        raise InputError(
+            f"Experiment {spec.name} is {situation.state}; {to} cannot follow. "
+            + (f"It may become {', '.join(after)}." if after else "Nothing follows.")
+        )
+    checks = dict(_CHECKS.get(to, _nothing)(spec, policy, situation, now))
+    missing = [f"{name}: {text}" for name, (fine, text) in checks.items() if not fine]
+    if missing:
+        raise VerdictError(f"Experiment {spec.name} cannot become {to}: " + "; ".join(missing) + ".")
+    return {name: text for name, (_, text) in checks.items()}
+
+
+Found = Iterator[tuple[str, tuple[bool, str]]]
+
+
+def _nothing(spec: ExperimentSpec, policy: LifecyclePolicy, situation: Situation, now: dt.datetime) -> Found:
+    yield from ()
+
+
+def _for_review(
+    spec: ExperimentSpec, policy: LifecyclePolicy, situation: Situation, now: dt.datetime
+) -> Found:
+    primary = spec.metrics.primary
+    yield (
+        "minimum effect",
+        (
+            primary.minimum_effect is not None,
+            "metrics.primary.minimum_effect is "
+            + ("given" if primary.minimum_effect is not None else "not given"),
+        ),
+    )
+    days = (spec.dates.end - spec.dates.start).days + 1
+    reachable = days * spec.sample_size.per_day
+    yield (
+        "duration",
+        (
+            reachable >= spec.sample_size.total,
+            f"{days} days at {spec.sample_size.per_day:g} units a day enrol {reachable:,.0f} of "
+            f"{spec.sample_size.total:,}",
+        ),
+    )
+    yield "overlap", _overlap(spec, situation)
+
+
+def _overlap(spec: ExperimentSpec, situation: Situation) -> tuple[bool, str]:
+    """Another open experiment that may meet the same units at the same time."""
+    clashing = [
+        name
+        for name, (other, state) in situation.others.items()
+        if state in OPEN_STATES
+        and other.unit == spec.unit
+        and other.brand == spec.brand
+        and other.eligibility.cohort == spec.eligibility.cohort
+        and other.dates.start <= spec.dates.end
+        and spec.dates.start <= other.dates.end
+        and name not in spec.may_overlap_with
+    ]
+    if not clashing:
+        return True, "no open experiment meets the same units"
+    return False, (
+        f"{', '.join(clashing)} meets the same units in the same time; end it, or name it in may_overlap_with"
+    )
+
+
+def _approved(spec: ExperimentSpec, policy: LifecyclePolicy, situation: Situation, now: dt.datetime) -> Found:
+    valid = {one.role: one.by for one in situation.approvals if one.design_digest == situation.design_digest}
+    for role in policy.approvals.roles:
+        by = valid.get(role)
+        yield f"approval of {role}", (by is not None, f"by {by}" if by else "is missing for this design")
+    people = [valid[role] for role in policy.approvals.roles if role in valid]
+    yield "different people", (len(set(people)) == len(people), f"{len(set(people))} approved")
+    own = situation.submitted_by in people
+    yield (
+        "second person",
+        (not own, "the one who submitted it approved it" if own else "not the one who submitted it"),
+    )
+
+
+def _before_launch(
+    spec: ExperimentSpec, policy: LifecyclePolicy, situation: Situation, now: dt.datetime
+) -> Found:
+    yield "randomization", (
+        situation.key_ready, "the key is there" if situation.key_ready else "the key cannot be read",
+    )  # fmt: skip
+    yield "overlap", _overlap(spec, situation)
+    if situation.state == "paused" and situation.paused_at is not None:
+        days = (now - situation.paused_at).total_seconds() / 86_400
+        yield (
+            "pause",
+            (
+                days <= policy.longest_pause_days,
+                f"paused for {days:.1f} of at most {policy.longest_pause_days} days",
+            ),
+        )
+
+
+def _stopped(decision: str) -> Callable[..., Found]:
+    def found(spec: ExperimentSpec, policy: LifecyclePolicy, situation: Situation, now: dt.datetime) -> Found:
+        newest = situation.newest_decision
+        yield "newest look", (newest == decision, f"says {newest or 'nothing yet'}, needed is {decision}")
+
+    return found
+
+
+def _completed(
+    spec: ExperimentSpec, policy: LifecyclePolicy, situation: Situation, now: dt.datetime
+) -> Found:
+    over = situation.as_of is not None and situation.as_of > spec.dates.end
+    yield (
+        "information",
+        (
+            situation.information >= 1 - 1e-9 or over,
+            f"{situation.information:.0%} of the planned information, data up to {situation.as_of or 'no day'}, "
+            f"planned end {spec.dates.end}",
+        ),
+    )
+
+
+def _analyzed(spec: ExperimentSpec, policy: LifecyclePolicy, situation: Situation, now: dt.datetime) -> Found:
+    yield (
+        "results",
+        (
+            situation.results,
+            "are recorded" if situation.results else f"are not recorded: run e2i experiment run {spec.name}",
+        ),
+    )
+
+
+def _decided(spec: ExperimentSpec, policy: LifecyclePolicy, situation: Situation, now: dt.datetime) -> Found:
+    yield (
+        "decision",
+        (
+            situation.decision in policy.decisions,
+            f"{situation.decision or 'none was given'} (one of {', '.join(policy.decisions)})",
+        ),
+    )
+
+
+_CHECKS: Mapping[str, Callable[..., Found]] = {
+    "in_review": _for_review,
+    "approved": _approved,
+    "scheduled": _before_launch,
+    "running": _before_launch,
+    "stopped_success": _stopped("stop_efficacy"),
+    "stopped_futility": _stopped("stop_futility"),
+    "stopped_harm": _stopped("stop_safety"),
+    "completed": _completed,
+    "analyzed": _analyzed,
+    "decided": _decided,
+}
+
+
+def may_read_results(state: State) -> bool:
+    """True once data collection is over: before that results are for the data monitoring committee alone."""
+    return state in ENDED_STATES

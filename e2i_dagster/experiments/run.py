@@ -1,0 +1,212 @@
+"""One run of an experiment: what each of its assets does, over the tables of :mod:`e2i_dagster.experiments.store`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import sqlalchemy as sa
+
+from e2i_dagster.config.experiment import ExperimentSpec, LifecyclePolicy
+from e2i_dagster.experiments import enrolment, pages, store
+from e2i_dagster.experiments.final import ResultsPage, compute_results
+from e2i_dagster.experiments.interim import boundaries
+from e2i_dagster.experiments.lifecycle import may_read_results
+from e2i_dagster.experiments.looks import InterimPage, interim_page, make_look
+from e2i_dagster.experiments.planning import power
+from e2i_dagster.experiments.randomization import BalanceReport, balance
+from e2i_dagster.experiments.twin import (
+    FidelityPage,
+    TwinSimulation,
+    compare_looks,
+    comparisons,
+    record_simulation,
+    simulate_twin,
+    simulations,
+)
+from e2i_dagster.experiments.watch import check_srm
+
+
+def register_design(
+    connection: sa.Connection, spec: ExperimentSpec, *, actor: str
+) -> tuple[ExperimentSpec, dict[str, Any]]:
+    """The design in force and what to show of it beside its own fields."""
+    held = store.register(connection, spec, actor=actor)
+    figure = pages.boundary_figure(held.spec, [], blinded=True)
+    return held.spec, {
+        "state": held.state,
+        "design_version": held.version,
+        "locked": held.locked_at is not None,
+        "power_at_minimum_effect": planned_power(held.spec),
+        "boundaries_md": pages.as_markdown(figure, "Planned boundaries"),
+    }
+
+
+def planned_power(spec: ExperimentSpec) -> float | None:
+    """Power of the planned sample size at the minimum effect, over all looks.
+
+    None without a minimum effect, or for survival metrics without an expected share of events.
+    """
+    metric = spec.metrics.primary
+    effect = metric.minimum_effect
+    if (
+        effect is None
+        or metric.kind == "survival"
+        or (metric.kind == "proportion" and metric.baseline is None)
+    ):
+        return None
+    looks = spec.looks
+    alpha = looks.alpha / len(spec.treatments)
+    bounds = boundaries(
+        looks.rule, looks.information_fractions, alpha=alpha, sides=looks.sides, gamma=looks.gamma
+    )
+    return power(
+        metric.kind,
+        n=spec.sample_size.total,
+        effect=effect * (metric.sign if metric.kind == "proportion" else 1),
+        baseline=metric.baseline if metric.kind == "proportion" else None,
+        sd=metric.sd,
+        alpha=looks.alpha,
+        sides=looks.sides,
+        ratio=spec.ratios,
+        control=spec.control,
+        boundaries=bounds,
+    )
+
+
+def assign_waiting(connection: sa.Connection, name: str, *, actor: str) -> BalanceReport:
+    """Assign who waits, when the experiment is running; balance of all assignments so far."""
+    held = store.read(connection, name)
+    if held.state == "running" and not held.simulated:
+        store.randomize(connection, name, actor=actor)
+    records = store.read_records(connection, name)
+    spec = held.spec
+    shown = [*spec.randomization.strata, *spec.randomization.factors]
+    covariate = spec.metrics.primary.covariate
+    names = list(dict.fromkeys([*shown, *([covariate] if covariate else [])]))
+    attributes = records.assignments[["unit_id"]].merge(
+        enrolment.attribute_frame(records.screened), on="unit_id", how="left"
+    )
+    return balance(records.assignments, spec.ratios, attributes[names] if len(attributes) else None)
+
+
+def enrolment_page(
+    connection: sa.Connection, name: str, policy: LifecyclePolicy
+) -> enrolment.EnrolmentReport:
+    """Counts from screening to completion, with the figure against the plan."""
+    held = store.read(connection, name)
+    records = store.read_records(connection, name)
+    states = enrolment.unit_states(
+        records.assignments,
+        records.events,
+        minor_deviations_that_exclude=policy.minor_deviations_that_exclude,
+    )
+    report = enrolment.enrolment_report(
+        held.spec, records.screened, states, records.events, simulated=held.simulated
+    )
+    figure = pages.enrolment_figure(report)
+    return report.model_copy(update={"figure_md": pages.as_markdown(figure, "Enrolment against plan")})
+
+
+def look_page(connection: sa.Connection, name: str, policy: LifecyclePolicy, *, actor: str) -> InterimPage:
+    """Make the look that is due, and show what may be shown of all looks."""
+    make_look(connection, name, policy=policy, actor=actor)
+    held = store.read(connection, name)
+    made = store.looks(connection, name)
+    blinded = is_blinded(held)
+    figure = pages.boundary_figure(held.spec, made, blinded=blinded)
+    return interim_page(
+        held,
+        made,
+        store.information(held.spec, store.read_records(connection, name).outcomes),
+        blinded=blinded,
+        figure=pages.as_markdown(figure, "Boundaries and looks"),
+    )
+
+
+def results_page(connection: sa.Connection, name: str, policy: LifecyclePolicy, *, actor: str) -> ResultsPage:
+    """Results once data collection is over, with the forest plot."""
+    page = compute_results(connection, name, policy=policy, actor=actor)
+    if not page.available:
+        return page
+    spec = store.read(connection, name).spec
+    figure = pages.forest_figure(page.results, spec.metrics.primary.name, page.subgroups)
+    return page.model_copy(update={"forest_md": pages.as_markdown(figure, "Forest plot")})
+
+
+def judge_ratio(
+    connection: sa.Connection, name: str, policy: LifecyclePolicy, *, actor: str
+) -> tuple[bool, str]:
+    """Whether the ratios of the arms hold, and the figures."""
+    held = store.read(connection, name)
+    found = check_srm(connection, held.spec, store.read_records(connection, name), policy, actor=actor)
+    if found is None:
+        return True, "no unit is assigned yet"
+    return (
+        found["severity"] == "none",
+        f"{found['severity']}: {found['actual_counts']}, p {found['p_value']:.3g} (fixed), "
+        f"{found['sequential_p_value']:.3g} (valid at every look)",
+    )
+
+
+def is_blinded(held: store.Experiment) -> bool:
+    """True while only the data monitoring committee may see effects."""
+    return held.spec.blinding == "dmc" and not may_read_results(held.state)
+
+
+def report_html(
+    connection: sa.Connection, name: str, policy: LifecyclePolicy, *, blinded: bool, actor: str
+) -> str:
+    """The report of an experiment as one HTML page."""
+    held = store.read(connection, name)
+    records = store.read_records(connection, name)
+    return pages.experiment_report(
+        held,
+        enrolment_page(connection, name, policy),
+        store.history(connection, name),
+        store.looks(connection, name),
+        compute_results(connection, name, policy=policy, actor=actor),
+        comparisons(connection, name),
+        check_srm(connection, held.spec, records, policy, actor=actor),
+        blinded=blinded,
+    )
+
+
+def simulate_and_record(
+    connection: sa.Connection, spec: ExperimentSpec, frame: pd.DataFrame, *, actor: str
+) -> TwinSimulation:
+    """Simulate the twin of ``spec`` on the cohort's training frame and record it."""
+    store.register(connection, spec, actor=actor)
+    simulation = simulate_twin(spec, frame)
+    record_simulation(connection, simulation, actor=actor)
+    return simulation
+
+
+def fidelity_page(
+    connection: sa.Connection, name: str, policy: LifecyclePolicy, *, actor: str
+) -> FidelityPage:
+    """Compare the newest simulation with the looks, and show what may be shown."""
+    held = store.read(connection, name)
+    reason = compare_looks(connection, name, store.looks(connection, name), policy, actor=actor)
+    found = comparisons(connection, name)
+    blinded = is_blinded(held)
+    if blinded and found:
+        reason = f"{len(found)} comparison(s), blinded until data collection is over"
+    shown = () if blinded else tuple(_plain(one) for one in found)
+    figure = pages.as_markdown(pages.fidelity_figure(found), "Prediction and observation") if shown else ""
+    return FidelityPage(
+        experiment=name,
+        blinded=blinded,
+        simulations=simulations(connection, name),
+        comparisons=shown,
+        reason=reason,
+        figure_md=figure,
+    )
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: value
+        for key, value in row.items()
+        if key not in ("id", "simulation_id", "recorded_at", "recorded_by", "experiment")
+    }
