@@ -106,14 +106,12 @@ def check_events(
     seen = pd.MultiIndex.from_frame(known[named].astype(str))
     new = given[~pd.MultiIndex.from_frame(given[named].astype(str)).isin(seen)].reset_index(drop=True)
     kind, at, unit = new["event_type"], new["occurred_at"], new["unit_id"]
-    screened_at = unit.map(screened.set_index("unit_id")["screened_at"])
-    assigned_at = unit.map(assignments.set_index("unit_id")["assigned_at"])
+    screened_at = _time_of(unit, screened.set_index("unit_id")["screened_at"])
+    assigned_at = _time_of(unit, assignments.set_index("unit_id")["assigned_at"])
     everything = pd.concat(
         [part[named] for part in (known, new) if len(part)] or [new[named]], ignore_index=True
     )
-    agreed = unit.map(
-        everything.loc[everything["event_type"] == "consented"].groupby("unit_id")["occurred_at"].min()
-    )
+    agreed = _time_of(unit, _first(everything, "consented"))
     ends = everything[everything["event_type"].isin(_ENDS)].groupby("unit_id").size()
     after = kind.isin(_AFTER_ASSIGNMENT)
     consents = kind == "consented"
@@ -128,8 +126,7 @@ def check_events(
         & ~new["consent_method"].isin(consent.methods),
         f"consents without one of the versions {', '.join(consent.versions)}": consents
         & ~new["consent_version"].isin(consent.versions),
-        "withdrawals of a consent that was not given before": (kind == "consent_withdrawn")
-        & ~(agreed <= at).fillna(False),
+        "withdrawals of a consent that was not given before": (kind == "consent_withdrawn") & ~(agreed <= at),
         f"withdrawals without one of {', '.join(INITIATORS)} in initiated_by": (kind == "withdrawn")
         & ~new["initiated_by"].isin(INITIATORS),
         f"deviations without one of {', '.join(SEVERITIES)} in severity": (kind == "deviation")
@@ -170,8 +167,8 @@ def check_outcomes(
     given = given.drop_duplicates(ignore_index=True)
     kinds = {metric.name: metric.kind for metric in spec.metrics.all}
     kind = given["metric"].map(kinds)
-    assigned_at = given["unit_id"].map(assignments.set_index("unit_id")["assigned_at"])
-    gone = events.loc[events["event_type"] == "consent_withdrawn"].groupby("unit_id")["occurred_at"].min()
+    assigned_at = _time_of(given["unit_id"], assignments.set_index("unit_id")["assigned_at"])
+    gone = _time_of(given["unit_id"], _first(events, "consent_withdrawn"))
     both = given.merge(
         known[["unit_id", "metric", "value"]].assign(there=True),
         on=["unit_id", "metric"], how="left", suffixes=("", "_known"),
@@ -183,7 +180,7 @@ def check_outcomes(
         "of units that are not assigned": assigned_at.isna(),
         "without a readable time": given["observed_at"].isna(),
         "observed before the unit was assigned": given["observed_at"] < assigned_at,
-        "observed after the unit withdrew its consent": given["observed_at"] > given["unit_id"].map(gone),
+        "observed after the unit withdrew its consent": given["observed_at"] > gone,
         "without a finite value (leave a missing outcome out)": ~np.isfinite(value.to_numpy()),
         "of a proportion that are neither 0 nor 1": (kind == "proportion") & ~value.isin([0.0, 1.0]),
         "of a survival metric without a time above 0 and event true or false": (kind == "survival")
@@ -195,6 +192,20 @@ def check_outcomes(
     }
     refuse("outcomes", problems, len(given))
     return given[~there.to_numpy()].reset_index(drop=True)
+
+
+def _time_of(unit: pd.Series, times: pd.Series) -> pd.Series:
+    """The time of each unit, null where there is none; a time whatever the number of rows."""
+    return pd.to_datetime(unit.map(times), utc=True)
+
+
+def _first(events: pd.DataFrame, kind: str) -> pd.Series:
+    """By unit, when an event of ``kind`` happened first."""
+    return (
+        events.loc[(events["event_type"] == kind).to_numpy(dtype=bool)]
+        .groupby("unit_id")["occurred_at"]
+        .min()
+    )
 
 
 def refuse(what: str, problems: dict[str, Any], total: int) -> None:

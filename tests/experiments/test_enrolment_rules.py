@@ -1,0 +1,215 @@
+"""Events and outcomes: what is refused, what derives from them; twin fidelity and what it cannot say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from e2i_dagster.config.cohort import Criterion
+from e2i_dagster.config.experiment import Consent, ExperimentSpec, FidelityGrades
+from e2i_dagster.errors import InputError
+from e2i_dagster.experiments import enrolment
+from e2i_dagster.experiments.twin import judge_fidelity, simulate_twin
+from tests.experiments.conftest import DESIGN
+
+DAY = pd.Timestamp("2025-02-01", tz="UTC")
+SCREENED = pd.DataFrame({"unit_id": ["A", "B", "C"], "screened_at": DAY})
+ASSIGNED = pd.DataFrame(
+    {"unit_id": ["A", "B"], "variant": ["usual", "treated"], "assigned_at": DAY + pd.Timedelta(days=1)}
+)
+NO_EVENTS = pd.DataFrame({name: pd.Series(dtype=object) for name in enrolment.EVENT_COLUMNS})
+NO_OUTCOMES = pd.DataFrame({name: pd.Series(dtype=object) for name in enrolment.OUTCOME_COLUMNS})
+
+
+def event(unit="A", kind="consented", day=2, **more):
+    given = {"consent_method": "email", "consent_version": "1.0"} if kind == "consented" else {}
+    return {"unit_id": unit, "event_type": kind, "occurred_at": DAY + pd.Timedelta(days=day), **given, **more}
+
+
+def checked(*events, known=NO_EVENTS):
+    return enrolment.check_events(
+        pd.DataFrame(list(events)), screened=SCREENED, assignments=ASSIGNED, known=known, consent=Consent(),
+        arms=("usual", "treated"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("events", "says"),
+    [
+        ([event(kind="vanished")], "1 of unknown type"),
+        ([event(unit="Z")], "1 of units that were not screened"),
+        ([event(day=-1)], "before the unit was screened"),
+        ([event(occurred_at="some day")], "without a readable time"),
+        ([event(consent_method=None)], "consent is never implied"),
+        ([event(consent_method="implied")], "consent is never implied"),
+        ([event(consent_version="0.9")], "one of the versions 1.0"),
+        ([event(kind="consent_withdrawn")], "a consent that was not given before"),
+        ([event(unit="C", kind="deviation", severity="minor")], "of units that are not assigned"),
+        ([event(kind="deviation", severity="terrible")], "without one of minor, major, critical"),
+        ([event(kind="withdrawn")], "without one of subject, investigator"),
+        ([event(kind="withdrawn", day=0, initiated_by="subject")], "before the unit was assigned"),
+        ([event(kind="treatment_received", variant_received="other")], "one of the arms usual, treated"),
+        ([event(kind="completed"), event(kind="lost_to_followup", day=9)], "two different ends"),
+        ([event() | {"mood": "good"}], "unknown column.s. mood"),
+    ],
+)  # fmt: skip
+def test_a_wrong_event_is_refused_and_no_unit_is_named(events, says):
+    with pytest.raises(InputError, match=says) as error:
+        checked(*events)
+    assert "'A'" not in str(error.value)
+
+
+def test_nothing_of_a_delivery_is_taken_when_a_row_is_wrong_and_known_rows_are_recognised():
+    with pytest.raises(InputError, match="None of the 2 events was recorded"):
+        checked(event(), event(unit="Z"))
+    first = checked(event(), event(unit="B"))
+    assert len(first) == 2
+    assert checked(event(), event(unit="B"), known=first).empty
+
+
+def outcome(unit="A", value=1.0, day=30, **more):
+    return {
+        "unit_id": unit,
+        "metric": "responded",
+        "value": value,
+        "observed_at": DAY + pd.Timedelta(days=day),
+        **more,
+    }
+
+
+def taken(*outcomes, known=NO_OUTCOMES, events=NO_EVENTS, design=DESIGN):
+    return enrolment.check_outcomes(
+        pd.DataFrame(list(outcomes)), spec=ExperimentSpec.model_validate(design), assignments=ASSIGNED,
+        events=events, known=known,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "says"),
+    [
+        ([outcome(day=0)], "observed before the unit was assigned"),
+        ([outcome(unit="C")], "of units that are not assigned"),
+        ([outcome(metric="unheard_of")], "of unknown metric"),
+        ([outcome(value=0.5)], "neither 0 nor 1"),
+        ([outcome(value=None)], "leave a missing outcome out"),
+        ([outcome(value=float("inf"))], "without a finite value"),
+        ([outcome(), outcome(value=0.0)], "given twice"),
+        ([outcome(observed_at=None)], "without a readable time"),
+    ],
+)
+def test_a_wrong_outcome_is_refused(outcomes, says):
+    with pytest.raises(InputError, match=says):
+        taken(*outcomes)
+
+
+def test_an_outcome_is_recorded_once_and_never_after_consent_was_withdrawn():
+    first = taken(outcome(), outcome(unit="B", value=0.0))
+    assert taken(outcome(), known=first).empty
+    with pytest.raises(InputError, match="recorded already with another value"):
+        taken(outcome(value=0.0), known=first)
+    gone = checked(event(), event(kind="consent_withdrawn", day=10))
+    assert len(taken(outcome(day=9), events=gone)) == 1
+    with pytest.raises(InputError, match="after the unit withdrew its consent"):
+        taken(outcome(day=11), events=gone)
+
+
+def test_states_and_analysed_sets_derive_from_events():
+    events = checked(
+        event(), event(unit="B"),
+        event(kind="treatment_received", variant_received="usual"),
+        event(unit="B", kind="treatment_received", variant_received="usual"),
+        *(event(unit="B", kind="deviation", severity="minor", day=day) for day in (3, 4, 5)),
+        event(kind="consent_withdrawn", day=10), event(unit="B", kind="completed", day=90),
+    )  # fmt: skip
+    states = enrolment.unit_states(ASSIGNED, events, minor_deviations_that_exclude=3).set_index("unit_id")
+    assert states.loc["A", "status"] == "withdrawn"
+    assert states.loc["B", "status"] == "completed"
+    assert states["received"].tolist() == ["usual", "usual"]
+    # Both stay in the intention-to-treat set, in the arm they were assigned; none adhered.
+    assert states["variant"].tolist() == ["usual", "treated"]
+    assert states["adherent"].tolist() == [False, False]
+    assert (
+        enrolment.unit_states(ASSIGNED, NO_EVENTS, minor_deviations_that_exclude=3)["received"].isna().all()
+    )
+
+
+def test_unknown_values_are_judged_as_the_cohort_language_says():
+    units = pd.DataFrame({"unit_id": ["A", "B", "C"], "age": [40, None, 12], "pregnant": [False, True, None]})
+    adult = Criterion(field="age", operator=">=", value=18)
+    pregnant = Criterion(field="pregnant", operator="==", value=True)
+    failed = enrolment.eligibility(units, [adult], [pregnant])
+    assert failed.tolist() == [[], ["age", "pregnant"], ["age"]]
+    with pytest.raises(InputError, match="age"):
+        enrolment.eligibility(units.drop(columns="age"), [adult], [])
+
+
+GRADES = FidelityGrades(excellent=0.10, good=0.20, fair=0.35)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "actual", "error", "grade"),
+    [
+        (0.21, 0.20, 0.05, "excellent"), (0.23, 0.20, 0.15, "good"), (0.26, 0.20, 0.30, "fair"),
+        (0.30, 0.20, 0.50, "poor"), (-0.20, -0.21, 1 / 21, "excellent"),
+    ],
+)  # fmt: skip
+def test_grades_follow_the_error_relative_to_the_observed_effect(predicted, actual, error, grade):
+    found = judge_fidelity(
+        (predicted, predicted - 0.05, predicted + 0.05), (actual, actual - 0.05, actual + 0.05), GRADES
+    )
+    assert found[0] == pytest.approx(error)
+    assert found[1] == grade
+
+
+def test_fidelity_is_undefined_where_an_effect_may_be_zero():
+    error, grade, why = judge_fidelity((0.2, 0.1, 0.3), (0.05, -0.02, 0.12), GRADES)
+    assert (error, grade) == (None, "unvalidated")
+    assert "observed" in why
+
+
+TWIN = {"scope": "any", "feature": "quality", "at_least": 5, "confounders": ["severity", "site"], "size": 500}
+
+
+def observational(count=1_000, effect=0.3, seed=0):
+    """Confounded rows: the severe are treated more often and respond more often by themselves."""
+    rng = np.random.default_rng(seed)
+    severity = rng.normal(size=count)
+    treated = rng.random(count) < 1 / (1 + np.exp(-severity))
+    chance = np.clip(0.3 + 0.1 * severity + effect * treated, 0.02, 0.98)
+    return pd.DataFrame(
+        {
+            "severity": np.where(rng.random(count) < 0.02, np.nan, severity),
+            "site": rng.choice(["north", "south"], count),
+            "quality": np.where(treated, 7.0, np.where(rng.random(count) < 0.5, 2.0, np.nan)),
+            "label": (rng.random(count) < chance).astype(int),
+        }
+    )
+
+
+def test_the_twin_finds_a_planted_effect_and_none_where_there_is_none():
+    spec = ExperimentSpec.model_validate({**DESIGN, "twin": TWIN})
+    frame = observational()
+    kept = frame.copy()
+    found = simulate_twin(spec, frame, trees=48)
+    pd.testing.assert_frame_equal(frame, kept)
+    naive = (
+        frame.loc[frame["quality"] >= 5, "label"].mean() - frame.loc[~(frame["quality"] >= 5), "label"].mean()
+    )
+    assert found.lower < 0.3 < found.upper
+    assert abs(found.ate - 0.3) < abs(naive - 0.3)
+    assert found.standard_error >= found.standard_error_of_model > 0.005
+    assert found.recommendation == "deploy"
+    nothing = simulate_twin(spec, observational(effect=0.0), trees=48)
+    assert nothing.lower < 0 < nothing.upper
+    assert nothing.recommendation == "refine"
+
+
+def test_a_harmful_intervention_is_never_deployed_and_too_few_rows_are_refused():
+    spec = ExperimentSpec.model_validate({**DESIGN, "twin": TWIN})
+    harmful = observational(effect=-0.25)
+    assert simulate_twin(spec, harmful, trees=48).recommendation == "skip"
+    with pytest.raises(InputError, match="it needs 100 with and without"):
+        simulate_twin(spec, observational(count=20))
+    with pytest.raises(InputError, match="no column severity"):
+        simulate_twin(spec, harmful.drop(columns="severity"))
