@@ -129,6 +129,22 @@ def fit_nuisances(rows: CausalRows, *, floor: float, seed: int) -> Nuisances:
     )
 
 
+def fit_family(
+    rows: CausalRows, treatment_family: Family, outcome_family: Family, *, floor: float, seed: int
+) -> Nuisances:
+    """As :func:`fit_nuisances` with families that are chosen already."""
+    folds = folds_of(rows.size, seed)
+    raw = _propensity(rows, folds, treatment_family, seed)
+    return Nuisances(
+        folds,
+        raw,
+        np.clip(raw, floor, 1 - floor),
+        *_outcomes(rows, folds, outcome_family, seed),
+        treatment_family,
+        outcome_family,
+    )
+
+
 def _propensity(rows: CausalRows, folds: tuple[np.ndarray, ...], family: Family, seed: int) -> np.ndarray:
     found = np.empty(rows.size)
     for held_out in folds:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from e2i_dagster.config.base import PolicyModel, read_yaml
 
@@ -21,6 +21,43 @@ class OverlapRule(PolicyModel):
     maximum_auc: float = Field(gt=0.5, lt=1)
 
 
+class RefutationRule(PolicyModel):
+    """How refuters work.
+
+    Attributes:
+        repetitions: of each refuter that draws. subset_share: rows kept by the subset refuter.
+        unobserved_strength: strength of the confounder that the effect must survive, in multiples of
+            the strongest observed one.
+    """
+
+    repetitions: int = Field(ge=3)
+    subset_share: float = Field(ge=0.5, lt=1)
+    unobserved_strength: float = Field(gt=0)
+
+
+class QuestionRule(PolicyModel):
+    """Which effect is estimated for each scope; the outcome is the scope's label.
+
+    Attributes:
+        treatment: its name. window_days: days before the index date in which contacts count.
+        threshold: quality_score of the best contact from which a patient counts as treated.
+        confounders: features, fixed before the treatment. negative_controls: features that it cannot change.
+    """
+
+    treatment: str = Field(min_length=1, pattern=r"^[a-z0-9_]+$")
+    window_days: int = Field(ge=1)
+    threshold: float
+    confounders: tuple[str, ...] = Field(min_length=1)
+    negative_controls: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _apart(self) -> QuestionRule:
+        both = sorted(set(self.confounders) & set(self.negative_controls))
+        if both:
+            raise ValueError(f"both confounder and negative control: {', '.join(both)}")
+        return self
+
+
 class CausalPolicy(PolicyModel):
     """How effects are estimated and when they are refused.
 
@@ -30,6 +67,8 @@ class CausalPolicy(PolicyModel):
         propensity_floor: propensities are clipped to [floor, 1 - floor].
         balanced_difference: absolute standardized mean difference that counts as balanced.
         forest_trees: of the causal forest. maximum_levels: of a categorical confounder.
+        minimum_negative_controls: below this an estimate is not calibrated by them.
+        treatment_cost: of treating one more unit, in units of the outcome.
     """
 
     minimum_arm: int = Field(ge=10)
@@ -40,6 +79,10 @@ class CausalPolicy(PolicyModel):
     balanced_difference: float = Field(gt=0, lt=1)
     forest_trees: int = Field(ge=20, multiple_of=4)
     maximum_levels: int = Field(ge=2)
+    refutation: RefutationRule
+    minimum_negative_controls: int = Field(ge=3)
+    treatment_cost: float = Field(ge=0)
+    question: QuestionRule
 
     @classmethod
     def load(cls, folder: Path) -> CausalPolicy:

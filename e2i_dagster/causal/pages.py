@@ -1,0 +1,378 @@
+"""What people see: forest plot, love plot, overlap, uplift curve, and the tables beside them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from e2i_dagster.causal.effects import CrossValidation
+from e2i_dagster.causal.overlap import Overlap
+from e2i_dagster.cohorts.disclosure import is_small, shown_count
+from e2i_dagster.reports import Image, Section, Table, figure_markdown, figure_png, html_page, new_figure
+
+if TYPE_CHECKING:
+    from e2i_dagster.causal.heterogeneity import EffectHeterogeneity
+    from e2i_dagster.causal.study import CausalEstimates
+
+BLUE, ORANGE, GREY = "#1f6feb", "#d9730d", "#8c959f"
+#: Confounders drawn in a love plot: beyond it the most different ones.
+MOST_CONFOUNDERS = 25
+
+
+def forest_plot(found: CrossValidation) -> Any:
+    """Point and interval of each library, the consensus below; those without a point are named."""
+    shown = [one for one in found.effects.estimates if one.point is not None]
+    absent = [f"{one.label}: {one.state}" for one in found.effects.estimates if one.point is None]
+    figure = new_figure(8.0, 1.5 + 0.42 * (len(shown) + 1 + len(absent)))
+    axes = figure.subplots()
+    labels = []
+    for row, one in enumerate(shown):
+        color = BLUE if one.in_consensus else GREY
+        point, lower, upper = float(one.point or 0.0), float(one.lower or 0.0), float(one.upper or 0.0)
+        axes.errorbar(
+            point, row, xerr=[[point - lower], [upper - point]], fmt="s", color=color, capsize=3, markersize=6
+        )
+        labels.append(one.label if one.in_consensus else f"{one.label}\n(overlap-weighted, left out)")
+    if found.consensus_effect is not None and found.consensus_interval is not None:
+        row, (lower, upper) = len(shown), found.consensus_interval
+        corners = [(lower, row), (found.consensus_effect, row - 0.22), (upper, row)]
+        corners += [(found.consensus_effect, row + 0.22)]
+        axes.fill(*zip(*corners, strict=True), color=ORANGE)
+        labels.append("consensus")
+    axes.set_yticks(range(len(labels)), labels)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.invert_yaxis()
+    axes.set_xlabel(_effect_unit(found))
+    axes.set_title(f"Effect of {found.effects.treatment} on {found.effects.outcome}", loc="left", fontsize=11)
+    if absent:
+        axes.text(0, -0.28, "not shown: " + "; ".join(absent), transform=axes.transAxes, fontsize=8)
+    _plain(axes)
+    return figure
+
+
+def _effect_unit(found: CrossValidation) -> str:
+    level = f"{found.effects.level:.0%} interval"
+    if found.effects.outcome_is_binary:
+        return f"difference of probabilities, treated minus control ({level})"
+    return f"difference of means, treated minus control ({level})"
+
+
+def love_plot(overlap: Overlap, bound: float) -> Any:
+    """Absolute standardized mean differences before and after weighting."""
+    rows = overlap.balance[:MOST_CONFOUNDERS]
+    figure = new_figure(8.0, 1.4 + 0.3 * len(rows))
+    axes = figure.subplots()
+    places = np.arange(len(rows))
+    before, after = [abs(one.before) for one in rows], [abs(one.after) for one in rows]
+    axes.hlines(places, np.minimum(before, after), np.maximum(before, after), color=GREY, linewidth=1)
+    axes.plot(before, places, "o", color=ORANGE, label="before weighting", markerfacecolor="white")
+    axes.plot(after, places, "o", color=BLUE, label="after weighting")
+    axes.axvline(bound, color="black", linestyle="--", linewidth=0.8, label=f"balanced below {bound:g}")
+    axes.set_yticks(places, [one.confounder for one in rows])
+    axes.invert_yaxis()
+    axes.set_xlim(left=-0.01)
+    axes.set_xlabel("absolute standardized mean difference")
+    axes.set_title("Balance of the confounders", loc="left", fontsize=11)
+    axes.legend(frameon=False, loc="lower right", fontsize=9)
+    _plain(axes)
+    return figure
+
+
+def overlap_plot(overlap: Overlap) -> Any:
+    """Share of each arm by propensity, mirrored; what lies outside the clipping bounds is shaded."""
+    figure = new_figure(8.0, 3.2)
+    axes = figure.subplots()
+    edges = np.linspace(0, 1, len(overlap.treated_histogram) + 1)
+    width = edges[1] - edges[0]
+    axes.bar(edges[:-1], overlap.treated_histogram, width=width, align="edge", color=BLUE, label="treated")
+    axes.bar(
+        edges[:-1],
+        -np.array(overlap.control_histogram),
+        width=width,
+        align="edge",
+        color=ORANGE,
+        label="control",
+    )
+    for lower, upper in ((0, overlap.floor), (1 - overlap.floor, 1)):
+        axes.axvspan(lower, upper, color=GREY, alpha=0.4, linewidth=0)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_xlim(0, 1)
+    ticks = axes.get_yticks()
+    axes.set_yticks(ticks, [f"{abs(tick):.0%}" for tick in ticks])
+    axes.set_xlabel("estimated propensity (shaded: clipped)")
+    axes.set_ylabel("share of the arm")
+    axes.set_title("Overlap of the arms", loc="left", fontsize=11)
+    axes.legend(frameon=False, fontsize=9)
+    _plain(axes)
+    return figure
+
+
+def uplift_plot(found: EffectHeterogeneity) -> Any:
+    """Gain of treating first those with the largest predicted effect, against treating by lot."""
+    figure = new_figure(8.0, 3.8)
+    axes = figure.subplots()
+    shares = [one.share for one in found.curve]
+    axes.fill_between(
+        shares, [one.lower for one in found.curve], [one.upper for one in found.curve], color=BLUE, alpha=0.15
+    )
+    axes.plot(shares, [one.gain for one in found.curve], color=BLUE, label="largest predicted effect first")
+    axes.plot(shares, [one.random for one in found.curve], color=GREY, linestyle="--", label="by lot")
+    axes.set_xlabel("share treated")
+    axes.set_ylabel("gain in mean outcome")
+    axes.set_xticks(np.linspace(0, 1, 6), [f"{share:.0%}" for share in np.linspace(0, 1, 6)])
+    axes.set_title(f"Uplift of {found.treatment} ({found.model})", loc="left", fontsize=11)
+    axes.legend(frameon=False, loc="upper left", fontsize=9)
+    _plain(axes)
+    return figure
+
+
+def group_plot(found: EffectHeterogeneity) -> Any:
+    """Effect by fifth of the predicted effect."""
+    figure = new_figure(8.0, 3.2)
+    axes = figure.subplots()
+    places = [one.group for one in found.groups]
+    effects = np.array([one.effect for one in found.groups])
+    reach = np.array([[one.effect - one.lower, one.upper - one.effect] for one in found.groups]).T
+    axes.errorbar(places, effects, yerr=reach, fmt="s", color=BLUE, capsize=3, label="effect by scores")
+    axes.plot(places, [one.predicted for one in found.groups], "x", color=ORANGE, label="predicted")
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_xticks(places, ["smallest\nfifth", "2", "3", "4", "largest\nfifth"])
+    axes.set_ylabel("effect")
+    axes.set_title("Effect by fifth of the predicted effect", loc="left", fontsize=11)
+    axes.legend(frameon=False, loc="upper left", fontsize=9)
+    _plain(axes)
+    return figure
+
+
+def _plain(axes: Any) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def markdown_table(columns: list[str], rows: list[list[str]]) -> str:
+    """A markdown table; None without rows is an empty text."""
+    if not rows:
+        return ""
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def refutation_rows(study: CausalEstimates) -> list[list[str]]:
+    """Refuter, expected, found, verdict, meaning."""
+    return [
+        [
+            one.name,
+            f"{one.expected:.4f}",
+            "-" if one.found is None else f"{one.found:.4f} ({one.lower:.4f} to {one.upper:.4f})",
+            "passed" if one.passed else "FAILED",
+            one.meaning,
+        ]
+        for one in study.refutations
+    ]
+
+
+def sensitivity_rows(study: CausalEstimates) -> list[list[str]]:
+    """Figure, value, meaning."""
+    found = study.sensitivity
+    if found is None:
+        return []
+    rows = []
+    if found.e_value is not None:
+        value = found.e_value
+        rows.append(
+            [
+                "E-value",
+                f"{value.point:.2f} (interval {value.limit:.2f})",
+                f"Risk ratio {value.risk_ratio:.2f} ({value.lower:.2f} to {value.upper:.2f}); an unobserved "
+                "confounder needs this risk ratio with treatment and with outcome to explain it away.",
+            ]
+        )
+    rows.append(
+        [
+            "robustness value",
+            f"{found.robustness_value:.3f} (significance {found.robustness_value_significant:.3f})",
+            "Share of what is left of treatment and outcome that an unobserved confounder must explain "
+            f"to bring the linear effect of {found.linear_effect:.3f} to zero.",
+        ]
+    )
+    rows += [
+        [
+            f"{bound.multiple:g} x {bound.confounder}",
+            "no confounder can be that strong"
+            if bound.estimate is None
+            else f"{bound.estimate:.3f} ({bound.lower:.3f} to {bound.upper:.3f})",
+            "Linear effect left if an unobserved confounder is that strong.",
+        ]
+        for bound in found.bounds
+    ]
+    return rows
+
+
+def control_rows(study: CausalEstimates) -> list[list[str]]:
+    """Negative-control outcome, effect in its deviations, interval covers zero."""
+    calibration = study.calibration
+    return [
+        [one.outcome, f"{one.effect:+.3f} (error {one.error:.3f})", "yes" if one.covers_zero else "NO"]
+        for one in (calibration.controls if calibration else ())
+    ]
+
+
+def calibration_sentence(study: CausalEstimates) -> str:
+    """What the negative controls say of the estimate."""
+    found = study.calibration
+    if found is None:
+        return ""
+    if found.effect is None or found.bias is None or found.spread is None:
+        return f"Not calibrated: {found.reason}."
+    return (
+        f"Systematic error {found.bias:+.3f} (deviation {found.spread:.3f}) in standard deviations of the outcome; "
+        f"calibrated effect {found.effect:.3f} ({found.lower:.3f} to {found.upper:.3f}), p = {found.p_value:.2g}."
+    )
+
+
+def estimates_metadata(study: CausalEstimates) -> dict[str, Any]:
+    """What the UI shows of the asset ``causal_estimates``."""
+    effects = study.found.effects
+    told: dict[str, Any] = {"question_md": study.question, "labelled_patients": shown_count(effects.rows)}
+    if not is_small(effects.treated) and not is_small(effects.rows - effects.treated):
+        told["treated_patients"] = effects.treated
+    told |= study.found.to_metadata()
+    if study.found.consensus_effect is not None:
+        told["forest_plot_md"] = figure_markdown(forest_plot(study.found), "forest plot")
+    if effects.overlap is not None:
+        told["overlap_auc"] = effects.overlap.auc
+        told["share_outside_overlap"] = effects.overlap.share_outside
+        told["love_plot_md"] = figure_markdown(
+            love_plot(effects.overlap, study.balanced_difference), "love plot"
+        )
+        told["overlap_plot_md"] = figure_markdown(overlap_plot(effects.overlap), "overlap")
+    if study.refutations:
+        told["refuted_by"] = ", ".join(study.refuted_by) or "none"
+        told["refuters_md"] = markdown_table(
+            ["refuter", "expected", "found (range)", "verdict", "meaning"], refutation_rows(study)
+        )
+        told["sensitivity_md"] = markdown_table(["figure", "value", "meaning"], sensitivity_rows(study))
+        told["negative_controls_md"] = "\n\n".join(
+            [
+                calibration_sentence(study),
+                markdown_table(["negative control", "effect", "covers zero"], control_rows(study)),
+            ]
+        )
+    return told
+
+
+def heterogeneity_metadata(found: EffectHeterogeneity) -> dict[str, Any]:
+    """What the UI shows of the asset ``effect_heterogeneity``."""
+    if found.state != "estimated":
+        return {"effect_state": found.state, "reason": found.reason}
+    told: dict[str, Any] = {
+        "effect_state": found.state,
+        "model": found.model,
+        "calibration_slope": found.calibration_slope,
+        "slope_p_value": found.slope_p_value,
+        "qini": found.qini,
+        "uplift_curve_md": figure_markdown(uplift_plot(found), "uplift curve"),
+        "groups_plot_md": figure_markdown(group_plot(found), "effects by fifth"),
+        "verdict_md": heterogeneity_sentence(found),
+        "policies_md": markdown_table(["treat", "share treated", "net value"], policy_rows(found)),
+        "models_md": markdown_table(
+            ["model", "held-out loss"], [[name, f"{loss:.5f}"] for name, loss in found.losses.items()]
+        ),
+        "contrasts_md": markdown_table(
+            ["confounder", "smallest fifth", "largest fifth", "difference in deviations"],
+            contrast_rows(found),
+        ),
+    }
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def policy_rows(found: EffectHeterogeneity) -> list[list[str]]:
+    """Policy, share treated, net value with its interval."""
+    return [
+        [one.policy, f"{one.share_treated:.0%}", f"{one.value:.4f} ({one.lower:.4f} to {one.upper:.4f})"]
+        for one in found.policies
+    ]
+
+
+def contrast_rows(found: EffectHeterogeneity) -> list[list[str]]:
+    """Confounder and its means in the extreme fifths."""
+    return [
+        [one.confounder, f"{one.smallest:.2f}", f"{one.largest:.2f}", f"{one.standardized_difference:+.2f}"]
+        for one in found.contrasts
+    ]
+
+
+def heterogeneity_sentence(found: EffectHeterogeneity) -> str:
+    """Whether effects differ, in words."""
+    if found.qini is None or found.qini_lower is None or found.qini_upper is None:
+        return found.reason
+    area = f"Area between uplift curve and lot {found.qini:.4f} ({found.qini_lower:.4f} to {found.qini_upper:.4f})"
+    if found.qini_lower > 0:
+        return f"{area}: whom to treat first can be told from the confounders."
+    return f"{area}: it includes zero, so ranking by predicted effect is not shown to beat lot."
+
+
+def study_page(study: CausalEstimates, heterogeneity: EffectHeterogeneity | None = None) -> str:
+    """The whole study as one self-contained HTML page."""
+    effects = study.found.effects
+    sections = [Section("Question", [study.question])]
+    if study.found.consensus_effect is None or study.found.consensus_interval is None:
+        images = [Image(figure_png(overlap_plot(effects.overlap)), "overlap")] if effects.overlap else []
+        sections.append(Section("Not estimable", [study.found.reason], images=images))
+        return html_page(f"Effect of {effects.treatment}", sections)
+    lower, upper = study.found.consensus_interval
+    agreement = study.found.agreement_score
+    sections.append(
+        Section(
+            "Effect",
+            [
+                f"Consensus {study.found.consensus_effect:.3f} ({lower:.3f} to {upper:.3f}); agreement of the "
+                f"libraries {'undefined: only one' if agreement is None else f'{agreement:.0%}'}.",
+                *(f"Left out: {name} ({why})." for name, why in study.found.left_out.items()),
+            ],
+            images=[Image(figure_png(forest_plot(study.found)), "forest plot")],
+        )
+    )
+    if effects.overlap is not None:
+        sections.append(
+            Section(
+                "Overlap and balance",
+                images=[
+                    Image(figure_png(overlap_plot(effects.overlap)), "overlap"),
+                    Image(figure_png(love_plot(effects.overlap, study.balanced_difference)), "love plot"),
+                ],
+            )
+        )
+    sections += [
+        Section(
+            "Refuters",
+            tables=[
+                Table(["refuter", "expected", "found (range)", "verdict", "meaning"], refutation_rows(study))
+            ],
+        ),
+        Section("Sensitivity", tables=[Table(["figure", "value", "meaning"], sensitivity_rows(study))]),
+        Section(
+            "Negative controls",
+            [calibration_sentence(study)],
+            [Table(["negative control", "effect", "covers zero"], control_rows(study))],
+        ),
+    ]
+    if heterogeneity is not None and heterogeneity.state == "estimated":
+        sections.append(
+            Section(
+                "Who to treat",
+                [heterogeneity_sentence(heterogeneity)],
+                [
+                    Table(["treat", "share treated", "net value"], policy_rows(heterogeneity)),
+                    Table(
+                        ["confounder", "smallest fifth", "largest fifth", "difference in deviations"],
+                        contrast_rows(heterogeneity),
+                    ),
+                ],
+                [
+                    Image(figure_png(uplift_plot(heterogeneity)), "uplift curve"),
+                    Image(figure_png(group_plot(heterogeneity)), "effects by fifth"),
+                ],
+            )
+        )
+    return html_page(f"Effect of {effects.treatment} on {effects.outcome}", sections)

@@ -1,0 +1,166 @@
+"""One question answered whole: effect, refuters, negative controls, sensitivity, heterogeneity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from e2i_dagster.causal.effects import CrossValidation
+from e2i_dagster.causal.estimate import cross_validate, estimate_rows
+from e2i_dagster.causal.heterogeneity import EffectHeterogeneity, judge_heterogeneity
+from e2i_dagster.causal.negative_controls import Calibration, negative_controls
+from e2i_dagster.causal.nuisances import Nuisances, fit_nuisances, quiet_libraries
+from e2i_dagster.causal.refute import Refutation, doubly_robust, refute
+from e2i_dagster.causal.rows import CausalRows, causal_rows
+from e2i_dagster.causal.sensitivity import Sensitivity, judge_sensitivity
+from e2i_dagster.config.base import PolicyModel
+from e2i_dagster.config.causal import CausalPolicy
+
+
+class CausalEstimates(PolicyModel):
+    """An effect with everything that speaks for it and against it.
+
+    Attributes:
+        question: in words. found: libraries, agreement, consensus.
+        refutations, calibration, sensitivity: absent when the effect is not estimable.
+        balanced_difference: absolute standardized mean difference that counts as balanced.
+    """
+
+    question: str
+    found: CrossValidation
+    refutations: tuple[Refutation, ...] = ()
+    calibration: Calibration | None = None
+    sensitivity: Sensitivity | None = None
+    balanced_difference: float
+
+    @property
+    def unbalanced(self) -> tuple[str, ...]:
+        """Confounders whose difference after weighting is above the bound."""
+        overlap = self.found.effects.overlap
+        rows = overlap.balance if overlap else ()
+        return tuple(one.confounder for one in rows if abs(one.after) > self.balanced_difference)
+
+    @property
+    def refuted_by(self) -> tuple[str, ...]:
+        """Names of the refuters that the estimate did not pass."""
+        return tuple(one.name for one in self.refutations if not one.passed)
+
+    def to_record(self) -> dict[str, Any]:
+        """All fields as plain values."""
+        return self.model_dump(mode="json")
+
+    def to_metadata(self) -> dict[str, Any]:
+        """Findings, tables, forest plot and love plot for the UI."""
+        from e2i_dagster.causal.pages import estimates_metadata
+
+        return estimates_metadata(self)
+
+
+def study_effect(
+    frame: pd.DataFrame,
+    *,
+    question: str,
+    treatment: str,
+    outcome: str,
+    confounders: Sequence[str],
+    controls: Sequence[str] = (),
+    policy: CausalPolicy,
+    seed: int = 42,
+) -> CausalEstimates:
+    """Estimate by all libraries, cross-validate, refute, calibrate, and bound what was not measured.
+
+    Args:
+        frame: one row per unit. controls: columns that the treatment cannot change; each level of a
+            category is a negative-control outcome of its own.
+
+    Raises:
+        InputError: as :func:`e2i_dagster.causal.estimate_effects`.
+    """
+    rows = _rows(frame, treatment, outcome, confounders, policy)
+    effects = estimate_rows(
+        rows, treatment=treatment, outcome=outcome, confounders=tuple(confounders), policy=policy, seed=seed
+    )
+    found = cross_validate(effects, policy=policy)
+    if found.state != "estimated":
+        return CausalEstimates(question=question, found=found, balanced_difference=policy.balanced_difference)
+    with quiet_libraries():
+        nuisances = fit_nuisances(rows, floor=policy.propensity_floor, seed=seed)
+        effect = doubly_robust(nuisances.treatment_family, nuisances.outcome_family, policy.propensity_floor)
+        sensitivity = judge_sensitivity(
+            rows, nuisances, level=policy.level, strength=policy.refutation.unobserved_strength
+        )
+        refutations = refute(rows, nuisances, sensitivity, policy, seed=seed, effect=effect)
+        calibration = negative_controls(
+            rows,
+            control_outcomes(frame, controls),
+            effect,
+            minimum=policy.minimum_negative_controls,
+            minimum_arm=policy.minimum_arm,
+            level=policy.level,
+            seed=seed,
+        )
+    return CausalEstimates(
+        question=question,
+        found=found,
+        refutations=refutations,
+        calibration=calibration,
+        sensitivity=sensitivity,
+        balanced_difference=policy.balanced_difference,
+    )
+
+
+def study_heterogeneity(
+    frame: pd.DataFrame,
+    *,
+    treatment: str,
+    outcome: str,
+    confounders: Sequence[str],
+    policy: CausalPolicy,
+    estimable: bool,
+    reason: str = "",
+    seed: int = 42,
+) -> EffectHeterogeneity:
+    """Whose effect is larger; not estimable where the average effect is not."""
+    if not estimable:
+        return EffectHeterogeneity(treatment=treatment, outcome=outcome, state="not_estimable", reason=reason)
+    rows = _rows(frame, treatment, outcome, confounders, policy)
+    nuisances = nuisances_of(rows, policy, seed)
+    return judge_heterogeneity(rows, nuisances, policy, treatment=treatment, outcome=outcome, seed=seed)
+
+
+def nuisances_of(rows: CausalRows, policy: CausalPolicy, seed: int) -> Nuisances:
+    """The common nuisances of ``rows``."""
+    with quiet_libraries():
+        return fit_nuisances(rows, floor=policy.propensity_floor, seed=seed)
+
+
+def _rows(
+    frame: pd.DataFrame, treatment: str, outcome: str, confounders: Sequence[str], policy: CausalPolicy
+) -> CausalRows:
+    return causal_rows(
+        frame,
+        treatment=treatment,
+        outcome=outcome,
+        confounders=confounders,
+        maximum_levels=policy.maximum_levels,
+    )
+
+
+def control_outcomes(frame: pd.DataFrame, controls: Sequence[str]) -> dict[str, np.ndarray]:
+    """Outcomes (n,) of the negative controls: numbers as they are, an indicator for each level of a category."""
+    outcomes: dict[str, np.ndarray] = {}
+    for name in controls:
+        column = frame[name]
+        if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
+            values = column.astype("Float64").to_numpy(dtype=float, na_value=np.nan)
+            outcomes[name] = np.where(np.isnan(values), np.nanmedian(values), values)
+        else:
+            text = column.astype("string").fillna("missing")
+            levels = sorted(text.unique())
+            # Of two levels the second says nothing that the first does not.
+            for level in levels[1:] if len(levels) == 2 else levels:
+                outcomes[f"{name}={level}"] = (text == level).to_numpy(dtype=float)
+    return outcomes
