@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from e2i_dagster.commands.causal import causal
 from e2i_dagster.commands.cohorts import cohort
 from e2i_dagster.commands.console import as_json, command_errors, print_table, say
 from e2i_dagster.commands.experiments import experiment
@@ -338,6 +339,7 @@ def _print_run(events: list[StageEvent], seconds: float) -> None:
         click.echo(endpoint["example"])
 
 
+main.add_command(causal)
 main.add_command(cohort)
 main.add_command(import_group)
 main.add_command(gate)

@@ -11,6 +11,7 @@ from typing import Any
 import dagster as dg
 
 from assets import (
+    causal,
     cohorts,
     configuration,
     experiments,
@@ -50,6 +51,7 @@ MODULES = (
     serving,
     monitoring,
     experiments,
+    causal,
 )
 
 

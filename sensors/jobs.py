@@ -27,6 +27,11 @@ monitor = dg.define_asset_job(
     selection=dg.AssetSelection.groups("monitoring"),
     description="One day of one scope: prediction log and drift.",
 )
+estimate_effects = dg.define_asset_job(
+    "estimate_effects",
+    selection=dg.AssetSelection.groups("causal"),
+    description="The effect of the question in config/causal.yaml on one scope's outcome; after scope_pipeline.",
+)
 
 JOBS = [
     load_and_qc,
@@ -37,4 +42,5 @@ JOBS = [
     monitor,
     *GATE_JOBS,
     *EXPERIMENT_JOBS,
+    estimate_effects,
 ]

@@ -114,9 +114,10 @@ def fit_nuisances(rows: CausalRows, *, floor: float, seed: int) -> Nuisances:
     """
     folds = folds_of(rows.size, seed)
     families: tuple[Family, ...] = ("linear", "boosting")
-    propensities = {name: _propensity(rows, folds, name, seed) for name in families}
+    with quiet_libraries():
+        propensities = {name: _propensity(rows, folds, name, seed) for name in families}
+        outcomes = {name: _outcomes(rows, folds, name, seed) for name in families}
     treatment_family = min(families, key=lambda name: _log_loss(rows.t, propensities[name]))
-    outcomes = {name: _outcomes(rows, folds, name, seed) for name in families}
     outcome_family = min(families, key=lambda name: _outcome_loss(rows, *outcomes[name]))
     raw = propensities[treatment_family]
     return Nuisances(
@@ -134,12 +135,14 @@ def fit_family(
 ) -> Nuisances:
     """As :func:`fit_nuisances` with families that are chosen already."""
     folds = folds_of(rows.size, seed)
-    raw = _propensity(rows, folds, treatment_family, seed)
+    with quiet_libraries():
+        raw = _propensity(rows, folds, treatment_family, seed)
+        outcomes = _outcomes(rows, folds, outcome_family, seed)
     return Nuisances(
         folds,
         raw,
         np.clip(raw, floor, 1 - floor),
-        *_outcomes(rows, folds, outcome_family, seed),
+        *outcomes,
         treatment_family,
         outcome_family,
     )
@@ -192,11 +195,12 @@ def _outcome_loss(rows: CausalRows, control: np.ndarray, treated: np.ndarray) ->
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """One thread, and no warnings or log lines of the third-party libraries.
+    """One thread, no warnings or log lines of the third-party libraries, and matplotlib left as it was.
 
     Results of forests and linear algebra must not depend on the number of cores; the libraries' notes on
     their own internals are nothing that a user can act on. What fails is raised all the same.
     """
+    import matplotlib as mpl
     from threadpoolctl import threadpool_limits
 
     noisy = [logging.getLogger(name) for name in ("dowhy", "causalml", "econml", "shap")]
@@ -204,7 +208,7 @@ def quiet_libraries() -> Iterator[None]:
     for logger in noisy:
         logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), threadpool_limits(limits=1):
+        with warnings.catch_warnings(), threadpool_limits(limits=1), mpl.rc_context():
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -61,7 +61,7 @@ def _effect_unit(found: CrossValidation) -> str:
 def love_plot(overlap: Overlap, bound: float) -> Any:
     """Absolute standardized mean differences before and after weighting."""
     rows = overlap.balance[:MOST_CONFOUNDERS]
-    figure = new_figure(8.0, 1.4 + 0.3 * len(rows))
+    figure = new_figure(8.0, 1.6 + 0.3 * len(rows))
     axes = figure.subplots()
     places = np.arange(len(rows))
     before, after = [abs(one.before) for one in rows], [abs(one.after) for one in rows]
@@ -70,7 +70,7 @@ def love_plot(overlap: Overlap, bound: float) -> Any:
     axes.plot(after, places, "o", color=BLUE, label="after weighting")
     axes.axvline(bound, color="black", linestyle="--", linewidth=0.8, label=f"balanced below {bound:g}")
     axes.set_yticks(places, [one.confounder for one in rows])
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(left=-0.01)
     axes.set_xlabel("absolute standardized mean difference")
     axes.set_title("Balance of the confounders", loc="left", fontsize=11)

@@ -177,7 +177,8 @@ def judge_sensitivity(
         bounds.append(
             ConfounderBound(
                 confounder=names[strongest], multiple=multiple, r2_treatment=implied[0], r2_outcome=implied[1],
-                unadjusted=estimate, estimate=moved, lower=moved - quantile * moved_error, upper=moved + quantile * moved_error,
+                unadjusted=estimate, estimate=moved,
+                lower=moved - quantile * moved_error, upper=moved + quantile * moved_error,
             )
         )  # fmt: skip
     statistic = estimate / error

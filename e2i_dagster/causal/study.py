@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -28,6 +28,11 @@ class CausalEstimates(PolicyModel):
         refutations, calibration, sensitivity: absent when the effect is not estimable.
         balanced_difference: absolute standardized mean difference that counts as balanced.
     """
+
+    #: Durations are no result.
+    volatile_fields: ClassVar[dict[str, Any]] = {
+        "found": {"effects": {"estimates": {"__all__": {"seconds"}}}}
+    }
 
     question: str
     found: CrossValidation

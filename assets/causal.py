@@ -1,0 +1,145 @@
+"""Causal effects: what a treatment does to a scope's outcome, what speaks against it, and for whom."""
+
+from functools import partial
+
+import dagster as dg
+import pandas as pd
+
+from assets.partitions import ALL_MONTHS, SCOPES
+from assets.stage import Produced, shown, stage_asset
+from e2i_dagster.causal.heterogeneity import EffectHeterogeneity
+from e2i_dagster.causal.study import CausalEstimates
+from e2i_dagster.config.causal import CausalPolicy
+from e2i_dagster.config.environment import config_folder
+from e2i_dagster.config.scope import ScopeSpec
+from resources.mlflow import MlflowResource
+from resources.warehouse import Warehouse
+
+scope_asset = partial(
+    stage_asset,
+    group_name="causal",
+    partitions_def=SCOPES,
+    definition=lambda key: policy().digest(),
+)
+
+
+def policy() -> CausalPolicy:
+    """``config/causal.yaml``."""
+    return CausalPolicy.load(config_folder())
+
+
+@scope_asset(
+    kinds={"pandas"},
+    ins={"engagement_events": dg.AssetIn("engagement_events", partition_mapping=ALL_MONTHS)},
+    description="Train and validation patients with treatment, outcome and what was fixed before the treatment.",
+)
+def treated_patients(
+    scope_spec: ScopeSpec,
+    training_frame: pd.DataFrame,
+    splits: pd.DataFrame,
+    engagement_events: pd.DataFrame,
+) -> Produced:
+    from e2i_dagster.causal.question import causal_frame
+
+    return Produced(causal_frame(scope_spec, training_frame, splits, engagement_events, policy()))
+
+
+@scope_asset(
+    kinds={"scikitlearn"},
+    description="The average effect by EconML, DoWhy and CausalML, their agreement, refuters, negative controls.",
+)
+def causal_estimates(
+    context: dg.AssetExecutionContext,
+    scope_spec: ScopeSpec,
+    treated_patients: pd.DataFrame,
+    warehouse: Warehouse,
+) -> Produced:
+    from e2i_dagster.causal.question import OUTCOME, question_words
+    from e2i_dagster.causal.records import record_effects
+    from e2i_dagster.causal.study import study_effect
+
+    question = policy().question
+    study = study_effect(
+        treated_patients,
+        question=question_words(scope_spec, question),
+        treatment=question.treatment,
+        outcome=OUTCOME,
+        confounders=question.confounders,
+        controls=question.negative_controls,
+        policy=policy(),
+    )
+    with warehouse.engine().begin() as connection:
+        record_effects(connection, study, scope=scope_spec.key, run_id=context.run.run_id)
+    return Produced(study, study)
+
+
+@dg.asset_check(
+    asset=causal_estimates, description="Treated and control patients are comparable: no refusal for overlap."
+)
+def overlap(causal_estimates: CausalEstimates) -> dg.AssetCheckResult:
+    found = causal_estimates.found.effects.overlap
+    return dg.AssetCheckResult(
+        passed=found is not None and not found.refusal,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=(found.refusal or f"cross-fitted ROC-AUC of the propensity {found.auc:.3f}")
+        if found
+        else causal_estimates.found.reason,
+    )
+
+
+@dg.asset_check(
+    asset=causal_estimates, description="Every confounder is balanced after weighting (config/causal.yaml)."
+)
+def balance(causal_estimates: CausalEstimates) -> dg.AssetCheckResult:
+    judged = causal_estimates.found.effects.overlap is not None
+    unbalanced = ", ".join(causal_estimates.unbalanced)
+    return dg.AssetCheckResult(
+        passed=judged and not unbalanced,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"not balanced: {unbalanced}"
+        if unbalanced
+        else causal_estimates.found.reason or "balanced",
+    )
+
+
+@dg.asset_check(asset=causal_estimates, description="No refuter speaks against the estimate.")
+def refutation(causal_estimates: CausalEstimates) -> dg.AssetCheckResult:
+    refuted = ", ".join(causal_estimates.refuted_by)
+    return dg.AssetCheckResult(
+        passed=bool(causal_estimates.refutations) and not refuted,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"refuted by {refuted}"
+        if refuted
+        else causal_estimates.found.reason or "every refuter passed",
+        metadata=shown({"refuters": [one.model_dump(mode="json") for one in causal_estimates.refutations]}),
+    )
+
+
+@scope_asset(
+    kinds={"scikitlearn", "mlflow"},
+    description="For whom the effect is larger, whether that is more than noise, and what treating them is worth.",
+)
+def effect_heterogeneity(
+    context: dg.AssetExecutionContext,
+    scope_spec: ScopeSpec,
+    treated_patients: pd.DataFrame,
+    causal_estimates: CausalEstimates,
+    mlflow: MlflowResource,
+) -> Produced:
+    from e2i_dagster.causal.pages import study_page
+    from e2i_dagster.causal.question import OUTCOME
+    from e2i_dagster.causal.study import study_heterogeneity
+
+    question = policy().question
+    found: EffectHeterogeneity = study_heterogeneity(
+        treated_patients,
+        treatment=question.treatment,
+        outcome=OUTCOME,
+        confounders=question.confounders,
+        policy=policy(),
+        estimable=causal_estimates.found.state == "estimated",
+        reason=causal_estimates.found.reason,
+    )
+    with mlflow.run(context, scope_spec) as client:
+        client.log_text(study_page(causal_estimates, found), "causal/effect.html")
+    return Produced(found, found)
