@@ -34,7 +34,7 @@ CONSENSUS = "consensus"
 
 def drawn(dgp: str, patients: int, seed: int) -> tuple[pd.DataFrame, Truth]:
     """Patients of the process with treatment and outcome, and the truth."""
-    small = {
+    small: Any = {
         name: 10 for name in FULL if name not in ("n_hcps", "n_patients", "n_treatments", "n_engagements")
     }
     journeys = generate(dgp, n_hcps=60, n_patients=patients, seed=seed, **small)["patient_journeys"]
