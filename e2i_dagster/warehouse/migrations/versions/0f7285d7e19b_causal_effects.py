@@ -1,6 +1,6 @@
 """causal effects.
 
-Revision 0f7285d7e19b, after 70ebdcb574f6.
+Revision 0f7285d7e19b, after 441eaef09632.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision: str = '0f7285d7e19b'
-down_revision: str | None = '70ebdcb574f6'
+down_revision: str | None = '441eaef09632'
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
