@@ -10,7 +10,7 @@ import inspect
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -219,7 +219,9 @@ class Stage:
             self._state("failed", str(error))
             raise dg.Failure(str(error), allow_retries=False) from error
         except UnavailableError as error:
-            self._state("unavailable", str(error))
+            # When it is the warehouse that does not answer, the state cannot be recorded in it.
+            with suppress(UnavailableError):
+                self._state("unavailable", str(error))
             raise dg.RetryRequested(max_retries=2, seconds_to_wait=2) from error
         except dg.Failure:
             raise

@@ -129,7 +129,7 @@ def indicator_auc(flag: np.ndarray, answer: np.ndarray) -> float:
 
 
 def lower_bound(auc: float, answer: np.ndarray) -> float:
-    """``auc`` less two standard errors (Hanley and McNeil, Radiology 143, 1982, equation 1)."""
+    """``auc`` less three standard errors (Hanley and McNeil, Radiology 143, 1982, equation 1)."""
     positive = int(answer.sum())
     negative = len(answer) - positive
     if not positive or not negative:
@@ -138,4 +138,4 @@ def lower_bound(auc: float, answer: np.ndarray) -> float:
     variance = (auc * (1 - auc) + (positive - 1) * (first - auc**2) + (negative - 1) * (second - auc**2)) / (
         positive * negative
     )
-    return auc - 2 * float(np.sqrt(max(variance, 0.0)))
+    return auc - 3 * float(np.sqrt(max(variance, 0.0)))

@@ -1,12 +1,19 @@
 """Rows of different patients with the same, or nearly the same, features in two splits.
 
-A pair of rows is *identifying* when independent patients would hardly ever agree so well: with N rows and
-p_j the share of rows that agree with the row in column j,
+A pair of rows is *identifying* when independent patients would hardly ever agree so well. With N rows and
+p_j the share of rows that agree with the row in column j, an exact copy is one when
 
     N^2 * product of p_j  <  0.01        (fewer than one such pair by chance in a hundred frames)
 
-Columns that move together (by rank, or in being empty) count once, with the rarest of them, because
-features of one event agree together. Rows that agree in common values only (patients without any event)
+For a near copy p_j is the share of rows that are at least as close, which is uniform for strangers; k of them
+are combined as by Fisher (Statistical Methods for Research Workers, 1925), and the choice of the columns that
+may differ is paid for:
+
+    N^2 * C(columns, differing) * P(chi-square with 2k degrees > -2 * sum of log p_j)  <  0.01
+
+Columns that move together (by rank, or in being empty) count once, with the rarest of them (in a near copy
+times their number), because features of one event agree together. Rows that agree in common values only
+(patients without any event)
 are judged by their number: more than the rate of twins within a split explains.
 """
 
@@ -29,7 +36,7 @@ _LARGEST_BUCKET = 8
 _MOST_PAIRS = 400_000
 #: Near-duplicates are searched on grids this wide, in standard deviations; the candidates are then compared.
 _GRID = 0.25
-_FEWEST_COLUMNS = 5
+_FEWEST_COLUMNS = 4
 #: A number with more values than this is compared within a tolerance.
 _CONTINUOUS = 64
 
@@ -212,20 +219,41 @@ def _near_pairs(table: _Table, near_share: float, tolerance: float) -> tuple[np.
         same |= np.abs(table.scaled[left] - table.scaled[right]) <= tolerance
     close = (same.mean(axis=1) >= near_share) & ~exact
     left, right, same = left[close], right[close], same[close]
+    if not len(left):
+        return left, right
+    certain = _closer_than_chance(table, left, right, same)
+    return left[certain], right[certain]
+
+
+def _closer_than_chance(table: _Table, left: np.ndarray, right: np.ndarray, same: np.ndarray) -> np.ndarray:
+    """Which pairs agree so well in the columns ``same`` that no strangers would."""
+    from scipy.special import gammaln
+    from scipy.stats import chi2
+
+    n, columns = table.codes.shape
     share = np.ones(same.shape)
     for position in range(columns):
         counts = np.bincount(table.codes[:, position])
-        rare = (counts[table.codes[left, position]]) / n
+        rare = counts[table.codes[left, position]] / n
         if table.continuous[position]:
             ordered = np.sort(table.scaled[:, position])
             value = table.scaled[left, position]
-            within = np.searchsorted(ordered, value + tolerance, side="right") - np.searchsorted(
-                ordered, value - tolerance
+            apart = np.abs(value - table.scaled[right, position])
+            within = np.searchsorted(ordered, value + apart, side="right") - np.searchsorted(
+                ordered, value - apart
             )
             rare = np.where(np.isfinite(value), within / n, rare)
         share[:, position] = np.where(same[:, position], np.clip(rare, 1 / n, 1), 1)
-    certain = _rarer_than_chance(table, share, n) if len(left) else np.zeros(0, bool)
-    return left[certain], right[certain]
+    logarithm, combined = np.zeros(len(left)), np.zeros(len(left))
+    for cluster in np.unique(table.cluster):
+        inside = table.cluster == cluster
+        rarest = np.minimum(share[:, inside].min(axis=1) * inside.sum(), 1)
+        logarithm += np.log(rarest)
+        combined += same[:, inside].any(axis=1)
+    differing = columns - same.sum(axis=1)
+    choices = gammaln(columns + 1) - gammaln(differing + 1) - gammaln(columns - differing + 1)
+    chance = chi2.logsf(-2 * logarithm, 2 * np.maximum(combined, 1))
+    return 2 * np.log(n) + choices + chance < np.log(_CHANCE)
 
 
 def _bucket_pairs(key: np.ndarray, table: _Table) -> np.ndarray:

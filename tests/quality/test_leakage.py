@@ -184,6 +184,22 @@ def test_three_patients_under_second_identifiers_block(pair: tuple[str, str], ne
     assert all(name in findings[0].evidence for name in pair)
 
 
+@pytest.mark.parametrize("noise", [1e-6, 1e-3])
+def test_five_features_tell_a_patient_delivered_twice(noise: float) -> None:
+    rng = np.random.default_rng(0)
+    values = {f"measure_{number}": rng.normal(size=1_000) for number in range(5)}
+    frame = pd.DataFrame(
+        {**values, "label": rng.integers(0, 2, 1_000), "split": rng.choice(["train", "test"], 1_000)}
+    ).assign(patient_id=np.arange(1_000))
+    again = frame[frame["split"] == "train"].head(10).assign(split="test", patient_id=np.arange(5_000, 5_010))
+    again[list(values)] += rng.normal(scale=noise, size=(10, 5))
+    report = audit(pd.concat([frame, again], ignore_index=True), target="label", splits="split")
+    (finding,) = report.findings
+    assert finding.rule == "leakage_near_duplicate_rows" and finding.severity == "fatal"
+    # A copy that another patient happens to resemble, too, is not certain.
+    assert 8 <= (finding.affected or 0) <= 10
+
+
 def test_one_finding_is_enough_when_all_identities_are_doubled_at_random() -> None:
     """Twins inside a split are as frequent as across splits then, and still no accident."""
     frame = _wide(400)
