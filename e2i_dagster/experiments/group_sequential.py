@@ -170,7 +170,7 @@ def crossing_probabilities(
 
 
 def solve(function: Callable[[float], float], low: float, high: float) -> float:
-    """Root of a monotone function between ``low`` and ``high`` (Brent), to 1e-10."""
+    """Root of a monotone function between ``low`` and ``high`` (Brent), to 1e-9."""
     from scipy.optimize import brentq
 
-    return cast(float, brentq(function, low, high, xtol=1e-10))
+    return cast(float, brentq(function, low, high, xtol=1e-9))

@@ -312,7 +312,8 @@ def _constant(fractions: np.ndarray, shape: np.ndarray, per_side: float, symmetr
     largest = float(-ndtri(per_side / len(fractions))) * float(1.0 / shape.min()) + 1e-9
 
     def excess(constant: float) -> float:
-        return _spent(fractions, constant * shape, symmetric)[-1] - per_side
+        # The logarithm is nearly straight in the constant: half the steps.
+        return math.log(_spent(fractions, constant * shape, symmetric)[-1] / per_side)
 
     if len(fractions) == 1:
         return smallest

@@ -215,6 +215,17 @@ def test_the_promising_zone_grows_the_trial_and_keeps_the_error():
     assert rejected.mean() <= 0.025 + 3 * math.sqrt(0.025 * 0.975 / 60_000)
 
 
+@pytest.mark.parametrize(("factor", "least"), [(1.5, 0.41), (2.0, 0.36), (3.0, 0.31)])
+def test_the_promising_zone_begins_where_mehta_and_pocock_say(factor, least):
+    """Mehta and Pocock (2011), table 1: least conditional power by largest over planned size, look at 0.5."""
+    plan = boundaries("lan_demets_obf", [0.5, 1.0])
+    for z in np.linspace(0.8, 1.8, 101):
+        found = promising_zone(plan, 1, float(z), planned=10_000, most=int(10_000 * factor), target_power=0.9)
+        assert (found.zone == "promising") == (found.conditional_power > least) or (
+            abs(found.conditional_power - least) < 0.01
+        )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
