@@ -13,6 +13,7 @@ import numpy as np
 from e2i_dagster.causal.libraries import forest_of
 from e2i_dagster.causal.nuisances import Family, Nuisances, outcome_model, quiet_libraries, regressor
 from e2i_dagster.causal.rows import CausalRows
+from e2i_dagster.cohorts.disclosure import is_small
 from e2i_dagster.config.base import PolicyModel
 from e2i_dagster.config.causal import CausalPolicy
 
@@ -31,7 +32,10 @@ class EffectGroup(PolicyModel):
 
 
 class Contrast(PolicyModel):
-    """Mean of a confounder in the fifth with the smallest and the largest predicted effect."""
+    """Mean of a confounder in the fifth with the smallest and the largest predicted effect.
+
+    Left out are indicators that 1 to 10 patients of such a fifth have, or have not.
+    """
 
     confounder: str
     smallest: float
@@ -227,7 +231,16 @@ def _contrasts(rows: CausalRows, predicted: np.ndarray) -> tuple[Contrast, ...]:
             standardized_difference=float(differences[k]),
         )
         for k in order
+        if not any(_shows_small_cell(rows.x[part, k]) for part in (parts[0], parts[-1]))
     )  # fmt: skip
+
+
+def _shows_small_cell(values: np.ndarray) -> bool:
+    """The mean of an indicator would give away a count of 1 to 10."""
+    if not np.isin(values, (0.0, 1.0)).all():
+        return False
+    ones = int(values.sum())
+    return is_small(ones) or is_small(len(values) - ones)
 
 
 def uplift_curve(scores: np.ndarray, predicted: np.ndarray, level: float) -> tuple[UpliftPoint, ...]:

@@ -127,3 +127,16 @@ def test_not_estimable_is_passed_on(process_frame, causal_policy):
     )
     assert found.to_metadata() == {"effect_state": "not_estimable", "reason": "no overlap: 40 % of the rows"}
     assert found.groups == ()
+
+
+def test_small_cells_are_not_given_away(plant, causal_policy):
+    frame = plant(1.0, rows=600).reset_index(drop=True)
+    frame["rare"] = frame.index % 25 == 0  # about five in a fifth
+    frame["common"] = frame.index % 2 == 0
+    found = study_heterogeneity(
+        frame, treatment="treated", outcome="outcome", confounders=["severity", "rare", "common"],
+        policy=causal_policy, estimable=True,
+    )  # fmt: skip
+    shown = {one.confounder for one in found.contrasts}
+    assert "severity" in shown
+    assert "rare" not in shown

@@ -109,7 +109,7 @@ def test_checks_fail_with_the_reason(sound, separated, plant, causal_policy):
     unbalanced = sound.model_copy(update={"balanced_difference": 0.001})
     assert not balance(unbalanced).passed
     assert "severity" in balance(unbalanced).description
-    refuted = studied(plant(0.0), causal_policy)
+    refuted = studied(plant(0.0, rows=500), causal_policy)
     assert not refutation(refuted).passed
     assert "unobserved_confounder" in refutation(refuted).description
 
