@@ -18,10 +18,6 @@ from e2i_dagster.warehouse.tables import experiments as tables
 Kind = Literal["units", "events", "outcomes"]
 #: Who acts in a simulated stream; recorded like this, and only where the stream is simulated.
 SIMULATED_PEOPLE = "simulated:"
-#: A simulated stream is taken further in steps of so many days.
-_STEP_DAYS = 7
-#: A stream that has not reached a look after so many days never will.
-_MOST_DAYS = 1_500
 
 
 class Change(BaseModel):
@@ -129,33 +125,15 @@ def advance(
     made = len(store.looks(connection, name))
     planned = spec.looks.information_fractions
     goal = planned[min(made, len(planned) - 1)]
-    day = days if days is not None else _first_day(connection, name, start)
-    while True:
-        _until(connection, name, stream, start + pd.Timedelta(days=day), policy, actor)
-        reached = store.information(spec, store.read_records(connection, name).outcomes)
-        if (
-            days is not None
-            or reached >= goal
-            or day >= _MOST_DAYS
-            or simulation.exhausted(stream, start, day)
-        ):
-            break
-        day += _STEP_DAYS
+    day = days if days is not None else simulation.day_of_information(stream, spec, goal)
+    _until(connection, name, stream, start + pd.Timedelta(days=day), policy, actor)
+    reached = store.information(spec, store.read_records(connection, name).outcomes)
     return {
         "day": day,
         "information_fraction": round(reached, 4),
         "next_look_at": goal,
         "true_effect": stream.true_effect,
     }
-
-
-def _first_day(connection: sa.Connection, name: str, start: pd.Timestamp) -> int:
-    """The step after the newest day of the stream so far."""
-    records = store.read_records(connection, name)
-    stamps = [records.screened["screened_at"], records.events["occurred_at"], records.outcomes["observed_at"]]
-    newest = [part.max() for part in stamps if len(part)]
-    gone = (max(newest) - start).days if newest else 0
-    return (gone // _STEP_DAYS + 1) * _STEP_DAYS
 
 
 def _until(

@@ -228,15 +228,25 @@ def observed_outcomes(
 
 
 def limited(stream: Stream, spec: ExperimentSpec, cohorts: Mapping[str, CohortDefinition]) -> Stream:
-    """``stream`` up to the unit with which the planned sample size is reached: screening ends there."""
+    """``stream`` up to the unit with which the planned sample size is reached: screening ends there.
+
+    ``draws`` gains the column ``assigned``: eligible and consenting.
+    """
     failed = eligibility(stream.units, *spec.criteria(cohorts))
     fit = (failed.map(len) == 0).to_numpy() & (stream.draws["consent"] < CONSENT).to_numpy()
     full = np.flatnonzero(np.cumsum(fit) >= spec.sample_size.total)
     size = int(full[0]) + 1 if len(full) else len(fit)
-    return Stream(stream.units[:size], stream.draws[:size], stream.true_effect)
+    draws = stream.draws.assign(assigned=fit)[:size]
+    return Stream(stream.units[:size], draws, stream.true_effect)
 
 
-def exhausted(stream: Stream, start: pd.Timestamp, day: int) -> bool:
-    """True when everything that will ever happen lies before ``day``."""
-    last = stream.units["screened_at"].iloc[-1] + pd.Timedelta(days=OUTCOME_DAYS + 1)
-    return start + pd.Timedelta(days=day) > last
+def day_of_information(stream: Stream, spec: ExperimentSpec, fraction: float) -> int:
+    """Days after the start until ``fraction`` of the information is there, of a stream from :func:`limited`.
+
+    Who is observed does not depend on the arm. The day after the last outcome when it never gets that far.
+    """
+    observed = stream.draws["assigned"] & (stream.draws["end"] >= LOST + WITHDRAWN + CONSENT_WITHDRAWN)
+    times = stream.units.loc[observed.to_numpy(), "screened_at"] + pd.Timedelta(days=OUTCOME_DAYS, hours=1)
+    needed = int(np.ceil(fraction * spec.information_target))
+    last = times.iloc[min(needed, len(times)) - 1]
+    return int((last - pd.Timestamp(spec.dates.start, tz="UTC")) / pd.Timedelta(days=1)) + 1
