@@ -185,8 +185,11 @@ def stratum_labels(units: pd.DataFrame, strata: Sequence[str]) -> np.ndarray:
     """Canonical text of each unit's stratum: JSON of its values, empty without strata. Shape (units,)."""
     if not strata or units.empty:
         return np.full(len(units), "", dtype=object)
-    codes, groups = pd.MultiIndex.from_frame(units[list(strata)]).factorize()
-    texts = np.array([json.dumps([_plain(value) for value in group]) for group in groups], dtype=object)
+    names = list(strata)
+    codes = units.groupby(names, sort=False, observed=True).ngroup().to_numpy()
+    first = units[names].iloc[np.unique(codes, return_index=True)[1]].astype(object)
+    rows = first.itertuples(index=False, name=None)
+    texts = np.array([json.dumps([_plain(value) for value in row]) for row in rows], dtype=object)
     return texts[codes]
 
 
