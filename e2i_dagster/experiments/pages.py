@@ -76,9 +76,12 @@ def enrolment_figure(report: EnrolmentReport) -> Any:
         )  # fmt: skip
         axes.axhline(report.planned, color=_RED, linewidth=0.8, label=f"sample size {report.planned:,}")
         figure.autofmt_xdate()
+        axes.legend(frameon=False, loc="lower right", fontsize=9)
+    else:
+        axes.text(0.5, 0.5, "no unit is assigned yet", transform=axes.transAxes, ha="center", color=_GREY)
+        axes.set_xticks([])
     axes.set_ylabel("units")
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, loc="lower right", fontsize=9)
     return figure
 
 

@@ -241,3 +241,17 @@ def test_the_monitor_says_what_is_wrong_and_what_is_due(warehouse, spec, lifecyc
         (seen,) = observe(connection, lifecycle, now=dt.datetime.now(dt.UTC), actor="test")
         assert seen.due == 1
         assert seen.findings == ()
+
+
+def test_pages_of_an_empty_experiment_say_so(warehouse, spec, lifecycle, running):
+    name = running(spec)
+    with warehouse.begin() as connection:
+        assert run.assign_waiting(connection, name, actor="site").counts == {"usual": 0, "treated": 0}
+        assert run.enrolment_page(connection, name, lifecycle).as_of is None
+        assert run.look_page(connection, name, lifecycle, actor="dmc").looks == ()
+        assert "running" in run.results_page(connection, name, lifecycle, actor="dmc").reason
+        assert run.judge_ratio(connection, name, lifecycle, actor="dmc") == (True, "no unit is assigned yet")
+        assert "no twin" in run.fidelity_page(connection, name, lifecycle, actor="dmc").reason
+        assert run.report_html(connection, name, lifecycle, blinded=True, actor="dmc").startswith(
+            "<!doctype html>"
+        )
