@@ -7,15 +7,21 @@ from __future__ import annotations
 
 import time
 from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from e2i_dagster.cohorts.columns import TypedColumn, date_column, days, require_columns, typed_column
+from e2i_dagster.cohorts.engine import Engine, Planned, collected, histogram, planned, written_rows
 from e2i_dagster.cohorts.errors import CohortInputError
 from e2i_dagster.cohorts.operators import holds
 from e2i_dagster.cohorts.result import Cohort
-from e2i_dagster.config.cohort import CohortDefinition, Rule
+from e2i_dagster.config.cohort import CohortDefinition, Criterion, Rule
+
+if TYPE_CHECKING:
+    import narwhals as nw
 from e2i_dagster.warehouse.frames import extra_frame
 
 FIRST_OBSERVED = "first_observation_date"
@@ -56,28 +62,162 @@ def patient_frame(journeys: pd.DataFrame, clinical: pd.DataFrame) -> pd.DataFram
 
 def build_cohort(
     definition: CohortDefinition,
-    patients: pd.DataFrame,
-    events: pd.DataFrame | None = None,
+    patients: Any,
+    events: Any = None,
     *,
+    observation_periods: Any = None,
     data_end: date | str | None = None,
+    engine: Engine | None = None,
 ) -> Cohort:
     """Apply ``definition`` to ``patients``.
 
     Args:
         patients: one row per journey (see :func:`patient_frame`) with ``definition.required_fields``.
-            The frame is not changed; its order does not matter.
-        events: not read: the language has no rule on events (a definition that states one is refused
-            when it is read).
+            A pandas frame, the path of a Parquet file, a DuckDB relation or a Spark frame. It is not
+            changed; its order does not matter.
+        events: patient_id, event_date and ``definition.event_fields``; needed when a rule reads events.
+            Events of other patients and events without a date count nowhere.
+        observation_periods: patient_id, start_date, end_date. With it, observed time is the span that holds
+            the index date; without it, first to last observation of the patient frame.
         data_end: last day that the data covers. With it, a patient who meets every rule but whose
             required follow-up ends later is ``pending``: neither eligible nor excluded by a rule.
+        engine: where pandas frames are computed: ``pandas`` or ``duckdb``; chosen by the definition.
 
     Returns:
-        The cohort. One journey per patient: the earliest that meets every rule (by index date, then key).
+        The cohort, in memory. One index date per patient, unless the definition takes ``every`` one.
 
     Raises:
         CohortInputError: CC_002 a column is missing, CC_004 keys or values are wrong, CC_005 dates are
             no dates.
     """
+    end = None if data_end is None else pd.Timestamp(data_end).date()
+    frames = (patients, events, observation_periods)
+    in_memory = all(frame is None or isinstance(frame, pd.DataFrame) for frame in frames)
+    if in_memory and engine != "duckdb" and observation_periods is None and _on_columns_only(definition):
+        return _build_on_columns(definition, patients, end)
+    return _build_on_engine(definition, patients, events, observation_periods, end, engine)
+
+
+def write_cohort(
+    definition: CohortDefinition,
+    patients: Any,
+    events: Any = None,
+    *,
+    folder: Path,
+    observation_periods: Any = None,
+    data_end: date | str | None = None,
+) -> pd.DataFrame:
+    """Compute a cohort that need not fit into memory, and write it as Parquet into ``folder``.
+
+    Writes ``reasons`` (keys, index_date, followup_end, mask, unknown_mask for every index date; words follow
+    from the mask and the attrition), ``eligible`` (rows whose mask is 0) and ``attrition``. DuckDB writes one
+    file for each, Spark a folder of parts.
+
+    Returns:
+        The attrition.
+
+    Raises:
+        CohortInputError: as :func:`build_cohort`.
+    """
+    import narwhals as nw
+
+    end = None if data_end is None else pd.Timestamp(data_end).date()
+    plan = planned(definition, patients, events, observation_periods, data_end=end)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = written_rows(plan.rows, folder / "reasons.parquet", plan.connection)
+    eligible = written.filter(nw.col("mask") == 0).select(
+        "patient_id", "patient_journey_id", "index_date", "followup_end"
+    )
+    written_rows(eligible, folder / "eligible.parquet", plan.connection)
+    attrition = _engine_attrition(definition, written, plan)
+    attrition.to_parquet(folder / "attrition.parquet")
+    return attrition
+
+
+def count_cohort(
+    definition: CohortDefinition,
+    patients: Any,
+    events: Any = None,
+    *,
+    observation_periods: Any = None,
+    data_end: date | str | None = None,
+) -> pd.DataFrame:
+    """The attrition alone: nothing per patient leaves the engine.
+
+    Raises:
+        CohortInputError: as :func:`build_cohort`.
+    """
+    end = None if data_end is None else pd.Timestamp(data_end).date()
+    plan = planned(definition, patients, events, observation_periods, data_end=end)
+    return _engine_attrition(definition, plan.rows, plan)
+
+
+def _on_columns_only(definition: CohortDefinition) -> bool:
+    plain = all(isinstance(condition, Criterion) for condition in definition.conditions)
+    return (
+        plain
+        and definition.index is None
+        and not definition.derived
+        and definition.journeys == "first_eligible"
+    )
+
+
+def _engine_attrition(definition: CohortDefinition, rows: nw.LazyFrame, plan: Planned) -> pd.DataFrame:
+    """The attrition from counts by mask; persons with several rows are looked at one by one."""
+    rules = definition.rules
+    if not plan.several_rows:
+        counts = histogram(rows)
+        mask, unknown_mask, records = (
+            counts[name].to_numpy(dtype=np.int64) for name in ("mask", "unknown_mask", "records")
+        )
+        return _attrition(rules, mask, unknown_mask, np.arange(len(mask)), records)
+    found = collected(rows.select("patient_id", "mask", "unknown_mask"))
+    person, persons = pd.factorize(found["patient_id"])
+    return _attrition(
+        rules,
+        found["mask"].to_numpy(dtype=np.int64),
+        found["unknown_mask"].to_numpy(dtype=np.int64),
+        person,
+        np.ones(len(persons), dtype=np.int64),
+    )
+
+
+def _build_on_engine(
+    definition: CohortDefinition,
+    patients: Any,
+    events: Any,
+    observation_periods: Any,
+    end: date | None,
+    engine: Engine | None,
+) -> Cohort:
+    started = time.perf_counter()
+    plan = planned(definition, patients, events, observation_periods, data_end=end, engine=engine)
+    validated = time.perf_counter()
+    found = collected(plan.rows)
+    applied = time.perf_counter()
+    person, persons = pd.factorize(found["patient_id"])
+    mask = found["mask"].to_numpy(dtype=np.int64)
+    unknown_mask = found["unknown_mask"].to_numpy(dtype=np.int64)
+    return _cohort(
+        definition,
+        end,
+        rows=found[["patient_id", "patient_journey_id", "index_date", "followup_end"]],
+        mask=mask,
+        unknown_mask=unknown_mask,
+        person=person,
+        persons=len(persons),
+        records=plan.records,
+        milliseconds={
+            "validate_config_ms": _ms(started, validated),
+            "apply_criteria_ms": _ms(validated, applied),
+            "validate_temporal_ms": 0,
+        },
+        since=applied,
+    )
+
+
+def _build_on_columns(definition: CohortDefinition, patients: pd.DataFrame, data_end: date | None) -> Cohort:
+    """A definition whose rules read columns of the patient frame only, on arrays."""
     started = time.perf_counter()
     require_columns(patients, definition.required_fields, what=f"Cohort {definition.key}")
     _check_keys(patients)
@@ -85,7 +225,7 @@ def build_cohort(
     columns = {
         rule.criterion.field: typed_column(patients[rule.criterion.field], rule.criterion.field)
         for rule in rules
-        if rule.criterion is not None
+        if isinstance(rule.criterion, Criterion)
     }
     times = definition.temporal_requirements
     index = date_column(patients[times.index_date_field], times.index_date_field)
@@ -96,13 +236,13 @@ def build_cohort(
     failed: dict[str, np.ndarray] = {}
     unknown: dict[str, np.ndarray] = {}
     for rule in rules:
-        if rule.criterion is not None:
+        if isinstance(rule.criterion, Criterion):
             column = columns[rule.criterion.field]
             unknown[rule.name] = ~column.known
             failed[rule.name] = _fails(rule, column)
     criteria_done = time.perf_counter()
 
-    end = None if data_end is None else np.datetime64(pd.Timestamp(data_end).date(), "D")
+    end = None if data_end is None else np.datetime64(data_end, "D")
     timed, timed_unknown = _time_rules(definition, index, first, last, end)
     failed |= timed
     unknown |= timed_unknown
@@ -132,28 +272,54 @@ def build_cohort(
             "followup_end": followup_end.array,
         }
     )
-    attrition = _attrition(rules, mask, unknown_mask, person, len(persons))
-    reported = _bits(rules, lambda rule: rule.on_unknown == "report")
-    pending_bit = _bits(rules, lambda rule: rule.name == "followup_pending")
-    eligible = mask == 0
-    cohort = Cohort(
-        definition=definition,
-        data_end=None if data_end is None else pd.Timestamp(data_end).date(),
-        input_patients=len(persons),
-        input_records=len(patients),
-        eligible=_sorted(rows[eligible]),
-        pending=_sorted(rows[(mask == pending_bit) & (pending_bit != 0)]),
-        attrition=attrition,
-        reasons=_reasons(rows, rules, mask, unknown_mask),
-        kept_with_unknown=int(np.count_nonzero(eligible & ((unknown_mask & reported) != 0))),
+    return _cohort(
+        definition,
+        data_end,
+        rows=rows,
+        mask=mask,
+        unknown_mask=unknown_mask,
+        person=person,
+        persons=len(persons),
+        records=len(patients),
         milliseconds={
             "validate_config_ms": _ms(started, validated),
             "apply_criteria_ms": _ms(validated, criteria_done),
             "validate_temporal_ms": _ms(criteria_done, temporal_done),
-            "generate_metadata_ms": _ms(temporal_done, time.perf_counter()),
         },
+        since=temporal_done,
     )
-    return cohort
+
+
+def _cohort(
+    definition: CohortDefinition,
+    data_end: date | None,
+    *,
+    rows: pd.DataFrame,
+    mask: np.ndarray,
+    unknown_mask: np.ndarray,
+    person: np.ndarray,
+    persons: int,
+    records: int,
+    milliseconds: dict[str, int],
+    since: float,
+) -> Cohort:
+    """Everything that is read off the masks, the same for every engine."""
+    rules = definition.rules
+    reported = _bits(rules, lambda rule: rule.on_unknown == "report")
+    pending_bit = _bits(rules, lambda rule: rule.name == "followup_pending")
+    eligible = mask == 0
+    return Cohort(
+        definition=definition,
+        data_end=data_end,
+        input_patients=persons,
+        input_records=records,
+        eligible=_sorted(rows[eligible]),
+        pending=_sorted(rows[(mask == pending_bit) & (pending_bit != 0)]),
+        attrition=_attrition(rules, mask, unknown_mask, person, np.ones(persons, dtype=np.int64)),
+        reasons=_reasons(rows, rules, mask, unknown_mask),
+        kept_with_unknown=int(np.count_nonzero(eligible & ((unknown_mask & reported) != 0))),
+        milliseconds=milliseconds | {"generate_metadata_ms": _ms(since, time.perf_counter())},
+    )
 
 
 def _check_keys(patients: pd.DataFrame) -> None:
@@ -173,7 +339,7 @@ def _check_keys(patients: pd.DataFrame) -> None:
 
 
 def _fails(rule: Rule, column: TypedColumn) -> np.ndarray:
-    assert rule.criterion is not None
+    assert isinstance(rule.criterion, Criterion)
     true = holds(rule.criterion, column)
     failed = ~true & column.known if rule.side == "inclusion" else true
     return failed | ~column.known if rule.on_unknown == "exclude" else failed
@@ -237,22 +403,38 @@ def _earliest(
 
 
 def _attrition(
-    rules: tuple[Rule, ...], mask: np.ndarray, unknown_mask: np.ndarray, person: np.ndarray, persons: int
+    rules: tuple[Rule, ...],
+    mask: np.ndarray,
+    unknown_mask: np.ndarray,
+    person: np.ndarray,
+    weight: np.ndarray,
 ) -> pd.DataFrame:
-    def count(rows: np.ndarray) -> int:
-        return int(np.count_nonzero(np.bincount(person[rows], minlength=persons)))
+    """Counts per rule.
 
+    ``weight`` says for how many persons each position of ``person`` stands, so that persons of one row can
+    be given by combination of failed rules. ``share`` is the Shapley value of the rule in who is excluded:
+    an index date that fails k rules counts 1/k for each, so it does not depend on the order.
+    """
+    records = weight[person] if len(person) else weight
+
+    def count(rows: np.ndarray) -> int:
+        reached = np.bincount(person[rows], minlength=len(weight)) > 0
+        return int(weight[reached].sum())
+
+    failing = np.bitwise_count(mask.astype(np.uint64)).astype(np.int64)
+    excluded = int(records[mask != 0].sum())
     alive = np.ones(len(mask), dtype=bool)
-    in_cohort = np.zeros(persons, dtype=bool)
+    in_cohort = np.zeros(len(weight), dtype=bool)
     in_cohort[person[mask == 0]] = True
-    remaining, remaining_records = persons, len(mask)
+    remaining, remaining_records = int(weight.sum()), int(records.sum())
     steps = []
     for rule in rules:
         unknown = count(alive & ((unknown_mask & rule.bit) != 0))
-        alive &= (mask & rule.bit) == 0
-        now, now_records = count(alive), int(np.count_nonzero(alive))
+        fails = (mask & rule.bit) != 0
+        alive &= ~fails
+        now, now_records = count(alive), int(records[alive].sum())
         # Dropping only this rule returns those who fail nothing else and are not in by another journey.
-        gained = np.bincount(person[mask == rule.bit], minlength=persons) > 0
+        gained = np.bincount(person[mask == rule.bit], minlength=len(weight)) > 0
         steps.append(
             {
                 "order": rule.order,
@@ -263,7 +445,8 @@ def _attrition(
                 "removed": remaining - now,
                 "remaining": now,
                 "unknown": unknown,
-                "marginal_gain": int(np.count_nonzero(gained & ~in_cohort)),
+                "marginal_gain": int(weight[gained & ~in_cohort].sum()),
+                "share": float((records[fails] / failing[fails]).sum() / excluded) if excluded else 0.0,
                 "on_unknown": rule.on_unknown,
                 "description": rule.description,
                 "removed_records": remaining_records - now_records,
@@ -293,7 +476,8 @@ def _bits(rules: tuple[Rule, ...], wanted) -> int:
 
 
 def _sorted(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows.sort_values("patient_journey_id", kind="stable", ignore_index=True)
+    keys = ["patient_journey_id", "index_date"]
+    return rows.sort_values(keys, kind="stable", ignore_index=True)
 
 
 def _shown(value: object) -> str:

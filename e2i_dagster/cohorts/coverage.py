@@ -11,7 +11,7 @@ from e2i_dagster.cohorts.columns import typed_column
 from e2i_dagster.cohorts.disclosure import shown_count
 from e2i_dagster.cohorts.errors import CohortInputError
 from e2i_dagster.cohorts.operators import holds
-from e2i_dagster.config.cohort import CohortDefinition
+from e2i_dagster.config.cohort import CohortDefinition, Criterion
 
 
 class RuleHits(BaseModel):
@@ -54,9 +54,9 @@ def rule_hits(definition: CohortDefinition, patients: pd.DataFrame) -> tuple[Rul
     """
     found = []
     for rule in definition.rules:
-        field = getattr(rule.criterion, "field", None)
-        if rule.criterion is None or not isinstance(field, str):
+        if not isinstance(rule.criterion, Criterion):
             continue
+        field = rule.criterion.field
         facts: dict[str, Any] = {
             "cohort": definition.key,
             "rule": rule.name,

@@ -12,7 +12,7 @@ from e2i_dagster.cohorts.build import build_cohort, date_column
 from e2i_dagster.cohorts.columns import typed_column
 from e2i_dagster.cohorts.disclosure import SMALLEST_SHOWN, is_small
 from e2i_dagster.cohorts.operators import holds
-from e2i_dagster.config.cohort import CohortDefinition, Criterion, normal_code
+from e2i_dagster.config.cohort import CohortDefinition, CohortExample, Criterion, normal_code
 
 #: A column with more nulls than this is reported (share of the patients who reach the rule).
 MOSTLY_NULL = 0.5
@@ -56,18 +56,23 @@ class LintReport(BaseModel):
         }
 
 
-def lint(definition: CohortDefinition, data: pd.DataFrame | None = None) -> LintReport:
+def lint(
+    definition: CohortDefinition,
+    data: pd.DataFrame | None = None,
+    events: pd.DataFrame | None = None,
+    observation_periods: pd.DataFrame | None = None,
+) -> LintReport:
     """Check ``definition``: its examples, contradictions, and with ``data`` what the data make of it.
 
     Args:
-        data: a patient frame as for :func:`build_cohort`. Optional.
+        data, events, observation_periods: frames as for :func:`build_cohort`. Optional.
 
     Raises:
         CohortInputError: ``data`` lacks a column that the definition needs, or holds the wrong kind.
     """
     findings = [*_contradictions(definition), *_examples(definition)]
     if data is not None:
-        findings += _against(definition, data)
+        findings += _against(definition, data, events, observation_periods)
     return LintReport(
         cohort=definition.key,
         definition_hash=definition.definition_hash,
@@ -83,8 +88,15 @@ def run_examples(definition: CohortDefinition) -> pd.DataFrame:
         values = dict.fromkeys(definition.required_fields) | example.patient
         values |= {"patient_id": f"example {number}", "patient_journey_id": f"example {number}"}
         frame = pd.DataFrame({name: pd.Series([value], dtype=object) for name, value in values.items()})
-        cohort = build_cohort(definition, frame, data_end=example.data_end)
-        found = str(cohort.reasons["words"].iloc[0]) or "in"
+        cohort = build_cohort(
+            definition,
+            frame,
+            _example_events(definition, example, number),
+            observation_periods=_example_periods(example, number),
+            data_end=example.data_end,
+        )
+        # With several index dates the patient is in when one of them is.
+        found = "in" if cohort.eligible_count else str(cohort.reasons["words"].iloc[0])
         if len(cohort.pending):
             found = "pending"
         expected = "; ".join(
@@ -92,6 +104,20 @@ def run_examples(definition: CohortDefinition) -> pd.DataFrame:
         ) or str(example.expect)
         rows.append({"name": example.name, "expected": expected, "found": found})
     return pd.DataFrame(rows, columns=["name", "expected", "found"])
+
+
+def _example_events(definition: CohortDefinition, example: CohortExample, number: int) -> pd.DataFrame | None:
+    if not definition.reads_events:
+        return None
+    rows = [{"patient_id": f"example {number}", **event} for event in example.events]
+    return pd.DataFrame(rows, columns=list(definition.event_fields), dtype=object)
+
+
+def _example_periods(example: CohortExample, number: int) -> pd.DataFrame | None:
+    if not example.observation_periods:
+        return None
+    rows = [{"patient_id": f"example {number}", **period} for period in example.observation_periods]
+    return pd.DataFrame(rows, dtype=object)
 
 
 def _examples(definition: CohortDefinition) -> Iterable[Finding]:
@@ -135,10 +161,11 @@ def _examples(definition: CohortDefinition) -> Iterable[Finding]:
 
 
 def _contradictions(definition: CohortDefinition) -> Iterable[Finding]:
-    fields = {c.field for c in definition.inclusion_criteria}
-    for name in sorted(fields):
-        inclusion = [c for c in definition.inclusion_criteria if c.field == name]
-        exclusion = [c for c in definition.exclusion_criteria if c.field == name]
+    included = [c for c in definition.inclusion_criteria if isinstance(c, Criterion)]
+    excluded = [c for c in definition.exclusion_criteria if isinstance(c, Criterion)]
+    for name in sorted({c.field for c in included}):
+        inclusion = [c for c in included if c.field == name]
+        exclusion = [c for c in excluded if c.field == name]
         message = _empty_range(inclusion, exclusion) or _empty_set(inclusion, exclusion)
         if message:
             yield Finding(kind="contradiction", severity="error", rule=name, message=message)
@@ -197,8 +224,13 @@ def _plain(criterion: Criterion) -> set[Any]:
     return set(criterion.values)
 
 
-def _against(definition: CohortDefinition, data: pd.DataFrame) -> Iterable[Finding]:
-    cohort = build_cohort(definition, data)
+def _against(
+    definition: CohortDefinition,
+    data: pd.DataFrame,
+    events: pd.DataFrame | None,
+    observation_periods: pd.DataFrame | None,
+) -> Iterable[Finding]:
+    cohort = build_cohort(definition, data, events, observation_periods=observation_periods)
     if cohort.emptied_by is not None:
         yield Finding(
             kind="empty",
@@ -222,7 +254,9 @@ def _against(definition: CohortDefinition, data: pd.DataFrame) -> Iterable[Findi
             )
     steps = cohort.attrition.to_dict("records")
     for rule in definition.rules:
-        if rule.criterion is None or not len(data):
+        if not isinstance(rule.criterion, Criterion) or not len(data):
+            continue
+        if rule.criterion.field in definition.derived:
             continue
         column = typed_column(data[rule.criterion.field], rule.criterion.field)
         # Judged on the patients who reach the rule: a column is empty for the other indications.

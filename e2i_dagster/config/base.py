@@ -54,12 +54,11 @@ def read_yaml(path: Path, model: type[Model]) -> Model:
     try:
         return model.model_validate(document)
     except ValidationError as error:
-        problems = [
-            f"{path}:{_line_of(node, problem['loc'])}: "
-            f"{'.'.join(str(part) for part in problem['loc']) or 'document'}: {problem['msg']}"
-            + ("" if problem["type"] == "missing" else f" (found {_short(problem['input'])})")
-            for problem in error.errors(include_url=False)
-        ]
+        problems = []
+        for problem in error.errors(include_url=False):
+            line, keys = _placed(node, problem["loc"], missing=problem["type"] == "missing")
+            found = "" if problem["type"] == "missing" else f" (found {_short(problem['input'])})"
+            problems.append(f"{path}:{line}: {'.'.join(keys) or 'document'}: {problem['msg']}{found}")
         raise ConfigError("\n".join(problems)) from None
 
 
@@ -68,21 +67,33 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _line_of(node: yaml.Node | None, location: tuple[int | str, ...]) -> int:
-    """Line (from 1) of the deepest key of ``location`` that the YAML document has."""
-    line = 1 if node is None else node.start_mark.line + 1
-    for part in location:
+def _placed(
+    node: yaml.Node | None, location: tuple[int | str, ...], *, missing: bool
+) -> tuple[int, list[str]]:
+    """Line (from 1) of the deepest key of ``location`` that the document has, and the keys on the way.
+
+    A location also names the form in which a value was read, which is no key of the document.
+    """
+    line, keys = 1 if node is None else node.start_mark.line + 1, []
+    for place, part in enumerate(location):
+        found: yaml.Node | None = None
         if isinstance(node, yaml.MappingNode):
-            found = next(((key, value) for key, value in node.value if key.value == str(part)), None)
-            if found is None:
-                break
-            line, node = found[0].start_mark.line + 1, found[1]
+            pair = next(((key, value) for key, value in node.value if key.value == str(part)), None)
+            if pair is not None:
+                line, found = pair[0].start_mark.line + 1, pair[1]
         elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            item: yaml.Node = node.value[part]
-            line, node = item.start_mark.line + 1, item
-        else:
-            break
-    return line
+            found = node.value[part]
+            line = node.value[part].start_mark.line + 1
+        if found is not None:
+            node = found
+        if found is not None or (missing and place == len(location) - 1):
+            keys.append(str(part))
+    return line, keys
+
+
+def _line_of(node: yaml.Node | None, location: tuple[int | str, ...]) -> int:
+    """Line (from 1) of the deepest key of ``location`` that the document has."""
+    return _placed(node, location, missing=False)[0]
 
 
 def read_digest(path: Path) -> str:

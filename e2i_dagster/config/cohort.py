@@ -5,7 +5,6 @@ Only the language and its reading. Evaluating a definition on data is in :mod:`e
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from datetime import date
@@ -13,17 +12,35 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from e2i_dagster.config.base import PolicyModel, digest_of, read_yaml
+from e2i_dagster.config.criteria import (
+    Condition,
+    Criterion,
+    EventCriterion,
+    EventPattern,
+    Group,
+    OnUnknown,
+    Operator,
+    Side,
+    code_patterns,
+    normal_code,
+)
 from e2i_dagster.config.environment import config_folder
 from e2i_dagster.errors import ConfigError
 
-Operator = Literal["==", "!=", ">", ">=", "<", "<=", "in", "not_in", "between", "contains"]
-OnUnknown = Literal["exclude", "include", "report"]
-Side = Literal["inclusion", "exclusion", "temporal"]
+__all__ = [
+    "Condition",
+    "Criterion",
+    "EventCriterion",
+    "EventPattern",
+    "Group",
+    "Operator",
+    "code_patterns",
+    "normal_code",
+]
 
-ORDERING = frozenset({">", ">=", "<", "<="})
 #: Names of the rules that time and the choice of one journey add to the criteria.
 TIME_RULES = ("index_date", "lookback", "followup", "one_index_journey", "followup_pending")
 #: A rule is one bit of a signed 64-bit integer.
@@ -40,114 +57,11 @@ ERROR_CODES = {
     "CC_007": "timeout",
 }
 
-_WORDS = {
-    "==": "is",
-    "!=": "is not",
-    ">": "is more than",
-    ">=": "is at least",
-    "<": "is less than",
-    "<=": "is at most",
-    "in": "is one of",
-    "not_in": "is none of",
-    "between": "lies between",
-    "contains": "contains",
-}
-_ABSENT = {
-    "all_of": "nested groups",
-    "any_of": "nested groups",
-    "at_least": "nested groups",
-    "event": "criteria on events",
-    "has_event": "criteria on events",
-    "within": "criteria on events",
-    "derived": "derived fields",
-    "journeys": "a choice of journeys other than the earliest eligible one",
-    "allowed_gap_days": "observation periods with gaps",
-}
-
 
 class CohortConfigError(ConfigError):
     """A cohort definition is wrong or unknown (code CC_001)."""
 
     code = "CC_001"
-
-
-class Criterion(PolicyModel):
-    """One rule about one field of the patient frame.
-
-    Attributes:
-        field: column of the patient frame.
-        operator: one of ``== != > >= < <= in not_in between contains``; ``between`` includes both
-            ends, ``contains`` is a literal substring (never a regular expression).
-        value: a scalar, a list for ``in`` and ``not_in``, ``[low, high]`` for ``between``.
-        name: name of the rule in attrition and reasons; the field's name by default.
-        on_unknown: what happens to a patient whose value is null: ``exclude``, ``include``, or
-            ``report`` (kept, counted, warned about). Default: exclude for an inclusion rule, report
-            for an exclusion rule.
-        code_system: says that the values are codes, compared without dots and case, where ``L50.*``
-            means the code and all its descendants. Fields ending in ``diagnosis_code`` are ``icd10cm``.
-        descendants: each code of ``value`` stands for itself and all codes below it.
-    """
-
-    field: str = Field(min_length=1)
-    operator: Operator
-    value: Any
-    name: str | None = None
-    description: str = ""
-    clinical_rationale: str = ""
-    on_unknown: OnUnknown | None = None
-    code_system: str | None = Field(default=None, validate_default=True)
-    descendants: bool = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _only_the_language(cls, data: Any) -> Any:
-        return _refuse_absent(data)
-
-    @field_validator("value")
-    @classmethod
-    def _value_fits_operator(cls, value: Any, info: ValidationInfo) -> Any:
-        operator = info.data.get("operator")
-        if operator is None:  # the operator itself is wrong and reported
-            return value
-        return _checked_value(operator, value)
-
-    @field_validator("code_system")
-    @classmethod
-    def _diagnosis_codes_are_icd(cls, code_system: str | None, info: ValidationInfo) -> str | None:
-        if code_system is None and str(info.data.get("field", "")).lower().endswith("diagnosis_code"):
-            return "icd10cm"
-        return code_system
-
-    @model_validator(mode="after")
-    def _codes_are_text(self) -> Criterion:
-        if self.descendants and self.code_system is None:
-            raise ValueError(f"descendants: true needs a code_system (field {self.field!r} holds no codes)")
-        if self.code_system is not None:
-            if self.operator in ORDERING or self.operator == "between":
-                raise ValueError(f"codes have no order: operator {self.operator} cannot be used on them")
-            for code in self.values:
-                if not isinstance(code, str) or not re.fullmatch(r"[A-Za-z0-9. -]+\*?", code):
-                    raise ValueError(
-                        f"{code!r} is not a code: expected letters, digits and dots, and * only at the end"
-                    )
-        return self
-
-    @property
-    def values(self) -> tuple[Any, ...]:
-        """The value as a tuple, whatever the operator."""
-        return self.value if isinstance(self.value, tuple) else (self.value,)
-
-    def unknown_policy(self, side: Side) -> OnUnknown:
-        """``on_unknown``, or the default of an inclusion or exclusion rule."""
-        return self.on_unknown or ("report" if side == "exclusion" else "exclude")
-
-    def words(self) -> str:
-        """The condition in words: ``age_at_diagnosis is at least 18``."""
-        shown = [str(v).lower() if isinstance(v, bool) else str(v) for v in self.values]
-        between = self.operator == "between"
-        value = f"{shown[0]} and {shown[1]} (both included)" if between else ", ".join(shown)
-        below = " or a code below" if self.descendants else ""
-        return f"{self.field} {_WORDS[self.operator]} {value}{below}"
 
 
 class TemporalRequirements(PolicyModel):
@@ -166,10 +80,48 @@ class TemporalRequirements(PolicyModel):
     index_date_field: str = Field(default="diagnosis_date", min_length=1)
     followup: Literal["require", "censor"] = "require"
 
-    @model_validator(mode="before")
-    @classmethod
-    def _only_the_language(cls, data: Any) -> Any:
-        return _refuse_absent(data)
+
+class EventIndex(EventPattern):
+    """The index date is the day of an event.
+
+    Attributes:
+        occurrence: which of the events that match; ``every`` gives one index date per distinct day.
+        after: date column of the patient frame; only events on or after that day (plus ``after_days``) count.
+    """
+
+    occurrence: Literal["first", "last", "every"] = "first"
+    after: str | None = None
+    after_days: int = 0
+
+    def words(self) -> str:
+        """The index in words: ``the first prescription on or after diagnosis_date``."""
+        when = ""
+        if self.after is not None:
+            later = f"{self.after_days} days after " if self.after_days else ""
+            when = f" on or after {later}{self.after}"
+        return f"{'each' if self.occurrence == 'every' else 'the ' + self.occurrence} {super().words()}{when}"
+
+
+class Observation(PolicyModel):
+    """How observed time is read from the table ``observation_periods``, where it is delivered.
+
+    Attributes:
+        allowed_gap_days: days without observation that do not end a span (30 where enrolment is recorded
+            by month, 0 for exact records).
+    """
+
+    allowed_gap_days: int = Field(default=0, ge=0)
+
+
+class DerivedField(PolicyModel):
+    """A field that is computed at the index date.
+
+    Attributes:
+        years_since: date column, or column of years of birth: completed years until the index date. From a
+            year alone, the difference of the calendar years.
+    """
+
+    years_since: str = Field(min_length=1)
 
 
 class CohortExample(PolicyModel):
@@ -177,12 +129,16 @@ class CohortExample(PolicyModel):
 
     Attributes:
         patient: values by field; a field that is not given is null.
+        events: the patient's events: event_type, event_date, code and other columns.
+        observation_periods: start_date and end_date of each observed span.
         expect: ``in``, ``pending``, or ``{out: [names of all rules that fail]}``.
         data_end: end of the data in this example (decides ``pending``).
     """
 
     name: str
     patient: dict[str, Any]
+    events: tuple[dict[str, Any], ...] = ()
+    observation_periods: tuple[dict[str, Any], ...] = ()
     expect: Literal["in", "pending"] | dict[Literal["out"], str | tuple[str, ...]]
     data_end: date | None = None
 
@@ -206,7 +162,7 @@ class Rule(PolicyModel):
     side: Side
     operator: str
     value: Any
-    criterion: Criterion | None = None
+    criterion: Condition | None = None
     description: str = ""
     clinical_rationale: str = ""
     on_unknown: OnUnknown = "exclude"
@@ -245,6 +201,11 @@ class CohortDefinition(PolicyModel):
         status: ``draft`` while the rules are being found, or who approved them and when:
             ``approved: {by: ..., on: ...}``. A model on a draft cohort stays in development.
         inclusion_criteria: all must hold. exclusion_criteria: any removes.
+        index: the day that everything is counted from, when it comes from events instead of a column.
+        journeys: which index date of a patient counts: the ``first_eligible``, the ``first`` (whether or not
+            it is eligible), or ``every`` one.
+        observation: how observation periods become spans.
+        derived: fields computed at the index date, usable in criteria.
         examples: invented patients with the expected verdict, run by ``lint``.
     """
 
@@ -255,24 +216,30 @@ class CohortDefinition(PolicyModel):
     version: str = Field(default="1.0.0", pattern=r"^\d+\.\d+\.\d+$")
     status: Literal["draft"] | ApprovedStatus = "draft"
     clinical_rationale: str = ""
-    inclusion_criteria: tuple[Criterion, ...] = Field(min_length=1)
-    exclusion_criteria: tuple[Criterion, ...] = ()
+    index: EventIndex | None = None
+    journeys: Literal["first_eligible", "first", "every"] = "first_eligible"
+    observation: Observation = Field(default_factory=Observation)
+    derived: dict[str, DerivedField] = Field(default_factory=dict)
+    inclusion_criteria: tuple[Condition, ...] = Field(min_length=1)
+    exclusion_criteria: tuple[Condition, ...] = ()
     temporal_requirements: TemporalRequirements = Field(default_factory=TemporalRequirements)
     examples: tuple[CohortExample, ...] = ()
 
     @model_validator(mode="before")
     @classmethod
-    def _only_the_language(cls, data: Any) -> Any:
-        data = _refuse_absent(data)
-        if not isinstance(data, Mapping) or "index" not in data:
+    def _index_by_field(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or not isinstance(data.get("index"), Mapping):
             return data
         index = data["index"]
-        if not isinstance(index, Mapping) or set(index) != {"field"}:
-            raise ValueError(
-                "an index date taken from events is not part of the language yet: "
-                "write index: {field: <date column>}"
-            )
         times = dict(data.get("temporal_requirements") or {})
+        if "field" not in index:
+            if "index_date_field" in times:
+                raise ValueError(
+                    "the index date comes from events and from temporal_requirements.index_date_field: keep one"
+                )
+            return data
+        if set(index) != {"field"}:
+            raise ValueError("index has a field or an event, not both: index: {field: <date column>}")
         if times.setdefault("index_date_field", index["field"]) != index["field"]:
             raise ValueError("index.field and temporal_requirements.index_date_field differ: keep one")
         return {k: v for k, v in data.items() if k != "index"} | {"temporal_requirements": times}
@@ -284,7 +251,7 @@ class CohortDefinition(PolicyModel):
             object.__setattr__(self, "key", slug)
         seen: set[tuple[str, str, str]] = set()
         for criterion in (*self.inclusion_criteria, *self.exclusion_criteria):
-            content = (criterion.field, criterion.operator, repr(criterion.value))
+            content = (" ".join(criterion.fields), criterion.operator, repr(criterion.value))
             if content in seen:
                 raise ValueError(f"criterion '{criterion.words()}' is stated twice: remove one of them")
             seen.add(content)
@@ -360,18 +327,19 @@ class CohortDefinition(PolicyModel):
                 name="index_date",
                 side="temporal",
                 operator="known",
-                value=times.index_date_field,
-                description=f"The index date ({times.index_date_field}) is known",
+                value=self.index_words,
+                description=f"The index date ({self.index_words}) is known",
             )
         ]
-        sides: tuple[tuple[Side, tuple[Criterion, ...]], ...] = (
+        sides: tuple[tuple[Side, tuple[Condition, ...]], ...] = (
             ("inclusion", self.inclusion_criteria),
             ("exclusion", self.exclusion_criteria),
         )
-        fields = [c.field for _, criteria in sides for c in criteria]
+        fields = [c.fields for _, criteria in sides for c in criteria]
         for side, criteria in sides:
             for criterion in criteria:
-                plain = criterion.field if fields.count(criterion.field) == 1 else criterion.words()
+                by_field = isinstance(criterion, Criterion) and fields.count(criterion.fields) == 1
+                plain = criterion.fields[0] if by_field else criterion.words()
                 rules.append(
                     Rule(
                         order=len(rules) + 1,
@@ -399,13 +367,13 @@ class CohortDefinition(PolicyModel):
                 f"Observed for at least {times.lookback_days} days before the index date",
             ),
             ("followup", ">=", required, followup),
-            (
-                "one_index_journey",
-                "first",
-                "earliest eligible",
-                "One journey per patient: the earliest eligible",
-            ),
         ]
+        if self.journeys == "first_eligible":
+            one = "One journey per patient: the earliest eligible"
+            timed.append(("one_index_journey", "first", "earliest eligible", one))
+        elif self.journeys == "first":
+            one = "One journey per patient: the earliest, eligible or not"
+            timed.append(("one_index_journey", "first", "earliest", one))
         if times.followup == "require":
             timed.append(
                 (
@@ -429,31 +397,71 @@ class CohortDefinition(PolicyModel):
         return tuple(rules)
 
     @property
+    def conditions(self) -> tuple[Criterion | EventCriterion | Group, ...]:
+        """Inclusion and exclusion criteria in order."""
+        return (*self.inclusion_criteria, *self.exclusion_criteria)
+
+    @property
+    def index_words(self) -> str:
+        """Where the index date comes from."""
+        return self.temporal_requirements.index_date_field if self.index is None else self.index.words()
+
+    @property
+    def reads_events(self) -> bool:
+        """Whether the definition needs a frame of events."""
+        return self.index is not None or any(True for c in self.conditions for _ in c.events())
+
+    @property
+    def event_fields(self) -> tuple[str, ...]:
+        """Columns that the events must have; empty when no rule reads events."""
+        if not self.reads_events:
+            return ()
+        patterns = [event for condition in self.conditions for event in condition.events()]
+        read = [field for pattern in patterns for field in pattern.event_fields]
+        if self.index is not None:
+            read += [criterion.field for criterion in self.index.conditions]
+        return tuple(dict.fromkeys(["patient_id", "event_date", *read]))
+
+    @property
     def required_fields(self) -> tuple[str, ...]:
         """Columns that the patient frame must have."""
+        index = self.index
+        dated = (
+            [self.temporal_requirements.index_date_field]
+            if index is None
+            else [index.after]
+            if index.after
+            else []
+        )
+        read = [field for condition in self.conditions for field in condition.fields]
         fields = [
             "patient_id",
             "patient_journey_id",
-            self.temporal_requirements.index_date_field,
+            *dated,
             "first_observation_date",
             "last_observation_date",
-            *(c.field for c in (*self.inclusion_criteria, *self.exclusion_criteria)),
+            *(field for field in read if field not in self.derived),
+            *(field.years_since for field in self.derived.values()),
         ]
         return tuple(dict.fromkeys(fields))
 
     @property
     def definition_hash(self) -> str:
         """Content digest of everything that decides who is eligible; wording and examples do not count."""
-        wording = {"description", "clinical_rationale"}
-        return digest_of(
-            {
-                "brand": self.brand,
-                "indication": self.indication,
-                "inclusion": [c.model_dump(mode="json", exclude=wording) for c in self.inclusion_criteria],
-                "exclusion": [c.model_dump(mode="json", exclude=wording) for c in self.exclusion_criteria],
-                "time": self.temporal_requirements.model_dump(mode="json"),
-            }
-        )
+        content = {
+            "brand": self.brand,
+            "indication": self.indication,
+            "inclusion": [_content(c) for c in self.inclusion_criteria],
+            "exclusion": [_content(c) for c in self.exclusion_criteria],
+            "time": self.temporal_requirements.model_dump(mode="json"),
+        }
+        optional = {
+            "index": self.index and self.index.model_dump(mode="json"),
+            "journeys": None if self.journeys == "first_eligible" else self.journeys,
+            "observation": self.observation.allowed_gap_days,
+            "derived": {name: field.model_dump(mode="json") for name, field in self.derived.items()},
+        }
+        return digest_of(content | {name: value for name, value in optional.items() if value})
 
     def sentences(self) -> tuple[str, ...]:
         """The definition in words, one sentence per rule."""
@@ -467,12 +475,18 @@ class CohortDefinition(PolicyModel):
             f"version {self.version})."
         ]
         verbs = {"inclusion": "Include patients whose", "exclusion": "Remove patients whose"}
+        verbs_of_events = {"inclusion": "Include patients with", "exclusion": "Remove patients with"}
+        for name, field in self.derived.items():
+            sentences.append(
+                f"{name} is the number of completed years from {field.years_since} to the index date."
+            )
         for rule in self.rules:
             if rule.criterion is None:
                 sentences.append(f"{rule.description}.")
             else:
+                said = verbs_of_events if isinstance(rule.criterion, EventCriterion) else verbs
                 sentences.append(
-                    f"{verbs[rule.side]} {rule.criterion.words()}. {unknown[rule.on_unknown]}"
+                    f"{said[rule.side]} {rule.criterion.words()}. {unknown[rule.on_unknown]}"
                     + (f" {rule.criterion.description}." if rule.criterion.description else "")
                 )
         return tuple(sentences)
@@ -516,72 +530,12 @@ def read_cohort(key: str, folder: Path | None = None) -> CohortDefinition:
     return CohortDefinition.from_yaml(path)
 
 
-def normal_code(code: str) -> str:
-    """A code as it is compared: upper case, without dots and outer blanks."""
-    return code.strip().replace(".", "").upper()
+def _content(condition: Criterion | EventCriterion | Group) -> Any:
+    """What decides, without the words for people, at any depth."""
 
+    def bare(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: bare(v) for k, v in value.items() if k not in ("description", "clinical_rationale")}
+        return [bare(one) for one in value] if isinstance(value, list) else value
 
-def code_patterns(criterion: Criterion) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The codes of a criterion as ``(exact codes, prefixes)``, both normalised."""
-    exact, prefixes = [], []
-    for value in criterion.values:
-        if value.endswith("*") or criterion.descendants:
-            prefixes.append(normal_code(value.rstrip("*")))
-        else:
-            exact.append(normal_code(value))
-    return tuple(exact), tuple(prefixes)
-
-
-def _refuse_absent(data: Any) -> Any:
-    if isinstance(data, Mapping):
-        for key, what in _ABSENT.items():
-            if key in data:
-                raise ValueError(f"'{key}': {what} are not part of the cohort language yet")
-    return data
-
-
-def _checked_value(operator: str, value: Any) -> Any:
-    if operator in ("in", "not_in"):
-        if not isinstance(value, (list, tuple, set, frozenset)) or not value:
-            raise ValueError(f"operator {operator} needs a list with at least one value")
-        values = sorted(value, key=repr) if isinstance(value, (set, frozenset)) else value
-        return tuple(_scalar(operator, v) for v in values)
-    if operator == "between":
-        if not isinstance(value, (list, tuple)) or len(value) != 2:
-            raise ValueError("operator between needs [low, high]")
-        low, high = (_ordered(operator, v) for v in value)
-        if isinstance(low, date) != isinstance(high, date):
-            raise ValueError("the two bounds of between are of different kinds")
-        if low > high:
-            raise ValueError(f"the bounds of between are reversed: {low} is more than {high}")
-        return (low, high)
-    if operator in ORDERING:
-        return _ordered(operator, value)
-    if operator == "contains":
-        if not isinstance(value, str) or not value:
-            raise ValueError("operator contains needs a text that is not empty")
-        return value
-    return _scalar(operator, value)
-
-
-def _scalar(operator: str, value: Any) -> Any:
-    if not isinstance(value, (bool, int, float, str, date)) or _is_nan(value):
-        raise ValueError(
-            f"operator {operator} needs a text, number, date or true/false; null is covered by on_unknown"
-        )
-    return value
-
-
-def _ordered(operator: str, value: Any) -> Any:
-    if isinstance(value, str):
-        try:
-            return date.fromisoformat(value)
-        except ValueError:
-            raise ValueError(f"operator {operator} needs a number or a date (YYYY-MM-DD)") from None
-    if isinstance(value, bool) or not isinstance(value, (int, float, date)) or _is_nan(value):
-        raise ValueError(f"operator {operator} needs a number or a date (YYYY-MM-DD)")
-    return value
-
-
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)
+    return bare(condition.model_dump(mode="json"))

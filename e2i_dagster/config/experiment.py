@@ -386,9 +386,20 @@ class ExperimentSpec(PolicyModel):
                 f"Known: {', '.join(sorted(cohorts)) or 'none'}."
             )
         base = cohorts[own.cohort]
+        other = [
+            c.words()
+            for c in (*base.inclusion_criteria, *base.exclusion_criteria)
+            if not isinstance(c, Criterion)
+        ]
+        if other or base.derived:
+            raise ConfigError(
+                f"config/experiments/{self.name}.yaml: eligibility.cohort: the cohort {own.cohort!r} has rules on "
+                f"events, groups or derived fields ({', '.join([*other, *base.derived])}), which enrolment does "
+                "not evaluate. State the criteria of the experiment itself."
+            )
         return (
-            (*base.inclusion_criteria, *own.inclusion_criteria),
-            (*base.exclusion_criteria, *own.exclusion_criteria),
+            (*(c for c in base.inclusion_criteria if isinstance(c, Criterion)), *own.inclusion_criteria),
+            (*(c for c in base.exclusion_criteria if isinstance(c, Criterion)), *own.exclusion_criteria),
         )
 
     @property

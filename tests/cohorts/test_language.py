@@ -68,10 +68,24 @@ def test_an_error_names_file_line_and_field(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"index": {"event": "diagnosis", "occurrence": "first"}}, "index date taken from events"),
-        ({"journeys": "every"}, "choice of journeys"),
-        ({"inclusion_criteria": [{"any_of": []}]}, "nested groups"),
-        ({"inclusion_criteria": [{"event": "prescription", "within": [-180, -1]}]}, "criteria on events"),
+        ({"index": {"event": "diagnosis", "occurrence": "second"}}, "index.occurrence"),
+        ({"index": {"event": "rx", "field": "seen"}}, "a field or an event, not both"),
+        (
+            {"index": {"event": "rx"}, "temporal_requirements": {"index_date_field": "seen"}},
+            "from events and from",
+        ),
+        ({"journeys": "last"}, "first_eligible"),
+        ({"inclusion_criteria": [{"any_of": []}]}, "at least 1 item"),
+        (
+            {"inclusion_criteria": [{"at_least": {"n": 2, "of": [{"prior_outcome": {"event": "rx"}}]}}]},
+            "never",
+        ),
+        ({"inclusion_criteria": [{"has_event": {"event": "rx", "within": [-1, -180]}}]}, "reversed"),
+        ({"inclusion_criteria": [{"has_event": {"within": [-180, -1]}}]}, "which events are meant"),
+        ({"inclusion_criteria": [{"has_event": {"event": "rx", "at_least": 3, "at_most": 2}}]}, "is below"),
+        ({"inclusion_criteria": [{"washout": {"event": "rx"}}]}, "needs days"),
+        ({"inclusion_criteria": [{"washout": {"event": "rx", "days": 9, "within": [-9, 0]}}]}, "itself"),
+        ({"inclusion_criteria": [{"gap": {"event": "rx", "days": 30}}]}, "closed window"),
         ({"inclusion_criteria": []}, "at least 1 item"),
         ({"inclusion_criteria": MINIMAL["inclusion_criteria"] * 2}, "stated twice"),
         (
