@@ -1,6 +1,6 @@
 """Cohorts: who is eligible, and why everyone else is not. Labels of a scope come from :func:`label_outcome`."""
 
-from e2i_dagster.cohorts.build import build_cohort, patient_frame
+from e2i_dagster.cohorts.build import build_cohort, count_cohort, patient_frame, write_cohort
 from e2i_dagster.cohorts.compare import CohortComparison, RuleChange, compare
 from e2i_dagster.cohorts.definition_page import definition_page
 from e2i_dagster.cohorts.disclosure import shown_count
@@ -41,6 +41,7 @@ __all__ = [
     "build_cohort",
     "cohort_frame",
     "compare",
+    "count_cohort",
     "definition_page",
     "explain",
     "label_outcome",
@@ -54,4 +55,5 @@ __all__ = [
     "run_examples",
     "shown_count",
     "why_empty",
+    "write_cohort",
 ]

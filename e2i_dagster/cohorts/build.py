@@ -81,7 +81,8 @@ def build_cohort(
             the index date; without it, first to last observation of the patient frame.
         data_end: last day that the data covers. With it, a patient who meets every rule but whose
             required follow-up ends later is ``pending``: neither eligible nor excluded by a rule.
-        engine: where pandas frames are computed: ``pandas`` or ``duckdb``; chosen by the definition.
+        engine: where pandas frames are computed: ``pandas`` (rules on columns only) or ``duckdb``; chosen by
+            the definition when it is not given.
 
     Returns:
         The cohort, in memory. One index date per patient, unless the definition takes ``every`` one.
@@ -95,6 +96,12 @@ def build_cohort(
     in_memory = all(frame is None or isinstance(frame, pd.DataFrame) for frame in frames)
     if in_memory and engine != "duckdb" and observation_periods is None and _on_columns_only(definition):
         return _build_on_columns(definition, patients, end)
+    if engine == "pandas":
+        raise CohortInputError(
+            "CC_004",
+            f"Cohort {definition.key}: engine pandas computes rules on columns of a patient frame in memory. Rules "
+            "on events, groups, derived fields, observation periods and files need engine duckdb.",
+        )
     return _build_on_engine(definition, patients, events, observation_periods, end, engine)
 
 

@@ -245,6 +245,23 @@ def _dated(events: Source) -> Source:
 
 def _check_keys(frame: nw.LazyFrame) -> tuple[int, int, bool]:
     """Rows and persons; whether a person has several rows."""
+    found = _ascending_keys(frame) or _distinct_keys(frame)
+    for key, empty in ((PATIENT, found["no_patient"]), (JOURNEY, found["no_journey"])):
+        if empty:
+            raise CohortInputError(
+                "CC_004", f"{empty:,} row(s) have no {key}. Load the patients again with their keys."
+            )
+    rows, persons, repeated = found["rows"], found["persons"], found["rows"] - found["journeys"]
+    if repeated:
+        raise CohortInputError(
+            "CC_004",
+            f"{repeated:,} row(s) repeat a patient_journey_id; expected one row per journey. "
+            "Aggregate the patient frame to journeys first.",
+        )
+    return rows, persons, persons != rows
+
+
+def _distinct_keys(frame: nw.LazyFrame) -> dict[str, int]:
     import narwhals as nw
 
     counts = frame.select(
@@ -254,17 +271,26 @@ def _check_keys(frame: nw.LazyFrame) -> tuple[int, int, bool]:
         nw.col(PATIENT).null_count().alias("no_patient"),
         nw.col(JOURNEY).null_count().alias("no_journey"),
     )
-    found = collected(counts).fillna(0).iloc[0]  # a sum over no rows is null
-    for key, empty in ((PATIENT, found["no_patient"]), (JOURNEY, found["no_journey"])):
-        if empty:
-            raise CohortInputError(
-                "CC_004", f"{int(empty):,} row(s) have no {key}. Load the patients again with their keys."
-            )
-    rows, persons = int(found["rows"]), int(found["persons"])
-    if int(found["journeys"]) != rows:
-        raise CohortInputError(
-            "CC_004",
-            f"{rows - int(found['journeys']):,} row(s) repeat a patient_journey_id; expected one row per journey. "
-            "Aggregate the patient frame to journeys first.",
-        )
-    return rows, persons, persons != rows
+    # A sum over no rows is null.
+    return {name: 0 if pd.isna(value) else int(value) for name, value in collected(counts).iloc[0].items()}  # pyright: ignore[reportReturnType]
+
+
+def _ascending_keys(frame: nw.LazyFrame) -> dict[str, int] | None:
+    """The counts when DuckDB finds both keys strictly ascending, which proves them unique without a hash table.
+
+    None when they are not, when a key is null, or on another engine.
+    """
+    relation = frame.to_native()
+    if not hasattr(relation, "project"):
+        return None
+    before = relation.project(
+        f"{PATIENT} AS p, lag({PATIENT}) OVER () AS p0, {JOURNEY} AS j, lag({JOURNEY}) OVER () AS j0"
+    )
+    counts = before.aggregate(
+        "count(*), count(*) FILTER (WHERE p IS NULL OR j IS NULL OR p <= p0 OR j <= j0)"
+    ).fetchone()
+    assert counts is not None
+    rows, out_of_order = counts
+    if out_of_order:
+        return None
+    return {"rows": rows, "persons": rows, "journeys": rows, "no_patient": 0, "no_journey": 0}

@@ -341,18 +341,26 @@ def _with_counts(
         nw.col(PATIENT).alias("_event_patient"), *(nw.col(one).alias(_own(one)) for one in kept)
     )
     met = at.join(flagged, left_on=PATIENT, right_on="_event_patient", how="inner")
-    aggregates = []
+    # Columns first, then plain aggregates of them: pandas takes nothing else in a grouping.
+    hits, aggregates, counts = {}, [], []
     for column, criterion in criteria:
         hit = nw.col(_own(flags[column])) & _inside(criterion)
         if criterion.distinct is None:
-            aggregates.append(nw.when(hit).then(nw.lit(1)).otherwise(nw.lit(0)).sum().alias(column))
+            hits[column] = nw.when(hit).then(nw.lit(1)).otherwise(nw.lit(0))
+            aggregates.append(nw.col(column).sum())
+            counts.append(nw.col(column))
         else:
             value = nw.col(_own(criterion.distinct))
             hit = hit & ~value.is_null()
+            none, values = f"{column}_none", f"{column}_values"
+            hits |= {
+                none: nw.when(hit).then(nw.lit(0)).otherwise(nw.lit(1)),
+                values: nw.when(hit).then(value),
+            }
+            aggregates += [nw.col(none).max(), nw.col(values).n_unique()]
             # A null among the values is counted as a value, so it is taken away again.
-            nulls = nw.when(hit).then(nw.lit(0)).otherwise(nw.lit(1)).max()
-            aggregates.append((nw.when(hit).then(value).n_unique() - nulls).alias(column))
-    counted = met.group_by(keys).agg(*aggregates)
+            counts.append((nw.col(values) - nw.col(none)).alias(column))
+    counted = met.with_columns(**hits).group_by(keys).agg(*aggregates).select(*keys, *counts)
     return _joined(rows, _keyed(counted, keys, *(column for column, _ in criteria)), keys)
 
 
