@@ -288,9 +288,8 @@ def _ascending_keys(frame: nw.LazyFrame) -> dict[str, int] | None:
     )
     counts = before.aggregate(
         "count(*), count(*) FILTER (WHERE p IS NULL OR j IS NULL OR p <= p0 OR j <= j0)"
-    ).fetchone()
-    assert counts is not None
-    rows, out_of_order = counts
+    ).fetchall()
+    rows, out_of_order = counts[0]
     if out_of_order:
         return None
     return {"rows": rows, "persons": rows, "journeys": rows, "no_patient": 0, "no_journey": 0}
