@@ -171,7 +171,7 @@ def _source(
     frame = nw.from_native(data).lazy()
     schema = frame.collect_schema()
     require_columns(pd.DataFrame(columns=list(schema)), tuple(fields), what=what)
-    kinds = {name: _kind_of(name, schema[name], what) for name in fields}
+    kinds: dict[str, Kind] = {name: _kind_of(name, schema[name], what) for name in fields}
     for name in fields:
         if name in _DATES | dates and kinds[name] != "date":
             raise CohortInputError(
