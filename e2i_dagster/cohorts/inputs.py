@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import sqlalchemy as sa
@@ -31,3 +31,42 @@ def read_current(engine: sa.Engine, lake: Lake, tables: Sequence[str]) -> dict[s
         table: lake.read_frame([version.path for version in found.values() if version.path])
         for table, found in versions.items()
     }
+
+
+#: Event tables, with the columns that hold the kind of event and its day.
+_EVENT_TABLES = {
+    "treatment_events": ("event_type", "event_date"),
+    "engagement_events": ("engagement_type", "engagement_date"),
+    "outcome_events": ("outcome_type", "outcome_date"),
+}
+EVENT_TABLES = tuple(_EVENT_TABLES)
+
+
+def event_frame(tables: Mapping[str, pd.DataFrame], journeys: pd.DataFrame) -> pd.DataFrame:
+    """The events of all event tables in one frame, one row per event: what criteria on events read.
+
+    ``event_type`` and ``event_date`` are those of each table, ``code`` is the National Drug Code where there
+    is one and else the first diagnosis code; every other column keeps its name and is null for events of
+    tables that do not have it. Contacts without a patient are left out; those that name a journey only get
+    its patient.
+    """
+    parts = []
+    patient_of = journeys.set_index("patient_journey_id")["patient_id"]
+    for table, (kind, day) in _EVENT_TABLES.items():
+        if table not in tables:
+            continue
+        part = tables[table].rename(columns={kind: "event_type", day: "event_date"})
+        if "patient_id" not in part:
+            part = part.assign(patient_id=part["patient_journey_id"].map(patient_of))
+        parts.append(part[part["patient_id"].notna()].assign(table=table, code=_code(part)))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def _code(events: pd.DataFrame) -> pd.Series:
+    nothing = pd.Series(pd.NA, index=events.index, dtype="string[pyarrow]")
+    if "drug_ndc" not in events:
+        return nothing
+    if "icd_codes" not in events:
+        return events["drug_ndc"]
+    first = events["icd_codes"].str.extract(r'^\s*\[\s*"([^"]+)"', expand=False)
+    return events["drug_ndc"].fillna(first.astype("string[pyarrow]"))

@@ -254,6 +254,15 @@ def _against(
             )
     steps = cohort.attrition.to_dict("records")
     for rule in definition.rules:
+        if rule.criterion is not None and not isinstance(rule.criterion, Criterion) and len(data):
+            masks = cohort.reasons["mask"].to_numpy(dtype="int64")
+            if rule.side == "inclusion" and (masks & rule.bit).all():
+                yield Finding(
+                    kind="never_true",
+                    severity="error",
+                    rule=rule.name,
+                    message=f"No row fulfils it: {rule.criterion.words()}.",
+                )
         if not isinstance(rule.criterion, Criterion) or not len(data):
             continue
         if rule.criterion.field in definition.derived:

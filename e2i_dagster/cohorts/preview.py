@@ -99,6 +99,7 @@ def preview(
     patients: pd.DataFrame,
     events: Any = None,
     *,
+    observation_periods: Any = None,
     live: CohortDefinition | None = None,
     scopes: Sequence[ScopeSpec] = (),
     tables: Mapping[str, pd.DataFrame] | None = None,
@@ -107,15 +108,17 @@ def preview(
     """Build ``definition`` and the live one on the same data and compare them. Writes nothing.
 
     Args:
-        patients, events, data_end: as for :func:`.build_cohort`.
+        patients, events, observation_periods, data_end: as for :func:`.build_cohort`.
         live: the definition in force; None when there is none yet.
         scopes: the scopes on this cohort. tables: raw tables that their outcomes are read from.
 
     Raises:
         CohortInputError: the data lack a column that either definition needs.
     """
-    new = build_cohort(definition, patients, events, data_end=data_end)
-    old = None if live is None else build_cohort(live, patients, events, data_end=data_end)
+    frames = (patients, events)
+    extra: dict[str, Any] = {"observation_periods": observation_periods, "data_end": data_end}
+    new = build_cohort(definition, *frames, **extra)
+    old = None if live is None else build_cohort(live, *frames, **extra)
     effects = tuple(
         _effect(scope, new, old, tables or {}, data_end) for scope in scopes if data_end is not None
     )

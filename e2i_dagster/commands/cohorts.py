@@ -87,6 +87,7 @@ def lint_command(names: tuple[str, ...], data: bool, json_output: bool) -> None:
     Without a name all definitions are looked at. Exit code 4 when one has an error.
     """
     from e2i_dagster.cohorts import lint, patient_frame
+    from e2i_dagster.cohorts.inputs import EVENT_TABLES, event_frame
     from e2i_dagster.config.cohort import read_cohorts
 
     broken: dict[str, str] = {}
@@ -96,11 +97,15 @@ def lint_command(names: tuple[str, ...], data: bool, json_output: bool) -> None:
         found, unread = read_cohorts()
         definitions = list(found.values())
         broken = {key: str(error) for key, error in unread.items()}
-    patients = None
+    patients = events = None
     if data:
-        tables = _current_tables("patient_journeys", "patient_clinical")
+        reads_events = any(one.reads_events for one in definitions)
+        tables = _current_tables(
+            "patient_journeys", "patient_clinical", *(EVENT_TABLES if reads_events else ())
+        )
         patients = patient_frame(tables["patient_journeys"], tables["patient_clinical"])
-    reports = [lint(one, patients) for one in definitions]
+        events = event_frame(tables, tables["patient_journeys"]) if reads_events else None
+    reports = [lint(one, patients, events if one.reads_events else None) for one in definitions]
     if json_output:
         click.echo(json.dumps([report.model_dump(mode="json") for report in reports]))
     else:
@@ -162,6 +167,7 @@ def preview_command(file: Path, exact: bool, json_output: bool) -> None:
     """
     from e2i_dagster.cohorts import lint, patient_frame
     from e2i_dagster.cohorts.access import record_opening, require_patient_level
+    from e2i_dagster.cohorts.inputs import EVENT_TABLES, event_frame
     from e2i_dagster.cohorts.preview import preview
     from e2i_dagster.config.policy import current_policy
     from e2i_dagster.warehouse.connection import engine
@@ -172,11 +178,15 @@ def preview_command(file: Path, exact: bool, json_output: bool) -> None:
     policy = current_policy()
     scopes = [scope for scope in policy.scopes.values() if scope.cohort == definition.key]
     outcomes = {scope.outcome.event.table for scope in scopes}
-    tables = _current_tables("patient_journeys", "patient_clinical", *sorted(outcomes))
+    live = policy.cohorts.get(definition.key)
+    reads_events = definition.reads_events or (live is not None and live.reads_events)
+    wanted = outcomes | set(EVENT_TABLES if reads_events else ())
+    tables = _current_tables("patient_journeys", "patient_clinical", *sorted(wanted))
     seen = preview(
         definition,
         patient_frame(tables["patient_journeys"], tables["patient_clinical"]),
-        live=policy.cohorts.get(definition.key),
+        event_frame(tables, tables["patient_journeys"]) if reads_events else None,
+        live=live,
         scopes=scopes,
         tables=tables,
         data_end=policy.sources.data_end,
