@@ -68,7 +68,7 @@ def test_nothing_of_a_delivery_is_taken_when_a_row_is_wrong_and_known_rows_are_r
     assert checked(event(), event(unit="B"), known=first).empty
 
 
-def outcome(unit="A", value=1.0, day=30, **more):
+def outcome(unit="A", value: float | None = 1.0, day=30, **more):
     return {
         "unit_id": unit,
         "metric": "responded",

@@ -122,8 +122,9 @@ def test_from_screening_to_results(warehouse, spec, lifecycle, running):
             "no treatment received" in {one.analysis_set: one.reason for one in results.results}["as_treated"]
         )
         assert results.adjusted is not None
-        for state, more in (("analyzed", {}), ("decided", {"decision": "implement_treatment"})):
-            store.transition(connection, name, state, actor="ben", reason="test", policy=lifecycle, **more)
+        for state, decision in (("analyzed", None), ("decided", "implement_treatment")):
+            step = {"actor": "ben", "reason": "test", "policy": lifecycle}
+            store.transition(connection, name, state, decision=decision, **step)
         assert store.audit(connection, name).passed
         html = run.report_html(connection, name, lifecycle, blinded=False, actor="carla")
     assert "HCP0000" not in html

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import dagster as dg
 import pandas as pd
 import pytest
@@ -31,7 +33,7 @@ def run_job(defs, instance, job, config=None, partition=None):
     return execute(defs, PlannedRun(job, partition), instance, config)
 
 
-def look_around(instance):
+def look_around(instance) -> Any:
     resources = build_resources()
     given = {name: resources[name] for name in ("warehouse", "alerts")}
     with dg.build_sensor_context(instance=instance, resources=given) as context:
@@ -62,7 +64,11 @@ def test_the_shipped_example_from_draft_to_its_first_look(defs, warehouse, lifec
         assert (request.partition_key, request.run_key) == (NAME, f"{NAME}:look:1")
         done = run_job(defs, instance, "run_experiment", partition=NAME)
         assert done.success
-        made = {event.asset_key.path[-1]: event for event in done.get_asset_materialization_events()}
+        made = {
+            event.asset_key.path[-1]: event
+            for event in done.get_asset_materialization_events()
+            if event.asset_key is not None
+        }
         assert set(made) == {
             "experiment_design", "assignments", "enrolment", "interim", "results", "twin_fidelity",
         }  # fmt: skip

@@ -1,0 +1,150 @@
+"""The rules of a look on rows in memory: several arms, classical boundaries, overrun, harm, nothing to estimate."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from e2i_dagster.config.experiment import ExperimentSpec
+from e2i_dagster.experiments.interim import boundaries
+from e2i_dagster.experiments.looks import _at_planned, due_look, evaluate, look_boundaries
+from e2i_dagster.experiments.store import Records
+from tests.experiments.conftest import DESIGN
+
+START = pd.Timestamp("2025-01-06", tz="UTC")
+
+
+def design(**changed) -> ExperimentSpec:
+    return ExperimentSpec.model_validate({**DESIGN, **changed})
+
+
+def records(rates, per_arm=100, complaints=None) -> Records:
+    """Exactly ``rates`` of each arm respond; units of the arms alternate."""
+    arms = list(rates)
+    unit = np.arange(per_arm * len(arms))
+    variant = np.array(arms, dtype=object)[unit % len(arms)]
+    position = unit // len(arms)
+    parts = {"responded": rates, **({"complained": complaints} if complaints else {})}
+    outcomes = pd.concat(
+        pd.DataFrame(
+            {
+                "unit_id": unit,
+                "metric": metric,
+                "value": [float(p < share[arm] * per_arm) for p, arm in zip(position, variant, strict=True)],
+                "event": pd.array([None] * len(unit), dtype="boolean"),
+                "observed_at": START + pd.to_timedelta(unit, unit="h"),
+            }
+        )
+        for metric, share in parts.items()
+    ).reset_index(drop=True)
+    outcomes.insert(0, "id", np.arange(1, len(outcomes) + 1))
+    assignments = pd.DataFrame({"unit_id": unit, "variant": variant, "cluster": None, "assigned_at": START})
+    screened = pd.DataFrame({"unit_id": unit, "attributes": [{"region": "north"}] * len(unit)})
+    events = pd.DataFrame(
+        {
+            name: pd.Series(dtype=object)
+            for name in ("unit_id", "event_type", "occurred_at", "severity", "consent_method", "consent_version",
+                         "variant_received")
+        }
+    )  # fmt: skip
+    return Records(screened, assignments, events, outcomes)
+
+
+def look(spec, given, reached=(0.5,), earlier=(), final=False):
+    return evaluate(
+        spec, given, reached=reached, earlier=earlier, final=final, minor_deviations_that_exclude=3
+    )
+
+
+def test_one_arm_of_two_shows_its_benefit_at_half_of_alpha():
+    spec = design(
+        arms=[
+            {"name": "usual", "ratio": 0.334, "control": True}, {"name": "low", "ratio": 0.333},
+            {"name": "high", "ratio": 0.333},
+        ],
+        randomization={"method": "block", "block_sizes": [3, 6]},
+    )  # fmt: skip
+    report = look(spec, records({"usual": 0.30, "low": 0.32, "high": 0.65}))
+    assert report.advice == "stop_efficacy"
+    assert {arm.arm: arm.advice for arm in report.arms}["low"] != "stop_efficacy"
+    assert report.boundary_z == boundaries("lan_demets_obf", [0.5], alpha=0.025).z
+    assert report.alpha_spent == pytest.approx(
+        2 * boundaries("lan_demets_obf", [0.5], alpha=0.025).alpha_spent[0]
+    )
+
+
+def test_benefit_of_a_metric_that_should_fall():
+    metrics = {
+        "primary": {"name": "responded", "kind": "proportion", "direction": "decrease", "baseline": 0.6}
+    }
+    found = look(design(metrics=metrics), records({"usual": 0.65, "treated": 0.30}))
+    (arm,) = found.arms
+    assert arm.z is not None
+    assert arm.effect is not None
+    assert arm.z > found.boundary_z[0]
+    assert arm.effect < 0
+    assert found.advice == "stop_efficacy"
+    worse = look(design(metrics=metrics), records({"usual": 0.30, "treated": 0.65}))
+    assert worse.advice == "stop_futility"
+
+
+def test_harm_stops_before_anything_else():
+    stopping = {
+        "harm": [{"metric": "complained", "relative_worsening": 0.15, "alpha": 0.05, "minimum_per_arm": 50}]
+    }
+    good = {"usual": 0.30, "treated": 0.65}
+    harmful = look(design(stopping=stopping), records(good, complaints={"usual": 0.05, "treated": 0.20}))
+    assert harmful.advice == "stop_safety"
+    assert "complained" in harmful.rationale
+    fewer = look(design(stopping=stopping), records(good, complaints={"usual": 0.20, "treated": 0.05}))
+    assert fewer.advice == "stop_efficacy"
+    small = look(design(stopping=stopping), records(good, 40, complaints={"usual": 0.05, "treated": 0.50}))
+    assert not small.harm[0].harmful
+    assert "fewer than 50" in small.harm[0].reason
+
+
+def test_minima_of_the_design_hold_an_efficacy_stop_back():
+    held = design(stopping={"efficacy": {"minimum_days": 60, "minimum_per_arm": 20}})
+    report = look(held, records({"usual": 0.30, "treated": 0.65}))
+    assert report.advice == "continue"
+    assert "60 days" in report.rationale
+
+
+def test_what_cannot_be_estimated_says_why_and_stops_nothing():
+    report = look(design(), records({"usual": 0.3, "treated": 0.6}, per_arm=8))
+    assert not report.arms[0].estimable
+    assert report.arms[0].effect is None
+    assert report.arms[0].reason
+    assert report.advice == "continue"
+
+
+def test_classical_looks_are_frozen_at_the_planned_information():
+    spec = design(looks={"rule": "obrien_fleming", "information_fractions": [0.5, 1.0]})
+    given = records({"usual": 0.3, "treated": 0.6}, per_arm=80)
+    frozen = _at_planned(given, spec, 0.5)
+    assert len(frozen.outcomes) == 100
+    assert look_boundaries(spec, [0.5], final=False).z == boundaries("obrien_fleming", [0.5, 1.0]).z
+
+
+def test_alpha_is_spent_once_also_when_more_came_than_was_planned():
+    bounds = look_boundaries(design(), [0.5, 1.2], final=True)
+    assert bounds.alpha_spent[-1] == pytest.approx(0.05, abs=1e-6)
+    assert bounds.information_fractions == pytest.approx((0.5 / 1.2, 1.0))
+    short = look_boundaries(design(), [0.5, 0.8], final=True)
+    assert short.alpha_spent[-1] == pytest.approx(0.05, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("information", "made", "ended", "due"),
+    [
+        (0.49, 0, False, None),
+        (0.5, 0, False, 1),
+        (0.9, 1, False, None),
+        (1.0, 1, False, 2),
+        (0.7, 1, True, 2),
+        (1.0, 2, True, None),
+    ],
+)
+def test_a_look_is_due_once(information, made, ended, due):
+    assert due_look(design(), information, made, ended=ended) == due
