@@ -375,7 +375,7 @@ class ExperimentSpec(PolicyModel):
         """Inclusion and exclusion criteria, those of the cohort first.
 
         Raises:
-            ConfigError: the cohort is not among ``cohorts``.
+            ConfigError: the cohort is not among ``cohorts``, or has rules that a screening cannot answer.
         """
         own = self.eligibility
         if own.cohort is None:
@@ -386,6 +386,17 @@ class ExperimentSpec(PolicyModel):
                 f"Known: {', '.join(sorted(cohorts)) or 'none'}."
             )
         base = cohorts[own.cohort]
+        grouped = [
+            condition
+            for condition in (*base.inclusion_criteria, *base.exclusion_criteria)
+            if not isinstance(condition, Criterion)
+        ]
+        if grouped:
+            raise ConfigError(
+                f"config/experiments/{self.name}.yaml: eligibility.cohort: {len(grouped)} rule(s) of {own.cohort} are "
+                "groups or criteria on events, which a screening cannot answer. Leave cohort out and write the "
+                "criteria of the screening as inclusion_criteria and exclusion_criteria."
+            )
         other = [
             c.words()
             for c in (*base.inclusion_criteria, *base.exclusion_criteria)

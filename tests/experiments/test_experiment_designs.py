@@ -136,3 +136,15 @@ def test_the_key_is_made_once_for_its_owner_alone(state, new_state, monkeypatch)
         randomization_key()
     monkeypatch.setenv("E2I_RANDOMIZATION_KEY", "k" * 32)
     assert randomization_key() == b"k" * 32
+
+
+def test_a_cohort_with_groups_of_rules_is_refused_as_eligibility():
+    policy = load_policy(config_folder())
+    spec = policy.experiments["remibrutinib_outreach"]
+    cohort = policy.cohorts["remibrutinib_csu"]
+    document = cohort.model_dump(mode="json", exclude={"examples"}, exclude_none=True)
+    plain = document["inclusion_criteria"]
+    document["inclusion_criteria"] = [{"any_of": plain[:2], "name": "one_of_two"}, *plain[2:]]
+    grouped = type(cohort).model_validate(document)
+    with pytest.raises(ConfigError, match=r"1 rule.s. of remibrutinib_csu are groups"):
+        spec.criteria({"remibrutinib_csu": grouped})
