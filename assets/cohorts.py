@@ -4,10 +4,12 @@ import dagster as dg
 import pandas as pd
 
 from assets.partitions import COHORTS
-from assets.stage import Produced, code_version, input_versions, stage_asset
+from assets.stage import Produced, code_version, current_versions, input_versions, stage_asset
+from e2i_dagster.cohorts.inputs import read_observed, tables_read
 from e2i_dagster.config.cohort import CohortDefinition
 from e2i_dagster.config.environment import actor
 from e2i_dagster.config.policy import current_policy
+from resources.lake import LakeIOManager
 from resources.warehouse import Warehouse
 
 GROUP = "cohorts"
@@ -34,6 +36,7 @@ def cohort_definition(context: dg.AssetExecutionContext, warehouse: Warehouse) -
     kinds={"python"},
     partitions_def=COHORTS,
     definition=lambda key: current_policy().sources.data_end.isoformat(),
+    also_reads=lambda key: tables_read(current_policy().cohorts[str(key)]),
     description="Eligible patients with index date and follow-up, and those whose follow-up is not over yet.",
 )
 def cohort(
@@ -41,20 +44,32 @@ def cohort(
     cohort_definition: CohortDefinition,
     patient_journeys: pd.DataFrame,
     patient_clinical: pd.DataFrame,
+    lake: dg.ResourceParam[LakeIOManager],
     warehouse: Warehouse,
 ) -> Produced:
     from e2i_dagster.cohorts import build_cohort, cohort_frame, patient_frame, record_cohort
     from e2i_dagster.cohorts.characteristics import characteristics, characteristics_markdown
 
     patients = patient_frame(patient_journeys, patient_clinical)
-    built = build_cohort(cohort_definition, patients, data_end=current_policy().sources.data_end)
+    tables = tables_read(cohort_definition)
+    observed = read_observed(warehouse.engine(), lake.lake, tables, patient_journeys)
+    built = build_cohort(
+        cohort_definition,
+        patients,
+        observed.events,
+        observation_periods=observed.periods,
+        data_end=current_policy().sources.data_end,
+    )
     with warehouse.engine().begin() as connection:
         record_cohort(
             connection,
             built,
             execution_id=_execution(context),
             executed_by=actor()[0],
-            read=[one for one in input_versions(context, warehouse) if one[0] != "cohort_definition"],
+            read=[
+                *(one for one in input_versions(context, warehouse) if one[0] != "cohort_definition"),
+                *current_versions(tables, warehouse),
+            ],
             code_version=code_version(),
         )
     lost = characteristics_markdown(characteristics(built, patients))

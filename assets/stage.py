@@ -93,6 +93,7 @@ def stage_asset(
     always: bool = False,
     gated: bool = True,
     reads: Mapping[str, Sequence[str]] | None = None,
+    also_reads: Callable[[str | None], Sequence[str]] = lambda partition: (),
     **asset_arguments: Any,
 ) -> Callable[[Callable[..., Produced]], dg.AssetsDefinition]:
     """Turn a body that returns :class:`Produced` into an asset of the pipeline.
@@ -107,6 +108,8 @@ def stage_asset(
             their gate.
         reads: columns that are read of a raw table; a fault in the values of another column only warns.
             Tables and months are declared by the inputs and their partition mapping.
+        also_reads: raw tables that the body reads by itself because only some partitions need them; their
+            current versions count as inputs, for the gate too.
         asset_arguments: arguments of :func:`dagster.asset`, and ``document``: the pydantic type of the
             value, when ``still_valid`` has to see it.
     """
@@ -122,7 +125,7 @@ def stage_asset(
             stage = Stage(context, given["lake"], given["warehouse"], gated, reads or {})
             inputs = {name: value for name, value in given.items() if name in wanted}
             with stage.recorded():
-                stage.look_at_inputs(definition)
+                stage.look_at_inputs(definition, also_reads)
                 reused = None if always else stage.reusable(document, still_valid)
                 if reused is not None:
                     return reused
@@ -181,7 +184,11 @@ class Stage:
         self.fingerprint = ""
         self.started = time.monotonic()
 
-    def look_at_inputs(self, definition: Callable[[str | None], Any]) -> None:
+    def look_at_inputs(
+        self,
+        definition: Callable[[str | None], Any],
+        also_reads: Callable[[str | None], Sequence[str]],
+    ) -> None:
         """Exact versions of all inputs, what the gate says of them, and the fingerprint.
 
         Raises:
@@ -190,7 +197,11 @@ class Stage:
         """
         from e2i_dagster.config.base import digest_of
 
-        self.inputs = list(input_versions(self.context, self.warehouse))
+        tables = also_reads(_only(self.partitions))
+        self.inputs = [
+            *input_versions(self.context, self.warehouse),
+            *current_versions(tables, self.warehouse),
+        ]
         self._require_gate()
         parts: list[Any] = [
             sorted(map(list, self.inputs), key=str),
@@ -383,6 +394,17 @@ def input_versions(
             for partition in wanted:
                 if partition in current:
                     yield asset_name(key), partition, current[partition].digest
+
+
+def current_versions(
+    tables: Sequence[str], warehouse: Warehouse
+) -> Iterator[tuple[str, str | None, str]]:
+    """(table, month, digest) of everything that the ledger has of ``tables``."""
+    from e2i_dagster.warehouse import ledger
+
+    for table in tables:
+        for partition, version in ledger.current(warehouse.engine(), table).items():
+            yield table, partition, version.digest
 
 
 def _gates(wanted: Mapping[str, Any], asset_arguments: Mapping[str, Any]) -> Iterator[dg.AssetDep]:

@@ -215,10 +215,13 @@ def down() -> None:
     from e2i_dagster.serving.records import stop_services
     from e2i_dagster.warehouse.server import stop_server
 
-    for service in stop_services(state_folder()):
-        click.echo(f"stopped {service}")
-    if database_url() is None and stop_server(state_folder()):
-        click.echo("stopped the embedded PostgreSQL server")
+    try:
+        for service in stop_services(state_folder()):
+            click.echo(f"stopped {service}")
+    finally:
+        # Also when the stop could not be recorded, as in a warehouse of another version.
+        if database_url() is None and stop_server(state_folder()):
+            click.echo("stopped the embedded PostgreSQL server")
     click.echo("Nothing is running. `make run` or `make ui` starts it again.")
 
 

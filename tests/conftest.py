@@ -55,8 +55,11 @@ def _together(nodeid: str) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest begins first."""
+    """The longest begins first, and a busy machine may take its time for it."""
     items.sort(key=lambda item: _together(item.nodeid) != "tests/e2e")
+    for item in items:
+        if _together(item.nodeid) == "tests/e2e":
+            item.add_marker(pytest.mark.timeout(900))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 import sqlalchemy as sa
 
+from e2i_dagster.config.cohort import CohortDefinition
 from e2i_dagster.errors import InputError
 from e2i_dagster.warehouse import ledger
 from e2i_dagster.warehouse.lake import Lake
@@ -40,6 +42,35 @@ _EVENT_TABLES = {
     "outcome_events": ("outcome_type", "outcome_date"),
 }
 EVENT_TABLES = tuple(_EVENT_TABLES)
+OBSERVATION = "observation_periods"
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What rules on time and events read beside the patients; None where they read nothing of it."""
+
+    events: pd.DataFrame | None
+    periods: pd.DataFrame | None
+
+
+def tables_read(definition: CohortDefinition) -> tuple[str, ...]:
+    """Raw tables that ``definition`` reads beside the patients."""
+    return (*(EVENT_TABLES if definition.reads_events else ()), OBSERVATION)
+
+
+def read_observed(
+    engine: sa.Engine, lake: Lake, tables: Sequence[str], journeys: pd.DataFrame
+) -> Observed:
+    """The current rows of ``tables``; observation periods only where some were delivered.
+
+    Raises:
+        InputError: an event table was never materialized.
+    """
+    wanted = [table for table in tables if table != OBSERVATION]
+    events = event_frame(read_current(engine, lake, wanted), journeys) if wanted else None
+    delivered = ledger.current(engine, OBSERVATION) if OBSERVATION in tables else {}
+    periods = read_current(engine, lake, [OBSERVATION])[OBSERVATION] if delivered else None
+    return Observed(events, periods if periods is not None and len(periods) else None)
 
 
 def event_frame(tables: Mapping[str, pd.DataFrame], journeys: pd.DataFrame) -> pd.DataFrame:

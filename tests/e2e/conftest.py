@@ -86,7 +86,7 @@ def e2i(
         capture_output=True,
         text=True,
         check=False,
-        timeout=280,
+        timeout=800,
     )
     assert not check or done.returncode == 0, f"e2i {' '.join(arguments)}: {done.stdout}\n{done.stderr}"
     return done
