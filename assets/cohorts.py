@@ -52,7 +52,7 @@ def cohort(
 
     patients = patient_frame(patient_journeys, patient_clinical)
     tables = tables_read(cohort_definition)
-    observed = read_observed(warehouse.engine(), lake.lake, tables, patient_journeys)
+    observed = read_observed(warehouse.engine(), lake.lake(), tables, patient_journeys)
     built = build_cohort(
         cohort_definition,
         patients,

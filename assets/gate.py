@@ -10,7 +10,7 @@ from assets.quality import quality_key
 from assets.splits import splits as splits_asset
 from assets.stage import shown
 from e2i_dagster.config.policy import current_policy
-from e2i_dagster.warehouse.tables import RAW_TABLES, date_column
+from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, date_column
 from resources.alerts import Alerts
 from resources.warehouse import Warehouse
 
@@ -118,8 +118,8 @@ def told(result: "GateResult") -> dg.AssetCheckResult:
 
 
 gate_checks = [
-    *(gate_check(table) for table in RAW_TABLES),
-    *(every_partition_check(table) for table in RAW_TABLES if date_column(table)),
+    *(gate_check(table) for table in (*RAW_TABLES, *OPTIONAL_RAW_TABLES)),
+    *(every_partition_check(table) for table in (*RAW_TABLES, *OPTIONAL_RAW_TABLES) if date_column(table)),
     training_frame_leakage_gate,
     splits_leakage_gate,
 ]

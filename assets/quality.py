@@ -7,7 +7,7 @@ from assets.partitions import MONTHS
 from assets.stage import QUALITY, Produced, input_versions, stage_asset
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.quality.plausibility import reference_tables
-from e2i_dagster.warehouse.tables import RAW_TABLES, date_column
+from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, date_column
 from resources.warehouse import Warehouse
 
 GROUP = QUALITY
@@ -58,4 +58,4 @@ def _rules(table: str) -> str:
     return ruleset_hash(current_quality_policy(), table)
 
 
-quality_reports = [quality_asset(table) for table in RAW_TABLES]
+quality_reports = [quality_asset(table) for table in (*RAW_TABLES, *OPTIONAL_RAW_TABLES)]

@@ -15,7 +15,7 @@ from e2i_dagster.sources.delivery import (
     resubmit_rejects,
 )
 from e2i_dagster.warehouse.rules import reference_tables
-from e2i_dagster.warehouse.tables import RAW_TABLES, date_column, primary_key
+from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, date_column, primary_key
 from resources.warehouse import Warehouse
 
 GROUP = "raw"
@@ -87,4 +87,4 @@ def raw_asset(table: str) -> dg.AssetsDefinition:
     return rows
 
 
-raw_tables = [raw_asset(table) for table in RAW_TABLES]
+raw_tables = [raw_asset(table) for table in (*RAW_TABLES, *OPTIONAL_RAW_TABLES)]

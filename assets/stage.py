@@ -396,9 +396,7 @@ def input_versions(
                     yield asset_name(key), partition, current[partition].digest
 
 
-def current_versions(
-    tables: Sequence[str], warehouse: Warehouse
-) -> Iterator[tuple[str, str | None, str]]:
+def current_versions(tables: Sequence[str], warehouse: Warehouse) -> Iterator[tuple[str, str | None, str]]:
     """(table, month, digest) of everything that the ledger has of ``tables``."""
     from e2i_dagster.warehouse import ledger
 

@@ -18,7 +18,7 @@ def status_report() -> dict[str, Any]:
     from e2i_dagster.serving.deployment import endpoints
     from e2i_dagster.warehouse.connection import engine
     from e2i_dagster.warehouse.ledger import states
-    from e2i_dagster.warehouse.tables import RAW_TABLES
+    from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES
 
     warehouse = engine(role="app")
     with warehouse.connect() as connection:
@@ -37,7 +37,7 @@ def status_report() -> dict[str, Any]:
         ]
         tables = {
             name: connection.execute(sa.select(sa.func.count()).select_from(sa.table(name))).scalar_one()
-            for name in RAW_TABLES
+            for name in (*RAW_TABLES, *OPTIONAL_RAW_TABLES)
         }
         version = connection.execute(sa.text("SHOW server_version")).scalar_one()
     url = warehouse.url

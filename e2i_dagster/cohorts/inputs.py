@@ -58,9 +58,7 @@ def tables_read(definition: CohortDefinition) -> tuple[str, ...]:
     return (*(EVENT_TABLES if definition.reads_events else ()), OBSERVATION)
 
 
-def read_observed(
-    engine: sa.Engine, lake: Lake, tables: Sequence[str], journeys: pd.DataFrame
-) -> Observed:
+def read_observed(engine: sa.Engine, lake: Lake, tables: Sequence[str], journeys: pd.DataFrame) -> Observed:
     """The current rows of ``tables``; observation periods only where some were delivered.
 
     Raises:
@@ -90,7 +88,11 @@ def event_frame(tables: Mapping[str, pd.DataFrame], journeys: pd.DataFrame) -> p
         if "patient_id" not in part:
             part = part.assign(patient_id=part["patient_journey_id"].map(patient_of))
         parts.append(part[part["patient_id"].notna()].assign(table=table, code=_code(part)))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    if not parts:
+        return pd.DataFrame()
+    # A column without any value has no type that the others would have to agree with.
+    joined = pd.concat([part.dropna(axis="columns", how="all") for part in parts], ignore_index=True)
+    return joined.reindex(columns=list(dict.fromkeys(name for part in parts for name in part.columns)))
 
 
 def _code(events: pd.DataFrame) -> pd.Series:

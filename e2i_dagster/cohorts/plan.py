@@ -69,7 +69,7 @@ def cohort_plan(
 
     rows, keys = _indexed(definition, patients, events)
     kinds = dict(patients.kinds)
-    rows = _observed(rows, keys, definition, periods)
+    rows = _observed(rows, keys, definition, periods, data_end)
     for name, derived in definition.derived.items():
         rows = rows.with_columns(_years(derived.years_since, kinds).alias(name))
         kinds[name] = "number"
@@ -152,7 +152,11 @@ def _indexed(
 
 
 def _observed(
-    rows: nw.LazyFrame, keys: list[str], definition: CohortDefinition, periods: Source | None
+    rows: nw.LazyFrame,
+    keys: list[str],
+    definition: CohortDefinition,
+    periods: Source | None,
+    data_end: date | None,
 ) -> nw.LazyFrame:
     """Adds the first and last day of the observed span that holds the index date."""
     import narwhals as nw
@@ -162,7 +166,11 @@ def _observed(
             nw.col(FIRST_OBSERVED).cast(nw.Date).alias(_FIRST),
             nw.col(LAST_OBSERVED).cast(nw.Date).alias(_LAST),
         )
-    spans = observed_spans(periods.frame, definition.observation.allowed_gap_days)
+    # A period without an end goes on.
+    goes_on = nw.lit(data_end or date.max)
+    until = nw.when(nw.col("end_date").is_null()).then(goes_on).otherwise(nw.col("end_date").cast(nw.Date))
+    open_ended = periods.frame.with_columns(until.cast(nw.Date).alias("end_date"))
+    spans = observed_spans(open_ended, definition.observation.allowed_gap_days)
     holding = (
         rows.select(list(dict.fromkeys([PATIENT, *keys, INDEX])))
         .join(spans, left_on=PATIENT, right_on="_span_patient", how="inner")

@@ -22,6 +22,7 @@ from e2i_dagster.quality.expectations import PartExpectations
 from e2i_dagster.quality.pseudonyms import pseudonym
 from e2i_dagster.quality.rules import Rule, ruleset_hash
 from e2i_dagster.quality.shift import ColumnProfile
+from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES
 
 Verdict = Literal["passed", "warning", "failed", "error"]
 Layer = Literal["schema", "plausibility", "dimensions", "expectations", "shift"]
@@ -298,7 +299,7 @@ def check_table(
             findings.extend(_expectation_findings(suite, label, policy))
         findings.extend(_shift_findings(shifted.get(label, ()), label))
         if not found.sizes[position]:
-            findings.append(_no_rows(label))
+            findings.append(_no_rows(label, optional=name in OPTIONAL_RAW_TABLES))
         marked, resolved = _trended(findings, before.get(label, Previous()).findings)
         parts.append(
             PartitionQuality(
@@ -436,11 +437,12 @@ def _shift_findings(shifted: Sequence[shift.Shift], label: str) -> list[Finding]
     ]
 
 
-def _no_rows(label: str) -> Finding:
+def _no_rows(label: str, *, optional: bool) -> Finding:
+    """Nothing to do about a table that need not be delivered."""
     return Finding(
         rule="no_rows",
         layer="dimensions",
-        severity="convention",
+        severity="characterization" if optional else "convention",
         partition=label,
         detail="no rows: nothing could be scored",
     )

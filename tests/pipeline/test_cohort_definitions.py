@@ -2,9 +2,11 @@
 
 import shutil
 
+import pandas as pd
 import pytest
 from pipeline_runs import PATIENTS, said
 
+from e2i_dagster.config.cohort import read_cohort
 from e2i_dagster.config.environment import CHECKOUT
 
 CSU, PNH = "remibrutinib_csu", "fabhalta_pnh"
@@ -84,3 +86,55 @@ def test_only_what_changed_is_built_again_and_a_version_is_one_set_of_rules(pipe
     assert check_of(again, "cohort_not_empty").passed
     lint = check_of(empty, "definition_lint")
     assert not lint.passed, "the examples expect the old rule"
+
+
+EVENT_FILES = ("treatment_events", "engagement_events", "outcome_events")
+
+
+def test_a_definition_on_events_reads_checked_events_and_delivered_periods(pipeline, delivery, edited):
+    folder = delivery(*PATIENTS, *EVENT_FILES)
+    journeys = pd.read_csv(folder / "patient_journeys.csv", dtype="string[pyarrow]")
+    patients = sorted(journeys["patient_id"].unique())
+    # Observed throughout, but every third patient has no record of enrolment at all.
+    enrolled = [patient for place, patient in enumerate(patients) if place % 3]
+    periods = pd.DataFrame({"patient_id": enrolled, "start_date": "2015-01-01", "end_date": ""})
+    periods["observation_period_id"] = [f"OP{place}" for place in range(len(periods))]
+    periods.to_csv(folder / "observation_periods.csv", index=False)
+    edited(
+        CSU,
+        rule=(
+            "exclusion_criteria:",
+            "exclusion_criteria:\n  - {name: seen, has_event: {event: consultation, within: [-365, -1]}}",
+        ),
+        version=("version: 1.0.0", "version: 2.0.0"),
+    )
+    loaded = pipeline.load(folder, *PATIENTS, "observation_periods")
+    assert loaded.success, said(loaded)
+    without, states = built(pipeline, CSU)
+    assert states["cohort"] == "failed"
+    assert "treatment_events, engagement_events, outcome_events: never loaded" in said(without)
+
+    assert pipeline.load(folder, "patient_journeys", *EVENT_FILES, checked=False).success
+    unchecked, states = built(pipeline, CSU)
+    assert states["cohort"] == "blocked"
+    assert "treatment_events" in said(unchecked)
+
+    assert pipeline.load(folder, *PATIENTS, *EVENT_FILES, "observation_periods").success
+    done, states = built(pipeline, CSU)
+    assert states["cohort"] == "executed", said(done)
+    rows = pipeline.rows(
+        "SELECT patient_id, failed_mask, is_eligible FROM ml_patient_cohort_assignments "
+        "JOIN ml_cohort_executions USING (execution_id) WHERE status = 'success'"
+    )
+    names = [rule.name for rule in read_cohort(CSU).rules]
+    failed = {
+        name: {r["patient_id"] for r in rows if r["failed_mask"] >> names.index(name) & 1} for name in names
+    }
+    assert failed["lookback"] >= set(patients) - set(enrolled)
+    assert not failed["lookback"] & set(enrolled)
+    events = pipeline.rows(
+        "SELECT DISTINCT patient_id FROM treatment_events WHERE event_type = 'consultation'"
+    )
+    assert failed["seen"]
+    assert failed["seen"] <= {row["patient_id"] for row in events}
+    assert any(row["is_eligible"] for row in rows)
