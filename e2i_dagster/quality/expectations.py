@@ -196,7 +196,8 @@ class _Runner:
         if not specs:
             return {}
         suite = gx.ExpectationSuite(
-            name="suite", expectations=[self._expectation(position, spec) for position, spec in specs.items()]
+            name="suite",
+            expectations=[expectation(self.policy, position, spec) for position, spec in specs.items()],
         )
         batch = door.get_batch(batch_parameters={"dataframe": data.reset_index(drop=True)})
         result = batch.validate(suite, result_format=_POSITIONS_ONLY)
@@ -217,34 +218,36 @@ class _Runner:
         missing = set(specs) - seen
         return failed | {position: _Failure(None, "no result was returned") for position in missing}
 
-    def _expectation(self, position: int, spec: ExpectationSpec) -> Any:  # noqa: PLR0911 - one for each kind
-        import great_expectations.expectations as gxe
 
-        common: dict[str, Any] = {"meta": {"position": position}}
-        column: dict[str, Any] = {"column": spec.column, "mostly": spec.mostly, **common}
-        match spec.expect:
-            case "row_count":
-                return gxe.ExpectTableRowCountToBeBetween(min_value=int(spec.min or 0), **common)
-            case "not_null":
-                return gxe.ExpectColumnValuesToNotBeNull(**column)
-            case "in_set":
-                named = self.policy.vocabulary(spec.vocabulary) if spec.vocabulary else spec.values
-                return gxe.ExpectColumnValuesToBeInSet(value_set=list(named), **column)
-            case "between":
-                return gxe.ExpectColumnValuesToBeBetween(min_value=spec.min, max_value=spec.max, **column)
-            case "unique":
-                return gxe.ExpectColumnValuesToBeUnique(**column)
-            case "matches":
-                return gxe.ExpectColumnValuesToMatchRegex(regex=spec.pattern or "", **column)
-            case "not_before":
-                return gxe.ExpectColumnPairValuesAToBeGreaterThanB(
-                    column_A=spec.column or "",
-                    column_B=spec.other or "",
-                    or_equal=True,
-                    ignore_row_if="either_value_is_missing",
-                    mostly=spec.mostly,
-                    **common,
-                )
+def expectation(policy: QualityPolicy, position: int, spec: ExpectationSpec) -> Any:  # noqa: PLR0911 - one for each kind
+    """The expectation of Great Expectations for ``spec``, marked with its ``position`` in the suite."""
+    import great_expectations.expectations as gxe
+
+    common: dict[str, Any] = {"meta": {"position": position}}
+    column: dict[str, Any] = {"column": spec.column, "mostly": spec.mostly, **common}
+    match spec.expect:
+        case "row_count":
+            return gxe.ExpectTableRowCountToBeBetween(min_value=int(spec.min or 0), **common)
+        case "not_null":
+            return gxe.ExpectColumnValuesToNotBeNull(**column)
+        case "in_set":
+            named = policy.vocabulary(spec.vocabulary) if spec.vocabulary else spec.values
+            return gxe.ExpectColumnValuesToBeInSet(value_set=list(named), **column)
+        case "between":
+            return gxe.ExpectColumnValuesToBeBetween(min_value=spec.min, max_value=spec.max, **column)
+        case "unique":
+            return gxe.ExpectColumnValuesToBeUnique(**column)
+        case "matches":
+            return gxe.ExpectColumnValuesToMatchRegex(regex=spec.pattern or "", **column)
+        case "not_before":
+            return gxe.ExpectColumnPairValuesAToBeGreaterThanB(
+                column_A=spec.column or "",
+                column_B=spec.other or "",
+                or_equal=True,
+                ignore_row_if="either_value_is_missing",
+                mostly=spec.mostly,
+                **common,
+            )
 
 
 def _error(info: Any) -> str | None:
