@@ -47,7 +47,7 @@ def quality_asset(table: str) -> dg.AssetsDefinition:
             engine=warehouse.engine(),
             run_id=context.run.run_id,
         )
-        return Produced(report=judged.report, by_partition=judged.parts)
+        return Produced(report=judged.report, by_partition=judged.parts, metadata=judged.pages)
 
     return report
 

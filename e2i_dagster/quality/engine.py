@@ -24,6 +24,8 @@ from e2i_dagster.warehouse.tables import primary_key
 
 Engine = Literal["duckdb", "pandas"]
 _ROW = "row count of the frame"
+#: Values up to which an engine compares one by one in half the time of a look-up (measured on DuckDB).
+_COMPARED = 16
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,8 @@ def violates(rule: Rule) -> Any:
             # An infinite number is said by "finite" alone.
             return column.is_finite() & outside if rule.family == "number" else outside
         case "vocabulary":
-            return ~column.is_in(list(rule.values))
+            few = len(rule.values) <= _COMPARED
+            return ~(either([column == v for v in rule.values]) if few else column.is_in(list(rule.values)))
         case "key_format":
             return ~_shaped(column, rule.pattern or "")
         case "check_digit":

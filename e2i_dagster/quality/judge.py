@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import sqlalchemy as sa
 
+from e2i_dagster.config.environment import state_folder
 from e2i_dagster.config.quality import QualityPolicy, current_quality_policy
 from e2i_dagster.errors import InputError, VerdictError
 from e2i_dagster.quality.dimensions import WHOLE
@@ -27,6 +28,7 @@ from e2i_dagster.quality.gate import (
 )
 from e2i_dagster.quality.history import find_previous, read_references
 from e2i_dagster.quality.leakage import LeakageReport, audit, audit_rules
+from e2i_dagster.quality.page import write_pages
 from e2i_dagster.quality.pseudonyms import pseudonym_key
 from e2i_dagster.quality.report import PartitionQuality, QualityReport, check_table
 from e2i_dagster.quality.rules import ruleset_hash
@@ -37,10 +39,14 @@ from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, date_c
 
 @dataclass(frozen=True)
 class Judged:
-    """The report over all partitions of a run, and each partition's part of it (None: unpartitioned)."""
+    """The report over all partitions of a run, and each partition's part of it (None: unpartitioned).
+
+    ``pages``: what was written for people, kind of page to its path.
+    """
 
     report: QualityReport
     parts: Mapping[str | None, PartitionQuality]
+    pages: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -88,11 +94,13 @@ def judge_table(
     with engine.connect() as connection:
         references = read_references(connection, table)
         previous = find_previous(connection, table, digests)
+    policy = current_quality_policy()
+    labels = rows[dated_by].dt.strftime("%Y-%m") if months is not None and dated_by else None
     report = check_table(
         table,
         rows,
-        policy=current_quality_policy(),
-        partitions=rows[dated_by].dt.strftime("%Y-%m") if months is not None and dated_by else None,
+        policy=policy,
+        partitions=labels,
         expected_partitions=months,
         as_of=as_of,
         references=references,
@@ -102,7 +110,8 @@ def judge_table(
     with engine.begin() as connection:
         record_verdicts(connection, report, digests, run_id=run_id)
     parts = {None if part.partition == WHOLE else part.partition: part for part in report.partitions}
-    return Judged(report, parts)
+    folder = state_folder() / "reports" / "quality" / table
+    return Judged(report, parts, write_pages(report, rows, labels, policy=policy, folder=folder))
 
 
 def gate_result(

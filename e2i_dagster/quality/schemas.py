@@ -261,13 +261,16 @@ def pandera_schema(table: str, policy: QualityPolicy, given: TypedFrame) -> Data
     """The Pandera schema of ``table``: one named check for each rule of the rule table.
 
     ``given`` supplies what a frame in its described types can no longer show: unreadable cells and
-    absent columns.
+    absent columns. Rules that reading the frame has answered already (its columns are there, its cells
+    have their types) are no checks again, and an absent column has none but that it is absent.
     """
     import pandera.pandas as pa
 
     checks: dict[str, list[Check]] = {}
     pairs: list[Check] = []
     for rule in rules_for(table, policy):
+        if _answered(rule, given):
+            continue
         check = pa.Check(
             _check(rule, given),
             name=rule.label,
@@ -280,10 +283,19 @@ def pandera_schema(table: str, policy: QualityPolicy, given: TypedFrame) -> Data
         else:
             checks.setdefault(rule.column, []).append(check)
     columns = {
-        name: pa.Column(nullable=True, required=True, checks=checks.get(name, []), name=name)
-        for name in families(table)
+        name: pa.Column(nullable=True, required=True, checks=of_column, name=name)
+        for name, of_column in checks.items()
     }
     return pa.DataFrameSchema(columns, checks=pairs, strict=False, coerce=False, name=table)
+
+
+def _answered(rule: Rule, given: TypedFrame) -> bool:
+    """True if ``given`` itself shows that no row violates ``rule``."""
+    if rule.kind in ("required_column", "expected_column"):
+        return rule.column not in given.absent
+    if rule.kind == "type":
+        return rule.column not in given.faults
+    return rule.column in given.absent or (rule.other is not None and rule.other in given.absent)
 
 
 def _check(rule: Rule, given: TypedFrame) -> Callable[[Any], pd.Series]:

@@ -31,7 +31,7 @@ th { background: #f6f8fa; text-align: left; } img { max-width: 100%; } .note { c
 {% for row in table.rows %}<tr>{% for value in row %}<td>{{ value }}</td>{% endfor %}</tr>
 {% endfor %}</table>
 {% endfor %}
-{% for image in section.images %}<p><img alt="{{ image.alt }}" src="data:image/png;base64,{{ image.data }}"></p>
+{% for image in section.images %}<p><img alt="{{ image.alt }}" src="data:{{ image.media }};base64,{{ image.data }}"></p>
 {% endfor %}
 {% endfor %}
 </body>
@@ -49,10 +49,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Image:
-    """A PNG with its description."""
+    """A PNG (or, by ``media``, another kind of picture) with its description."""
 
     png: bytes
     alt: str
+    media: str = "image/png"
 
     @property
     def data(self) -> str:
