@@ -82,7 +82,8 @@ def build_cohort(
         data_end: last day that the data covers. With it, a patient who meets every rule but whose
             required follow-up ends later is ``pending``: neither eligible nor excluded by a rule.
         engine: where pandas frames are computed: ``pandas`` (rules on columns only) or ``duckdb``; chosen by
-            the definition when it is not given.
+            the definition when it is not given. Spark frames are computed on their own Spark session, and
+            DuckDB relations on their connection: there is nothing to choose.
 
     Returns:
         The cohort, in memory. One index date per patient, unless the definition takes ``every`` one.

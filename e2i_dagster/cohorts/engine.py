@@ -69,6 +69,9 @@ def planned(
         CohortInputError: CC_002 a column or the events are missing, CC_004 keys or values are wrong,
             CC_005 dates are no dates.
     """
+    _on_one_engine(
+        {"patients": patients, "events": events, "observation_periods": observation_periods}, engine
+    )
     if definition.reads_events and events is None:
         raise CohortInputError(
             "CC_002",
@@ -134,6 +137,34 @@ def _mapped(arrow: Any) -> Any:
     if pa.types.is_string(arrow) or pa.types.is_large_string(arrow):
         return pd.StringDtype("pyarrow")
     return pd.ArrowDtype(arrow) if pa.types.is_date(arrow) else None
+
+
+def _on_one_engine(sources: dict[str, Any], engine: Engine | None) -> None:
+    """Frames are joined where they lie: all of them in memory or in files, in DuckDB, or in Spark."""
+    import narwhals as nw
+
+    places = {
+        name: "pandas"
+        if isinstance(data, (pd.DataFrame, str, Path))
+        else nw.from_native(data).implementation.name.lower()
+        for name, data in sources.items()
+        if data is not None
+    }
+    places = {name: "spark" if "spark" in place else place for name, place in places.items()}
+    if len(set(places.values())) > 1:
+        said = ", ".join(f"{name} on {place}" for name, place in places.items())
+        raise CohortInputError(
+            "CC_004",
+            f"the frames are on several engines: {said}. Give all of them on one; pandas frames and Parquet "
+            "files may be mixed.",
+        )
+    place = places["patients"]
+    if engine is not None and place not in ("pandas", engine):
+        raise CohortInputError(
+            "CC_004",
+            f"engine {engine} was asked for, but the frames are on {place}. Leave engine out: they are computed "
+            "where they lie.",
+        )
 
 
 def _connection(sources: Iterable[Any], engine: Engine | None) -> duckdb.DuckDBPyConnection | None:

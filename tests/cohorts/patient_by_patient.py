@@ -87,12 +87,11 @@ def truth(c, row, index, span, events, data_end):
     return field_truth(c, row[c.field])
 
 
-def spans(periods, gap):
-    days = sorted(
-        (p["start_date"], p["end_date"])
-        for p in periods
-        if p["start_date"] and p["end_date"] and p["start_date"] <= p["end_date"]
-    )
+def spans(periods, gap, data_end):
+    # A period without an end goes on until the end of the data.
+    goes_on = data_end or date.max
+    dated = [(p["start_date"], p["end_date"] or goes_on) for p in periods if p["start_date"]]
+    days = sorted((start, end) for start, end in dated if start <= end)
     out = []
     for s, e in days:
         if out and (s - out[-1][1]).days - 1 <= gap:
@@ -129,6 +128,7 @@ def evaluate(d, rows, events, periods, data_end):  # noqa: PLR0912
                     for s in spans(
                         [p for p in periods if p["patient_id"] == row["patient_id"]],
                         d.observation.allowed_gap_days,
+                        data_end,
                     )
                     if index is not None and s[0] <= index <= s[1]
                 ]

@@ -1,5 +1,6 @@
 """Building a cohort: against a plain evaluation patient by patient, at window edges, on bad input."""
 
+import time
 from datetime import date, timedelta
 
 import numpy as np
@@ -348,7 +349,8 @@ def test_a_journey_without_clinical_row_is_kept_and_unknown():
         patient_frame(journeys, pd.concat([clinical, clinical]))
 
 
-def test_a_hundred_thousand_patients_with_reasons_take_less_than_half_a_second():
+def test_the_work_does_not_grow_with_each_patient_apart():
+    """One pass over whole columns: processor time per patient is that of array code, not of a loop over rows."""
     n = 100_000
     rng = np.random.default_rng(5)
     index = np.datetime64("2023-01-01") + rng.integers(0, 500, n)
@@ -365,5 +367,9 @@ def test_a_hundred_thousand_patients_with_reasons_take_less_than_half_a_second()
     frame["diagnosis_date"] = index.astype("datetime64[us]")
     frame["first_observation_date"] = (index - 200).astype("datetime64[us]")
     frame["last_observation_date"] = (index + 200).astype("datetime64[us]")
-    best = min(sum(build_cohort(shipped, frame).milliseconds.values()) for _ in range(3))
-    assert best < 500
+    spent = []
+    for _ in range(3):
+        before = time.process_time()
+        build_cohort(shipped, frame)
+        spent.append(time.process_time() - before)
+    assert min(spent) / n < 20e-6  # seconds; a Python loop over rows and rules needs several times as much
