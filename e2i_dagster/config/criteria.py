@@ -24,6 +24,8 @@ ORDERING = frozenset({">", ">=", "<", "<="})
 #: Keys by which an event criterion and a group are written.
 EVENT_KEYS = ("has_event", "no_event", "washout", "prior_outcome", "gap")
 GROUP_KEYS = ("all_of", "any_of", "at_least")
+#: Which ends of a window belong to it; both when it is not said.
+WINDOW_ENDS = ("[]", "[)", "(]", "()")
 
 _WORDS = {
     "==": "is",
@@ -188,7 +190,8 @@ class EventCriterion(EventPattern):
     into one form.
 
     Attributes:
-        within: first and last day relative to the index date, both included; null is open.
+        within: first and last day relative to the index date, both included; null is open. Written with
+            ``ends: "[)"``, ``"(]"`` or ``"()"``, a round end is not included.
         at_least, at_most: bounds of the count, both included.
         distinct: column of the events whose distinct values are counted instead of rows.
         occurrence: count only the patient's first or last such event of all.
@@ -407,7 +410,30 @@ Condition = Annotated[
 Group.model_rebuild()
 
 
+def _closed(written: dict[str, Any]) -> dict[str, Any]:
+    """``ends`` read into the window: windows are of whole days, so an excluded end is the day inside it."""
+    ends = written.pop("ends", "[]")
+    if ends not in WINDOW_ENDS:
+        raise ValueError(f"ends is {ends!r}; expected one of {', '.join(WINDOW_ENDS)}")
+    if ends == "[]":
+        return written
+    within = written.get("within")
+    if not isinstance(within, (list, tuple)) or len(within) != 2:
+        raise ValueError("ends says which ends of a window belong to it: give within: [first day, last day]")
+    if any(day is not None and (isinstance(day, bool) or not isinstance(day, int)) for day in within):
+        raise ValueError(f"within needs two whole days or null (found {list(within)!r})")
+    first, last = within
+    first = first + 1 if first is not None and ends[0] == "(" else first
+    last = last - 1 if last is not None and ends[1] == ")" else last
+    if first is not None and last is not None and first > last:
+        raise ValueError(f"no day lies in the window {list(within)} with ends {ends}")
+    return {**written, "within": (first, last)}
+
+
 def _read_event(key: str, written: dict[str, Any]) -> dict[str, Any]:
+    if key in ("washout", "prior_outcome") and "ends" in written:
+        raise ValueError(f"{key} says its window itself: remove ends, or write has_event")
+    written = _closed(written)
     days = written.pop("days", None)
     if key in ("washout", "gap") and (isinstance(days, bool) or not isinstance(days, int) or days < 1):
         raise ValueError(f"{key} needs days: a whole number of at least 1 (found {days!r})")

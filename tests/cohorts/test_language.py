@@ -13,6 +13,7 @@ from e2i_dagster.cohorts import (
     read_cohorts,
 )
 from e2i_dagster.config.cohort import cohort_folder
+from e2i_dagster.config.criteria import EventCriterion
 
 MINIMAL = {
     "brand": "Examplumab",
@@ -164,3 +165,33 @@ def test_meningococcal_vaccination_must_be_documented():
         rules = {rule.name: rule for rule in read_cohort(key).rules}
         assert rules["meningococcal_vaccination_current"].on_unknown == "exclude"
         assert rules["active_serious_infection"].on_unknown == "report"
+
+
+@pytest.mark.parametrize(
+    ("within", "ends", "days"),
+    [
+        ([-180, 0], "[]", (-180, 0)),
+        ([-180, 0], "[)", (-180, -1)),
+        ([-180, 0], "(]", (-179, 0)),
+        ([-180, 0], "()", (-179, -1)),
+        ([None, 0], "()", (None, -1)),
+    ],
+)
+def test_a_round_end_does_not_belong_to_the_window(within, ends, days):
+    read = EventCriterion.model_validate({"has_event": {"event": "rx", "within": within, "ends": ends}})
+    assert read == EventCriterion.model_validate({"has_event": {"event": "rx", "within": days}})
+
+
+@pytest.mark.parametrize(
+    ("criterion", "words"),
+    [
+        ({"has_event": {"event": "rx", "within": [0, 1], "ends": "()"}}, "no day lies in the window"),
+        ({"has_event": {"event": "rx", "within": [0, 1], "ends": "[["}}, "ends is"),
+        ({"has_event": {"event": "rx", "ends": "[)"}}, "give within"),
+        ({"has_event": {"event": "rx", "within": ["a", 1], "ends": "[)"}}, "two whole days"),
+        ({"washout": {"event": "rx", "days": 9, "ends": "[)"}}, "remove ends"),
+    ],
+)
+def test_wrong_ends_of_a_window_are_refused(criterion, words):
+    with pytest.raises(ValidationError, match=words):
+        EventCriterion.model_validate(criterion)
