@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -58,8 +59,28 @@ def read_yaml(path: Path, model: type[Model]) -> Model:
         for problem in error.errors(include_url=False):
             line, keys = _placed(node, problem["loc"], missing=problem["type"] == "missing")
             found = "" if problem["type"] == "missing" else f" (found {_short(problem['input'])})"
-            problems.append(f"{path}:{line}: {'.'.join(keys) or 'document'}: {problem['msg']}{found}")
+            near = _nearest_key(model, problem) if problem["type"] == "extra_forbidden" else ""
+            problems.append(f"{path}:{line}: {'.'.join(keys) or 'document'}: {problem['msg']}{found}{near}")
         raise ConfigError("\n".join(problems)) from None
+
+
+def _nearest_key(model: type[BaseModel], problem: Any) -> str:
+    """The nearest key among those of the file's models, for a key that none of them has there."""
+    near = get_close_matches(str(problem["loc"][-1]), sorted(_keys_of(model, set())), n=1)
+    return f". Did you mean {near[0]!r}?" if near else ""
+
+
+def _keys_of(kind: Any, seen: set[Any]) -> set[str]:
+    """Keys of a model and of the models in its fields, as written."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        if kind in seen:
+            return set()
+        seen.add(kind)
+        keys = {field.alias or name for name, field in kind.model_fields.items()}
+        keys |= set(getattr(kind, "written_keys", ()))
+        inner = [field.annotation for field in kind.model_fields.values()]
+        return keys.union(*(_keys_of(one, seen) for one in inner))
+    return set().union(*(_keys_of(one, seen) for one in get_args(kind)))
 
 
 def _short(value: Any) -> str:

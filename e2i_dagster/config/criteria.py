@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from datetime import date
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
@@ -199,6 +199,8 @@ class EventCriterion(EventPattern):
             The window must be closed; its ends bound the outermost stretches.
     """
 
+    written_keys: ClassVar[tuple[str, ...]] = (*EVENT_KEYS, "ends", "days")
+
     within: tuple[int | None, int | None] = (None, None)
     at_least: int = Field(default=0, ge=0)
     at_most: int | None = Field(default=None, ge=0)
@@ -315,6 +317,8 @@ class Group(PolicyModel):
     Unknown when the unknown members could still decide it. Written as ``all_of: [...]``,
     ``any_of: [...]`` or ``at_least: {n: 2, of: [...]}``; groups nest.
     """
+
+    written_keys: ClassVar[tuple[str, ...]] = GROUP_KEYS
 
     kind: Literal["all_of", "any_of", "at_least"]
     members: tuple[Condition, ...] = Field(min_length=1, alias="of")

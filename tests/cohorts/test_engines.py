@@ -326,3 +326,61 @@ def test_a_table_without_rows_is_counted():
     )
     cohort = build_cohort(built, *frames([], [], None)[:2])
     assert (cohort.input_patients, cohort.eligible_count, cohort.emptied_by) == (0, 0, "no patients")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seen": ["2024-03-01", "soon", None]}, "CC_005.*'seen' must hold dates, but holds values of text"),
+        ({"patient_id": ["A", None, "C"]}, "CC_004: 1 row.* have no patient_id"),
+        ({"patient_journey_id": ["J", "J", "K"]}, "CC_004: 1 row.* repeat a patient_journey_id"),
+        ({"age": ["old", "new", "old"]}, "CC_004.*'age' holds values of kind text"),
+        ({"age": None}, "CC_002.*'age'"),
+    ],
+)
+def test_bad_files_are_one_clear_error(tmp_path, change, words):
+    built = CohortDefinition.model_validate(
+        {
+            "brand": "X",
+            "indication": "y",
+            "inclusion_criteria": [{"field": "age", "operator": ">=", "value": 18}],
+            "index": {"field": "seen"},
+        }
+    )
+    days = pd.Series([pd.Timestamp(2024, 3, 1)] * 3)
+    columns = {
+        "patient_id": list("ABC"),
+        "patient_journey_id": list("JKL"),
+        "age": [20, 30, 40],
+        "seen": days,
+    }
+    columns |= {"first_observation_date": days, "last_observation_date": days} | change
+    path = tmp_path / "patients.parquet"
+    pd.DataFrame({name: values for name, values in columns.items() if values is not None}).to_parquet(path)
+    with pytest.raises(CohortInputError, match=words):
+        build_cohort(built, path)
+
+
+def test_an_index_date_that_is_null_in_a_file_removes_and_is_counted(tmp_path):
+    built = CohortDefinition.model_validate(
+        {
+            "brand": "X",
+            "indication": "y",
+            "inclusion_criteria": [{"field": "age", "operator": ">=", "value": 1}],
+            "index": {"field": "seen"},
+            "temporal_requirements": {"lookback_days": 0, "followup_days": 0},
+        }
+    )
+    row = {"age": 3, "first_observation_date": START, "last_observation_date": START}
+    rs = [
+        {"patient_id": name, "patient_journey_id": name, "seen": seen, **row}
+        for name, seen in (("A", START), ("B", None))
+    ]
+    path = tmp_path / "patients.parquet"
+    frames(rs, [], None)[0].to_parquet(path)
+    cohort = build_cohort(built, path)
+    assert cohort.eligible["patient_id"].tolist() == ["A"]
+    assert cohort.attrition.set_index("criterion").loc["index_date", ["removed", "unknown"]].tolist() == [
+        1,
+        1,
+    ]

@@ -97,6 +97,14 @@ def test_an_error_names_file_line_and_field(tmp_path):
         ({"index": {"field": "a"}, "temporal_requirements": {"index_date_field": "b"}}, "differ"),
         ({"examples": [{"name": "e", "patient": {}, "expect": {"out": "agee"}}]}, "Did you mean 'age'"),
         ({"key": "other"}, "Rename the file"),
+        ({"exclusion_criterias": []}, "Did you mean 'exclusion_criteria'"),
+        ({"temporal_requirements": {"lookback_day": 9}}, "Did you mean 'lookback_days'"),
+        ({"inclusion_criteria": [{"has_evnt": {"event": "rx"}}]}, "Did you mean 'has_event'"),
+        ({"inclusion_criteria": [{"prior_outcome": {"evnt": "rx"}}]}, "Did you mean 'event'"),
+        (
+            {"inclusion_criteria": [{"any_of": [{"field": "a", "operator": "==", "valeu": 1}]}]},
+            "Did you mean 'value'",
+        ),
         ({"version": "one"}, "pattern"),
     ],
 )
