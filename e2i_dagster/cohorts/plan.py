@@ -81,8 +81,7 @@ def cohort_plan(
     for rule in definition.rules:
         if rule.criterion is not None:
             truth = _truth(rule.criterion, kinds, counted)
-            fails = ~(truth.true | truth.unknown) if rule.side == "inclusion" else truth.true
-            failed[rule.name] = (fails | truth.unknown) if rule.on_unknown == "exclude" else fails
+            failed[rule.name] = _fails(truth, rule)
             unknown[rule.name] = truth.unknown
     timed, timed_unknown = _time_rules(definition, data_end)
     failed |= timed
@@ -105,6 +104,13 @@ def cohort_plan(
     return _one_index(rows, one, rules, eligible_first=definition.journeys == "first_eligible")
 
 
+def _fails(truth: Truth, rule: Rule) -> nw.Expr:
+    removed_if_unknown = rule.on_unknown == "exclude"
+    if rule.side == "inclusion":
+        return ~truth.true if removed_if_unknown else ~(truth.true | truth.unknown)
+    return truth.true | truth.unknown if removed_if_unknown else truth.true
+
+
 def _mask(rules: tuple[Rule, ...], wanted: Mapping[str, nw.Expr]) -> nw.Expr:
     import narwhals as nw
 
@@ -117,7 +123,10 @@ def _mask(rules: tuple[Rule, ...], wanted: Mapping[str, nw.Expr]) -> nw.Expr:
 
 
 def _shifted(day: nw.Expr, days: int) -> nw.Expr:
-    return day.dt.offset_by(f"{days}d") if days else day
+    import narwhals as nw
+
+    # A date plus days would be a time of day, whose comparison with dates is slow.
+    return day.dt.offset_by(f"{days}d").cast(nw.Date) if days else day
 
 
 def _indexed(
@@ -477,7 +486,7 @@ def condition_truth(criterion: Criterion, kinds: Mapping[str, Kind]) -> Truth:
     known = ~column.is_null()
     if kind == "number":
         column = column.cast(nw.Float64)
-        known = known & ~_false_if_null(column.is_nan())
+        known = known & ~column.is_nan()
     if kind == "date":
         column = column.cast(nw.Date)
     answer = (
@@ -485,7 +494,8 @@ def condition_truth(criterion: Criterion, kinds: Mapping[str, Kind]) -> Truth:
         if kind == "text" or criterion.code_system
         else _compared(criterion, kind, column)
     )
-    return Truth(true=_false_if_null(known & answer), unknown=~known)
+    # What is not known is false whatever the answer would be: false and null is false.
+    return Truth(true=known & answer, unknown=~known)
 
 
 def _compared(criterion: Criterion, kind: Kind, column: nw.Expr) -> nw.Expr:  # noqa: PLR0911
@@ -573,10 +583,10 @@ def _time_rules(
     known = ~index.is_null()
     known_before, known_after = known & ~first.is_null(), known & ~last.is_null()
     required = times.followup_days if times.followup == "require" else 0
-    long_enough = _false_if_null(known_after & (_shifted(index, required) <= last))
+    long_enough = known_after & (_shifted(index, required) <= last)
     failed = {
         "index_date": ~known,
-        "lookback": ~_false_if_null(known_before & (_shifted(first, times.lookback_days) <= index)),
+        "lookback": ~(known_before & (_shifted(first, times.lookback_days) <= index)),
         "followup": ~long_enough,
     }
     unknown = {"index_date": ~known, "lookback": ~known_before, "followup": ~known_after}
@@ -584,10 +594,10 @@ def _time_rules(
         if times.followup == "require":
             failed["followup_pending"] = nw.lit(False)
         return failed, unknown
-    inside = _false_if_null(known_after & (index <= last) & (index <= nw.lit(data_end)))
+    inside = known_after & (index <= last) & (index <= nw.lit(data_end))
     failed["followup"] = ~inside
     if times.followup == "require":
-        waits = _false_if_null(known & (_shifted(index, required) > nw.lit(data_end)))
+        waits = known & (_shifted(index, required) > nw.lit(data_end))
         failed["followup"] = (waits & ~inside) | (~waits & ~long_enough)
         failed["followup_pending"] = waits
     return failed, unknown

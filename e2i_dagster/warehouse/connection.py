@@ -119,10 +119,28 @@ def scratch_database(name: str) -> str:
 
 
 def drop_database(name: str) -> None:
-    """Drop the database ``name``, if it is there, and whatever connection it has."""
+    """Drop the database ``name``, if it is there, and whatever connection it has.
+
+    The server's own workers, which clean up tables, cannot be ended and are waited for.
+    """
+    from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
+
     with _admin(_url("owner", DATABASE)) as connection:
         quoted = connection.dialect.identifier_preparer.quote(name)
-        connection.exec_driver_sql(f"DROP DATABASE IF EXISTS {quoted} WITH (FORCE)")
+        for attempt in Retrying(
+            retry=retry_if_exception(_cannot_be_ended),
+            stop=stop_after_delay(30),
+            wait=wait_fixed(0.5),
+            reraise=True,
+        ):
+            with attempt:
+                connection.exec_driver_sql(f"DROP DATABASE IF EXISTS {quoted} WITH (FORCE)")
+
+
+def _cannot_be_ended(error: BaseException) -> bool:
+    import psycopg
+
+    return isinstance(getattr(error, "orig", None), psycopg.errors.InsufficientPrivilege)
 
 
 def dispose() -> None:

@@ -39,6 +39,9 @@ GROUPS = [
     "registry",
     "serving",
     "monitoring",
+    "causal",
+    "digital_twin",
+    "experiments",
 ]
 
 pytestmark = [

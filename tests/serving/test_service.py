@@ -59,6 +59,14 @@ def to_serve(stored: Stored, **changes: Any) -> ModelToServe:
     return ModelToServe(**(values | changes))
 
 
+def command_of(process: psutil.Process) -> str:
+    """The command line; empty for a process that ended in the meantime."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
 def processes_of(state: Path) -> list[psutil.Process]:
     """Every process whose command or working folder is of this state folder."""
     found = []
@@ -431,9 +439,7 @@ def test_a_release_that_does_not_agree_leaves_the_old_one(live: Live, stored: St
     after = read_record(live.state, "classification")
     assert after == before
     assert ask(live, {"features": GOOD}).json()["model_id"] == f"{MODEL}/1"
-    _eventually(
-        lambda: not [one for one in processes_of(live.state) if release.version in " ".join(one.cmdline())]
-    )
+    _eventually(lambda: not [one for one in processes_of(live.state) if release.version in command_of(one)])
 
 
 def test_a_new_release_takes_over(live: Live, stored: Stored, warehouse: sa.Engine) -> None:
@@ -451,9 +457,7 @@ def test_a_new_release_takes_over(live: Live, stored: Stored, warehouse: sa.Engi
     # The rows of the comparison are not in the prediction log, the one just asked is.
     _eventually(lambda: len(logged(warehouse, model_id=f"{MODEL}/3")) == 1)
     _eventually(
-        lambda: (
-            not [one for one in processes_of(live.state) if live.release.version in " ".join(one.cmdline())]
-        )
+        lambda: not [one for one in processes_of(live.state) if live.release.version in command_of(one)]
     )
 
 
