@@ -9,6 +9,7 @@ import pandas as pd
 import sqlalchemy as sa
 
 from e2i_dagster.config.cohort import CohortDefinition
+from e2i_dagster.config.cohort_fields import EVENT_COLUMNS
 from e2i_dagster.errors import InputError
 from e2i_dagster.warehouse import ledger
 from e2i_dagster.warehouse.lake import Lake
@@ -35,13 +36,7 @@ def read_current(engine: sa.Engine, lake: Lake, tables: Sequence[str]) -> dict[s
     }
 
 
-#: Event tables, with the columns that hold the kind of event and its day.
-_EVENT_TABLES = {
-    "treatment_events": ("event_type", "event_date"),
-    "engagement_events": ("engagement_type", "engagement_date"),
-    "outcome_events": ("outcome_type", "outcome_date"),
-}
-EVENT_TABLES = tuple(_EVENT_TABLES)
+EVENT_TABLES = tuple(EVENT_COLUMNS)
 OBSERVATION = "observation_periods"
 
 
@@ -81,7 +76,7 @@ def event_frame(tables: Mapping[str, pd.DataFrame], journeys: pd.DataFrame) -> p
     """
     parts = []
     patient_of = journeys.set_index("patient_journey_id")["patient_id"]
-    for table, (kind, day) in _EVENT_TABLES.items():
+    for table, (kind, day) in EVENT_COLUMNS.items():
         if table not in tables:
             continue
         part = tables[table].rename(columns={kind: "event_type", day: "event_date"})

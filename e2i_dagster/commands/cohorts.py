@@ -258,10 +258,10 @@ def _is_file(name: str) -> bool:
 
 def _in_file(path: Path) -> CohortDefinition:
     """The definition in a file of any name: a copy that is being worked on is called differently."""
-    from e2i_dagster.config.base import read_yaml
     from e2i_dagster.config.cohort import CohortDefinition
+    from e2i_dagster.config.cohort_fields import table_fields
 
-    return read_yaml(path, CohortDefinition)
+    return CohortDefinition.from_file(path, table_fields())
 
 
 def _version_problem(definition: CohortDefinition) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -32,8 +33,16 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def read_yaml(path: Path, model: type[Model]) -> Model:
+def read_yaml(
+    path: Path,
+    model: type[Model],
+    check: Callable[[Model], Iterable[tuple[tuple[int | str, ...], str]]] | None = None,
+) -> Model:
     """Read ``path`` and validate it as ``model``.
+
+    Args:
+        check: what else is wrong with the value: keys on the way to each place, and a message. The model's
+            validators are told by the context ``placed`` that they need not say it without a place.
 
     Raises:
         ConfigError: the file is missing, is not YAML, or a field is wrong; every wrong field is
@@ -53,7 +62,7 @@ def read_yaml(path: Path, model: type[Model]) -> Model:
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: expected a mapping of keys to values at the top level.")
     try:
-        return model.model_validate(document)
+        value = model.model_validate(document, context={"placed": check is not None})
     except ValidationError as error:
         problems = []
         for problem in error.errors(include_url=False):
@@ -62,6 +71,13 @@ def read_yaml(path: Path, model: type[Model]) -> Model:
             near = _nearest_key(model, problem) if problem["type"] == "extra_forbidden" else ""
             problems.append(f"{path}:{line}: {'.'.join(keys) or 'document'}: {problem['msg']}{found}{near}")
         raise ConfigError("\n".join(problems)) from None
+    problems = []
+    for location, message in check(value) if check else ():
+        line, keys = _placed(node, location, missing=False)
+        problems.append(f"{path}:{line}: {'.'.join(keys) or 'document'}: {message}")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return value
 
 
 def _nearest_key(model: type[BaseModel], problem: Any) -> str:

@@ -6,15 +6,16 @@ Only the language and its reading. Evaluating a definition on data is in :mod:`e
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import date
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from e2i_dagster.config.base import PolicyModel, digest_of, read_yaml
+from e2i_dagster.config.cohort_fields import TableFields, field_problems, table_fields
 from e2i_dagster.config.criteria import (
     Condition,
     Criterion,
@@ -206,6 +207,8 @@ class CohortDefinition(PolicyModel):
             it is eligible), or ``every`` one.
         observation: how observation periods become spans.
         derived: fields computed at the index date, usable in criteria.
+        own_fields: clinical columns of one's own that criteria read; every other field has to be a column of
+            the raw tables.
         examples: invented patients with the expected verdict, run by ``lint``.
     """
 
@@ -220,6 +223,7 @@ class CohortDefinition(PolicyModel):
     journeys: Literal["first_eligible", "first", "every"] = "first_eligible"
     observation: Observation = Field(default_factory=Observation)
     derived: dict[str, DerivedField] = Field(default_factory=dict)
+    own_fields: tuple[str, ...] = ()
     inclusion_criteria: tuple[Condition, ...] = Field(min_length=1)
     exclusion_criteria: tuple[Condition, ...] = ()
     temporal_requirements: TemporalRequirements = Field(default_factory=TemporalRequirements)
@@ -245,42 +249,72 @@ class CohortDefinition(PolicyModel):
         return {k: v for k, v in data.items() if k != "index"} | {"temporal_requirements": times}
 
     @model_validator(mode="after")
-    def _names_are_unique(self) -> CohortDefinition:
+    def _rules_are_distinct(self, info: ValidationInfo) -> CohortDefinition:
         if not self.key:
             slug = re.sub(r"[^a-z0-9]+", "_", f"{self.brand}_{self.indication}".lower()).strip("_")
             object.__setattr__(self, "key", slug)
-        seen: set[tuple[str, str, str]] = set()
-        for criterion in (*self.inclusion_criteria, *self.exclusion_criteria):
-            content = (" ".join(criterion.fields), criterion.operator, repr(criterion.value))
-            if content in seen:
-                raise ValueError(f"criterion '{criterion.words()}' is stated twice: remove one of them")
-            seen.add(content)
-        names = [rule.name for rule in self.rules]
-        repeated = sorted({name for name in names if names.count(name) > 1})
-        if repeated:
-            raise ValueError(f"rule name(s) used twice: {', '.join(repeated)}. Give each rule its own name")
-        if len(names) > MOST_RULES:
-            raise ValueError(f"{len(names)} rules; at most {MOST_RULES} fit into a reason mask")
-        known = set(names)
-        for example in self.examples:
-            for name in sorted(example.failed_rules - known):
-                near = get_close_matches(name, names, n=1)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
-                raise ValueError(f"example {example.name!r} expects the unknown rule {name!r}.{hint}")
+        if not (info.context or {}).get("placed"):
+            for _, message in self._problems():
+                raise ValueError(message)
         return self
 
+    def _problems(self) -> Iterator[tuple[tuple[int | str, ...], str]]:
+        """Rules that are stated twice or share a name, and examples of rules that there are not, with places."""
+        sides = {"inclusion": self.inclusion_criteria, "exclusion": self.exclusion_criteria}
+        places = [(f"{side}_criteria", n) for side, criteria in sides.items() for n in range(len(criteria))]
+        seen: set[tuple[str, str, str]] = set()
+        for place, criterion in zip(places, self.conditions, strict=True):
+            content = (" ".join(criterion.fields), criterion.operator, repr(criterion.value))
+            if content in seen:
+                yield place, f"criterion '{criterion.words()}' is stated twice: remove one of them"
+                return
+            seen.add(content)
+        names = [rule.name for rule in self.rules]
+        taken = {rule.name for rule in self.rules if rule.criterion is None}
+        for place, rule in zip(places, (r for r in self.rules if r.criterion is not None), strict=True):
+            if rule.name in taken:
+                yield place, f"rule name used twice: {rule.name}. Give each rule its own name"
+            taken.add(rule.name)
+        if len(names) > MOST_RULES:
+            yield (), f"{len(names)} rules; at most {MOST_RULES} fit into a reason mask"
+        for number, example in enumerate(self.examples):
+            for name in sorted(example.failed_rules - set(names)):
+                near = get_close_matches(name, names, n=1)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                yield (
+                    ("examples", number, "expect"),
+                    f"example {example.name!r} expects the unknown rule {name!r}.{hint}",
+                )
+
     @classmethod
-    def from_yaml(cls, path: str | Path) -> CohortDefinition:
+    def from_file(cls, path: str | Path, fields: TableFields | None = None) -> CohortDefinition:
+        """Read a definition from a file of any name, such as a copy that is being worked on.
+
+        Args and raises as :meth:`from_yaml`.
+        """
+
+        def problems(read: CohortDefinition) -> Iterator[tuple[tuple[int | str, ...], str]]:
+            yield from field_problems(read, fields) if fields else ()
+            yield from read._problems()
+
+        try:
+            return read_yaml(Path(path), cls, problems)
+        except ConfigError as error:
+            raise CohortConfigError(f"CC_001: {error}") from None
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, fields: TableFields | None = None) -> CohortDefinition:
         """Read one definition file.
+
+        Args:
+            fields: what the raw tables hold (:func:`.cohort_fields.table_fields`), for a definition that will
+                be used on them: its fields, event types and values are checked against it.
 
         Raises:
             CohortConfigError: names file, line, field, value and what was expected.
         """
         path = Path(path)
-        try:
-            definition = read_yaml(path, cls)
-        except ConfigError as error:
-            raise CohortConfigError(f"CC_001: {error}") from None
+        definition = cls.from_file(path, fields)
         if definition.key != path.stem:
             raise CohortConfigError(
                 f"CC_001: {path}: the file is called {path.stem!r} and the cohort {definition.key!r}. "
@@ -503,9 +537,10 @@ def read_cohorts(
     """All definitions by key, and the errors of the files that could not be read by file stem."""
     definitions: dict[str, CohortDefinition] = {}
     broken: dict[str, CohortConfigError] = {}
+    fields = table_fields()
     for path in sorted((folder or cohort_folder()).glob("*.yaml")):
         try:
-            definitions[path.stem] = CohortDefinition.from_yaml(path)
+            definitions[path.stem] = CohortDefinition.from_yaml(path, fields)
         except CohortConfigError as error:
             broken[path.stem] = error
     return definitions, broken
@@ -527,7 +562,7 @@ def read_cohort(key: str, folder: Path | None = None) -> CohortDefinition:
             + (f" Did you mean {near[0]!r}?" if near else "")
             + f" Known: {', '.join(known) or 'none'}. Add a file to {folder}."
         )
-    return CohortDefinition.from_yaml(path)
+    return CohortDefinition.from_yaml(path, table_fields())
 
 
 def _content(condition: Criterion | EventCriterion | Group) -> Any:

@@ -76,15 +76,21 @@ def load_policy(folder: Path) -> Policy:
             experiment files are listed in ``problems`` instead.
     """
     from e2i_dagster.config.cohort import CohortDefinition
+    from e2i_dagster.config.cohort_fields import table_fields
     from e2i_dagster.config.experiment import ExperimentSpec
     from e2i_dagster.config.scope import ScopeSpec, check_against_cohorts
 
     problems: dict[str, str] = {}
     cohorts: dict[str, CohortDefinition] = {}
     scopes: dict[str, ScopeSpec] = {}
+    fields = None
+    try:
+        fields = table_fields(folder)
+    except ConfigError as error:
+        problems[str(folder / "vocabulary.yaml")] = str(error)
     for path in sorted((folder / "cohorts").glob("*.yaml")):
         try:
-            cohorts[path.stem] = CohortDefinition.from_yaml(path)
+            cohorts[path.stem] = CohortDefinition.from_yaml(path, fields)
         except ConfigError as error:
             problems[str(path)] = str(error)
     for path in sorted((folder / "scopes").glob("*.yaml")):

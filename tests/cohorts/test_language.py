@@ -113,6 +113,21 @@ def test_a_definition_outside_the_language_is_refused(tmp_path, change, words):
         CohortDefinition.from_yaml(write(tmp_path, MINIMAL | change))
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("  - {field: age, operator: '>=', value: 18}\n", r"yaml:5: inclusion_criteria.1: criterion 'age is at "),
+        ("  - {field: x, operator: '==', value: F, name: age}\n", r"yaml:5: inclusion_criteria.1: rule name .*: age"),
+        ("examples:\n  - {name: e, patient: {}, expect: in}\n  - {name: f, patient: {}, expect: {out: agee}}\n",
+         r"yaml:7: examples.1.expect: example 'f' expects the unknown rule 'agee'. Did you mean 'age'"),
+    ],
+)  # fmt: skip
+def test_a_repeated_rule_and_a_wrong_example_are_named_by_their_line(tmp_path, content, words):
+    head = "brand: Examplumab\nindication: demo\ninclusion_criteria:\n  - {field: age, operator: '>=', value: 18}\n"
+    with pytest.raises(CohortConfigError, match=words):
+        CohortDefinition.from_yaml(write(tmp_path, head + content))
+
+
 def test_one_field_in_two_rules_gets_two_names():
     rules = [
         {"field": "age", "operator": ">=", "value": 18},

@@ -1,0 +1,255 @@
+"""Which fields a definition of ``config/cohorts`` can name: the columns of the raw tables, and at which grain.
+
+Frames of one's own, given to ``build_cohort``, have their own columns and are not looked at here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import date
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from e2i_dagster.config.criteria import EVENT_KEYS, ORDERING, Criterion, EventPattern, Group
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+    from e2i_dagster.config.cohort import CohortDefinition
+    from e2i_dagster.config.criteria import EventCriterion
+
+Kind = Literal["boolean", "number", "date", "text", "other"]
+#: A place in a file, and what is wrong there.
+Problem = tuple[tuple[int | str, ...], str]
+
+#: Event tables, with the columns that hold the kind of event and its day.
+EVENT_COLUMNS = {
+    "treatment_events": ("event_type", "event_date"),
+    "engagement_events": ("engagement_type", "engagement_date"),
+    "outcome_events": ("outcome_type", "outcome_date"),
+}
+_EXPECTED = {
+    "boolean": "true or false, compared by ==, !=, in or not_in",
+    "number": "numbers",
+    "date": "dates (YYYY-MM-DD)",
+    "text": "texts, which have no order",
+    "other": "lists or documents, which cannot be compared",
+}
+
+
+@dataclass(frozen=True)
+class TableFields:
+    """Columns by grain.
+
+    Attributes:
+        patient: columns of the patient frame, one row per journey, with their kind.
+        events: columns of the events, many rows per patient; kind None where the tables differ.
+        elsewhere: columns of tables that no rule reads, and the table of each.
+        event_types: accepted values of ``event_type``; empty when they are not known.
+    """
+
+    patient: Mapping[str, Kind]
+    events: Mapping[str, Kind | None]
+    elsewhere: Mapping[str, str]
+    event_types: tuple[str, ...]
+
+
+def table_fields(config: Path | None = None) -> TableFields:
+    """The fields of the raw tables, with the event types of ``vocabulary.yaml`` in ``config``.
+
+    Raises:
+        ConfigError: ``vocabulary.yaml`` is missing or wrong.
+    """
+    from e2i_dagster.config.vocabulary import load_vocabulary
+    from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, frame_columns, raw_table
+
+    def kinds(table: str) -> dict[str, Kind]:
+        return {name: _kind(raw_table(table).c[name]) for name in frame_columns(table)}
+
+    patient = kinds("patient_journeys")
+    for name, kind in kinds("patient_clinical").items():
+        if name not in ("extra", "patient_journey_id"):
+            patient[f"clinical_{name}" if name in patient else name] = kind
+    events: dict[str, Kind | None] = {"code": "text", "table": "text"}
+    for table, (type_column, day_column) in EVENT_COLUMNS.items():
+        for name, kind in kinds(table).items():
+            shown = {type_column: "event_type", day_column: "event_date"}.get(name, name)
+            events[shown] = kind if events.get(shown, kind) == kind else None
+    known = {*patient, *events}
+    elsewhere = {
+        name: table
+        for table in (*RAW_TABLES, *OPTIONAL_RAW_TABLES)
+        for name in frame_columns(table)
+        if name not in known and name != "extra"
+    }
+    vocabulary = load_vocabulary(config)
+    types = [v for name in ("event_type", "engagement_type", "outcome_type") for v in vocabulary.values(name)]
+    return TableFields(patient, events, elsewhere, tuple(dict.fromkeys(types)))
+
+
+def field_problems(definition: CohortDefinition, fields: TableFields) -> Iterator[Problem]:
+    """Every field, event type and value of ``definition`` that the raw tables cannot answer."""
+    own = set(definition.own_fields)
+    patient = _Patient(fields, own | set(definition.derived))
+    for name in sorted(own & {*fields.patient, *definition.derived}):
+        what = "a column of the raw tables" if name in fields.patient else "a derived field"
+        yield ("own_fields",), f"{name!r} is {what} already: take it out of own_fields"
+    times = definition.temporal_requirements
+    if definition.index is None:
+        # Written in one of the two places; the other is no part of the file.
+        place = ("index", "field", "temporal_requirements", "index_date_field")
+        yield from patient.dated(place, times.index_date_field)
+    else:
+        yield from _pattern(("index",), definition.index, fields)
+        if definition.index.after is not None:
+            yield from patient.dated(("index", "after"), definition.index.after)
+    for name, derived in definition.derived.items():
+        yield from patient.dated(("derived", name, "years_since"), derived.years_since, also="number")
+    sides = {
+        "inclusion_criteria": definition.inclusion_criteria,
+        "exclusion_criteria": definition.exclusion_criteria,
+    }
+    for side, conditions in sides.items():
+        for place, condition in enumerate(conditions):
+            yield from _condition((side, place), condition, patient, fields)
+
+
+def _condition(
+    place: tuple[int | str, ...],
+    condition: Criterion | EventCriterion | Group,
+    patient: _Patient,
+    fields: TableFields,
+) -> Iterator[Problem]:
+    if isinstance(condition, Criterion):
+        yield from patient.criterion(place, condition)
+    elif isinstance(condition, Group):
+        for number, member in enumerate(condition.members):
+            inside = (
+                (condition.kind, "of", number) if condition.kind == "at_least" else (condition.kind, number)
+            )
+            yield from _condition((*place, *inside), member, patient, fields)
+    else:
+        # Whichever of the keys the file has; the others are no part of the place.
+        inside = (*place, *EVENT_KEYS)
+        yield from _pattern(inside, condition, fields)
+        if condition.distinct is not None and condition.distinct not in fields.events:
+            yield (*inside, "distinct"), _not_of_events(condition.distinct, fields)
+
+
+def _pattern(place: tuple[int | str, ...], pattern: EventPattern, fields: TableFields) -> Iterator[Problem]:
+    for value in pattern.event:
+        if fields.event_types and value not in fields.event_types:
+            known = ", ".join(fields.event_types)
+            yield (
+                (*place, "event"),
+                f"no event type {value!r}.{_nearest(value, fields.event_types)} Known (vocabulary.yaml): {known}",
+            )
+    for number, criterion in enumerate(pattern.where):
+        at = (*place, "where", number)
+        if criterion.field not in fields.events:
+            yield (*at, "field"), _not_of_events(criterion.field, fields)
+        else:
+            yield from _value(at, criterion, fields.events[criterion.field])
+
+
+@dataclass(frozen=True)
+class _Patient:
+    """Fields of the patient frame, with those that the definition adds."""
+
+    fields: TableFields
+    added: set[str]
+
+    def criterion(self, place: tuple[int | str, ...], criterion: Criterion) -> Iterator[Problem]:
+        name = criterion.field
+        if name in self.added:
+            return
+        if name not in self.fields.patient:
+            yield (*place, "field"), self.missing(name)
+        else:
+            yield from _value(place, criterion, self.fields.patient[name])
+
+    def dated(
+        self, place: tuple[int | str, ...], name: str, *, also: Kind | None = None
+    ) -> Iterator[Problem]:
+        if name in self.added:
+            return
+        kind = self.fields.patient.get(name)
+        if kind is None:
+            yield place, self.missing(name)
+        elif kind not in ("date", also):
+            yield place, f"{name!r} holds {_EXPECTED[kind].split(',')[0]}; expected a column of dates"
+
+    def missing(self, name: str) -> str:
+        if name in self.fields.events:
+            return (
+                f"{name!r} is a column of the events, of which a patient has many: ask for it in an event "
+                f"criterion, such as has_event: {{event: prescription, where: [{{field: {name}, ...}}]}}"
+            )
+        near = _nearest(name, [*self.fields.patient, *self.added])
+        if name in self.fields.elsewhere:
+            return (
+                f"{name!r} is a column of {self.fields.elsewhere[name]}, which is no table of patients.{near}"
+            )
+        return (
+            f"no column {name!r} in patient_journeys or patient_clinical.{near} A clinical column of your own "
+            f"is declared: own_fields: [{name}]"
+        )
+
+
+def _not_of_events(name: str, fields: TableFields) -> str:
+    if name in fields.patient:
+        return (
+            f"{name!r} is a column of the patient, not of the events: make it a criterion of its own, outside "
+            "the event criterion"
+        )
+    return f"the events have no column {name!r}.{_nearest(name, fields.events)}"
+
+
+def _value(place: tuple[int | str, ...], criterion: Criterion, kind: Kind | None) -> Iterator[Problem]:
+    if kind is None:
+        return
+    operator, values = criterion.operator, criterion.values
+    ordered = operator in ORDERING or operator == "between"
+    fits = {
+        "boolean": not ordered and operator != "contains" and all(isinstance(v, bool) for v in values),
+        "number": operator != "contains"
+        and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values),
+        "date": operator != "contains" and all(_is_day(v) for v in values),
+        "text": not ordered and all(isinstance(v, str) for v in values),
+        "other": False,
+    }[kind]
+    if not fits or (criterion.code_system is not None and kind != "text"):
+        yield (
+            (*place, "value"),
+            f"'{criterion.words()}' does not fit: {criterion.field} holds {_EXPECTED[kind]}",
+        )
+
+
+def _is_day(value: Any) -> bool:
+    if not isinstance(value, str):
+        return isinstance(value, date)
+    try:
+        date.fromisoformat(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = get_close_matches(name, list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def _kind(column: sa.Column[Any]) -> Kind:
+    import sqlalchemy as sa
+    from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+
+    kinds: tuple[tuple[Kind, tuple[type[Any], ...]], ...] = (
+        ("boolean", (sa.Boolean,)),
+        ("date", (sa.DateTime, sa.Date)),
+        ("number", (sa.Integer, sa.Numeric, sa.Float)),
+        ("other", (JSONB, ARRAY)),
+    )
+    return next((kind for kind, types in kinds if isinstance(column.type, types)), "text")
