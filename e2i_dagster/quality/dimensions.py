@@ -19,6 +19,9 @@ Formulas (n: a count within the part that is scored):
   tables whose rows are dated. The as-of date of a month is its last day, or ``as_of`` if that is earlier.
 * overall = weighted mean of the dimensions that were measured. A dimension without anything to count is
   None: not measured, never a default.
+
+What it costs (1,000,000 rows of 20 columns, DuckDB): two to three times the largest value of each column. A
+third is the exact count of distinct keys, half the comparison of texts with their vocabularies.
 """
 
 from __future__ import annotations

@@ -31,9 +31,6 @@ _DTYPES: Mapping[Family, str] = {
     "timestamp": "datetime64[us, UTC]",
 }
 
-#: Failing cells that Pandera itself collects for each rule; counts and positions do not depend on it.
-_PANDERA_CASES = 5
-
 #: Keys of failing rows that a fault names.
 SAMPLE = 5
 
@@ -218,12 +215,12 @@ def violations(  # noqa: PLR0911 - one for each kind
         case "type":
             return none if unreadable is None else unreadable
         case "not_null":
-            empty = data.isna().to_numpy(dtype=bool)
             if absent:  # said by required_column
                 return none
+            empty = _empty(data)
             return empty if unreadable is None else empty & ~unreadable  # said by type
         case "unique_key":
-            return (data.duplicated(keep=False) & data.notna()).to_numpy(dtype=bool)
+            return data.duplicated(keep=False).to_numpy(dtype=bool) & ~_empty(data)
         case "finite":
             return np.isinf(data.to_numpy(dtype="float64"))
         case "range":
@@ -232,19 +229,23 @@ def violations(  # noqa: PLR0911 - one for each kind
             high = np.inf if rule.maximum is None else rule.maximum
             return np.isfinite(numbers) & ((numbers < low) | (numbers > high))
         case "vocabulary":
-            return (data.notna() & ~data.isin(list(rule.values))).to_numpy(dtype=bool)
+            return ~(np.asarray(data.array.isin(list(rule.values)), dtype=bool) | _empty(data))
         case "order":
             return (data[rule.column] > data[rule.other]).to_numpy(dtype=bool, na_value=False)
         case "check_digit":
-            return (data.notna() & ~_npi_holds(data)).to_numpy(dtype=bool)
+            return ~(_npi_holds(data) | _empty(data))
         case "key_format":
-            shaped = data.str.fullmatch(_unanchored(rule.pattern or "")).astype("boolean")
-            return (~shaped).to_numpy(dtype=bool, na_value=False)
+            shaped = data.str.fullmatch(_unanchored(rule.pattern or ""))
+            return ~shaped.to_numpy(dtype=bool, na_value=True)
 
 
-def _npi_holds(npi: pd.Series) -> pd.Series:
+def _empty(data: pd.Series) -> np.ndarray:
+    return np.asarray(data.array.isna(), dtype=bool)
+
+
+def _npi_holds(npi: pd.Series) -> np.ndarray:
     """Ten digits whose last is the Luhn digit over prefix 80840 (CMS, NPI check digit, 2004)."""
-    shaped = npi.str.fullmatch("[0-9]{10}").fillna(False).astype(bool)
+    shaped = npi.str.fullmatch("[0-9]{10}").to_numpy(dtype=bool, na_value=False)
     texts = npi.where(shaped, "0000000000").to_numpy(dtype="S10")
     digits = texts.view("uint8").reshape(-1, 10).astype(np.int64) - 48
     doubled = digits[:, 0::2] * 2
@@ -257,12 +258,17 @@ def _unanchored(pattern: str) -> str:
     return pattern.removeprefix("^").removesuffix("$")
 
 
-def pandera_schema(table: str, policy: QualityPolicy, given: TypedFrame) -> DataFrameSchema:
+def pandera_schema(
+    table: str, policy: QualityPolicy, given: TypedFrame, failing: dict[str, np.ndarray]
+) -> DataFrameSchema:
     """The Pandera schema of ``table``: one named check for each rule of the rule table.
 
     ``given`` supplies what a frame in its described types can no longer show: unreadable cells and
     absent columns. Rules that reading the frame has answered already (its columns are there, its cells
     have their types) are no checks again, and an absent column has none but that it is absent.
+
+    A check tells Pandera whether it holds and puts the mask of the rows that violate it into ``failing``
+    under the rule's label: Pandera's own list of failing cells costs more than the check, and holds values.
     """
     import pandera.pandas as pa
 
@@ -271,13 +277,7 @@ def pandera_schema(table: str, policy: QualityPolicy, given: TypedFrame) -> Data
     for rule in rules_for(table, policy):
         if _answered(rule, given):
             continue
-        check = pa.Check(
-            _check(rule, given),
-            name=rule.label,
-            error=rule.label,
-            ignore_na=False,
-            n_failure_cases=_PANDERA_CASES,
-        )
+        check = pa.Check(_check(rule, given, failing), name=rule.label, error=rule.label, ignore_na=False)
         if rule.kind == "order":
             pairs.append(check)
         else:
@@ -298,12 +298,14 @@ def _answered(rule: Rule, given: TypedFrame) -> bool:
     return rule.column in given.absent or (rule.other is not None and rule.other in given.absent)
 
 
-def _check(rule: Rule, given: TypedFrame) -> Callable[[Any], pd.Series]:
-    def satisfied(data: Any) -> pd.Series:
+def _check(rule: Rule, given: TypedFrame, failing: dict[str, np.ndarray]) -> Callable[[Any], bool]:
+    def satisfied(data: Any) -> bool:
         bad = violations(
             rule, data, unreadable=given.faults.get(rule.column), absent=rule.column in given.absent
         )
-        return pd.Series(~bad, index=data.index)
+        if bad.any():
+            failing[rule.label] = bad
+        return rule.label not in failing
 
     return satisfied
 
@@ -311,8 +313,7 @@ def _check(rule: Rule, given: TypedFrame) -> Callable[[Any], pd.Series]:
 def check_schema(given: pd.DataFrame | TypedFrame, table: str, policy: QualityPolicy) -> SchemaResult:
     """Check every rule of ``table`` and list every violated one (not the first only).
 
-    An empty frame is checked for its columns. Counts are exact however many rows fail; Pandera
-    itself keeps at most a few cases of each rule, so the cost does not grow with the failures.
+    An empty frame is checked for its columns. Counts are exact however many rows fail.
 
     Raises:
         InputError: the frame has two columns of one name.
@@ -325,15 +326,17 @@ def check_schema(given: pd.DataFrame | TypedFrame, table: str, policy: QualityPo
     by_label = {rule.label: rule for rule in rules}
     rows = len(read.frame)
     found: list[SchemaFault] = []
+    failing: dict[str, np.ndarray] = {}
     try:
-        pandera_schema(table, policy, read).validate(read.frame, lazy=True)
+        # In place: nothing is coerced, so the frame is not changed, and need not be copied.
+        pandera_schema(table, policy, read, failing).validate(read.frame, lazy=True, inplace=True)
     except SchemaErrors as errors:
         for error in errors.schema_errors:
             rule = by_label.get(str(getattr(error.check, "name", "")))
-            if rule is None or not isinstance(error.check_output, pd.Series):
+            if rule is None or rule.label not in failing:
                 reason = error.reason_code.name if error.reason_code else "unknown"
                 raise RuntimeError(f"{table}: Pandera could not run a check ({reason}).") from None
-            positions = np.flatnonzero(~error.check_output.to_numpy(dtype=bool))
+            positions = np.flatnonzero(failing[rule.label])
             checked = int(read.frame[rule.column].notna().sum())
             if rule.kind in ("required_column", "expected_column", "not_null", "type"):
                 checked = rows
