@@ -26,6 +26,8 @@ MASK, UNKNOWN_MASK = "mask", "unknown_mask"
 EVENT_DAY = "event_date"
 FIRST_OBSERVED, LAST_OBSERVED = "first_observation_date", "last_observation_date"
 _FIRST, _LAST = "_first_observed", "_last_observed"
+#: Last day of a period that goes on and on: later than any window, early enough to add days to.
+_ENDLESS = date(9000, 1, 1)
 
 _EXPECTED: dict[str, str] = {
     "boolean": "true or false",
@@ -89,6 +91,8 @@ def cohort_plan(
     end = nw.col(_LAST)
     if data_end is not None:
         end = nw.when(end > nw.lit(data_end)).then(nw.lit(data_end)).otherwise(end)
+    elif periods is not None:
+        end = nw.when(end < nw.lit(_ENDLESS)).then(end)
     rules = definition.rules
     rows = rows.select(
         PATIENT,
@@ -175,9 +179,9 @@ def _observed(
             nw.col(FIRST_OBSERVED).cast(nw.Date).alias(_FIRST),
             nw.col(LAST_OBSERVED).cast(nw.Date).alias(_LAST),
         )
-    # A period without an end goes on.
-    goes_on = nw.lit(data_end or date.max)
-    until = nw.when(nw.col("end_date").is_null()).then(goes_on).otherwise(nw.col("end_date").cast(nw.Date))
+    # A period without an end goes on; supplied as 9999-12-31 it is the same.
+    last = nw.col("end_date").cast(nw.Date)
+    until = nw.when(last < nw.lit(_ENDLESS)).then(last).otherwise(nw.lit(data_end or _ENDLESS))
     open_ended = periods.frame.with_columns(until.cast(nw.Date).alias("end_date"))
     spans = observed_spans(open_ended, definition.observation.allowed_gap_days)
     holding = (
@@ -286,26 +290,30 @@ def _event_counts(
 
 
 def _count_truth(criterion: EventCriterion, count: nw.Expr, data_end: date | None) -> Truth:
-    """Presence is proved by what was seen; absence only in time that was observed."""
+    """Presence is proved by what was seen; absence only in time that was observed.
+
+    Events that were not seen can raise a count and close a gap: a count that may still rise to ``at_least`` or
+    above ``at_most``, and a gap, are unknown where the window was not observed as a whole.
+    """
     import narwhals as nw
 
-    no_index = nw.col(INDEX).is_null()
-    holds = count > 0 if criterion.gap_days is not None else count >= criterion.at_least
-    unproved = None
-    if criterion.gap_days is not None or criterion.at_most is not None:
-        first, last = criterion.within
-        observed = ~nw.col(_FIRST).is_null() & ~nw.col(_LAST).is_null()
-        if first is not None:
-            observed = observed & (_shifted(nw.col(INDEX), first) >= nw.col(_FIRST))
-        if last is not None:
-            until = _shifted(nw.col(INDEX), last)
-            observed = observed & (until <= nw.col(_LAST))
-            if data_end is not None:
-                observed = observed & (until <= nw.lit(data_end))
-        if criterion.at_most is not None:
-            holds = holds & (count <= criterion.at_most)
-        unproved = holds & ~_false_if_null(observed)
-    unknown = no_index if unproved is None else no_index | unproved
+    first, last = criterion.within
+    observed = ~nw.col(_FIRST).is_null() & ~nw.col(_LAST).is_null()
+    if first is not None:
+        observed = observed & (_shifted(nw.col(INDEX), first) >= nw.col(_FIRST))
+    if last is not None:
+        until = _shifted(nw.col(INDEX), last)
+        observed = observed & (until <= nw.col(_LAST))
+        if data_end is not None:
+            observed = observed & (until <= nw.lit(data_end))
+    if criterion.gap_days is not None:
+        holds = undecided = count > 0
+    elif criterion.at_most is None:
+        holds, undecided = count >= criterion.at_least, count < criterion.at_least
+    else:
+        undecided = count <= criterion.at_most
+        holds = undecided & (count >= criterion.at_least)
+    unknown = nw.col(INDEX).is_null() | (undecided & ~_false_if_null(observed))
     return Truth(true=holds & ~unknown, unknown=unknown)
 
 

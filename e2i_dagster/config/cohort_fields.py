@@ -252,4 +252,7 @@ def _kind(column: sa.Column[Any]) -> Kind:
         ("number", (sa.Integer, sa.Numeric, sa.Float)),
         ("other", (JSONB, ARRAY)),
     )
-    return next((kind for kind, types in kinds if isinstance(column.type, types)), "text")
+    for kind, types in kinds:
+        if isinstance(column.type, types):
+            return kind
+    return "text"

@@ -60,6 +60,23 @@ GROUPS: dict[str, list[str]] = {
 TRIPLES = [(T, T, U), (T, U, U), (T, F, U), (T, F, F), (F, F, U), (U, U, U), (U, U, F), (F, F, F)]
 #: Answer of ``at_least: {n: 2}`` of three members, in the order of ``TRIPLES``.
 TWO_OF_THREE: list[str] = [T, U, U, F, F, U, U, F]
+_TEN_DAYS = {"event": "rx", "within": [-10, -1]}
+#: Event criterion, and the answer to the days of the events when days -10 to -1 were observed as a whole and
+#: when only days -5 to -1 were.
+EVENTS: list[tuple[dict, list[tuple[list[int], str, str]]]] = [
+    (
+        {"has_event": {**_TEN_DAYS, "at_least": 2}},
+        [([-4, -2], T, T), ([-4], F, U), ([], F, U), ([-11, 0], F, U)],
+    ),
+    (
+        {"has_event": {**_TEN_DAYS, "at_least": 1, "at_most": 2}},
+        [([], F, U), ([-4], T, U), ([-4, -2], T, U), ([-4, -3, -2], F, F)],
+    ),
+    ({"no_event": _TEN_DAYS}, [([], T, U), ([-4], F, F), ([-11, 0], T, U)]),
+    ({"washout": {"event": "rx", "days": 10}}, [([], T, U), ([-4], F, F), ([-11, 0], T, U)]),
+    ({"gap": {**_TEN_DAYS, "days": 4}}, [([], T, U), ([-8, -4], F, F), ([-4], T, U)]),
+    ({"prior_outcome": {"event": "rx"}}, [([], F, F), ([-11], T, T), ([0], F, F)]),
+]
 #: (side, on_unknown as written, answer of the criterion): whether the patient is kept.
 KEPT: dict[tuple[str, str | None, str], bool] = {
     ("inclusion", None, T): True,
@@ -115,6 +132,24 @@ def page() -> str:
         lines.append(f"| {first} | {second} | {GROUPS['all_of'][place]} | {GROUPS['any_of'][place]} |")
     lines += ["", "| members | `at_least: {n: 2}` |", "|---|---|"]
     lines += [f"| {', '.join(one)} | {answer} |" for one, answer in zip(TRIPLES, TWO_OF_THREE, strict=True)]
+    lines += [
+        "",
+        "## Counts of events",
+        "",
+        "Events that were not seen can only raise a count or close a gap. Where the window was not observed as a",
+        "whole, a count that is reached is true, one that is exceeded is false, and the rest is unknown. An open end",
+        "of a window takes what was recorded: `prior_outcome` is never unknown on an observed index date.",
+        "",
+        "| criterion | days with an event | days -10 to -1 observed | only days -5 to -1 observed |",
+        "|---|---|---|---|",
+    ]
+    for criterion, answers in EVENTS:
+        ((kind, asked),) = criterion.items()
+        said = ", ".join(f"{key}: {_cell(value)}" for key, value in asked.items())
+        for days, whole, partly in answers:
+            lines.append(
+                f"| `{kind}: {{{said}}}` | {', '.join(map(str, days)) or 'none'} | {whole} | {partly} |"
+            )
     lines += [
         "",
         "## What becomes of a patient",

@@ -3,6 +3,8 @@
 import itertools
 from datetime import date, timedelta
 
+OPEN = date(9000, 1, 1)
+
 
 def norm(code):
     return code.strip().replace(".", "").upper()
@@ -72,9 +74,9 @@ def event_truth(c, index, span, events, data_end):
     else:
         count = sum(lo <= e["event_date"] <= hi for e in m)
     holds = count >= c.at_least and (c.at_most is None or count <= c.at_most)
-    if c.at_most is not None and holds and not observed:
-        return None
-    return holds
+    # What was not seen can only add to the count.
+    could_rise = count < c.at_least if c.at_most is None else count <= c.at_most
+    return None if could_rise and not observed else holds
 
 
 def truth(c, row, index, span, events, data_end):
@@ -88,9 +90,8 @@ def truth(c, row, index, span, events, data_end):
 
 
 def spans(periods, gap, data_end):
-    # A period without an end goes on until the end of the data.
-    goes_on = data_end or date.max
-    dated = [(p["start_date"], p["end_date"] or goes_on) for p in periods if p["start_date"]]
+    # A period without an end goes on until the end of the data, where one is known.
+    dated = [(p["start_date"], p["end_date"] or data_end or OPEN) for p in periods if p["start_date"]]
     days = sorted((start, end) for start, end in dated if start <= end)
     out = []
     for s, e in days:
@@ -180,6 +181,7 @@ def evaluate(d, rows, events, periods, data_end):  # noqa: PLR0912
             if openw:
                 failed.append("followup_pending")
             end = last if data_end is None or last is None else min(last, data_end)
+            end = None if end == OPEN else end
             res.append([row["patient_id"], row["patient_journey_id"], index, failed, unknown, end])
     if d.journeys != "every":
         taken = set()

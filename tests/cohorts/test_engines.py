@@ -319,6 +319,27 @@ def test_a_written_cohort_is_the_cohort_in_memory(tmp_path, repeats, persons):
     assert dict(zip(read["reasons"]["patient_journey_id"], read["reasons"]["mask"], strict=True)) == masks
 
 
+@pytest.mark.parametrize("end", [None, date(9999, 12, 31)])
+@pytest.mark.parametrize("data_end", [None, START])
+def test_follow_up_in_a_period_without_end_is_open_until_the_data_end(end, data_end):
+    built = CohortDefinition.model_validate(
+        {
+            "brand": "X",
+            "indication": "y",
+            "inclusion_criteria": [{"field": "age", "operator": ">=", "value": 1}],
+            "index": {"field": "seen"},
+            "temporal_requirements": {"lookback_days": 9, "followup": "censor"},
+            "observation": {"allowed_gap_days": 30},
+        }
+    )
+    rs = [{"patient_id": "A", "patient_journey_id": "J", "age": 3, "seen": START}]
+    ps = [{"patient_id": "A", "start_date": START - timedelta(9), "end_date": end}]
+    patients = frames(rs, [], None)[0]
+    observed = pd.DataFrame(ps, dtype=object)
+    cohort = build_cohort(built, patients, observation_periods=observed, data_end=data_end)
+    assert [day_or_none(found) for found in cohort.eligible["followup_end"]] == [data_end]
+
+
 def test_a_table_without_rows_is_counted():
     rules = [{"has_event": {"event": "rx", "within": [-5, 0]}}, {"field": "age", "operator": ">", "value": 1}]
     built = CohortDefinition.model_validate(

@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 from operator_tables import (
+    EVENTS,
     GROUPS,
     KEPT,
     OPERATORS,
@@ -71,6 +72,37 @@ def test_a_group_answers_as_specified(kind):
 def test_at_least_two_of_three_answers_as_specified():
     columns, criteria = members(TRIPLES)
     assert built(None, columns, {"at_least": {"n": 2, "of": criteria}})[1] == TWO_OF_THREE
+
+
+@pytest.mark.parametrize(("criterion", "answers"), EVENTS, ids=str)
+def test_a_count_answers_as_specified_where_the_window_was_observed_and_where_not(criterion, answers):
+    index = pd.Timestamp("2024-01-20")
+    cases = [
+        (days, first, answer)
+        for days, *both in answers
+        for first, answer in zip((-10, -5), both, strict=True)
+    ]
+    names = [f"P{n:03}" for n in range(len(cases))]
+    patients = pd.DataFrame({"patient_id": names, "patient_journey_id": names, "seen": index})
+    patients["first_observation_date"] = [index + pd.Timedelta(days=first) for _, first, _ in cases]
+    patients["last_observation_date"] = index
+    events = [
+        {"patient_id": name, "event_type": "rx", "event_date": index + pd.Timedelta(days=day)}
+        for name, (days, _, _) in zip(names, cases, strict=True)
+        for day in days
+    ]
+    definition = CohortDefinition.model_validate(
+        {"brand": "X", "indication": "y", "temporal_requirements": RULE, "inclusion_criteria": [criterion]}
+    )
+    reasons = build_cohort(
+        definition, patients, pd.DataFrame(events, columns=["patient_id", "event_type", "event_date"])
+    ).reasons
+    bit = definition.rules[1].bit
+    found = [
+        U if unknown & bit else F if mask & bit else T
+        for mask, unknown in zip(reasons["mask"], reasons["unknown_mask"], strict=True)
+    ]
+    assert found == [answer for _, _, answer in cases]
 
 
 @pytest.mark.parametrize("engine", ["pandas", "duckdb"])
