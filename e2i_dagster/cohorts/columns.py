@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute
 from pandas.api.types import is_object_dtype
 
 from e2i_dagster.cohorts.errors import CohortInputError
+
+pc: Any = pyarrow.compute
 
 Kind = Literal["boolean", "number", "text", "date", "empty"]
 
@@ -39,7 +43,8 @@ class TypedColumn:
     Attributes:
         kind: ``boolean``, ``number`` (float64), ``date`` (datetime64[D], UTC), ``text``, or ``empty``
             (nothing but nulls, of no kind).
-        values: one value per row; for text the position in ``texts``. Meaningless where not ``known``.
+        values: one value per row; for text the position in ``texts``. Where not ``known``, a date is NaT and
+            other values mean nothing.
         known: True where the value is not null.
         texts: the distinct texts.
     """
@@ -78,6 +83,9 @@ def typed_column(series: pd.Series, name: str) -> TypedColumn:
     Raises:
         CohortInputError: CC_004, the column mixes kinds of values.
     """
+    array = _plain_array(series)
+    if array is not None:
+        return arrow_column(array, name)
     dtype = series.dtype
     if isinstance(dtype, pd.CategoricalDtype):
         series = series.astype(dtype.categories.dtype)
@@ -95,6 +103,76 @@ def typed_column(series: pd.Series, name: str) -> TypedColumn:
         return TypedColumn(name, kind, _days(series), known)
     codes, texts = pd.factorize(series, use_na_sentinel=True)
     return TypedColumn(name, kind, codes, known, pd.Series(np.asarray(texts, dtype=object), dtype="string"))
+
+
+def kind_of_arrow(dtype: pa.DataType) -> Kind | None:
+    """The kind of an Arrow type; None for one that is brought into no kind here."""
+    types = pa.types
+    if types.is_dictionary(dtype):
+        return "text" if kind_of_arrow(dtype.value_type) == "text" else None
+    if types.is_boolean(dtype):
+        return "boolean"
+    if types.is_integer(dtype) or types.is_floating(dtype) or types.is_decimal(dtype):
+        return "number"
+    if types.is_date(dtype) or types.is_timestamp(dtype):
+        return "date"
+    if types.is_string(dtype) or types.is_large_string(dtype):
+        return "text"
+    return "empty" if types.is_null(dtype) else None
+
+
+def arrow_column(array: pa.Array, name: str) -> TypedColumn:
+    """An Arrow array of a type that :func:`kind_of_arrow` knows as a :class:`TypedColumn`."""
+    kind = kind_of_arrow(array.type)
+    known = _numpy(array.is_valid())
+    if kind == "boolean":
+        return TypedColumn(name, kind, _numpy(pc.fill_null(array, False)), known)
+    if kind == "number":
+        values = _numpy(array.cast(pa.float64(), safe=False))
+        return TypedColumn(name, kind, values, known & ~np.isnan(values))
+    if kind == "date":
+        return TypedColumn(name, kind, _numpy(array).astype("datetime64[D]"), known)
+    if kind == "text":
+        coded = array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
+        texts = pd.Series(coded.dictionary.to_numpy(zero_copy_only=False), dtype="string")
+        return TypedColumn(name, kind, _numpy(pc.fill_null(coded.indices, -1)), known, texts)
+    return TypedColumn(name, "empty", np.zeros(len(array)), known)
+
+
+def key_column(series: pd.Series) -> pa.Array:
+    """Keys as texts, null where empty."""
+    array = _plain_array(series)
+    if array is None or not pa.types.is_string(array.type):
+        array = pa.array(series.astype("string[pyarrow]"), type=pa.string())
+    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+
+
+def is_ascending(keys: pa.Array) -> bool:
+    """Whether every key is greater than the one before it, which proves that none is null or repeated."""
+    if keys.null_count:
+        return False
+    return len(keys) < 2 or bool(pc.all(pc.less(keys[:-1], keys[1:])).as_py())
+
+
+def _numpy(array: pa.Array) -> np.ndarray:
+    return array.to_numpy(zero_copy_only=False)
+
+
+def _plain_array(series: pd.Series) -> pa.Array | None:
+    """Texts, and objects that are all true/false, dates or texts, in one step; None for anything else."""
+    if isinstance(series.dtype, pd.StringDtype):
+        array = pa.array(series.array)
+    elif is_object_dtype(series.dtype):
+        try:
+            array = pa.array(series, from_pandas=True)
+        except (pa.ArrowException, OverflowError):
+            return None
+    else:
+        return None
+    if isinstance(array, pa.ChunkedArray):
+        array = array.combine_chunks()
+    plain = pa.types.is_date32(array.type) or kind_of_arrow(array.type) in ("boolean", "text", "empty")
+    return array if plain and isinstance(array, pa.Array) else None
 
 
 def date_column(series: pd.Series, name: str) -> TypedColumn:
@@ -122,11 +200,6 @@ def date_column(series: pd.Series, name: str) -> TypedColumn:
             "CC_005", f"column {name!r} must hold dates, but holds values of {column.kind}."
         )
     return column
-
-
-def days(column: TypedColumn) -> pd.Series:
-    """The dates of ``column`` as a ``datetime64[us]`` series (null where unknown)."""
-    return pd.Series(column.values.astype("datetime64[us]"))
 
 
 def _kind(series: pd.Series, name: str) -> Kind:

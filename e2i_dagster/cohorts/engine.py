@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
-from e2i_dagster.cohorts.columns import Kind, TypedColumn, date_column, require_columns, typed_column
+from e2i_dagster.cohorts.attrition import PAST, Counts
+from e2i_dagster.cohorts.columns import (
+    Kind,
+    TypedColumn,
+    date_column,
+    key_column,
+    require_columns,
+    typed_column,
+)
 from e2i_dagster.cohorts.errors import CohortInputError
 from e2i_dagster.cohorts.plan import (
     EVENT_DAY,
@@ -40,11 +48,10 @@ _KEYS = frozenset({PATIENT, JOURNEY})
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan that can be run, what it reads, and the counts of its keys."""
+    """A plan that can be run, and the rows that it reads."""
 
     rows: nw.LazyFrame
     records: int
-    persons: int
     several_rows: bool
     connection: duckdb.DuckDBPyConnection | None
 
@@ -78,7 +85,7 @@ def planned(
             f"Cohort {definition.key} has rules on events, but no events were given. Load the event tables, "
             "or give events=.",
         )
-    connection = _connection([patients, events, observation_periods], engine)
+    connection = _connection([patients, events, observation_periods])
     dates = {definition.index.after} if definition.index is not None and definition.index.after else set()
     if definition.index is None:
         dates.add(definition.temporal_requirements.index_date_field)
@@ -93,26 +100,56 @@ def planned(
     if observation_periods is not None:
         what = "The table observation_periods"
         of_periods = _source(observation_periods, PERIOD_FIELDS, connection, what, set())
-    records, persons, several = _check_keys(source.frame)
-    several = several or (definition.index is not None and definition.index.occurrence == "every")
+    keys = _checked_keys(source.frame.to_native())
+    several = keys.persons != keys.rows or (
+        definition.index is not None and definition.index.occurrence == "every"
+    )
     rows = cohort_plan(definition, source, of_events, of_periods, data_end=data_end, several_rows=several)
-    return Planned(rows, records, persons, several, connection)
+    return Planned(rows, keys.rows, several, connection)
 
 
-def collected(rows: nw.LazyFrame) -> pd.DataFrame:
-    """The rows of a plan as a pandas frame, dates as ``datetime64[us]``."""
-    frame = rows.collect(backend="pyarrow").to_arrow().to_pandas(types_mapper=_mapped)
-    for name in frame.columns:
-        if "date32" in str(frame[name].dtype):
-            frame[name] = pd.to_datetime(frame[name]).astype("datetime64[us]")
-    return frame
-
-
-def histogram(rows: nw.LazyFrame) -> pd.DataFrame:
-    """Index dates per (mask, unknown_mask): as many rows as there are combinations of failed rules."""
+def counts_of_plan(rows: nw.LazyFrame, *, several_rows: bool) -> Counts:
+    """What the attrition needs, counted where the rows are: no key of a person leaves the engine."""
     import narwhals as nw
 
-    return collected(rows.group_by(MASK, UNKNOWN_MASK).agg(nw.len().alias("records")))
+    of_masks = rows.group_by(MASK, UNKNOWN_MASK).agg(nw.len().alias("records"))
+    masks = _integers(of_masks.to_native(), MASK, UNKNOWN_MASK, "records")
+    if not several_rows:
+        return Counts.of_single(*masks)
+    # Of each person's rows: see the attributes of Counts. DuckDB and Spark read the same SQL here.
+    first = f"CASE WHEN {MASK} = 0 THEN {PAST} ELSE {MASK} & -{MASK} END"
+    failed = _projected(rows.to_native(), PATIENT, MASK, UNKNOWN_MASK, f"{first} AS first_failed")
+    reached = f"bit_or({UNKNOWN_MASK} & (first_failed | (first_failed - 1)))"
+    alone = f"bit_or(CASE WHEN {MASK} = first_failed THEN {MASK} ELSE 0 END)"
+    of_persons = _grouped(failed, [PATIENT], furthest="max(first_failed)", reached=reached, alone=alone)
+    persons = ["furthest", "reached", "alone"]
+    of_combinations = _grouped(of_persons, persons, persons="count(*)")
+    return Counts(*masks, *_integers(of_combinations, *persons, "persons"))
+
+
+def _projected(native: Any, *expressions: str) -> Any:
+    return native.selectExpr(*expressions) if _on_spark(native) else native.project(", ".join(expressions))
+
+
+def _grouped(native: Any, keys: list[str], **aggregates: str) -> Any:
+    if _on_spark(native):
+        from pyspark.sql.functions import expr
+
+        return native.groupBy(*keys).agg(*(expr(sql).alias(name) for name, sql in aggregates.items()))
+    named = (f"{sql} AS {name}" for name, sql in aggregates.items())
+    return native.aggregate(", ".join([*keys, *named]), ", ".join(keys))
+
+
+def _integers(native: Any, *names: str) -> tuple[Any, ...]:
+    """Columns of a small result as arrays of int64."""
+    import narwhals as nw
+
+    table = nw.from_native(native).lazy().collect(backend="pyarrow").to_arrow()
+    return tuple(table[name].to_numpy().astype("int64", copy=False) for name in names)
+
+
+def _on_spark(native: Any) -> bool:
+    return hasattr(native, "sparkSession")
 
 
 def written_rows(
@@ -129,14 +166,6 @@ def written_rows(
         return nw.from_native((connection or duckdb).read_parquet(str(path))).lazy()
     native.write.mode("overwrite").parquet(str(path))
     return nw.from_native(native.sparkSession.read.parquet(str(path))).lazy()
-
-
-def _mapped(arrow: Any) -> Any:
-    import pyarrow as pa
-
-    if pa.types.is_string(arrow) or pa.types.is_large_string(arrow):
-        return pd.StringDtype("pyarrow")
-    return pd.ArrowDtype(arrow) if pa.types.is_date(arrow) else None
 
 
 def _on_one_engine(sources: dict[str, Any], engine: Engine | None) -> None:
@@ -167,10 +196,10 @@ def _on_one_engine(sources: dict[str, Any], engine: Engine | None) -> None:
         )
 
 
-def _connection(sources: Iterable[Any], engine: Engine | None) -> duckdb.DuckDBPyConnection | None:
+def _connection(sources: Iterable[Any]) -> duckdb.DuckDBPyConnection | None:
     given = [source for source in sources if source is not None]
     local = all(isinstance(source, (pd.DataFrame, str, Path)) for source in given)
-    if not local or (engine == "pandas" and all(isinstance(source, pd.DataFrame) for source in given)):
+    if not local:
         return None
     import duckdb
 
@@ -190,12 +219,9 @@ def _source(
 
     if isinstance(data, pd.DataFrame):
         require_columns(data, tuple(fields), what=what)
+        assert connection is not None
         table, kinds = _typed(data, fields, dates)
-        if connection is None:
-            frame = nw.from_native(table.to_pandas(types_mapper=pd.ArrowDtype)).lazy()
-        else:
-            frame = nw.from_native(connection.from_arrow(table)).lazy()
-        return Source(frame, kinds)
+        return Source(nw.from_native(connection.from_arrow(table)).lazy(), kinds)
     if isinstance(data, (str, Path)):
         assert connection is not None
         data = connection.read_parquet(str(data))
@@ -237,7 +263,7 @@ def _typed(data: pd.DataFrame, fields: Sequence[str], dates: set[str]) -> tuple[
     kinds: dict[str, Kind] = {}
     for name in fields:
         if name in _KEYS:
-            columns[name] = pa.array(data[name].astype("string[pyarrow]"), type=pa.string())
+            columns[name] = key_column(data[name])
             kinds[name] = "text"
             continue
         column = date_column(data[name], name) if name in _DATES | dates else typed_column(data[name], name)
@@ -274,46 +300,86 @@ def _dated(events: Source) -> Source:
     return Source(frame, events.kinds)
 
 
-def _check_keys(frame: nw.LazyFrame) -> tuple[int, int, bool]:
-    """Rows and persons; whether a person has several rows."""
-    found = _ascending_keys(frame) or _distinct_keys(frame)
-    for key, empty in ((PATIENT, found["no_patient"]), (JOURNEY, found["no_journey"])):
+@dataclass(frozen=True)
+class Keys:
+    """How many rows, persons and journeys there are, and how many rows lack a key."""
+
+    rows: int
+    persons: int
+    journeys: int
+    no_patient: int
+    no_journey: int
+
+
+def count_keys(path: Path) -> Keys:
+    """The keys of a Parquet file of patients.
+
+    Raises:
+        CohortInputError: CC_004, a key is empty or a journey comes twice.
+    """
+    connection = _connection([path])
+    assert connection is not None
+    with connection:
+        return _checked_keys(connection.read_parquet(str(path)))
+
+
+def _checked_keys(native: Any) -> Keys:
+    keys = None
+    if not _on_spark(native):
+        keys = _ascending_keys(native) or _unlike_keys(native)
+    keys = keys or _distinct_keys(native)
+    for key, empty in ((PATIENT, keys.no_patient), (JOURNEY, keys.no_journey)):
         if empty:
             raise CohortInputError(
                 "CC_004", f"{empty:,} row(s) have no {key}. Load the patients again with their keys."
             )
-    rows, persons, repeated = found["rows"], found["persons"], found["rows"] - found["journeys"]
+    repeated = keys.rows - keys.journeys
     if repeated:
         raise CohortInputError(
             "CC_004",
             f"{repeated:,} row(s) repeat a patient_journey_id; expected one row per journey. "
             "Aggregate the patient frame to journeys first.",
         )
-    return rows, persons, persons != rows
+    return keys
 
 
-def _distinct_keys(frame: nw.LazyFrame) -> dict[str, int]:
+def _distinct_keys(native: Any) -> Keys:
     import narwhals as nw
 
-    counts = frame.select(
-        nw.len().alias("rows"),
-        nw.col(PATIENT).n_unique().alias("persons"),
-        nw.col(JOURNEY).n_unique().alias("journeys"),
-        nw.col(PATIENT).null_count().alias("no_patient"),
-        nw.col(JOURNEY).null_count().alias("no_journey"),
+    counts = (
+        nw.from_native(native)
+        .lazy()
+        .select(
+            nw.len().alias("rows"),
+            nw.col(PATIENT).n_unique().alias("persons"),
+            nw.col(JOURNEY).n_unique().alias("journeys"),
+            nw.col(PATIENT).null_count().alias("no_patient"),
+            nw.col(JOURNEY).null_count().alias("no_journey"),
+        )
     )
+    found = counts.collect(backend="pyarrow").to_arrow().to_pylist()[0]
     # A sum over no rows is null.
-    return {name: 0 if pd.isna(value) else int(value) for name, value in collected(counts).iloc[0].items()}  # pyright: ignore[reportReturnType]
+    return Keys(**{name: int(value or 0) for name, value in found.items()})
 
 
-def _ascending_keys(frame: nw.LazyFrame) -> dict[str, int] | None:
-    """The counts when DuckDB finds both keys strictly ascending, which proves them unique without a hash table.
+def _unlike_keys(relation: duckdb.DuckDBPyRelation) -> Keys | None:
+    """The counts when all keys differ by their hashes: then the keys differ, for less than comparing them.
 
-    None when they are not, when a key is null, or on another engine.
+    None when two hashes are the same, which proves nothing, or when a key is null.
     """
-    relation = frame.to_native()
-    if not hasattr(relation, "project"):
-        return None
+    counts = relation.aggregate(
+        f"count(*), count({PATIENT}), count({JOURNEY}), "
+        f"count(DISTINCT hash({PATIENT})), count(DISTINCT hash({JOURNEY}))"
+    ).fetchall()
+    rows, *others = counts[0]
+    return Keys(rows, rows, rows, 0, 0) if set(others) == {rows} else None
+
+
+def _ascending_keys(relation: duckdb.DuckDBPyRelation) -> Keys | None:
+    """The counts when both keys are strictly ascending, which proves them unique without a hash table.
+
+    None when they are not, or when a key is null.
+    """
     before = relation.project(
         f"{PATIENT} AS p, lag({PATIENT}) OVER () AS p0, {JOURNEY} AS j, lag({JOURNEY}) OVER () AS j0"
     )
@@ -321,6 +387,4 @@ def _ascending_keys(frame: nw.LazyFrame) -> dict[str, int] | None:
         "count(*), count(*) FILTER (WHERE p IS NULL OR j IS NULL OR p <= p0 OR j <= j0)"
     ).fetchall()
     rows, out_of_order = counts[0]
-    if out_of_order:
-        return None
-    return {"rows": rows, "persons": rows, "journeys": rows, "no_patient": 0, "no_journey": 0}
+    return None if out_of_order else Keys(rows, rows, rows, 0, 0)

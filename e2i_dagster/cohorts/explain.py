@@ -13,8 +13,9 @@ import pandas as pd
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict
 
-from e2i_dagster.cohorts.build import FIRST_OBSERVED, LAST_OBSERVED, patient_frame
+from e2i_dagster.cohorts.build import patient_frame
 from e2i_dagster.cohorts.compare import rule_words
+from e2i_dagster.cohorts.plan import FIRST_OBSERVED, LAST_OBSERVED
 from e2i_dagster.cohorts.recorded import Execution, find_execution
 from e2i_dagster.config.cohort import CohortDefinition
 from e2i_dagster.errors import InputError

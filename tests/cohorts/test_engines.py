@@ -242,6 +242,28 @@ def expected(built, rs, es, ps, data_end):
     return reasons, {(row[1], row[2]): row[5] for row in plain if not row[3]}
 
 
+def plain_attrition(built, cohort):
+    """Persons removed, remaining, unknown and gained by rule, person by person as the words say it."""
+    by_person = {}
+    for person, mask, unknown in zip(*(cohort.reasons[n] for n in REASONS), strict=True):
+        by_person.setdefault(person, []).append((mask, unknown))
+    left, found = len(by_person), []
+    for rule in built.rules:
+        before = rule.bit - 1
+        reached = [[row for row in rows if not row[0] & before] for rows in by_person.values()]
+        now = sum(any(not mask & rule.bit for mask, _ in rows) for rows in reached)
+        unknown = sum(any(u & rule.bit for _, u in rows) for rows in reached)
+        masks = [{mask for mask, _ in rows} for rows in by_person.values()]
+        gained = sum(rule.bit in of_person and 0 not in of_person for of_person in masks)
+        found.append((rule.name, left - now, now, unknown, gained))
+        left = now
+    return found
+
+
+REASONS = ("patient_id", "mask", "unknown_mask")
+STEPS = ("criterion", "removed", "remaining", "unknown", "marginal_gain")
+
+
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(definition(), rows, events, periods, maybe(day))
 def test_engines_agree_with_a_plain_evaluation(built, rs, es, ps, data_end):
@@ -252,17 +274,35 @@ def test_engines_agree_with_a_plain_evaluation(built, rs, es, ps, data_end):
         built, patients, happened, observation_periods=observed, data_end=data_end, engine="duckdb"
     )
     assert found_by(cohort) == wanted
+    assert list(zip(*(cohort.attrition[n] for n in STEPS), strict=True)) == plain_attrition(built, cohort)
+    counted = count_cohort(built, patients, happened, observation_periods=observed, data_end=data_end)
+    pd.testing.assert_frame_equal(counted, cohort.attrition)
 
 
 columns_only = fields.filter(lambda criterion: criterion["field"] != "years")
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(columns_only, columns_only, rows, maybe(day), st.sampled_from(["require", "censor"]))
-def test_pandas_and_duckdb_agree_on_rules_on_columns(inside, outside, rs, data_end, followup):
+@given(
+    columns_only,
+    columns_only,
+    rows,
+    maybe(day),
+    st.sampled_from(["require", "censor"]),
+    st.sampled_from([1, 9, None]),
+)
+def test_frames_files_and_duckdb_agree_on_rules_on_columns(
+    tmp_path_factory, inside, outside, rs, data_end, followup, key_step
+):
+    """Persons with several rows, and persons with one each whose keys are ascending or not."""
     if inside == outside:
         reject()
     rs = [{**row, "patient_journey_id": f"J{k}"} for k, row in enumerate(rs)]
+    if key_step is not None:
+        keys = [f"{k * key_step % 10}" for k in range(len(rs))]
+        rs = [
+            {**row, "patient_id": k, "patient_journey_id": f"J{k}"} for k, row in zip(keys, rs, strict=True)
+        ]
     times = {"lookback_days": 2, "followup_days": 3, "index_date_field": "seen", "followup": followup}
     rules = {
         "inclusion_criteria": [{**inside, "name": "a"}],
@@ -276,6 +316,16 @@ def test_pandas_and_duckdb_agree_on_rules_on_columns(inside, outside, rs, data_e
     other = build_cohort(built, patients, data_end=data_end, engine="duckdb")
     assert found_by(one) == found_by(other) == expected(built, rs, [], None, data_end)
     pd.testing.assert_frame_equal(one.attrition, other.attrition)
+    folder = tmp_path_factory.mktemp("written")
+    patients.to_parquet(folder / "patients.parquet", row_group_size=2)
+    attrition = write_cohort(built, folder / "patients.parquet", folder=folder, data_end=data_end)
+    pd.testing.assert_frame_equal(attrition, one.attrition)
+    counted = count_cohort(built, folder / "patients.parquet", data_end=data_end)
+    pd.testing.assert_frame_equal(counted, one.attrition)
+    for name, frame in (("reasons", one.reasons.drop(columns="words")), ("eligible", one.eligible)):
+        read = pd.read_parquet(folder / f"{name}.parquet").sort_values("patient_journey_id")
+        read = read[list(frame)].reset_index(drop=True).astype(dict(frame.dtypes))
+        pd.testing.assert_frame_equal(read, frame)
 
 
 def test_pandas_refuses_rules_on_events_by_name():
