@@ -19,7 +19,7 @@ class LibraryEstimate(PolicyModel):
     Attributes:
         estimand: ``ate``, or ``overlap_weighted``: the mean effect weighted by the variance of treatment.
         state: ``estimated``, ``unavailable`` (not importable) or ``failed``; other than ``estimated``
-            has no point, and ``reason`` says why.
+            has no point, and ``reason`` says why; it also says why an estimate does not count.
         point, lower, upper: difference of mean outcomes, treated minus control, in units of the outcome.
         seconds: wall time with the library's import. in_consensus: it counts in the consensus.
     """

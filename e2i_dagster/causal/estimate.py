@@ -7,7 +7,13 @@ from collections.abc import Collection, Sequence
 import numpy as np
 import pandas as pd
 
-from e2i_dagster.causal.effects import CrossValidation, EffectEstimates, agreement_score, median_interval
+from e2i_dagster.causal.effects import (
+    CrossValidation,
+    EffectEstimates,
+    LibraryEstimate,
+    agreement_score,
+    median_interval,
+)
 from e2i_dagster.causal.libraries import ESTIMATORS, run_estimator
 from e2i_dagster.causal.nuisances import fit_nuisances, quiet_libraries
 from e2i_dagster.causal.overlap import judge_overlap
@@ -38,7 +44,7 @@ def estimate_effects(
         frame: one row per unit; not changed. treatment: column of 0/1 or false/true.
         outcome: numeric or boolean column. confounders: at least one column.
         missing_outcome: ``refuse``, or ``drop`` rows without outcome and count them.
-        estimators: names of those to run (``LinearDRLearner``, ``CausalForestDML``,
+        estimators: names of those to run (``LinearDRLearner``, ``DRLearner``, ``CausalForestDML``,
             ``propensity_score_weighting``, ``BaseDRLearner``, ``LinearDML``); all by default.
         policy: thresholds; ``config/causal.yaml`` by default. seed: of folds and models.
 
@@ -108,7 +114,7 @@ def estimate_rows(
     if overlap.refusal:
         return EffectEstimates(**about, state="not_estimable", reason=overlap.refusal, overlap=overlap)
     results = [run_estimator(one, rows, nuisances, policy, seed) for one in wanted]
-    estimates = tuple(estimate for estimate, _ in results)
+    estimates = _counted_once(tuple(estimate for estimate, _ in results))
     estimated = any(one.state == "estimated" for one in estimates)
     return EffectEstimates(
         **about,
@@ -118,6 +124,20 @@ def estimate_rows(
         overlap=overlap,
         families={"treatment": nuisances.treatment_family, "outcome": nuisances.outcome_family},
         scores={one.label: scores for one, scores in results if scores is not None},
+    )
+
+
+def _counted_once(estimates: tuple[LibraryEstimate, ...]) -> tuple[LibraryEstimate, ...]:
+    """Takes the vote from an estimator that gives another one's mean again: it would only add weight to it."""
+    there = {one.name for one in estimates if one.state == "estimated"}
+    repeats = {one.name: one.repeats for one in ESTIMATORS if one.repeats in there}
+    return tuple(
+        one.model_copy(
+            update={"in_consensus": False, "reason": f"the mean of {repeats[one.name]} again, counted once"}
+        )
+        if one.name in repeats and one.state == "estimated"
+        else one
+        for one in estimates
     )
 
 

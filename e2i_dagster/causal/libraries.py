@@ -48,12 +48,14 @@ class Estimator:
         name: class or method in the library. library: package that is imported.
         estimand: ``ate``, or ``overlap_weighted`` where rows of good overlap count more.
         fit: called with rows, nuisances, policy and seed.
+        repeats: name of the estimator whose mean this one gives again; beside it, it does not count.
     """
 
     name: str
     library: str
     estimand: str
     fit: FitFunction
+    repeats: str = ""
 
     @property
     def in_consensus(self) -> bool:
@@ -90,6 +92,38 @@ def linear_dr_learner(rows: CausalRows, nuisances: Nuisances, policy: CausalPoli
     alpha = 1 - policy.level
     lower, upper = learner.effect_interval(alpha=alpha)
     point = float(np.ravel(learner.effect())[0])
+    return Fit(
+        point, float(np.ravel(lower)[0]), float(np.ravel(upper)[0]), _dr_scores(learner, rows, nuisances, policy)
+    )
+
+
+def dr_learner(rows: CausalRows, nuisances: Nuisances, policy: CausalPolicy, seed: int) -> Fit:
+    """EconML DRLearner with all confounders as effect modifiers; its ATE is the mean of the fitted effects.
+
+    The final stage is a linear regression with intercept, so that the mean is that of the doubly robust
+    outcomes, to the last digits the point of LinearDRLearner without modifiers.
+    """
+    from econml.dr import DRLearner
+    from sklearn.linear_model import LinearRegression
+
+    folds: Any = nuisances.splits()
+    learner: Any = DRLearner(
+        model_propensity=classifier(nuisances.treatment_family, seed),
+        model_regression=outcome_model(nuisances.outcome_family, rows.binary, seed),
+        model_final=LinearRegression(),
+        discrete_outcome=rows.binary,
+        min_propensity=policy.propensity_floor,
+        cv=folds,
+        random_state=seed,
+    )
+    learner.fit(_outcome(rows), rows.t.astype(int), X=rows.x)
+    point = float(np.mean(learner.effect(rows.x)))
+    scores = _dr_scores(learner, rows, nuisances, policy)
+    return Fit(point, *_interval(point, scores, policy.level), scores)
+
+
+def _dr_scores(learner: Any, rows: CausalRows, nuisances: Nuisances, policy: CausalPolicy) -> np.ndarray:
+    """The doubly robust outcomes behind a fitted DRLearner of EconML, (n,)."""
     scores = np.empty(rows.size)
     for k, held_out in enumerate(nuisances.folds):
         x, t, y = rows.x[held_out], rows.t[held_out], rows.y[held_out]
@@ -100,7 +134,7 @@ def linear_dr_learner(rows: CausalRows, nuisances: Nuisances, policy: CausalPoli
         treated = regression.predict(np.column_stack([x, np.ones(len(x))]))
         residual = t * (y - treated) / e[:, 1] - (1 - t) * (y - control) / e[:, 0]
         scores[held_out] = treated - control + residual
-    return Fit(point, float(np.ravel(lower)[0]), float(np.ravel(upper)[0]), scores)
+    return scores
 
 
 def causal_forest(rows: CausalRows, nuisances: Nuisances, policy: CausalPolicy, seed: int) -> Fit:
@@ -249,6 +283,7 @@ def causalml_dr(rows: CausalRows, nuisances: Nuisances, policy: CausalPolicy, se
 #: Every estimator, in the order in which results are shown.
 ESTIMATORS: tuple[Estimator, ...] = (
     Estimator("LinearDRLearner", "econml", "ate", linear_dr_learner),
+    Estimator("DRLearner", "econml", "ate", dr_learner, repeats="LinearDRLearner"),
     Estimator("CausalForestDML", "econml", "ate", causal_forest),
     Estimator("propensity_score_weighting", "dowhy", "ate", dowhy_weighting),
     Estimator("BaseDRLearner", "causalml", "ate", causalml_dr),

@@ -52,8 +52,22 @@ def test_every_library_covers_the_planted_effect(found, planted_frame):
 def test_the_consensus_is_the_median_of_the_points_that_target_the_ate(found):
     points = [one.point for one in found.effects.estimates if one.in_consensus]
     assert found.consensus_effect == pytest.approx(np.median(points))
-    assert found.left_out == {"econml LinearDML": "estimand overlap_weighted, not the ATE"}
+    assert found.left_out == {
+        "econml LinearDML": "estimand overlap_weighted, not the ATE",
+        "econml DRLearner": "the mean of LinearDRLearner again, counted once",
+    }
     assert len(found.libraries) == 4
+
+
+def test_the_dr_learner_repeats_the_linear_one_and_counts_where_that_is_not_asked(
+    found, planted_frame, causal_policy
+):
+    repeated = found.effects.by_label("econml DRLearner")
+    assert repeated.point == pytest.approx(found.effects.by_label("econml LinearDRLearner").point, abs=1e-9)
+    assert not repeated.in_consensus
+    alone = causal.cross_validate(planted_frame, **ASKED, estimators=["DRLearner"], policy=causal_policy)
+    assert alone.libraries == ("econml DRLearner",)
+    assert alone.consensus_effect == pytest.approx(repeated.point)
 
 
 def test_scores_reproduce_each_librarys_own_point_and_error(found):

@@ -161,7 +161,7 @@ def test_effects_are_recorded_once(database: sa.Engine, sound, separated):
         rows = pd.read_sql(sa.text("SELECT * FROM ml_causal_estimates"), connection)
         refuters = pd.read_sql(sa.text("SELECT * FROM ml_causal_refutations"), connection)
     first = rows[rows["run_id"] == "r1"].set_index("library")
-    assert len(first) == 6
+    assert len(first) == 7
     assert first.loc["consensus", "effect"] == pytest.approx(sound.found.consensus_effect)
     assert first.loc["dowhy", "in_consensus"]
     refused = rows[rows["run_id"] == "r2"].iloc[0]
