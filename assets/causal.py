@@ -5,13 +5,21 @@ from functools import partial
 import dagster as dg
 import pandas as pd
 
+from assets.models import cohort_approved
 from assets.partitions import ALL_MONTHS, SCOPES
-from assets.stage import Produced, shown, stage_asset
+from assets.serving import STAGE, go_live, health_result, is_live, parity_result
+from assets.stage import Produced, input_versions, shown, stage_asset
 from e2i_dagster.causal.heterogeneity import EffectHeterogeneity
+from e2i_dagster.causal.registration import EffectModel
 from e2i_dagster.causal.study import CausalEstimates
 from e2i_dagster.config.causal import CausalPolicy
-from e2i_dagster.config.environment import config_folder
+from e2i_dagster.config.environment import actor, config_folder
+from e2i_dagster.config.policy import current_policy
 from e2i_dagster.config.scope import ScopeSpec
+from e2i_dagster.serving.deployment import Deployment
+from e2i_dagster.serving.release import Release
+from resources.bentoml import Serving
+from resources.lake import LakeIOManager
 from resources.mlflow import MlflowResource
 from resources.warehouse import Warehouse
 
@@ -143,3 +151,93 @@ def effect_heterogeneity(
     with mlflow.run(context, scope_spec) as client:
         client.log_text(study_page(causal_estimates, found), "causal/effect.html")
     return Produced(found, found)
+
+
+@scope_asset(
+    kinds={"scikitlearn", "mlflow"},
+    definition=lambda key: [policy().digest(), cohort_approved(str(key))],
+    description="The model of individual effects: registered and staged only when its criteria are met.",
+)
+def effect_model(
+    context: dg.AssetExecutionContext,
+    scope_spec: ScopeSpec,
+    treated_patients: pd.DataFrame,
+    causal_estimates: CausalEstimates,
+    mlflow: MlflowResource,
+    warehouse: Warehouse,
+) -> Produced:
+    from e2i_dagster.causal.registration import make_effect_model
+
+    with mlflow.run(context, scope_spec):
+        made = make_effect_model(
+            treated_patients,
+            causal_estimates,
+            engine=warehouse.engine(),
+            scope=scope_spec,
+            cohort_approved=cohort_approved(scope_spec.key),
+            digests={asset: digest for asset, _, digest in input_versions(context, warehouse)},
+            actor=actor()[0],
+            tracking_uri=mlflow.uri(),
+            policy=policy(),
+        )
+    return Produced(made, made)
+
+
+@dg.asset_check(
+    asset=effect_model, description="The model of effects is in staging; without heterogeneity it is not."
+)
+def effect_promoted(effect_model: EffectModel) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        passed=effect_model.state == "promoted",
+        severity=dg.AssetCheckSeverity.WARN,
+        description=" ".join(effect_model.reasons) or "every criterion is met",
+    )
+
+
+@scope_asset(
+    kinds={"bentoml"},
+    # A release holds the models of effects of all scopes, of which only one is an input.
+    always=True,
+    description="One bento for the causal service, with the models of effects that are in staging.",
+)
+def effect_bento(effect_model: EffectModel, serving: Serving, mlflow: MlflowResource) -> Produced:
+    from e2i_dagster.serving.active import models_at_stage
+
+    effect_model.require_promoted()
+    names = [scope.effect_model_name for scope in current_policy().scopes.values()]
+    release = serving.build(models_at_stage(names, STAGE, tracking_uri=mlflow.uri()), service="causal")
+    return Produced(release, release)
+
+
+@scope_asset(
+    kinds={"bentoml"},
+    document=Deployment,
+    still_valid=is_live,
+    deps=["online_features"],
+    description="The causal service in slot staging, switched to after health and parity with the offline model.",
+)
+def effect_deployment(
+    context: dg.AssetExecutionContext,
+    effect_bento: Release,
+    serving: Serving,
+    mlflow: MlflowResource,
+    lake: dg.ResourceParam[LakeIOManager],
+) -> Produced:
+    deployed = go_live(context, effect_bento, serving, mlflow, lake)
+    return Produced(deployed, deployed)
+
+
+@dg.asset_check(
+    asset=effect_deployment,
+    blocking=True,
+    description="Patients sent through HTTP got the effects of the offline model.",
+)
+def effect_parity(effect_deployment: Deployment) -> dg.AssetCheckResult:
+    return parity_result(effect_deployment)
+
+
+@dg.asset_check(
+    asset=effect_deployment, blocking=True, description="The causal service answers now and is healthy."
+)
+def effect_endpoint_health(effect_deployment: Deployment, serving: Serving) -> dg.AssetCheckResult:
+    return health_result(effect_deployment, serving)

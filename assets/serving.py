@@ -22,10 +22,50 @@ scope_asset = partial(stage_asset, group_name="serving", partitions_def=SCOPES)
 STAGE = "staging"
 
 
-def _is_live(deployment: Deployment) -> bool:
+def is_live(deployment: Deployment) -> bool:
+    """Whether the release of ``deployment`` answers now."""
     from e2i_dagster.serving.endpoints import endpoints
 
     return any(one.bento_tag == deployment.bento_tag and one.health == "healthy" for one in endpoints())
+
+
+def go_live(
+    context: dg.AssetExecutionContext,
+    release: Release,
+    serving: Serving,
+    mlflow: MlflowResource,
+    lake: LakeIOManager,
+) -> Deployment:
+    """``release`` in slot staging, proven by rows of the training frames of its models' scopes."""
+    from e2i_dagster.serving.active import models_of_release, parity_samples
+
+    models = models_of_release(release, tracking_uri=mlflow.uri())
+    return serving.deploy(
+        release,
+        stages={model.model_name: STAGE for model in models},
+        parity=parity_samples(
+            models,
+            lambda scope: lake.load("training_frame", [scope], pd.DataFrame),
+            ServingPolicy.load(config_folder()),
+        ),
+        progress=context.log.info,
+    )
+
+
+def parity_result(deployment: Deployment) -> dg.AssetCheckResult:
+    """Passes when every compared answer was that of the offline model, and there was one."""
+    return dg.AssetCheckResult(
+        passed=deployment.parity_holds and bool(deployment.parity),
+        metadata=shown({"parity": [one.model_dump(mode="json") for one in deployment.parity]}),
+    )
+
+
+def health_result(deployment: Deployment, serving: Serving) -> dg.AssetCheckResult:
+    """Passes when the endpoint of ``deployment`` says now that it is healthy."""
+    from e2i_dagster.serving.active import health_of
+
+    found = health_of(deployment, serving.endpoints())
+    return dg.AssetCheckResult(passed=found == "healthy", description=f"{deployment.url}: {found}")
 
 
 @scope_asset(
@@ -40,7 +80,9 @@ def bento(serving: Serving, mlflow: MlflowResource) -> Produced:
     from e2i_dagster.serving.active import models_at_stage
 
     release = serving.build(
-        models_at_stage(current_policy().scopes.values(), STAGE, tracking_uri=mlflow.uri())
+        models_at_stage(
+            [scope.model_name for scope in current_policy().scopes.values()], STAGE, tracking_uri=mlflow.uri()
+        )
     )
     return Produced(release, release)
 
@@ -48,7 +90,7 @@ def bento(serving: Serving, mlflow: MlflowResource) -> Produced:
 @scope_asset(
     kinds={"bentoml"},
     document=Deployment,
-    still_valid=_is_live,
+    still_valid=is_live,
     deps=["online_features"],
     description="The live endpoint in slot staging, switched to after health and parity with the offline model.",
 )
@@ -59,19 +101,7 @@ def deployment(
     mlflow: MlflowResource,
     lake: dg.ResourceParam[LakeIOManager],
 ) -> Produced:
-    from e2i_dagster.serving.active import models_of_release, parity_samples
-
-    models = models_of_release(bento, current_policy().scopes, tracking_uri=mlflow.uri())
-    deployed = serving.deploy(
-        bento,
-        stages={model.model_name: STAGE for model in models},
-        parity=parity_samples(
-            models,
-            lambda scope: lake.load("training_frame", [scope], pd.DataFrame),
-            ServingPolicy.load(config_folder()),
-        ),
-        progress=context.log.info,
-    )
+    deployed = go_live(context, bento, serving, mlflow, lake)
     return Produced(deployed, deployed)
 
 
@@ -81,20 +111,14 @@ def deployment(
     description="Training rows sent through HTTP got the answers of the offline model.",
 )
 def parity(deployment: Deployment) -> dg.AssetCheckResult:
-    return dg.AssetCheckResult(
-        passed=deployment.parity_holds and bool(deployment.parity),
-        metadata=shown({"parity": [one.model_dump(mode="json") for one in deployment.parity]}),
-    )
+    return parity_result(deployment)
 
 
 @dg.asset_check(
     asset=deployment, blocking=True, description="The endpoint answers now and says it is healthy."
 )
 def endpoint_health(deployment: Deployment, serving: Serving) -> dg.AssetCheckResult:
-    from e2i_dagster.serving.active import health_of
-
-    found = health_of(deployment, serving.endpoints())
-    return dg.AssetCheckResult(passed=found == "healthy", description=f"{deployment.url}: {found}")
+    return health_result(deployment, serving)
 
 
 @scope_asset(

@@ -27,10 +27,16 @@ monitor = dg.define_asset_job(
     selection=dg.AssetSelection.groups("monitoring"),
     description="One day of one scope: prediction log and drift.",
 )
+_causal_service = dg.AssetSelection.assets("effect_bento", "effect_deployment")
 estimate_effects = dg.define_asset_job(
     "estimate_effects",
-    selection=dg.AssetSelection.groups("causal"),
+    selection=dg.AssetSelection.groups("causal") - _causal_service,
     description="The effect of the question in config/causal.yaml on one scope's outcome; after scope_pipeline.",
+)
+deploy_effects = dg.define_asset_job(
+    "deploy_effects",
+    selection=_causal_service,
+    description="The causal service with the promoted models of effects; after estimate_effects.",
 )
 
 JOBS = [
@@ -43,4 +49,5 @@ JOBS = [
     *GATE_JOBS,
     *EXPERIMENT_JOBS,
     estimate_effects,
+    deploy_effects,
 ]

@@ -21,7 +21,7 @@ GROUPS = 5
 
 
 class EffectGroup(PolicyModel):
-    """One fifth of the rows by predicted effect, smallest first; effect by doubly robust scores."""
+    """One fifth (or other part) of the rows by predicted effect, smallest first; effect by doubly robust scores."""
 
     group: int
     rows: int
@@ -160,7 +160,30 @@ def judge_heterogeneity(
     }
     losses = {name: float(np.mean(np.square(scores - effect))) for name, effect in candidates.items()}
     model = min(losses, key=lambda name: losses[name])
-    predicted = candidates[model]
+    return judge_predicted(
+        rows, scores, candidates[model], policy, treatment=treatment, outcome=outcome, model=model,
+        losses=losses, seed=seed,
+    )  # fmt: skip
+
+
+def judge_predicted(
+    rows: CausalRows,
+    scores: np.ndarray,
+    predicted: np.ndarray,
+    policy: CausalPolicy,
+    *,
+    treatment: str,
+    outcome: str,
+    model: str,
+    losses: dict[str, float],
+    seed: int,
+    groups: int = GROUPS,
+) -> EffectHeterogeneity:
+    """Effects ``predicted`` (n,) for rows that their ``model`` has not seen, judged by doubly robust ``scores``.
+
+    Args:
+        losses: of the models that were candidates. groups: of equal size by predicted effect.
+    """
     slope, p_value = calibration_slope(scores, predicted)
     qini, qini_lower, qini_upper = qini_area(scores, predicted, policy, seed)
     return EffectHeterogeneity(
@@ -175,7 +198,7 @@ def judge_heterogeneity(
         qini=qini,
         qini_lower=qini_lower,
         qini_upper=qini_upper,
-        groups=effect_groups(scores, predicted, policy.level),
+        groups=effect_groups(scores, predicted, policy.level, groups),
         contrasts=_contrasts(rows, predicted),
         curve=uplift_curve(scores, predicted, policy.level),
         policies=policy_values(scores, predicted, policy),
@@ -190,6 +213,14 @@ def calibration_slope(scores: np.ndarray, predicted: np.ndarray) -> tuple[float 
     """
     from scipy.stats import norm
 
+    slope, error = slope_and_error(scores, predicted)
+    if slope is None or error is None:
+        return None, None
+    return slope, float(norm.sf(slope / error))
+
+
+def slope_and_error(scores: np.ndarray, predicted: np.ndarray) -> tuple[float | None, float | None]:
+    """The calibration slope and its standard error; None where effects do not vary."""
     centred = predicted - predicted.mean()
     total = float(np.square(centred).sum())
     if total < 1e-12 * len(predicted):
@@ -198,16 +229,19 @@ def calibration_slope(scores: np.ndarray, predicted: np.ndarray) -> tuple[float 
     residual = scores - scores.mean() - slope * centred
     size = len(scores)
     error = float(np.sqrt(np.square(centred * residual).sum() * size / (size - 2))) / total
-    return slope, float(norm.sf(slope / error))
+    return slope, error
 
 
-def effect_groups(scores: np.ndarray, predicted: np.ndarray, level: float) -> tuple[EffectGroup, ...]:
-    """Fifths of the rows by predicted effect, with effects and intervals from the scores."""
+def effect_groups(
+    scores: np.ndarray, predicted: np.ndarray, level: float, groups: int = GROUPS
+) -> tuple[EffectGroup, ...]:
+    """Equal parts of the rows by predicted effect, with effects and intervals from the scores."""
     from scipy.stats import norm
 
     quantile = float(norm.ppf(0.5 + level / 2))
     found = []
-    for number, members in enumerate(np.array_split(np.argsort(predicted, kind="stable"), GROUPS), start=1):
+    parts = np.array_split(np.argsort(predicted, kind="stable"), groups)
+    for number, members in enumerate(parts, start=1):
         effect = float(scores[members].mean())
         half = quantile * float(scores[members].std(ddof=1)) / np.sqrt(len(members))
         found.append(

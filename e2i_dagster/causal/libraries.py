@@ -93,7 +93,10 @@ def linear_dr_learner(rows: CausalRows, nuisances: Nuisances, policy: CausalPoli
     lower, upper = learner.effect_interval(alpha=alpha)
     point = float(np.ravel(learner.effect())[0])
     return Fit(
-        point, float(np.ravel(lower)[0]), float(np.ravel(upper)[0]), _dr_scores(learner, rows, nuisances, policy)
+        point,
+        float(np.ravel(lower)[0]),
+        float(np.ravel(upper)[0]),
+        _dr_scores(learner, rows, nuisances, policy),
     )
 
 
@@ -107,10 +110,11 @@ def dr_learner(rows: CausalRows, nuisances: Nuisances, policy: CausalPolicy, see
     from sklearn.linear_model import LinearRegression
 
     folds: Any = nuisances.splits()
+    final_stage: Any = LinearRegression()
     learner: Any = DRLearner(
         model_propensity=classifier(nuisances.treatment_family, seed),
         model_regression=outcome_model(nuisances.outcome_family, rows.binary, seed),
-        model_final=LinearRegression(),
+        model_final=final_stage,
         discrete_outcome=rows.binary,
         min_propensity=policy.propensity_floor,
         cv=folds,

@@ -148,6 +148,35 @@ def fit_family(
     )
 
 
+def apply_family(
+    rows: CausalRows,
+    seen: np.ndarray,
+    held_out: np.ndarray,
+    treatment_family: Family,
+    outcome_family: Family,
+    *,
+    floor: float,
+    seed: int,
+) -> Nuisances:
+    """Nuisances of the rows ``held_out`` by models fitted on the rows ``seen`` (both row numbers)."""
+    x = rows.x[held_out]
+    with quiet_libraries():
+        treatment = classifier(treatment_family, seed).fit(rows.x[seen], rows.t[seen])
+        raw = treatment.predict_proba(x)[:, 1]
+        control, treated = (
+            arm_mean(rows, seen[rows.t[seen] == arm], outcome_family, seed).predict(x) for arm in (0, 1)
+        )
+    return Nuisances(
+        (np.arange(len(held_out)),),
+        raw,
+        np.clip(raw, floor, 1 - floor),
+        control,
+        treated,
+        treatment_family,
+        outcome_family,
+    )
+
+
 def _propensity(rows: CausalRows, folds: tuple[np.ndarray, ...], family: Family, seed: int) -> np.ndarray:
     found = np.empty(rows.size)
     for held_out in folds:

@@ -10,6 +10,8 @@ from e2i_dagster.errors import InputError
 from e2i_dagster.splits import Seal
 
 OUTCOME = "label"
+#: ``train`` or ``validation``.
+SPLIT = "split"
 
 
 def treated_before(
@@ -42,7 +44,7 @@ def causal_frame(
     engagement_events: pd.DataFrame,
     policy: CausalPolicy,
 ) -> pd.DataFrame:
-    """Train and validation patients with treatment, label, confounders and negative controls.
+    """Train and validation patients (column ``split``) with treatment, label, confounders and negative controls.
 
     Test and holdout rows stay sealed.
 
@@ -59,9 +61,11 @@ def causal_frame(
         )
     seen = Seal(scope.key, scope.split.salt, splits).visible(training_frame)
     rows = pd.concat([seen["train"], seen["validation"]], ignore_index=True)
+    split = ["train"] * len(seen["train"]) + ["validation"] * len(seen["validation"])
     treated = treated_before(rows, engagement_events, question)
     frame = rows[["patient_id", OUTCOME, *wanted]].copy()
-    frame.insert(1, question.treatment, treated.to_numpy())
+    frame.insert(1, SPLIT, split)
+    frame.insert(2, question.treatment, treated.to_numpy())
     return frame
 
 

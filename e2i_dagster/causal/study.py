@@ -18,6 +18,7 @@ from e2i_dagster.causal.rows import CausalRows, causal_rows
 from e2i_dagster.causal.sensitivity import Sensitivity, judge_sensitivity
 from e2i_dagster.config.base import PolicyModel
 from e2i_dagster.config.causal import CausalPolicy
+from e2i_dagster.errors import InputError
 
 
 class CausalEstimates(PolicyModel):
@@ -82,9 +83,11 @@ def study_effect(
             category is a negative-control outcome of its own.
 
     Raises:
-        InputError: as :func:`e2i_dagster.causal.estimate_effects`.
+        InputError: as :func:`e2i_dagster.causal.estimate_effects`; or a control is absent or has a part in
+            the question.
     """
     rows = _rows(frame, treatment, outcome, confounders, policy)
+    _check_controls(frame, controls, (treatment, outcome, *confounders))
     effects = estimate_rows(
         rows, treatment=treatment, outcome=outcome, confounders=tuple(confounders), policy=policy, seed=seed
     )
@@ -152,6 +155,18 @@ def _rows(
         confounders=confounders,
         maximum_levels=policy.maximum_levels,
     )
+
+
+def _check_controls(frame: pd.DataFrame, controls: Sequence[str], asked: Sequence[str]) -> None:
+    absent = [name for name in controls if name not in frame.columns]
+    if absent:
+        raise InputError(f"The frame has no column {', '.join(map(repr, absent))} for a negative control.")
+    both = [name for name in controls if name in asked]
+    if both:
+        raise InputError(
+            f"{', '.join(both)}: named as negative control, and as treatment, outcome or confounder. A negative "
+            "control is an outcome that the treatment cannot have changed."
+        )
 
 
 def control_outcomes(frame: pd.DataFrame, controls: Sequence[str]) -> dict[str, np.ndarray]:

@@ -1,11 +1,11 @@
-"""``e2i causal``: estimate a scope's effect, show what was found, write it as a page."""
+"""``e2i causal``: estimate a scope's effect, show what was found, write it as a page, serve individual effects."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,7 +13,10 @@ from e2i_dagster.commands.console import as_json, command_errors, print_table, s
 from e2i_dagster.commands.launch import exit_code, failure_text, launch
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from e2i_dagster.causal.heterogeneity import EffectHeterogeneity
+    from e2i_dagster.causal.registration import EffectModel
     from e2i_dagster.causal.study import CausalEstimates
 
 scope_option = click.option("--scope", default=None, help="A scope; the default one if not given.")
@@ -30,15 +33,34 @@ def causal() -> None:
 @command_errors
 def estimate_command(scope: str | None, json_output: bool) -> None:
     """Estimate, cross-validate and try to refute the effect for SCOPE (job `estimate_effects`)."""
-    from sensors.plan import PlannedRun
+    key = _known(scope)
+    _launch("estimate_effects", key, json_output)
+    _show(key, json_output)
+
+
+@causal.command("deploy")
+@scope_option
+@as_json
+@command_errors
+def deploy_command(scope: str | None, json_output: bool) -> None:
+    """Put SCOPE's model of effects behind the causal service (job `deploy_effects`).
+
+    The service answers for every promoted model of effects. A model that is not promoted is refused with the
+    reason (exit code 4).
+    """
+    from e2i_dagster.serving.deployment import Deployment
 
     key = _known(scope)
-    say(json_output, f"estimate_effects {key}")
-    result = launch("estimate_effects", planned=PlannedRun("estimate_effects", key), show=not json_output)
-    if not result.success:
-        click.echo(f"Error: {failure_text(result)}", err=True)
-        sys.exit(exit_code(result))
-    _show(key, json_output)
+    (model,) = _stored(key, effect_model=_effect_model_type())
+    model.require_promoted()
+    _launch("deploy_effects", key, json_output)
+    (deployed,) = _stored(key, effect_deployment=Deployment)
+    if json_output:
+        click.echo(deployed.model_dump_json())
+        return
+    click.echo(f"\n{deployed.url} answers with {deployed.bento_tag}. Ask it:")
+    for one in deployed.models:
+        click.echo(one.example)
 
 
 @causal.command("show")
@@ -57,14 +79,96 @@ def show_command(scope: str | None, json_output: bool) -> None:
 def report_command(file: Path, scope: str | None) -> None:
     """Write the newest estimate for SCOPE as one self-contained HTML page to FILE."""
     from e2i_dagster.causal.pages import study_page
+
+    study, heterogeneity, _ = _found(_known(scope))
+    _write(file, study_page(study, heterogeneity))
+    click.echo(str(file))
+
+
+@causal.command("study")
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--treatment", required=True, help="Column of 0/1 or false/true.")
+@click.option("--outcome", required=True, help="Numeric or boolean column.")
+@click.option(
+    "--confounders", required=True, help="Columns measured before the treatment, separated by commas."
+)
+@click.option("--negative-controls", default="", help="Columns that the treatment cannot have changed.")
+@click.option(
+    "--page", type=click.Path(path_type=Path, dir_okay=False), help="Also write a page to this file."
+)
+@as_json
+@command_errors
+def study_command(
+    file: Path,
+    treatment: str,
+    outcome: str,
+    confounders: str,
+    negative_controls: str,
+    page: Path | None,
+    json_output: bool,
+) -> None:
+    """The effect in a file of your own (CSV or Parquet, one row per unit), with refuters and heterogeneity.
+
+    Nothing is stored. Exit code 4 when the effect is not estimable; the reason is printed.
+    """
+    from e2i_dagster.causal.pages import study_page
+    from e2i_dagster.causal.study import study_effect, study_heterogeneity
+    from e2i_dagster.config.causal import CausalPolicy
+    from e2i_dagster.config.environment import config_folder
+    from e2i_dagster.errors import VerdictError
+
+    asked: dict[str, Any] = {
+        "treatment": treatment,
+        "outcome": outcome,
+        "confounders": _names(confounders),
+        "policy": CausalPolicy.load(config_folder()),
+    }
+    frame = _read(file)
+    study = study_effect(
+        frame,
+        question=f"What does {treatment} do to {outcome} in {file.name}? Adjusted for {confounders}.",
+        controls=_names(negative_controls),
+        **asked,
+    )
+    found = study.found
+    heterogeneity = study_heterogeneity(
+        frame, estimable=found.state == "estimated", reason=found.reason, **asked
+    )
+    if page is not None:
+        _write(page, study_page(study, heterogeneity))
+    if json_output:
+        record = {"estimates": study.to_record(), "heterogeneity": heterogeneity.to_record()}
+        click.echo(json.dumps(record))
+    elif found.state == "estimated":
+        _print(study, heterogeneity)
+    if found.state != "estimated":
+        raise VerdictError(f"{file}: the effect is not estimable: {found.reason}.")
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _read(file: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    from e2i_dagster.errors import InputError
+
+    try:
+        return pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_csv(file)
+    except (ValueError, OSError) as error:
+        raise InputError(
+            f"{file} cannot be read ({type(error).__name__}): expected CSV with a header row, or .parquet."
+        ) from None
+
+
+def _write(file: Path, page: str) -> None:
     from e2i_dagster.errors import UnavailableError
 
-    study, heterogeneity = _stored(_known(scope))
     try:
-        file.write_text(study_page(study, heterogeneity), encoding="utf-8")
+        file.write_text(page, encoding="utf-8")
     except OSError as error:
         raise UnavailableError(f"{file}: cannot be written ({error.strerror}). Name another file.") from None
-    click.echo(str(file))
 
 
 def _known(scope: str | None) -> str:
@@ -76,9 +180,37 @@ def _known(scope: str | None) -> str:
     )
 
 
-def _stored(scope: str) -> tuple[CausalEstimates, EffectHeterogeneity]:
+def _launch(job: str, scope: str, json_output: bool) -> None:
+    from sensors.plan import PlannedRun
+
+    say(json_output, f"{job} {scope}")
+    result = launch(job, planned=PlannedRun(job, scope), show=not json_output)
+    if not result.success:
+        click.echo(f"Error: {failure_text(result)}", err=True)
+        sys.exit(exit_code(result))
+
+
+def _found(scope: str) -> tuple[CausalEstimates, EffectHeterogeneity, EffectModel]:
     from e2i_dagster.causal.heterogeneity import EffectHeterogeneity
     from e2i_dagster.causal.study import CausalEstimates
+
+    study, heterogeneity, model = _stored(
+        scope,
+        causal_estimates=CausalEstimates,
+        effect_heterogeneity=EffectHeterogeneity,
+        effect_model=_effect_model_type(),
+    )
+    return study, heterogeneity, model
+
+
+def _effect_model_type() -> type[EffectModel]:
+    from e2i_dagster.causal.registration import EffectModel
+
+    return EffectModel
+
+
+def _stored(scope: str, **documents: type[Any]) -> list[Any]:
+    """The newest document of each asset for ``scope``, read as its type."""
     from e2i_dagster.config.environment import lake_url
     from e2i_dagster.errors import InputError
     from e2i_dagster.warehouse import ledger
@@ -87,26 +219,33 @@ def _stored(scope: str) -> tuple[CausalEstimates, EffectHeterogeneity]:
 
     lake = Lake(lake_url())
     with engine(role="app").connect() as connection:
-        study = ledger.current(connection, "causal_estimates").get(scope)
-        heterogeneity = ledger.current(connection, "effect_heterogeneity").get(scope)
-    if study is None or study.path is None or heterogeneity is None or heterogeneity.path is None:
+        versions = {name: ledger.current(connection, name).get(scope) for name in documents}
+    paths = {name: one.path for name, one in versions.items() if one is not None and one.path is not None}
+    if len(paths) < len(documents):
         raise InputError(
             f"No effect was estimated for scope {scope}. Run `e2i causal estimate --scope {scope}`."
         )
-    return (
-        CausalEstimates.model_validate(lake.read_document(study.path, CausalEstimates)),
-        EffectHeterogeneity.model_validate(lake.read_document(heterogeneity.path, EffectHeterogeneity)),
-    )
+    return [kind.model_validate(lake.read_document(paths[name], kind)) for name, kind in documents.items()]
 
 
 def _show(scope: str, json_output: bool) -> None:
-    from e2i_dagster.causal.pages import calibration_sentence, heterogeneity_sentence
-
-    study, heterogeneity = _stored(scope)
+    study, heterogeneity, model = _found(scope)
     if json_output:
-        record = {"scope": scope, "estimates": study.to_record(), "heterogeneity": heterogeneity.to_record()}
+        record = {
+            "scope": scope,
+            "estimates": study.to_record(),
+            "heterogeneity": heterogeneity.to_record(),
+            "effect_model": model.to_record(),
+        }
         click.echo(json.dumps(record))
         return
+    _print(study, heterogeneity)
+    click.echo(f"Model of effects: {model.sentence()}")
+
+
+def _print(study: CausalEstimates, heterogeneity: EffectHeterogeneity) -> None:
+    from e2i_dagster.causal.pages import calibration_sentence, heterogeneity_sentence
+
     found = study.found
     click.echo(study.question)
     if found.consensus_effect is None or found.consensus_interval is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -33,6 +34,35 @@ class RefutationRule(PolicyModel):
     repetitions: int = Field(ge=3)
     subset_share: float = Field(ge=0.5, lt=1)
     unobserved_strength: float = Field(gt=0)
+
+
+Refuter = Literal[
+    "placebo_treatment", "dummy_outcome", "random_common_cause", "subset", "unobserved_confounder"
+]
+
+
+class BoostingRule(PolicyModel):
+    """Parameters of the boosted final stage: weak and slow, since its target is mostly noise."""
+
+    max_iter: int = Field(ge=1)
+    learning_rate: float = Field(gt=0, le=1)
+    max_leaf_nodes: int = Field(ge=2)
+    min_samples_leaf: int = Field(ge=5)
+
+
+class EffectModelRule(PolicyModel):
+    """How a model of individual effects is fitted, and when it may be served.
+
+    Attributes:
+        required_refuters: that the average effect must pass. maximum_slope_p_value: one-sided p of the
+            calibration slope on validation patients. groups: equal parts of the validation patients by
+            predicted effect, whose measured effects an answer carries. boosting: of the final stage.
+    """
+
+    required_refuters: tuple[Refuter, ...] = Field(min_length=1)
+    maximum_slope_p_value: float = Field(gt=0, lt=0.5)
+    groups: int = Field(ge=2, le=10)
+    boosting: BoostingRule
 
 
 class QuestionRule(PolicyModel):
@@ -69,6 +99,7 @@ class CausalPolicy(PolicyModel):
         forest_trees: of the causal forest. maximum_levels: of a categorical confounder.
         minimum_negative_controls: below this an estimate is not calibrated by them.
         treatment_cost: of treating one more unit, in units of the outcome.
+        effect_model: the model of individual effects that is served. question: asked of each scope.
     """
 
     minimum_arm: int = Field(ge=10)
@@ -82,6 +113,7 @@ class CausalPolicy(PolicyModel):
     refutation: RefutationRule
     minimum_negative_controls: int = Field(ge=3)
     treatment_cost: float = Field(ge=0)
+    effect_model: EffectModelRule
     question: QuestionRule
 
     @classmethod

@@ -311,6 +311,11 @@ class ScopeSpec(PolicyModel):
         return f"e2i-{self.brand}-{self.model_type}".lower().replace("_", "-")
 
     @property
+    def effect_model_name(self) -> str:
+        """Name of the model of effects on this scope's outcome in the model registry."""
+        return f"{self.model_name}-effect"
+
+    @property
     def minimum_labelled(self) -> int:
         """Labelled patients needed: the scope's own figure, or that of its problem type."""
         return self.minimum_sample.labelled or MINIMUM_LABELLED[self.problem_type]

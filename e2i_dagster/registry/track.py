@@ -45,17 +45,24 @@ def track_training(
     evaluation: Evaluation,
     *,
     scope: ScopeSpec,
-    search: SearchResult,
-    choice: AlgorithmChoice,
+    search: SearchResult | None = None,
+    choice: AlgorithmChoice | None = None,
     digests: Mapping[str, str],
     created_by: str,
+    more: Mapping[str, Any] | None = None,
 ) -> TrackedRun:
     """Log the attempt to the active MLflow run and to ``ml_experiments``, ``ml_hpo_studies``, ``ml_training_runs``.
+
+    Args:
+        search, choice: absent for a model that was not searched for.
+        more: further metadata of the stored model.
 
     Raises:
         UnavailableError: no MLflow run is active, or the tracking store does not answer.
     """
-    logged = log_training(model, evaluation, scope=scope, search=search, choice=choice, digests=digests)
+    logged = log_training(
+        model, evaluation, scope=scope, search=search, choice=choice, digests=digests, more=more
+    )
     experiment = write_experiment(
         engine,
         scope,
@@ -63,7 +70,8 @@ def track_training(
         mlflow_experiment_id=logged.experiment_id,
         created_by=created_by,
     )
-    write_study(engine, search, experiment_id=experiment)
+    if search is not None:
+        write_study(engine, search, experiment_id=experiment)
     write_training_run(
         engine,
         model,
@@ -93,8 +101,12 @@ def register_and_stage(
     tracked: TrackedRun,
     proposed_by: str,
     tracking_uri: str,
+    name: str | None = None,
 ) -> RegisteredVersion:
     """Register an accepted model and move it to staging on its measured evidence.
+
+    Args:
+        name: in the registry; that of the scope's model by default.
 
     Raises:
         VerdictError: a success criterion or a rule of ``config/registry.yaml`` is not met, such as
@@ -105,7 +117,7 @@ def register_and_stage(
     version = register(
         model,
         evaluation,
-        name=scope.model_name,
+        name=name or scope.model_name,
         model_uri=tracked.uri,
         run_id=tracked.run_id,
         tags={"e2i.scope": scope.key, "e2i.scope_digest": scope.digest()},

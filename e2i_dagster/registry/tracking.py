@@ -146,11 +146,13 @@ def log_training(
     search: SearchResult | None = None,
     choice: AlgorithmChoice | None = None,
     digests: Mapping[str, str] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> LoggedModel:
     """Write parameters, metrics of every split, model, figures, digests and tags to the active MLflow run.
 
     Args:
         digests: what the model was made from, for example ``training_frame``, ``splits``, ``cohort``.
+        more: replaces or adds fields of the stored model's metadata (:func:`model_metadata`).
 
     Raises:
         UnavailableError: no MLflow run is active.
@@ -191,7 +193,7 @@ def log_training(
         **{f"e2i.digest.{name}": value for name, value in {**model.data_digests, **(digests or {})}.items()},
     }
     # Before the metrics: MLflow repeats a run's metrics for each model that is logged after them.
-    logged = _log_model(model, scope, digests or {})
+    logged = _log_model(model, {**model_metadata(model, scope, digests or {}), **(more or {})})
     mlflow.MlflowClient().log_batch(
         run.info.run_id,
         metrics=[
@@ -209,7 +211,8 @@ def log_training(
         documents["algorithm_choice.json"] = choice.to_record()
     if search is not None:
         documents["search.json"] = search.model_dump(mode="json", exclude={"seconds"})
-    _log_files(documents, {"figures/roc_calibration.png": evaluation.figure})
+    figure = "uplift" if evaluation.problem_type == "causal" else "roc_calibration"
+    _log_files(documents, {f"figures/{figure}.png": evaluation.figure})
     return LoggedModel(
         run_id=run.info.run_id,
         experiment_id=run.info.experiment_id,
@@ -299,7 +302,7 @@ def requirements_of(model: TrainedModel) -> list[str]:
     return [f"{name}=={version(name)}" for name in names]
 
 
-def _log_model(model: TrainedModel, scope: ScopeSpec, digests: Mapping[str, str]) -> Any:
+def _log_model(model: TrainedModel, metadata: Mapping[str, Any]) -> Any:
     import mlflow.sklearn
 
     with _quiet_mlflow():
@@ -312,7 +315,7 @@ def _log_model(model: TrainedModel, scope: ScopeSpec, digests: Mapping[str, str]
             input_example=_example(model),
             pip_requirements=requirements_of(model),
             pyfunc_predict_fn="predict_proba" if model.problem_type == "binary_classification" else "predict",
-            metadata=model_metadata(model, scope, digests),
+            metadata=dict(metadata),
         )
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pandas as pd
 
-from e2i_dagster.config.scope import ScopeSpec
 from e2i_dagster.config.serving import ServingPolicy
 from e2i_dagster.errors import InputError
 from e2i_dagster.registry import version_at
@@ -16,19 +15,19 @@ from e2i_dagster.serving.deployment import Deployment, ParitySample
 from e2i_dagster.serving.endpoints import Endpoint
 from e2i_dagster.serving.models import file_digests, load_model
 from e2i_dagster.serving.release import ModelToServe, Release
-from e2i_dagster.serving.schema import Signature, mlmodel, to_frame, to_records
+from e2i_dagster.serving.schema import Signature, to_frame, to_records
 
 #: Rows sent through HTTP for each model to prove that the endpoint answers as the offline model.
 PARITY_ROWS = 50
 
 
-def models_at_stage(scopes: Iterable[ScopeSpec], stage: str, *, tracking_uri: str) -> list[ModelToServe]:
-    """The model version of each scope that has the alias ``stage``, with a local copy of its files."""
+def models_at_stage(names: Iterable[str], stage: str, *, tracking_uri: str) -> list[ModelToServe]:
+    """The version of each registered model that has the alias ``stage``, with a local copy of its files."""
     found = []
-    for scope in scopes:
-        version = version_at(scope.model_name, stage, tracking_uri=tracking_uri)
+    for name in names:
+        version = version_at(name, stage, tracking_uri=tracking_uri)
         if version is not None:
-            found.append(_to_serve(scope, version))
+            found.append(_to_serve(version, tracking_uri))
     return found
 
 
@@ -54,24 +53,18 @@ def parity_samples(
     return samples
 
 
-def _to_serve(scope: ScopeSpec, version: RegisteredVersion) -> ModelToServe:
+def _to_serve(version: RegisteredVersion, tracking_uri: str) -> ModelToServe:
+    import mlflow
     from mlflow.artifacts import download_artifacts
 
+    # MLflow resolves the address of a stored model by the process's own store, whatever is passed; a step that
+    # runs alone has opened no run that would have set it.
+    mlflow.set_tracking_uri(tracking_uri)
     folder = Path(download_artifacts(artifact_uri=version.uri))
-    metadata = mlmodel(folder).get("metadata") or {}
-    return ModelToServe(
-        model_name=version.name,
-        version=version.version,
-        folder=folder,
-        problem_type=scope.problem_type,
-        scope=scope.key,
-        threshold=metadata.get("threshold"),
-    )
+    return ModelToServe.of_model(folder, model_name=version.name, version=version.version)
 
 
-def models_of_release(
-    release: Release, scopes: Mapping[str, ScopeSpec], *, tracking_uri: str
-) -> list[ModelToServe]:
+def models_of_release(release: Release, *, tracking_uri: str) -> list[ModelToServe]:
     """The registered versions that ``release`` holds, with local copies of their files."""
     found = []
     for model in release.models:
@@ -81,7 +74,7 @@ def models_of_release(
                 f"The release {release.tag} holds {model.model_id}, which the registry does not have. "
                 "Materialize bento again."
             )
-        found.append(_to_serve(scopes[model.scope or ""], version))
+        found.append(_to_serve(version, tracking_uri))
     return found
 
 

@@ -43,7 +43,8 @@ def score(
         Frame with the index of ``frame``: the id column, ``prediction`` (class or number),
         ``prediction_value`` (probability of the second of two classes, of the predicted class when
         there are more, or the number), ``probability_<class>`` for each class, ``model_id``,
-        ``request_id``, ``prediction_timestamp`` (UTC).
+        ``request_id``, ``prediction_timestamp`` (UTC). Of a model of effects also ``measured_effect``,
+        ``measured_lower``, ``measured_upper``: of patients with a predicted effect like the row's.
 
     Raises:
         InputError: a feature is missing or of another type, or the service refuses the rows.
@@ -90,6 +91,10 @@ def _frame(answers: list[dict[str, Any]], classes: list[Any] | None) -> pd.DataF
     columns: dict[str, Any] = {"prediction": predictions}
     if classes is None:
         columns["prediction_value"] = pd.Series(predictions, dtype="float64")
+        measured = [one for answer in answers for one in answer.get("measured_effects") or ()]
+        if measured:
+            for name in ("effect", "lower", "upper"):
+                columns[f"measured_{name}"] = [one[name] for one in measured]
     else:
         names = [str(one) for one in classes]
         rows = [one for answer in answers for one in answer["probabilities"]]

@@ -9,7 +9,7 @@ Here the types must be on the list of ``config/serving.yaml``.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,11 +85,14 @@ class Predicted:
         probabilities: class to probability; None for models without classes.
         values: what the prediction log calls the value: probability of the second of two classes,
             of the predicted class when there are more, or the number itself.
+        measured: of a model of effects, the effect that was measured among patients with a predicted effect
+            like the row's, with its interval; None for other models.
     """
 
     predictions: list[Any]
     probabilities: list[dict[str, float]] | None
     values: list[float]
+    measured: list[dict[str, float]] | None = None
 
 
 class LoadedModel:
@@ -99,11 +102,19 @@ class LoadedModel:
         pipeline: fitted scikit-learn estimator.
         threshold: probability of the second of two classes from which on it is predicted; None
             predicts the most probable class.
+        effect_groups: of a model of effects, smallest first: ``above`` (the predicted effect from which on
+            a row belongs to the group, None for the first), ``effect``, ``lower``, ``upper``.
     """
 
-    def __init__(self, pipeline: Any, threshold: float | None = None) -> None:
+    def __init__(
+        self,
+        pipeline: Any,
+        threshold: float | None = None,
+        effect_groups: Sequence[Mapping[str, float | None]] = (),
+    ) -> None:
         self._pipeline = pipeline
         self._threshold = threshold
+        self._effect_groups = effect_groups
         classes = getattr(pipeline, "classes_", None)
         self.classes: list[Any] | None = None if classes is None else [_plain(one) for one in classes]
 
@@ -111,7 +122,7 @@ class LoadedModel:
         """Answer each row of ``frame`` (columns of the signature)."""
         if self.classes is None:
             numbers = [float(value) for value in self._pipeline.predict(frame)]
-            return Predicted(numbers, None, numbers)
+            return Predicted(numbers, None, numbers, self._measured(numbers))
         matrix = self._pipeline.predict_proba(frame)
         names = [str(one) for one in self.classes]
         probabilities = [dict(zip(names, row, strict=True)) for row in matrix.tolist()]
@@ -125,6 +136,18 @@ class LoadedModel:
             probabilities=probabilities,
             values=(matrix[:, 1] if binary else matrix.max(axis=1)).tolist(),
         )
+
+    def _measured(self, effects: list[float]) -> list[dict[str, float]] | None:
+        import numpy as np
+
+        if not self._effect_groups:
+            return None
+        starts = [one["above"] for one in self._effect_groups[1:]]
+        shown = [
+            {name: value for name, value in one.items() if name != "above" and value is not None}
+            for one in self._effect_groups
+        ]
+        return [shown[position] for position in np.searchsorted(starts, effects, side="right")]  # type: ignore[arg-type]
 
 
 def _plain(value: Any) -> Any:
@@ -148,7 +171,8 @@ def load_model(
     refused = sorted(name for name in found if not policy.trusts(name))
     if refused:
         raise VerdictError(_untrusted(folder.name, refused))
-    return LoadedModel(skops.io.load(stored, trusted=found), threshold)
+    groups = (mlmodel(folder).get("metadata") or {}).get("effect_groups") or ()
+    return LoadedModel(skops.io.load(stored, trusted=found), threshold, groups)
 
 
 def _untrusted(name: str, types: list[str]) -> str:

@@ -393,6 +393,14 @@ class ResponseMetadata(BaseModel):
     release: str
 
 
+class MeasuredEffect(BaseModel):
+    """The mean effect measured among held-out patients with a predicted effect like the row's."""
+
+    effect: float
+    lower: float = Field(description="Lower end of its interval: of the group's mean, not of one patient.")
+    upper: float
+
+
 class PredictionResponse(BaseModel):
     """The answer of ``/predict`` and ``/predict_batch``: one entry per row, in order."""
 
@@ -401,6 +409,9 @@ class PredictionResponse(BaseModel):
     predictions: list[bool | int | float | str]
     probabilities: list[dict[str, float]] | None = Field(
         description="Probability of each class; null for models without classes."
+    )
+    measured_effects: list[MeasuredEffect] | None = Field(
+        default=None, description="Only of models of effects, whose predictions are effects."
     )
     model_id: str = Field(description="Registered model, name/version.")
     prediction_time_ms: float = Field(description="Time inside the model, milliseconds.")

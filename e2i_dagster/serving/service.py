@@ -298,6 +298,7 @@ class Application:
                 "predictions": predicted.predictions,
                 "probabilities": predicted.probabilities,
                 "model_id": model.released.model_id,
+                **({} if predicted.measured is None else {"measured_effects": predicted.measured}),
                 "prediction_time_ms": round(inside * 1000, 3),
                 "_metadata": {
                     "model_name": model.released.model_name,

@@ -116,6 +116,11 @@ class Evaluation(BaseModel):
         found = None if measured is None else measured.metrics.get(name)
         return None if found is None else found.value
 
+    @property
+    def figure_title(self) -> str:
+        """What the figure shows."""
+        return "uplift curve" if self.problem_type == "causal" else "ROC curve and calibration"
+
     def flat(self) -> dict[str, float]:
         """``<split>_<metric>`` -> value, and ``_low``/``_high`` for the ends of the interval."""
         values: dict[str, float] = {}
@@ -147,7 +152,7 @@ class Evaluation(BaseModel):
             "criteria_md": self._criteria_table(),
             "metrics_md": self._metrics_table(),
             "baselines_md": self._baseline_table(),
-            "figure_md": image_markdown(self.figure, "ROC curve and calibration"),
+            "figure_md": image_markdown(self.figure, self.figure_title),
         }
 
     def to_record(self) -> dict[str, Any]:

@@ -169,7 +169,7 @@ def train(
         prevalence=float(train_rows.target.mean()) if binary else None,
         input_example=invented_example(train_rows.features, kinds),
         data_digests={"train": rows_digest(train_rows), "validation": rows_digest(validation_rows)},
-        digest=_digest(
+        digest=computed_digest(
             scores,
             algorithm=algorithm,
             problem_type=problem_type,
@@ -254,7 +254,7 @@ def _calibrate(
     return calibrated, method, f"on {len(validation)} validation rows"
 
 
-def _digest(
+def computed_digest(
     scores: list[np.ndarray],
     *,
     algorithm: str,
@@ -263,6 +263,7 @@ def _digest(
     kinds: Mapping[str, Kind],
     threshold: float | None,
 ) -> str:
+    """Digest of what a model computes, ``scores`` of given rows to the last bit, and of how it was made."""
     computed = hashlib.sha256()
     for values in scores:
         computed.update(np.ascontiguousarray(values, dtype="float64").tobytes())
