@@ -33,7 +33,8 @@ def forest_plot(found: CrossValidation) -> Any:
         axes.errorbar(
             point, row, xerr=[[point - lower], [upper - point]], fmt="s", color=color, capsize=3, markersize=6
         )
-        labels.append(one.label if one.in_consensus else f"{one.label}\n(overlap-weighted, left out)")
+        why = "overlap-weighted, left out" if one.estimand != "ate" else "the same mean, counted once"
+        labels.append(one.label if one.in_consensus else f"{one.label}\n({why})")
     if found.consensus_effect is not None and found.consensus_interval is not None:
         row, (lower, upper) = len(shown), found.consensus_interval
         corners = [(lower, row), (found.consensus_effect, row - 0.22), (upper, row)]
