@@ -131,7 +131,9 @@ def twin_simulation(
 
     spec = current_policy().experiments[context.partition_key]
     with warehouse.engine().begin() as connection:
-        simulation = simulate_and_record(connection, spec, training_frame, actor=actor()[0])
+        simulation = simulate_and_record(
+            connection, spec, training_frame, LifecyclePolicy.load(config_folder()), actor=actor()[0]
+        )
     return Produced(simulation, simulation)
 
 

@@ -1,6 +1,7 @@
 """Running experiments watched, and the job of the commands that change one."""
 
 import datetime as dt
+import json
 
 import dagster as dg
 
@@ -59,8 +60,9 @@ EXPERIMENT_JOBS = [
     job_name="run_experiment",
     minimum_interval_seconds=300,
     description=(
-        "Watches running experiments: alerts on slow enrolment, a sample ratio mismatch, stale data and poor fidelity "
-        "of the twin, and requests run_experiment when a look is due, once for each look."
+        "Watches open experiments: alerts on slow enrolment, a sample ratio mismatch, uneven arms (weekly), stale "
+        "data, poor fidelity of the twin, overdue approvals and long pauses, and requests run_experiment when a look "
+        "is due, once for each look."
     ),
 )
 def experiment_monitor(
@@ -72,9 +74,11 @@ def experiment_monitor(
     policy = LifecyclePolicy.load(config_folder())
     with warehouse.engine().begin() as connection:
         observed = observe(connection, policy, now=dt.datetime.now(dt.UTC), actor="experiment_monitor")
+    # What is told once only (a week's balance, an overdue approval) is remembered here.
+    told = set(json.loads(context.cursor)) if context.cursor else set()
     requests, reasons = [], []
     for one in observed:
-        for finding in one.findings:
+        for finding in (finding for finding in one.findings if finding.once not in told):
             alerts.send(
                 Alert(
                     alert_type="experiment",
@@ -87,11 +91,13 @@ def experiment_monitor(
                 )
             )
             reasons.append(f"{one.name}: {finding.message}")
+            told |= {finding.once} - {""}
         if one.due is not None and one.name in current_policy().experiments:
             requests.append(dg.RunRequest(run_key=f"{one.name}:look:{one.due}", partition_key=one.name))
+    cursor = json.dumps(sorted(told))
     if requests:
-        return dg.SensorResult(run_requests=requests)
+        return dg.SensorResult(run_requests=requests, cursor=cursor)
     running = ", ".join(one.name for one in observed) or "none"
     return dg.SensorResult(
-        skip_reason="; ".join(reasons) or f"nothing to say; running experiments: {running}"
+        skip_reason="; ".join(reasons) or f"nothing to say; open experiments: {running}", cursor=cursor
     )

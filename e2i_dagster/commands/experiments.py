@@ -70,9 +70,13 @@ def show_command(name: str, json_output: bool) -> None:
     click.echo(f"{name}: {told['state']} ({told['units']} units), design version {told['design_version']}")
     click.echo(f"may become: {', '.join(told['next_states']) or 'nothing'}")
     print_table("Enrolment", [{"step": step, "number": n} for step, n in told["enrolment"].items()])
+    if told["approvals"]:
+        print_table("Approvals of the design in force", told["approvals"])
     if told["sample_ratio"]:
         click.echo(f"\nSample ratio: {told['sample_ratio']}")
     print_table("Looks", told["looks"])
+    if told["sample_size_review"]:
+        click.echo(f"\nSample size looked at again: {told['sample_size_review']}")
     print_table("History", told["history"])
     print_table("Openings of the unblinded report", told["openings"])
 
@@ -93,11 +97,26 @@ def run_command(name: str, json_output: bool) -> None:
 @click.argument("state")
 @click.option("--reason", required=True, help="Why; recorded.")
 @click.option("--decision", help="For decided: what was decided.")
+@click.option(
+    "--alignment",
+    type=click.FloatRange(0, 1),
+    help="For decided: how well the treatment fits the strategy, for the scorecard.",
+)
 @as_json
 @command_errors
-def transition_command(name: str, state: str, reason: str, decision: str | None, json_output: bool) -> None:
+def transition_command(
+    name: str, state: str, reason: str, decision: str | None, alignment: float | None, json_output: bool
+) -> None:
     """Take the experiment to STATE; what the state needs is checked and recorded (job `change_experiment`)."""
-    _change(json_output, experiment=name, action="transition", state=state, reason=reason, decision=decision)
+    _change(
+        json_output,
+        experiment=name,
+        action="transition",
+        state=state,
+        reason=reason,
+        decision=decision,
+        alignment=alignment,
+    )
 
 
 @experiment.command("approve")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -18,7 +18,7 @@ from e2i_dagster.errors import ConfigError
 
 Unit = Literal["hcp", "patient", "territory", "account"]
 Method = Literal["simple", "block", "stratified", "minimization", "cluster"]
-MetricKind = Literal["mean", "proportion", "survival"]
+MetricKind = Literal["mean", "proportion", "ratio", "survival"]
 ConsentMethod = Literal["email", "phone", "in_person", "digital"]
 State = Literal[
     "draft", "in_review", "approved", "scheduled", "running", "paused", "stopped_success", "stopped_futility",
@@ -53,10 +53,12 @@ class Metric(PolicyModel):
     """One outcome per unit.
 
     Attributes:
-        kind: ``mean`` of a number, ``proportion`` of units with the event (0 or 1), or ``survival``
-            (days to the event or to the end of observation, with ``event`` 1 or 0).
-        direction: where benefit lies.
-        baseline: expected mean or share under control; ``sd``: expected standard deviation of a mean.
+        kind: ``mean`` of a number, ``proportion`` of units with the event (0 or 1), ``ratio`` of two sums
+            (each outcome has a ``denominator``), or ``survival`` (days to the event or to the end of observation,
+            with ``event`` 1 or 0).
+        direction: where benefit lies; of ``survival``, ``increase`` when the event is wanted.
+        baseline: expected mean, share or ratio under control, or share of units with the event (``survival``);
+            ``sd``: expected standard deviation of a mean, or of the linearized value of a ratio.
         minimum_effect: smallest difference that would change the decision: of means, of shares, or for
             ``survival`` the hazard ratio.
         covariate: a number known before assignment, used to lower the variance.
@@ -164,8 +166,32 @@ class Randomization(PolicyModel):
         return self
 
 
+class SizeReview(PolicyModel):
+    """The sample size looked at again at one look, by a rule that is declared before the start.
+
+    What it finds is a proposal; an amendment takes it up.
+
+    Attributes:
+        look: its number, from 1. most: units (events, for a survival metric) that are never exceeded.
+        rule: ``blinded_variance`` takes the variance of all units together and no effect; ``promising_zone``
+            takes the conditional power, at the last look but one.
+        variance_above: the size grows when the variance is more than this multiple of the planned one.
+    """
+
+    look: int = Field(ge=1)
+    rule: Literal["blinded_variance", "promising_zone"]
+    most: int = Field(ge=4)
+    variance_above: float = Field(default=1.25, ge=1)
+
+
 class Looks(PolicyModel):
-    """Planned interim looks: rule, information fractions, alpha."""
+    """Planned interim looks: rule, information fractions, alpha.
+
+    Attributes:
+        always_valid: each look also reports a confidence sequence, an interval that holds however often one
+            looks. It informs beside the boundary and stops nothing: two rules would spend alpha twice.
+        reestimation: the look at which the sample size is looked at again.
+    """
 
     rule: Literal[
         "obrien_fleming",
@@ -179,6 +205,8 @@ class Looks(PolicyModel):
     alpha: float = Field(default=0.05, gt=0, lt=1)
     sides: Literal[1, 2] = 2
     gamma: float | None = None
+    always_valid: bool = False
+    reestimation: SizeReview | None = None
 
     @field_validator("information_fractions")
     @classmethod
@@ -197,6 +225,25 @@ class Looks(PolicyModel):
             raise ValueError("gamma belongs to hwang_shih_decani, which needs it")
         return self
 
+    @model_validator(mode="after")
+    def _size_is_reviewed_where_it_can_be(self) -> Looks:
+        review, planned = self.reestimation, len(self.information_fractions)
+        if review is None:
+            return self
+        if self.rule in ("obrien_fleming", "pocock", "haybittle_peto"):
+            raise ValueError(
+                f"reestimation: the constants of {self.rule} hold for the planned size alone; use a spending rule"
+            )
+        if review.look >= planned:
+            raise ValueError(
+                f"reestimation.look is {review.look}; it must come before the last of {planned} looks"
+            )
+        if review.rule == "promising_zone" and review.look != planned - 1:
+            raise ValueError(
+                f"reestimation: promising_zone belongs to the last look but one, look {planned - 1}"
+            )
+        return self
+
 
 class Minimum(PolicyModel):
     """Data without which a rule does not stop an experiment."""
@@ -206,7 +253,11 @@ class Minimum(PolicyModel):
 
 
 class FutilityRule(Minimum):
-    """Stop when the effect of the design would hardly be shown any more."""
+    """Stop when the effect of the design would hardly be shown any more.
+
+    ``binding``: once a look says so the experiment enrols no more, makes no further look, and can only become
+    stopped_futility; the final estimate takes the rule into account. Otherwise the rule advises.
+    """
 
     conditional_power_below: float = Field(default=0.20, gt=0, lt=1)
     binding: bool = False
@@ -241,6 +292,26 @@ class SampleSize(PolicyModel):
     events: int | None = Field(default=None, ge=4)
     power: float = Field(default=0.80, ge=0.5, lt=1)
     per_day: float = Field(default=5.0, gt=0)
+
+
+class HeterogeneityPlan(PolicyModel):
+    """A causal forest that asks, at the end, whether the effect differs along ``covariates`` (at screening)."""
+
+    covariates: tuple[str, ...] = Field(min_length=1)
+    trees: int = Field(default=200, ge=4, multiple_of=4)
+    seed: int = Field(default=42, ge=0)
+
+
+class Economics(PolicyModel):
+    """What makes the return of the scorecard: money, in one currency.
+
+    Attributes:
+        value_of_effect: value of one more unit of the primary metric per unit treated (for a proportion: of one
+            more unit with the event). cost_per_unit: of treating one unit.
+    """
+
+    value_of_effect: float = Field(gt=0)
+    cost_per_unit: float = Field(gt=0)
 
 
 class Dates(PolicyModel):
@@ -295,6 +366,9 @@ class ExperimentSpec(PolicyModel):
     blinding: Literal["dmc", "open"] = "dmc"
     missing_outcomes: Literal["complete_cases", "refuse", "non_responder", "bounds"] = "complete_cases"
     subgroups: tuple[str, ...] = ()
+    multiplicity: Literal["holm", "benjamini_hochberg"] = "holm"
+    heterogeneity: HeterogeneityPlan | None = None
+    economics: Economics | None = None
     twin: Twin | None = None
     may_overlap_with: tuple[str, ...] = ()
 
@@ -324,7 +398,32 @@ class ExperimentSpec(PolicyModel):
             raise ValueError(f"stopping.harm names unknown metric(s): {', '.join(unknown)}")
         if self.metrics.primary.kind == "survival" and self.sample_size.events is None:
             raise ValueError("a survival metric counts information in events: give sample_size.events")
+        wrong = next(self._what_the_primary_metric_lacks(), None)
+        if wrong:
+            raise ValueError(wrong)
         return self
+
+    def _what_the_primary_metric_lacks(self) -> Iterator[str]:
+        """Parts of the plan that need more of the primary metric than it says."""
+        primary, review = self.metrics.primary, self.looks.reestimation
+        needed = "baseline" if primary.kind in ("proportion", "survival") else "sd"
+        given = getattr(primary, needed) is not None
+        if self.looks.always_valid and primary.kind != "survival" and not given:
+            yield f"looks.always_valid fixes its width before the start: give metrics.primary.{needed}"
+        if self.heterogeneity is not None and primary.kind not in ("mean", "proportion"):
+            yield f"heterogeneity: the forest takes a mean or a proportion, not {primary.kind}"
+        if len(set(self.subgroups)) < len(self.subgroups):
+            yield "subgroups: one is named twice"
+        if review is None:
+            return
+        if review.most < self.information_target:
+            yield f"looks.reestimation.most is {review.most}, below the {self.information_target} planned"
+        if review.rule == "promising_zone" and len(self.treatments) > 1:
+            yield "looks.reestimation: promising_zone takes one arm beside the control"
+        if review.rule == "blinded_variance" and primary.kind not in ("mean", "proportion"):
+            yield f"looks.reestimation: blinded_variance takes a mean or a proportion, not {primary.kind}"
+        if review.rule == "blinded_variance" and not given:
+            yield f"looks.reestimation compares with the planned variance: give metrics.primary.{needed}"
 
     @property
     def control(self) -> str:
@@ -397,16 +496,11 @@ class ExperimentSpec(PolicyModel):
                 "groups or criteria on events, which a screening cannot answer. Leave cohort out and write the "
                 "criteria of the screening as inclusion_criteria and exclusion_criteria."
             )
-        other = [
-            c.words()
-            for c in (*base.inclusion_criteria, *base.exclusion_criteria)
-            if not isinstance(c, Criterion)
-        ]
-        if other or base.derived:
+        if base.derived:
             raise ConfigError(
-                f"config/experiments/{self.name}.yaml: eligibility.cohort: the cohort {own.cohort!r} has rules on "
-                f"events, groups or derived fields ({', '.join([*other, *base.derived])}), which enrolment does "
-                "not evaluate. State the criteria of the experiment itself."
+                f"config/experiments/{self.name}.yaml: eligibility.cohort: the cohort {own.cohort!r} has derived "
+                f"fields ({', '.join(base.derived)}), which enrolment does not evaluate. State the criteria of the "
+                "experiment itself."
             )
         return (
             (*(c for c in base.inclusion_criteria if isinstance(c, Criterion)), *own.inclusion_criteria),
@@ -421,7 +515,7 @@ class ExperimentSpec(PolicyModel):
 
     def to_metadata(self) -> dict[str, Any]:
         """The design in one table."""
-        primary = self.metrics.primary
+        primary, futility, review = self.metrics.primary, self.stopping.futility, self.looks.reestimation
         rows = {
             "hypothesis": self.hypothesis.strip(),
             "unit": self.unit,
@@ -431,7 +525,19 @@ class ExperimentSpec(PolicyModel):
             "primary metric": f"{primary.name} ({primary.kind}, benefit is {primary.direction})",
             "secondary metrics": ", ".join(metric.name for metric in self.metrics.secondary) or "none",
             "randomization": self.randomization.method,
-            "looks": f"{self.looks.rule} at {', '.join(f'{t:g}' for t in self.looks.information_fractions)}",
+            "looks": f"{self.looks.rule} at {', '.join(f'{t:g}' for t in self.looks.information_fractions)}"
+            + (", with a confidence sequence" if self.looks.always_valid else ""),
+            "futility": "no rule"
+            if futility is None
+            else f"conditional power below {futility.conditional_power_below:g}, "
+            + ("binding" if futility.binding else "non-binding"),
+            "size looked at again": "no"
+            if review is None
+            else f"look {review.look}, {review.rule}, at most {review.most:,}",
+            "subgroups": f"{', '.join(self.subgroups)} ({self.multiplicity})" if self.subgroups else "none",
+            "heterogeneity": "no forest"
+            if self.heterogeneity is None
+            else f"causal forest over {', '.join(self.heterogeneity.covariates)}",
             "alpha": f"{self.looks.alpha:g}, {self.looks.sides}-sided",
             "sample size": f"{self.sample_size.total:,}",
             "dates": f"{self.dates.start} to {self.dates.end}",
@@ -474,6 +580,12 @@ class EnrolmentWatch(PolicyModel):
     warning_after_days: int = Field(gt=0)
     critical_after_days: int = Field(gt=0)
 
+    @model_validator(mode="after")
+    def _in_order(self) -> EnrolmentWatch:
+        if self.critical_after_days <= self.warning_after_days:
+            raise ValueError("critical_after_days must be above warning_after_days")
+        return self
+
 
 class SrmWatch(PolicyModel):
     """p-values of the sequential test of the ratios, and the units it needs."""
@@ -481,6 +593,26 @@ class SrmWatch(PolicyModel):
     minimum_units: int = Field(ge=2)
     warning: float = Field(gt=0, lt=1)
     critical: float = Field(gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> SrmWatch:
+        if self.critical >= self.warning:
+            raise ValueError(f"critical ({self.critical:g}) must be below warning ({self.warning:g})")
+        return self
+
+
+class BalanceWatch(PolicyModel):
+    """How often the balance of the arms is looked at, and what is told.
+
+    Attributes:
+        largest_difference: standardized difference of an attribute between two arms that is told when it is also
+            beyond chance (``p``, adjusted over the attributes).
+    """
+
+    every_days: int = Field(gt=0)
+    minimum_units: int = Field(ge=2)
+    largest_difference: float = Field(gt=0)
+    p: float = Field(gt=0, lt=1)
 
 
 class StaleHours(PolicyModel):
@@ -490,6 +622,12 @@ class StaleHours(PolicyModel):
     high: float
     critical: float
 
+    @model_validator(mode="after")
+    def _in_order(self) -> StaleHours:
+        if not self.low < self.high < self.critical:
+            raise ValueError("low, high and critical must increase")
+        return self
+
 
 class FidelityGrades(PolicyModel):
     """Upper bounds of the relative error of each grade; above ``fair`` is poor."""
@@ -498,25 +636,103 @@ class FidelityGrades(PolicyModel):
     good: float
     fair: float
 
+    @model_validator(mode="after")
+    def _in_order(self) -> FidelityGrades:
+        if not self.excellent < self.good < self.fair:
+            raise ValueError("excellent, good and fair must increase")
+        return self
+
 
 class Monitor(PolicyModel):
     """What the sensor of running experiments watches."""
 
     enrolment: EnrolmentWatch
     srm: SrmWatch
+    balance: BalanceWatch
     stale_hours: StaleHours
     fidelity: FidelityGrades
 
 
+class AnalysisPolicy(PolicyModel):
+    """Data without which a figure is not estimable, and what is noted beside a result.
+
+    Attributes:
+        minimum_per_arm: observed units per arm of any comparison (also within a subgroup).
+        forest_minimum_per_arm, twin_minimum_per_arm: units per arm of the forest of effects, and of the twin's.
+        missing_difference_p, covariate_difference_p: a note is added when the arms differ this clearly in missing
+            outcomes, or in the covariate.
+    """
+
+    minimum_per_arm: int = Field(ge=2)
+    forest_minimum_per_arm: int = Field(ge=30)
+    twin_minimum_per_arm: int = Field(ge=30)
+    missing_difference_p: float = Field(gt=0, lt=1)
+    covariate_difference_p: float = Field(gt=0, lt=1)
+
+
+class ScorecardWeights(PolicyModel):
+    """Share of each part in the score; they sum to 1."""
+
+    significance: float = Field(ge=0)
+    practical: float = Field(ge=0)
+    confidence: float = Field(ge=0)
+    roi: float = Field(ge=0)
+    alignment: float = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _sum_to_one(self) -> ScorecardWeights:
+        total = self.significance + self.practical + self.confidence + self.roi + self.alignment
+        if abs(total - 1) > 1e-9:
+            raise ValueError(f"the weights sum to {total:g}, not to 1")
+        return self
+
+
+class ScorecardGrades(PolicyModel):
+    """Least score of each recommendation; below ``consider`` is no go."""
+
+    strong_go: float = Field(gt=0, le=1)
+    go: float = Field(gt=0, lt=1)
+    consider: float = Field(gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> ScorecardGrades:
+        if not self.strong_go > self.go > self.consider:
+            raise ValueError("strong_go, go and consider must fall")
+        return self
+
+
+class Scorecard(PolicyModel):
+    """How a result is scored for the decision: weights, what earns each part whole, and the grades."""
+
+    weights: ScorecardWeights
+    significance_p: float = Field(gt=0, lt=1)
+    practical_lift: float = Field(gt=0)
+    confidence: float = Field(gt=0, le=1)
+    roi: float = Field(gt=0)
+    grades: ScorecardGrades
+
+
 class LifecyclePolicy(PolicyModel):
-    """States, approvals, decisions and the thresholds of the monitor."""
+    """States, approvals, decisions and the thresholds of the analysis, the scorecard and the monitor."""
 
     transitions: dict[State, tuple[State, ...]]
     approvals: Approvals
     longest_pause_days: int = Field(gt=0)
     decisions: tuple[str, ...] = Field(min_length=1)
     minor_deviations_that_exclude: int = Field(gt=0)
+    analysis: AnalysisPolicy
+    scorecard: Scorecard
     monitor: Monitor
+
+    @field_validator("transitions")
+    @classmethod
+    def _every_state(cls, transitions: dict[State, tuple[State, ...]]) -> dict[State, tuple[State, ...]]:
+        absent = [state for state in get_args(State) if state not in transitions]
+        if absent:
+            raise ValueError(
+                f"state(s) {', '.join(absent)} are missing; give [] for one that nothing follows"
+            )
+        return transitions
 
     @classmethod
     def load(cls, folder: Path) -> LifecyclePolicy:

@@ -13,6 +13,7 @@ from e2i_dagster.config.experiment import LifecyclePolicy
 from e2i_dagster.config.policy import Policy
 from e2i_dagster.errors import InputError
 from e2i_dagster.experiments import simulation, store
+from e2i_dagster.experiments.final import compute_results
 from e2i_dagster.warehouse.tables import experiments as tables
 
 Kind = Literal["units", "events", "outcomes"]
@@ -27,6 +28,7 @@ class Change(BaseModel):
         action: ``transition`` (to ``state``, with ``decision`` for decided), ``approve`` (as ``role``), ``amend``
             (take over the changed file), ``record`` (``kind`` of rows in ``file``), ``simulate`` (until the next
             look, or until ``days`` after the start).
+        alignment: for decided, how well the treatment fits the strategy, from 0 to 1; scored and recorded.
         reason: why; recorded. people: name of the invented person who acts in a simulated stream.
     """
 
@@ -37,6 +39,7 @@ class Change(BaseModel):
     reason: str = ""
     state: str | None = None
     decision: str | None = None
+    alignment: float | None = None
     role: str | None = None
     kind: Kind | None = None
     file: str | None = None
@@ -65,11 +68,12 @@ def perform(
     if change.people is not None:
         actor = _simulated_person(connection, name, change.people)
     if change.action == "transition":
+        scored = _scored(connection, change, lifecycle, actor) if change.state == "decided" else {}
         held = store.transition(
             connection, name, change.state or "", reason=change.reason, actor=actor, policy=lifecycle,
-            decision=change.decision,
+            decision=change.decision, evidence=scored,
         )  # fmt: skip
-        return {"state": held.state}
+        return {"state": held.state, **scored}
     if change.action == "approve":
         store.approve(
             connection, name, role=change.role or "", reason=change.reason, actor=actor, policy=lifecycle
@@ -78,6 +82,19 @@ def perform(
     if change.action == "record":
         return record_file(connection, change, policy, actor=actor)
     return advance(connection, name, policy, days=change.days, actor=actor)
+
+
+def _scored(
+    connection: sa.Connection, change: Change, lifecycle: LifecyclePolicy, actor: str
+) -> dict[str, str]:
+    """The score that a decision is taken beside, to be recorded with it."""
+    page = compute_results(
+        connection, change.experiment, policy=lifecycle, actor=actor, alignment=change.alignment
+    )
+    if page.scorecard is None:
+        return {"scorecard": page.reason or "the primary metric is not estimable"}
+    parts = "; ".join(f"{part.name}: {part.found}" for part in page.scorecard.parts)
+    return {"scorecard": page.scorecard.sentence, "scorecard parts": parts}
 
 
 def record_file(connection: sa.Connection, change: Change, policy: Policy, *, actor: str) -> dict[str, Any]:

@@ -22,8 +22,6 @@ from e2i_dagster.experiments.sufficient import AnalysisSet, Kind, Missing, Suffi
 
 #: Fewer observed units in an arm are not analysed: intervals rest on the sampling distribution of means.
 SMALLEST_ARM = 20
-#: Arms that differ this clearly in a covariate from before the assignment were not assigned by chance.
-IMBALANCE = 0.001
 
 
 def analyze(
@@ -52,6 +50,8 @@ def analyze(
     confidence: float = 0.95,
     multiplicity: str = "holm",
     min_per_arm: int = SMALLEST_ARM,
+    missing_p: float = 0.01,
+    covariate_p: float = 0.001,
 ) -> Analysis:
     """Effect of every arm against ``control``.
 
@@ -76,6 +76,7 @@ def analyze(
             covariates after it.
         confidence: of the intervals; multiplicity: adjustment over several arms.
         min_per_arm: fewer observed units in an arm are not estimable.
+        missing_p, covariate_p: a note is added when missing outcomes, or the covariate, differ so clearly.
 
     Raises:
         InputError: columns, values or options are wrong. What cannot be estimated is no error: its
@@ -88,7 +89,8 @@ def analyze(
     )  # fmt: skip
     return analyze_statistics(
         statistics, control=control, arms=arms, outcome_range=outcome_range, horizon=horizon,
-        confidence=confidence, multiplicity=multiplicity, min_per_arm=min_per_arm,
+        confidence=confidence, multiplicity=multiplicity, min_per_arm=min_per_arm, missing_p=missing_p,
+        covariate_p=covariate_p,
     )  # fmt: skip
 
 
@@ -102,6 +104,8 @@ def analyze_statistics(
     confidence: float = 0.95,
     multiplicity: str = "holm",
     min_per_arm: int = SMALLEST_ARM,
+    missing_p: float = 0.01,
+    covariate_p: float = 0.001,
 ) -> Analysis:
     """``analyze`` from sufficient statistics, for example of merged partitions."""
     confidence = checked_probability(confidence, "confidence")
@@ -141,7 +145,7 @@ def analyze_statistics(
         arms=tuple(_arm_summary(statistics, name) for name in given),
         comparisons=tuple(comparisons),
         not_analysed=statistics.not_analysed,
-        notes=tuple(_notes(statistics, control, treated)),
+        notes=tuple(_notes(statistics, control, treated, missing_p, covariate_p)),
     )
 
 
@@ -188,7 +192,13 @@ def _arm_summary(statistics: SufficientStatistics, arm: str) -> ArmSummary:
     )
 
 
-def _notes(statistics: SufficientStatistics, control: str, treated: Sequence[str]) -> list[str]:
+def _notes(
+    statistics: SufficientStatistics,
+    control: str,
+    treated: Sequence[str],
+    missing_p: float,
+    covariate_p: float,
+) -> list[str]:
     """What a reader must know beside the figures."""
     from scipy.special import chdtrc, ndtr
 
@@ -202,7 +212,7 @@ def _notes(statistics: SufficientStatistics, control: str, treated: Sequence[str
             (missing - expected) ** 2 / expected + (missing - expected) ** 2 / (units - expected)
         ).sum()
         p = float(chdtrc(len(units) - 1, statistic))
-        if p < 0.01:
+        if p < missing_p:
             rates = ", ".join(f"{name} {c.missing / c.units:.1%}" for name, c in cells.items() if c.units)
             notes.append(
                 f"missing outcomes differ between the arms ({rates}; p {p:.2g}): the effect may be biased"
@@ -214,7 +224,10 @@ def _notes(statistics: SufficientStatistics, control: str, treated: Sequence[str
             if min(base.count, other.count) < 2:
                 continue
             spread = base.covariance()[-1, -1] / base.count + other.covariance()[-1, -1] / other.count
-            if spread > 0 and 2 * ndtr(-abs(other.mean[-1] - base.mean[-1]) / math.sqrt(spread)) < IMBALANCE:
+            if (
+                spread > 0
+                and 2 * ndtr(-abs(other.mean[-1] - base.mean[-1]) / math.sqrt(spread)) < covariate_p
+            ):
                 notes.append(
                     f"the covariate differs between {name} and {control} by more than chance: was it measured "
                     "before the assignment?"

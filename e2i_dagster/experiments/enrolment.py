@@ -35,7 +35,7 @@ EVENT_COLUMNS = (
     "unit_id", "event_type", "occurred_at", "consent_method", "consent_version", "initiated_by", "severity",
     "variant_received", "reason",
 )  # fmt: skip
-OUTCOME_COLUMNS = ("unit_id", "metric", "value", "event", "observed_at")
+OUTCOME_COLUMNS = ("unit_id", "metric", "value", "event", "denominator", "observed_at")
 
 
 def eligibility(
@@ -153,7 +153,7 @@ def check_outcomes(
     """The outcomes that are new, after all of them were checked; nothing is taken when one is wrong.
 
     Args:
-        outcomes: ``OUTCOME_COLUMNS`` (``event`` for survival metrics only).
+        outcomes: ``OUTCOME_COLUMNS`` (``event`` for survival metrics, ``denominator`` for ratios, only).
         assignments: unit_id, assigned_at. known: recorded outcomes.
 
     Raises:
@@ -163,6 +163,7 @@ def check_outcomes(
     given["unit_id"] = given["unit_id"].astype("string[pyarrow]")
     given["observed_at"] = pd.to_datetime(given["observed_at"], utc=True, errors="coerce")
     given["value"] = pd.to_numeric(given["value"], errors="coerce").astype("float64")
+    given["denominator"] = pd.to_numeric(given["denominator"], errors="coerce").astype("float64")
     given["event"] = given["event"].astype("boolean")
     given = given.drop_duplicates(ignore_index=True)
     kinds = {metric.name: metric.kind for metric in spec.metrics.all}
@@ -170,7 +171,7 @@ def check_outcomes(
     assigned_at = _time_of(given["unit_id"], assignments.set_index("unit_id")["assigned_at"])
     gone = _time_of(given["unit_id"], _first(events, "consent_withdrawn"))
     both = given.merge(
-        known[["unit_id", "metric", "value"]].assign(there=True),
+        known[["unit_id", "metric", "value", "denominator"]].assign(there=True),
         on=["unit_id", "metric"], how="left", suffixes=("", "_known"),
     )  # fmt: skip
     there = both["there"].notna()
@@ -185,10 +186,17 @@ def check_outcomes(
         "of a proportion that are neither 0 nor 1": (kind == "proportion") & ~value.isin([0.0, 1.0]),
         "of a survival metric without a time above 0 and event true or false": (kind == "survival")
         & ~((value > 0) & given["event"].notna()),
+        "of a ratio without a denominator of 0 or more": (kind == "ratio") & ~(given["denominator"] >= 0)
+        | (kind == "ratio") & np.isinf(given["denominator"].to_numpy()),
+        "with a denominator, of a metric that is no ratio": (kind != "ratio") & given["denominator"].notna(),
         "given twice for a unit and metric with different values": given.duplicated(
             ["unit_id", "metric"], keep=False
         ),
-        "recorded already with another value": there & (both["value"] != both["value_known"]),
+        "recorded already with another value": there
+        & (
+            (both["value"] != both["value_known"])
+            | ((kind == "ratio").to_numpy() & (both["denominator"] != both["denominator_known"]))
+        ),
     }
     refuse("outcomes", problems, len(given))
     return given[~there.to_numpy()].reset_index(drop=True)
@@ -264,7 +272,7 @@ def analysis_frame(
 ) -> pd.DataFrame:
     """One row per assigned unit: arm, sets, attributes, and a column per metric (null: not observed).
 
-    A survival metric has a second column ``<metric>_event``.
+    A survival metric has a second column ``<metric>_event``, a ratio ``<metric>_denominator``.
     """
     frame = states.merge(attributes, on="unit_id", how="left", validate="one_to_one")
     for metric in spec.metrics.all:
@@ -272,6 +280,8 @@ def analysis_frame(
         frame[metric.name] = frame["unit_id"].map(found["value"]).astype("float64")
         if metric.kind == "survival":
             frame[f"{metric.name}_event"] = frame["unit_id"].map(found["event"].astype("float64"))
+        if metric.kind == "ratio":
+            frame[f"{metric.name}_denominator"] = frame["unit_id"].map(found["denominator"])
     return frame
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,12 +15,21 @@ from e2i_dagster.config.experiment import ExperimentSpec, LifecyclePolicy
 from e2i_dagster.errors import InputError
 from e2i_dagster.experiments import store
 from e2i_dagster.experiments.enrolment import analysis_frame, attribute_frame, unit_states
-from e2i_dagster.experiments.lifecycle import may_read_results
-from e2i_dagster.experiments.looks import analysis_of
+from e2i_dagster.experiments.estimation import final_estimate
+from e2i_dagster.experiments.forest import Heterogeneity, heterogeneity
+from e2i_dagster.experiments.lifecycle import bound_to_stop, may_read_results
+from e2i_dagster.experiments.looks import analysis_of, columns_of, look_boundaries, missing_policy, progress
 from e2i_dagster.experiments.results import Analysis
+from e2i_dagster.experiments.scorecard import ScoredResult, score_result
+from e2i_dagster.experiments.subgroups import SubgroupAnalysis, analyze_subgroups
 from e2i_dagster.warehouse.tables import experiments as tables
 
 ANALYSED_SETS = ("itt", "per_protocol", "as_treated")
+#: What the effect of each kind of metric is.
+EFFECTS = {
+    "mean": "difference of means", "proportion": "difference of shares", "ratio": "difference of ratios",
+    "survival": "hazard ratio",
+}  # fmt: skip
 
 
 class SetResult(BaseModel):
@@ -45,8 +55,9 @@ class ResultsPage(BaseModel):
     reason: str
     snapshot_digest: str | None = None
     results: tuple[SetResult, ...] = ()
-    subgroups: dict[str, Any] | None = None
-    subgroups_md: str = ""
+    subgroups: tuple[SubgroupAnalysis, ...] = ()
+    heterogeneity: tuple[Heterogeneity, ...] = ()
+    scorecard: ScoredResult | None = None
     adjusted: dict[str, Any] | None = None
     forest_md: str = ""
 
@@ -66,13 +77,19 @@ class ResultsPage(BaseModel):
             "snapshot": self.snapshot_digest,
             "effects_md": "\n".join(head),
             "forest_md": self.forest_md or None,
-            "subgroups_md": self.subgroups_md or None,
-            "adjusted_for_looks": self.adjusted,
+            **{
+                f"subgroups_{one.arm}_{part}_md": one.to_metadata()[f"{part}_md"]
+                for one in self.subgroups
+                for part in ("levels", "interaction")
+            },
+            **{f"forest_of_effects_{one.arm}_md": forest_md(one) for one in self.heterogeneity},
+            "adjusted_for_looks": None if self.adjusted is None else adjusted_sentence(self.adjusted),
+            **({} if self.scorecard is None else self.scorecard.to_metadata()),
         }
 
     def to_record(self) -> dict[str, Any]:
         """Everything as plain values but the figure."""
-        return self.model_dump(mode="json", exclude={"forest_md", "subgroups_md"})
+        return self.model_dump(mode="json", exclude={"forest_md"})
 
 
 def effect_rows(results: Sequence[SetResult]) -> list[tuple[str, ...]]:
@@ -83,7 +100,8 @@ def effect_rows(results: Sequence[SetResult]) -> list[tuple[str, ...]]:
             rows.append((result.metric, result.analysis_set, "", "not estimable", result.reason, ""))
             continue
         for one in result.analysis.comparisons:
-            shared = (result.metric, result.analysis_set, one.arm)
+            named = f"{result.metric} ({EFFECTS[result.analysis.kind]})"
+            shared = (named, result.analysis_set, one.arm)
             if one.status == "not_estimable" or one.effect is None:
                 rows.append((*shared, "not estimable", one.reason or "", ""))
             else:
@@ -98,10 +116,37 @@ def effect_rows(results: Sequence[SetResult]) -> list[tuple[str, ...]]:
     return rows
 
 
+def adjusted_sentence(adjusted: dict[str, Any]) -> str:
+    """The estimate that allows for the looks, in one line."""
+    return (
+        f"{adjusted['median_unbiased']:.4f} ({adjusted['lower']:.4f} to {adjusted['upper']:.4f}), "
+        f"p {adjusted['p_value']:.3g}, ended at look {adjusted['look']}"
+    )
+
+
+def forest_md(found: Heterogeneity) -> str:
+    """What the forest found, as markdown."""
+    shown = found.to_metadata()
+    if found.status == "not_estimable":
+        return f"not estimable: {found.reason}"
+    return (
+        f"Does the effect differ? Calibration slope {found.calibration_slope:.2f}, p {found.p_value:.3g}.\n\n"
+        f"{shown['groups_md']}\n\n{shown['importance_md']}"
+    )
+
+
 def compute_results(
-    connection: sa.Connection, name: str, *, policy: LifecyclePolicy, actor: str
+    connection: sa.Connection,
+    name: str,
+    *,
+    policy: LifecyclePolicy,
+    actor: str,
+    alignment: float | None = None,
 ) -> ResultsPage:
-    """Analyse and record the results of an experiment whose data collection is over; say so when it is not."""
+    """Analyse and record the results of an experiment whose data collection is over; say so when it is not.
+
+    ``alignment``: how well the treatment fits the strategy (0 to 1), for the scorecard.
+    """
     held = store.read(connection, name)
     shared = {"experiment": name, "state": held.state, "simulated": held.simulated}
     if not may_read_results(held.state):
@@ -121,82 +166,171 @@ def compute_results(
     )
     frame = analysis_frame(states, records.outcomes, attribute_frame(records.screened), spec)
     results = tuple(
-        _set_result(frame, spec, metric.name, chosen)
+        _set_result(frame, spec, metric.name, chosen, policy)
         for metric in spec.metrics.all
         for chosen in ANALYSED_SETS
     )
-    subgroups, subgroups_md = _subgroups(frame, spec)
     digest = records.digest
     _record(connection, name, results, digest, spec, actor)
+    adjusted = adjusted_for_looks(spec, store.looks(connection, name))
+    primary = results[0].analysis
     return ResultsPage(
         **shared,
         available=True,
         reason="",
         snapshot_digest=digest,
         results=results,
-        subgroups=subgroups,
-        subgroups_md=subgroups_md,
-        adjusted=_adjusted(spec, store.looks(connection, name)),
+        subgroups=_subgroups(frame, spec, policy),
+        heterogeneity=_heterogeneity(connection, frame, spec, policy, digest, actor),
+        scorecard=None
+        if primary is None
+        else score_result(spec, primary, policy.scorecard, adjusted=adjusted, alignment=alignment),
+        adjusted=adjusted,
     )
 
 
-def _set_result(frame: pd.DataFrame, spec: ExperimentSpec, name: str, chosen: str) -> SetResult:
+def _set_result(
+    frame: pd.DataFrame, spec: ExperimentSpec, name: str, chosen: str, policy: LifecyclePolicy
+) -> SetResult:
     metric = next(one for one in spec.metrics.all if one.name == name)
     if chosen != "itt" and frame["received"].isna().all():
         return SetResult(
             metric=name, analysis_set=chosen, analysis=None, reason="no treatment received was recorded"
         )
     try:
-        found = analysis_of(frame, spec, metric, chosen)
+        found = analysis_of(frame, spec, metric, chosen, policy=policy.analysis)
     except InputError as error:
         return SetResult(metric=name, analysis_set=chosen, analysis=None, reason=str(error))
     return SetResult(metric=name, analysis_set=chosen, analysis=found)
 
 
-def _subgroups(frame: pd.DataFrame, spec: ExperimentSpec) -> tuple[dict[str, Any] | None, str]:
-    """Effects by pre-registered subgroup with the test of interaction, for the first treatment arm."""
+def _subgroups(
+    frame: pd.DataFrame, spec: ExperimentSpec, policy: LifecyclePolicy
+) -> tuple[SubgroupAnalysis, ...]:
+    """Effects of each arm by pre-registered subgroup, with the test of interaction."""
     if not spec.subgroups:
-        return None, ""
-    from e2i_dagster.experiments.subgroups import analyze_subgroups
-
+        return ()
     metric = spec.metrics.primary
-    found = analyze_subgroups(
-        frame,
-        arm="variant",
-        outcome=metric.name,
-        control=spec.control,
-        subgroups=spec.subgroups,
-        treated=spec.treatments[0],
-        kind=metric.kind,
-        event=f"{metric.name}_event" if metric.kind == "survival" else None,
-        cluster="cluster" if spec.randomization.method == "cluster" else None,
-        unit="unit_id",
+    return tuple(
+        analyze_subgroups(
+            frame,
+            arm="variant",
+            outcome=metric.name,
+            control=spec.control,
+            subgroups=spec.subgroups,
+            treated=arm,
+            kind=metric.kind,
+            multiplicity=spec.multiplicity,
+            min_per_arm=policy.analysis.minimum_per_arm,
+            missing=missing_policy(spec, metric),
+            **columns_of(spec, metric),
+        )
+        for arm in spec.treatments
     )
-    shown = found.to_metadata()
-    tables_md = [str(value) for key, value in shown.items() if key.endswith("_md")]
-    return found.to_record(), "\n\n".join(tables_md)
 
 
-def _adjusted(spec: ExperimentSpec, made: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _heterogeneity(
+    connection: sa.Connection,
+    frame: pd.DataFrame,
+    spec: ExperimentSpec,
+    policy: LifecyclePolicy,
+    digest: str,
+    actor: str,
+) -> tuple[Heterogeneity, ...]:
+    """The forest that the plan declares, for each arm: grown once for the same rows, then read again."""
+    plan = spec.heterogeneity
+    if plan is None:
+        return ()
+    table = tables.ab_experiment_results
+    known = {
+        row.arm: Heterogeneity.model_validate(row.details)
+        for row in connection.execute(
+            sa.select(table.c.arm, table.c.details).where(
+                table.c.experiment == spec.name,
+                table.c.analysis_type == "heterogeneity",
+                table.c.snapshot_digest == digest,
+            )
+        )
+    }
+    found = []
+    for arm in spec.treatments:
+        if arm not in known:
+            known[arm] = grow_forest(frame, spec, policy, arm)
+            row = _heterogeneity_row(spec, known[arm], digest, actor)
+            connection.execute(insert(table).on_conflict_do_nothing(), [row])
+        found.append(known[arm])
+    return tuple(found)
+
+
+def grow_forest(
+    frame: pd.DataFrame, spec: ExperimentSpec, policy: LifecyclePolicy, arm: str
+) -> Heterogeneity:
+    """The declared forest for one arm, ``not_estimable`` with the reason where it cannot be grown."""
+    plan = spec.heterogeneity
+    assert plan is not None
+    try:
+        return heterogeneity(
+            frame,
+            arm="variant",
+            outcome=spec.metrics.primary.name,
+            control=spec.control,
+            treated=arm,
+            covariates=plan.covariates,
+            trees=plan.trees,
+            seed=plan.seed,
+            min_per_arm=policy.analysis.forest_minimum_per_arm,
+        )
+    except InputError as error:
+        return Heterogeneity(
+            arm=arm,
+            control=spec.control,
+            status="not_estimable",
+            reason=str(error),
+            units=int(frame["variant"].isin([arm, spec.control]).sum()),
+        )
+
+
+def _heterogeneity_row(spec: ExperimentSpec, found: Heterogeneity, digest: str, actor: str) -> dict[str, Any]:
+    return {
+        "experiment": spec.name, "analysis_type": "heterogeneity", "analysis_method": "causal_forest",
+        "metric": spec.metrics.primary.name, "arm": found.arm, "snapshot_digest": digest, "control_n": 0,
+        "treatment_n": 0, "effect_estimate": found.average_effect, "p_value": found.p_value,
+        "reason": found.reason or "", "details": found.to_record(), "recorded_by": actor,
+    }  # fmt: skip
+
+
+def adjusted_for_looks(spec: ExperimentSpec, made: list[dict[str, Any]]) -> dict[str, Any] | None:
     """P-value, median-unbiased estimate and interval that allow for the looks, where the trial ended at one.
 
-    Only for one treatment arm and an effect that is a difference; the last look's statistic is taken.
+    On the scale of the effect (a hazard ratio for survival). For one treatment arm only; a binding rule of
+    futility, which was obeyed, enters. None where the trial ended by no rule.
     """
-    from e2i_dagster.experiments.estimation import final_estimate
-    from e2i_dagster.experiments.looks import look_boundaries
-
-    if len(spec.treatments) > 1 or not made or spec.metrics.primary.kind == "survival":
+    if len(spec.treatments) > 1 or not made:
         return None
     last = made[-1]
     z, effect = last["test_statistic"], last["effect_estimate"]
-    ended = last["decision"] == "stop_efficacy" or last["analysis_type"] == "final"
-    if not ended or not z or effect is None:
+    final, bound = last["analysis_type"] == "final", bound_to_stop(made)
+    if not (last["decision"] == "stop_efficacy" or final or bound) or not z or effect is None:
         return None
-    bounds = look_boundaries(
-        spec, [look["information_fraction"] for look in made], final=last["analysis_type"] == "final"
-    )
-    found = final_estimate(bounds, len(made), z, standard_error=abs(effect / z))
-    return {"look": len(made), "benefit_direction": spec.metrics.primary.direction, **found.to_record()}
+    reached, times = progress(spec, made)
+    bounds = look_boundaries(spec, reached, final=final, times=times)
+    futility = spec.stopping.futility
+    floors = None
+    if futility is not None and futility.binding:
+        said = [look["metrics_snapshot"]["arms"][0].get("futility_z") for look in made]
+        floors = [low if own is None else own for own, low in zip(said, bounds.lower, strict=False)]
+    hazard, sign = spec.metrics.primary.kind == "survival", spec.metrics.primary.sign
+    size = math.log(effect) if hazard else effect
+    found = final_estimate(bounds, len(made), z, standard_error=abs(size / z), lower=floors).to_record()
+    return {"look": len(made), **found, **_on_the_scale(found, sign, hazard)}
+
+
+def _on_the_scale(found: dict[str, Any], sign: int, hazard: bool) -> dict[str, float]:
+    """Estimate and limits, which :func:`final_estimate` has in the direction of benefit, as effects."""
+    low, high = ("lower", "upper") if sign > 0 else ("upper", "lower")
+    picked = {"naive": "naive", "median_unbiased": "median_unbiased", "lower": low, "upper": high}
+    values = {name: sign * float(found[source]) for name, source in picked.items()}
+    return {name: math.exp(value) for name, value in values.items()} if hazard else values
 
 
 def _record(

@@ -99,13 +99,14 @@ def heterogeneity(
     confidence: float = 0.95,
     trees: int = 200,
     seed: int = 42,
+    min_per_arm: int = SMALLEST_FOREST_ARM,
 ) -> Heterogeneity:
     """Heterogeneity of the effect of ``treated`` against ``control`` along ``covariates``.
 
     Args:
         frame: one row per unit of a randomized experiment; rows of other arms are not used.
         covariates: columns from before the assignment: numbers, truth values, or text (one column per value).
-        trees: of each forest, a multiple of 4.
+        trees: of each forest, a multiple of 4. min_per_arm: fewer units in an arm are not estimable.
 
     Returns:
         Figures, or ``not_estimable`` with the reason: too few units, an outcome or covariates that do not vary,
@@ -126,7 +127,7 @@ def heterogeneity(
     treatment = (units[arm].astype("string") == str(treated)).to_numpy(dtype=int)
     y = units[outcome].to_numpy(dtype=float)
     x = pd.get_dummies(units[list(covariates)], dtype=float).astype(float)
-    reason = _cannot(treatment, y, x, str(treated), str(control))
+    reason = _cannot(treatment, y, x, str(treated), str(control), min_per_arm)
     shared: dict[str, Any] = {"arm": str(treated), "control": str(control), "units": len(units)}
     if reason is not None:
         return Heterogeneity(**shared, status="not_estimable", reason=reason)
@@ -146,13 +147,12 @@ def heterogeneity(
     )  # fmt: skip
 
 
-def _cannot(treatment: np.ndarray, y: np.ndarray, x: pd.DataFrame, treated: str, control: str) -> str | None:
+def _cannot(
+    treatment: np.ndarray, y: np.ndarray, x: pd.DataFrame, treated: str, control: str, least: int
+) -> str | None:
     for name, count in ((treated, int(treatment.sum())), (control, int(len(treatment) - treatment.sum()))):
-        if count < SMALLEST_FOREST_ARM:
-            return (
-                f"arm {name} has {shown_count(count)} units with outcome; a forest needs at least "
-                f"{SMALLEST_FOREST_ARM}"
-            )
+        if count < least:
+            return f"arm {name} has {shown_count(count)} units with outcome; a forest needs at least {least}"
     if np.ptp(y) == 0:
         return "the outcome does not vary"
     gaps = [str(name) for name in x.columns if x[name].isna().any()]

@@ -393,6 +393,19 @@ def conditional_power(
     return _phi(score / math.sqrt(1.0 - fraction))
 
 
+def z_of_conditional_power(power: float, information_fraction: float, *, final_z: float) -> float:
+    """The z at which :func:`conditional_power` under the current trend is ``power``: a boundary of futility.
+
+    ``sqrt(t) (c + Phi^-1(power) sqrt(1 - t))``, from solving the formula for z.
+    """
+    from scipy.special import ndtri
+
+    wanted = checked_probability(power, "power")
+    fraction = _checked_interim(0.0, information_fraction)[1]
+    bound = checked_number(final_z, "final_z")
+    return math.sqrt(fraction) * (bound + float(ndtri(wanted)) * math.sqrt(1.0 - fraction))
+
+
 def predictive_power(
     z: float,
     information_fraction: float,

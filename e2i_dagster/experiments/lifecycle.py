@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from e2i_dagster.config.experiment import ENDED_STATES, OPEN_STATES, ExperimentSpec, LifecyclePolicy, State
 from e2i_dagster.errors import InputError, VerdictError
@@ -17,6 +18,7 @@ class Approval:
     role: str
     by: str
     design_digest: str
+    at: dt.datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Situation:
         information: information fraction reached. as_of: newest day of the data.
         paused_at: since when it is paused. results: the final results are recorded.
         decision: what shall be decided.
-        assigned: units assigned.
+        assigned: units assigned. bound_to_stop: the newest look stopped it for futility by a binding rule.
     """
 
     state: State
@@ -49,6 +51,7 @@ class Situation:
     results: bool = False
     decision: str | None = None
     assigned: int = 0
+    bound_to_stop: bool = False
 
 
 def judge_transition(
@@ -69,6 +72,11 @@ def judge_transition(
             + (f"It may become {', '.join(after)}." if after else "Nothing follows.")
         )
     checks = dict(_CHECKS.get(to, _nothing)(spec, policy, situation, now))
+    if situation.bound_to_stop and situation.state in ("running", "paused"):
+        checks["binding futility"] = (
+            to in ("stopped_futility", "stopped_other"),
+            "the newest look stopped it for futility, and the design makes that binding",
+        )
     missing = [f"{name}: {text}" for name, (fine, text) in checks.items() if not fine]
     if missing:
         raise VerdictError(f"Experiment {spec.name} cannot become {to}: " + "; ".join(missing) + ".")
@@ -199,6 +207,14 @@ def _decided(spec: ExperimentSpec, policy: LifecyclePolicy, situation: Situation
             f"{situation.decision or 'none was given'} (one of {', '.join(policy.decisions)})",
         ),
     )
+    if situation.bound_to_stop:
+        yield (
+            "binding futility",
+            (
+                situation.decision != "implement_treatment",
+                "the experiment stopped for futility by a binding rule, so the treatment is not implemented",
+            ),
+        )
 
 
 _CHECKS: Mapping[str, Callable[..., Found]] = {
@@ -213,6 +229,43 @@ _CHECKS: Mapping[str, Callable[..., Found]] = {
     "analyzed": _analyzed,
     "decided": _decided,
 }
+
+
+def bound_to_stop(made: Sequence[Mapping[str, Any]]) -> bool:
+    """True when the newest of the looks ``made`` stopped for futility by a rule that the design makes binding."""
+    return bool(made) and bool(made[-1]["metrics_snapshot"].get("binding_stop"))
+
+
+@dataclass(frozen=True)
+class Review:
+    """The approvals of the design in force: by role who and when, and until when they were due."""
+
+    due: dt.datetime | None
+    given: Mapping[str, Approval]
+    missing: tuple[str, ...]
+
+    def late(self, approval: Approval) -> bool:
+        """True when it came after the time it was due."""
+        return self.due is not None and approval.at is not None and approval.at > self.due
+
+    def overdue(self, now: dt.datetime) -> bool:
+        """True when a role is missing although the time is over."""
+        return bool(self.missing) and self.due is not None and now > self.due
+
+
+def review_of(
+    policy: LifecyclePolicy,
+    design_digest: str,
+    approvals: Sequence[Approval],
+    submitted_at: dt.datetime | None,
+) -> Review:
+    """Approvals of one design, due so many hours after it was submitted."""
+    given = {one.role: one for one in approvals if one.design_digest == design_digest}
+    return Review(
+        due=None if submitted_at is None else submitted_at + dt.timedelta(hours=policy.approvals.hours),
+        given=given,
+        missing=tuple(role for role in policy.approvals.roles if role not in given),
+    )
 
 
 def may_read_results(state: State) -> bool:

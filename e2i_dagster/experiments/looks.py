@@ -14,12 +14,28 @@ import pandas as pd
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict
 
-from e2i_dagster.config.experiment import ExperimentSpec, HarmRule, LifecyclePolicy, Metric
+from e2i_dagster.config.experiment import (
+    AnalysisPolicy,
+    ExperimentSpec,
+    HarmRule,
+    LifecyclePolicy,
+    Metric,
+    Minimum,
+)
 from e2i_dagster.errors import InputError, VerdictError
 from e2i_dagster.experiments import store
 from e2i_dagster.experiments.enrolment import analysis_frame, attribute_frame, unit_states
-from e2i_dagster.experiments.interim import SPENDING_RULES, Boundaries, boundaries, evaluate_look
-from e2i_dagster.experiments.results import Analysis
+from e2i_dagster.experiments.estimation import AlwaysValid, always_valid, mixture_variance
+from e2i_dagster.experiments.interim import (
+    SPENDING_RULES,
+    Boundaries,
+    boundaries,
+    evaluate_look,
+    z_of_conditional_power,
+)
+from e2i_dagster.experiments.lifecycle import bound_to_stop
+from e2i_dagster.experiments.reestimation import propose_size
+from e2i_dagster.experiments.results import Analysis, Comparison
 from e2i_dagster.warehouse.tables import experiments as tables
 
 Advice = Literal["continue", "stop_efficacy", "stop_futility", "stop_safety"]
@@ -29,7 +45,8 @@ class ArmLook(BaseModel):
     """One arm against the control at one look; ``z`` is positive for benefit.
 
     ``lower`` and ``upper`` are the repeated confidence interval (Jennison and Turnbull 1989): the estimate plus
-    and minus the boundary times its standard error, valid at all looks together.
+    and minus the boundary times its standard error, valid at all looks together. ``futility_z``: below it the
+    design's rule of futility says stop. ``always_valid``: confidence sequence, where the design asks for one.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -44,6 +61,9 @@ class ArmLook(BaseModel):
     p_value: float | None = None
     conditional_power: float | None = None
     predictive_power: float | None = None
+    futility_z: float | None = None
+    always_valid: AlwaysValid | None = None
+    always_valid_reason: str = ""
     advice: Advice = "continue"
     rationale: str = ""
 
@@ -62,7 +82,12 @@ class HarmCheck(BaseModel):
 
 
 class LookReport(BaseModel):
-    """Everything one look found. For the data monitoring committee; pages show :meth:`blinded`."""
+    """Everything one look found. For the data monitoring committee; pages show what :func:`interim_page` lets through.
+
+    ``information_target`` and ``spending_time`` keep what the fraction meant when an amendment changes the size.
+    ``binding_stop``: the look stopped for futility by a binding rule. ``size_proposal``: what the declared review of
+    the sample size proposes.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -73,6 +98,8 @@ class LookReport(BaseModel):
     design_digest: str
     information_fraction: float
     planned_fraction: float
+    information_target: int
+    spending_time: float
     units: int
     units_by_arm: dict[str, int]
     data_as_of: str
@@ -86,6 +113,8 @@ class LookReport(BaseModel):
     harm: tuple[HarmCheck, ...]
     advice: Advice
     rationale: str
+    binding_stop: bool = False
+    size_proposal: dict[str, Any] | None = None
 
     def to_record(self) -> dict[str, Any]:
         """Everything as plain values."""
@@ -108,6 +137,7 @@ class InterimPage(BaseModel):
     information: float
     next_fraction: float | None
     looks: tuple[dict[str, Any], ...]
+    size_proposal: str = ""
     boundary_md: str = ""
 
     def to_metadata(self) -> dict[str, Any]:
@@ -122,6 +152,7 @@ class InterimPage(BaseModel):
             "next_look_at": self.next_fraction,
             "looks_made": len(self.looks),
             "looks_md": "\n".join(rows) or None,
+            "sample_size_review": self.size_proposal or None,
             "boundaries_md": self.boundary_md or None,
         }
 
@@ -144,22 +175,40 @@ def due_look(spec: ExperimentSpec, information: float, made: int, *, ended: bool
     return made + 1 if information >= planned[made] - 1e-9 else None
 
 
-def look_boundaries(spec: ExperimentSpec, reached: Sequence[float], *, final: bool) -> Boundaries:
+def progress(spec: ExperimentSpec, made: Sequence[dict[str, Any]]) -> tuple[list[float], list[float]]:
+    """Information fractions of the looks ``made``, of the size now planned, and where each of them spent alpha.
+
+    The two differ when an amendment changed the size after a look.
+    """
+    reached, times = [], []
+    for look in made:
+        held = look["metrics_snapshot"]
+        target = held.get("information_target", spec.information_target)
+        reached.append(look["information_fraction"] * target / spec.information_target)
+        times.append(held.get("spending_time", min(look["information_fraction"], 1.0)))
+    return reached, times
+
+
+def look_boundaries(
+    spec: ExperimentSpec, reached: Sequence[float], *, final: bool, times: Sequence[float] | None = None
+) -> Boundaries:
     """Boundaries for the looks so far, made at the information fractions ``reached`` (of that planned).
 
     Spending rules take any fractions; when more information came than was planned, information is counted in
     what there is and alpha is spent by the plan. The classical rules hold for the planned fractions, at which
     their looks are frozen. With several arms each is compared at alpha divided by their number (Bonferroni).
+    ``times``: where alpha is spent, when that is not at the fractions (:func:`progress`).
     """
     alpha = spec.looks.alpha / len(spec.treatments)
     shared: dict[str, Any] = {"alpha": alpha, "sides": spec.looks.sides, "gamma": spec.looks.gamma}
     if spec.looks.rule not in SPENDING_RULES:
         return boundaries(spec.looks.rule, spec.looks.information_fractions, **shared)
     largest = max(1.0, *reached)
+    spent = [min(fraction, 1.0) for fraction in reached] if times is None else list(times)
     return boundaries(
         spec.looks.rule,
         [fraction / largest for fraction in reached],
-        spending_time=[min(fraction, 1.0) for fraction in reached] if largest > 1 else None,
+        spending_time=None if spent == list(reached) else spent,
         final=final,
         **shared,
     )
@@ -180,12 +229,13 @@ def make_look(
     ended = held.state in ("completed", "stopped_other")
     spec = held.spec
     if held.state not in ("running", "completed", "stopped_other") or (
-        made and made[-1]["analysis_type"] == "final"
+        made and (made[-1]["analysis_type"] == "final" or bound_to_stop(made))
     ):
         return None
+    before, times = progress(spec, made)
     reached = store.information(spec, records.outcomes)
     number = due_look(spec, reached, len(made), ended=ended)
-    if number is None or reached <= (made[-1]["information_fraction"] if made else 0.0):
+    if number is None or reached <= (before[-1] if made else 0.0):
         return None
     final = ended or number == len(spec.looks.information_fractions)
     if spec.looks.rule not in SPENDING_RULES and not ended:
@@ -197,10 +247,11 @@ def make_look(
     report = evaluate(
         spec,
         records,
-        reached=[*(look["information_fraction"] for look in made), reached],
+        reached=[*before, reached],
+        times=[*times, min(reached, 1.0)],
         earlier=[look["metrics_snapshot"] for look in made],
         final=final,
-        minor_deviations_that_exclude=policy.minor_deviations_that_exclude,
+        policy=policy,
     )
     _record(connection, report, last_event=last_event, last_outcome=last_outcome, actor=actor)
     return report
@@ -213,27 +264,38 @@ def evaluate(
     reached: Sequence[float],
     earlier: Sequence[dict[str, Any]],
     final: bool,
-    minor_deviations_that_exclude: int,
+    policy: LifecyclePolicy,
+    times: Sequence[float] | None = None,
 ) -> LookReport:
     """Analyse ``records`` by intention to treat and hold each arm's z against the boundaries.
 
     Args:
         reached: information fractions of all looks up to this one. earlier: records of the looks before.
+        times: where they spend alpha, when not at the fractions.
     """
     states = unit_states(
-        records.assignments, records.events, minor_deviations_that_exclude=minor_deviations_that_exclude
+        records.assignments,
+        records.events,
+        minor_deviations_that_exclude=policy.minor_deviations_that_exclude,
     )
     frame = analysis_frame(states, records.outcomes, attribute_frame(records.screened), spec)
-    bounds = look_boundaries(spec, reached, final=final)
+    bounds = look_boundaries(spec, reached, final=final, times=times)
     number = len(reached)
-    primary = analysis_of(frame, spec, spec.metrics.primary)
+    primary = analysis_of(frame, spec, spec.metrics.primary, policy=policy.analysis)
     observed = {arm.arm: arm.observed for arm in primary.arms}
     days = _days_running(records)
     arms = tuple(
         _arm_look(spec, primary, arm, bounds, number, earlier, observed, days) for arm in spec.treatments
     )
-    harm = tuple(_harm(frame, spec, rule, arm) for rule in spec.stopping.harm for arm in spec.treatments)
+    harm = tuple(
+        _harm(frame, spec, rule, arm, policy.analysis)
+        for rule in spec.stopping.harm
+        for arm in spec.treatments
+    )
     advice, why = _advice(arms, harm)
+    futility = spec.stopping.futility
+    if advice != "stop_futility" and earlier and earlier[-1].get("advice") == "stop_futility":
+        why += f". It went on after look {number - 1} had said futility (non-binding)"
     return LookReport(
         experiment=spec.name,
         look=number,
@@ -244,6 +306,8 @@ def evaluate(
         planned_fraction=spec.looks.information_fractions[
             min(number, len(spec.looks.information_fractions)) - 1
         ],
+        information_target=spec.information_target,
+        spending_time=min(reached[-1], 1.0) if times is None else times[-1],
         units=sum(observed.values()),
         units_by_arm=observed,
         data_as_of=records.outcomes["observed_at"].max().isoformat(),
@@ -257,11 +321,19 @@ def evaluate(
         harm=harm,
         advice=advice,
         rationale=why,
+        binding_stop=advice == "stop_futility" and futility is not None and futility.binding,
+        size_proposal=propose_size(spec, frame, reached, arms[0].z),
     )
 
 
 def analysis_of(
-    frame: pd.DataFrame, spec: ExperimentSpec, metric: Metric, analysis_set: str = "itt", **options: Any
+    frame: pd.DataFrame,
+    spec: ExperimentSpec,
+    metric: Metric,
+    analysis_set: str = "itt",
+    *,
+    policy: AnalysisPolicy,
+    **options: Any,
 ) -> Analysis:
     """The analysis of one metric of the design over one analysed set of ``frame``."""
     from e2i_dagster.experiments.analysis import analyze
@@ -273,16 +345,33 @@ def analysis_of(
         kind=metric.kind,
         control=spec.control,
         arms=tuple(spec.ratios),
-        event=f"{metric.name}_event" if metric.kind == "survival" else None,
+        **columns_of(spec, metric),
         covariate=metric.covariate if metric.kind != "survival" else None,
-        cluster="cluster" if spec.randomization.method == "cluster" else None,
         analysis_set=analysis_set,
         received="received" if analysis_set != "itt" else None,
         adherent="adherent" if analysis_set == "per_protocol" else None,
-        missing=spec.missing_outcomes if metric.kind == "proportion" else "complete_cases",
-        unit="unit_id",
+        missing=missing_policy(spec, metric),
+        min_per_arm=policy.minimum_per_arm,
+        missing_p=policy.missing_difference_p,
+        covariate_p=policy.covariate_difference_p,
         **options,
     )
+
+
+def columns_of(spec: ExperimentSpec, metric: Metric) -> dict[str, Any]:
+    """Columns of an analysis frame that belong to the kind of ``metric`` and to the units."""
+    return {
+        "event": f"{metric.name}_event" if metric.kind == "survival" else None,
+        "denominator": f"{metric.name}_denominator" if metric.kind == "ratio" else None,
+        "cluster": "cluster" if spec.randomization.method == "cluster" else None,
+        "unit": "unit_id",
+    }
+
+
+def missing_policy(spec: ExperimentSpec, metric: Metric) -> str:
+    """The design's policy for missing outcomes, where it is one for the kind of ``metric``."""
+    given = spec.missing_outcomes
+    return given if given == "refuse" or metric.kind == "proportion" else "complete_cases"
 
 
 def interim_page(
@@ -311,6 +400,13 @@ def interim_page(
             row["z"] = "not estimable" if z is None else f"{z:.3f}"
             row["boundary"] = f"{look['boundary_z']:.3f}"
             row["effect"] = "not estimable" if effect is None else f"{effect:.4f}"
+            for arm in look["metrics_snapshot"]["arms"]:
+                sequence = arm.get("always_valid")
+                if sequence is not None:
+                    lower, upper = sequence["lower"], sequence["upper"]
+                    if held.spec.metrics.primary.kind == "survival":
+                        lower, upper = math.exp(lower), math.exp(upper)
+                    row[f"always valid, {arm['arm']}"] = f"{lower:.4f} to {upper:.4f}"
             row["says"] = look["decision"]
         shown.append(row)
     planned = held.spec.looks.information_fractions
@@ -322,8 +418,38 @@ def interim_page(
         information=information,
         next_fraction=planned[len(made)] if len(made) < len(planned) and held.state == "running" else None,
         looks=tuple(shown),
+        size_proposal=size_review_text(held.spec, made, blinded=blinded),
         boundary_md=figure,
     )
+
+
+def size_review_text(spec: ExperimentSpec, made: Sequence[dict[str, Any]], *, blinded: bool) -> str:
+    """What the review of the sample size proposed, and whether the design in force has taken it up.
+
+    A proposal by conditional power would tell the effect: while blinded only the committee's report has it.
+    """
+    for look in made:
+        found = look["metrics_snapshot"].get("size_proposal")
+        if found is None:
+            continue
+        number = look["analysis_number"]
+        if blinded and found["rule"] != "blinded_variance":
+            return f"made at look {number}; its proposal is in the committee's report"
+        if found.get("size") is None:
+            return f"look {number}: not estimable, {found['rationale']}"
+        said = (
+            f"look {number}: {found['planned']:,} planned, {found['size']:,} proposed. {found['rationale']}"
+        )
+        if found["size"] == found["planned"]:
+            return said
+        if spec.information_target == found["size"]:
+            return f"{said} The design in force has taken it up."
+        field = "events" if spec.sample_size.events is not None else "total"
+        return (
+            f"{said} To take it up, set sample_size.{field} to {found['size']} in config/experiments/{spec.name}.yaml "
+            f"and record it: e2i experiment amend {spec.name} --reason TEXT."
+        )
+    return ""
 
 
 def _at_planned(records: store.Records, spec: ExperimentSpec, fraction: float) -> store.Records:
@@ -396,6 +522,8 @@ def _arm_look(
     before = [min(z, bound - 1e-9) for z, bound in zip(before, bounds.z, strict=False)]
     before = [0.0] * (number - 1 - len(before)) + before
     look = evaluate_look(bounds, number, sign * found.z, earlier_z=before)
+    futility = spec.stopping.futility
+    sequence, sequence_reason = _confidence_sequence(spec, found, earlier)
     half = bounds.z[number - 1] * (found.standard_error or math.nan)
     middle = math.log(found.effect) if found.effect_type == "hazard_ratio" else found.effect
     lower, upper = middle - half, middle + half
@@ -413,6 +541,13 @@ def _arm_look(
         p_value=found.p_value,
         conditional_power=look.conditional_power_trend,
         predictive_power=look.predictive_power,
+        futility_z=None
+        if futility is None or look.information_fraction >= 1 or not _enough(futility, pair, days)
+        else z_of_conditional_power(
+            futility.conditional_power_below, look.information_fraction, final_z=bounds.final_z
+        ),
+        always_valid=sequence,
+        always_valid_reason=sequence_reason,
         advice=advice,
         rationale=f"{arm}: {why}",
     )
@@ -423,7 +558,7 @@ def _rule(spec: ExperimentSpec, look: Any, pair: int, days: float) -> tuple[Advi
     stopping = spec.stopping
     if look.decision == "stop_efficacy":
         least = stopping.efficacy
-        if pair >= least.minimum_per_arm and days >= least.minimum_days:
+        if _enough(least, pair, days):
             return "stop_efficacy", look.rationale
         return "continue", (
             f"{look.rationale} The design asks for {least.minimum_per_arm:,} units per arm and "
@@ -432,16 +567,71 @@ def _rule(spec: ExperimentSpec, look: Any, pair: int, days: float) -> tuple[Advi
     rule = stopping.futility
     if rule is not None and look.information_fraction < 1:
         low = look.conditional_power_trend < rule.conditional_power_below
-        if low and pair >= rule.minimum_per_arm and days >= rule.minimum_days:
+        if low and _enough(rule, pair, days):
             return "stop_futility", (
                 f"conditional power {look.conditional_power_trend:.3f} is below {rule.conditional_power_below:g}"
+                + (" (binding)" if rule.binding else "")
             )
     return "continue", look.rationale
 
 
-def _harm(frame: pd.DataFrame, spec: ExperimentSpec, rule: HarmRule, arm: str) -> HarmCheck:
+def _enough(least: Minimum, pair: int, days: float) -> bool:
+    """Whether the smaller of two arms and the days reach what a rule asks for."""
+    return pair >= least.minimum_per_arm and days >= least.minimum_days
+
+
+def planned_standard_error(spec: ExperimentSpec, arm: str) -> float:
+    """Standard error that the plan expects of the effect of ``arm`` at full information (log hazard ratio)."""
+    primary, shares = spec.metrics.primary, spec.ratios
+    if primary.kind == "survival":
+        pair = shares[arm] + shares[spec.control]
+        treated = shares[arm] / pair
+        return 1.0 / math.sqrt(spec.information_target * pair * treated * (1.0 - treated))
+    if primary.kind == "proportion":
+        variance = (primary.baseline or 0.0) * (1.0 - (primary.baseline or 0.0))
+    else:
+        variance = (primary.sd or 0.0) ** 2
+    total = spec.sample_size.total
+    return math.sqrt(variance * (1.0 / (total * shares[arm]) + 1.0 / (total * shares[spec.control])))
+
+
+def _confidence_sequence(
+    spec: ExperimentSpec, found: Comparison, earlier: Sequence[dict[str, Any]]
+) -> tuple[AlwaysValid | None, str]:
+    """The confidence sequence of one arm, going on where the look before left it, or why there is none."""
+    if not spec.looks.always_valid or found.effect is None or not found.standard_error:
+        return None, ""
+    before = next(
+        (
+            AlwaysValid.model_validate(one["always_valid"])
+            for look in reversed(earlier)
+            for one in look["arms"]
+            if one["arm"] == found.arm and one.get("always_valid")
+        ),
+        None,
+    )
+    alpha = spec.looks.alpha / len(spec.treatments) * (2 / spec.looks.sides)
+    hazard = found.effect_type == "hazard_ratio"
+    tuning = (
+        mixture_variance(planned_standard_error(spec, found.arm), alpha=alpha)
+        if before is None
+        else before.tuning_variance
+    )
+    estimate = math.log(found.effect) if hazard else found.effect
+    try:
+        return always_valid(
+            estimate, found.standard_error, tuning_variance=tuning, confidence=1.0 - alpha, before=before
+        ), ""
+    except InputError as error:
+        # The sequence contradicts itself: that is a finding of the look, not a failure of it.
+        return None, str(error)
+
+
+def _harm(
+    frame: pd.DataFrame, spec: ExperimentSpec, rule: HarmRule, arm: str, policy: AnalysisPolicy
+) -> HarmCheck:
     metric = next(one for one in spec.metrics.all if one.name == rule.metric)
-    found = analysis_of(frame, spec, metric)
+    found = analysis_of(frame, spec, metric, policy=policy)
     one = found.comparison(arm)
     counts = {item.arm: item.observed for item in found.arms}
     shared = {"metric": metric.name, "arm": arm}
@@ -499,7 +689,7 @@ def _record(
             data_as_of=pd.Timestamp(report.data_as_of).to_pydatetime(),
             information_fraction=report.information_fraction,
             sample_size_at_analysis=report.units,
-            target_sample_size=round(report.units / report.information_fraction),
+            target_sample_size=report.information_target,
             spending_function=report.rule,
             cumulative_alpha_spent=report.alpha_spent,
             boundary_z=report.boundary_z[report.look - 1],

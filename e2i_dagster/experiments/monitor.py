@@ -1,4 +1,4 @@
-"""One round over all running experiments: findings to alert on, and looks that are due."""
+"""One round over all open experiments: findings to alert on, and looks that are due."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import sqlalchemy as sa
 
 from e2i_dagster.config.experiment import LifecyclePolicy
 from e2i_dagster.experiments import store
+from e2i_dagster.experiments.lifecycle import bound_to_stop
 from e2i_dagster.experiments.looks import due_look
 from e2i_dagster.experiments.twin import compare_looks, comparisons
-from e2i_dagster.experiments.watch import Finding, check_srm, watch
+from e2i_dagster.experiments.watch import Finding, check_srm, long_pause, overdue_review, watch
 
 
 @dataclass(frozen=True)
 class Observed:
-    """What the monitor saw of one running experiment; ``due`` is the number of the look to make, if any."""
+    """What the monitor saw of one open experiment; ``due`` is the number of the look to make, if any."""
 
     name: str
     findings: tuple[Finding, ...]
@@ -26,9 +27,19 @@ class Observed:
 def observe(
     connection: sa.Connection, policy: LifecyclePolicy, *, now: dt.datetime, actor: str
 ) -> tuple[Observed, ...]:
-    """Look at every running experiment. Errors are raised: a monitor that cannot look must not be silent."""
+    """Look at every experiment that runs, is paused or waits for approval.
+
+    Errors are raised: a monitor that cannot look must not be silent.
+    """
     seen = []
     for name, held in store.read_all(connection).items():
+        if held.state in ("in_review", "paused"):
+            waiting = (
+                overdue_review(name, store.review(connection, held, policy), now)
+                if held.state == "in_review"
+                else long_pause(name, store.paused_at(connection, name), policy, now)
+            )
+            seen.append(Observed(name, () if waiting is None else (waiting,), None))
         if held.state != "running":
             continue
         records = store.read_records(connection, name)
@@ -52,6 +63,7 @@ def observe(
                     f"e2i experiment report {name} --unblinded --reason TEXT",
                 )
             )
-        due = due_look(held.spec, store.information(held.spec, records.outcomes), len(made), ended=False)
+        reached = store.information(held.spec, records.outcomes)
+        due = None if bound_to_stop(made) else due_look(held.spec, reached, len(made), ended=False)
         seen.append(Observed(name, tuple(found), due))
     return tuple(seen)

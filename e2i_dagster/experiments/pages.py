@@ -9,56 +9,94 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from e2i_dagster.config.experiment import ExperimentSpec
+from e2i_dagster.cohorts.disclosure import shown_count
+from e2i_dagster.config.experiment import ExperimentSpec, Metric
 from e2i_dagster.experiments.enrolment import EnrolmentReport
-from e2i_dagster.experiments.final import ResultsPage, SetResult, effect_rows
-from e2i_dagster.experiments.interim import boundaries
+from e2i_dagster.experiments.final import EFFECTS, ResultsPage, SetResult, adjusted_sentence, effect_rows
+from e2i_dagster.experiments.interim import SPENDING_RULES, Boundaries, z_of_conditional_power
+from e2i_dagster.experiments.lifecycle import Review
+from e2i_dagster.experiments.looks import look_boundaries, progress, size_review_text
 from e2i_dagster.experiments.store import Experiment
+from e2i_dagster.experiments.subgroups import SubgroupAnalysis
 from e2i_dagster.reports import Image, Section, Table, figure_markdown, figure_png, html_page, new_figure
 
-_BLUE, _RED, _GREY, _GREEN = "#1f5fa8", "#b3261e", "#6b7280", "#1a7f37"
+_BLUE, _RED, _GREY, _GREEN, _ORANGE, _VIOLET = (
+    "#1f5fa8",
+    "#b3261e",
+    "#6b7280",
+    "#1a7f37",
+    "#b45309",
+    "#6d28d9",
+)
+_ARMS = (_BLUE, _GREEN, _VIOLET)
+_SETS = {"itt": "intention to treat", "per_protocol": "per protocol", "as_treated": "as treated"}
 
 
 def boundary_figure(spec: ExperimentSpec, made: Sequence[Mapping[str, Any]], *, blinded: bool) -> Any:
-    """Planned boundaries over information; the looks made, and the path of z when it may be seen.
+    """Boundaries over information; the looks made, and the path of z when it may be seen.
 
-    Boundaries at the fractions that looks were really made at are those of the looks; later ones those planned.
+    Boundaries of looks that were made are theirs; later ones follow from what those spent. The line of futility is
+    the z at which the conditional power falls to the design's limit.
     """
-    planned = spec.looks.information_fractions
-    alpha = spec.looks.alpha / len(spec.treatments)
-    plan = boundaries(spec.looks.rule, planned, alpha=alpha, sides=spec.looks.sides, gamma=spec.looks.gamma)
-    reached = [look["information_fraction"] for look in made]
-    fractions = [*reached, *planned[len(made) :]]
-    bounds = [*(look["boundary_z"] for look in made), *plan.z[len(made) :]]
-    figure = new_figure(8, 4.2)
+    looks = [dict(look) for look in made]
+    reached, times = progress(spec, looks)
+    bounds = _planned_boundaries(spec, reached, times)
+    fractions = bounds.information_fractions
+    z = (*(look["boundary_z"] for look in made), *bounds.z[len(made) :])
+    figure = new_figure(8, 4.6)
     axes = figure.subplots()
-    axes.plot(fractions, bounds, color=_RED, marker="o", label=f"stop for benefit ({spec.looks.rule})")
+    axes.plot(fractions, z, color=_RED, marker="o", label=f"stop for benefit ({spec.looks.rule})")
     if spec.looks.sides == 2:
         axes.plot(
-            fractions, [-z for z in bounds], color=_GREY, linestyle="--", label="its mirror (other side)"
+            fractions, [-value for value in z], color=_GREY, linestyle="--", label="its mirror (other side)"
         )
+    futility = spec.stopping.futility
+    if futility is not None and bounds.complete:
+        grid = np.linspace(max(min(fractions) * 0.5, 0.05), 0.999, 60)
+        limit = futility.conditional_power_below
+        line = [z_of_conditional_power(limit, float(t), final_z=bounds.final_z) for t in grid]
+        axes.plot(
+            grid, line, color=_ORANGE, linewidth=1.2,
+            label=f"futility: conditional power {limit:g} ({'binding' if futility.binding else 'advice'})",
+        )  # fmt: skip
     if not blinded:
         for number, arm in enumerate(spec.treatments):
             path = [
-                (look["information_fraction"], one["z"])
-                for look in made
+                (fraction, one["z"])
+                for fraction, look in zip(reached, made, strict=True)
                 for one in look["metrics_snapshot"]["arms"]
                 if one["arm"] == arm and one["z"] is not None
             ]
             if path:
-                colour = (_BLUE, _GREEN)[number % 2]
-                axes.plot(*zip((0.0, 0.0), *path, strict=True), color=colour, marker="s", label=f"z of {arm}")
+                axes.plot(
+                    *zip((0.0, 0.0), *path, strict=True),
+                    color=_ARMS[number % len(_ARMS)], marker="s", label=f"z of {arm}",
+                )  # fmt: skip
     for fraction in reached:
         axes.axvline(fraction, color=_GREY, linewidth=0.8, linestyle=":")
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xlabel("information fraction (dotted: looks made)")
     axes.set_ylabel("z, positive for benefit")
     axes.set_xlim(0, max(1.05, *(fraction * 1.05 for fraction in fractions)))
+    highest = max(abs(value) for value in z if math.isfinite(value))
+    axes.set_ylim(-1.12 * highest, 1.12 * highest)
     # Beside a legend above the axes nothing of the curves is covered.
-    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=9)
     if blinded and made:
-        axes.text(0.5, 0.55, "z is blinded", transform=axes.transAxes, ha="center", color=_GREY, fontsize=11)
+        axes.text(
+            0.02, 0.04, "z is blinded: the committee's report shows it", transform=axes.transAxes, color=_GREY,
+            fontsize=10,
+        )  # fmt: skip
     return figure
+
+
+def _planned_boundaries(spec: ExperimentSpec, reached: Sequence[float], times: Sequence[float]) -> Boundaries:
+    """Boundaries of the looks made and of those still planned."""
+    planned = spec.looks.information_fractions
+    later = [fraction for fraction in planned[len(reached) :] if fraction > (reached[-1] if reached else 0.0)]
+    if spec.looks.rule not in SPENDING_RULES:
+        return look_boundaries(spec, planned, final=True)
+    return look_boundaries(spec, [*reached, *later], times=[*times, *later], final=True)
 
 
 def enrolment_figure(report: EnrolmentReport) -> Any:
@@ -86,39 +124,38 @@ def enrolment_figure(report: EnrolmentReport) -> Any:
 
 
 def forest_figure(
-    results: Sequence[SetResult], primary: str, subgroups: Mapping[str, Any] | None = None
+    results: Sequence[SetResult], primary: Metric, subgroups: Sequence[SubgroupAnalysis] = ()
 ) -> Any:
     """Effect on the primary metric by analysed set, and by pre-registered subgroup."""
-    rows: list[tuple[str, float, float, float]] = []
-    ratio = False
-    for result in results:
-        if result.metric != primary or result.analysis is None:
-            continue
-        for one in result.analysis.comparisons:
-            if one.effect is not None and one.lower is not None and one.upper is not None:
-                ratio = one.effect_type == "hazard_ratio"
-                rows.append((f"{one.arm}: {result.analysis_set}", one.effect, one.lower, one.upper))
-    for group in (subgroups or {}).get("subgroups", ()):
-        for level in group["levels"]:
-            found = level["comparison"]
-            if found["effect"] is not None and found["lower"] is not None:
-                rows.append(
-                    (
-                        f"  {group['subgroup']} = {level['level']}",
-                        found["effect"],
-                        found["lower"],
-                        found["upper"],
-                    )
-                )
-    figure = new_figure(8, 1.2 + 0.38 * max(len(rows), 1))
+    ratio = primary.kind == "survival"
+    rows = [
+        (f"{one.arm}: {_SETS[result.analysis_set]}", one, False)
+        for result in results
+        if result.metric == primary.name and result.analysis is not None
+        for one in result.analysis.comparisons
+    ]
+    for found in subgroups:
+        rows += [
+            (f"{found.arm}: {group.subgroup} = {level.level}", level.comparison, True)
+            for group in found.subgroups
+            for level in group.levels
+        ]
+    figure = new_figure(8, 1.3 + 0.36 * max(len(rows), 1))
     axes = figure.subplots()
-    for position, (label, effect, lower, upper) in enumerate(reversed(rows)):
-        inner = label.startswith("  ")
-        axes.plot([lower, upper], [position, position], color=_GREY if inner else _BLUE, linewidth=1.6)
-        axes.plot(effect, position, "o" if inner else "s", color=_GREY if inner else _BLUE)
-    axes.set_yticks(range(len(rows)), [row[0] for row in reversed(rows)])
+    labels = []
+    for position, (label, one, inner) in enumerate(reversed(rows)):
+        known = one.effect is not None and one.lower is not None and one.upper is not None
+        labels.append(label if known else f"{label} (not estimable)")
+        if known:
+            colour = _GREY if inner else _BLUE
+            axes.plot([one.lower, one.upper], [position, position], color=colour, linewidth=1.6)
+            axes.plot(one.effect, position, "o" if inner else "s", color=colour)
+    axes.set_yticks(range(len(rows)), labels)
     axes.axvline(1.0 if ratio else 0.0, color="black", linewidth=0.8)
-    axes.set_xlabel("hazard ratio" if ratio else "difference to the control (95 % interval)")
+    if ratio:
+        axes.set_xscale("log")
+    side = "right" if (primary.direction == "increase") else "left"
+    axes.set_xlabel(f"{EFFECTS[primary.kind]} (95 % interval); benefit lies to the {side}")
     axes.margins(y=0.5 / max(len(rows), 1))
     return figure
 
@@ -155,6 +192,7 @@ def experiment_report(
     enrolment: EnrolmentReport,
     history: Sequence[Mapping[str, Any]],
     made: Sequence[Mapping[str, Any]],
+    review: Review,
     results: ResultsPage,
     fidelity: Sequence[Mapping[str, Any]],
     srm: Mapping[str, Any] | None,
@@ -177,6 +215,7 @@ def experiment_report(
                         ("primary metric", f"{spec.metrics.primary.name}, {spec.metrics.primary.kind}"),
                         ("randomization", spec.randomization.method),
                         ("looks", f"{spec.looks.rule}: {fractions}"),
+                        ("approvals", _approvals(review)),
                         ("sample size", f"{spec.sample_size.total:,}"),
                         ("design", f"version {held.version}, digest {spec.design_digest}"),
                         ("units", "invented (simulated stream)" if held.simulated else "observed"),
@@ -210,7 +249,7 @@ def experiment_report(
         )  # fmt: skip
     sections.append(_looks_section(spec, made, blinded))
     if results.available:
-        sections.append(_results_section(spec, results))
+        sections += _results_sections(spec, results)
     if fidelity and not blinded:
         sections.append(_fidelity_section(fidelity))
     sections.append(
@@ -237,9 +276,15 @@ def experiment_report(
     return html_page(spec.title, sections, subtitle=subtitle + (". Blinded page." if blinded else "."))
 
 
-def _steps(enrolment: EnrolmentReport) -> dict[str, str]:
-    from e2i_dagster.cohorts.disclosure import shown_count
+def _approvals(review: Review) -> str:
+    given = [
+        f"{role}: {one.by} on {one.at:%Y-%m-%d %H:%M}{' (late)' if review.late(one) else ''}"
+        for role, one in review.given.items()
+    ]
+    return "; ".join([*given, *(f"{role}: missing" for role in review.missing)])
 
+
+def _steps(enrolment: EnrolmentReport) -> dict[str, str]:
     steps = {
         "screened": enrolment.screened, "eligible": enrolment.eligible, "consented": enrolment.consented,
         "assigned": enrolment.assigned, **enrolment.statuses,
@@ -264,7 +309,12 @@ def _looks_section(spec: ExperimentSpec, made: Sequence[Mapping[str, Any]], blin
     head = ("look", "information", "units", "says") if blinded else (
         "look", "information", "units", "z", "boundary", "says",
     )  # fmt: skip
-    said = [] if blinded else [look["decision_rationale"] for look in made]
+    said = (
+        [] if blinded else [f"Look {look['analysis_number']}: {look['decision_rationale']}" for look in made]
+    )
+    proposal = size_review_text(spec, [dict(look) for look in made], blinded=blinded)
+    if proposal:
+        said.append(f"Sample size looked at again: {proposal}")
     figure = boundary_figure(spec, made, blinded=blinded)
     return Section(
         "Looks",
@@ -274,21 +324,74 @@ def _looks_section(spec: ExperimentSpec, made: Sequence[Mapping[str, Any]], blin
     )
 
 
-def _results_section(spec: ExperimentSpec, results: ResultsPage) -> Section:
-    said = []
+def _results_sections(spec: ExperimentSpec, results: ResultsPage) -> list[Section]:
+    figure = forest_figure(results.results, spec.metrics.primary, results.subgroups)
     adjusted = results.adjusted
-    if adjusted is not None and math.isfinite(float(adjusted["median_unbiased"])):
-        said.append(
-            f"Adjusted for the looks: median-unbiased estimate {adjusted['median_unbiased']:.4f} in the direction of "
-            f"benefit ({adjusted['lower']:.4f} to {adjusted['upper']:.4f}), p {adjusted['p_value']:.3g}."
+    sections = [
+        Section(
+            "Results",
+            []
+            if adjusted is None
+            else [f"Adjusted for the looks (median-unbiased): {adjusted_sentence(adjusted)}."],
+            [Table(("metric", "set", "arm", "effect", "interval", "p"), effect_rows(results.results))],
+            [Image(figure_png(figure), "Effects by analysed set and subgroup")],
         )
-    figure = forest_figure(results.results, spec.metrics.primary.name, results.subgroups)
-    return Section(
-        "Results",
-        said,
-        [Table(("metric", "set", "arm", "effect", "interval", "p"), effect_rows(results.results))],
-        [Image(figure_png(figure), "Effects by analysed set and subgroup")],
-    )
+    ]
+    if results.subgroups:
+        sections.append(
+            Section(
+                "Pre-registered subgroups",
+                [f"Does the effect differ between the levels? Test of interaction, adjusted by {spec.multiplicity}."],
+                [
+                    Table(
+                        ("arm", "subgroup", "interaction p", "adjusted p", "note"),
+                        [
+                            (found.arm, group.subgroup, _p(group.interaction_p_value),
+                             _p(group.adjusted_interaction_p_value), group.reason or "")
+                            for found in results.subgroups
+                            for group in found.subgroups
+                        ],
+                    )
+                ],
+            )
+        )  # fmt: skip
+    if results.heterogeneity:
+        sections.append(_heterogeneity_section(results))
+    if results.scorecard is not None:
+        sections.append(
+            Section(
+                "Scorecard",
+                [results.scorecard.sentence + ". It advises; who decided, and why, is in the history."],
+                [Table(("part", "weight", "score", "found"), results.scorecard.rows)],
+            )
+        )
+    return sections
+
+
+def _heterogeneity_section(results: ResultsPage) -> Section:
+    said, tables = [], []
+    for found in results.heterogeneity:
+        if found.status == "not_estimable":
+            said.append(f"{found.arm}: not estimable, {found.reason}.")
+            continue
+        said.append(
+            f"{found.arm}: calibration slope {found.calibration_slope:.2f} (1 where predicted differences are real, 0 "
+            f"where they are noise), p {_p(found.p_value)}."
+        )
+        tables.append(
+            Table(
+                ("third by predicted effect", "units", "effect", "interval"),
+                [
+                    (g.group, shown_count(g.units), f"{g.effect:.4f}", f"{g.lower:.4f} to {g.upper:.4f}")
+                    for g in found.groups
+                ],
+            )
+        )
+    return Section("Does the effect differ? (causal forest)", said, tables)
+
+
+def _p(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
 
 
 def _fidelity_section(fidelity: Sequence[Mapping[str, Any]]) -> Section:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
+import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
+from e2i_dagster.config.experiment import ExperimentSpec, Metric
 from e2i_dagster.errors import InputError
 from e2i_dagster.experiments.group_sequential import solve
 from e2i_dagster.experiments.interim import (
     Boundaries,
+    boundaries,
     checked_number,
     checked_probability,
     conditional_power,
@@ -184,3 +188,59 @@ def _adjusted_bound(z: float, fraction: float, final: float, factor: float) -> f
     needed = (final - z * math.sqrt(fraction)) / math.sqrt(1.0 - fraction)
     share = fraction / factor
     return z * math.sqrt(share) + needed * math.sqrt(1.0 - share)
+
+
+def propose_size(
+    spec: ExperimentSpec, frame: pd.DataFrame, reached: Sequence[float], z: float | None
+) -> dict[str, Any] | None:
+    """What the review declared in the plan of ``spec`` proposes at this look; None at every other look.
+
+    Args:
+        frame: one row per assigned unit with the primary metric. reached: fractions of the looks up to this one.
+        z: of this look, positive for benefit; None where it is not estimable.
+
+    Returns:
+        A :class:`Reestimation` as plain values; ``size`` None with the reason where there is nothing to go by.
+    """
+    review = spec.looks.reestimation
+    number = len(reached)
+    if review is None or number != review.look:
+        return None
+    planned, primary = spec.information_target, spec.metrics.primary
+    try:
+        if review.rule == "blinded_variance":
+            found = blinded_reestimation(
+                planned,
+                planned_variance=_planned_variance(spec, primary),
+                pooled_variance=float(frame[primary.name].var(ddof=1)),
+                assumed_effect=primary.minimum_effect or 0.0,
+                treated_share=1.0 - spec.ratios[spec.control],
+                trigger=review.variance_above,
+                most=review.most / planned,
+            )
+        else:
+            later = [
+                fraction for fraction in spec.looks.information_fractions[number:] if fraction > reached[-1]
+            ]
+            plan = boundaries(
+                spec.looks.rule, [*reached, *later], alpha=spec.looks.alpha, sides=spec.looks.sides,
+                gamma=spec.looks.gamma,
+            )  # fmt: skip
+            if z is None:
+                raise InputError("the look has no statistic")
+            found = promising_zone(
+                plan, number, z, planned=planned, most=review.most, target_power=spec.sample_size.power
+            )
+    except InputError as error:
+        return {"rule": review.rule, "planned": planned, "size": None, "rationale": str(error)}
+    return found.to_record()
+
+
+def _planned_variance(spec: ExperimentSpec, primary: Metric) -> float:
+    """Variance of one unit within its arm that the plan assumed, averaged over the arms."""
+    if primary.kind == "mean":
+        return (primary.sd or 0.0) ** 2
+    base = primary.baseline or 0.0
+    treated = base + primary.sign * abs(primary.minimum_effect or 0.0)
+    share = 1.0 - spec.ratios[spec.control]
+    return (1.0 - share) * base * (1.0 - base) + share * treated * (1.0 - treated)

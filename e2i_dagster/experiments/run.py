@@ -11,7 +11,7 @@ from e2i_dagster.config.experiment import ExperimentSpec, LifecyclePolicy
 from e2i_dagster.experiments import enrolment, pages, store
 from e2i_dagster.experiments.final import ResultsPage, compute_results
 from e2i_dagster.experiments.interim import boundaries
-from e2i_dagster.experiments.lifecycle import may_read_results
+from e2i_dagster.experiments.lifecycle import bound_to_stop, may_read_results
 from e2i_dagster.experiments.looks import InterimPage, interim_page, make_look
 from e2i_dagster.experiments.planning import power
 from e2i_dagster.experiments.randomization import BalanceReport, balance
@@ -24,7 +24,7 @@ from e2i_dagster.experiments.twin import (
     simulate_twin,
     simulations,
 )
-from e2i_dagster.experiments.watch import check_srm
+from e2i_dagster.experiments.watch import balance_attributes, check_srm
 
 
 def register_design(
@@ -45,15 +45,13 @@ def register_design(
 def planned_power(spec: ExperimentSpec) -> float | None:
     """Power of the planned sample size at the minimum effect, over all looks.
 
-    None without a minimum effect, or for survival metrics without an expected share of events.
+    None without a minimum effect, or without what the kind of metric needs: a baseline (of survival the share of
+    units with the event), of a ratio the standard deviation.
     """
     metric = spec.metrics.primary
     effect = metric.minimum_effect
-    if (
-        effect is None
-        or metric.kind == "survival"
-        or (metric.kind == "proportion" and metric.baseline is None)
-    ):
+    needed = {"proportion": metric.baseline, "survival": metric.baseline, "ratio": metric.sd}
+    if effect is None or needed.get(metric.kind, 0.0) is None:
         return None
     looks = spec.looks
     alpha = looks.alpha / len(spec.treatments)
@@ -65,6 +63,7 @@ def planned_power(spec: ExperimentSpec) -> float | None:
         n=spec.sample_size.total,
         effect=effect * (metric.sign if metric.kind == "proportion" else 1),
         baseline=metric.baseline if metric.kind == "proportion" else None,
+        event_probability=metric.baseline if metric.kind == "survival" else None,
         sd=metric.sd,
         alpha=looks.alpha,
         sides=looks.sides,
@@ -77,17 +76,11 @@ def planned_power(spec: ExperimentSpec) -> float | None:
 def assign_waiting(connection: sa.Connection, name: str, *, actor: str) -> BalanceReport:
     """Assign who waits, when the experiment is running; balance of all assignments so far."""
     held = store.read(connection, name)
-    if held.state == "running" and not held.simulated:
+    if held.state == "running" and not held.simulated and not bound_to_stop(store.looks(connection, name)):
         store.randomize(connection, name, actor=actor)
     records = store.read_records(connection, name)
     spec = held.spec
-    shown = [*spec.randomization.strata, *spec.randomization.factors]
-    covariate = spec.metrics.primary.covariate
-    names = list(dict.fromkeys([*shown, *([covariate] if covariate else [])]))
-    attributes = records.assignments[["unit_id"]].merge(
-        enrolment.attribute_frame(records.screened), on="unit_id", how="left"
-    )
-    return balance(records.assignments, spec.ratios, attributes[names] if len(attributes) else None)
+    return balance(records.assignments, spec.ratios, balance_attributes(spec, records))
 
 
 def enrolment_page(
@@ -130,7 +123,7 @@ def results_page(connection: sa.Connection, name: str, policy: LifecyclePolicy, 
     if not page.available:
         return page
     spec = store.read(connection, name).spec
-    figure = pages.forest_figure(page.results, spec.metrics.primary.name, page.subgroups)
+    figure = pages.forest_figure(page.results, spec.metrics.primary, page.subgroups)
     return page.model_copy(update={"forest_md": pages.as_markdown(figure, "Forest plot")})
 
 
@@ -165,6 +158,7 @@ def report_html(
         enrolment_page(connection, name, policy),
         store.history(connection, name),
         store.looks(connection, name),
+        store.review(connection, held, policy),
         compute_results(connection, name, policy=policy, actor=actor),
         comparisons(connection, name),
         check_srm(connection, held.spec, records, policy, actor=actor),
@@ -173,11 +167,16 @@ def report_html(
 
 
 def simulate_and_record(
-    connection: sa.Connection, spec: ExperimentSpec, frame: pd.DataFrame, *, actor: str
+    connection: sa.Connection,
+    spec: ExperimentSpec,
+    frame: pd.DataFrame,
+    policy: LifecyclePolicy,
+    *,
+    actor: str,
 ) -> TwinSimulation:
     """Simulate the twin of ``spec`` on the cohort's training frame and record it."""
     store.register(connection, spec, actor=actor)
-    simulation = simulate_twin(spec, frame)
+    simulation = simulate_twin(spec, frame, least_per_arm=policy.analysis.twin_minimum_per_arm)
     record_simulation(connection, simulation, actor=actor)
     return simulation
 

@@ -26,6 +26,8 @@ CONSENT, FOLLOWS_ASSIGNMENT, MINOR, MAJOR, LOST, WITHDRAWN, CONSENT_WITHDRAWN = 
 OUTCOME_DAYS = 90
 #: Share that opts out, in every arm.
 OPT_OUT = 0.05
+#: Contacts of a unit: 1 to this many, all alike likely.
+MOST_CONTACTS = 6
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,9 @@ def draw_stream(
         null_effect: the treatment does nothing (both potential outcomes are that of the control).
 
     Raises:
-        InputError: only experiments of patients of a synthetic cohort with a proportion as primary metric,
-            whose strata and subgroups are ``severity_band`` and ``academic_physician``, can be simulated.
+        InputError: only experiments of patients of a synthetic cohort with a proportion as primary metric (and no
+            mean as a secondary one), whose strata and subgroups are ``severity_band`` and ``academic_physician``,
+            can be simulated.
     """
     from e2i_dagster.sources.synthetic_population import COHORTS, draw_population
     from e2i_dagster.sources.synthetic_processes import SEVERITY_BANDS
@@ -65,7 +68,8 @@ def draw_stream(
         for wrong, text in (
             (spec.unit != "patient", f"its units are {spec.unit}s"),
             (cohort not in COHORTS, f"its cohort is {cohort or 'not named'}"),
-            (any(m.kind != "proportion" for m in spec.metrics.all), "one of its metrics is not a proportion"),
+            (spec.metrics.primary.kind != "proportion", "its primary metric is not a proportion"),
+            (any(m.kind == "mean" for m in spec.metrics.secondary), "a secondary metric is a mean"),
             (spec.randomization.method == "cluster", "it randomizes clusters"),
         )
         if wrong
@@ -73,7 +77,8 @@ def draw_stream(
     if reasons or cohort is None:
         raise InputError(
             f"Experiment {spec.name} cannot be simulated: {'; '.join(reasons)}. A simulated stream has patients of "
-            f"one of {', '.join(COHORTS)} and proportions as metrics. Record your own units instead."
+            f"one of {', '.join(COHORTS)}, a proportion as primary metric and secondary ones of other kinds than mean. "
+            "Record your own units instead."
         )
     size = 6 * spec.sample_size.total
     people = draw_population(dgp, size, seed, [cohort])
@@ -111,6 +116,9 @@ def draw_stream(
         "end",
         "end_day",
         "opt_out",
+        "start_day",
+        "contacts",
+        "accepted",
     ):
         draws[name] = rng.random(size)
     effect = float((draws["p1"] - draws["p0"])[people.eligible].mean())
@@ -201,26 +209,39 @@ def observed_outcomes(
 ) -> pd.DataFrame:
     """Outcomes observed before ``until``; units that were lost or withdrew have none.
 
-    The primary metric is the potential outcome of the arm: the treated arms share one.
+    The primary metric is the potential outcome of the arm: the treated arms share one. A survival metric is the day
+    of that outcome, censored at day 90; a ratio is accepted contacts by contacts, a proportion the opt-out: both do
+    not differ between the arms.
     """
     both = assignments[["unit_id", "variant", "assigned_at"]].merge(stream.draws, on="unit_id")
     both = both[(both["end"] >= LOST + WITHDRAWN + CONSENT_WITHDRAWN).to_numpy()]
     at = both["assigned_at"] + pd.Timedelta(days=OUTCOME_DAYS)
     chance = both["p1"].where(both["variant"] != spec.control, both["p0"])
     frames = []
+    responded = both["outcome"] < chance
+    contacts = 1 + np.floor(both["contacts"] * MOST_CONTACTS)
     for metric in spec.metrics.all:
-        primary = metric is spec.metrics.primary
-        value = both["outcome"] < chance if primary else both["opt_out"] < OPT_OUT
-        frames.append(
-            pd.DataFrame(
-                {
-                    "unit_id": both["unit_id"],
-                    "metric": metric.name,
-                    "value": value.astype(float),
-                    "observed_at": at,
-                }
-            )
+        rows = pd.DataFrame(
+            {
+                "unit_id": both["unit_id"],
+                "metric": metric.name,
+                "observed_at": at,
+                "event": None,
+                "denominator": np.nan,
+            }
         )
+        if metric is spec.metrics.primary:
+            rows["value"] = responded.astype(float)
+        elif metric.kind == "survival":
+            day = 1 + np.floor(both["start_day"] * (OUTCOME_DAYS - 1))
+            rows["value"] = day.where(responded, float(OUTCOME_DAYS))
+            rows["event"] = responded
+        elif metric.kind == "ratio":
+            rows["value"] = np.floor(both["accepted"] * (contacts + 1))
+            rows["denominator"] = contacts
+        else:
+            rows["value"] = (both["opt_out"] < OPT_OUT).astype(float)
+        frames.append(rows)
     outcomes = pd.concat(frames, ignore_index=True)
     return outcomes[outcomes["observed_at"] < until].sort_values(
         "observed_at", kind="stable", ignore_index=True

@@ -16,10 +16,17 @@ import sqlalchemy as sa
 
 from e2i_dagster.config.base import digest_of
 from e2i_dagster.config.cohort import CohortDefinition
-from e2i_dagster.config.experiment import ExperimentSpec, LifecyclePolicy, State
+from e2i_dagster.config.experiment import ENDED_STATES, ExperimentSpec, LifecyclePolicy, State
 from e2i_dagster.errors import ConfigError, E2IError, InputError, VerdictError
 from e2i_dagster.experiments import enrolment
-from e2i_dagster.experiments.lifecycle import Approval, Situation, judge_transition
+from e2i_dagster.experiments.lifecycle import (
+    Approval,
+    Review,
+    Situation,
+    bound_to_stop,
+    judge_transition,
+    review_of,
+)
 from e2i_dagster.experiments.randomization import RandomizationPlan, assign, batch_seal, verify
 from e2i_dagster.experiments.secret import key_fingerprint, randomization_key
 from e2i_dagster.warehouse.frames import json_text
@@ -60,9 +67,13 @@ class Records:
         """Digest of all rows."""
         from e2i_dagster.warehouse.digest import frame_digest
 
+        left_out = ["attributes", "failed_criteria"]
+        if "denominator" in self.outcomes.columns and self.outcomes["denominator"].isna().all():
+            # Rows without any ratio keep the digest of the looks that froze them.
+            left_out.append("denominator")
         return digest_of(
             [
-                frame_digest(frame.drop(columns=["attributes", "failed_criteria"], errors="ignore"))
+                frame_digest(frame.drop(columns=left_out, errors="ignore"))
                 for frame in (self.assignments, self.events, self.outcomes)
             ]
         )
@@ -96,8 +107,10 @@ def register(connection: sa.Connection, spec: ExperimentSpec, *, actor: str) -> 
         _store_design(connection, spec, 1, amendment=False, reason="registered", actor=actor)
         _store_transition(connection, spec.name, None, "draft", "registered", {}, actor)
         return read(connection, spec.name)
-    if stored["design_digest"] == spec.design_digest:
-        return read(connection, spec.name)
+    held = read(connection, spec.name)
+    # Compared as they are read: a design stored before a field existed has that field's default.
+    if held.spec.design_digest == spec.design_digest:
+        return held
     if stored["locked_at"] is not None:
         raise VerdictError(
             f"The design of experiment {spec.name} is locked since its first assignment, and its file has changed. "
@@ -119,7 +132,8 @@ def amend(connection: sa.Connection, spec: ExperimentSpec, *, reason: str, actor
 
     Raises:
         InputError: nothing changed, or nothing is locked yet.
-        VerdictError: the change touches what randomization rests on (unit, arms, method of a cluster).
+        VerdictError: the change touches what randomization rests on (unit, arms, method of a cluster), what the
+            looks made so far rest on, or data collection is over.
     """
     held = _held(connection, spec.name)
     if held.locked_at is None:
@@ -128,9 +142,15 @@ def amend(connection: sa.Connection, spec: ExperimentSpec, *, reason: str, actor
         )
     if held.spec.design_digest == spec.design_digest:
         raise InputError(f"The design of experiment {spec.name} is the one in force: nothing to amend.")
+    if held.state in ENDED_STATES:
+        raise VerdictError(
+            f"Experiment {spec.name} is {held.state}: data collection is over, and its design is what was carried out."
+        )
+    made = looks(connection, spec.name)
     fixed = [
         name
         for name, before, after in (
+            *_fixed_by_looks(held.spec, spec, len(made)),
             ("unit", held.spec.unit, spec.unit),
             ("names of the arms", tuple(held.spec.ratios), tuple(spec.ratios)),
             ("control", held.spec.control, spec.control),
@@ -142,11 +162,47 @@ def amend(connection: sa.Connection, spec: ExperimentSpec, *, reason: str, actor
     ]
     if fixed:
         raise VerdictError(
-            f"Experiment {spec.name}: {', '.join(fixed)} cannot be amended after the first assignment. "
-            "End it and register another experiment."
+            f"Experiment {spec.name}: {', '.join(fixed)} cannot be amended after the first "
+            f"{'look' if made else 'assignment'}. End it and register another experiment."
         )
+    reason += _proposal_taken(held.spec, spec, made)
     _new_design(connection, spec, held.version + 1, amendment=True, reason=reason, actor=actor)
     return read(connection, spec.name)
+
+
+def _fixed_by_looks(before: ExperimentSpec, after: ExperimentSpec, made: int) -> list[tuple[str, Any, Any]]:
+    """What the looks made so far rest on, as name, value before and value after."""
+    if not made:
+        return []
+    first, second = before.looks, after.looks
+    fixed: list[tuple[str, Any, Any]] = [
+        (
+            "rule of the looks",
+            (first.rule, first.sides, first.gamma),
+            (second.rule, second.sides, second.gamma),
+        ),
+        ("fractions of looks made", first.information_fractions[:made], second.information_fractions[:made]),
+        ("the confidence sequence", first.always_valid, second.always_valid),
+        ("kind of the primary metric", before.metrics.primary.kind, after.metrics.primary.kind),
+    ]
+    if first.rule in ("obrien_fleming", "pocock", "haybittle_peto"):
+        fixed += [
+            ("information fractions", first.information_fractions, second.information_fractions),
+            ("sample size", before.information_target, after.information_target),
+        ]
+    return fixed
+
+
+def _proposal_taken(before: ExperimentSpec, after: ExperimentSpec, made: list[dict[str, Any]]) -> str:
+    """Beside the reason of an amendment of the size: whether it is what a look proposed."""
+    if before.information_target == after.information_target:
+        return ""
+    for look in made:
+        found = look["metrics_snapshot"].get("size_proposal")
+        if found and found["size"] is not None:
+            taken = "takes up" if found["size"] == after.information_target else "differs from"
+            return f" ({taken} the proposal of look {look['analysis_number']})"
+    return ""
 
 
 def read(connection: sa.Connection, name: str) -> Experiment:
@@ -221,7 +277,18 @@ def approvals(connection: sa.Connection, name: str) -> tuple[Approval, ...]:
     """All approvals of an experiment, of whatever design."""
     table = tables.ab_experiment_approvals
     rows = connection.execute(sa.select(table).where(table.c.experiment == name).order_by(table.c.id))
-    return tuple(Approval(row.role, row.recorded_by, row.design_digest) for row in rows)
+    return tuple(Approval(row.role, row.recorded_by, row.design_digest, row.recorded_at) for row in rows)
+
+
+def review(connection: sa.Connection, held: Experiment, policy: LifecyclePolicy) -> Review:
+    """Approvals of the design in force, and when they are due."""
+    submitted = [one for one in history(connection, held.name) if one["to_state"] == "in_review"]
+    return review_of(
+        policy,
+        held.spec.design_digest,
+        approvals(connection, held.name),
+        submitted[-1]["recorded_at"] if submitted else None,
+    )
 
 
 def transition(
@@ -233,9 +300,12 @@ def transition(
     actor: str,
     policy: LifecyclePolicy,
     decision: str | None = None,
+    evidence: Mapping[str, str] | None = None,
     now: dt.datetime | None = None,
 ) -> Experiment:
     """Take the experiment to the state ``to``, with who, why and what was checked.
+
+    ``evidence``: more that the decision rests on, recorded beside what was checked.
 
     Raises:
         InputError, VerdictError: see :func:`e2i_dagster.experiments.lifecycle.judge_transition`.
@@ -243,13 +313,13 @@ def transition(
     held = _held(connection, name)
     now = now or dt.datetime.now(dt.UTC)
     found = _situation(connection, held, actor, decision)
-    evidence = judge_transition(held.spec, policy, found, to, now=now)
+    checked = judge_transition(held.spec, policy, found, to, now=now)
     table = tables.ab_experiments
     values: dict[str, Any] = {"state": to, "updated_at": now}
     if to == "decided":
         values["decision"] = decision
     connection.execute(table.update().where(table.c.name == name).values(**values))
-    _store_transition(connection, name, held.state, to, reason, evidence, actor)
+    _store_transition(connection, name, held.state, to, reason, {**checked, **(evidence or {})}, actor)
     return read(connection, name)
 
 
@@ -285,7 +355,13 @@ def screen(
     table = tables.ab_experiment_units
     there = set(connection.scalars(sa.select(table.c.unit_id).where(table.c.experiment == name)))
     new = units[~units["unit_id"].isin(there).to_numpy()].reset_index(drop=True)
-    needed = [*RandomizationPlan.of(held.spec).attributes, *held.spec.subgroups]
+    forest, covariate = held.spec.heterogeneity, held.spec.metrics.primary.covariate
+    needed = [
+        *RandomizationPlan.of(held.spec).attributes,
+        *held.spec.subgroups,
+        *(forest.covariates if forest else ()),
+        *([covariate] if covariate else ()),
+    ]
     absent = sorted({column for column in needed if column not in new.columns})
     if absent:
         raise InputError(
@@ -374,6 +450,11 @@ def randomize(
     held = _held(connection, name)
     if held.state != "running":
         raise VerdictError(f"Experiment {name} is {held.state}; units are assigned while it is running.")
+    if bound_to_stop(looks(connection, name)):
+        raise VerdictError(
+            f"Experiment {name}: the newest look stopped it for futility by a binding rule; nobody is assigned any "
+            f"more. e2i experiment transition {name} stopped_futility --reason TEXT."
+        )
     key = randomization_key()
     batches = tables.ab_randomization_batches
     previous = connection.execute(
@@ -494,6 +575,12 @@ def history(connection: sa.Connection, name: str) -> list[dict[str, Any]]:
     return [dict(row) for row in rows.mappings()]
 
 
+def paused_at(connection: sa.Connection, name: str) -> dt.datetime | None:
+    """When it was paused last; None if it never was."""
+    paused = [one["recorded_at"] for one in history(connection, name) if one["to_state"] == "paused"]
+    return paused[-1] if paused else None
+
+
 def looks(connection: sa.Connection, name: str) -> list[dict[str, Any]]:
     """Looks that were made, oldest first. Unblinded: whoever shows them records it (:func:`open_report`)."""
     table = tables.ab_interim_analyses
@@ -575,7 +662,6 @@ def _situation(connection: sa.Connection, held: Experiment, actor: str, decision
         records.screened["screened_at"], records.events["occurred_at"], records.outcomes["observed_at"],
     ]  # fmt: skip
     present = [part.max() for part in times if len(part)]
-    paused = [one["recorded_at"] for one in history(connection, held.name) if one["to_state"] == "paused"]
     return Situation(
         state=held.state,
         actor=actor,
@@ -588,7 +674,7 @@ def _situation(connection: sa.Connection, held: Experiment, actor: str, decision
         looks_done=len(made),
         information=information(held.spec, records.outcomes),
         as_of=max(present).date() if present else None,
-        paused_at=paused[-1] if paused else None,
+        paused_at=paused_at(connection, held.name),
         results=bool(
             connection.scalar(
                 sa.select(sa.func.count()).select_from(results).where(results.c.experiment == held.name)
@@ -596,6 +682,7 @@ def _situation(connection: sa.Connection, held: Experiment, actor: str, decision
         ),
         decision=decision,
         assigned=len(records.assignments),
+        bound_to_stop=bound_to_stop(made),
     )
 
 

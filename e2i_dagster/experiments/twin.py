@@ -23,8 +23,6 @@ from e2i_dagster.warehouse.digest import frame_digest
 from e2i_dagster.warehouse.tables import experiments as tables
 
 Grade = Literal["excellent", "good", "fair", "poor", "unvalidated"]
-#: Fewer patients in an arm do not carry a forest.
-LEAST_PER_ARM = 100
 _LEVEL_Z = 1.959963984540054
 
 
@@ -108,17 +106,18 @@ class FidelityPage(BaseModel):
 
 
 def simulate_twin(
-    spec: ExperimentSpec, frame: pd.DataFrame, *, outcome: str = "label", trees: int = 400
+    spec: ExperimentSpec, frame: pd.DataFrame, *, least_per_arm: int, outcome: str = "label", trees: int = 400
 ) -> TwinSimulation:
     """Fit the forest on ``frame`` and simulate the experiment of ``spec`` on twins drawn from it.
 
     Args:
         frame: one row per patient of the cohort: ``outcome`` (0 or 1), the twin's feature and confounders.
+        least_per_arm: patients with and without the treatment, below which nothing is predicted.
         trees: of the forest, a multiple of four.
 
     Raises:
         ConfigError: the design has no ``twin`` block.
-        InputError: a column is missing, or an arm has fewer than 100 patients: nothing is predicted.
+        InputError: a column is missing, or an arm has too few patients.
     """
     from econml.dml import CausalForestDML
     from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
@@ -129,7 +128,7 @@ def simulate_twin(
             f"config/experiments/{spec.name}.yaml: there is no twin block; it says from which question the "
             "experiment is predicted."
         )
-    covariates, treated, observed = _training_rows(frame, rule, outcome)
+    covariates, treated, observed = _training_rows(frame, rule, outcome, least_per_arm)
     outcome_model: Any = RandomForestRegressor(min_samples_leaf=20, random_state=rule.seed)
     treatment_model: Any = RandomForestClassifier(min_samples_leaf=20, random_state=rule.seed)
     forest = CausalForestDML(
@@ -304,7 +303,7 @@ def comparisons(connection: sa.Connection, name: str) -> list[dict[str, Any]]:
 
 
 def _training_rows(
-    frame: pd.DataFrame, rule: Twin, outcome: str
+    frame: pd.DataFrame, rule: Twin, outcome: str, least_per_arm: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Encoded confounders (n, p), treatment (n,), outcome (n,): a missing number is the median beside a flag."""
     absent = [name for name in (*rule.confounders, rule.feature, outcome) if name not in frame.columns]
@@ -325,10 +324,10 @@ def _training_rows(
             columns.extend(levels[name_] for name_ in levels.columns)
     treated = (frame[rule.feature].astype("float64") >= rule.at_least).to_numpy(dtype=int)
     counts = np.bincount(treated, minlength=2)
-    if counts.min() < LEAST_PER_ARM:
+    if counts.min() < least_per_arm:
         raise InputError(
             f"The twin cannot be simulated: of {len(frame):,} patients {counts[1]:,} are treated "
-            f"({rule.feature} at least {rule.at_least:g}); it needs {LEAST_PER_ARM} with and without."
+            f"({rule.feature} at least {rule.at_least:g}); it needs {least_per_arm} with and without."
         )
     return np.column_stack(columns), treated, frame[outcome].to_numpy(dtype="float64")
 

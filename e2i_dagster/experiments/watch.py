@@ -1,4 +1,4 @@
-"""What the monitor of running experiments looks at: enrolment rate, ratios of the arms, stale data."""
+"""What the monitor of experiments looks at: enrolment rate, ratios and balance of the arms, stale data, approvals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ import pandas as pd
 import sqlalchemy as sa
 
 from e2i_dagster.config.experiment import ExperimentSpec, LifecyclePolicy
+from e2i_dagster.experiments.enrolment import attribute_frame
+from e2i_dagster.experiments.lifecycle import Review
 from e2i_dagster.experiments.looks import arm_counts
+from e2i_dagster.experiments.multiplicity import adjusted
+from e2i_dagster.experiments.randomization import balance
 from e2i_dagster.experiments.srm import SequentialSrm, sequential_srm_test, srm_test
 from e2i_dagster.experiments.store import Records
 from e2i_dagster.warehouse.tables import experiments as tables
@@ -22,10 +26,12 @@ Severity = Literal["low", "medium", "high", "critical"]
 class Finding:
     """Something a person should look at: what, how bad, why, and the next command."""
 
-    kind: Literal["enrolment", "srm", "stale", "fidelity", "look"]
+    kind: Literal["enrolment", "srm", "balance", "stale", "fidelity", "look", "approval", "pause"]
     severity: Severity
     message: str
     next_command: str
+    #: Names what is told once alone; empty for what is told as long as it holds.
+    once: str = ""
 
 
 def check_srm(
@@ -89,6 +95,109 @@ def newest_srm(connection: sa.Connection, name: str) -> dict[str, Any] | None:
     return None if row is None else dict(row)
 
 
+def balance_attributes(spec: ExperimentSpec, records: Records) -> pd.DataFrame | None:
+    """Strata, factors, subgroups and the covariate of each assigned unit; None before any."""
+    if records.assignments.empty:
+        return None
+    covariate = spec.metrics.primary.covariate
+    names = [
+        *spec.randomization.strata,
+        *spec.randomization.factors,
+        *spec.subgroups,
+        *([covariate] if covariate else ()),
+    ]
+    attributes = attribute_frame(records.screened, names)
+    return records.assignments[["unit_id"]].merge(attributes, on="unit_id", how="left")[
+        list(dict.fromkeys(names))
+    ]
+
+
+def weekly_balance(spec: ExperimentSpec, records: Records, policy: LifecyclePolicy) -> Finding | None:
+    """Balance of the units assigned up to the last whole week (of the policy's days), told once per week.
+
+    Told is an attribute whose arms differ by more than the policy's standardized difference and by more than
+    chance: one-way analysis of variance for numbers, chi-squared for categories, p by Holm over the attributes.
+    Clusters count once, with the values of their first unit.
+    """
+    rule = policy.monitor.balance
+    assigned = records.assignments
+    attributes = balance_attributes(spec, records)
+    if attributes is None or not len(attributes.columns):
+        return None
+    first = assigned["assigned_at"].min()
+    weeks = (assigned["assigned_at"].max() - first) // pd.Timedelta(days=rule.every_days)
+    until = (assigned["assigned_at"] < first + weeks * pd.Timedelta(days=rule.every_days)).to_numpy()
+    if spec.randomization.method == "cluster":
+        until &= ~assigned["cluster"].duplicated().to_numpy()
+    if until.sum() < rule.minimum_units:
+        return None
+    rows, values = assigned[until], attributes[until]
+    report = balance(rows, spec.ratios, values)
+    names = list(report.standardized_difference)
+    chance = adjusted([_chance(values[name], rows["variant"]) for name in names])
+    wrong = [
+        f"{name} {report.standardized_difference[name]:.2f} (p {p:.2g})"
+        for name, p in zip(names, chance, strict=True)
+        if p is not None and p < rule.p and report.standardized_difference[name] > rule.largest_difference
+    ]
+    if not wrong:
+        return None
+    return Finding(
+        "balance",
+        "medium",
+        f"after {weeks * rule.every_days} days the arms differ more than chance explains (standardized): "
+        f"{', '.join(wrong)}",
+        f"e2i experiment audit {spec.name}",
+        once=f"{spec.name}:balance:{weeks}",
+    )
+
+
+def _chance(values: pd.Series, variant: pd.Series) -> float | None:
+    """p of the same distribution in all arms; None where it does not vary or an arm has fewer than two."""
+    from scipy import stats
+
+    arms = variant.astype(str).to_numpy()
+    if values.dtype.kind in "iuf" and values.nunique() > 2:
+        groups = [part.dropna().to_numpy(dtype=float) for _, part in values.groupby(arms)]
+        if len(groups) < 2 or min(map(len, groups)) < 2 or values.std() == 0:
+            return None
+        return float(stats.f_oneway(*groups).pvalue)
+    table = pd.crosstab(values.astype(str).to_numpy(), arms).to_numpy()
+    if min(table.shape) < 2:
+        return None
+    tested: Any = stats.chi2_contingency(table, correction=False)
+    return float(tested.pvalue)
+
+
+def overdue_review(name: str, review: Review, now: dt.datetime) -> Finding | None:
+    """That approvals are missing although their time is over."""
+    if not review.overdue(now):
+        return None
+    assert review.due is not None
+    return Finding(
+        "approval",
+        "medium",
+        f"approval of {', '.join(review.missing)} was due {review.due:%Y-%m-%d %H:%M} UTC and is missing",
+        f"e2i experiment approve {name} --role {review.missing[0]} --reason TEXT",
+        once=f"{name}:approval:{review.due.isoformat()}",
+    )
+
+
+def long_pause(
+    name: str, paused_at: dt.datetime | None, policy: LifecyclePolicy, now: dt.datetime
+) -> Finding | None:
+    """That a pause lasts longer than it may: the experiment can only be stopped then."""
+    if paused_at is None or now - paused_at <= dt.timedelta(days=policy.longest_pause_days):
+        return None
+    return Finding(
+        "pause",
+        "high",
+        f"paused since {paused_at:%Y-%m-%d}, longer than {policy.longest_pause_days} days: it cannot go on",
+        f"e2i experiment transition {name} stopped_other --reason TEXT",
+        once=f"{name}:pause:{paused_at.isoformat()}",
+    )
+
+
 def watch(
     spec: ExperimentSpec,
     records: Records,
@@ -119,6 +228,9 @@ def watch(
                 f"e2i experiment audit {spec.name}",
             )
         )
+    uneven = weekly_balance(spec, records, policy)
+    if uneven is not None:
+        found.append(uneven)
     stamps = [records.screened["recorded_at"], records.events["recorded_at"], records.outcomes["recorded_at"]]
     newest = [part.max() for part in stamps if len(part)]
     if newest and not simulated:

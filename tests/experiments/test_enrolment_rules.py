@@ -191,7 +191,7 @@ def test_the_twin_finds_a_planted_effect_and_none_where_there_is_none():
     spec = ExperimentSpec.model_validate({**DESIGN, "twin": TWIN})
     frame = observational()
     kept = frame.copy()
-    found = simulate_twin(spec, frame, trees=48)
+    found = simulate_twin(spec, frame, trees=48, least_per_arm=100)
     pd.testing.assert_frame_equal(frame, kept)
     naive = (
         frame.loc[frame["quality"] >= 5, "label"].mean() - frame.loc[~(frame["quality"] >= 5), "label"].mean()
@@ -200,7 +200,7 @@ def test_the_twin_finds_a_planted_effect_and_none_where_there_is_none():
     assert abs(found.ate - 0.3) < abs(naive - 0.3)
     assert found.standard_error >= found.standard_error_of_model > 0.005
     assert found.recommendation == "deploy"
-    nothing = simulate_twin(spec, observational(effect=0.0), trees=48)
+    nothing = simulate_twin(spec, observational(effect=0.0), trees=48, least_per_arm=100)
     assert nothing.lower < 0 < nothing.upper
     assert nothing.recommendation == "refine"
 
@@ -208,8 +208,8 @@ def test_the_twin_finds_a_planted_effect_and_none_where_there_is_none():
 def test_a_harmful_intervention_is_never_deployed_and_too_few_rows_are_refused():
     spec = ExperimentSpec.model_validate({**DESIGN, "twin": TWIN})
     harmful = observational(effect=-0.25)
-    assert simulate_twin(spec, harmful, trees=48).recommendation == "skip"
+    assert simulate_twin(spec, harmful, trees=48, least_per_arm=100).recommendation == "skip"
     with pytest.raises(InputError, match="it needs 100 with and without"):
-        simulate_twin(spec, observational(count=20))
+        simulate_twin(spec, observational(count=20), least_per_arm=100)
     with pytest.raises(InputError, match="no column severity"):
-        simulate_twin(spec, harmful.drop(columns="severity"))
+        simulate_twin(spec, harmful.drop(columns="severity"), least_per_arm=100)

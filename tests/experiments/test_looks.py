@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from e2i_dagster.config.experiment import ExperimentSpec
+from e2i_dagster.config.environment import config_folder
+from e2i_dagster.config.experiment import ExperimentSpec, LifecyclePolicy
 from e2i_dagster.experiments.interim import boundaries
 from e2i_dagster.experiments.looks import _at_planned, due_look, evaluate, look_boundaries
 from e2i_dagster.experiments.store import Records
@@ -39,6 +40,7 @@ def records(rates, per_arm=100, complaints=None) -> Records:
         for metric, share in parts.items()
     ).reset_index(drop=True)
     outcomes.insert(0, "id", np.arange(1, len(outcomes) + 1))
+    outcomes["denominator"] = np.nan
     assignments = pd.DataFrame({"unit_id": unit, "variant": variant, "cluster": None, "assigned_at": START})
     screened = pd.DataFrame({"unit_id": unit, "attributes": [{"region": "north"}] * len(unit)})
     events = pd.DataFrame(
@@ -51,10 +53,11 @@ def records(rates, per_arm=100, complaints=None) -> Records:
     return Records(screened, assignments, events, outcomes)
 
 
-def look(spec, given, reached=(0.5,), earlier=(), final=False):
+def look(spec, given, reached=(0.5,), earlier=(), final=False, times=None):
     return evaluate(
-        spec, given, reached=reached, earlier=earlier, final=final, minor_deviations_that_exclude=3
-    )
+        spec, given, reached=reached, earlier=earlier, final=final, times=times,
+        policy=LifecyclePolicy.load(config_folder()),
+    )  # fmt: skip
 
 
 def test_one_arm_of_two_shows_its_benefit_at_half_of_alpha():

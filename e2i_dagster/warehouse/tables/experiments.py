@@ -196,8 +196,16 @@ ab_experiment_outcomes = sa.Table(
     _experiment(),
     column("unit_id", sa.Text, "Unit observed.", nullable=False, privacy="pseudonym"),
     column("metric", sa.Text, "Metric of the design.", nullable=False),
-    column("value", sa.Double, "Value; days for a survival metric.", nullable=False),
+    column(
+        "value", sa.Double, "Value; days for a survival metric, the numerator of a ratio.", nullable=False
+    ),
     column("event", sa.Boolean, "For a survival metric: True for the event, False for censoring."),
+    column(
+        "denominator",
+        sa.Double,
+        "For a ratio metric: what the value is divided by, summed over units.",
+        minimum=0,
+    ),
     column("observed_at", Timestamp, "When it was observed.", nullable=False),
     *_recorded(),
     sa.UniqueConstraint("experiment", "unit_id", "metric"),
@@ -250,8 +258,8 @@ ab_experiment_results = sa.Table(
     metadata,
     _key(),
     _experiment(),
-    column("analysis_type", sa.Text, "final.", nullable=False),
-    column("analysis_method", sa.Text, "itt, per_protocol or as_treated.", nullable=False),
+    column("analysis_type", sa.Text, "final, or heterogeneity (causal forest).", nullable=False),
+    column("analysis_method", sa.Text, "itt, per_protocol, as_treated, or causal_forest.", nullable=False),
     column("metric", sa.Text, "Metric.", nullable=False),
     column("arm", sa.Text, "Arm compared with control.", nullable=False),
     column("snapshot_digest", sa.Text, "Digest of the rows that were analysed.", nullable=False),
