@@ -93,8 +93,9 @@ def _scored(
     )
     if page.scorecard is None:
         return {"scorecard": page.reason or "the primary metric is not estimable"}
+    judged = {} if change.alignment is None else {"alignment": f"{change.alignment:g}"}
     parts = "; ".join(f"{part.name}: {part.found}" for part in page.scorecard.parts)
-    return {"scorecard": page.scorecard.sentence, "scorecard parts": parts}
+    return {"scorecard": page.scorecard.sentence, "scorecard parts": parts, **judged}
 
 
 def record_file(connection: sa.Connection, change: Change, policy: Policy, *, actor: str) -> dict[str, Any]:

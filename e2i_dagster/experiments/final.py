@@ -19,6 +19,7 @@ from e2i_dagster.experiments.estimation import final_estimate
 from e2i_dagster.experiments.forest import Heterogeneity, heterogeneity
 from e2i_dagster.experiments.lifecycle import bound_to_stop, may_read_results
 from e2i_dagster.experiments.looks import analysis_of, columns_of, look_boundaries, missing_policy, progress
+from e2i_dagster.experiments.multiplicity import adjusted
 from e2i_dagster.experiments.results import Analysis
 from e2i_dagster.experiments.scorecard import ScoredResult, score_result
 from e2i_dagster.experiments.subgroups import SubgroupAnalysis, analyze_subgroups
@@ -33,7 +34,10 @@ EFFECTS = {
 
 
 class SetResult(BaseModel):
-    """One metric over one analysed set, or why it cannot be analysed."""
+    """One metric over one analysed set, or why it cannot be analysed.
+
+    ``adjusted_p_values`` by arm, of a secondary metric: over all secondary metrics of the set.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -41,6 +45,7 @@ class SetResult(BaseModel):
     analysis_set: str
     analysis: Analysis | None
     reason: str = ""
+    adjusted_p_values: dict[str, float] = {}
 
 
 class ResultsPage(BaseModel):
@@ -64,13 +69,14 @@ class ResultsPage(BaseModel):
     def to_metadata(self) -> dict[str, Any]:
         """Effects by metric and set."""
         found: dict[str, Any] = {
+            "experiment_state": self.state,
             "stream": "simulated" if self.simulated else "observed",
             "available": self.available,
             "reason": self.reason or None,
         }
         if not self.available:
             return found
-        head = ["| metric | set | arm | effect | interval | p |", "|---|---|---|---:|---|---:|"]
+        head = [f"| {' | '.join(EFFECT_COLUMNS)} |", "|---|---|---|---:|---|---:|---:|"]
         head += [f"| {' | '.join(row)} |" for row in effect_rows(self.results)]
         return {
             **found,
@@ -92,18 +98,21 @@ class ResultsPage(BaseModel):
         return self.model_dump(mode="json", exclude={"forest_md"})
 
 
+EFFECT_COLUMNS = ("metric", "set", "arm", "effect", "interval", "p", "adjusted p")
+
+
 def effect_rows(results: Sequence[SetResult]) -> list[tuple[str, ...]]:
-    """Metric, set, arm, effect, interval and p as text, a row per comparison."""
+    """``EFFECT_COLUMNS`` as text, a row per comparison."""
     rows: list[tuple[str, ...]] = []
     for result in results:
         if result.analysis is None:
-            rows.append((result.metric, result.analysis_set, "", "not estimable", result.reason, ""))
+            rows.append((result.metric, result.analysis_set, "", "not estimable", result.reason, "", ""))
             continue
         for one in result.analysis.comparisons:
             named = f"{result.metric} ({EFFECTS[result.analysis.kind]})"
             shared = (named, result.analysis_set, one.arm)
             if one.status == "not_estimable" or one.effect is None:
-                rows.append((*shared, "not estimable", one.reason or "", ""))
+                rows.append((*shared, "not estimable", one.reason or "", "", ""))
             else:
                 rows.append(
                     (
@@ -111,6 +120,9 @@ def effect_rows(results: Sequence[SetResult]) -> list[tuple[str, ...]]:
                         f"{one.effect:.4f}",
                         f"{one.lower:.4f} to {one.upper:.4f}",
                         f"{one.p_value:.3g}",
+                        ""
+                        if one.arm not in result.adjusted_p_values
+                        else f"{result.adjusted_p_values[one.arm]:.3g}",
                     )
                 )
     return rows
@@ -145,9 +157,12 @@ def compute_results(
 ) -> ResultsPage:
     """Analyse and record the results of an experiment whose data collection is over; say so when it is not.
 
-    ``alignment``: how well the treatment fits the strategy (0 to 1), for the scorecard.
+    ``alignment``: how well the treatment fits the strategy (0 to 1), for the scorecard; once it is decided, what
+    was judged then.
     """
     held = store.read(connection, name)
+    if alignment is None:
+        alignment = _judged_alignment(store.history(connection, name))
     shared = {"experiment": name, "state": held.state, "simulated": held.simulated}
     if not may_read_results(held.state):
         return ResultsPage(
@@ -165,14 +180,17 @@ def compute_results(
         minor_deviations_that_exclude=policy.minor_deviations_that_exclude,
     )
     frame = analysis_frame(states, records.outcomes, attribute_frame(records.screened), spec)
-    results = tuple(
-        _set_result(frame, spec, metric.name, chosen, policy)
-        for metric in spec.metrics.all
-        for chosen in ANALYSED_SETS
+    results = _with_adjusted(
+        spec,
+        [
+            _set_result(frame, spec, metric.name, chosen, policy)
+            for metric in spec.metrics.all
+            for chosen in ANALYSED_SETS
+        ],
     )
     digest = records.digest
     _record(connection, name, results, digest, spec, actor)
-    adjusted = adjusted_for_looks(spec, store.looks(connection, name))
+    for_looks = adjusted_for_looks(spec, store.looks(connection, name))
     primary = results[0].analysis
     return ResultsPage(
         **shared,
@@ -184,9 +202,35 @@ def compute_results(
         heterogeneity=_heterogeneity(connection, frame, spec, policy, digest, actor),
         scorecard=None
         if primary is None
-        else score_result(spec, primary, policy.scorecard, adjusted=adjusted, alignment=alignment),
-        adjusted=adjusted,
+        else score_result(spec, primary, policy.scorecard, adjusted=for_looks, alignment=alignment),
+        adjusted=for_looks,
     )
+
+
+def _judged_alignment(history: Sequence[dict[str, Any]]) -> float | None:
+    judged = [one["evidence"].get("alignment") for one in history if one["to_state"] == "decided"]
+    return None if not judged or judged[-1] is None else float(judged[-1])
+
+
+def _with_adjusted(spec: ExperimentSpec, results: Sequence[SetResult]) -> tuple[SetResult, ...]:
+    """``results`` with the p-values of the secondary metrics adjusted over metrics and arms of one analysed set."""
+    primary = spec.metrics.primary.name
+    found = []
+    for result in results:
+        family = [
+            (other.metric, one.arm, one.p_value)
+            for other in results
+            if other.analysis_set == result.analysis_set and other.metric != primary and other.analysis
+            for one in other.analysis.comparisons
+        ]
+        final = adjusted([p for _, _, p in family], spec.multiplicity)
+        own = {
+            arm: p
+            for (metric, arm, _), p in zip(family, final, strict=True)
+            if metric == result.metric and p is not None
+        }
+        found.append(result.model_copy(update={"adjusted_p_values": own}))
+    return tuple(found)
 
 
 def _set_result(

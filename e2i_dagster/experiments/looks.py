@@ -38,6 +38,8 @@ from e2i_dagster.experiments.reestimation import propose_size
 from e2i_dagster.experiments.results import Analysis, Comparison
 from e2i_dagster.warehouse.tables import experiments as tables
 
+#: What is told of a look besides effects.
+LOOK_FACTS = ("look", "information", "units", "data as of", "alpha spent", "frozen rows")
 Advice = Literal["continue", "stop_efficacy", "stop_futility", "stop_safety"]
 
 
@@ -142,16 +144,19 @@ class InterimPage(BaseModel):
 
     def to_metadata(self) -> dict[str, Any]:
         """Looks made, and when the next is due."""
-        head = list(self.looks[0]) if self.looks else []
-        rows = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)] if head else []
-        rows += [f"| {' | '.join(str(value) for value in look.values())} |" for look in self.looks]
+        # In the UI a wide table is cut off: what is open of the effects has a table of its own.
+        columns = list(self.looks[0]) if self.looks else []
+        facts = [name for name in columns if name in LOOK_FACTS or (self.blinded and name == "says")]
+        effects = ["look", *(name for name in columns if name not in LOOK_FACTS)]
         return {
+            "experiment_state": self.state,
             "stream": "simulated" if self.simulated else "observed",
             "blinding": "dmc: effects and statistics are left out" if self.blinded else "open",
             "information_fraction": round(self.information, 4),
             "next_look_at": self.next_fraction,
             "looks_made": len(self.looks),
-            "looks_md": "\n".join(rows) or None,
+            "looks_md": _table(facts, self.looks) if self.looks else None,
+            "effects_md": _table(effects, self.looks) if self.looks and not self.blinded else None,
             "sample_size_review": self.size_proposal or None,
             "boundaries_md": self.boundary_md or None,
         }
@@ -159,6 +164,11 @@ class InterimPage(BaseModel):
     def to_record(self) -> dict[str, Any]:
         """Everything as plain values but the figure."""
         return self.model_dump(mode="json", exclude={"boundary_md"})
+
+
+def _table(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    return "\n".join([*lines, *(f"| {' | '.join(str(row[name]) for name in columns)} |" for row in rows)])
 
 
 def due_look(spec: ExperimentSpec, information: float, made: int, *, ended: bool) -> int | None:
@@ -627,6 +637,63 @@ def _confidence_sequence(
         return None, str(error)
 
 
+class PresentInterval(BaseModel):
+    """The confidence sequence of one arm on all rows so far, or why there is none. Unblinded."""
+
+    model_config = ConfigDict(frozen=True)
+
+    arm: str
+    units: int
+    effect: float | None = None
+    lower: float | None = None
+    upper: float | None = None
+    p_value: float | None = None
+    reason: str = ""
+
+    @property
+    def shown_effect(self) -> str:
+        """The effect as text."""
+        return "not estimable" if self.effect is None else f"{self.effect:.4f}"
+
+    @property
+    def shown_interval(self) -> str:
+        """The interval as text."""
+        return "" if self.lower is None or self.upper is None else f"{self.lower:.4f} to {self.upper:.4f}"
+
+
+def present_intervals(
+    spec: ExperimentSpec, records: store.Records, made: Sequence[dict[str, Any]], policy: LifecyclePolicy
+) -> tuple[PresentInterval, ...]:
+    """Confidence sequences of the rows recorded so far, going on from the newest look; empty without the option."""
+    if not spec.looks.always_valid or records.outcomes.empty:
+        return ()
+    states = unit_states(
+        records.assignments,
+        records.events,
+        minor_deviations_that_exclude=policy.minor_deviations_that_exclude,
+    )
+    frame = analysis_frame(states, records.outcomes, attribute_frame(records.screened), spec)
+    primary = analysis_of(frame, spec, spec.metrics.primary, policy=policy.analysis)
+    units = {one.arm: one.observed for one in primary.arms}
+    earlier = [look["metrics_snapshot"] for look in made]
+    shown = []
+    for found in primary.comparisons:
+        sequence, why = _confidence_sequence(spec, found, earlier)
+        pair = {"arm": found.arm, "units": units[found.arm] + units[spec.control]}
+        if sequence is None:
+            shown.append(PresentInterval(**pair, reason=why or found.reason or "no statistic"))
+            continue
+        limits = (sequence.lower, sequence.upper)
+        if found.effect_type == "hazard_ratio":
+            limits = (math.exp(limits[0]), math.exp(limits[1]))
+        shown.append(
+            PresentInterval(
+                **pair, effect=found.effect, lower=limits[0], upper=limits[1], p_value=sequence.p_value
+            )
+        )
+    return tuple(shown)
+
+
 def _harm(
     frame: pd.DataFrame, spec: ExperimentSpec, rule: HarmRule, arm: str, policy: AnalysisPolicy
 ) -> HarmCheck:
@@ -655,7 +722,7 @@ def _harm(
     reason = (
         "relative change unknown: the control's mean is 0"
         if worse is None
-        else f"worse by {worse:.1%}, p {p:.3g}"
+        else f"{'worse' if worse > 0 else 'better'} by {abs(worse):.1%}, p {p:.3g}"
     )
     return HarmCheck(**shared, relative_worsening=worse, p_value=p, harmful=harmful, reason=reason)
 

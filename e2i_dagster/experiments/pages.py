@@ -12,10 +12,17 @@ import pandas as pd
 from e2i_dagster.cohorts.disclosure import shown_count
 from e2i_dagster.config.experiment import ExperimentSpec, Metric
 from e2i_dagster.experiments.enrolment import EnrolmentReport
-from e2i_dagster.experiments.final import EFFECTS, ResultsPage, SetResult, adjusted_sentence, effect_rows
+from e2i_dagster.experiments.final import (
+    EFFECT_COLUMNS,
+    EFFECTS,
+    ResultsPage,
+    SetResult,
+    adjusted_sentence,
+    effect_rows,
+)
 from e2i_dagster.experiments.interim import SPENDING_RULES, Boundaries, z_of_conditional_power
-from e2i_dagster.experiments.lifecycle import Review
-from e2i_dagster.experiments.looks import look_boundaries, progress, size_review_text
+from e2i_dagster.experiments.lifecycle import Review, may_read_results
+from e2i_dagster.experiments.looks import PresentInterval, look_boundaries, progress, size_review_text
 from e2i_dagster.experiments.store import Experiment
 from e2i_dagster.experiments.subgroups import SubgroupAnalysis
 from e2i_dagster.reports import Image, Section, Table, figure_markdown, figure_png, html_page, new_figure
@@ -78,14 +85,16 @@ def boundary_figure(spec: ExperimentSpec, made: Sequence[Mapping[str, Any]], *, 
     axes.set_xlabel("information fraction (dotted: looks made)")
     axes.set_ylabel("z, positive for benefit")
     axes.set_xlim(0, max(1.05, *(fraction * 1.05 for fraction in fractions)))
-    highest = max(abs(value) for value in z if math.isfinite(value))
+    # By the boundaries, which every page has alike: a range that followed z would tell it.
+    seen = [] if blinded else [one["z"] or 0.0 for look in made for one in look["metrics_snapshot"]["arms"]]
+    highest = max(abs(value) for value in (*z, *seen) if math.isfinite(value))
     axes.set_ylim(-1.12 * highest, 1.12 * highest)
     # Beside a legend above the axes nothing of the curves is covered.
     figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=9)
     if blinded and made:
         axes.text(
-            0.02, 0.04, "z is blinded: the committee's report shows it", transform=axes.transAxes, color=_GREY,
-            fontsize=10,
+            0.98, 0.93, "z is blinded: the committee's report shows it", transform=axes.transAxes, ha="right",
+            color=_GREY, fontsize=10,
         )  # fmt: skip
     return figure
 
@@ -196,10 +205,16 @@ def experiment_report(
     results: ResultsPage,
     fidelity: Sequence[Mapping[str, Any]],
     srm: Mapping[str, Any] | None,
+    openings: Sequence[Mapping[str, Any]],
+    now: Sequence[PresentInterval] = (),
     *,
     blinded: bool,
 ) -> str:
-    """One self-contained HTML page of an experiment; while ``blinded`` without effects, statistics and z."""
+    """One self-contained HTML page of an experiment; while ``blinded`` without effects, statistics and z.
+
+    Args:
+        now: confidence sequences of the present rows, between looks; only for an unblinded page.
+    """
     spec = held.spec
     fractions = ", ".join(f"{fraction:g}" for fraction in spec.looks.information_fractions)
     sections = [
@@ -208,7 +223,7 @@ def experiment_report(
             [spec.hypothesis.strip()],
             [
                 Table(
-                    ("", ""),
+                    ("part", "plan"),
                     [
                         ("unit", spec.unit),
                         ("arms", ", ".join(f"{arm.name} ({arm.ratio:.3g})" for arm in spec.arms)),
@@ -248,6 +263,8 @@ def experiment_report(
             )
         )  # fmt: skip
     sections.append(_looks_section(spec, made, blinded))
+    if now and not blinded:
+        sections.append(_present_section(now))
     if results.available:
         sections += _results_sections(spec, results)
     if fidelity and not blinded:
@@ -272,8 +289,32 @@ def experiment_report(
             ],
         )
     )
+    if openings:
+        sections.append(
+            Section(
+                "Openings of the unblinded report",
+                [],
+                [
+                    Table(
+                        ("at", "by", "why"),
+                        [
+                            (f"{one['recorded_at']:%Y-%m-%d %H:%M}", one["recorded_by"], one["reason"])
+                            for one in openings
+                        ],
+                    )
+                ],
+            )
+        )
     subtitle = f"{held.name}: {held.state}" + (f", decision {held.decision}" if held.decision else "")
-    return html_page(spec.title, sections, subtitle=subtitle + (". Blinded page." if blinded else "."))
+    return html_page(
+        spec.title, sections, subtitle=subtitle + (". Blinded page." if blinded else _unblinded(held))
+    )
+
+
+def _unblinded(held: Experiment) -> str:
+    if held.spec.blinding == "open" or may_read_results(held.state):
+        return "."
+    return ". Unblinded, for the data monitoring committee alone; this opening is recorded."
 
 
 def _approvals(review: Review) -> str:
@@ -293,22 +334,32 @@ def _steps(enrolment: EnrolmentReport) -> dict[str, str]:
 
 
 def _looks_section(spec: ExperimentSpec, made: Sequence[Mapping[str, Any]], blinded: bool) -> Section:
-    rows = []
-    for look in made:
-        row = [
-            look["analysis_number"],
-            f"{look['information_fraction']:.3f}",
-            f"{look['sample_size_at_analysis']:,}",
+    tables = []
+    if made and blinded:
+        rows = [
+            (
+                look["analysis_number"], f"{look['information_fraction']:.3f}",
+                f"{look['sample_size_at_analysis']:,}",
+                "continue" if look["decision"] == "continue" else "stop for review",
+            )
+            for look in made
+        ]  # fmt: skip
+        tables.append(Table(("look", "information", "units", "says"), rows))
+    elif made:
+        tables.append(_arms_table(made))
+        harm = [
+            (
+                look["analysis_number"],
+                one["arm"],
+                one["metric"],
+                "harmful" if one["harmful"] else "no",
+                one["reason"],
+            )
+            for look in made
+            for one in look["metrics_snapshot"]["harm"]
         ]
-        if blinded:
-            row.append("continue" if look["decision"] == "continue" else "stop for review")
-        else:
-            z = look["test_statistic"]
-            row += ["" if z is None else f"{z:.3f}", f"{look['boundary_z']:.3f}", look["decision"]]
-        rows.append(row)
-    head = ("look", "information", "units", "says") if blinded else (
-        "look", "information", "units", "z", "boundary", "says",
-    )  # fmt: skip
+        if harm:
+            tables.append(Table(("look", "arm", "harm by", "harmful", "found"), harm))
     said = (
         [] if blinded else [f"Look {look['analysis_number']}: {look['decision_rationale']}" for look in made]
     )
@@ -316,11 +367,57 @@ def _looks_section(spec: ExperimentSpec, made: Sequence[Mapping[str, Any]], blin
     if proposal:
         said.append(f"Sample size looked at again: {proposal}")
     figure = boundary_figure(spec, made, blinded=blinded)
+    return Section("Looks", said, tables, [Image(figure_png(figure), "Boundaries and looks")])
+
+
+def _arms_table(made: Sequence[Mapping[str, Any]]) -> Table:
+    """Each arm at each look, with the repeated confidence interval and the chances. Unblinded."""
+    rows = [
+        (
+            look["analysis_number"], f"{look['information_fraction']:.3f}", arm["arm"],
+            *(
+                (
+                    f"{arm['effect']:.4f}", f"{arm['lower']:.4f} to {arm['upper']:.4f}", f"{arm['z']:.3f}",
+                    f"{look['boundary_z']:.3f}", f"{arm['conditional_power']:.3f}", f"{arm['predictive_power']:.3f}",
+                    arm["advice"],
+                )
+                if arm["estimable"]
+                else ("not estimable", arm["reason"], "", f"{look['boundary_z']:.3f}", "", "", "continue")
+            ),
+        )
+        for look in made
+        for arm in look["metrics_snapshot"]["arms"]
+    ]  # fmt: skip
+    head = (
+        "look", "information", "arm", "effect", "repeated interval", "z", "boundary", "conditional power",
+        "predictive power", "says",
+    )  # fmt: skip
+    return Table(head, rows)
+
+
+def _present_section(now: Sequence[PresentInterval]) -> Section:
     return Section(
-        "Looks",
-        said,
-        [Table(head, rows)] if rows else [],
-        [Image(figure_png(figure), "Boundaries and looks")],
+        "Between the looks",
+        [
+            "The confidence sequence of all rows recorded so far. It holds however often it is opened, and spends no "
+            "alpha; it stops nothing by itself."
+        ],
+        [
+            Table(
+                ("arm", "units", "effect", "interval", "p", "note"),
+                [
+                    (
+                        one.arm,
+                        f"{one.units:,}",
+                        one.shown_effect,
+                        one.shown_interval,
+                        _p(one.p_value),
+                        one.reason,
+                    )
+                    for one in now
+                ],
+            )
+        ],
     )
 
 
@@ -333,7 +430,7 @@ def _results_sections(spec: ExperimentSpec, results: ResultsPage) -> list[Sectio
             []
             if adjusted is None
             else [f"Adjusted for the looks (median-unbiased): {adjusted_sentence(adjusted)}."],
-            [Table(("metric", "set", "arm", "effect", "interval", "p"), effect_rows(results.results))],
+            [Table(EFFECT_COLUMNS, effect_rows(results.results))],
             [Image(figure_png(figure), "Effects by analysed set and subgroup")],
         )
     ]
@@ -400,7 +497,9 @@ def _fidelity_section(fidelity: Sequence[Mapping[str, Any]]) -> Section:
             one["analysis_number"],
             f"{one['predicted_effect']:.4f}",
             f"{one['actual_effect']:.4f}",
-            "" if one["relative_prediction_error"] is None else f"{one['relative_prediction_error']:.1%}",
+            one["reason"]
+            if one["relative_prediction_error"] is None
+            else f"{one['relative_prediction_error']:.1%}",
             one["fidelity_grade"],
         )
         for one in fidelity

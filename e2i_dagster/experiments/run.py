@@ -12,7 +12,7 @@ from e2i_dagster.experiments import enrolment, pages, store
 from e2i_dagster.experiments.final import ResultsPage, compute_results
 from e2i_dagster.experiments.interim import boundaries
 from e2i_dagster.experiments.lifecycle import bound_to_stop, may_read_results
-from e2i_dagster.experiments.looks import InterimPage, interim_page, make_look
+from e2i_dagster.experiments.looks import InterimPage, interim_page, make_look, present_intervals
 from e2i_dagster.experiments.planning import power
 from e2i_dagster.experiments.randomization import BalanceReport, balance
 from e2i_dagster.experiments.twin import (
@@ -33,11 +33,12 @@ def register_design(
     """The design in force and what to show of it beside its own fields."""
     held = store.register(connection, spec, actor=actor)
     figure = pages.boundary_figure(held.spec, [], blinded=True)
+    power_planned = planned_power(held.spec)
     return held.spec, {
-        "state": held.state,
+        "experiment_state": held.state,
         "design_version": held.version,
         "locked": held.locked_at is not None,
-        "power_at_minimum_effect": planned_power(held.spec),
+        "power_at_minimum_effect": None if power_planned is None else round(power_planned, 4),
         "boundaries_md": pages.as_markdown(figure, "Planned boundaries"),
     }
 
@@ -162,6 +163,10 @@ def report_html(
         compute_results(connection, name, policy=policy, actor=actor),
         comparisons(connection, name),
         check_srm(connection, held.spec, records, policy, actor=actor),
+        store.openings(connection, name),
+        ()
+        if blinded or held.state not in ("running", "paused")
+        else present_intervals(held.spec, records, store.looks(connection, name), policy),
         blinded=blinded,
     )
 

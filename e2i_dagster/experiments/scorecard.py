@@ -69,7 +69,7 @@ class ScoredResult(BaseModel):
         """Score and its parts for the UI."""
         lines = ["| part | weight | score | found |", "|---|---:|---:|---|"]
         lines += [f"| {' | '.join(row)} |" for row in self.rows]
-        return {"score": self.sentence, "score_md": "\n".join(lines)}
+        return {"score": self.sentence, "scorecard_md": "\n".join(lines)}
 
     def to_record(self) -> dict[str, Any]:
         """Everything as plain values."""

@@ -70,8 +70,8 @@ class SubgroupAnalysis(BaseModel):
                 if found.status == "not_estimable":
                     shown = f"not estimable: {found.reason} | | "
                 else:
-                    interval = f"{found.lower:.6g} to {found.upper:.6g}"
-                    shown = f"{found.effect:.6g} | {interval} | {level.adjusted_p_value:.4g}"
+                    interval = f"{found.lower:.4g} to {found.upper:.4g}"
+                    shown = f"{found.effect:.4g} | {interval} | {level.adjusted_p_value:.4g}"
                 lines.append(f"| {group.subgroup} | {level.level} | {shown_count(level.units)} | {shown} |")
             p = "" if group.interaction_p_value is None else f"{group.interaction_p_value:.4g}"
             final = (

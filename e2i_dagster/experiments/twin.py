@@ -91,7 +91,7 @@ class FidelityPage(BaseModel):
             error = one["relative_prediction_error"]
             rows.append(
                 f"| {one['analysis_number']} | {one['predicted_effect']:.4f} | {one['actual_effect']:.4f} | "
-                f"{'' if error is None else f'{error:.1%}'} | {one['fidelity_grade']} |"
+                f"{one['reason'] if error is None else f'{error:.1%}'} | {one['fidelity_grade']} |"
             )
         return {
             "simulations": self.simulations,
