@@ -1,4 +1,4 @@
-"""Jobs about the gate: waive a rule, audit a scope for leakage, tell the day's warnings."""
+"""Jobs about the gate: waive a rule, audit a scope for leakage, build data docs, tell the day's warnings."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
+from assets.quality import quality_key
 from assets.stage import shown
 from e2i_dagster.config.alerts import AlertsPolicy
 from e2i_dagster.config.environment import actor, config_folder
@@ -56,11 +57,19 @@ def waive_gate_rule(context: dg.OpExecutionContext, config: WaiverConfig, wareho
     context.log.info(waiver.text)
 
 
+#: What the launch form shows: every field, in the order in which it is filled in.
+_WAIVER_FORM = {
+    "table": "", "partition": "all", "rule": "", "reason": "", "days": 7, "person": ""
+}  # fmt: skip
+
+
 @dg.job(
     name="waive_gate",
+    config={"ops": {"waive_gate_rule": {"config": _WAIVER_FORM}}},
     description=(
-        "A person answers for one blocking rule on one data version, until a date. Afterwards: Re-execute from "
-        "failure on the run that the gate stopped."
+        "A person answers for one blocking rule on one data version, until a date. Launched with an empty form it "
+        "waives nothing and says what is blocked. Afterwards: Re-execute from failure on the run that the gate "
+        "stopped (one launched here; what a command started goes on by the same command)."
     ),
 )
 def waive_gate() -> None:
@@ -123,6 +132,49 @@ def leakage_audit() -> None:
     audit_scope()
 
 
+class DataDocsConfig(dg.Config):
+    """Whose data docs are built."""
+
+    table: str = Field(description="Raw table with a suite in config/expectations, such as treatment_events.")
+    partition: str = Field(default="all", description="Month YYYY-MM; all: every row as one part.")
+
+
+@dg.op(
+    name="build_data_docs",
+    description="Runs the suite of a table on its current rows; the page is in the metadata of quality/TABLE.",
+)
+def build_data_docs(
+    context: dg.OpExecutionContext,
+    config: DataDocsConfig,
+    warehouse: Warehouse,
+    lake: dg.ResourceParam[LakeIOManager],
+) -> None:
+    import pandas as pd
+
+    from e2i_dagster.quality.judge import document_table
+
+    try:
+        docs = document_table(
+            warehouse.engine(),
+            config.table,
+            config.partition,
+            lambda partitions: lake.load(config.table, partitions, pd.DataFrame),
+        )
+    except E2IError as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
+    metadata = {**shown(docs.to_metadata()), "data_docs": dg.MetadataValue.path(docs.page)}
+    context.add_output_metadata(metadata)
+    context.log_event(dg.AssetObservation(asset_key=quality_key(config.table), metadata=metadata))
+
+
+@dg.job(
+    name="data_docs",
+    description="Data docs of Great Expectations for a table as it is now: one page without values of rows.",
+)
+def data_docs() -> None:
+    build_data_docs()
+
+
 @dg.op(name="tell_warnings", description="One message over all warnings that no digest has told yet.")
 def tell_warnings(context: dg.OpExecutionContext, alerts: Alerts) -> None:
     digest = alerts.send_digest()
@@ -143,4 +195,4 @@ daily_digest = dg.ScheduleDefinition(
     description="One message a day over all warnings (config/alerts.yaml: digest_cron).",
 )
 
-GATE_JOBS = [waive_gate, leakage_audit, alert_digest]
+GATE_JOBS = [waive_gate, leakage_audit, data_docs, alert_digest]

@@ -1,4 +1,4 @@
-"""``e2i gate`` and ``e2i leakage-audit``: what the gate says, who answers for it, what leaks."""
+"""``e2i gate`` and ``e2i leakage-audit``: what the gate says and why, who answers for it, what leaks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from e2i_dagster.commands.launch import exit_code, failure_text, launch
 
 @click.group()
 def gate() -> None:
-    """The quality gate: what it says of the current data, and waivers."""
+    """The quality gate: what it says of the current data, data docs, and waivers."""
 
 
 @gate.command("show")
@@ -67,7 +67,8 @@ def waive(table: str, rule: str, partition: str, reason: str, days: int, json_ou
     else:
         click.echo(made.text)
         click.echo(
-            "Next: repeat the command that was blocked, or `Re-execute from failure` on its run in the UI."
+            "Next: repeat the command that was blocked (what is made already is reused), or `Re-execute from "
+            "failure` on a run that was launched in the UI."
         )
 
 
@@ -91,6 +92,25 @@ def waivers(everything: bool, json_output: bool) -> None:
         print_table("Waivers", rows, drop=("digest", "run_id"))
     else:
         click.echo("No waivers.")
+
+
+@gate.command("docs")
+@click.argument("table")
+@click.option(
+    "--partition", default="all", show_default=True, help="Month YYYY-MM; all: every row as one part."
+)
+@as_json
+@command_errors
+def docs(table: str, partition: str, json_output: bool) -> None:
+    """Data docs of Great Expectations for TABLE as it is now (job `data_docs`): one page for a browser."""
+    result = launch("data_docs", {"build_data_docs": {"table": table, "partition": partition}}, show=False)
+    if not result.success:
+        click.echo(f"Error: {failure_text(result)}", err=True)
+        sys.exit(exit_code(result))
+    (told,) = result.get_asset_observation_events()
+    metadata = told.asset_observation_data.asset_observation.metadata
+    shown = {"page": metadata["data_docs"].value, "expectations": metadata["expectations"].value}
+    click.echo(json.dumps(shown) if json_output else f"{shown['expectations']}\nPage: {shown['page']}")
 
 
 @click.command("leakage-audit")

@@ -168,7 +168,7 @@ class _Failure:
 
 
 @lru_cache(maxsize=1)
-def _batches() -> BatchDefinition:
+def batches() -> BatchDefinition:
     """The door for frames in one ephemeral context, made once per process."""
     # Read when the library is imported: without it an event would leave the machine.
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
@@ -190,7 +190,7 @@ class _Runner:
 
     def __call__(self, data: pd.DataFrame, specs: Mapping[int, ExpectationSpec]) -> dict[int, _Failure]:
         """Position of each failed expectation, with the positions of its rows or the kind of its error."""
-        door = _batches()
+        door = batches()
         import great_expectations as gx
 
         if not specs:

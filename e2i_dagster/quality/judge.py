@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 import sqlalchemy as sa
 
-from e2i_dagster.config.environment import state_folder
 from e2i_dagster.config.quality import QualityPolicy, current_quality_policy
 from e2i_dagster.errors import InputError, VerdictError
+from e2i_dagster.quality.data_docs import DataDocs, build_data_docs
 from e2i_dagster.quality.dimensions import WHOLE
 from e2i_dagster.quality.gate import (
     FRAME,
@@ -28,7 +28,7 @@ from e2i_dagster.quality.gate import (
 )
 from e2i_dagster.quality.history import find_previous, read_references
 from e2i_dagster.quality.leakage import LeakageReport, audit, audit_rules
-from e2i_dagster.quality.page import write_pages
+from e2i_dagster.quality.page import reports_folder, write_pages
 from e2i_dagster.quality.pseudonyms import pseudonym_key
 from e2i_dagster.quality.report import PartitionQuality, QualityReport, check_table
 from e2i_dagster.quality.rules import ruleset_hash
@@ -110,8 +110,8 @@ def judge_table(
     with engine.begin() as connection:
         record_verdicts(connection, report, digests, run_id=run_id)
     parts = {None if part.partition == WHOLE else part.partition: part for part in report.partitions}
-    folder = state_folder() / "reports" / "quality" / table
-    return Judged(report, parts, write_pages(report, rows, labels, policy=policy, folder=folder))
+    pages = write_pages(report, rows, labels, policy=policy, folder=reports_folder(table))
+    return Judged(report, parts, pages)
 
 
 def gate_result(
@@ -213,19 +213,14 @@ def waive(
         InputError: no such raw table or partition, the rule does not block it, or reason or time is wrong.
         VerdictError: the rule cannot be waived.
     """
-    known = (*RAW_TABLES, *OPTIONAL_RAW_TABLES)
     if table in (FRAME, SPLITS):
         raise VerdictError(
             f"{table} is judged for leakage, which cannot be waived. Make the frame again without it."
         )
-    if table not in known:
-        raise InputError(f"No raw table is called {table!r}. Known: {', '.join(known)}.")
+    if not table:
+        raise InputError(f"A waiver names table, partition, rule and reason. {_blocked(engine)}")
     policy = current_quality_policy()
-    current = ledger.current(engine, table)
-    version = current.get(None if partition == WHOLE else partition)
-    if version is None:
-        there = ", ".join(str(one or WHOLE) for one in current) or "nothing: run `e2i load`"
-        raise InputError(f"Table {table} has no partition {partition!r}. The ledger has {there}.")
+    version = _version(_versions(engine, table), table, None if partition == WHOLE else partition)
     with engine.begin() as connection:
         verdicts = [
             verdict
@@ -290,3 +285,53 @@ def _state(
         return {"state": "waived", "rules": rules_waived, "detail": "; ".join(one.text for one in waivers)}
     warned = any(verdict.verdict == "warning" for verdict in verdicts)
     return {"state": "warning" if warned else "passed", "rules": "", "detail": ""}
+
+
+def document_table(
+    engine: sa.Engine,
+    table: str,
+    partition: str,
+    read: Callable[[Sequence[str | None]], pd.DataFrame],
+) -> DataDocs:
+    """Data docs of ``table`` as it is now, whether its expectations fail or not.
+
+    Args:
+        partition: ``YYYY-MM``; ``all``: every row as one part, whatever the partitions of the table.
+        read: reads the current rows of the partitions that it is given (None: of a table without).
+
+    Raises:
+        InputError: no such raw table or partition, or the table has no suite.
+    """
+    current = _versions(engine, table)
+    if partition != WHOLE or not current:
+        _version(current, table, partition)
+    rows = read(list(current) if partition == WHOLE else [partition])
+    page = reports_folder(table) / f"data_docs_{partition}.html"
+    return build_data_docs({partition: rows}, table, policy=current_quality_policy(), page=page)
+
+
+def _blocked(engine: sa.Engine) -> str:
+    """What is blocked now, for a person who fills in a waiver."""
+    blocked = [row for row in gate_state(engine) if row["state"] == "blocked"]
+    listed = "; ".join(
+        f"table {row['table']}, partition {row['partition']}, rule {row['rules']}" for row in blocked[:10]
+    )
+    more = f"; {len(blocked) - 10} more in `e2i gate show`" if len(blocked) > 10 else ""
+    return f"Blocked now: {listed}{more}." if blocked else "Nothing is blocked now."
+
+
+def _versions(engine: sa.Engine, table: str) -> dict[str | None, ledger.DataVersion]:
+    """The current version of each partition of a raw table."""
+    known = (*RAW_TABLES, *OPTIONAL_RAW_TABLES)
+    if table not in known:
+        raise InputError(f"No raw table is called {table!r}. Known: {', '.join(known)}.")
+    return ledger.current(engine, table)
+
+
+def _version(
+    current: Mapping[str | None, ledger.DataVersion], table: str, partition: str | None
+) -> ledger.DataVersion:
+    if partition not in current:
+        there = ", ".join(str(one or WHOLE) for one in current) or "nothing: run `e2i load`"
+        raise InputError(f"Table {table} has no partition {partition or WHOLE!r}. The ledger has {there}.")
+    return current[partition]

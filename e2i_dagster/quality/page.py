@@ -7,20 +7,29 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from e2i_dagster.config.environment import state_folder
 from e2i_dagster.config.quality import DIMENSIONS, QualityPolicy
 from e2i_dagster.quality.data_docs import build_data_docs
 from e2i_dagster.quality.dimensions import WHOLE
 from e2i_dagster.quality.drawings import heat_map
 from e2i_dagster.quality.report import Finding, QualityReport
-from e2i_dagster.reports import Image, Section, Table, html_page
+from e2i_dagster.reports import Image, Link, Section, Table, html_page
 
 #: Failing partitions that data docs are built of, the newest.
 _DOCUMENTED = 3
 _FINDINGS = ("severity", "trend", "rule", "partition", "column", "rows", "share", "what", "keys (pseudonyms)")
 
 
-def report_page(report: QualityReport) -> str:
-    """``report`` as an HTML page: what blocks, all findings, columns by dimensions, scores by partition."""
+def reports_folder(table: str) -> Path:
+    """Where the pages about ``table`` are."""
+    return state_folder() / "reports" / "quality" / table
+
+
+def report_page(report: QualityReport, *, data_docs: str | None = None) -> str:
+    """``report`` as an HTML page: what blocks, all findings, columns by dimensions, scores by partition.
+
+    ``data_docs``: address of the data docs beside the page, if they were built.
+    """
     whole = report.whole
     scores = [
         (name, "–" if value is None else f"{value:.3f}")
@@ -48,6 +57,9 @@ def report_page(report: QualityReport) -> str:
             images=[Image(report.trend_drawing().encode(), "overall score by partition", "image/svg+xml")],
         ),
     ]
+    if data_docs is not None:
+        link = Link(data_docs, "Failing expectations, as Great Expectations words them")
+        sections.insert(2, Section("Data docs", links=[link]))
     checked = f"checked {report.checked_at:%Y-%m-%d %H:%M} UTC, rules {report.ruleset_hash[:12]}"
     return html_page(f"Quality of {report.table}", sections, subtitle=checked)
 
@@ -72,9 +84,6 @@ def write_pages(
         What was written: kind of page to its path.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    page = folder / "report.html"
-    page.write_text(report_page(report), encoding="utf-8")
-    written = {"report_page": str(page)}
     failing = sorted(
         {
             one.partition
@@ -82,14 +91,16 @@ def write_pages(
             if one.layer == "expectations" and one.severity != "characterization"
         }
     )[-_DOCUMENTED:]
+    docs = None
     if failing and report.table in policy.suites:
         parts = {
             label: rows if labels is None or label == WHOLE else rows[np.asarray(labels == label, dtype=bool)]
             for label in failing
         }
-        docs = build_data_docs(parts, report.table, policy=policy, folder=folder / "data_docs")
-        written["data_docs"] = str(docs)
-    return written
+        docs = build_data_docs(parts, report.table, policy=policy, page=folder / "data_docs.html").page
+    page = folder / "report.html"
+    page.write_text(report_page(report, data_docs=docs.name if docs else None), encoding="utf-8")
+    return {"report_page": str(page), **({"data_docs": str(docs)} if docs else {})}
 
 
 def _findings(title: str, findings: tuple[Finding, ...], none: str) -> Section:

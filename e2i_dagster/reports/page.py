@@ -26,6 +26,8 @@ th { background: #f6f8fa; text-align: left; } img { max-width: 100%; } .note { c
 <h2>{{ section.title }}</h2>
 {% for paragraph in section.paragraphs %}<p>{{ paragraph }}</p>
 {% endfor %}
+{% for link in section.links %}<p><a href="{{ link.address }}">{{ link.text }}</a></p>
+{% endfor %}
 {% for table in section.tables %}<table>
 <tr>{% for name in table.columns %}<th>{{ name }}</th>{% endfor %}</tr>
 {% for row in table.rows %}<tr>{% for value in row %}<td>{{ value }}</td>{% endfor %}</tr>
@@ -62,13 +64,22 @@ class Image:
 
 
 @dataclass(frozen=True)
+class Link:
+    """Another page: its address, relative to this one, and what is shown."""
+
+    address: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Section:
-    """A heading with paragraphs, then tables, then images."""
+    """A heading with paragraphs, then links, tables and images."""
 
     title: str
     paragraphs: Sequence[str] = field(default_factory=tuple)
     tables: Sequence[Table] = field(default_factory=tuple)
     images: Sequence[Image] = field(default_factory=tuple)
+    links: Sequence[Link] = field(default_factory=tuple)
 
 
 def html_page(title: str, sections: Sequence[Section], *, subtitle: str = "") -> str:

@@ -150,6 +150,7 @@ def test_a_new_delivery_is_not_covered_and_a_good_one_loses_the_mark(pipeline, b
         ({"rule": "not_checked"}, "cannot be waived"),
         ({"table": "training_frame"}, "leakage, which cannot be waived"),
         ({"rule": "dimension_uniqueness"}, f"what blocks it is {RULE}"),
+        ({"table": ""}, f"Blocked now: table patient_journeys, partition all, rule {RULE}."),
         ({"table": "patient_journey"}, "No raw table is called 'patient_journey'"),
         ({"partition": "2024-01"}, "has no partition '2024-01'"),
         ({"table": "triggers", "partition": "2024-01"}, "run `e2i load`"),

@@ -139,11 +139,18 @@ def test_pages_show_the_findings_and_no_value_of_a_row(
     report = check_table("treatment_events", frame, policy=policy, partitions=months, as_of=END, key=KEY)
     written = write_pages(report, frame, months, policy=policy, folder=tmp_path)
     assert set(written) == {"report_page", "data_docs"}
-    page = Path(written["report_page"]).read_text(encoding="utf-8")
+    page, docs = (Path(written[name]).read_text(encoding="utf-8") for name in ("report_page", "data_docs"))
     assert "expectation_critical" in page and "2024-01" in page and page.count("image/svg+xml") == 2
-    texts = [path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.html")]
-    assert len(texts) == 4  # report, index, suite, one failing month
-    assert not any("canary-77" in text or "PAT0000" in text for text in texts)
+    assert f'href="{Path(written["data_docs"]).name}"' in page
+    assert "2024-01" in docs and "values must never be null" in docs and "0% not null" in docs
+    for text in (page, docs):
+        assert "canary-77" not in text and "PAT0000" not in text
+        assert not re.search(r"https?:|<script|<link|url\(", text)
+        assert not [
+            tag for tag in re.findall(r'(?:src|href)="([^"]*)"', text) if tag.startswith(("/", "..", "//"))
+        ]
+        assert text.count("<div") == text.count("</div>")
+    assert {path.name for path in tmp_path.iterdir()} == {"report.html", "data_docs.html"}
     clean = check_table("treatment_events", events, policy=policy, partitions=months, as_of=END)
     assert set(write_pages(clean, events, months, policy=policy, folder=tmp_path / "clean")) == {
         "report_page"
