@@ -130,7 +130,7 @@ def _rows(connection: sa.Connection, execution: Execution, patient: str) -> list
     rows = connection.execute(
         sa.select(table)
         .where(table.c.execution_id == execution.execution_id, table.c.patient_id.in_(asked))
-        .order_by(table.c.index_date, table.c.patient_journey_id)
+        .order_by(table.c.index_date, table.c.patient_journey_id, table.c.index_number)
     ).all()
     if not rows:
         raise InputError(

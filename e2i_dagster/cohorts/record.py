@@ -155,7 +155,7 @@ def _definition(cohort: Cohort, created_by: str | None, at: datetime) -> sa.Exec
         "exclusion_criteria": [c.model_dump(mode="json") for c in definition.exclusion_criteria],
         "lookback_days": times.lookback_days,
         "followup_days": times.followup_days,
-        "index_date_field": times.index_date_field,
+        "index_date_field": times.index_date_field if definition.index is None else None,
         "required_fields": list(definition.required_fields),
         "config_hash": cohort.definition_hash,
     }
@@ -190,7 +190,7 @@ def _log(cohort: Cohort, execution_id: str, at: datetime) -> list[dict]:
 
 
 def _copy_assignments(connection: sa.Connection, cohort: Cohort, execution_id: str, at: datetime) -> int:
-    """COPY of one row per journey; a JSON list of failed rules is written once per distinct mask."""
+    """COPY of one row per journey and index date; a JSON list of failed rules is written once per distinct mask."""
     bits = {rule.name: rule.bit for rule in cohort.definition.rules}
     reasons = cohort.reasons
     codes, masks = pd.factorize(reasons["mask"])
@@ -202,6 +202,7 @@ def _copy_assignments(connection: sa.Connection, cohort: Cohort, execution_id: s
             "patient_journey_id": reasons["patient_journey_id"],
             "cohort_id": cohort.definition.cohort_id,
             "execution_id": execution_id,
+            "index_number": reasons.groupby("patient_journey_id").cumcount() + 1,
             "patient_id": reasons["patient_id"],
             "assigned_at": at.isoformat(),
             "is_eligible": mask == 0,

@@ -1,4 +1,4 @@
-"""Executions of a cohort as they stand in the warehouse: found by run or version, and read back."""
+"""Executions of a cohort as they stand in the warehouse: found by run, version or model, and read back."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from e2i_dagster.warehouse.tables.cohorts import (
     ml_patient_cohort_assignments,
 )
 from e2i_dagster.warehouse.tables.control import ml_data_versions, ml_stage_states
+from e2i_dagster.warehouse.tables.models import ml_experiments, ml_model_registry, ml_training_runs
 
 #: So many executions are named in a message.
 _NAMED = 5
@@ -97,7 +98,8 @@ def find_execution(connection: sa.Connection, cohort: str, wanted: str | None = 
 
     Args:
         wanted: a definition version (``1.0.0``, its newest execution), the beginning of an execution's or
-            run's id, or a run that reused what an earlier one had built.
+            run's id, a run that reused what an earlier one had built, or a registered model
+            (``name/version``, or the name for its newest version): the execution whose patients it learned from.
 
     Raises:
         InputError: nothing was recorded, or ``wanted`` names none or several; those there are, are listed.
@@ -117,13 +119,70 @@ def find_execution(connection: sa.Connection, cohort: str, wanted: str | None = 
     if len(by_run) == 1:
         return by_run[0]
     if not by_run:
+        model = _model(connection, wanted)
+        if model is not None:
+            return _execution_of_model(connection, cohort, found, model)
         at = _time_of_run(connection, wanted)
         in_force = [one for one in found if at is not None and one.at <= at]
         if in_force:
             return in_force[0]
     named = "\n".join(f"  - {one.words()}" for one in (by_run or found)[:_NAMED])
-    what = "several executions begin with" if by_run else "there is no version and no run"
+    what = "several executions begin with" if by_run else "there is no version, no run and no model"
     raise InputError(f"Cohort {cohort}: {what} {wanted!r}. Recorded, newest first:\n{named}")
+
+
+def _model(connection: sa.Connection, wanted: str) -> sa.Row | None:
+    """The registered model that ``wanted`` names, with its training run; None when there is no such model."""
+    name, _, version = wanted.removeprefix("models:/").partition("/")
+    registry = ml_model_registry
+    query = (
+        sa.select(
+            registry.c.model_name,
+            registry.c.model_version,
+            ml_training_runs.c.data_digests,
+            ml_training_runs.c.completed_at,
+            ml_experiments.c.scope,
+            ml_experiments.c.target_population,
+        )
+        .join(ml_training_runs, ml_training_runs.c.mlflow_run_id == registry.c.mlflow_run_id)
+        .join(ml_experiments, ml_experiments.c.id == ml_training_runs.c.experiment_id)
+        .where(registry.c.model_name == name)
+        .order_by(registry.c.registered_at.desc())
+    )
+    models = connection.execute(query).all()
+    chosen = next((one for one in models if version in ("", one.model_version)), None)
+    if models and chosen is None:
+        known = ", ".join(one.model_version for one in models[:_NAMED])
+        raise InputError(f"Model {name} has no version {version!r}. Registered, newest first: {known}.")
+    return chosen
+
+
+def _execution_of_model(
+    connection: sa.Connection, cohort: str, found: list[Execution], model: sa.Row
+) -> Execution:
+    """Back from the model's training frame to its labels and from them to the cohort, as the ledger has them."""
+    named = f"Model {model.model_name}/{model.model_version}"
+    if model.target_population != cohort:
+        raise InputError(
+            f"{named} was trained on the cohort {model.target_population}, not on {cohort}. Ask: "
+            f"`e2i cohort explain {model.target_population} PATIENT --as-of {model.model_name}/{model.model_version}`."
+        )
+    table = ml_data_versions
+
+    def newest(asset: str, *conditions: sa.ColumnElement[bool]) -> sa.Row | None:
+        query = sa.select(table).where(table.c.asset == asset, table.c.partition == model.scope, *conditions)
+        return connection.execute(query.order_by(table.c.version_id.desc()).limit(1)).one_or_none()
+
+    digest = model.data_digests.get("training_frame")
+    frame = newest("training_frame", table.c.digest == digest, table.c.at <= model.completed_at)
+    labels = frame and newest("outcome_labels", table.c.version_id < frame.version_id)
+    execution = labels and next((one for one in found if one.at <= labels.at), None)
+    if execution is None:
+        raise InputError(
+            f"{named}: the ledger does not have the build of {cohort} that it learned from any more (training "
+            f"frame {digest}). Name a build by run or version instead."
+        )
+    return execution
 
 
 def _time_of_run(connection: sa.Connection, run: str) -> datetime | None:
@@ -151,7 +210,7 @@ def read_execution(connection: sa.Connection, execution: Execution) -> RecordedC
             table.c.unknown_mask,
         )
         .where(table.c.execution_id == execution.execution_id)
-        .order_by(table.c.patient_journey_id)
+        .order_by(table.c.patient_journey_id, table.c.index_number)
     ).all()
     names = ["patient_id", "patient_journey_id", "index_date", "mask", "unknown_mask"]
     reasons = pd.DataFrame(rows, columns=names)

@@ -34,7 +34,12 @@ cohort.add_command(omop_command)
 @cohort.command("explain")
 @click.argument("name", metavar="COHORT")
 @click.argument("patient")
-@click.option("--as-of", metavar="RUN", help="A run or a definition version; the newest build by default.")
+@click.option(
+    "--as-of",
+    metavar="RUN|MODEL",
+    help="A run, a definition version, or a registered model (NAME/VERSION: the build that it learned from); the "
+    "newest build by default.",
+)
 @as_json
 @command_errors
 def explain_command(name: str, patient: str, as_of: str | None, json_output: bool) -> None:
@@ -253,7 +258,7 @@ def _definition(name: str) -> CohortDefinition:
 
 
 def _is_file(name: str) -> bool:
-    return name.endswith((".yaml", ".yml")) or "/" in name
+    return name.endswith((".yaml", ".yml"))
 
 
 def _in_file(path: Path) -> CohortDefinition:

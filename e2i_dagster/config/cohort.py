@@ -12,7 +12,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationInfo, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    model_serializer,
+    model_validator,
+)
 
 from e2i_dagster.config.base import PolicyModel, digest_of, read_yaml
 from e2i_dagster.config.cohort_fields import TableFields, field_problems, table_fields
@@ -247,6 +253,14 @@ class CohortDefinition(PolicyModel):
         if times.setdefault("index_date_field", index["field"]) != index["field"]:
             raise ValueError("index.field and temporal_requirements.index_date_field differ: keep one")
         return {k: v for k, v in data.items() if k != "index"} | {"temporal_requirements": times}
+
+    @model_serializer(mode="wrap")
+    def _one_index(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """With an index by event there is no index field, so that what is written can be read again."""
+        written = dump(self)
+        if self.index is not None and "temporal_requirements" in written:
+            written["temporal_requirements"].pop("index_date_field", None)
+        return written
 
     @model_validator(mode="after")
     def _rules_are_distinct(self, info: ValidationInfo) -> CohortDefinition:

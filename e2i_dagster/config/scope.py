@@ -400,10 +400,11 @@ def default_scope(folder: Path | None = None) -> ScopeSpec:
 
 
 def check_against_cohorts(scope: ScopeSpec, cohorts: Mapping[str, Any]) -> None:
-    """Check that the scope's cohort is among ``cohorts`` (definitions by key) and is of its brand.
+    """Check that the scope's cohort is among ``cohorts`` (definitions by key) and answers its question.
 
     Raises:
-        ConfigError: the cohort is unknown, or its brand or indication is another.
+        ConfigError: the cohort is unknown, its brand or indication is another, or a patient may be in it
+            several times.
     """
     cohort = cohorts.get(scope.cohort)
     if cohort is None:
@@ -415,4 +416,9 @@ def check_against_cohorts(scope: ScopeSpec, cohorts: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"Scope {scope.key} is about {'/'.join(mine)}, its cohort {scope.cohort} about "
             f"{'/'.join(theirs)}. Name the cohort of the same brand and indication."
+        )
+    if cohort.journeys == "every":
+        raise ConfigError(
+            f"Scope {scope.key}: a patient is in its cohort {scope.cohort} once for every index date, and a model "
+            "takes one row per patient. Give the scope a cohort with journeys: first_eligible (or first)."
         )

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 @pytest.fixture
 def connection(state) -> Iterator[sa.Connection]:
     from e2i_dagster.warehouse.connection import drop_database, scratch_database
-    from e2i_dagster.warehouse.tables import cohorts, control, metadata
+    from e2i_dagster.warehouse.tables import cohorts, control, metadata, models
 
     name = f"cohorts_{secrets.token_hex(4)}"
     engine = sa.create_engine(scratch_database(name))
@@ -25,6 +25,9 @@ def connection(state) -> Iterator[sa.Connection]:
             control.ml_snapshots,
             control.ml_data_versions,
             control.ml_stage_states,
+            models.ml_experiments,
+            models.ml_model_registry,
+            models.ml_training_runs,
         ],
     )
     with engine.connect() as opened:

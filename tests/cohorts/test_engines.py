@@ -270,6 +270,7 @@ def test_engines_agree_with_a_plain_evaluation(built, rs, es, ps, data_end):
     rs = [{**row, "patient_journey_id": f"J{k}"} for k, row in enumerate(rs)]
     patients, happened, observed = frames(rs, es, ps)
     wanted = expected(built, rs, es, ps, data_end)
+    assert CohortDefinition.model_validate(built.model_dump(mode="json")) == built
     cohort = build_cohort(
         built, patients, happened, observation_periods=observed, data_end=data_end, engine="duckdb"
     )

@@ -81,5 +81,9 @@ def test_unknown_scopes_cohorts_and_defaults_are_named(tmp_path):
         check_against_cohorts(scope, cohorts)
     with pytest.raises(ConfigError, match="no cohort 'fabhalta_c3g'"):
         check_against_cohorts(scope, {})
+    scope = read(tmp_path)
+    several = cohorts[scope.cohort].model_copy(update={"journeys": "every"})
+    with pytest.raises(ConfigError, match=r"once for every index date.*first_eligible"):
+        check_against_cohorts(scope, {scope.cohort: several})
     with pytest.raises(ConfigError, match=r"must say default: true \(found: none\)"):
         default_scope(tmp_path)

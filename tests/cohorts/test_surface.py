@@ -1,6 +1,7 @@
 """Explain, diff, preview: what changed and why, for those who may know, and suppressed for the others."""
 
 import json
+import uuid
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,8 @@ from e2i_dagster.cohorts.recorded import find_execution, read_execution
 from e2i_dagster.config.scope import read_scope
 from e2i_dagster.errors import InputError
 from e2i_dagster.warehouse.tables.cohorts import ml_patient_level_access
+from e2i_dagster.warehouse.tables.control import ml_data_versions
+from e2i_dagster.warehouse.tables.models import ml_experiments, ml_model_registry, ml_training_runs
 
 DAY = pd.Timestamp("2024-01-01")
 
@@ -208,9 +211,55 @@ def test_what_explain_does_not_know_is_named(connection):
     with pytest.raises(InputError, match="no patient and no journey with this key") as error:
         explain(connection, "remibrutinib_csu", "SOMEBODY")
     assert "SOMEBODY" not in str(error.value)
-    with pytest.raises(InputError, match="no version and no run 'b'") as error:
+    with pytest.raises(InputError, match="no version, no run and no model 'b'") as error:
         explain(connection, "remibrutinib_csu", "P1", as_of="b")
     assert "a:x" in str(error.value)
+
+
+def test_as_of_a_model_is_the_build_that_it_learned_from(database):
+    shipped, frame = read_cohort("remibrutinib_csu"), shipped_rows()
+    scope = "remibrutinib_csu_initiation"
+    registered = ("e2i-remibrutinib-classification", "3")
+    with database.begin() as opened:
+
+        def build(run, asset_digests=()):
+            record_cohort(opened, build_cohort(shipped, frame), execution_id=f"{run}:remibrutinib_csu")
+            for asset, digest in asset_digests:
+                opened.execute(ml_data_versions.insert().values(
+                    asset=asset, partition=scope, digest=digest, rows=1, run_id=run))  # fmt: skip
+
+        build("run-1", [("outcome_labels", "l1"), ("training_frame", "f1")])
+        frame.loc[1, "age_at_diagnosis"] = 40
+        build("run-2", [("outcome_labels", "l2"), ("training_frame", "f2")])
+        experiment, model, run = (uuid.uuid4() for _ in range(3))
+        opened.execute(ml_experiments.insert().values(
+            id=experiment, experiment_name="e", prediction_target="t", scope=scope, problem_type="classification",
+            target_population="remibrutinib_csu", scope_digest="s"))  # fmt: skip
+        opened.execute(ml_model_registry.insert().values(
+            id=model, model_name=registered[0], model_version=registered[1], mlflow_run_id="m", algorithm="a",
+            hyperparameters={}, stage="staging", model_digest="d"))  # fmt: skip
+        empty = {
+            name: {} for name in ("hyperparameters", "train_metrics", "validation_metrics", "test_metrics")
+        }
+        opened.execute(ml_training_runs.insert().values(
+            id=run, experiment_id=experiment, mlflow_run_id="m", algorithm="a", training_samples=1, feature_names=[],
+            criteria=[], data_digests={"training_frame": "f1"}, model_digest="d", status="accepted",
+            completed_at=sa.func.clock_timestamp(), **empty))  # fmt: skip
+        build("run-3")
+        for named in ("/".join(registered), "models:/" + "/".join(registered), registered[0]):
+            told = explain(opened, "remibrutinib_csu", "P1", as_of=named)
+            assert told.execution_id == "run-1:remibrutinib_csu"
+            assert told.journeys[0].failed_rules == ("age_at_diagnosis", "urticaria_severity_uas7")
+        with pytest.raises(InputError, match=r"has no version '9'\. Registered, newest first: 3"):
+            explain(opened, "remibrutinib_csu", "P1", as_of=f"{registered[0]}/9")
+        record_cohort(opened, build_cohort(definition(), patients([40])), execution_id="other")
+        with pytest.raises(
+            InputError, match="trained on the cohort remibrutinib_csu, not on examplumab_demo"
+        ):
+            find_execution(opened, "examplumab_demo", registered[0])
+        opened.execute(sa.update(ml_training_runs).values(data_digests={}))
+        with pytest.raises(InputError, match="does not have the build"):
+            explain(opened, "remibrutinib_csu", "P1", as_of=registered[0])
 
 
 def test_recorded_executions_compare_like_built_ones(connection):

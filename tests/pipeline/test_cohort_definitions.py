@@ -6,6 +6,8 @@ import pandas as pd
 import pytest
 from pipeline_runs import PATIENTS, said
 
+from e2i_dagster.cohorts import compare, explain
+from e2i_dagster.cohorts.recorded import find_execution, read_execution
 from e2i_dagster.config.cohort import read_cohort
 from e2i_dagster.config.environment import CHECKOUT
 
@@ -86,6 +88,50 @@ def test_only_what_changed_is_built_again_and_a_version_is_one_set_of_rules(pipe
     assert check_of(again, "cohort_not_empty").passed
     lint = check_of(empty, "definition_lint")
     assert not lint.passed, "the examples expect the old rule"
+
+
+def test_every_index_date_of_a_journey_is_built_and_recorded(pipeline, delivery, edited):
+    folder = delivery(*PATIENTS, *EVENT_FILES)
+    edited(
+        CSU,
+        field=("  index_date_field: diagnosis_date\n", ""),
+        index=(
+            "inclusion_criteria:",
+            "index: {event: consultation, occurrence: every}\njourneys: every\ninclusion_criteria:",
+        ),
+        version=("version: 1.0.0", "version: 2.0.0"),
+    )
+    assert pipeline.load(folder, *PATIENTS, *EVENT_FILES).success
+    done, _ = built(pipeline, CSU)
+    assert done.success, said(done)
+    wanted = {
+        row["patient_journey_id"]: row["dates"]
+        for row in pipeline.rows(
+            "SELECT j.patient_journey_id, greatest(1, count(DISTINCT e.event_date)) AS dates FROM patient_journeys j "
+            "LEFT JOIN treatment_events e ON e.patient_id = j.patient_id AND event_type = 'consultation' GROUP BY 1"
+        )
+    }
+    rows = pipeline.rows(
+        "SELECT * FROM ml_patient_cohort_assignments ORDER BY patient_journey_id, index_number"
+    )
+    found = pd.DataFrame(rows)
+    assert found.groupby("patient_journey_id").size().to_dict() == wanted
+    assert max(wanted.values()) > 1
+    assert (found.groupby("patient_journey_id")["index_number"].max() == pd.Series(wanted)).all()
+    dated = found.dropna(subset="index_date")
+    assert dated.groupby("patient_journey_id")["index_date"].is_monotonic_increasing.all()
+    (execution,) = pipeline.rows("SELECT * FROM ml_cohort_executions")
+    assert execution["eligible_row_count"] == found["is_eligible"].sum()
+    assert execution["input_row_count"] == len(wanted)
+    several = dated.loc[dated["index_number"] > 1, "patient_journey_id"].iloc[0]
+    with pipeline.warehouse.connect() as connection:
+        told = explain(connection, CSU, several)
+        again = read_execution(connection, find_execution(connection, CSU))
+    assert [j.index_date for j in told.journeys] == [
+        day.isoformat() for day in dated.loc[dated["patient_journey_id"] == several, "index_date"]
+    ]
+    assert len(again.reasons) == len(found)
+    assert compare(again, again).unchanged
 
 
 EVENT_FILES = ("treatment_events", "engagement_events", "outcome_events")
