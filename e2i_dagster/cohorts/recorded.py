@@ -176,7 +176,7 @@ def _execution_of_model(
     digest = model.data_digests.get("training_frame")
     frame = newest("training_frame", table.c.digest == digest, table.c.at <= model.completed_at)
     labels = frame and newest("outcome_labels", table.c.version_id < frame.version_id)
-    execution = labels and next((one for one in found if one.at <= labels.at), None)
+    execution = None if labels is None else next((one for one in found if one.at <= labels.at), None)
     if execution is None:
         raise InputError(
             f"{named}: the ledger does not have the build of {cohort} that it learned from any more (training "
