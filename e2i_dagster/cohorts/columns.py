@@ -53,7 +53,7 @@ class TypedColumn:
     kind: Kind
     values: np.ndarray
     known: np.ndarray
-    texts: pd.Series | None = None
+    texts: tuple[str, ...] = ()
 
 
 def require_columns(frame: pd.DataFrame, names: tuple[str, ...], *, what: str) -> None:
@@ -102,7 +102,7 @@ def typed_column(series: pd.Series, name: str) -> TypedColumn:
     if kind == "date":
         return TypedColumn(name, kind, _days(series), known)
     codes, texts = pd.factorize(series, use_na_sentinel=True)
-    return TypedColumn(name, kind, codes, known, pd.Series(np.asarray(texts, dtype=object), dtype="string"))
+    return TypedColumn(name, kind, codes, known, tuple(texts))
 
 
 def kind_of_arrow(dtype: pa.DataType) -> Kind | None:
@@ -131,10 +131,10 @@ def arrow_column(array: pa.Array, name: str) -> TypedColumn:
         values = _numpy(array.cast(pa.float64(), safe=False))
         return TypedColumn(name, kind, values, known & ~np.isnan(values))
     if kind == "date":
-        return TypedColumn(name, kind, _numpy(array).astype("datetime64[D]"), known)
+        return TypedColumn(name, kind, _numpy(array).astype("datetime64[D]", copy=False), known)
     if kind == "text":
         coded = array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
-        texts = pd.Series(coded.dictionary.to_numpy(zero_copy_only=False), dtype="string")
+        texts = tuple(coded.dictionary.to_pylist())
         return TypedColumn(name, kind, _numpy(pc.fill_null(coded.indices, -1)), known, texts)
     return TypedColumn(name, "empty", np.zeros(len(array)), known)
 

@@ -284,7 +284,6 @@ def _arrow(column: TypedColumn) -> Any:
         case "date":
             return pa.array(column.values.astype("datetime64[D]"), type=pa.date32(), mask=unknown)
         case "text":
-            assert column.texts is not None
             texts = pa.array(column.texts, type=pa.string())
             return texts.take(pa.array(column.values, type=pa.int64(), mask=unknown))
         case _:

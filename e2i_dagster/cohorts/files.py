@@ -146,10 +146,9 @@ def _parts(definition: CohortDefinition, path: Path, data_end: date | None) -> I
 
 
 def _answered(definition: CohortDefinition, rows: pa.Table, data_end: date | None) -> _Part:
-    arrays = {name: rows[name].combine_chunks() for name in rows.column_names}
     fields = {c.field for c in definition.conditions if isinstance(c, Criterion)}
-    needed = fields.union(date_fields(definition))
-    typed = {name: arrow_column(array, name) for name, array in arrays.items() if name in needed}
+    arrays = {name: rows[name].combine_chunks() for name in rows.column_names}
+    typed = {name: arrow_column(arrays[name], name) for name in fields.union(date_fields(definition))}
     found = answers(definition, typed, typed, data_end)
     columns = [
         *(arrays[name] for name in _KEYS),

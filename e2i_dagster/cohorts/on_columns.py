@@ -87,16 +87,17 @@ def one_index_failed(
 
 
 def _packed(rules: tuple[Rule, ...], wanted: Mapping[str, np.ndarray], rows: int) -> np.ndarray:
-    """The bits of the rules as int64, put together byte by byte: an eighth of the memory to go through."""
-    octets: dict[int, np.ndarray] = {}
+    """The bits of the rules as int64, put together 16 at a time: a quarter of the memory to go through."""
+    words: dict[int, np.ndarray] = {}
+    bits = np.empty(rows, dtype=np.uint16)
     for rule in rules:
         if rule.name in wanted:
-            place, bit = divmod(rule.order - 1, 8)
-            bits = wanted[rule.name].view(np.uint8) << np.uint8(bit)
-            octets[place] = octets[place] | bits if place in octets else bits
+            place, bit = divmod(rule.order - 1, 16)
+            np.left_shift(wanted[rule.name], np.uint16(bit), out=bits)
+            words[place] = words[place] | bits if place in words else bits.copy()
     packed = np.zeros(rows, dtype=np.int64)
-    for place, octet in octets.items():
-        packed |= octet.astype(np.int64) << (8 * place)
+    for place, word in words.items():
+        packed |= word.astype(np.int64) << (16 * place)
     return packed
 
 

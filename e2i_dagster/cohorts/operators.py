@@ -66,7 +66,7 @@ def _compare(operator: str, found: np.ndarray, values: list) -> np.ndarray:  # n
 
 def _text(criterion: Criterion, column: TypedColumn) -> np.ndarray:
     """Evaluates the distinct texts once and spreads the answers over the rows."""
-    if column.kind != "text" or column.texts is None:
+    if column.kind != "text":
         raise _misfit(criterion, column, "codes are texts")
     if criterion.operator in _NO_ORDER:
         raise _misfit(criterion, column, f"operator {criterion.operator} needs numbers or dates")
@@ -74,25 +74,23 @@ def _text(criterion: Criterion, column: TypedColumn) -> np.ndarray:
     if wrong:
         raise _misfit(criterion, column, f"the definition compares it with {wrong[0]!r}")
     texts = column.texts
+    contains = criterion.operator == "contains"
     if criterion.code_system is not None:
-        texts = texts.str.strip().str.replace(".", "", regex=False).str.upper()
         exact, prefixes = code_patterns(criterion)
-        if criterion.operator == "contains":
-            answers = np.zeros(len(texts), dtype=bool)
-            for pattern in exact + prefixes:
-                answers |= texts.str.contains(pattern, regex=False).to_numpy(dtype=bool)
+        found = [text.strip().replace(".", "").upper() for text in texts]
+        if contains:
+            answers = [any(pattern in text for pattern in exact + prefixes) for text in found]
         else:
-            answers = texts.isin(exact).to_numpy(dtype=bool)
-            if prefixes:
-                answers |= texts.str.startswith(prefixes).to_numpy(dtype=bool)
-    elif criterion.operator == "contains":
-        answers = texts.str.contains(criterion.value, regex=False).to_numpy(dtype=bool)
+            answers = [text in exact or text.startswith(prefixes) for text in found]
+    elif contains:
+        answers = [criterion.value in text for text in texts]
     else:
-        answers = texts.isin(criterion.values).to_numpy(dtype=bool)
-    if criterion.operator in ("!=", "not_in"):
-        answers = ~answers
+        answers = [text in criterion.values for text in texts]
     # Position -1 (null) points at the value appended here; the caller masks it as unknown.
-    return np.append(answers, False)[column.values]
+    answered = np.array([*answers, False], dtype=bool)
+    if criterion.operator in ("!=", "not_in"):
+        answered = ~answered
+    return answered[column.values]
 
 
 def _as_kind(criterion: Criterion, column: TypedColumn, value: object) -> object:
