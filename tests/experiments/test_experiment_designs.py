@@ -80,6 +80,7 @@ def test_ratios_become_whole_numbers(tmp_path, ratios, blocks, whole):
         ({"looks__information_fractions": [0.5, 1.2]}, "at most at 1"),
         ({"looks__information_fractions": [0.5]}, "the final analysis is a look"),
         ({"looks__alpha": 1.0}, "less than 1"),
+        ({"looks__alpha": 0}, "greater than 0"),
         ({"looks__rule": "hwang_shih_decani"}, "gamma"),
         ({"eligibility__consent": {"methods": ["implied"]}}, "never implied"),
         ({"dates": {"start": "2025-02-01", "end": "2025-01-01"}}, "end must be after start"),
@@ -116,6 +117,37 @@ def test_every_state_of_the_life_cycle_can_be_reached_and_left():
         reached = more
     assert reached == set(transitions)
     assert [state for state, after in transitions.items() if not after] == ["archived"]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        ("monitor.srm.critical", 0.02, r"monitor\.srm: .*must be below warning"),
+        ("monitor.stale_hours.high", 10, "must increase"),
+        ("monitor.fidelity.good", 0.5, "must increase"),
+        ("monitor.enrolment.critical_after_days", 3, "above warning_after_days"),
+        ("monitor.balance.p", 0, r"monitor\.balance\.p: .*greater than 0"),
+        ("analysis.minimum_per_arm", 1, r"analysis\.minimum_per_arm: .*greater than or equal to 2"),
+        ("scorecard.weights.roi", 0.5, "weights sum to 1.3, not to 1"),
+        ("scorecard.grades.go", 0.95, "must fall"),
+        ("analysis.minimum_per_arms", 20, "Did you mean 'minimum_per_arm'"),
+        ("transitions.paused", None, "transitions"),
+    ],
+)
+def test_a_wrong_threshold_is_named_with_file_line_and_key(tmp_path, path, value, says):
+    document = yaml.safe_load((config_folder() / "experiment_lifecycle.yaml").read_text(encoding="utf-8"))
+    target = document
+    *outer, last = path.split(".")
+    for part in outer:
+        target = target[part]
+    if value is None:
+        del target[last]
+    else:
+        target[last] = value
+    (tmp_path / "experiment_lifecycle.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
+    with pytest.raises(ConfigError, match=says) as error:
+        LifecyclePolicy.load(tmp_path)
+    assert "experiment_lifecycle.yaml:" in str(error.value)
 
 
 def test_the_key_is_made_once_for_its_owner_alone(state, new_state, monkeypatch):

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import shutil
 from typing import Any
 
 import dagster as dg
 import pandas as pd
 import pytest
+import sqlalchemy as sa
 
+from e2i_dagster.commands.launch import failure_text
+from e2i_dagster.config.environment import CHECKOUT
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.definitions import build_resources
 from e2i_dagster.errors import InputError
 from e2i_dagster.experiments import simulation, store
 from e2i_dagster.experiments.looks import make_look
 from e2i_dagster.experiments.run import report_html
+from e2i_dagster.warehouse.tables import experiments as tables
+from e2i_dagster.warehouse.tables.monitoring import ml_monitoring_alerts
 from sensors.experiments import experiment_monitor
 
 NAME = "remibrutinib_outreach"
@@ -33,11 +40,22 @@ def run_job(defs, instance, job, config=None, partition=None):
     return execute(defs, PlannedRun(job, partition), instance, config)
 
 
-def look_around(instance) -> Any:
+def look_around(instance, cursor=None) -> Any:
     resources = build_resources()
     given = {name: resources[name] for name in ("warehouse", "alerts")}
-    with dg.build_sensor_context(instance=instance, resources=given) as context:
+    with dg.build_sensor_context(instance=instance, resources=given, cursor=cursor) as context:
         return experiment_monitor(context)
+
+
+def changed_config(tmp_path, monkeypatch, before, after):
+    """The folder of policy with one text of the shipped design replaced, in force from now on."""
+    folder = tmp_path / "changed"
+    shutil.copytree(CHECKOUT / "config", folder)
+    path = folder / f"experiments/{NAME}.yaml"
+    text = path.read_text(encoding="utf-8")
+    assert before in text
+    path.write_text(text.replace(before, after), encoding="utf-8")
+    monkeypatch.setenv("E2I_CONFIG", str(folder))
 
 
 def change(defs, instance, **fields):
@@ -45,7 +63,7 @@ def change(defs, instance, **fields):
     return run_job(defs, instance, "change_experiment", config)
 
 
-def test_the_shipped_example_from_draft_to_its_first_look(defs, warehouse, lifecycle, tmp_path):
+def test_the_shipped_example_from_draft_to_its_first_look(defs, warehouse, lifecycle, tmp_path, monkeypatch):
     with dg.DagsterInstance.ephemeral() as instance:
         refused = change(
             defs, instance, action="transition", state="approved", reason="too early", people="x"
@@ -62,6 +80,8 @@ def test_the_shipped_example_from_draft_to_its_first_look(defs, warehouse, lifec
         assert change(defs, instance, action="simulate").success
         (request,) = look_around(instance).run_requests
         assert (request.partition_key, request.run_key) == (NAME, f"{NAME}:look:1")
+        # Until the look is made every tick asks with the same key, which Dagster runs once.
+        assert look_around(instance).run_requests[0].run_key == request.run_key
         done = run_job(defs, instance, "run_experiment", partition=NAME)
         assert done.success
         made = {
@@ -90,10 +110,46 @@ def test_the_shipped_example_from_draft_to_its_first_look(defs, warehouse, lifec
         assert not look_around(instance).run_requests
         again = run_job(defs, instance, "run_experiment", partition=NAME)
         assert again.success
+        # Locked since the first assignment: a changed file blocks the job until it is an amendment.
+        changed_config(
+            tmp_path, monkeypatch, "missing_outcomes: complete_cases", "missing_outcomes: non_responder"
+        )
+        blocked = run_job(defs, instance, "run_experiment", partition=NAME)
+        assert not blocked.success
+        assert "locked since its first assignment" in failure_text(blocked)
+        assert change(defs, instance, action="amend", reason="agreed with the committee").success
+    designs = tables.ab_experiment_designs
     with warehouse.begin() as connection:
-        assert len(store.looks(connection, NAME)) == 1
+        (made,) = store.looks(connection, NAME)
+        assert made["cumulative_alpha_spent"] == look["cumulative_alpha_spent"]
+        rows = connection.execute(
+            sa.select(designs.c.version, designs.c.amendment, designs.c.reason).order_by(designs.c.version)
+        ).all()
+        assert rows == [(1, False, "registered"), (2, True, "agreed with the committee")]
         assert make_look(connection, NAME, policy=lifecycle, actor="test") is None
         assert store.audit(connection, NAME).passed
+
+
+def test_an_overdue_approval_is_told_once(warehouse, lifecycle):
+    past = dt.datetime.now(dt.UTC) - dt.timedelta(hours=lifecycle.approvals.hours + 1)
+    with warehouse.begin() as connection:
+        store.register(connection, current_policy().experiments[NAME], actor="carla")
+        connection.execute(
+            tables.ab_experiment_transitions.insert().values(
+                experiment=NAME, from_state="draft", to_state="in_review", reason="complete", evidence={},
+                recorded_by="carla", recorded_at=past,
+            )
+        )  # fmt: skip
+        connection.execute(tables.ab_experiments.update().values(state="in_review"))
+    with dg.DagsterInstance.ephemeral() as instance:
+        first = look_around(instance)
+        assert "approval of analytics_lead, brand_lead was due" in str(first.skip_reason)
+        assert "was due" not in str(look_around(instance, first.cursor).skip_reason)
+    with warehouse.begin() as connection:
+        alerts = connection.execute(
+            sa.select(ml_monitoring_alerts.c.title, ml_monitoring_alerts.c.occurrences)
+        )
+        assert alerts.all() == [(f"approval of experiment {NAME}", 1)]
 
 
 def test_an_error_of_the_monitor_is_no_skip(warehouse, monkeypatch):
