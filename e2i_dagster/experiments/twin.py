@@ -58,7 +58,7 @@ class TwinSimulation(BaseModel):
         rows = ["| decile of the predicted effect | mean effect |", "|---:|---:|"]
         rows += [f"| {number} | {value:.4f} |" for number, value in enumerate(self.deciles, start=1)]
         return {
-            "predicted_effect": self.ate,
+            "predicted_effect": round(self.ate, 4),
             "interval": f"{self.lower:.4f} to {self.upper:.4f}",
             "twins": self.twins,
             "training_rows": self.training_rows,
