@@ -1,6 +1,6 @@
 """Several index dates of one journey in a cohort.
 
-Revision c3d81f6a20b4, after 0f7285d7e19b.
+Revision c3d81f6a20b4, after 54d5c6334587.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from alembic import op
 
 
 revision: str = 'c3d81f6a20b4'
-down_revision: str | None = '0f7285d7e19b'
+down_revision: str | None = '54d5c6334587'
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
