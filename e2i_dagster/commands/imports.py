@@ -82,7 +82,9 @@ def _hits(found: ImportCheck) -> list[RuleHits]:
         return []
     journeys, clinical = (readable_rows(table, found.delivery[table], load_vocabulary()) for table in wanted)
     patients = patient_frame(journeys, clinical)
-    definitions, _ = read_cohorts()
+    definitions, broken = read_cohorts()
+    for error in broken.values():
+        click.echo(f"Not looked at: {error}", err=True)
     return [hit for definition in definitions.values() for hit in rule_hits(definition, patients)]
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import csv
 import difflib
+import fnmatch
 import io
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -146,16 +148,18 @@ def check_folder(
     """
     folder = Path(folder)
     paths = _files(folder)
+    differing: list[str] = []
     if mapping is None:
-        tables, unassigned = _propose(paths, vocabulary)
-        mapping = _mapping(tables)
+        tables, unassigned, differing = _propose(paths, vocabulary)
+        mapping = _mapping(tables, [path.name for path in paths])
     else:
         tables, unassigned = [], []
     try:
         delivery = read(folder, mapping, [table.table for table in tables] or None, vocabulary=vocabulary)
         problems: tuple[str, ...] = ()
     except InputError as error:
-        delivery, problems = None, tuple(line.strip(" -") for line in str(error).splitlines()[1:])
+        said = [line.strip(" -") for line in str(error).splitlines()[1:]]
+        delivery, problems = None, (*differing, *said)
     if delivery is not None:
         tables = [
             _judged(name, delivery, tables, mapping, vocabulary, (expected or {}).get(name, ()))
@@ -280,8 +284,10 @@ def _sample(path: Path, form: FileFormat, rows: int) -> pd.DataFrame:
 # Which table, which column.
 
 
-def _propose(paths: Sequence[Path], vocabulary: VocabularyPolicy) -> tuple[list[TableCheck], list[str]]:
-    """Each file's best table; files of one table with the same header belong together."""
+def _propose(
+    paths: Sequence[Path], vocabulary: VocabularyPolicy
+) -> tuple[list[TableCheck], list[str], list[str]]:
+    """Each file's best table, files without one, and files whose header is not that of their table's first."""
     found: dict[str, list[tuple[Path, FileFormat, list[ColumnMatch], list[str]]]] = {}
     unassigned = []
     for path, form in _formats(paths).items():
@@ -302,10 +308,20 @@ def _propose(paths: Sequence[Path], vocabulary: VocabularyPolicy) -> tuple[list[
         taken = {match.file_column for match in matches}
         rest = [name for name in sample.columns if name not in taken and name not in IGNORED_COLUMNS]
         found.setdefault(table, []).append((path, form, matches, rest))
-    tables = []
+    tables, differing = [], []
     for table in (name for name in _TABLES if name in found):
         files = found[table]
-        _, form, matches, rest = files[0]
+        first, form, matches, rest = files[0]
+        header = {*(match.file_column for match in matches), *rest}
+        for path, _, its_matches, its_rest in files[1:]:
+            other = {*(match.file_column for match in its_matches), *its_rest}
+            if header - other:
+                lacks, has = (", ".join(sorted(names)) for names in (header - other, other - header))
+                differing.append(
+                    f"{path.name}: not the columns of {first.name}, which holds {table} too (without {lacks}; "
+                    f"with {has or 'no other'}). One mapping holds for all files of a table: give them one header, "
+                    "or put this file into a folder with a mapping of its own and load it after the others."
+                )
         matched = {match.column for match in matches}
         tables.append(
             TableCheck(
@@ -317,7 +333,7 @@ def _propose(paths: Sequence[Path], vocabulary: VocabularyPolicy) -> tuple[list[
                 missing_required=tuple(name for name in required_columns(table) if name not in matched),
             )
         )
-    return tables, unassigned
+    return tables, unassigned, differing
 
 
 def _is_named(path: Path, table: str) -> bool:
@@ -522,7 +538,17 @@ def _vocabulary_fit(text: pd.Series, name: str, policy: VocabularyPolicy) -> _Va
     return _Values(max(share, 0.3), values=translated, notes=notes)
 
 
-def _mapping(tables: Sequence[TableCheck]) -> ImportMapping:
+def _pattern(files: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    """Several files as one pattern that the next month's file fits too, where it names no other file."""
+    letters = zip(*(Path(name).stem for name in files), strict=False)
+    shared = itertools.takewhile(lambda of_all: len(set(of_all)) == 1, letters)
+    beginning = "".join(of_all[0] for of_all in shared).rstrip("0123456789")
+    pattern = f"{beginning}*{Path(files[0]).suffix}"
+    exact = len(files) > 1 and beginning and sorted(fnmatch.filter(names, pattern)) == sorted(files)
+    return (pattern,) if exact else tuple(files)
+
+
+def _mapping(tables: Sequence[TableCheck], names: Sequence[str]) -> ImportMapping:
     """The mapping that says what the proposal found; a format that all files share is said once."""
     formats = [table.format for table in tables]
     common = formats[0] if formats and all(one == formats[0] for one in formats) else FileFormat()
@@ -531,7 +557,7 @@ def _mapping(tables: Sequence[TableCheck]) -> ImportMapping:
         differs = {} if table.format == common else table.format.model_dump(exclude={"nulls"})
         plain = all(_is_named(Path(name), table.table) for name in table.files)
         own[table.table] = TableMapping(
-            files=() if plain else table.files,
+            files=() if plain else _pattern(table.files, names),
             rename={m.file_column: m.column for m in table.matches if m.file_column != m.column},
             dates={m.column: m.date_format for m in table.matches if m.date_format},
             values={m.column: m.values for m in table.matches if m.values},

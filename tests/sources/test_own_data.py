@@ -152,6 +152,22 @@ def test_an_ambiguous_date_is_a_question(tmp_path):
     assert "fit equally well" in match.notes[0]
 
 
+def test_several_files_of_a_table_are_one_pattern_and_need_one_header(tmp_path):
+    events = foreign_tables()["drug_events"]
+    parts = {f"drug_events_2024{month}": events.iloc[place::3] for place, month in enumerate((10, 11, 12))}
+    folder = write_foreign(tmp_path / "in", **parts)
+    (folder / "drug_events.csv").unlink()
+    found = check_folder(folder, load_vocabulary())
+    assert found.mapping.tables["treatment_events"].files == ("drug_events_*.csv",)
+    (checked,) = (table for table in found.tables if table.table == "treatment_events")
+    assert (len(checked.files), checked.rows) == (3, len(events))
+    other = parts["drug_events_202411"].rename(columns={"EvtDt": "EventDate"})
+    other.to_csv(folder / "drug_events_202411.csv", sep=";", index=False, encoding="cp1252")
+    said = check_folder(folder, load_vocabulary()).problems
+    assert said[0].startswith("drug_events_202411.csv: not the columns of drug_events_202410.csv")
+    assert "without EvtDt; with EventDate" in said[0]
+
+
 def test_what_cannot_be_placed_is_named(tmp_path):
     folder = write_foreign(tmp_path / "in")
     (folder / "weather.csv").write_text("station;rain\nA;1\n")
