@@ -16,7 +16,8 @@ Formulas (n: a count within the part that is scored):
   both values, in which the first is not later (or larger) than the second.
 * uniqueness = n(distinct keys) / n(rows with a key), within the part.
 * timeliness = min(1, max_age_days / age), age = days from the newest row date to the as-of date; only
-  tables whose rows are dated. The as-of date of a month is its last day, or ``as_of`` if that is earlier.
+  tables whose rows are dated. The as-of date of a month is its last day, or ``as_of`` if that is earlier;
+  that of the whole is the latest of its parts, so that an old month alone is not late.
 * overall = weighted mean of the dimensions that were measured. A dimension without anything to count is
   None: not measured, never a default.
 
@@ -255,7 +256,8 @@ def _scores(
     parts = {
         str(label): _one(row, plan, policy, _moment(str(label), as_of)) for label, row in counts.iterrows()
     }
-    whole = _one(total, plan, policy, as_of)
+    moments = [moment for label in counts.index if (moment := _moment(str(label), as_of)) is not None]
+    whole = _one(total, plan, policy, max(moments, default=as_of))
     return DimensionScores(
         table=table,
         whole=whole,

@@ -17,7 +17,7 @@ from e2i_dagster.reports import Image, Link, Section, Table, html_page
 
 #: Failing partitions that data docs are built of, the newest.
 _DOCUMENTED = 3
-_FINDINGS = ("severity", "trend", "rule", "partition", "column", "rows", "share", "what", "keys (pseudonyms)")
+_FINDINGS = ("severity", "trend", "rule", "partition", "column", "rows", "share", "what", "pseudonyms")
 
 
 def reports_folder(table: str) -> Path:

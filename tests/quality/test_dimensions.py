@@ -56,7 +56,7 @@ def test_each_month_is_scored_in_the_same_call(
             partitions=months[months == month],
         )
         assert alone.partitions[month] == scores
-        assert scores.timeliness == 1  # against the month's own end
+        assert scores.timeliness == alone.whole.timeliness == 1  # against the month's own end
 
 
 def test_a_relation_gives_the_same_as_the_frame(

@@ -260,11 +260,12 @@ def test_empty_odd_and_all_null_frames(drawn: Tables, policy: QualityPolicy) -> 
         assert check_plausibility(frame, "treatment_events", policy, references=drawn, as_of=END) == ()
 
 
-def test_fifty_clean_draws_have_no_finding(policy: QualityPolicy) -> None:
-    """All processes and tables in turn; benchmarks/quality.py asks all layers of every table of 50 draws."""
-    dgps = ("simple_linear", "confounded", "heterogeneous", "time_series", "selection_bias")
-    for seed in range(50):
-        tables = dict(generate(dgps[seed % 5], n_hcps=60, n_patients=120, n_treatments=400, seed=seed))
-        for name in (RAW_TABLES[1 + seed % 7], RAW_TABLES[(3 * seed) % len(RAW_TABLES)]):
+def test_clean_draws_of_every_process_have_no_finding(policy: QualityPolicy) -> None:
+    """Each table twice; benchmarks/quality.py asks all layers of every table of 50 draws."""
+    for seed, dgp in enumerate(
+        ("simple_linear", "confounded", "heterogeneous", "time_series", "selection_bias")
+    ):
+        tables = dict(generate(dgp, n_hcps=60, n_patients=120, n_treatments=400, seed=seed))
+        for name in [table for place, table in enumerate(RAW_TABLES) if (place + seed) % 5 < 2]:
             faults = check_plausibility(tables[name], name, policy, references=tables, as_of=END)
             assert faults == (), (seed, name, [(one.rule, one.column) for one in faults])

@@ -195,7 +195,7 @@ def test_findings_that_are_not_fatal_do_not_block(events: pd.DataFrame, policy: 
 
 
 def test_the_clean_synthetic_set_has_no_blocking_finding(policy: QualityPolicy) -> None:
-    tables = generate(n_hcps=500, n_patients=2_500, n_treatments=7_500, seed=3)
+    tables = generate(n_hcps=200, n_patients=800, n_treatments=2_400, seed=3)
     for name in RAW_TABLES:
         dated = date_column(name)
         by_month = name in ("treatment_events", "outcome_events")

@@ -157,14 +157,23 @@ def test_pages_show_the_findings_and_no_value_of_a_row(
     }
 
 
-def test_bad_frames_are_reported(policy: QualityPolicy, quick: QualityPolicy, events: pd.DataFrame) -> None:
-    for frame in (
-        pd.DataFrame(),
-        events.iloc[:0],
-        events.iloc[:1],
-        events.assign(cost=None, event_type=None),
-        events.assign(cost=["x", 1.0, None] * 120, **{'x"; DROP TABLE y; --': 1, "a b": [[1]] * 360}),
+def test_bad_frames_go_through_all_layers_and_the_page(
+    policy: QualityPolicy, events: pd.DataFrame, tmp_path: Path
+) -> None:
+    odd = {'x"; DROP TABLE y; --': 1, "a b": [[1]] * 360}
+    for frame, verdict in (
+        (pd.DataFrame(), "failed"),
+        (events.iloc[:0], "failed"),
+        (events.iloc[:1], "passed"),
+        (events.assign(cost=None, event_type=None), "failed"),
+        (events.assign(cost=["x", 1.0, None] * 120), "failed"),
+        (events.assign(**odd), "passed"),
     ):
-        report = check_table("treatment_events", frame, policy=quick, as_of=END, key=KEY)
+        report = check_table("treatment_events", frame, policy=policy, as_of=END, key=KEY)
         assert "check_error" not in {one.rule for one in report.findings}
+        undated = [one for one in report.findings if one.rule != "dimension_timeliness"]
+        assert ("failed" if any(one in report.blocking for one in undated) else "passed") == verdict
         assert report.to_metadata()["verdict"] == report.verdict
+        if set(frame.columns) & set(events.columns):
+            write_pages(report, frame, None, policy=policy, folder=tmp_path)
+            assert report.verdict in (tmp_path / "report.html").read_text(encoding="utf-8")
