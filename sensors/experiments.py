@@ -97,7 +97,7 @@ def experiment_monitor(
     cursor = json.dumps(sorted(told))
     if requests:
         return dg.SensorResult(run_requests=requests, cursor=cursor)
-    running = ", ".join(one.name for one in observed) or "none"
+    names = ", ".join(one.name for one in observed) or "none"
     return dg.SensorResult(
-        skip_reason="; ".join(reasons) or f"nothing to say; open experiments: {running}", cursor=cursor
+        skip_reason="; ".join(reasons) or f"nothing to say; experiments looked at: {names}", cursor=cursor
     )

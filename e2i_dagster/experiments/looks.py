@@ -718,12 +718,15 @@ def _harm(
     p = float(ndtr(metric.sign * one.z))
     relative = one.relative_effect if one.effect_type == "difference" else (one.effect or 1.0) - 1.0
     worse = None if relative is None else -metric.sign * relative
-    harmful = worse is not None and worse >= rule.relative_worsening and p < rule.alpha
-    reason = (
-        "relative change unknown: the control's mean is 0"
+    # Relative to a control of 0 any worsening is more than every share.
+    large = metric.sign * one.z < 0 if worse is None else worse >= rule.relative_worsening
+    harmful = large and p < rule.alpha
+    found_share = (
+        "the control's mean is 0"
         if worse is None
-        else f"{'worse' if worse > 0 else 'better'} by {abs(worse):.1%}, p {p:.3g}"
+        else f"{'worse' if worse > 0 else 'better'} by {abs(worse):.1%}"
     )
+    reason = f"{found_share}, p {p:.3g}"
     return HarmCheck(**shared, relative_worsening=worse, p_value=p, harmful=harmful, reason=reason)
 
 

@@ -100,6 +100,9 @@ def test_harm_stops_before_anything_else():
     harmful = look(design(stopping=stopping), records(good, complaints={"usual": 0.05, "treated": 0.20}))
     assert harmful.advice == "stop_safety"
     assert "complained" in harmful.rationale
+    none_before = look(design(stopping=stopping), records(good, complaints={"usual": 0.0, "treated": 0.20}))
+    assert none_before.advice == "stop_safety"
+    assert "the control's mean is 0" in none_before.rationale
     fewer = look(design(stopping=stopping), records(good, complaints={"usual": 0.20, "treated": 0.05}))
     assert fewer.advice == "stop_efficacy"
     small = look(design(stopping=stopping), records(good, 40, complaints={"usual": 0.05, "treated": 0.50}))

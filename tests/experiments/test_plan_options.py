@@ -19,8 +19,10 @@ from e2i_dagster.experiments.final import grow_forest
 from e2i_dagster.experiments.interim import z_of_conditional_power
 from e2i_dagster.experiments.lifecycle import Approval, review_of
 from e2i_dagster.experiments.looks import evaluate, look_boundaries, make_look, present_intervals, progress
+from e2i_dagster.experiments.monitor import observe
 from e2i_dagster.experiments.scorecard import score_result
 from e2i_dagster.experiments.store import Records
+from e2i_dagster.experiments.twin import TwinSimulation, record_simulation
 from e2i_dagster.experiments.watch import long_pause, overdue_review, weekly_balance
 from e2i_dagster.warehouse.tables import experiments as tables
 from tests.experiments.conftest import DESIGN, outcomes
@@ -444,6 +446,38 @@ def test_a_pause_that_lasts_too_long_is_told(lifecycle):
     assert (
         "stopped_other" in long_pause("example", begun, lifecycle, begun + dt.timedelta(days=15)).next_command
     )
+
+
+def test_alerts_of_a_blinded_experiment_do_not_tell_the_effect(warehouse, lifecycle, running):
+    harm = [{"metric": "complained", "relative_worsening": 0.15, "minimum_per_arm": 50}]
+    spec = design(stopping={"harm": harm})
+    name = running(spec)
+    with warehouse.begin() as connection:
+        enrol(connection, name)
+        good = observe_outcomes(connection, name, rates={"usual": 0.3, "treated": 0.75})
+        treated = (
+            store.read_records(connection, name).assignments.set_index("unit_id")["variant"] == "treated"
+        )
+        complaints = good.assign(metric="complained", value=good["unit_id"].map(treated).astype(float))
+        complaints["value"] *= np.arange(len(complaints)) % 2
+        store.record_outcomes(connection, name, complaints, source="observed", actor="site")
+        twin = TwinSimulation(
+            experiment=name, estimator="x", trees=4, seed=1, training_rows=1, training_digest="x",
+            treated_share=0.5, confounders=("years",), twins=100, ate=0.05, lower=0.04, upper=0.06,
+            standard_error=0.01, standard_error_of_model=0.01, deciles=(0.05,), recommendation="deploy",
+            rationale="",
+        )  # fmt: skip
+        record_simulation(connection, twin, actor="x")
+        assert make_look(connection, name, policy=lifecycle, actor="dmc").advice == "stop_safety"
+        now = dt.datetime.now(dt.UTC)
+        (seen,) = observe(connection, lifecycle, now=now, actor="test")
+        assert [(one.kind, one.severity) for one in seen.findings] == [("look", "high")]
+        assert "stop for review" in seen.findings[0].message
+        assert run.fidelity_page(connection, name, lifecycle, actor="x").comparisons == ()
+        store.transition(connection, name, "stopped_harm", policy=lifecycle, **STEP)
+        (seen,) = observe(connection, lifecycle, now=now, actor="test")
+        assert [one.kind for one in seen.findings] == ["fidelity"]
+        assert seen.findings[0].once
 
 
 # --- bad input ------------------------------------------------------------------------------------------------
