@@ -124,17 +124,10 @@ def refutation(causal_estimates: CausalEstimates) -> dg.AssetCheckResult:
 
 
 @scope_asset(
-    kinds={"scikitlearn", "mlflow"},
+    kinds={"scikitlearn"},
     description="For whom the effect is larger, whether that is more than noise, and what treating them is worth.",
 )
-def effect_heterogeneity(
-    context: dg.AssetExecutionContext,
-    scope_spec: ScopeSpec,
-    treated_patients: pd.DataFrame,
-    causal_estimates: CausalEstimates,
-    mlflow: MlflowResource,
-) -> Produced:
-    from e2i_dagster.causal.pages import study_page
+def effect_heterogeneity(treated_patients: pd.DataFrame, causal_estimates: CausalEstimates) -> Produced:
     from e2i_dagster.causal.question import OUTCOME
     from e2i_dagster.causal.study import study_heterogeneity
 
@@ -148,8 +141,6 @@ def effect_heterogeneity(
         estimable=causal_estimates.found.state == "estimated",
         reason=causal_estimates.found.reason,
     )
-    with mlflow.run(context, scope_spec) as client:
-        client.log_text(study_page(causal_estimates, found), "causal/effect.html")
     return Produced(found, found)
 
 
@@ -163,12 +154,14 @@ def effect_model(
     scope_spec: ScopeSpec,
     treated_patients: pd.DataFrame,
     causal_estimates: CausalEstimates,
+    effect_heterogeneity: EffectHeterogeneity,
     mlflow: MlflowResource,
     warehouse: Warehouse,
 ) -> Produced:
+    from e2i_dagster.causal.pages import study_page
     from e2i_dagster.causal.registration import make_effect_model
 
-    with mlflow.run(context, scope_spec):
+    with mlflow.run(context, scope_spec) as client:
         made = make_effect_model(
             treated_patients,
             causal_estimates,
@@ -180,6 +173,7 @@ def effect_model(
             tracking_uri=mlflow.uri(),
             policy=policy(),
         )
+        client.log_text(study_page(causal_estimates, effect_heterogeneity, made), "causal/effect.html")
     return Produced(made, made)
 
 

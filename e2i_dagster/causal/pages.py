@@ -13,6 +13,7 @@ from e2i_dagster.reports import Image, Section, Table, figure_markdown, figure_p
 
 if TYPE_CHECKING:
     from e2i_dagster.causal.heterogeneity import EffectHeterogeneity
+    from e2i_dagster.causal.registration import EffectModel
     from e2i_dagster.causal.study import CausalEstimates
 
 BLUE, ORANGE, GREY = "#1f6feb", "#d9730d", "#8c959f"
@@ -135,7 +136,9 @@ def group_plot(found: EffectHeterogeneity) -> Any:
     places = [one.group for one in found.groups]
     effects = np.array([one.effect for one in found.groups])
     reach = np.array([[one.effect - one.lower, one.upper - one.effect] for one in found.groups]).T
-    axes.errorbar(places, effects, yerr=reach, fmt="s", color=BLUE, capsize=3, label="effect by scores")
+    axes.errorbar(
+        places, effects, yerr=reach, fmt="s", color=BLUE, capsize=3, label="measured (doubly robust)"
+    )
     axes.plot(places, [one.predicted for one in found.groups], "x", color=ORANGE, label="predicted")
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xticks(places, ["smallest\nfifth", "2", "3", "4", "largest\nfifth"])
@@ -313,7 +316,27 @@ def heterogeneity_sentence(found: EffectHeterogeneity) -> str:
     return f"{area}: it includes zero, so ranking by predicted effect is not shown to beat lot."
 
 
-def study_page(study: CausalEstimates, heterogeneity: EffectHeterogeneity | None = None) -> str:
+def model_section(model: EffectModel) -> Section:
+    """What became of the model of individual effects, and why."""
+    if model.evaluation is None:
+        return Section("Model of individual effects", [model.sentence()])
+    rows = [
+        [one.name, one.rule, "-" if one.value is None else f"{one.value:.3f}", "yes" if one.passed else "NO"]
+        for one in model.evaluation.criteria
+    ]
+    return Section(
+        "Model of individual effects",
+        [model.sentence(), "Judged on validation patients that it has not seen."],
+        [Table(["criterion", "rule", "value", "met"], rows)],
+        [Image(model.evaluation.figure, "uplift curve on validation patients")],
+    )
+
+
+def study_page(
+    study: CausalEstimates,
+    heterogeneity: EffectHeterogeneity | None = None,
+    model: EffectModel | None = None,
+) -> str:
     """The whole study as one self-contained HTML page."""
     effects = study.found.effects
     sections = [Section("Question", [study.question])]
@@ -376,4 +399,6 @@ def study_page(study: CausalEstimates, heterogeneity: EffectHeterogeneity | None
                 ],
             )
         )
+    if model is not None:
+        sections.append(model_section(model))
     return html_page(f"Effect of {effects.treatment} on {effects.outcome}", sections)

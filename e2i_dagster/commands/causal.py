@@ -80,8 +80,7 @@ def report_command(file: Path, scope: str | None) -> None:
     """Write the newest estimate for SCOPE as one self-contained HTML page to FILE."""
     from e2i_dagster.causal.pages import study_page
 
-    study, heterogeneity, _ = _found(_known(scope))
-    _write(file, study_page(study, heterogeneity))
+    _write(file, study_page(*_found(_known(scope))))
     click.echo(str(file))
 
 

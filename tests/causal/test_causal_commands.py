@@ -1,0 +1,184 @@
+"""What a user types: `e2i causal ...`, good and bad."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from e2i_dagster.causal.registration import EffectModel
+from e2i_dagster.cli import main
+from e2i_dagster.config.causal import CausalPolicy
+from e2i_dagster.config.environment import CHECKOUT
+from e2i_dagster.config.policy import current_policy
+from e2i_dagster.errors import ConfigError
+from e2i_dagster.warehouse import ledger
+from e2i_dagster.warehouse.lake import Lake
+
+ASKED = ("--treatment", "treated", "--outcome", "outcome", "--confounders", "severity,academic")
+
+
+def typed(*arguments: str | Path):
+    return CliRunner().invoke(main, ["causal", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def files(plant, tmp_path_factory):
+    """Files of planted patients, and a configuration whose forest and refuters are cheaper."""
+    folder = tmp_path_factory.mktemp("own")
+    frame = plant(1.5, rows=500).assign(gender=lambda one: np.where(np.arange(len(one)) % 2, "F", "M"))
+    given = {
+        "good": frame,
+        "one_level": frame.assign(treated=True),
+        "separated": frame.assign(treated=frame["severity"] > 0),
+        "twenty": frame.head(20),
+        "apart": plant(1.0, confounding=4.0),
+        "unknown": frame.assign(outcome=frame["outcome"].astype(float).where(frame.index > 2)),
+    }
+    for name, one in given.items():
+        one.to_csv(folder / f"{name}.csv", index=False)
+    frame.to_parquet(folder / "good.parquet")
+    (folder / "broken.parquet").write_bytes(b"no parquet")
+    policy = yaml.safe_load((CHECKOUT / "config/causal.yaml").read_text())
+    policy |= {"forest_trees": 20, "bootstrap_draws": 200}
+    policy["refutation"]["repetitions"] = 3
+    config = folder / "config"
+    config.mkdir()
+    for path in (CHECKOUT / "config").iterdir():
+        (config / path.name).symlink_to(path)
+    (config / "causal.yaml").unlink()
+    (config / "causal.yaml").write_text(yaml.safe_dump(policy))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("E2I_CONFIG", str(config))
+        yield folder
+
+
+def test_a_file_of_ones_own(files, tmp_path):
+    page = tmp_path / "effect.html"
+    told = typed("study", files / "good.csv", *ASKED, "--negative-controls", "gender", "--page", page)
+    assert told.exit_code == 0, told.output
+    for word in (
+        "econml LinearDRLearner", "econml DRLearner", "econml CausalForestDML", "dowhy", "causalml",
+        "econml LinearDML", "Consensus", "agreement 100%", "placebo_treatment", "500 patients", "Who to treat",
+    ):  # fmt: skip
+        assert word in told.output, word
+    assert "forest plot" in page.read_text()
+
+
+def test_an_absent_library_is_named_and_the_rest_answer(files, monkeypatch):
+    monkeypatch.setitem(sys.modules, "causalml", None)
+    told = typed("study", files / "good.parquet", *ASKED, "--json")
+    assert told.exit_code == 0, told.output
+    found = json.loads(told.stdout)["estimates"]["found"]
+    states = {one["library"]: one for one in found["effects"]["estimates"]}
+    assert states["causalml"]["state"] == "unavailable"
+    assert states["causalml"]["point"] is None
+    assert "causalml BaseDRLearner" in found["left_out"]
+    assert "causalml BaseDRLearner" not in found["libraries"]
+    assert found["consensus_effect"] is not None
+
+
+@pytest.mark.parametrize(
+    ("file", "code", "words"),
+    [
+        ("one_level.csv", 3, "has one level (all treated)"),
+        ("separated.csv", 4, "confounders tell treated from control almost perfectly"),
+        ("apart.csv", 4, "of the rows have a propensity outside [0.02, 0.98], at most 10%"),
+        ("twenty.csv", 4, "20 rows, of which the smaller arm has"),
+        ("unknown.csv", 3, "3 of 500 rows have none"),
+        ("broken.parquet", 3, "cannot be read"),
+        ("absent.csv", 2, "does not exist"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said(files, file, code, words):
+    told = typed("study", files / file, *ASKED)
+    assert told.exit_code == code, told.output
+    assert words in " ".join(told.output.split())
+    assert "Consensus" not in told.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--confounders", "severity,age"), "no column 'age'"),
+        (("--negative-controls", "sex"), "no column 'sex' for a negative control"),
+        (("--negative-controls", "severity"), "severity: named as negative control"),
+    ],
+)
+def test_columns_that_are_not_there_are_named(files, arguments, words):
+    told = typed("study", files / "good.csv", *ASKED, *arguments)
+    assert told.exit_code == 3
+    assert words in told.output
+
+
+def test_not_estimable_as_json_has_the_figure_and_no_effect(files):
+    told = typed("study", files / "apart.csv", *ASKED, "--json")
+    assert told.exit_code == 4
+    effects = json.loads(told.stdout)["estimates"]["found"]["effects"]
+    assert effects["state"] == "not_estimable"
+    assert effects["overlap"]["share_outside"] > 0.10
+    assert effects["estimates"] == []
+
+
+# Scopes
+
+
+@pytest.fixture
+def lake(database, tmp_path, monkeypatch) -> SimpleNamespace:
+    monkeypatch.setenv("E2I_LAKE", str(tmp_path / "lake"))
+    return SimpleNamespace(lake=Lake(str(tmp_path / "lake")), warehouse=database)
+
+
+def store_model(place: SimpleNamespace, model: EffectModel) -> None:
+    stored = place.lake.write("effect_model", model.scope, model)
+    version = ledger.DataVersion(
+        "effect_model", model.scope, stored.digest, stored.rows, stored.schema_hash, path=stored.path
+    )
+    ledger.record(place.warehouse, version)
+
+
+@pytest.mark.parametrize("command", ["show", "deploy"])
+def test_a_scope_without_an_estimate_says_what_to_run(lake, command):
+    told = typed(command)
+    assert told.exit_code == 3
+    assert f"Run `e2i causal estimate --scope {current_policy().default_scope}`" in told.output
+
+
+def test_a_model_that_is_not_promoted_is_not_deployed(lake):
+    scope = current_policy().default_scope
+    store_model(lake, EffectModel(scope=scope, state="not_promoted", reasons=("the effect is a null.",)))
+    told = typed("deploy")
+    assert told.exit_code == 4
+    assert "is not promoted: the effect is a null." in told.output
+    with lake.warehouse.connect() as connection:
+        assert not ledger.states(connection, "effect_deployment")
+
+
+@pytest.mark.parametrize("command", [("estimate",), ("show",), ("deploy",), ("report", "page.html")])
+def test_an_unknown_scope_is_named(command):
+    told = typed(*command, "--scope", "nonsense")
+    assert told.exit_code in (2, 3)
+    assert "nonsense" in told.output
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"required_refuters": ["magic"]}, "required_refuters"),
+        ({"maximum_slope_p_value": 0.9}, "maximum_slope_p_value"),
+        ({"groups": 1}, "groups"),
+        ({"speed": 1}, "speed"),
+    ],
+)
+def test_wrong_limits_are_named(tmp_path, change, words):
+    given = yaml.safe_load((CHECKOUT / "config/causal.yaml").read_text())
+    given["effect_model"] |= change
+    (tmp_path / "causal.yaml").write_text(yaml.safe_dump(given))
+    with pytest.raises(ConfigError, match=words):
+        CausalPolicy.load(tmp_path)
