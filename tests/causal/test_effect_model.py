@@ -330,7 +330,7 @@ def test_its_checks_pass_while_it_lives_and_fail_for_what_does_not_agree(live):
 )
 def test_wrong_requests_are_refused_by_field(live, body, status, field):
     deployment, _ = live
-    given = {"content": body} if isinstance(body, str) else {"json": body}
+    given: dict[str, Any] = {"content": body} if isinstance(body, str) else {"json": body}
     answer = httpx.post(f"{deployment.url}/predict", **given, timeout=10)
     assert answer.status_code == status
     if field is not None:
