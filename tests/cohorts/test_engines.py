@@ -391,6 +391,28 @@ def test_follow_up_in_a_period_without_end_is_open_until_the_data_end(end, data_
     assert [day_or_none(found) for found in cohort.eligible["followup_end"]] == [data_end]
 
 
+def test_patients_without_events_and_events_without_patients_change_nobody_else():
+    built = CohortDefinition.model_validate(
+        {
+            "brand": "X",
+            "indication": "y",
+            "inclusion_criteria": [{"has_event": {"event": "rx", "within": [-5, 0]}}],
+            "index": {"field": "seen"},
+            "temporal_requirements": {"lookback_days": 5, "followup_days": 0},
+        }
+    )
+    seen = {"seen": START, "first_observation_date": START - timedelta(9), "last_observation_date": START}
+    rs = [{"patient_id": name, "patient_journey_id": name, **seen} for name in "AB"]
+    es = [
+        {"patient_id": who, "event_type": "rx", "event_date": when}
+        for who, when in (("A", START), ("Z", START), (None, START), ("B", None))
+    ]
+    patients, happened, _ = frames(rs, es, None)
+    cohort = build_cohort(built, patients, happened)
+    assert cohort.eligible["patient_id"].tolist() == ["A"]
+    assert (cohort.input_patients, cohort.input_records) == (2, 2)
+
+
 def test_a_table_without_rows_is_counted():
     rules = [{"has_event": {"event": "rx", "within": [-5, 0]}}, {"field": "age", "operator": ">", "value": 1}]
     built = CohortDefinition.model_validate(
