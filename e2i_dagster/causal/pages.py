@@ -321,7 +321,7 @@ def model_section(model: EffectModel) -> Section:
     if model.evaluation is None:
         return Section("Model of individual effects", [model.sentence()])
     rows = [
-        [one.name, one.rule, "-" if one.value is None else f"{one.value:.3f}", "yes" if one.passed else "NO"]
+        [one.name, one.rule, "-" if one.value is None else f"{one.value:.3g}", "yes" if one.passed else "NO"]
         for one in model.evaluation.criteria
     ]
     return Section(
