@@ -5,6 +5,7 @@ Values held here are exact. What is shown (``to_metadata``) is suppressed: see :
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
@@ -104,7 +105,7 @@ class Cohort:
             "removed_by_followup": _number(_removed(steps, "followup")),
             "kept_with_unknown_safety_value": _number(self._shown_kept(steps)),
             "definition_md": sentences_markdown(self.definition),
-            "attrition_md": attrition_markdown(steps),
+            "attrition_md": attrition_markdown(steps, self.attrition["share"].tolist()),
             "consort_md": svg_markdown(self.consort_svg(), f"CONSORT figure of {self.definition.key}"),
             "examples_md": examples_markdown(self.definition),
         }
@@ -141,7 +142,7 @@ class Cohort:
             asked = sum(1 for rule in self.definition.rules if rule.on_unknown == "report")
             aside = (
                 f"Of them unknown: {self._shown_kept(steps)}",
-                "kept although a safety value was never recorded",
+                "kept although a safety value is unknown",
                 f"({asked} rules report unknown values)",
             )
         return consort_svg(
@@ -171,15 +172,22 @@ def _removed(steps: tuple[ShownStep, ...], name: str) -> str:
     return next((step.removed for step in steps if step.criterion == name), "0")
 
 
-def attrition_markdown(steps: tuple[ShownStep, ...]) -> str:
-    """The steps as a Markdown table."""
-    lines = [
-        "| # | rule | kind | condition | removed | remaining | unknown | gained if dropped |",
-        "|---|---|---|---|---|---|---|---|",
+def attrition_markdown(steps: tuple[ShownStep, ...], shares: Sequence[float] | None = None) -> str:
+    """The steps as a Markdown table.
+
+    Args:
+        shares: share of each rule in who is excluded, whatever the order; shown in whole percent, and only
+            where no count of the table is hidden.
+    """
+    counts = [(s.removed, s.remaining, s.unknown, s.marginal_gain) for s in steps]
+    hidden = any(not count.replace(",", "").isdigit() for of_step in counts for count in of_step)
+    names = ["#", "rule", "kind", "condition", "removed", "remaining", "unknown", "gained if dropped"]
+    rows = [
+        [str(s.order), s.criterion, s.side, s.description, *of_step]
+        for s, of_step in zip(steps, counts, strict=True)
     ]
-    lines += [
-        f"| {s.order} | {s.criterion} | {s.side} | {s.description} | {s.removed} | {s.remaining} "
-        f"| {s.unknown} | {s.marginal_gain} |"
-        for s in steps
-    ]
-    return "\n".join(lines)
+    if shares is not None and not hidden:
+        names.append("share in exclusions")
+        rows = [[*row, f"{share:.0%}"] for row, share in zip(rows, shares, strict=True)]
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])

@@ -130,6 +130,25 @@ def test_an_ordinary_cohort_shows_its_numbers():
     assert metadata["input_patients"] == 4_000
 
 
+def test_the_share_in_exclusions_is_shown_only_where_nothing_is_hidden():
+    n = 200
+    frame = pd.DataFrame(
+        {
+            "patient_id": [f"P{k}" for k in range(n)],
+            "patient_journey_id": [f"J{k}" for k in range(n)],
+            "age": [17] * 60 + [40] * (n - 60),
+            "risk": pd.array([True] * 20 + [False] * 80 + [True] * 20 + [False] * (n - 120), dtype="boolean"),
+            "diagnosis_date": pd.Timestamp("2024-01-01"),
+            "first_observation_date": pd.Timestamp("2024-01-01"),
+            "last_observation_date": pd.Timestamp("2024-01-01"),
+        }
+    )
+    table = build_cohort(small_cohort().definition, frame).to_metadata()["attrition_md"]
+    # 40 are too young only, 20 at risk only, 20 both: 50 and 30 of 80.
+    assert [line.split("|")[-2].strip() for line in table.splitlines()[2:5]] == ["0%", "62%", "38%"]
+    assert "share in exclusions" not in small_cohort().to_metadata()["attrition_md"]
+
+
 def test_those_lost_are_described_without_giving_a_small_group_away():
     n = 400
     frame = pd.DataFrame(
@@ -176,6 +195,6 @@ def test_a_person_with_several_journeys_is_lost_once_where_the_last_of_them_fail
 
 def test_unknown_safety_has_a_box_of_its_own():
     svg = small_cohort(4_000).consort_svg()
-    assert "kept although a safety value was never recorded" in svg
+    assert "kept although a safety value is unknown" in svg
     assert svg.count("#fff6d6") == 1
     assert "Of them unknown: &lt;11" in svg
