@@ -169,6 +169,7 @@ def build_data_docs(
 
 @dg.job(
     name="data_docs",
+    config={"ops": {"build_data_docs": {"config": {"table": "", "partition": "all"}}}},
     description="Data docs of Great Expectations for a table as it is now: one page without values of rows.",
 )
 def data_docs() -> None:

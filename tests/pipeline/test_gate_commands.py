@@ -49,26 +49,19 @@ def test_a_block_is_shown_waived_and_shown_as_waived(pipeline, delivery, drawn):
     assert shown.exit_code == 0 and json.loads(shown.stdout)[0]["state"] == "waived"
 
 
-def test_data_docs_of_a_table_are_built_on_demand(pipeline, delivery, drawn, tmp_path, monkeypatch):
-    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
-    journeys = drawn["patient_journeys"].assign(data_source="canary-12")
-    assert pipeline.load(delivery(*PATIENTS, patient_journeys=journeys), *PATIENTS, checked=False).success
+def test_data_docs_of_a_table_are_built_on_demand(pipeline, delivery, drawn):
+    profiles = drawn["hcp_profiles"].assign(sales_rep_id="canary-12")
+    assert pipeline.load(delivery(hcp_profiles=profiles), "hcp_profiles").success
 
-    made = e2i("gate", "docs", "patient_journeys", "--json")
+    made = e2i("gate", "docs", "hcp_profiles", "--json")
 
     assert made.exit_code == 0, made.output
     told = json.loads(made.stdout)
     page = Path(told["page"]).read_text(encoding="utf-8")
     assert told["expectations"].startswith("all: ") and told["expectations"].split("; not")[0] in page
-    assert "PAT0" not in page and "canary-12" not in page and "https:" not in page
-    assert "Page: " in e2i("gate", "docs", "patient_journeys").output
-    for arguments, message in {
-        ("patient_journey",): "No raw table is called",
-        ("patient_journeys", "--partition", "2024-01"): "has no partition '2024-01'",
-        ("triggers",): "run `e2i load`",
-    }.items():
-        refused = e2i("gate", "docs", *arguments)
-        assert refused.exit_code == 3 and message in refused.output
+    assert not any(text in page for text in (profiles["npi"].iloc[0], "HCP0", "canary-12", "https:"))
+    refused = e2i("gate", "docs", "hcp_profiles", "--partition", "2024-01")
+    assert refused.exit_code == 3 and "has no partition '2024-01'. The ledger has all." in refused.output
 
 
 def test_warnings_of_the_gate_are_told_by_the_digest_job(pipeline):

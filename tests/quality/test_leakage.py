@@ -184,6 +184,45 @@ def test_three_patients_under_second_identifiers_block(pair: tuple[str, str], ne
     assert all(name in findings[0].evidence for name in pair)
 
 
+def test_every_kind_of_leak_is_found_among_all_others() -> None:
+    frame = _wide()
+    gap = pd.to_timedelta(np.where(LABEL == 1, 5, 60) + RNG.integers(0, 20, N), unit="D")
+    frame = frame.assign(
+        flipped=-LABEL * 3.0 + RNG.normal(scale=0.1, size=N),
+        arm=np.where(LABEL == 1, "yes", "no"),
+        confirmed=LABEL.astype(bool),
+        ordered_later=np.where(LABEL == 1, RNG.normal(size=N), np.nan),
+        risk_score=0.5,
+        note_date=pd.Timestamp("2024-02-20"),
+        last_visit_date=frame["index_date"] - gap,
+    )
+    frame.loc[:4, "note_date"] = pd.Timestamp("2024-03-02")
+    first, second = (frame.index[frame["split"] == name][9] for name in ("train", "test"))
+    frame.loc[second, "patient_id"] = frame.loc[first, "patient_id"]
+    exact = frame[frame["split"] == "validation"].head(3).assign(split="test", patient_id=["C0", "C1", "C2"])
+    near = frame[frame["split"] == "train"].head(3).assign(split="validation", patient_id=["D0", "D1", "D2"])
+    near = near.assign(measure_3=near["measure_3"] + 0.002, age=near["age"] + 1)
+    report = _audit(pd.concat([frame, exact, near], ignore_index=True))
+    found = {(one.rule, columns) for one in report.findings for columns in one.columns or (None,)}
+    assert {
+        ("leakage_target", "flipped"),
+        ("leakage_target", "arm"),
+        ("leakage_target", "confirmed"),
+        ("leakage_missing", "ordered_later"),
+        ("leakage_known_at", "risk_score"),
+        ("leakage_temporal", "note_date"),
+        ("leakage_window", "last_visit_date"),
+    } <= found
+    assert {rule for rule, _ in found} >= {
+        "leakage_shared_patients",
+        "leakage_duplicate_rows",
+        "leakage_near_duplicate_rows",
+    }
+    honest = {"strong", "noise", "visits", "region", "age", *(f"measure_{number}" for number in range(10))}
+    assert not [one for one in report.findings if one.kind == "target" and honest & set(one.columns)]
+    assert report.blocking and all(check.ran for check in report.checks)
+
+
 @pytest.mark.parametrize("noise", [1e-6, 1e-3])
 def test_five_features_tell_a_patient_delivered_twice(noise: float) -> None:
     rng = np.random.default_rng(0)
