@@ -60,8 +60,6 @@ def test_data_docs_of_a_table_are_built_on_demand(pipeline, delivery, drawn):
     page = Path(told["page"]).read_text(encoding="utf-8")
     assert told["expectations"].startswith("all: ") and told["expectations"].split("; not")[0] in page
     assert not any(text in page for text in (profiles["npi"].iloc[0], "HCP0", "canary-12", "https:"))
-    refused = e2i("gate", "docs", "hcp_profiles", "--partition", "2024-01")
-    assert refused.exit_code == 3 and "has no partition '2024-01'. The ledger has all." in refused.output
 
 
 def test_warnings_of_the_gate_are_told_by_the_digest_job(pipeline):
