@@ -185,8 +185,8 @@ class _Writers:
 
     def write(self, rows: pa.Table) -> None:
         self._writers[REASONS].write_table(rows)
-        eligible = rows.filter(pc.equal(rows["mask"], 0))
-        self._writers[ELIGIBLE].write_table(eligible.select(ROW_FIELDS))
+        eligible = rows.select(ROW_FIELDS).filter(pc.equal(rows["mask"], 0))
+        self._writers[ELIGIBLE].write_table(eligible)
 
     def finish(self) -> None:
         self._stack.close()

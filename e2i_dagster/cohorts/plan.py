@@ -365,22 +365,25 @@ def _with_counts(
     flagged = flagged.filter(relevant).select(
         nw.col(PATIENT).alias("_event_patient"), *(nw.col(one).alias(_own(one)) for one in kept)
     )
-    met = at.join(flagged, left_on=PATIENT, right_on="_event_patient", how="inner")
-    # Columns first, then plain aggregates of them: pandas takes nothing else in a grouping.
+    # What has no index date or lies in no window counts nothing: it is left out before it is grouped.
+    indexed = at.filter(~nw.col(INDEX).is_null())
+    met = indexed.join(flagged, left_on=PATIENT, right_on="_event_patient", how="inner")
+    inside = [nw.col(_own(flags[column])) & _inside(criterion) for column, criterion in criteria]
+    met = met.filter(reduce(lambda left, right: left | right, inside))
+    # Columns first, then plain aggregates of them: no engine takes less in a grouping.
     hits, aggregates, counts = {}, [], []
-    for column, criterion in criteria:
-        hit = nw.col(_own(flags[column])) & _inside(criterion)
+    for (column, criterion), hit in zip(criteria, inside, strict=True):
         if criterion.distinct is None:
             hits[column] = nw.when(hit).then(nw.lit(1)).otherwise(nw.lit(0))
             aggregates.append(nw.col(column).sum())
             counts.append(nw.col(column))
         else:
             value = nw.col(_own(criterion.distinct))
-            hit = hit & ~value.is_null()
+            known = hit & ~value.is_null()
             none, values = f"{column}_none", f"{column}_values"
             hits |= {
-                none: nw.when(hit).then(nw.lit(0)).otherwise(nw.lit(1)),
-                values: nw.when(hit).then(value),
+                none: nw.when(known).then(nw.lit(0)).otherwise(nw.lit(1)),
+                values: nw.when(known).then(value),
             }
             aggregates += [nw.col(none).max(), nw.col(values).n_unique()]
             # A null among the values is counted as a value, so it is taken away again.

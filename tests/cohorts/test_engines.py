@@ -413,13 +413,18 @@ def test_patients_without_events_and_events_without_patients_change_nobody_else(
     assert (cohort.input_patients, cohort.input_records) == (2, 2)
 
 
-def test_a_table_without_rows_is_counted():
+def test_a_table_without_rows_is_counted(tmp_path):
     rules = [{"has_event": {"event": "rx", "within": [-5, 0]}}, {"field": "age", "operator": ">", "value": 1}]
     built = CohortDefinition.model_validate(
         {"brand": "X", "indication": "y", "inclusion_criteria": rules, "index": {"field": "seen"}}
     )
     cohort = build_cohort(built, *frames([], [], None)[:2])
     assert (cohort.input_patients, cohort.eligible_count, cohort.emptied_by) == (0, 0, "no patients")
+    frames([], [], None)[0].to_parquet(tmp_path / "patients.parquet")
+    plain = built.model_copy(update={"inclusion_criteria": built.inclusion_criteria[1:]})
+    attrition = write_cohort(plain, tmp_path / "patients.parquet", folder=tmp_path)
+    assert attrition["remaining"].tolist() == [0] * len(plain.rules)
+    assert pd.read_parquet(tmp_path / "reasons.parquet").empty
 
 
 @pytest.mark.parametrize(
@@ -453,6 +458,9 @@ def test_bad_files_are_one_clear_error(tmp_path, change, words):
     pd.DataFrame({name: values for name, values in columns.items() if values is not None}).to_parquet(path)
     with pytest.raises(CohortInputError, match=words):
         build_cohort(built, path)
+    with pytest.raises(CohortInputError, match=words):
+        write_cohort(built, path, folder=tmp_path / "cohort")
+    assert not list(tmp_path.glob("cohort/**/*.parquet*"))
 
 
 def test_an_index_date_that_is_null_in_a_file_removes_and_is_counted(tmp_path):
