@@ -233,6 +233,38 @@ def twin_command(name: str, json_output: bool) -> None:
         print_table("Digital twin", [{"what": key, "value": str(value)} for key, value in told.items()])
 
 
+@experiment.command("heterogeneity")
+@click.argument("name")
+@click.option("--covariates", required=True, help="Attributes from before the assignment, with commas.")
+@as_json
+@command_errors
+def heterogeneity_command(name: str, covariates: str, json_output: bool) -> None:
+    """Does the effect differ along COVARIATES? A causal forest, as exploration (a declared one is in the results)."""
+    from e2i_dagster.experiments.final import explore_heterogeneity
+    from e2i_dagster.warehouse.connection import engine
+
+    asked = [one.strip() for one in covariates.split(",") if one.strip()]
+    with engine(role="app").connect() as connection:
+        found = explore_heterogeneity(connection, name, asked, policy=_lifecycle())
+    if json_output:
+        click.echo(json.dumps([one.to_record() for one in found]))
+        return
+    click.echo("Exploration: nobody declared these covariates before the start.")
+    for one in found:
+        if one.status == "not_estimable":
+            click.echo(f"{one.arm}: not estimable, {one.reason}")
+            continue
+        click.echo(f"{one.arm}: calibration slope {one.calibration_slope:.2f}, p {one.p_value:.3g}")
+        print_table(
+            "Thirds by predicted effect",
+            [
+                {"third": g.group, "units": g.units, "effect": f"{g.effect:.4f}",
+                 "interval": f"{g.lower:.4f} to {g.upper:.4f}"}
+                for g in one.groups
+            ],
+        )  # fmt: skip
+
+
 @experiment.command("report")
 @click.argument("name")
 @click.option(

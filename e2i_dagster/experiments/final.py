@@ -11,8 +11,8 @@ import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy.dialects.postgresql import insert
 
-from e2i_dagster.config.experiment import ExperimentSpec, LifecyclePolicy
-from e2i_dagster.errors import InputError
+from e2i_dagster.config.experiment import ExperimentSpec, HeterogeneityPlan, LifecyclePolicy
+from e2i_dagster.errors import InputError, VerdictError
 from e2i_dagster.experiments import store
 from e2i_dagster.experiments.enrolment import analysis_frame, attribute_frame, unit_states
 from e2i_dagster.experiments.estimation import final_estimate
@@ -299,19 +299,43 @@ def _heterogeneity(
     found = []
     for arm in spec.treatments:
         if arm not in known:
-            known[arm] = grow_forest(frame, spec, policy, arm)
+            known[arm] = grow_forest(frame, spec, policy, arm, plan)
             row = _heterogeneity_row(spec, known[arm], digest, actor)
             connection.execute(insert(table).on_conflict_do_nothing(), [row])
         found.append(known[arm])
     return tuple(found)
 
 
+def explore_heterogeneity(
+    connection: sa.Connection, name: str, covariates: Sequence[str], *, policy: LifecyclePolicy
+) -> tuple[Heterogeneity, ...]:
+    """A forest over ``covariates`` that nobody declared before the start: exploration, recorded nowhere.
+
+    Raises:
+        VerdictError: data collection is not over. InputError: the primary metric is no mean and no proportion.
+    """
+    held = store.read(connection, name)
+    if not may_read_results(held.state):
+        raise VerdictError(
+            f"Experiment {name} is {held.state}: effects are looked into when data collection is over."
+        )
+    if held.spec.metrics.primary.kind not in ("mean", "proportion"):
+        raise InputError(f"The forest takes a mean or a proportion, not {held.spec.metrics.primary.kind}.")
+    records = store.read_records(connection, name)
+    states = unit_states(
+        records.assignments,
+        records.events,
+        minor_deviations_that_exclude=policy.minor_deviations_that_exclude,
+    )
+    frame = analysis_frame(states, records.outcomes, attribute_frame(records.screened), held.spec)
+    plan = HeterogeneityPlan(covariates=tuple(covariates))
+    return tuple(grow_forest(frame, held.spec, policy, arm, plan) for arm in held.spec.treatments)
+
+
 def grow_forest(
-    frame: pd.DataFrame, spec: ExperimentSpec, policy: LifecyclePolicy, arm: str
+    frame: pd.DataFrame, spec: ExperimentSpec, policy: LifecyclePolicy, arm: str, plan: HeterogeneityPlan
 ) -> Heterogeneity:
-    """The declared forest for one arm, ``not_estimable`` with the reason where it cannot be grown."""
-    plan = spec.heterogeneity
-    assert plan is not None
+    """The forest of ``plan`` for one arm, ``not_estimable`` with the reason where it cannot be grown."""
     try:
         return heterogeneity(
             frame,

@@ -47,7 +47,8 @@ def boundary_figure(spec: ExperimentSpec, made: Sequence[Mapping[str, Any]], *, 
     """
     looks = [dict(look) for look in made]
     reached, times = progress(spec, looks)
-    bounds = _planned_boundaries(spec, reached, times)
+    ended = bool(looks) and looks[-1]["analysis_type"] == "final"
+    bounds = _planned_boundaries(spec, reached, times, ended=ended)
     fractions = bounds.information_fractions
     z = (*(look["boundary_z"] for look in made), *bounds.z[len(made) :])
     figure = new_figure(8, 4.6)
@@ -99,12 +100,15 @@ def boundary_figure(spec: ExperimentSpec, made: Sequence[Mapping[str, Any]], *, 
     return figure
 
 
-def _planned_boundaries(spec: ExperimentSpec, reached: Sequence[float], times: Sequence[float]) -> Boundaries:
-    """Boundaries of the looks made and of those still planned."""
+def _planned_boundaries(
+    spec: ExperimentSpec, reached: Sequence[float], times: Sequence[float], *, ended: bool
+) -> Boundaries:
+    """Boundaries of the looks made and, unless the last of them was the final one, of those still planned."""
     planned = spec.looks.information_fractions
-    later = [fraction for fraction in planned[len(reached) :] if fraction > (reached[-1] if reached else 0.0)]
     if spec.looks.rule not in SPENDING_RULES:
         return look_boundaries(spec, planned, final=True)
+    newest = reached[-1] if reached else 0.0
+    later = [] if ended else [fraction for fraction in planned[len(reached) :] if fraction > newest]
     return look_boundaries(spec, [*reached, *later], times=[*times, *later], final=True)
 
 

@@ -15,11 +15,12 @@ from pydantic import ValidationError
 from e2i_dagster.config.experiment import ExperimentSpec
 from e2i_dagster.errors import InputError, VerdictError
 from e2i_dagster.experiments import analyze, boundaries, conditional_power, run, store
-from e2i_dagster.experiments.final import grow_forest
+from e2i_dagster.experiments.final import explore_heterogeneity, grow_forest
 from e2i_dagster.experiments.interim import z_of_conditional_power
 from e2i_dagster.experiments.lifecycle import Approval, review_of
 from e2i_dagster.experiments.looks import evaluate, look_boundaries, make_look, present_intervals, progress
 from e2i_dagster.experiments.monitor import observe
+from e2i_dagster.experiments.pages import boundary_figure
 from e2i_dagster.experiments.scorecard import score_result
 from e2i_dagster.experiments.store import Records
 from e2i_dagster.experiments.twin import TwinSimulation, record_simulation
@@ -194,6 +195,28 @@ def test_binding_futility_ends_enrolment_looks_and_choices_and_advice_does_not(
         store.transition(connection, name, "decided", policy=lifecycle, decision="no_change", **STEP)
 
 
+def test_the_figure_of_a_trial_that_ended_early_has_no_look_after_the_final_one():
+    spec = design(looks__information_fractions=[0.3, 0.6, 1.0])
+    arm = {"arm": "treated", "z": 1.0}
+    look = {
+        "analysis_number": 1, "information_fraction": 0.3, "boundary_z": 3.9, "analysis_type": "scheduled",
+        "metrics_snapshot": {"arms": [arm]},
+    }  # fmt: skip
+    last = {
+        **look,
+        "analysis_number": 2,
+        "information_fraction": 0.5,
+        "boundary_z": 1.97,
+        "analysis_type": "final",
+    }
+    going_on, ended = (
+        boundary_figure(spec, made, blinded=False).axes[0].lines[0].get_xdata()
+        for made in ([look], [look, last])
+    )
+    assert list(going_on) == pytest.approx([0.3, 0.6, 1.0])
+    assert list(ended) == pytest.approx([0.3, 0.5])
+
+
 # --- confidence sequence --------------------------------------------------------------------------------------
 
 
@@ -310,7 +333,11 @@ def test_a_declared_forest_is_looked_for_once_for_the_same_rows_and_says_why_it_
         enrol(connection, name)
         observe_outcomes(connection, name)
         make_look(connection, name, policy=lifecycle, actor="dmc")
+        with pytest.raises(VerdictError, match="when data collection is over"):
+            explore_heterogeneity(connection, name, ["years"], policy=lifecycle)
         store.transition(connection, name, "stopped_success", policy=lifecycle, **STEP)
+        (explored,) = explore_heterogeneity(connection, name, ["years"], policy=lifecycle)
+        assert explored.status == "not_estimable"
         page = run.results_page(connection, name, lifecycle, actor="carla")
         (found,) = page.heterogeneity
         assert found.status == "not_estimable"
@@ -331,11 +358,12 @@ def test_a_declared_forest_takes_numbers_texts_and_truth_values_and_misses_no_co
     )  # fmt: skip
     chance = 0.3 + 0.5 * ((frame["variant"] == "treated") & (frame["years"] > 0))
     frame["responded"] = (rng.random(900) < chance).astype(float)
-    found = grow_forest(frame, spec, lifecycle, "treated")
+    plan = spec.heterogeneity
+    found = grow_forest(frame, spec, lifecycle, "treated", plan)
     assert found.status == "estimated"
     assert found.p_value < 0.01
     assert max(found.importance, key=found.importance.get) == "years"
-    absent = grow_forest(frame.drop(columns="region"), spec, lifecycle, "treated")
+    absent = grow_forest(frame.drop(columns="region"), spec, lifecycle, "treated", plan)
     assert absent.status == "not_estimable"
     assert "region" in absent.reason
 
