@@ -22,7 +22,7 @@ Formulas (n: a count within the part that is scored):
   None: not measured, never a default.
 
 What it costs (1,000,000 rows of 20 columns, DuckDB): two to three times the largest value of each column. A
-third is the exact count of distinct keys, half the comparison of texts with their vocabularies.
+third is the exact count of distinct keys, two fifths the comparison of texts with their vocabularies.
 """
 
 from __future__ import annotations
