@@ -316,7 +316,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2_000_000, help="patients of the ratios to SQL")
     parser.add_argument("--large", type=int, default=10_000_000)
     parser.add_argument("--events", type=int, default=1_000_000, help="patients of the event rules")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only-write", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only_write:
