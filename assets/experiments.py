@@ -120,19 +120,31 @@ def sample_ratio(context: dg.AssetCheckExecutionContext, warehouse: Warehouse) -
     group_name="digital_twin",
     kinds={"econml"},
     partitions_def=EXPERIMENTS,
-    ins={"training_frame": dg.AssetIn("training_frame", partition_mapping=EXPERIMENT_OF_SCOPE)},
+    ins={
+        "training_frame": dg.AssetIn("training_frame", partition_mapping=EXPERIMENT_OF_SCOPE),
+        "splits": dg.AssetIn("splits", partition_mapping=EXPERIMENT_OF_SCOPE),
+    },
     definition=lambda key: current_policy().experiments[str(key)].model_dump(mode="json"),
     description="The experiment predicted on twins of the cohort by a fitted model of effects.",
 )
 def twin_simulation(
-    context: dg.AssetExecutionContext, training_frame: pd.DataFrame, warehouse: Warehouse
+    context: dg.AssetExecutionContext,
+    training_frame: pd.DataFrame,
+    splits: pd.DataFrame,
+    warehouse: Warehouse,
 ) -> Produced:
     from e2i_dagster.experiments.run import simulate_and_record
 
-    spec = current_policy().experiments[context.partition_key]
+    configured = current_policy()
     with warehouse.engine().begin() as connection:
         simulation = simulate_and_record(
-            connection, spec, training_frame, LifecyclePolicy.load(config_folder()), actor=actor()[0]
+            connection,
+            configured.experiments[context.partition_key],
+            training_frame,
+            splits,
+            LifecyclePolicy.load(config_folder()),
+            scopes=configured.scopes,
+            actor=actor()[0],
         )
     return Produced(simulation, simulation)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 import sqlalchemy as sa
 
 from e2i_dagster.config.experiment import ExperimentSpec, LifecyclePolicy
+from e2i_dagster.config.scope import ScopeSpec
 from e2i_dagster.experiments import enrolment, pages, store
 from e2i_dagster.experiments.final import ResultsPage, compute_results
 from e2i_dagster.experiments.interim import boundaries
@@ -23,6 +25,7 @@ from e2i_dagster.experiments.twin import (
     record_simulation,
     simulate_twin,
     simulations,
+    twin_rows,
 )
 from e2i_dagster.experiments.watch import balance_attributes, check_srm
 
@@ -174,13 +177,16 @@ def report_html(
 def simulate_and_record(
     connection: sa.Connection,
     spec: ExperimentSpec,
-    frame: pd.DataFrame,
+    training_frame: pd.DataFrame,
+    splits: pd.DataFrame,
     policy: LifecyclePolicy,
     *,
+    scopes: Mapping[str, ScopeSpec],
     actor: str,
 ) -> TwinSimulation:
-    """Simulate the twin of ``spec`` on the cohort's training frame and record it."""
+    """Simulate the twin of ``spec`` on the patients that models may learn from, and record it."""
     store.register(connection, spec, actor=actor)
+    frame = twin_rows(spec, training_frame, splits, scopes)
     simulation = simulate_twin(spec, frame, least_per_arm=policy.analysis.twin_minimum_per_arm)
     record_simulation(connection, simulation, actor=actor)
     return simulation

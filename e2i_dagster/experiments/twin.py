@@ -1,15 +1,16 @@
 """Digital twin: what an experiment will show, predicted from the cohort by a fitted model of effects.
 
-A causal forest (Athey, Tibshirani and Wager 2019; EconML's CausalForestDML) is fitted on the cohort's own
-patients. Twins are patients of the cohort drawn again; each twin's effect is the forest's at its covariates.
-The interval of the mean carries both the forest's standard errors and the draw of the twins. Fidelity holds
-the prediction against the effect that each look of the experiment observed.
+A causal forest (Athey, Tibshirani and Wager 2019; EconML's CausalForestDML) is fitted on the cohort's train
+and validation patients. Twins are those patients drawn again; each twin's effect is the forest's at its
+covariates. The interval of the mean carries both the forest's standard errors and the draw of the twins.
+Fidelity holds the prediction against the effect that each look of the experiment observed.
 """
 
 from __future__ import annotations
 
 import math
 import uuid
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +19,9 @@ import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict
 
 from e2i_dagster.config.experiment import ExperimentSpec, FidelityGrades, LifecyclePolicy, Twin
+from e2i_dagster.config.scope import ScopeSpec
 from e2i_dagster.errors import ConfigError, InputError
+from e2i_dagster.splits.seal import Seal
 from e2i_dagster.warehouse.digest import frame_digest
 from e2i_dagster.warehouse.tables import experiments as tables
 
@@ -105,13 +108,32 @@ class FidelityPage(BaseModel):
         return self.model_dump(mode="json", exclude={"figure_md"})
 
 
+def twin_rows(
+    spec: ExperimentSpec,
+    training_frame: pd.DataFrame,
+    splits: pd.DataFrame,
+    scopes: Mapping[str, ScopeSpec],
+) -> pd.DataFrame:
+    """The train and validation patients of the twin's scope: test and holdout rows stay sealed.
+
+    Args:
+        training_frame: one row per patient of the twin's scope. splits: patient_id, split.
+
+    Raises:
+        ConfigError: the design has no ``twin`` block. InputError: a patient has no split.
+    """
+    scope = scopes[_question(spec).scope]
+    seen = Seal(scope.key, scope.split.salt, splits).visible(training_frame)
+    return pd.concat([seen["train"], seen["validation"]], ignore_index=True)
+
+
 def simulate_twin(
     spec: ExperimentSpec, frame: pd.DataFrame, *, least_per_arm: int, outcome: str = "label", trees: int = 400
 ) -> TwinSimulation:
     """Fit the forest on ``frame`` and simulate the experiment of ``spec`` on twins drawn from it.
 
     Args:
-        frame: one row per patient of the cohort: ``outcome`` (0 or 1), the twin's feature and confounders.
+        frame: one row per patient (:func:`twin_rows`): ``outcome`` (0 or 1), the twin's feature and confounders.
         least_per_arm: patients with and without the treatment, below which nothing is predicted.
         trees: of the forest, a multiple of four.
 
@@ -122,12 +144,7 @@ def simulate_twin(
     from econml.dml import CausalForestDML
     from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
-    rule = spec.twin
-    if rule is None:
-        raise ConfigError(
-            f"config/experiments/{spec.name}.yaml: there is no twin block; it says from which question the "
-            "experiment is predicted."
-        )
+    rule = _question(spec)
     covariates, treated, observed = _training_rows(frame, rule, outcome, least_per_arm)
     outcome_model: Any = RandomForestRegressor(min_samples_leaf=20, random_state=rule.seed)
     treatment_model: Any = RandomForestClassifier(min_samples_leaf=20, random_state=rule.seed)
@@ -172,6 +189,15 @@ def simulate_twin(
         recommendation=recommendation,
         rationale=rationale,
     )
+
+
+def _question(spec: ExperimentSpec) -> Twin:
+    if spec.twin is None:
+        raise ConfigError(
+            f"config/experiments/{spec.name}.yaml: there is no twin block; it says from which question the "
+            "experiment is predicted."
+        )
+    return spec.twin
 
 
 def judge_fidelity(

@@ -8,8 +8,10 @@ import pytest
 
 from e2i_dagster.config.cohort import Criterion
 from e2i_dagster.config.experiment import Consent, ExperimentSpec, FidelityGrades
+from e2i_dagster.config.policy import current_policy
 from e2i_dagster.errors import InputError
 from e2i_dagster.experiments import enrolment
+from e2i_dagster.experiments.run import simulate_and_record
 from e2i_dagster.experiments.twin import judge_fidelity, simulate_twin
 from tests.experiments.conftest import DESIGN
 
@@ -213,3 +215,20 @@ def test_a_harmful_intervention_is_never_deployed_and_too_few_rows_are_refused()
         simulate_twin(spec, observational(count=20), least_per_arm=100)
     with pytest.raises(InputError, match="no column severity"):
         simulate_twin(spec, harmful.drop(columns="severity"), least_per_arm=100)
+
+
+def test_a_twin_is_fitted_and_drawn_without_test_and_holdout_patients(warehouse, lifecycle):
+    scopes = current_policy().scopes
+    spec = ExperimentSpec.model_validate({**DESIGN, "twin": {**TWIN, "scope": next(iter(scopes))}})
+    frame = observational(count=900).assign(patient_id=[f"p{number}" for number in range(900)])
+    splits = pd.DataFrame({"patient_id": frame["patient_id"], "split": ["train"] * 500 + ["validation"] * 200
+                           + ["test"] * 150 + ["holdout"] * 50})  # fmt: skip
+    other_outcomes = frame.assign(label=np.where(frame.index < 700, frame["label"], 1 - frame["label"]))
+    with warehouse.begin() as connection:
+        found, without = (
+            simulate_and_record(connection, spec, rows, splits, lifecycle, scopes=scopes, actor="carla")
+            for rows in (frame, other_outcomes)
+        )
+    assert found.training_rows == 700
+    assert found.training_digest == without.training_digest
+    assert found.ate == pytest.approx(without.ate, abs=1e-9)
