@@ -86,9 +86,10 @@ def _is_plain(definition: CohortDefinition, path: Path) -> bool:
 
 @dataclass(frozen=True)
 class _Part:
-    """One row group: its rows as they are written, and its counts."""
+    """One row group: its rows and the eligible ones as they are written, and its counts."""
 
     rows: pa.Table
+    eligible: pa.Table
     counts: tuple[np.ndarray, np.ndarray, np.ndarray]
     ascending: bool
 
@@ -109,7 +110,7 @@ def _counted(
                 last = [part.rows[name][-1].as_py() for name in _KEYS]
             counts.append(part.counts)
             if writers is not None:
-                writers.write(part.rows)
+                writers.write(part)
         if writers is not None:
             writers.finish()
     masks = (np.concatenate(one) for one in zip(*counts, strict=True))
@@ -156,8 +157,10 @@ def _answered(definition: CohortDefinition, rows: pa.Table, data_end: date | Non
         found.mask,
         found.unknown_mask,
     ]
+    table = pa.table(columns, schema=_SCHEMA)
     return _Part(
-        rows=pa.table(columns, schema=_SCHEMA),
+        rows=table,
+        eligible=table.select(ROW_FIELDS).filter(pc.equal(table["mask"], 0)),
         counts=combinations(found.mask, found.unknown_mask),
         ascending=all(is_ascending(arrays[name]) for name in _KEYS),
     )
@@ -175,18 +178,21 @@ class _Writers:
 
         self._folder.mkdir(parents=True, exist_ok=True)
         schemas = {REASONS: _SCHEMA, ELIGIBLE: pa.schema([_SCHEMA.field(name) for name in ROW_FIELDS])}
-        # Keys hardly ever repeat: a dictionary of them is work for nothing.
-        options: dict[str, Any] = {"use_dictionary": _SCHEMA.names[len(_KEYS) :]}
+        # Keys hardly ever repeat: a dictionary of them is work for nothing. Patients are looked up, so that
+        # their smallest and largest key of a row group are worth keeping, journeys are not.
+        options: dict[str, Any] = {
+            "use_dictionary": _SCHEMA.names[len(_KEYS) :],
+            "write_statistics": [name for name in _SCHEMA.names if name != "patient_journey_id"],
+        }
         self._writers = {
             name: self._stack.enter_context(pq.ParquetWriter(self._aside(name), schema, **options))
             for name, schema in schemas.items()
         }
         return self
 
-    def write(self, rows: pa.Table) -> None:
-        self._writers[REASONS].write_table(rows)
-        eligible = rows.select(ROW_FIELDS).filter(pc.equal(rows["mask"], 0))
-        self._writers[ELIGIBLE].write_table(eligible)
+    def write(self, part: _Part) -> None:
+        self._writers[REASONS].write_table(part.rows)
+        self._writers[ELIGIBLE].write_table(part.eligible)
 
     def finish(self) -> None:
         self._stack.close()
