@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from e2i_dagster.config.base import PolicyModel, _line_of, read_yaml
+from e2i_dagster.config.base import YAML_LOADER, PolicyModel, _line_of, read_yaml
 from e2i_dagster.config.environment import config_folder
 from e2i_dagster.config.vocabulary import VocabularyPolicy, load_vocabulary
 from e2i_dagster.errors import ConfigError
@@ -336,7 +336,7 @@ def current_quality_policy() -> QualityPolicy:
 
 
 def _place(path: Path, *location: int | str) -> str:
-    node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    node = yaml.compose(path.read_text(encoding="utf-8"), Loader=YAML_LOADER)
     return f"{path}:{_line_of(node, location)}: {'.'.join(str(part) for part in location)}"
 
 

@@ -1,0 +1,91 @@
+"""Dagster's history in SQLite, as Dagster keeps it, over engines that last.
+
+Dagster's own storage makes a new SQLAlchemy engine for every event, and every new engine compiles its statements
+again. A run over three years of months writes thousands of events. Files and tables are Dagster's own: an
+instance with its own storage reads the same history.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from threading import RLock
+from typing import Any
+
+import sqlalchemy as sa
+from dagster._core.storage.event_log import EventLogStorage, SqliteEventLogStorage
+from dagster._core.storage.event_log.sqlite.sqlite_event_log import INDEX_SHARD_NAME
+from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
+from dagster._serdes import ConfigurableClassData
+
+#: Databases whose engines are kept: the index and the runs of late.
+_KEPT = 8
+_BUSY_SECONDS = 60
+
+
+class LocalEventLog(SqliteEventLogStorage):
+    """Dagster's event log whose engines are kept, the latest used of them."""
+
+    def __init__(self, base_dir: str) -> None:
+        self._engines: OrderedDict[str, sa.Engine] = OrderedDict()
+        # As in Dagster's own storage: threads of one process take turns.
+        self._turns = RLock()
+        super().__init__(base_dir)
+
+    def run_connection(self, run_id: str | None = None) -> Any:
+        """A transaction on the database of one run."""
+        return self._connection(str(run_id), super().run_connection(run_id))
+
+    def index_connection(self) -> AbstractContextManager[sa.Connection]:
+        """A transaction on the database of all runs."""
+        return self._connection(INDEX_SHARD_NAME, super().index_connection())
+
+    def dispose(self) -> None:
+        """Close what is open."""
+        with self._turns:
+            for engine in self._engines.values():
+                engine.dispose()
+            self._engines.clear()
+        super().dispose()
+
+    @contextmanager
+    def _connection(
+        self, shard: str, first: AbstractContextManager[sa.Connection]
+    ) -> Iterator[sa.Connection]:
+        """``first`` makes the tables of a new database, so it serves the first connection."""
+        with self._turns:
+            engine = self._engines.get(shard)
+            if engine is None:
+                with first as connection:
+                    yield connection
+                self._keep(shard)
+            else:
+                self._engines.move_to_end(shard)
+                with engine.begin() as connection:
+                    yield connection
+
+    def _keep(self, shard: str) -> None:
+        self._engines[shard] = sa.create_engine(
+            self.conn_string_for_shard(shard), connect_args={"timeout": _BUSY_SECONDS}
+        )
+        while len(self._engines) > _KEPT:
+            _, engine = self._engines.popitem(last=False)
+            engine.dispose()
+
+
+class LocalHistory(DagsterSqliteStorage):
+    """Dagster's SQLite storage with :class:`LocalEventLog`, in the same folder."""
+
+    def __init__(self, base_dir: str, inst_data: ConfigurableClassData | None = None) -> None:
+        super().__init__(base_dir, inst_data=inst_data)
+        self._event_log_storage = LocalEventLog(str(Path(base_dir) / "history" / "runs"))
+
+    @property
+    def event_log_storage(self) -> EventLogStorage:
+        """The event log."""
+        return self._event_log_storage
+
+    @classmethod
+    def from_config_value(cls, inst_data: ConfigurableClassData, config_value: Any) -> "LocalHistory":
+        """The storage that ``dagster.yaml`` describes: ``base_dir``."""
+        return cls.from_local(inst_data=inst_data, **config_value)

@@ -1,0 +1,89 @@
+"""Dagster's local history: what is written through kept engines is what Dagster's own storage reads."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import yaml
+
+from resources.local_history import LocalEventLog, LocalHistory
+
+#: More than engines are kept.
+RUNS = 10
+
+
+@dg.asset
+def counted():
+    for part in "abc":
+        yield dg.AssetMaterialization("counted_parts", partition=part)
+    yield dg.Output(1)
+
+
+@dg.asset_check(asset=counted)
+def not_negative():
+    return dg.AssetCheckResult(passed=True)
+
+
+def instance(home: Path, storage: dict) -> dg.DagsterInstance:
+    home.mkdir(exist_ok=True)
+    settings = {"storage": storage, "telemetry": {"enabled": False}}
+    (home / "dagster.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return dg.DagsterInstance.from_config(str(home))
+
+
+@pytest.fixture
+def ours(tmp_path):
+    place = {
+        "module": LocalHistory.__module__,
+        "class": "LocalHistory",
+        "config": {"base_dir": str(tmp_path / "h")},
+    }
+    with instance(tmp_path / "ours", {"custom": place}) as made:
+        yield made
+
+
+def run_ids(where: dg.DagsterInstance, runs: int = RUNS) -> list[str]:
+    job = dg.Definitions(
+        assets=[counted], asset_checks=[not_negative]
+    ).resolve_implicit_global_asset_job_def()
+    return [job.execute_in_process(instance=where).run_id for _ in range(runs)]
+
+
+def test_dagsters_own_storage_reads_the_same_history(ours, tmp_path):
+    assert isinstance(ours.event_log_storage, LocalEventLog)
+    runs = run_ids(ours)
+    with instance(tmp_path / "theirs", {"sqlite": {"base_dir": str(tmp_path / "h")}}) as theirs:
+        for run in runs:
+            found = theirs.get_run_by_id(run)
+            assert found is not None and found.is_success
+            assert [entry.message for entry in theirs.all_logs(run)] == [
+                entry.message for entry in ours.all_logs(run)
+            ]
+        parts = theirs.fetch_materializations(dg.AssetKey("counted_parts"), limit=1_000).records
+        assert len(parts) == 3 * RUNS
+        checks = theirs.event_log_storage.get_latest_asset_check_execution_by_key([not_negative.check_key])
+        assert checks[not_negative.check_key].run_id == runs[-1]
+        # And the other way round: a history begun by Dagster's own storage goes on.
+        (later,) = run_ids(theirs, 1)
+        assert len(ours.all_logs(later)) == len(ours.all_logs(runs[0]))
+
+
+def test_threads_write_at_the_same_time_and_nothing_is_lost(ours):
+    def report(number: int) -> None:
+        ours.report_runless_asset_event(dg.AssetMaterialization("told", partition=str(number)))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(report, range(60)))
+    told = ours.fetch_materializations(dg.AssetKey("told"), limit=1_000).records
+    assert {record.partition_key for record in told} == {str(number) for number in range(60)}
+
+
+def test_a_deleted_run_and_a_wiped_history_are_gone(ours):
+    first, last = run_ids(ours, 2)
+    ours.delete_run(first)
+    assert ours.get_run_by_id(first) is None and not ours.all_logs(first)
+    assert ours.all_logs(last)
+    ours.wipe()
+    assert not ours.get_runs()
+    assert run_ids(ours, 1)
