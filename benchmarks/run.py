@@ -31,6 +31,20 @@ def scripts(names: list[str]) -> list[Path]:
     return [found[name] for name in names] if names else list(found.values())
 
 
+def has_figures(result: Any) -> bool:
+    """Whether ``result`` is what a benchmark prints last: figures with numbers as goals, and the machine."""
+    return (
+        isinstance(result, dict)
+        and bool(result.get("figures"))
+        and {"cpus", "platform", "python"} <= set(result.get("machine", ()))
+        and all(
+            {"value", "unit", "goal", "peer", "holds"} <= set(figure)
+            and isinstance(figure["goal"], (int, float, type(None)))
+            for figure in result["figures"].values()
+        )
+    )
+
+
 def result_of(script: Path) -> dict[str, Any]:
     """Run ``script``, pass its progress on, and return its last line's object, or why there is none."""
     print(f"\n{script.stem}", flush=True)
@@ -45,7 +59,7 @@ def result_of(script: Path) -> dict[str, Any]:
         result = json.loads(lines[-1]) if lines else None
     except json.JSONDecodeError:
         result = None
-    if not isinstance(result, dict) or not result.get("figures"):
+    if not has_figures(result):
         why = f"ended with {process.returncode} and without figures"
         return {"benchmark": script.stem, "failed": why, "seconds": seconds}
     return {**result, "seconds": seconds}
@@ -77,7 +91,7 @@ def render(results: list[dict[str, Any]]) -> str:
         {
             f"{one['machine']['cpus']} CPUs, {one['machine']['platform']}, Python {one['machine']['python']}"
             for one in results
-            if "machine" in one
+            if "failed" not in one
         }
     )
     return "\n".join([*lines, "", *(f"Machine: {machine}." for machine in machines), ""])
