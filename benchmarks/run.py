@@ -56,7 +56,7 @@ def result_of(script: Path) -> dict[str, Any]:
             lines.append(line)
     seconds = time.perf_counter() - began
     try:
-        result = json.loads(lines[-1]) if lines else None
+        result: Any = json.loads(lines[-1]) if lines else None
     except json.JSONDecodeError:
         result = None
     if not has_figures(result):
