@@ -3,8 +3,6 @@ SHELL := /bin/bash
 PYTHON ?= python3
 SCOPE ?= default
 BIN := .venv/bin
-# One more than processors: tests wait for services and databases.
-WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n > 3 ? 4 : n + 1)))
 
 .PHONY: help run test ui bench lint lock status down
 
@@ -27,7 +25,7 @@ run: .venv/runtime ## the whole path on the full synthetic set: load, QC, cohort
 	@$(BIN)/e2i run --scope $(SCOPE)
 
 test: .venv/test ## the whole test suite
-	@$(BIN)/python -m pytest -n $(WORKERS) --no-loadscope-reorder $(ARGS)
+	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --no-loadscope-reorder $(ARGS)
 
 ui: .venv/runtime ## Dagster UI and MLflow UI in the foreground, services running again; Ctrl-C stops the UIs
 	@$(BIN)/e2i ui

@@ -65,8 +65,10 @@ class LocalEventLog(SqliteEventLogStorage):
                     yield connection
 
     def _keep(self, shard: str) -> None:
+        # To a run's database no connection is kept: closing the last one changes the file, which the UI watches.
+        pool = sa.QueuePool if shard == INDEX_SHARD_NAME else sa.NullPool
         self._engines[shard] = sa.create_engine(
-            self.conn_string_for_shard(shard), connect_args={"timeout": _BUSY_SECONDS}
+            self.conn_string_for_shard(shard), poolclass=pool, connect_args={"timeout": _BUSY_SECONDS}
         )
         while len(self._engines) > _KEPT:
             _, engine = self._engines.popitem(last=False)

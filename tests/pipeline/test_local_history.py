@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import dagster as dg
 import pytest
@@ -67,6 +68,22 @@ def test_dagsters_own_storage_reads_the_same_history(ours, tmp_path):
         # And the other way round: a history begun by Dagster's own storage goes on.
         (later,) = run_ids(theirs, 1)
         assert len(ours.all_logs(later)) == len(ours.all_logs(runs[0]))
+
+
+def test_who_watches_a_run_is_told_of_its_events(ours, tmp_path):
+    (run,) = run_ids(ours, 1)
+    told = Event()
+    place = {
+        "module": LocalHistory.__module__,
+        "class": "LocalHistory",
+        "config": {"base_dir": str(tmp_path / "h")},
+    }
+    with instance(tmp_path / "watching", {"custom": place}) as watching:
+        last = watching.event_log_storage.get_records_for_run(run).cursor
+        watching.watch_event_logs(run, last, lambda *_: told.set())
+        for number in range(3):
+            ours.report_engine_event(f"still here {number}", run_id=run, job_name="any")
+        assert told.wait(20)
 
 
 def test_threads_write_at_the_same_time_and_nothing_is_lost(ours):
