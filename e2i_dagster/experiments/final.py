@@ -14,7 +14,6 @@ from sqlalchemy.dialects.postgresql import insert
 from e2i_dagster.config.experiment import ExperimentSpec, HeterogeneityPlan, LifecyclePolicy
 from e2i_dagster.errors import InputError, VerdictError
 from e2i_dagster.experiments import store
-from e2i_dagster.experiments.enrolment import analysis_frame, attribute_frame, unit_states
 from e2i_dagster.experiments.estimation import final_estimate
 from e2i_dagster.experiments.forest import Heterogeneity, heterogeneity
 from e2i_dagster.experiments.lifecycle import bound_to_stop, may_read_results
@@ -174,12 +173,7 @@ def compute_results(
     if records.outcomes.empty:
         return ResultsPage(**shared, available=False, reason="no outcome was recorded")
     spec = held.spec
-    states = unit_states(
-        records.assignments,
-        records.events,
-        minor_deviations_that_exclude=policy.minor_deviations_that_exclude,
-    )
-    frame = analysis_frame(states, records.outcomes, attribute_frame(records.screened), spec)
+    frame = records.analysis_frame(spec, policy)
     results = _with_adjusted(
         spec,
         [
@@ -322,12 +316,7 @@ def explore_heterogeneity(
     if held.spec.metrics.primary.kind not in ("mean", "proportion"):
         raise InputError(f"The forest takes a mean or a proportion, not {held.spec.metrics.primary.kind}.")
     records = store.read_records(connection, name)
-    states = unit_states(
-        records.assignments,
-        records.events,
-        minor_deviations_that_exclude=policy.minor_deviations_that_exclude,
-    )
-    frame = analysis_frame(states, records.outcomes, attribute_frame(records.screened), held.spec)
+    frame = records.analysis_frame(held.spec, policy)
     plan = HeterogeneityPlan(covariates=tuple(covariates))
     return tuple(grow_forest(frame, held.spec, policy, arm, plan) for arm in held.spec.treatments)
 

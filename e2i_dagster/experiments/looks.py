@@ -24,7 +24,6 @@ from e2i_dagster.config.experiment import (
 )
 from e2i_dagster.errors import InputError, VerdictError
 from e2i_dagster.experiments import store
-from e2i_dagster.experiments.enrolment import analysis_frame, attribute_frame, unit_states
 from e2i_dagster.experiments.estimation import AlwaysValid, always_valid, mixture_variance
 from e2i_dagster.experiments.interim import (
     SPENDING_RULES,
@@ -283,12 +282,7 @@ def evaluate(
         reached: information fractions of all looks up to this one. earlier: records of the looks before.
         times: where they spend alpha, when not at the fractions.
     """
-    states = unit_states(
-        records.assignments,
-        records.events,
-        minor_deviations_that_exclude=policy.minor_deviations_that_exclude,
-    )
-    frame = analysis_frame(states, records.outcomes, attribute_frame(records.screened), spec)
+    frame = records.analysis_frame(spec, policy)
     bounds = look_boundaries(spec, reached, final=final, times=times)
     number = len(reached)
     primary = analysis_of(frame, spec, spec.metrics.primary, policy=policy.analysis)
@@ -667,12 +661,7 @@ def present_intervals(
     """Confidence sequences of the rows recorded so far, going on from the newest look; empty without the option."""
     if not spec.looks.always_valid or records.outcomes.empty:
         return ()
-    states = unit_states(
-        records.assignments,
-        records.events,
-        minor_deviations_that_exclude=policy.minor_deviations_that_exclude,
-    )
-    frame = analysis_frame(states, records.outcomes, attribute_frame(records.screened), spec)
+    frame = records.analysis_frame(spec, policy)
     primary = analysis_of(frame, spec, spec.metrics.primary, policy=policy.analysis)
     units = {one.arm: one.observed for one in primary.arms}
     earlier = [look["metrics_snapshot"] for look in made]

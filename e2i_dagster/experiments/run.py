@@ -93,11 +93,7 @@ def enrolment_page(
     """Counts from screening to completion, with the figure against the plan."""
     held = store.read(connection, name)
     records = store.read_records(connection, name)
-    states = enrolment.unit_states(
-        records.assignments,
-        records.events,
-        minor_deviations_that_exclude=policy.minor_deviations_that_exclude,
-    )
+    states = records.states(policy)
     report = enrolment.enrolment_report(
         held.spec, records.screened, states, records.events, simulated=held.simulated
     )

@@ -62,6 +62,19 @@ class Records:
     events: pd.DataFrame
     outcomes: pd.DataFrame
 
+    def states(self, policy: LifecyclePolicy) -> pd.DataFrame:
+        """What the events say of each assigned unit (:func:`.enrolment.unit_states`)."""
+        return enrolment.unit_states(
+            self.assignments,
+            self.events,
+            minor_deviations_that_exclude=policy.minor_deviations_that_exclude,
+        )
+
+    def analysis_frame(self, spec: ExperimentSpec, policy: LifecyclePolicy) -> pd.DataFrame:
+        """One row per assigned unit with sets, attributes and metrics (:func:`.enrolment.analysis_frame`)."""
+        attributes = enrolment.attribute_frame(self.screened)
+        return enrolment.analysis_frame(self.states(policy), self.outcomes, attributes, spec)
+
     @property
     def digest(self) -> str:
         """Digest of all rows."""

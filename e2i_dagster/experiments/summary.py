@@ -40,11 +40,7 @@ def summary(connection: sa.Connection, name: str, policy: LifecyclePolicy) -> di
     """
     held = store.read(connection, name)
     records = store.read_records(connection, name)
-    states = enrolment.unit_states(
-        records.assignments,
-        records.events,
-        minor_deviations_that_exclude=policy.minor_deviations_that_exclude,
-    )
+    states = records.states(policy)
     report = enrolment.enrolment_report(
         held.spec, records.screened, states, records.events, simulated=held.simulated
     )
