@@ -15,12 +15,12 @@ from typing import Any
 import sqlalchemy as sa
 from dagster._core.storage.event_log import EventLogStorage, SqliteEventLogStorage
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import INDEX_SHARD_NAME
+from dagster._core.storage.sqlite import SQLITE_BUSY_TIMEOUT_SECONDS
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from dagster._serdes import ConfigurableClassData
 
 #: Databases whose engines are kept: the index and the runs of late.
 _KEPT = 8
-_BUSY_SECONDS = 60
 
 
 class LocalEventLog(SqliteEventLogStorage):
@@ -68,7 +68,9 @@ class LocalEventLog(SqliteEventLogStorage):
         # To a run's database no connection is kept: closing the last one changes the file, which the UI watches.
         pool = sa.QueuePool if shard == INDEX_SHARD_NAME else sa.NullPool
         self._engines[shard] = sa.create_engine(
-            self.conn_string_for_shard(shard), poolclass=pool, connect_args={"timeout": _BUSY_SECONDS}
+            self.conn_string_for_shard(shard),
+            poolclass=pool,
+            connect_args={"timeout": SQLITE_BUSY_TIMEOUT_SECONDS},
         )
         while len(self._engines) > _KEPT:
             _, engine = self._engines.popitem(last=False)

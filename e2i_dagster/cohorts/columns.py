@@ -229,8 +229,6 @@ def _kind(series: pd.Series, name: str) -> Kind:
 
 def _days(series: pd.Series) -> np.ndarray:
     if "date32" in str(series.dtype) or pd.api.types.infer_dtype(series, skipna=True) == "date":
-        import pyarrow as pa
-
         # Not by way of timestamps, which do not reach an end of 9999-12-31.
         days = pa.array(series, type=pa.date32(), from_pandas=True)
         return np.asarray(days.to_numpy(zero_copy_only=False), dtype="datetime64[D]")

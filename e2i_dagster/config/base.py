@@ -56,8 +56,7 @@ def read_yaml(
     except FileNotFoundError:
         raise ConfigError(f"{path}: the file does not exist. Create it or set E2I_CONFIG.") from None
     try:
-        node = yaml.compose(text, Loader=YAML_LOADER)
-        document = yaml.load(text, Loader=YAML_LOADER)
+        node, document = _parsed(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
@@ -81,6 +80,16 @@ def read_yaml(
     if problems:
         raise ConfigError("\n".join(problems))
     return value
+
+
+def _parsed(text: str) -> tuple[yaml.Node | None, Any]:
+    """The nodes of a YAML text, which know their lines, and its value, from one parse."""
+    loader = YAML_LOADER(text)
+    try:
+        node = loader.get_single_node()
+        return node, None if node is None else loader.construct_document(node)
+    finally:
+        loader.dispose()
 
 
 def _nearest_key(model: type[BaseModel], problem: Any) -> str:
