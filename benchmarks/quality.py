@@ -5,9 +5,10 @@ value is read (over a Parquet file DuckDB would answer it from the file's statis
 analyst writes to get the same numbers, one column and rule at a time: type, filled and invalid cells of each
 column, disordered pairs, distinct keys, and from them every score of each column and of the table. One cell in
 200 is wrong or empty, and the run ends unless both sides agree in every count and score. pandas is asked twice:
-with its default object columns, and with Arrow strings. ``pandas_ratio_to_scan`` says how much faster than the
-pandas way this engine's bare scan of the table is: what it does beyond reading every value cannot be faster. Times
-are medians over repeats in which the sides take turns.
+with its default object columns, and with Arrow strings. The table lies in the engine as DuckDB stores any table
+(after a checkpoint: compressed, texts that repeat as dictionaries), and putting it there is not counted, as making
+the frame is not for pandas; ``dimensions_of_frame_speedup_over_pandas`` is layer 2 of the typed frame itself, which
+the engine reads as it is. Times are medians over repeats in which the sides take turns.
 """
 
 from __future__ import annotations
@@ -143,23 +144,27 @@ def dimensions(rows: int, repeats: int, policy: Any) -> dict[str, Any]:
     import duckdb
 
     from e2i_dagster.quality.dimensions import score
+    from e2i_dagster.quality.schemas import typed
 
     connection = duckdb.connect()
     frame = patients(rows)
     connection.register("given", frame)
     connection.execute("CREATE TABLE patients AS SELECT * FROM given")
     connection.unregister("given")
+    connection.execute("CHECKPOINT")
     score(connection.table("patients"), TABLE, policy=policy, as_of=AS_OF)
     # Before the other side makes its own copy of the rows.
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
     texts = [name for name in COLUMNS if frame[name].dtype == "string"]
     arrow = frame.astype(dict.fromkeys(texts, "string[pyarrow]"))
     plain = frame.astype(dict.fromkeys(texts, object))
+    read = typed(frame, TABLE)
     del frame
     bare = f"SELECT {', '.join(f'max({name})' for name in COLUMNS)} FROM patients"
     sides: dict[str, Callable[[], Any]] = {
         "scan": lambda: connection.execute(bare).fetchall(),
         "layer 2": lambda: score(connection.table("patients"), TABLE, policy=policy, as_of=AS_OF),
+        "layer 2 of the frame": lambda: score(read, TABLE, policy=policy, as_of=AS_OF),
         "pandas": lambda: column_by_column(plain, policy),
         "pandas, Arrow strings": lambda: column_by_column(arrow, policy),
     }
@@ -172,8 +177,9 @@ def dimensions(rows: int, repeats: int, policy: Any) -> dict[str, Any]:
             seconds[side].append(taken)
             print(f"{repeat}/{repeats} {side:<22} {taken:7.3f} s", flush=True)
     for side in ("pandas", "pandas, Arrow strings"):
-        if found := disagreement(results["layer 2"], results[side]):
-            raise SystemExit(f"{side} and layer 2 disagree: {'; '.join(found)}")
+        for mine in ("layer 2", "layer 2 of the frame"):
+            if found := disagreement(results[mine], results[side]):
+                raise SystemExit(f"{side} and {mine} disagree: {'; '.join(found)}")
     middle = {side: statistics.median(taken) for side, taken in seconds.items()}
     to_scan, over_pandas = middle["layer 2"] / middle["scan"], middle["pandas"] / middle["layer 2"]
     return {
@@ -190,8 +196,8 @@ def dimensions(rows: int, repeats: int, policy: Any) -> dict[str, Any]:
         "dimensions_speedup_over_pandas_with_arrow_strings": figure(
             middle["pandas, Arrow strings"] / middle["layer 2"], "x", None, "the same, Arrow strings", True
         ),
-        "pandas_ratio_to_scan": figure(
-            middle["pandas"] / middle["scan"], "x", None, "what a speedup can reach at the bare scan", True
+        "dimensions_of_frame_speedup_over_pandas": figure(
+            middle["pandas"] / middle["layer 2 of the frame"], "x", None, "column by column", True
         ),
         "dimensions_seconds": figure(middle["layer 2"], "s", None, None, True),
         "peak_memory": figure(memory, "GB", 1.5, None, memory < 1.5),
@@ -259,7 +265,7 @@ def main() -> None:
     """Everything in memory; nothing is written."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--draws", type=int, default=50)
     options = parser.parse_args()
     from e2i_dagster.config.quality import current_quality_policy

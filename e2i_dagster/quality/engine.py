@@ -8,9 +8,10 @@ Nulls are handled by explicit masks: engines differ in what a comparison with nu
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -26,6 +27,8 @@ Engine = Literal["duckdb", "pandas"]
 _ROW = "row count of the frame"
 #: Values up to which an engine compares one by one in half the time of a look-up (measured on DuckDB).
 _COMPARED = 16
+#: Repeated hashes up to which the values behind them are looked at alone.
+_COMPARED_HASHES = 1_000
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,15 @@ class EngineFrame:
         absent: described columns that it does not have.
         unreadable: column to the name of the boolean column that marks its unreadable cells.
         foreign: columns of another type family than described; all their filled cells are invalid.
+        known: column with a vocabulary to the name of a column that is null where the value is not in it
+            (:func:`with_vocabularies`; empty where the engine has no quicker way than to compare).
     """
 
     native: Any
     absent: frozenset[str]
     unreadable: Mapping[str, str] = field(default_factory=dict)
     foreign: frozenset[str] = frozenset()
+    known: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,68 @@ def engine_frame(
     return EngineFrame(nw.from_native(relation), read.absent, unreadable)
 
 
+def with_vocabularies(on: EngineFrame, rules: Sequence[Rule]) -> EngineFrame:
+    """``on`` with every text of a ``vocabulary`` rule looked up, on DuckDB; any other engine's as it is.
+
+    DuckDB asks a function of one column once for each entry where a column is stored as a dictionary, which
+    it does of no comparison (Narwhals has this function not). Elsewhere both cost the same (measured).
+    """
+    import narwhals as nw
+
+    schema = on.native.collect_schema()
+    listed = {
+        rule.column: rule.values
+        for rule in rules
+        if rule.kind == "vocabulary" and schema.get(rule.column) == nw.String
+    }
+    if not listed or not _on_duckdb(on):
+        return on
+    known = {name: f"known {position}" for position, name in enumerate(listed)}
+    looked_up = [
+        f"list_position([{', '.join(map(_literal, values))}]::VARCHAR[], {_quoted(name)}) AS {_quoted(known[name])}"
+        for name, values in listed.items()
+    ]
+    relation = on.native.to_native().project(", ".join(["*", *looked_up]))
+    return dataclasses.replace(on, native=nw.from_native(relation), known=known)
+
+
+def distinct(on: EngineFrame, column: str) -> int | None:
+    """Exact number of distinct values in ``column`` on DuckDB, null not counted; None on another engine.
+
+    Values of different hashes differ, so that only those which share theirs are compared: that takes two
+    thirds of the time of the engine's own count.
+    """
+    if not _on_duckdb(on):
+        return None
+    name = _quoted(column)
+    values = on.native.to_native().filter(f"{name} IS NOT NULL")
+    hashes = np.sort(values.project(f"hash({name}) AS hashed").fetchnumpy()["hashed"])
+    repeated = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
+    if len(repeated) > _COMPARED_HASHES:
+        return int(values.aggregate(f"count(DISTINCT {name})").fetchall()[0][0])
+    differing = int(np.count_nonzero(hashes[1:] != hashes[:-1])) + (len(hashes) > 0)
+    if not len(repeated):
+        return differing
+    shared = values.filter(f"hash({name}) IN ({', '.join(map(str, repeated.tolist()))})")
+    return differing - len(repeated) + int(shared.aggregate(f"count(DISTINCT {name})").fetchall()[0][0])
+
+
+def _on_duckdb(on: EngineFrame) -> bool:
+    import narwhals as nw
+
+    return on.native.implementation is nw.Implementation.DUCKDB
+
+
+def _quoted(name: str) -> str:
+    doubled = name.replace('"', '""')
+    return f'"{doubled}"'
+
+
+def _literal(value: str) -> str:
+    doubled = value.replace("'", "''")
+    return f"'{doubled}'"
+
+
 def wrong_families(native: Any, table: str, absent: frozenset[str]) -> frozenset[str]:
     """Columns of another type family than described."""
     import narwhals as nw
@@ -120,34 +188,83 @@ def filled(name: str, dtype: Any) -> Any:
     return ~(column.is_null() | column.is_nan()) if dtype.is_float() else ~column.is_null()
 
 
+def value(name: str, dtype: Any) -> Any:
+    """The values of a column, null in the cells without one: what an engine's own count counts."""
+    import narwhals as nw
+
+    column = nw.col(name)
+    return nw.when(~column.is_nan()).then(column) if dtype.is_float() else column
+
+
 def either(masks: list[Any]) -> Any:
     """Plain disjunction: null or not, the mask it is joined with by "and" decides."""
     return functools.reduce(operator.or_, masks)
 
 
-def violates(rule: Rule) -> Any:
+def sound(rules: Sequence[Rule], on: EngineFrame) -> Any:
+    """Mask of the filled cells of one column that satisfy all ``rules`` on its values; nowhere else true."""
+    # What lies between two bounds is finite.
+    bounded = any(
+        rule.kind == "range" and rule.minimum is not None and rule.maximum is not None for rule in rules
+    )
+    asked = [rule for rule in rules if not (bounded and rule.kind == "finite")]
+    return functools.reduce(operator.and_, [conforms(rule, on) for rule in asked])
+
+
+def violates(rule: Rule, on: EngineFrame) -> Any:
     """Mask of the filled cells that violate a rule on values; elsewhere it may be anything."""
+    import narwhals as nw
+
+    wrong = ~conforms(rule, on)
+    # An infinite number is said by "finite" alone.
+    alone = rule.kind == "range" and rule.family == "number"
+    return nw.col(rule.column).is_finite() & wrong if alone else wrong
+
+
+def conforms(rule: Rule, on: EngineFrame) -> Any:
+    """Mask of the filled cells that satisfy a rule on values; false or null in empty cells.
+
+    ``order`` of two numbers is for rows that have both: to some engines NaN is the largest number.
+    """
     import narwhals as nw
 
     column = nw.col(rule.column)
     match rule.kind:
         case "finite":
-            return ~column.is_finite()
+            return column.is_finite()
         case "range":
-            low = column < rule.minimum if rule.minimum is not None else None
-            high = column > rule.maximum if rule.maximum is not None else None
-            outside = either([limit for limit in (low, high) if limit is not None])
-            # An infinite number is said by "finite" alone.
-            return column.is_finite() & outside if rule.family == "number" else outside
+            return _in_range(rule)
         case "vocabulary":
-            few = len(rule.values) <= _COMPARED
-            return ~(either([column == v for v in rule.values]) if few else column.is_in(list(rule.values)))
+            return _in_vocabulary(rule, on)
         case "key_format":
-            return ~_shaped(column, rule.pattern or "")
+            return _shaped(column, rule.pattern or "")
         case "check_digit":
-            return ~_luhn(column)
+            return _luhn(column)
         case _:
-            return column > nw.col(cast(str, rule.other))
+            return column <= nw.col(cast(str, rule.other))
+
+
+def _in_vocabulary(rule: Rule, on: EngineFrame) -> Any:
+    import narwhals as nw
+
+    if rule.column in on.known:
+        return ~nw.col(on.known[rule.column]).is_null()
+    column = nw.col(rule.column)
+    few = len(rule.values) <= _COMPARED
+    return either([column == v for v in rule.values]) if few else column.is_in(list(rule.values))
+
+
+def _in_range(rule: Rule) -> Any:
+    import narwhals as nw
+
+    column = nw.col(rule.column)
+    low = column >= rule.minimum if rule.minimum is not None else None
+    high = column <= rule.maximum if rule.maximum is not None else None
+    if low is not None and high is not None:
+        return low & high
+    # NaN and infinity are on one side of any single bound.
+    limit = low if low is not None else high
+    return column.is_finite() & limit if rule.family == "number" else limit
 
 
 def _shaped(column: Any, pattern: str) -> Any:
@@ -187,8 +304,8 @@ def check_on_engine(
     """
     import narwhals as nw
 
-    on = engine_frame(frame, table, engine=engine)
     rules = rules_for(table, policy)
+    on = with_vocabularies(engine_frame(frame, table, engine=engine), rules)
     masks = {rule: mask for rule in rules if (mask := _mask(rule, on)) is not None}
     present = [name for name in families(table) if name not in on.absent]
     schema = on.native.collect_schema()
@@ -226,19 +343,19 @@ def _mask(rule: Rule, on: EngineFrame) -> Any:
     if rule.kind in ("required_column", "expected_column") or named & on.absent:
         return None
     schema = on.native.collect_schema()
-    value = filled(rule.column, schema[rule.column])
+    present = filled(rule.column, schema[rule.column])
     unreadable = nw.col(on.unreadable[rule.column]) if rule.column in on.unreadable else None
     if rule.kind == "type":
-        return value if rule.column in on.foreign else unreadable
+        return present if rule.column in on.foreign else unreadable
     if rule.kind == "not_null":
-        return ~value if unreadable is None else ~value & ~unreadable
+        return ~present if unreadable is None else ~present & ~unreadable
     if named & on.foreign:
         return None
     if rule.kind == "unique_key":
-        return value & (nw.len().over(rule.column) > 1)
+        return present & (nw.len().over(rule.column) > 1)
     if rule.other is not None:
-        value = value & filled(rule.other, schema[rule.other])
-    return value & violates(rule)
+        present = present & filled(rule.other, schema[rule.other])
+    return present & violates(rule, on)
 
 
 def _keys(on: EngineFrame, mask: Any, table: str) -> tuple[str, ...]:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import datetime as dt
+from typing import Any
 
 import duckdb
+import narwhals as nw
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from e2i_dagster.config.environment import CHECKOUT
 from e2i_dagster.config.quality import QualityPolicy
-from e2i_dagster.quality.dimensions import DimensionScores, score
+from e2i_dagster.quality.dimensions import ColumnScore, DimensionScores, score
+from e2i_dagster.quality.engine import EngineFrame, engine_frame, sound, with_vocabularies
+from e2i_dagster.quality.rules import Rule
 from e2i_dagster.quality.schemas import check_schema, typed
 
 END = dt.date(2024, 12, 31)
@@ -124,6 +129,30 @@ def test_one_row_all_null_and_unreadable_cells(events: pd.DataFrame, policy: Qua
     assert (column.filled, column.invalid) == (360, 36)
 
 
+@pytest.mark.parametrize("repeated", [0, 1, 900, 1_500])
+@pytest.mark.parametrize("empty", [0, 1, 7])
+def test_distinct_keys_are_exact(
+    events: pd.DataFrame, policy: QualityPolicy, repeated: int, empty: int
+) -> None:
+    keys: list[Any] = (
+        [f"k{i}" for i in range(4_000)] + [f"k{i % 1_500}" for i in range(repeated)] + [None] * empty
+    )
+    frame = events.iloc[np.arange(len(keys)) % len(events)].assign(treatment_event_id=keys)
+    whole = score(frame, "treatment_events", policy=policy).whole
+    assert whole.uniqueness == 4_000 / (4_000 + repeated)
+    assert score(frame, "treatment_events", policy=policy, engine="pandas").whole == whole
+
+
+def test_a_vocabulary_may_hold_any_text() -> None:
+    values = ("it's", 'say "so"', "[a, b]", "", "ü; DROP TABLE x --")
+    rule = Rule("vocabulary", "t", 'a "b" c', "convention", "text", values=values)
+    cells = [*values, "other", None]
+    relation = duckdb.connect().from_arrow(pa.table({rule.column: pa.array(cells, pa.string())}))
+    on = with_vocabularies(EngineFrame(nw.from_native(relation), frozenset()), [rule])
+    known = on.native.select(known=sound([rule], on)).collect()["known"].to_list()
+    assert known == [True] * len(values) + [False, False]
+
+
 def test_a_relation_with_a_column_of_another_type_counts_as_invalid(
     events: pd.DataFrame, policy: QualityPolicy
 ) -> None:
@@ -132,6 +161,18 @@ def test_a_relation_with_a_column_of_another_type_counts_as_invalid(
         one for one in score(relation, "treatment_events", policy=policy).columns if one.column == "cost"
     )
     assert (column.filled, column.invalid) == (360, 360)
+
+
+def _of_whole(frame: pd.DataFrame, policy: QualityPolicy) -> list[tuple[ColumnScore, ...]]:
+    """The scores without partitions: on two engines, and of a table that DuckDB has compressed."""
+    stored = duckdb.connect()
+    stored.register("given", engine_frame(frame, "treatment_events", engine="pandas").native.to_native())
+    stored.execute("CREATE TABLE events AS SELECT * FROM given; CHECKPOINT")
+    return [
+        score(frame, "treatment_events", policy=policy).columns,
+        score(frame, "treatment_events", policy=policy, engine="pandas").columns,
+        score(stored.table("events"), "treatment_events", policy=policy).columns,
+    ]
 
 
 _values = st.lists(
@@ -164,6 +205,7 @@ def test_engines_and_the_schema_layer_agree_on_invalid_cells(rows: list[tuple]) 
         for engine in ("duckdb", "pandas")
     ]
     assert scored[0] == scored[1]
+    assert _of_whole(frame, policy) == [scored[0].columns] * 3
     read = typed(frame, "treatment_events")
     by_mask: dict[str, set[int]] = {}
     for fault in check_schema(read, "treatment_events", policy).faults:
