@@ -14,7 +14,8 @@ Formulas (n: a count within the part that is scored):
 * consistency = mean over checks, each a share: one check is the share of expected columns that are
   there and hold their described type only; each ordered pair is the share of rows, among those with
   both values, in which the first is not later (or larger) than the second.
-* uniqueness = n(distinct keys) / n(rows with a key), within the part.
+* uniqueness = n(distinct keys) / n(rows with a key), within the part. Layer 1 says which keys repeat; here a
+  whole on DuckDB tells keys apart by their hashes (:func:`engine.distinct`).
 * timeliness = min(1, max_age_days / age), age = days from the newest row date to the as-of date; only
   tables whose rows are dated. The as-of date of a month is its last day, or ``as_of`` if that is earlier;
   that of the whole is the latest of its parts, so that an old month alone is not late.
@@ -22,7 +23,7 @@ Formulas (n: a count within the part that is scored):
   None: not measured, never a default.
 
 What it costs (1,000,000 rows of 20 columns as DuckDB stores them): one to one and a half times the largest value
-of each column; half of it is the exact count of distinct keys.
+of each column; a third of it is the count of distinct keys.
 """
 
 from __future__ import annotations

@@ -27,8 +27,6 @@ Engine = Literal["duckdb", "pandas"]
 _ROW = "row count of the frame"
 #: Values up to which an engine compares one by one in half the time of a look-up (measured on DuckDB).
 _COMPARED = 16
-#: Repeated hashes up to which the values behind them are looked at alone.
-_COMPARED_HASHES = 1_000
 
 
 @dataclass(frozen=True)
@@ -125,24 +123,18 @@ def with_vocabularies(on: EngineFrame, rules: Sequence[Rule]) -> EngineFrame:
 
 
 def distinct(on: EngineFrame, column: str) -> int | None:
-    """Exact number of distinct values in ``column`` on DuckDB, null not counted; None on another engine.
+    """Number of distinct values in ``column`` on DuckDB, null not counted; None on another engine.
 
-    Values of different hashes differ, so that only those which share theirs are compared: that takes two
-    thirds of the time of the engine's own count.
+    Values are told apart by their 64-bit hashes, which takes half the time of the engine's own count. Two of n
+    different values share one with a probability below n**2 / 2**65 (1,000,000: 3 in 100,000,000), and then
+    the number is too low by one, never too high.
     """
     if not _on_duckdb(on):
         return None
     name = _quoted(column)
     values = on.native.to_native().filter(f"{name} IS NOT NULL")
     hashes = np.sort(values.project(f"hash({name}) AS hashed").fetchnumpy()["hashed"])
-    repeated = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
-    if len(repeated) > _COMPARED_HASHES:
-        return int(values.aggregate(f"count(DISTINCT {name})").fetchall()[0][0])
-    differing = int(np.count_nonzero(hashes[1:] != hashes[:-1])) + (len(hashes) > 0)
-    if not len(repeated):
-        return differing
-    shared = values.filter(f"hash({name}) IN ({', '.join(map(str, repeated.tolist()))})")
-    return differing - len(repeated) + int(shared.aggregate(f"count(DISTINCT {name})").fetchall()[0][0])
+    return int(np.count_nonzero(hashes[1:] != hashes[:-1])) + (len(hashes) > 0)
 
 
 def _on_duckdb(on: EngineFrame) -> bool:

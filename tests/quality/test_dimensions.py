@@ -129,9 +129,9 @@ def test_one_row_all_null_and_unreadable_cells(events: pd.DataFrame, policy: Qua
     assert (column.filled, column.invalid) == (360, 36)
 
 
-@pytest.mark.parametrize("repeated", [0, 1, 900, 1_500])
+@pytest.mark.parametrize("repeated", [0, 1, 1_500])
 @pytest.mark.parametrize("empty", [0, 1, 7])
-def test_distinct_keys_are_exact(
+def test_distinct_keys_are_counted_once(
     events: pd.DataFrame, policy: QualityPolicy, repeated: int, empty: int
 ) -> None:
     keys: list[Any] = (
