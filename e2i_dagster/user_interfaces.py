@@ -23,6 +23,7 @@ def run_user_interfaces(say: Callable[[str], None]) -> None:
     """
     from e2i_dagster.registry.tracking import tracking_environment
     from e2i_dagster.serving.deployment import endpoints, restart_recorded
+    from resources.local_history import TOGETHER
     from resources.local_instance import dagster_home
 
     home = dagster_home()
@@ -38,7 +39,7 @@ def run_user_interfaces(say: Callable[[str], None]) -> None:
                 str(bin_folder / "dagster"), "dev", "--workspace", str(CHECKOUT / "workspace.yaml"),
                 "--host", "127.0.0.1", "--port", str(dagster_port),
             ],
-            {"DAGSTER_HOME": str(home)},
+            {**TOGETHER, "DAGSTER_HOME": str(home)},
         ),
         "MLflow UI": (
             [

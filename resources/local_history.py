@@ -1,19 +1,22 @@
 """Dagster's history in SQLite, as Dagster keeps it, over engines that last.
 
 Dagster's own storage makes a new SQLAlchemy engine for every event, and every new engine compiles its statements
-again. A run over three years of months writes thousands of events. Files and tables are Dagster's own: an
-instance with its own storage reads the same history.
+again; events that Dagster hands over together it writes one by one. A run over three years of months writes
+thousands of events. Files and tables are Dagster's own: an instance with its own storage reads the same history.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from threading import RLock
 from typing import Any
 
 import sqlalchemy as sa
+from dagster._core.events import ASSET_EVENTS
+from dagster._core.events.log import EventLogEntry
 from dagster._core.storage.event_log import EventLogStorage, SqliteEventLogStorage
+from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import INDEX_SHARD_NAME
 from dagster._core.storage.sqlite import SQLITE_BUSY_TIMEOUT_SECONDS
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
@@ -21,6 +24,9 @@ from dagster._serdes import ConfigurableClassData
 
 #: Databases whose engines are kept: the index and the runs of late.
 _KEPT = 8
+
+#: What makes Dagster hand over the events of a step's months, and those planned for a run, together.
+TOGETHER = {"DAGSTER_EVENT_BATCH_SIZE": "250"}
 
 
 class LocalEventLog(SqliteEventLogStorage):
@@ -39,6 +45,31 @@ class LocalEventLog(SqliteEventLogStorage):
     def index_connection(self) -> AbstractContextManager[sa.Connection]:
         """A transaction on the database of all runs."""
         return self._connection(INDEX_SHARD_NAME, super().index_connection())
+
+    def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
+        """Store ``events`` of one run, those on assets in one transaction for each of the two databases.
+
+        Of an asset the row that names its latest event is written once, for the last of them.
+        """
+        together = [event for event in events if event.dagster_event_type in ASSET_EVENTS]
+        for event in events:
+            if event.dagster_event_type not in ASSET_EVENTS:
+                self.store_event(event)
+        if not together:
+            return
+        insert = SqlEventLogStorageTable.insert()
+        rows = [self._event_to_row(event) for event in together]
+        with self.run_connection(together[0].run_id) as connection:
+            connection.execute(insert, rows)
+        with self.index_transaction() as connection:
+            ids = [connection.execute(insert.values(row)).lastrowid for row in rows]
+            self._store_asset_event_tags(connection, together, ids)
+            latest = {
+                (event.dagster_event_type, row["asset_key"]): (event, number)
+                for event, row, number in zip(together, rows, ids, strict=True)
+            }
+            for event, number in latest.values():
+                self._store_asset_event(connection, event, number)
 
     def dispose(self) -> None:
         """Close what is open."""

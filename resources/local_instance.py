@@ -11,6 +11,7 @@ import yaml
 
 from e2i_dagster.config.environment import CHECKOUT, state_folder
 from e2i_dagster.errors import UnavailableError
+from resources.local_history import TOGETHER
 
 
 def dagster_home() -> Path:
@@ -43,7 +44,7 @@ def dagster_home() -> Path:
 @contextmanager
 def local_instance() -> Iterator[dg.DagsterInstance]:
     """The instance in :func:`dagster_home`."""
-    os.environ["DAGSTER_HOME"] = str(dagster_home())
+    os.environ |= {**TOGETHER, "DAGSTER_HOME": str(dagster_home())}
     with dg.DagsterInstance.get() as instance:
         yield instance
 

@@ -3,12 +3,13 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import dagster as dg
 import pytest
 import yaml
 
-from resources.local_history import LocalEventLog, LocalHistory
+from resources.local_history import TOGETHER, LocalEventLog, LocalHistory
 
 #: More than engines are kept.
 RUNS = 10
@@ -104,3 +105,48 @@ def test_a_deleted_run_and_a_wiped_history_are_gone(ours):
     ours.wipe()
     assert not ours.get_runs()
     assert run_ids(ours, 1)
+
+
+@dg.asset(
+    partitions_def=dg.StaticPartitionsDefinition(list("abcdef")),
+    backfill_policy=dg.BackfillPolicy.single_run(),
+)
+def in_parts(context):
+    return dg.MaterializeResult(
+        metadata={"parts": len(context.partition_keys)}, data_version=dg.DataVersion("1")
+    )
+
+
+def test_what_is_written_together_reads_as_what_dagster_writes_one_by_one(ours, tmp_path, monkeypatch):
+    def made(where: dg.DagsterInstance) -> tuple[Any, ...]:
+        tags = {"dagster/asset_partition_range_start": "b", "dagster/asset_partition_range_end": "f"}
+        run = dg.materialize([in_parts], instance=where, tags=tags).run_id
+        key = in_parts.key
+        found = where.fetch_materializations(key, limit=100).records
+        latest = where.get_latest_materialization_event(key)
+        assert latest is not None and latest.run_id == run
+        assert where.get_asset_records([key])[0].asset_entry.last_run_id == run
+        by_version = where.event_log_storage.get_event_tags_for_asset(key)
+        events = [entry.get_dagster_event() for entry in where.all_logs(run) if entry.is_dagster_event]
+        return (
+            sorted((one.event_type_value, str(one.partition)) for one in events if one.asset_key),
+            [(one.partition, one.metadata) for record in found if (one := record.asset_materialization)],
+            where.get_materialized_partitions(key),
+            by_version,
+        )
+
+    batches = []
+    whole = LocalEventLog.store_event_batch
+
+    def counted_batch(self, events):
+        batches.append(len(events))
+        whole(self, events)
+
+    monkeypatch.setattr(LocalEventLog, "store_event_batch", counted_batch)
+    with instance(tmp_path / "theirs", {"sqlite": {"base_dir": str(tmp_path / "t")}}) as theirs:
+        expected = made(theirs)
+    for name, value in TOGETHER.items():
+        monkeypatch.setenv(name, value)
+    assert made(ours) == expected
+    assert expected[2] == set("bcdef")
+    assert batches == [5, 5], "planned and made"
