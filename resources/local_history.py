@@ -98,14 +98,21 @@ class LocalEventLog(SqliteEventLogStorage):
     def _keep(self, shard: str) -> None:
         # To a run's database no connection is kept: closing the last one changes the file, which the UI watches.
         pool = sa.QueuePool if shard == INDEX_SHARD_NAME else sa.NullPool
-        self._engines[shard] = sa.create_engine(
+        engine = self._engines[shard] = sa.create_engine(
             self.conn_string_for_shard(shard),
             poolclass=pool,
             connect_args={"timeout": SQLITE_BUSY_TIMEOUT_SECONDS},
         )
+        sa.event.listen(engine, "connect", _survives_what_a_process_survives)
         while len(self._engines) > _KEPT:
             _, engine = self._engines.popitem(last=False)
             engine.dispose()
+
+
+def _survives_what_a_process_survives(connection: Any, _: Any) -> None:
+    # With Dagster's write-ahead log a cut of power may then lose the last events of a history, and spoils none;
+    # waiting for the disk after every event is a tenth of the time of a run that reuses everything.
+    connection.execute("PRAGMA synchronous = NORMAL")
 
 
 class LocalHistory(DagsterSqliteStorage):

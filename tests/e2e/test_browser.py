@@ -110,11 +110,17 @@ def page(browser, address):
     opened.close()
 
 
-def picture(page, folder: Path, name: str, *, readme: bool = False) -> None:
-    """A screenshot into ``folder``; for the README as well when it is to be taken again."""
+def picture(page, folder: Path, name: str, *, settled: int | None = None) -> None:
+    """A screenshot into ``folder``.
+
+    For the README as well when it is to be taken again, ``settled`` milliseconds later: all is drawn by then.
+    """
     target = folder / f"{name}.png"
+    readme = settled is not None and os.environ.get("E2I_SAVE_SCREENSHOTS") == "1"
+    if readme:
+        page.wait_for_timeout(settled)
     page.screenshot(path=target)
-    if readme and os.environ.get("E2I_SAVE_SCREENSHOTS") == "1":
+    if readme:
         images = CHECKOUT / "docs" / "images"
         images.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(target, images / f"{name}.png")
@@ -132,8 +138,7 @@ def test_asset_graph_by_group(browser, address, tmp_path):
     page.get_by_text("Hide navigation").click()
     page.reload()
     page.get_by_text("monitoring", exact=True).last.wait_for()
-    page.wait_for_timeout(6_000)
-    picture(page, tmp_path, "asset_graph", readme=True)
+    picture(page, tmp_path, "asset_graph", settled=6_000)
     # A group opens into its assets; the list beside the graph is sorted by name.
     position = sorted([*GROUPS, "configuration"]).index("models")
     page.locator("[aria-label=arrow_drop_down]").nth(position).click()
@@ -161,8 +166,7 @@ def test_scope_pipeline_is_launched_and_succeeds(browser, page, address, deploye
     wide.goto(page.url)
     wide.get_by_text("deployment", exact=True).first.wait_for()
     wide.get_by_text("Hide navigation").click()
-    wide.wait_for_timeout(2_500)
-    picture(wide, tmp_path, "run", readme=True)
+    picture(wide, tmp_path, "run", settled=2_500)
     wide.close()
     run_id = re.search(r"/runs/([0-9a-f-]{36})", page.url).group(1)
     states = deployed.rows(f"SELECT stage, state FROM ml_stage_states WHERE run_id = '{run_id}'")
