@@ -21,6 +21,7 @@ from dagster._core.storage.event_log.sqlite.sqlite_event_log import INDEX_SHARD_
 from dagster._core.storage.sqlite import SQLITE_BUSY_TIMEOUT_SECONDS
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from dagster._serdes import ConfigurableClassData
+from sqlalchemy.event import listen
 
 #: Databases whose engines are kept: the index and the runs of late.
 _KEPT = 8
@@ -103,7 +104,7 @@ class LocalEventLog(SqliteEventLogStorage):
             poolclass=pool,
             connect_args={"timeout": SQLITE_BUSY_TIMEOUT_SECONDS},
         )
-        sa.event.listen(engine, "connect", _survives_what_a_process_survives)
+        listen(engine, "connect", _survives_what_a_process_survives)
         while len(self._engines) > _KEPT:
             _, engine = self._engines.popitem(last=False)
             engine.dispose()
