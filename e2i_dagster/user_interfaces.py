@@ -50,8 +50,9 @@ def run_user_interfaces(say: Callable[[str], None]) -> None:
         ),
     }  # fmt: skip
     processes: dict[str, subprocess.Popen[bytes]] = {}
-    # A stop by a process manager ends what was started, too.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A stop by a process manager ends what was started, too; a script's background jobs begin deaf to Ctrl-C.
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, signal.default_int_handler)
     try:
         for name, (command, environment) in commands.items():
             log = (logs / f"{name.lower().replace(' ', '-')}.log").open("ab")
