@@ -1,7 +1,7 @@
 """Layer 2: five dimension scores of a raw table, per partition and as a whole, in one aggregate.
 
-Every count is a Narwhals expression, so the same definition runs on pandas, DuckDB and PySpark. Nulls
-are handled by explicit masks: engines differ in what a comparison with null is.
+Every count is a Narwhals expression, so the same definition runs on pandas, DuckDB and PySpark. What conforms
+is counted, not what violates: a mask that is false or null in an empty cell counts nothing on any engine.
 
 Formulas (n: a count within the part that is scored):
 
@@ -23,7 +23,7 @@ Formulas (n: a count within the part that is scored):
   None: not measured, never a default.
 
 What it costs (1,000,000 rows of 20 columns as DuckDB stores them): one to one and a half times the largest value
-of each column; a third of it is the count of distinct keys.
+of each column; two fifths of it are the count of distinct keys.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class _Plan:
 
         self.table = table
         self.on = on
-        absent = self.absent = on.absent
+        absent = on.absent
         self.present = [name for name in families(table) if name not in absent]
         self.expected = policy.settings.tables[table].expected
         self.rules = [rule for rule in rules_for(table, policy) if rule.kind in _VALUE_RULES]

@@ -25,8 +25,6 @@ from e2i_dagster.warehouse.tables import primary_key
 
 Engine = Literal["duckdb", "pandas"]
 _ROW = "row count of the frame"
-#: Values up to which an engine compares one by one in half the time of a look-up (measured on DuckDB).
-_COMPARED = 16
 
 
 @dataclass(frozen=True)
@@ -113,12 +111,16 @@ def with_vocabularies(on: EngineFrame, rules: Sequence[Rule]) -> EngineFrame:
     }
     if not listed or not _on_duckdb(on):
         return on
+    from duckdb import ColumnExpression, ConstantExpression, FunctionExpression, StarExpression
+
     known = {name: f"known {position}" for position, name in enumerate(listed)}
     looked_up = [
-        f"list_position([{', '.join(map(_literal, values))}]::VARCHAR[], {_quoted(name)}) AS {_quoted(known[name])}"
+        FunctionExpression("list_position", ConstantExpression(list(values)), ColumnExpression(name)).alias(
+            known[name]
+        )
         for name, values in listed.items()
     ]
-    relation = on.native.to_native().project(", ".join(["*", *looked_up]))
+    relation = on.native.to_native().project(StarExpression(), *looked_up)
     return dataclasses.replace(on, native=nw.from_native(relation), known=known)
 
 
@@ -131,9 +133,12 @@ def distinct(on: EngineFrame, column: str) -> int | None:
     """
     if not _on_duckdb(on):
         return None
-    name = _quoted(column)
-    values = on.native.to_native().filter(f"{name} IS NOT NULL")
-    hashes = np.sort(values.project(f"hash({name}) AS hashed").fetchnumpy()["hashed"])
+    from duckdb import ColumnExpression, FunctionExpression
+
+    key = ColumnExpression(column)
+    hashed = FunctionExpression("hash", key).alias("hashed")
+    values = on.native.to_native().filter(key.isnotnull()).project(hashed)
+    hashes = np.sort(values.fetchnumpy()["hashed"])
     return int(np.count_nonzero(hashes[1:] != hashes[:-1])) + (len(hashes) > 0)
 
 
@@ -141,16 +146,6 @@ def _on_duckdb(on: EngineFrame) -> bool:
     import narwhals as nw
 
     return on.native.implementation is nw.Implementation.DUCKDB
-
-
-def _quoted(name: str) -> str:
-    doubled = name.replace('"', '""')
-    return f'"{doubled}"'
-
-
-def _literal(value: str) -> str:
-    doubled = value.replace("'", "''")
-    return f"'{doubled}'"
 
 
 def wrong_families(native: Any, table: str, absent: frozenset[str]) -> frozenset[str]:
@@ -241,9 +236,7 @@ def _in_vocabulary(rule: Rule, on: EngineFrame) -> Any:
 
     if rule.column in on.known:
         return ~nw.col(on.known[rule.column]).is_null()
-    column = nw.col(rule.column)
-    few = len(rule.values) <= _COMPARED
-    return either([column == v for v in rule.values]) if few else column.is_in(list(rule.values))
+    return nw.col(rule.column).is_in(list(rule.values))
 
 
 def _in_range(rule: Rule) -> Any:
