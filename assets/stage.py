@@ -292,7 +292,7 @@ class Stage:
 
     def hand_over(self, produced: Produced, *, always: bool) -> dg.Output[Pieces]:
         """Cut the value into partitions, keep the good ones, fail naming the withheld ones."""
-        from e2i_dagster.warehouse.lake import value_digest
+        from e2i_dagster.warehouse.lake import value_digests
 
         values = produced.pieces(self.partitions)
         told = {
@@ -302,7 +302,7 @@ class Stage:
         }
         pieces = Pieces(
             values,
-            {key: value_digest(value) for key, value in values.items()},
+            value_digests(values),
             self.fingerprint,
             code_version(),
             {"told": list(told.items()), **({"waived": list(self.marks)} if self.marks else {})},

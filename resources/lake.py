@@ -140,6 +140,7 @@ def split_by_month(
     frame: "pd.DataFrame", column: str, months: Sequence[str]
 ) -> dict[str | None, "pd.DataFrame"]:
     """``frame`` cut into ``months`` (``YYYY-MM``) of its date ``column``; other months are left out."""
-    labels = frame[column].dt.strftime("%Y-%m")
-    groups = dict(iter(frame.groupby(labels, sort=False)))
+    from e2i_dagster.warehouse.frames import months_of
+
+    groups = dict(iter(frame.groupby(months_of(frame[column]), sort=False)))
     return {month: groups.get(month, frame.iloc[:0]) for month in months}

@@ -1,5 +1,6 @@
 """One isolated state folder per test session, one clone of the migrated warehouse per test."""
 
+import gc
 import os
 import secrets
 import shutil
@@ -62,6 +63,11 @@ def _together(nodeid: str) -> str:
     module = nodeid.split("::", maxsplit=1)[0]
     folder = module.rpartition("/")[0]
     return folder if folder == "tests/e2e" else module
+
+
+def pytest_configure() -> None:
+    """A test process imports much that stays; see the command line of the product."""
+    gc.set_threshold(10_000)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ from e2i_dagster.cohorts.errors import CohortStorageError
 from e2i_dagster.cohorts.result import Cohort
 from e2i_dagster.config.cohort import CohortConfigError, CohortDefinition
 from e2i_dagster.warehouse.ledger import SnapshotMember, record_snapshot, snapshot_of
+from e2i_dagster.warehouse.staging import encode
 from e2i_dagster.warehouse.tables.cohorts import (
     ml_cohort_definitions,
     ml_cohort_eligibility_log,
@@ -191,6 +191,8 @@ def _log(cohort: Cohort, execution_id: str, at: datetime) -> list[dict]:
 
 def _copy_assignments(connection: sa.Connection, cohort: Cohort, execution_id: str, at: datetime) -> int:
     """COPY of one row per journey and index date; a JSON list of failed rules is written once per distinct mask."""
+    import pyarrow as pa
+
     bits = {rule.name: rule.bit for rule in cohort.definition.rules}
     reasons = cohort.reasons
     codes, masks = pd.factorize(reasons["mask"])
@@ -212,17 +214,16 @@ def _copy_assignments(connection: sa.Connection, cohort: Cohort, execution_id: s
             "unknown_mask": reasons["unknown_mask"],
             "lookback_complete": (mask & bits["lookback"]) == 0,
             "followup_complete": (mask & (bits["followup"] | pending)) == 0,
-            "index_date": reasons["index_date"].dt.strftime("%Y-%m-%d"),
+            "index_date": reasons["index_date"].astype("date32[pyarrow]"),
         }
     )
     names = list(rows.columns)
     unknown = set(names) - set(ml_patient_cohort_assignments.c.keys())
     assert not unknown, unknown
-    buffer = io.StringIO()
-    rows.to_csv(buffer, index=False, header=False)
+    encoded = encode(pa.Table.from_pandas(rows, preserve_index=False))
     statement = f"COPY {ml_patient_cohort_assignments.name} ({', '.join(names)}) FROM STDIN (FORMAT csv)"
     driver = connection.connection.driver_connection
     assert driver is not None
     with driver.cursor() as cursor, cursor.copy(statement) as copy:
-        copy.write(buffer.getvalue())
+        copy.write(memoryview(encoded))
     return len(rows)

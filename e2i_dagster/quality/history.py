@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import distinct_on
 from e2i_dagster.quality.plausibility import REFERENCE_COLUMNS, reference_tables
 from e2i_dagster.quality.report import Finding, Previous
 from e2i_dagster.quality.shift import ColumnProfile
-from e2i_dagster.warehouse.tables import raw_table
+from e2i_dagster.warehouse.read import read_columns
 from e2i_dagster.warehouse.tables.quality import data_quality_results, ml_data_quality_reports
 
 
@@ -19,10 +19,7 @@ def read_references(connection: sa.Connection, table: str) -> dict[str, pd.DataF
     """Rows of the tables that the plausibility of ``table`` is judged against; one without rows is left out."""
     found = {}
     for name in reference_tables(table):
-        columns = [raw_table(name).columns[column] for column in REFERENCE_COLUMNS[name]]
-        rows = pd.DataFrame(
-            connection.execute(sa.select(*columns)).all(), columns=[one.name for one in columns]
-        )
+        rows = read_columns(connection, name, REFERENCE_COLUMNS[name])
         if len(rows):
             found[name] = rows
     return found

@@ -34,6 +34,7 @@ from e2i_dagster.quality.report import PartitionQuality, QualityReport, check_ta
 from e2i_dagster.quality.rules import ruleset_hash
 from e2i_dagster.quality.waivers import Authentication, Waiver, new_waiver, record_waiver
 from e2i_dagster.warehouse import ledger
+from e2i_dagster.warehouse.frames import months_of
 from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, date_column
 
 
@@ -95,7 +96,7 @@ def judge_table(
         references = read_references(connection, table)
         previous = find_previous(connection, table, digests)
     policy = current_quality_policy()
-    labels = rows[dated_by].dt.strftime("%Y-%m") if months is not None and dated_by else None
+    labels = months_of(rows[dated_by]) if months is not None and dated_by else None
     report = check_table(
         table,
         rows,

@@ -58,6 +58,8 @@ logger = logging.getLogger("e2i.supervisor")
 
 #: A connection to the public port waits this long for a colour that is just being started again.
 _CONNECT_SECONDS = 3.0
+#: How often the processes of the active colour are listed; they must be known when its first one has died.
+_FAMILY_SECONDS = 2.0
 
 _UNAVAILABLE = json.dumps(
     {
@@ -280,7 +282,7 @@ class Supervisor:
     async def _look_after(self) -> None:
         """Start the active colour again when it has died."""
         pause = self._deployment.restart_first_seconds
-        alive_since = asyncio.get_running_loop().time()
+        alive_since = looked = asyncio.get_running_loop().time()
         while not self._ending.is_set():
             await asyncio.sleep(0.2)
             now = asyncio.get_running_loop().time()
@@ -288,7 +290,9 @@ class Supervisor:
             if colour is None:
                 continue
             if colour.process.returncode is None:
-                colour.members = family(colour.identity)
+                # Every process of the machine is looked at for it.
+                if now - looked > _FAMILY_SECONDS:
+                    colour.members, looked = family(colour.identity), now
                 if now - alive_since > self._deployment.restart_most_seconds:
                     pause = self._deployment.restart_first_seconds
                 continue

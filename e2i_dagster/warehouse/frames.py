@@ -130,6 +130,15 @@ def extra_frame(clinical: pd.DataFrame) -> pd.DataFrame:
     return unpacked[sorted(unpacked.columns)]
 
 
+def months_of(dates: pd.Series) -> pd.Series:
+    """The month (``YYYY-MM``, in UTC) of each of ``dates``, null where there is none; a text per month, not per row."""
+    plain = dates.dt.tz_convert(None) if dates.dt.tz is not None else dates
+    months = plain.to_numpy().astype("datetime64[M]")
+    codes, distinct = pd.factorize(months.view(np.int64))
+    labels = np.datetime_as_string(distinct.view("datetime64[M]")).astype(object)
+    return pd.Series(labels[codes], index=dates.index, dtype=object).where(dates.notna(), None)
+
+
 def convert(column: pd.Series, type_: sa.types.TypeEngine[Any], *, where: str) -> pd.Series:
     """``column`` in the canonical dtype of the SQL type ``type_``.
 
@@ -243,4 +252,4 @@ def _time(column: pd.Series, where: str, *, zoned: bool) -> pd.Series:
     return midnights
 
 
-__all__ = ["canonical_dtype", "conform", "convert", "extra_frame", "is_document", "json_text"]
+__all__ = ["canonical_dtype", "conform", "convert", "extra_frame", "is_document", "json_text", "months_of"]

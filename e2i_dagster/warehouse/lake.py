@@ -11,7 +11,7 @@ import os
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 from pydantic import BaseModel
@@ -19,9 +19,10 @@ from upath import UPath
 
 from e2i_dagster.config.base import digest_of
 from e2i_dagster.errors import UnavailableError
-from e2i_dagster.warehouse.digest import frame_digest
+from e2i_dagster.warehouse.digest import frame_digest, frame_digests
 
 Value = pd.DataFrame | BaseModel
+Partition = TypeVar("Partition", bound="str | None")
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,8 @@ class Lake:
         tables = []
         for path in paths:
             with (self.root / path).open("rb") as stream:
-                tables.append(pq.read_table(stream))
-        return pa.concat_tables(tables, promote_options="permissive").to_pandas()
+                tables.append(pq.ParquetFile(stream).read())
+        return pa.concat_tables(tables, promote_options="permissive").combine_chunks().to_pandas()
 
     def scan(self, paths: Sequence[str]) -> Any:
         """A Narwhals lazy frame over all ``paths``, executed by DuckDB when collected."""
@@ -117,6 +118,14 @@ def value_digest(value: Value) -> str:
     if isinstance(value, pd.DataFrame):
         return frame_digest(value)
     return digest_of(value.model_dump(mode="json", exclude=getattr(type(value), "volatile_fields", None)))
+
+
+def value_digests(values: Mapping[Partition, Value]) -> dict[Partition, str]:
+    """:func:`value_digest` of each of ``values``, of the parts of one frame in one pass."""
+    frames = {key: value for key, value in values.items() if isinstance(value, pd.DataFrame)}
+    if len(frames) < len(values):
+        return {key: value_digest(value) for key, value in values.items()}
+    return frame_digests(frames)
 
 
 def schema_hash(value: Value) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import sqlalchemy as sa
 
-from e2i_dagster.warehouse.frames import conform
+from e2i_dagster.warehouse.frames import DATE, TEXT, TIMESTAMP, canonical_dtype, conform
 from e2i_dagster.warehouse.tables import (
     OPTIONAL_RAW_TABLES,
     RAW_TABLES,
@@ -31,9 +31,7 @@ def read_accepted(engine: sa.Engine, table: str, months: Sequence[str] | None = 
     Returns:
         The columns of ``frame_columns(table)`` in canonical dtypes.
     """
-    import pyarrow as pa
     from psycopg import sql
-    from pyarrow import csv
 
     names = frame_columns(table)
     conditions: list[sql.Composable] = []
@@ -50,32 +48,69 @@ def read_accepted(engine: sa.Engine, table: str, months: Sequence[str] | None = 
         )
     if table == "ml_predictions":
         conditions.append(sql.SQL("origin = 'import'"))
-    statement = sql.SQL("COPY (SELECT {} FROM {} {} ORDER BY {}) TO STDOUT (FORMAT csv, HEADER true)").format(
+    query = sql.SQL("SELECT {} FROM {} {} ORDER BY {}").format(
         sql.SQL(", ").join(map(_selected(table), names)),
         sql.Identifier(table),
         sql.SQL("WHERE ") + sql.SQL(" AND ").join(conditions) if conditions else sql.SQL(""),
         sql.Identifier(primary_key(table)),
     )
-    buffer = io.BytesIO()
     with engine.connect() as connection:
-        driver = connection.connection.driver_connection
-        with driver.cursor() as cursor, cursor.copy(statement) as copy:  # type: ignore[union-attr]
-            for block in copy:
-                buffer.write(block)
+        return conform(table, _copied(connection, query, table, names))
+
+
+def read_columns(connection: sa.Connection, table: str, columns: Sequence[str]) -> pd.DataFrame:
+    """Those ``columns`` of all rows of the raw ``table``, in canonical dtypes, in no particular order."""
+    from psycopg import sql
+
+    query = sql.SQL("SELECT {} FROM {}").format(
+        sql.SQL(", ").join(map(_selected(table), columns)), sql.Identifier(table)
+    )
+    return _copied(connection, query, table, columns)
+
+
+def _copied(
+    connection: sa.Connection, query: sql.Composable, table: str, columns: Sequence[str]
+) -> pd.DataFrame:
+    """The answer of ``query``, which selects ``columns`` of ``table``, by COPY; documents as Postgres writes them."""
+    import pyarrow as pa
+    from psycopg import sql
+    from pyarrow import csv
+
+    arrow_types = {
+        "boolean": pa.bool_(),
+        "Int64": pa.int64(),
+        "float64": pa.float64(),
+        DATE: pa.timestamp("us"),
+        TIMESTAMP: pa.timestamp("us", tz="UTC"),
+        TEXT: pa.string(),
+    }
+    dtypes = {
+        pa.string(): pd.StringDtype("pyarrow"),
+        pa.int64(): pd.Int64Dtype(),
+        pa.bool_(): pd.BooleanDtype(),
+    }
+    described = raw_table(table).columns
+    buffer = io.BytesIO()
+    driver = connection.connection.driver_connection
+    statement = sql.SQL("COPY ({}) TO STDOUT (FORMAT csv, HEADER true)").format(query)
+    with driver.cursor() as cursor, cursor.copy(statement) as copy:  # type: ignore[union-attr]
+        for block in copy:
+            buffer.write(block)
     buffer.seek(0)
     rows = csv.read_csv(
         buffer,
         parse_options=csv.ParseOptions(newlines_in_values=True),
         convert_options=csv.ConvertOptions(
-            column_types={name: pa.string() for name in names},
+            column_types={name: arrow_types[canonical_dtype(described[name].type)] for name in columns},
             strings_can_be_null=True,
             # COPY writes an empty text as "" and null as nothing.
             quoted_strings_can_be_null=False,
             null_values=[""],
+            true_values=["t"],
+            false_values=["f"],
         ),
     )
-    frame = rows.to_pandas(types_mapper=lambda _: pd.StringDtype("pyarrow"))
-    return conform(table, frame)
+    return rows.to_pandas(types_mapper=dtypes.get)
 
 
 def _selected(table: str) -> Callable[[str], sql.Composable]:

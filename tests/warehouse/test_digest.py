@@ -1,6 +1,7 @@
 """A digest depends on values alone: not on order or storage, but on every value."""
 
 import datetime as dt
+import itertools
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.pandas import column, data_frames, range_indexes
 
-from e2i_dagster.warehouse.digest import frame_digest
+from e2i_dagster.warehouse.digest import frame_digest, frame_digests
 
 NAMES = ("text", "whole", "number", "day", "flag")
 FRAMES = data_frames(
@@ -49,6 +50,15 @@ def test_order_and_storage_do_not_matter(frame, random):
     assert frame_digest(frame) == expected
     nanoseconds = canonical(frame).astype({"day": "datetime64[ns]", "text": object})
     assert frame_digest(nanoseconds) == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(FRAMES, st.lists(st.integers(0, 12), max_size=3), st.booleans())
+def test_parts_together_have_the_digests_they_have_alone(frame, cuts, as_stored):
+    frame = canonical(frame) if as_stored else frame
+    edges = [0, *sorted(min(cut, len(frame)) for cut in cuts), len(frame)]
+    parts = {str(n): frame.iloc[a:b] for n, (a, b) in enumerate(itertools.pairwise(edges))}
+    assert frame_digests(parts) == {name: frame_digest(part) for name, part in parts.items()}
 
 
 @settings(max_examples=60, deadline=None)

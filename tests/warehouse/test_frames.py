@@ -7,7 +7,7 @@ import pytest
 
 from e2i_dagster.errors import InputError
 from e2i_dagster.warehouse.digest import frame_digest
-from e2i_dagster.warehouse.frames import conform, extra_frame
+from e2i_dagster.warehouse.frames import conform, extra_frame, months_of
 from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, frame_columns
 
 EVENTS = pd.DataFrame(
@@ -90,6 +90,15 @@ def test_dates_as_python_dates_and_timestamps():
     assert conform("business_metrics", given)["metric_date"].tolist() == [pd.Timestamp("2024-02-29"), pd.NaT]
     given = pd.DataFrame({"metric_date": pd.to_datetime(["2024-02-29"])})
     assert conform("business_metrics", given)["metric_date"].tolist() == [pd.Timestamp("2024-02-29")]
+
+
+@pytest.mark.parametrize("dtype", ["datetime64[us]", "datetime64[us, UTC]"])
+def test_months_of_dates(dtype):
+    days = pd.Series(["2024-01-01", None, "1899-12-31", "2024-01-31"], index=[3, 1, 2, 0]).astype(dtype)
+    pd.testing.assert_series_equal(
+        months_of(days), pd.Series(["2024-01", None, "1899-12", "2024-01"], index=[3, 1, 2, 0], dtype=object)
+    )
+    assert months_of(days.iloc[:0]).tolist() == []
 
 
 def test_own_clinical_columns_are_kept_as_typed_extras():
