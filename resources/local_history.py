@@ -5,6 +5,7 @@ again; events that Dagster hands over together it writes one by one. A run over 
 thousands of events. Files and tables are Dagster's own: an instance with its own storage reads the same history.
 """
 
+import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -47,6 +48,11 @@ class LocalEventLog(SqliteEventLogStorage):
         """A transaction on the database of all runs."""
         return self._connection(INDEX_SHARD_NAME, super().index_connection())
 
+    def store_event(self, event: EventLogEntry) -> None:
+        """Store ``event``, and tell who watches its run."""
+        super().store_event(event)
+        self._announce(event.run_id)
+
     def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
         """Store ``events`` of one run, those on assets in one transaction for each of the two databases.
 
@@ -71,14 +77,27 @@ class LocalEventLog(SqliteEventLogStorage):
             }
             for event, number in latest.values():
                 self._store_asset_event(connection, event, number)
+        self._announce(together[0].run_id)
+
+    def wipe(self) -> None:
+        """Forget every run and every event."""
+        self._close()
+        super().wipe()
 
     def dispose(self) -> None:
         """Close what is open."""
+        self._close()
+        super().dispose()
+
+    def _announce(self, run_id: str) -> None:
+        # Dagster watches the file of a run, which stays as it is while the write-ahead log takes the events.
+        os.utime(self.path_for_shard(run_id))
+
+    def _close(self) -> None:
         with self._turns:
             for engine in self._engines.values():
                 engine.dispose()
             self._engines.clear()
-        super().dispose()
 
     @contextmanager
     def _connection(
@@ -97,11 +116,8 @@ class LocalEventLog(SqliteEventLogStorage):
                     yield connection
 
     def _keep(self, shard: str) -> None:
-        # To a run's database no connection is kept: closing the last one changes the file, which the UI watches.
-        pool = sa.QueuePool if shard == INDEX_SHARD_NAME else sa.NullPool
         engine = self._engines[shard] = sa.create_engine(
             self.conn_string_for_shard(shard),
-            poolclass=pool,
             connect_args={"timeout": SQLITE_BUSY_TIMEOUT_SECONDS},
         )
         listen(engine, "connect", _survives_what_a_process_survives)

@@ -9,6 +9,7 @@ models that take the same features would both answer and only one is meant.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -552,11 +553,14 @@ def start_worker(holder: Application, folder: Path) -> None:
             "slot and stages."
         )
     settings = ColourSettings.model_validate_json(Path(path).read_bytes())
+    gc.set_threshold(10_000)
     try:
         holder.runtime = Runtime(holder.manifest, folder, settings)
     except Exception as error:
         settings.failure.write_text(str(error) or type(error).__name__, encoding="utf-8")
         raise
+    # Libraries and models stay as long as the worker: no answer waits for a search for garbage among them.
+    gc.freeze()
     if settings.supervisor is not None:
         _end_with(settings.supervisor)
 
