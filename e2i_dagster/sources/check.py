@@ -14,6 +14,7 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -292,12 +293,13 @@ def _propose(
     unassigned = []
     for path, form in _formats(paths).items():
         sample = _sample(path, form, vocabulary.column_matching.sample_rows)
+        columns = [_FileColumn(str(name), sample[name]) for name in sample.columns]
         named = [one for one in _TABLES if _is_named(path, one)]
         ranked = sorted(
             (
                 (_fit(table, path, sample, matches), table, matches)
                 for table in named or _TABLES
-                for matches in [_match_columns(table, sample, form, vocabulary)]
+                for matches in [_match_columns(table, columns, form, vocabulary)]
             ),
             key=lambda one: -one[0],
         )
@@ -355,43 +357,38 @@ def _fit(table: str, path: Path, sample: pd.DataFrame, matches: Sequence[ColumnM
 
 
 def _match_columns(
-    table: str, sample: pd.DataFrame, form: FileFormat, vocabulary: VocabularyPolicy
+    table: str, given: Sequence[_FileColumn], form: FileFormat, vocabulary: VocabularyPolicy
 ) -> list[ColumnMatch]:
     """Pairs of file column and ours, best first, each column once."""
     rules = vocabulary.column_matching
     aliases = vocabulary.column_aliases.get(table, {})
     candidates = []
-    for given in sample.columns:
-        if given in IGNORED_COLUMNS:
+    for one in given:
+        if one.name in IGNORED_COLUMNS:
             continue
-        text = sample[given].dropna().astype("string[pyarrow]").str.strip()
         for column in raw_table(table).columns:
             if column.name in MAINTAINED_COLUMNS or column.name == "extra":
                 continue
-            name = (
-                1.0
-                if aliases.get(str(given)) == column.name
-                else _alike(str(given), column.name, rules.words)
-            )
+            name = 1.0 if aliases.get(one.name) == column.name else _alike(one.name, column.name, rules.words)
             if name < rules.minimum * 2 / 3:
                 continue
-            values = _value_fit(text, column, form, vocabulary)
+            values = _value_fit(one, column, form, vocabulary)
             if values is None:
                 continue
-            same = str(given) == column.name and not values.notes
+            same = one.name == column.name and not values.notes
             score = 1.0 if same else 0.75 * name + 0.25 * values.share
             if score >= rules.minimum:
-                candidates.append((score, str(given), column.name, values))
+                candidates.append((score, one.name, column.name, values))
     candidates.sort(key=lambda one: (-one[0], one[1], one[2]))
     matches: list[ColumnMatch] = []
     used: set[tuple[str, str]] = set()
-    for score, given, name, values in candidates:
-        if ("file", given) in used or ("ours", name) in used:
+    for score, file_column, name, values in candidates:
+        if ("file", file_column) in used or ("ours", name) in used:
             continue
-        used |= {("file", given), ("ours", name)}
+        used |= {("file", file_column), ("ours", name)}
         matches.append(
             ColumnMatch(
-                file_column=given,
+                file_column=file_column,
                 column=name,
                 score=round(score, 2),
                 date_format=values.date_format,
@@ -399,7 +396,7 @@ def _match_columns(
                 notes=values.notes,
             )
         )
-    order = {str(name): place for place, name in enumerate(sample.columns)}
+    order = {one.name: place for place, one in enumerate(given)}
     return sorted(matches, key=lambda match: order[match.file_column])
 
 
@@ -416,8 +413,13 @@ def _alike(given: str, ours: str, meanings: Mapping[str, str]) -> float:
         return 1.0
     shared = len(set(left) & set(right))
     dice = 2 * shared / (len(set(left)) + len(set(right)))
-    letters = difflib.SequenceMatcher(None, "".join(left), "".join(right)).ratio()
-    return max(dice, 0.9 * letters)
+    return max(dice, 0.9 * _shared_letters("".join(left), "".join(right)))
+
+
+@cache
+def _shared_letters(left: str, right: str) -> float:
+    """The likeness of two names by their letters; names of ours come back in many tables."""
+    return difflib.SequenceMatcher(None, left, right).ratio()
 
 
 @dataclass(frozen=True)
@@ -432,16 +434,29 @@ class _Values:
             object.__setattr__(self, "values", {})
 
 
+class _FileColumn:
+    """The filled cells of a file's column as text; whether they are days is asked once, not for each table."""
+
+    def __init__(self, name: str, values: pd.Series) -> None:
+        self.name = name
+        self.text = values.dropna().astype("string[pyarrow]").str.strip()
+
+    @cached_property
+    def days(self) -> _Values | None:
+        return _dates(self.text)
+
+
 def _value_fit(
-    text: pd.Series, column: sa.Column[Any], form: FileFormat, vocabulary: VocabularyPolicy
+    given: _FileColumn, column: sa.Column[Any], form: FileFormat, vocabulary: VocabularyPolicy
 ) -> _Values | None:
     """How well values fit a column of ours; None when they cannot be its values."""
+    text = given.text
     if not len(text):
         return _Values(0.5)
     kind = kind_of(column)
     about = facts(column)
     if kind in ("date", "timestamp"):
-        return _dates(text)
+        return given.days
     if kind in ("number", "integer"):
         return _numbers(text, column, form)
     if about.vocabulary:

@@ -7,8 +7,10 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
+from click.testing import CliRunner
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -57,12 +59,27 @@ def environment(state: Path, template: str) -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def command(environment: dict[str, str]) -> Command:
-    """Runs ``e2i`` with arguments; keywords are variables that differ."""
+def process(environment: dict[str, str]) -> Command:
+    """Runs ``e2i`` in a process of its own: what starts from nothing, and what only its end can show."""
 
-    def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        done = e2i({**environment, **variables}, *arguments)
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        done = e2i(environment, *arguments)
         assert "Traceback" not in done.stderr + done.stdout, done.stderr
         return done
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def command(environment: dict[str, str]) -> Command:
+    """Runs ``e2i`` in the tests' process, which has its imports; keywords are variables that differ."""
+    from e2i_dagster.cli import main
+
+    def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        # A command sets variables for the rest of its process; here they go when it ends.
+        with patch.dict(os.environ, {**environment, **variables}, clear=True):
+            done = CliRunner().invoke(main, arguments, catch_exceptions=False, prog_name="e2i")
+        assert "Traceback" not in done.output, done.output
+        return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
 
     return run

@@ -22,7 +22,7 @@ def rows_of(path):
     return pd.read_csv(path, dtype="string[pyarrow]", keep_default_na=False)
 
 
-def test_a_delivery_with_a_bad_row_from_load_to_correction(command, delivery, tmp_path):
+def test_a_delivery_with_a_bad_row_from_load_to_correction(command, process, delivery, tmp_path):
     files = tmp_path / "files"
     shutil.copytree(delivery, files)
     professionals = rows_of(files / "hcp_profiles.csv")
@@ -37,7 +37,7 @@ def test_a_delivery_with_a_bad_row_from_load_to_correction(command, delivery, tm
     assert json.loads(planned.stdout)["tables"]["hcp_profiles"]["reasons"] == {"npi_check_digit": 1}
     assert json.loads(command("rejects", "list", "--json").stdout) == []
 
-    first = command("load", "--from", str(files), "--json")
+    first = process("load", "--from", str(files), "--json")
     tables = json.loads(first.stdout)["tables"]
     assert {name: counts["source"] for name, counts in tables.items()} == source
     for name, counts in tables.items():
@@ -86,11 +86,11 @@ def test_a_wrong_folder_is_one_message_before_any_work(command, delivery, tmp_pa
     assert command("status", "--json").stdout == before
 
 
-def test_a_wrong_folder_ends_the_job_with_the_same_code(command, delivery, tmp_path):
+def test_a_wrong_folder_ends_the_job_with_the_same_code(process, delivery, tmp_path):
     files = tmp_path / "files"
     shutil.copytree(delivery, files)
     (files / "hcp_profiles.csv").write_text("", encoding="utf-8")
-    done = command("load", "--from", str(files))
+    done = process("load", "--from", str(files))
     assert done.returncode == 3, done.stdout
     assert "hcp_profiles.csv" in done.stdout + done.stderr
 

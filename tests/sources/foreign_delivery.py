@@ -71,10 +71,16 @@ def foreign_tables(n_patients: int = 400, seed: int = 5) -> dict[str, pd.DataFra
     }
 
 
-def write_foreign(folder: Path, **changed: pd.DataFrame) -> Path:
-    """The delivery as semicolon-separated files in a Western European encoding."""
+def write_foreign(folder: Path, *only: str, **changed: pd.DataFrame) -> Path:
+    """The delivery as semicolon-separated files in a Western European encoding.
+
+    Args:
+        only: names of the files to write, besides those of ``changed``; all of them by default.
+        changed: frames in the place of the supplier's, or besides them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    for name, frame in {**foreign_tables(), **changed}.items():
+    tables = foreign_tables()
+    for name, frame in {**({name: tables[name] for name in only} or tables), **changed}.items():
         frame.to_csv(folder / f"{name}.csv", sep=";", index=False, encoding="cp1252")
     return folder
 

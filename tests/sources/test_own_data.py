@@ -36,7 +36,7 @@ from sensors.plan import PlannedRun
 folder = sys.argv[1]
 done = []
 for planned, config in (
-    (PlannedRun("load_and_qc", "2024-10", "2024-12"),
+    (PlannedRun("load_and_qc", "2024-11", "2024-12"),
      {"source_files": {"folder": folder, "mapping": folder + "/mapping.yaml"}}),
     (PlannedRun("build_cohorts", "examplumab_migraine"), None),
 ):
@@ -57,7 +57,7 @@ def own_config(tmp_path, monkeypatch) -> Path:
     )
     sources = (config / "sources.yaml").read_text(encoding="utf-8")
     (config / "sources.yaml").write_text(
-        sources.replace('first_month: "2022-01"', 'first_month: "2024-10"'), encoding="utf-8"
+        sources.replace('first_month: "2022-01"', 'first_month: "2024-11"'), encoding="utf-8"
     )
     quality = yaml.safe_load((config / "quality.yaml").read_text(encoding="utf-8"))
     for table, absent in NOT_DELIVERED.items():
@@ -134,7 +134,7 @@ def test_no_value_of_a_patient_is_in_the_proposal(tmp_path):
     tables = foreign_tables()
     journeys = tables["episodes"]
     journeys.loc[0, ["MemberID", "Product"]] = ["CANARY-1", "CANARY-2"]
-    found = check_folder(write_foreign(tmp_path / "in", episodes=journeys), load_vocabulary())
+    found = check_folder(write_foreign(tmp_path / "in", "prescribers", episodes=journeys), load_vocabulary())
     assert "CANARY" not in json.dumps(found.to_record())
     assert "1 other value(s)" in json.dumps(found.to_record())
 
@@ -142,7 +142,7 @@ def test_no_value_of_a_patient_is_in_the_proposal(tmp_path):
 def test_an_ambiguous_date_is_a_question(tmp_path):
     tables = foreign_tables()
     events = tables["drug_events"].assign(EvtDt="03/04/2024")
-    found = check_folder(write_foreign(tmp_path / "in", drug_events=events), load_vocabulary())
+    found = check_folder(write_foreign(tmp_path / "in", "prescribers", drug_events=events), load_vocabulary())
     match = next(
         match
         for table in found.tables
@@ -155,8 +155,7 @@ def test_an_ambiguous_date_is_a_question(tmp_path):
 def test_several_files_of_a_table_are_one_pattern_and_need_one_header(tmp_path):
     events = foreign_tables()["drug_events"]
     parts = {f"drug_events_2024{month}": events.iloc[place::3] for place, month in enumerate((10, 11, 12))}
-    folder = write_foreign(tmp_path / "in", **parts)
-    (folder / "drug_events.csv").unlink()
+    folder = write_foreign(tmp_path / "in", "prescribers", **parts)
     found = check_folder(folder, load_vocabulary())
     assert found.mapping.tables["treatment_events"].files == ("drug_events_*.csv",)
     (checked,) = (table for table in found.tables if table.table == "treatment_events")
@@ -169,7 +168,7 @@ def test_several_files_of_a_table_are_one_pattern_and_need_one_header(tmp_path):
 
 
 def test_what_cannot_be_placed_is_named(tmp_path):
-    folder = write_foreign(tmp_path / "in")
+    folder = write_foreign(tmp_path / "in", "prescribers")
     (folder / "weather.csv").write_text("station;rain\nA;1\n")
     found = check_folder(folder, load_vocabulary())
     assert found.unassigned == ("weather.csv",)
