@@ -34,6 +34,7 @@ from e2i_dagster.training import TrainedModel, search_hyperparameters, train
 from e2i_dagster.training.rows import visible_rows
 
 GOAL = 0.95
+SEED = 42
 #: Each scope's quarter gives about 37 % eligible patients, and some of those are not labelled yet.
 ELIGIBLE_SHARE = 0.34
 
@@ -95,15 +96,20 @@ def trained_on(scope: ScopeSpec, frame: pd.DataFrame) -> TrainedModel:
     return train(rows.train, rows.validation, algorithm=algorithm, parameters=search.parameters)
 
 
-def measure(scope_key: str, patients: int, *, training_patients: int = 25_000, seed: int = 42) -> Signal:
-    """Train on the full set of ``seed`` and judge on at least ``patients`` fresh ones."""
+def training_frame(scope: ScopeSpec) -> pd.DataFrame:
+    """The labelled patients of the full synthetic set."""
+    return labelled_frame(scope, dict(generate(n_patients=25_000, seed=SEED)))
+
+
+def measure(scope_key: str, patients: int, training: pd.DataFrame | None = None) -> Signal:
+    """Train on the full set, or on ``training`` that was made of it, and judge on at least ``patients`` fresh ones."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
 
     scope = current_policy().scopes[scope_key]
-    model = trained_on(scope, labelled_frame(scope, dict(generate(n_patients=training_patients, seed=seed))))
+    model = trained_on(scope, training_frame(scope) if training is None else training)
     drawn = round(patients / ELIGIBLE_SHARE)
-    fresh_seed = seed + 1_000
+    fresh_seed = SEED + 1_000
     tables = dict(generate(n_patients=drawn, n_hcps=5_000, seed=fresh_seed, cohorts=(scope.cohort,)))
     fresh = labelled_frame(scope, tables)
     truth = true_effects(n_patients=drawn, seed=fresh_seed, cohorts=(scope.cohort,)).patients

@@ -27,6 +27,7 @@ _SMALL = 11
 _SHOWN = 20
 #: Rows for which permutation values are affordable.
 _PERMUTATION_ROWS = 50
+_PERMUTATION_REFERENCES = 50
 
 
 class FeatureEffect(BaseModel):
@@ -198,7 +199,7 @@ def _shap_values(
         return (matrix - average) * weights, float(average @ weights + intercept), np.ravel(output), scale
 
     import shap
-    import shap.maskers
+    import shap.utils
 
     if method == "tree":
         explained = shap.TreeExplainer(estimator)(matrix, check_additivity=False)
@@ -211,8 +212,13 @@ def _shap_values(
     def output_of(inputs: np.ndarray) -> np.ndarray:
         return estimator.predict_proba(inputs)[:, 1] if binary else estimator.predict(inputs)
 
-    masker = shap.maskers.Independent(against, max_samples=50)
-    explained = shap.PermutationExplainer(output_of, masker, seed=seed)(
+    references = shap.utils.sample(against, _PERMUTATION_REFERENCES, random_state=seed)
+
+    # A plain function: for shap's own masker Numba compiles ten seconds of code, for one second of work.
+    def masked(shown: np.ndarray, row: np.ndarray) -> np.ndarray:
+        return np.where(shown, row, references)
+
+    explained = shap.PermutationExplainer(output_of, masked, seed=seed)(
         matrix, max_evals=2 * matrix.shape[1] + 1, silent=True
     )
     base = float(np.ravel(explained.base_values)[0])

@@ -14,7 +14,7 @@ from e2i_dagster.cohorts.omop.domains import TABLES
 Tables = dict[str, list[dict[str, Any]]]
 
 
-def write_folder(folder: Path, tables: Tables, file_format: str = "csv") -> Path:
+def write_folder(folder: Path, tables: Tables, file_format: str = "parquet") -> Path:
     """The given tables as files, with every column that is read."""
     folder.mkdir(parents=True, exist_ok=True)
     for table, records in tables.items():

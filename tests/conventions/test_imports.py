@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -48,24 +49,29 @@ def modules(folder: Path) -> list[Path]:
 
 
 def imports_of(path: Path, *, top_level_only: bool = False) -> set[str]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    type_checking = {
-        inner
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        for inner in ast.walk(node)
-    }
-    nodes = tree.body if top_level_only else list(ast.walk(tree))
-    found: set[str] = set()
-    for node in nodes:
-        if node in type_checking:
-            continue
+    return {name for name, at_top in _imports(path) if at_top or not top_level_only}
+
+
+@cache
+def _imports(path: Path) -> frozenset[tuple[str, bool]]:
+    """Names and whether they are imported at the top; what only the type checker sees counts nowhere."""
+    tree = ast.parse(path.read_bytes())
+    top = set(tree.body)
+    found: set[tuple[str, bool]] = set()
+    left: list[ast.AST] = list(tree.body)
+    while left:
+        node = left.pop()
         if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
+            found.update((alias.name, node in top) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-            found.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return found
+            names = (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+            found.update((name, node in top) for name in names)
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        elif isinstance(node, (ast.stmt, ast.excepthandler, ast.match_case)):
+            # An expression holds no import.
+            left.extend(ast.iter_child_nodes(node))
+    return frozenset(found)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from model_rows import numbers, patients, rows
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import Pipeline
 
 from e2i_dagster.config.algorithms import AlgorithmsPolicy
@@ -69,11 +69,11 @@ def test_any_other_model_is_explained_by_bounded_permutation():
     model = fitted("LogisticRegression")
     preprocess = model.pipeline.named_steps["preprocess"]
     source = rows(400)
-    neighbours = KNeighborsClassifier(25).fit(preprocess.transform(source.features), source.target)
+    bayes = GaussianNB().fit(preprocess.transform(source.features), source.target)
     other = replace(
         model,
-        algorithm="Neighbours",
-        pipeline=Pipeline([("preprocess", preprocess), ("model", neighbours)]),
+        algorithm="NaiveBayes",
+        pipeline=Pipeline([("preprocess", preprocess), ("model", bayes)]),
     )
     found = explain(other, rows(200, 1), background=source)
     assert (found.method, found.rows, found.scale) == ("permutation", 50, "probability")

@@ -1,16 +1,14 @@
 """The feature store on a real Feast project in a temporary folder."""
 
 import datetime as dt
-import os
 import shutil
-import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pandas as pd
 import pytest
 import typeguard
+from click.testing import CliRunner
 
 from e2i_dagster.config.environment import CHECKOUT
 from e2i_dagster.config.feast_materialization import FeastMaterializationPolicy
@@ -269,18 +267,20 @@ def test_importing_feast_leaves_the_type_checking_decorator_as_it_was(store):
         double("two")  # pyright: ignore[reportArgumentType]
 
 
-def test_feasts_own_command_line_applies_the_same_views(settings, version, tmp_path):
+def test_feasts_own_command_line_applies_the_same_views(settings, version, tmp_path, monkeypatch):
+    from feast.cli.cli import cli
+
     own = settings.model_copy(update={"folder": tmp_path / "csu"})
+    for name, value in repo_environment(own, version[2]).items():
+        monkeypatch.setenv(name, value)
+    # The command goes into the folder and imports what lies there.
+    monkeypatch.chdir(CHECKOUT)
+    monkeypatch.syspath_prepend(CHECKOUT / "feature_repo")
     with ScopeStore(own) as store:
         store.apply(version[2])
-        done = subprocess.run(
-            [Path(sys.executable).with_name("feast"), "-c", CHECKOUT / "feature_repo", "apply"],
-            env=os.environ | repo_environment(own, version[2]),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
+        done = CliRunner().invoke(cli, ["-c", str(CHECKOUT / "feature_repo"), "apply"])
+        monkeypatch.delitem(sys.modules, "definitions")
+        assert done.exit_code == 0, done.output
         frame = store.training_frame(version[0], version[2])
     assert frame["age_at_diagnosis"].notna().all()
     assert (own.folder / f"online-{version[2].digest}.db").exists()
