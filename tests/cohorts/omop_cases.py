@@ -14,7 +14,7 @@ from e2i_dagster.cohorts.omop.domains import TABLES
 Tables = dict[str, list[dict[str, Any]]]
 
 
-def write_folder(folder: Path, tables: Tables, file_format: str = "parquet") -> Path:
+def write_folder(folder: Path, tables: Tables, file_format: str = "csv") -> Path:
     """The given tables as files, with every column that is read."""
     folder.mkdir(parents=True, exist_ok=True)
     for table, records in tables.items():
@@ -137,4 +137,4 @@ def rule(name: str, *criteria: dict[str, Any], **more: Any) -> dict[str, Any]:
 def cohort_of(folder: Path, tables: Tables, **parts: Any) -> OmopCohort:
     """The cohort of an expression with the given parts."""
     primary = parts.pop("primary", ())
-    return build(expression(*primary, **parts), write_folder(folder, tables))
+    return build(expression(*primary, **parts), write_folder(folder, tables, "parquet"))
