@@ -17,6 +17,7 @@ import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,8 +78,9 @@ def current(url: str) -> str | None:
         return _current(connection)
 
 
+@cache
 def head() -> str:
-    """The newest revision."""
+    """The newest revision of this installation."""
     from alembic.script import ScriptDirectory
 
     found = ScriptDirectory(str(MIGRATIONS)).get_current_head()
