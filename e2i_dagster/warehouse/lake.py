@@ -84,7 +84,7 @@ class Lake:
             ) from error
 
     def read_frame(self, paths: Sequence[str]) -> pd.DataFrame:
-        """The rows of all ``paths`` (relative to the lake), in the order of the paths."""
+        """The rows of all ``paths`` (relative to the lake), in the order of the paths; text as ``string[pyarrow]``."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -92,7 +92,9 @@ class Lake:
         for path in paths:
             with (self.root / path).open("rb") as stream:
                 tables.append(pq.ParquetFile(stream).read())
-        return pa.concat_tables(tables, promote_options="permissive").combine_chunks().to_pandas()
+        rows = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+        with pd.option_context("mode.string_storage", "pyarrow"):
+            return rows.to_pandas()
 
     def scan(self, paths: Sequence[str]) -> Any:
         """A Narwhals lazy frame over all ``paths``, executed by DuckDB when collected."""
