@@ -29,6 +29,8 @@ def test_cohort_after_a_blocked_table_is_refused_until_the_delivery_is_corrected
     refused = pipeline.run("build_cohorts", partition=COHORT)
 
     assert not refused.success
+    kinds = {event.event_type_value for event in refused.all_events}
+    assert "STEP_FAILURE" in kinds and "STEP_UP_FOR_RETRY" not in kinds, "a verdict is never retried"
     text = said(refused)
     assert "table patient_journeys" in text and "order" in text and "ingestion_timestamp" in text
     assert "e2i load" in text and "docs/rules" in text
@@ -45,13 +47,6 @@ def test_cohort_after_a_blocked_table_is_refused_until_the_delivery_is_corrected
     # The definition was made by the refused run and is not made again.
     states = {row["stage"]: row["state"] for row in pipeline.rows("SELECT stage, state FROM ml_stage_states")}
     assert states["cohort_definition"] == "reused" and states["cohort"] == "executed"
-
-
-def test_a_verdict_is_never_retried(pipeline, delivery, drawn):
-    pipeline.load(delivery(*PATIENTS, patient_journeys=late_sources(drawn["patient_journeys"])), *PATIENTS)
-    refused = pipeline.run("build_cohorts", partition=COHORT)
-    kinds = {event.event_type_value for event in refused.all_events}
-    assert "STEP_FAILURE" in kinds and "STEP_UP_FOR_RETRY" not in kinds
 
 
 def test_version_that_was_never_checked_is_refused(pipeline, delivery):

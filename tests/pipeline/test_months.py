@@ -25,15 +25,28 @@ def counts(events: pd.DataFrame) -> dict[str, int]:
     }
 
 
-def test_one_bad_month_is_withheld_and_named_and_the_good_ones_stand(pipeline, delivery, drawn):
+@pytest.fixture(scope="module")
+def good_load(load_once):
+    """A good delivery of events was loaded."""
+    loaded = load_once(*EVENTS)
+    assert loaded.result.success, said(loaded.result)
+    return loaded
+
+
+@pytest.fixture
+def after_load(go_on, good_load):
+    """The test's own pipeline after that."""
+    return go_on(good_load)
+
+
+def test_one_bad_month_is_withheld_and_named_and_the_good_ones_stand(after_load, delivery, drawn):
+    pipeline = after_load
     events = drawn["treatment_events"]
-    first = pipeline.load(delivery(*EVENTS), *EVENTS)
-    assert first.success, said(first)
     before = pipeline.versions("treatment_events")
     assert list(before) == list(MONTHS)
 
     changed = spoiled(events.assign(cost=events["cost"] + 1), "2024-01")
-    result = pipeline.load(delivery(treatment_events=changed), *EVENTS)
+    result = pipeline.load(delivery(*EVENTS, treatment_events=changed), *EVENTS)
 
     assert not result.success
     text = said(result)
@@ -95,12 +108,11 @@ def test_range_over_new_year_keeps_the_same_month_of_two_years_apart(pipeline, d
     assert list(pipeline.versions("quality/treatment_events")) == list(stored)
 
 
-def test_one_month_alone_changes_no_other(pipeline, delivery, drawn):
+def test_one_month_alone_changes_no_other(after_load, delivery, drawn):
+    pipeline = after_load
     events = drawn["treatment_events"]
-    first = pipeline.load(delivery(*EVENTS), *EVENTS)
-    assert first.success, said(first)
     before = pipeline.versions("treatment_events")
-    folder = delivery(treatment_events=events.assign(cost=events["cost"] + 1))
+    folder = delivery(*EVENTS, treatment_events=events.assign(cost=events["cost"] + 1))
     result = pipeline.run(
         "load_and_qc", partition="2023-12", assets=["source_files", "treatment_events"], folder=folder
     )
@@ -109,11 +121,10 @@ def test_one_month_alone_changes_no_other(pipeline, delivery, drawn):
     assert {month for month in MONTHS if after[month].digest != before[month].digest} == {"2023-12"}
 
 
-def test_stop_between_write_and_switch_leaves_the_old_version_readable(pipeline, delivery, drawn):
+def test_stop_between_write_and_switch_leaves_the_old_version_readable(after_load, delivery, drawn):
     from e2i_dagster.warehouse.lake import Lake
 
-    first = pipeline.load(delivery(*EVENTS), *EVENTS)
-    assert first.success, said(first)
+    pipeline = after_load
     old = pipeline.stored("treatment_events", "2024-01")
     # The new file is complete in the lake; the process ended before the ledger named it.
     written = Lake(str(pipeline.lake)).write("treatment_events", "2024-01", old.assign(cost=0.0))
@@ -122,8 +133,8 @@ def test_stop_between_write_and_switch_leaves_the_old_version_readable(pipeline,
     # The next run takes up the written file instead of stumbling over it.
     events = drawn["treatment_events"]
     of_month = events["event_date"].dt.strftime("%Y-%m") == "2024-01"
-    folder = delivery(treatment_events=events.assign(cost=events["cost"].mask(of_month, 0.0)))
-    assert pipeline.load(folder, *EVENTS).success
+    changed = events.assign(cost=events["cost"].mask(of_month, 0.0))
+    assert pipeline.load(delivery(*EVENTS, treatment_events=changed), *EVENTS).success
     assert pipeline.versions("treatment_events")["2024-01"].digest == written.digest
     assert not list(pipeline.lake.rglob("*.part")), "half a file stayed behind"
 

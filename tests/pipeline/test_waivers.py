@@ -50,13 +50,24 @@ def checks_of(result):
     }
 
 
-@pytest.fixture
-def blocked(pipeline, delivery, drawn):
+@pytest.fixture(scope="module")
+def sparse_load(load_once, drawn):
     """A sparse delivery was loaded, and the gate blocked it."""
-    folder = delivery(*PATIENTS, patient_journeys=sparse(drawn["patient_journeys"]))
-    result = pipeline.load(folder, *PATIENTS)
-    assert not result.success
-    return result
+    loaded = load_once(*PATIENTS, patient_journeys=sparse(drawn["patient_journeys"]))
+    assert not loaded.result.success
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def pipeline_at_rest(go_on_together, sparse_load):
+    """A pipeline after that, for tests that change nothing."""
+    return go_on_together(sparse_load)
+
+
+@pytest.fixture
+def blocked(go_on, sparse_load):
+    """The test's own pipeline after that."""
+    return go_on(sparse_load)
 
 
 def test_after_a_waiver_the_run_goes_on_from_failure_without_raw_data_being_made_again(
@@ -105,7 +116,8 @@ def test_after_a_waiver_the_run_goes_on_from_failure_without_raw_data_being_made
     assert state["state"] == "executed" and REASON in state["reason"]
 
 
-def test_a_waiver_holds_across_runs_until_it_expires(pipeline, blocked):
+def test_a_waiver_holds_across_runs_until_it_expires(blocked):
+    pipeline = blocked
     refused = pipeline.run("build_cohorts", partition=COHORT)
     assert not refused.success
     assert f"e2i gate waive patient_journeys --partition all --rule {RULE}" in said(refused)
@@ -131,11 +143,12 @@ def test_a_waiver_holds_across_runs_until_it_expires(pipeline, blocked):
     assert not refused.success and "expired" in said(refused)
 
 
-def test_a_new_delivery_is_not_covered_and_a_good_one_loses_the_mark(pipeline, blocked, delivery, drawn):
+def test_a_new_delivery_is_not_covered_and_a_good_one_loses_the_mark(blocked, delivery, drawn):
+    pipeline = blocked
     assert waive(pipeline).success
     assert pipeline.run("build_cohorts", partition=COHORT).success
     worse = sparse(drawn["patient_journeys"]).assign(disease_severity=None)
-    assert not pipeline.load(delivery(patient_journeys=worse), *PATIENTS).success
+    assert not pipeline.load(delivery(*PATIENTS, patient_journeys=worse), *PATIENTS).success
     assert not pipeline.run("build_cohorts", partition=COHORT).success
     assert pipeline.load(delivery(patient_journeys=drawn["patient_journeys"]), *PATIENTS).success
     assert pipeline.run("build_cohorts", partition=COHORT).success
@@ -159,30 +172,7 @@ def test_a_new_delivery_is_not_covered_and_a_good_one_loses_the_mark(pipeline, b
         ({"days": 1000}, "1 to 90 days"),
     ],
 )
-def test_what_cannot_be_waived_is_refused_with_its_reason(pipeline, checked_state, changed, told):
-    result = waive(checked_state, **changed)
+def test_what_cannot_be_waived_is_refused_with_its_reason(pipeline_at_rest, changed, told):
+    result = waive(pipeline_at_rest, **changed)
     assert not result.success and told in said(result)
-    assert not checked_state.rows("SELECT * FROM ml_gate_waivers")
-
-
-@pytest.fixture(name="checked_state")
-def _checked_state(pipeline):
-    """One version with a blocking verdict in the ledger, without a load."""
-    from e2i_dagster.quality import current_quality_policy, ruleset_hash
-    from e2i_dagster.quality.gate import BlockedRule, GateVerdict, _row, _store
-    from e2i_dagster.warehouse import ledger
-
-    ledger.record(pipeline.warehouse, ledger.DataVersion("patient_journeys", None, "a" * 32, 1))
-    verdict = GateVerdict(
-        table="patient_journeys",
-        partition="all",
-        digest="a" * 32,
-        ruleset_hash=ruleset_hash(current_quality_policy(), "patient_journeys"),
-        verdict="failed",
-        blocking=True,
-        rules=(BlockedRule(RULE, None, None, "0.71 is below its floor 0.80"),),
-        judged_at=dt.datetime.now(dt.UTC),
-    )
-    with pipeline.warehouse.begin() as connection:
-        _store(connection, [_row(verdict)])
-    return pipeline
+    assert not pipeline_at_rest.rows("SELECT * FROM ml_gate_waivers")
