@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import pandas as pd
@@ -83,41 +83,53 @@ def lint(
 
 def run_examples(definition: CohortDefinition) -> pd.DataFrame:
     """The verdict of each example: name, expected, found (``in``, ``pending`` or the failed rules)."""
+    together: dict[Any, list[int]] = {}
+    for number, example in enumerate(definition.examples):
+        together.setdefault(_kinds(definition, example), []).append(number)
+    found = {number: said for numbers in together.values() for number, said in _verdicts(definition, numbers)}
     rows = []
     for number, example in enumerate(definition.examples):
-        values = dict.fromkeys(definition.required_fields) | example.patient
-        values |= {"patient_id": f"example {number}", "patient_journey_id": f"example {number}"}
-        frame = pd.DataFrame({name: pd.Series([value], dtype=object) for name, value in values.items()})
-        cohort = build_cohort(
-            definition,
-            frame,
-            _example_events(definition, example, number),
-            observation_periods=_example_periods(example, number),
-            data_end=example.data_end,
-        )
-        # With several index dates the patient is in when one of them is.
-        found = "in" if cohort.eligible_count else str(cohort.reasons["words"].iloc[0])
-        if len(cohort.pending):
-            found = "pending"
         expected = "; ".join(
             rule.name for rule in definition.rules if rule.name in example.failed_rules
         ) or str(example.expect)
-        rows.append({"name": example.name, "expected": expected, "found": found})
+        rows.append({"name": example.name, "expected": expected, "found": found[number]})
     return pd.DataFrame(rows, columns=["name", "expected", "found"])
 
 
-def _example_events(definition: CohortDefinition, example: CohortExample, number: int) -> pd.DataFrame | None:
-    if not definition.reads_events:
-        return None
-    rows = [{"patient_id": f"example {number}", **event} for event in example.events]
-    return pd.DataFrame(rows, columns=list(definition.event_fields), dtype=object)
+def _kinds(definition: CohortDefinition, example: CohortExample) -> Any:
+    """Examples for which this is the same fit into one frame: each column is of one kind, as for one alone."""
+    values = dict.fromkeys(definition.required_fields) | example.patient
+    of_rows = (
+        frozenset((name, type(value)) for row in rows for name, value in row.items())
+        for rows in ([values], example.events, example.observation_periods)
+    )
+    return example.data_end, *of_rows
 
 
-def _example_periods(example: CohortExample, number: int) -> pd.DataFrame | None:
-    if not example.observation_periods:
-        return None
-    rows = [{"patient_id": f"example {number}", **period} for period in example.observation_periods]
-    return pd.DataFrame(rows, dtype=object)
+def _verdicts(definition: CohortDefinition, numbers: Sequence[int]) -> Iterable[tuple[int, str]]:
+    """What the definition says of the examples with these numbers, which are of the same kinds."""
+    examples = {f"example {number}": definition.examples[number] for number in numbers}
+    nothing = dict.fromkeys(definition.required_fields)
+    patients = [
+        nothing | example.patient | {"patient_id": key, "patient_journey_id": key}
+        for key, example in examples.items()
+    ]
+    events = [{"patient_id": key, **row} for key, one in examples.items() for row in one.events]
+    periods = [{"patient_id": key, **row} for key, one in examples.items() for row in one.observation_periods]
+    cohort = build_cohort(
+        definition,
+        pd.DataFrame(patients, dtype=object),
+        pd.DataFrame(events, columns=list(definition.event_fields), dtype=object)
+        if definition.reads_events
+        else None,
+        observation_periods=pd.DataFrame(periods, dtype=object) if periods else None,
+        data_end=definition.examples[numbers[0]].data_end,
+    )
+    # With several index dates the patient is in when one of them is.
+    words = cohort.reasons.drop_duplicates("patient_id").set_index("patient_id")["words"]
+    eligible, pending = set(cohort.eligible["patient_id"]), set(cohort.pending["patient_id"])
+    for number, key in zip(numbers, examples, strict=True):
+        yield number, "pending" if key in pending else "in" if key in eligible else str(words[key])
 
 
 def _examples(definition: CohortDefinition) -> Iterable[Finding]:
