@@ -377,31 +377,35 @@ def _wait_healthy(
     limit = policy.deployment.start_timeout_seconds
     failure = Path(candidate["failure"])
     told = began
-    while True:
-        if failure.exists() and (why := failure.read_text(encoding="utf-8")):
-            raise DeploymentError(f"{release.tag} could not start: {why}")
-        alive = control.ask("alive", check=False)
-        if not alive["ok"]:
-            raise DeploymentError(
-                f"{release.tag} ended while it started (exit code {alive['code']}). Its log is {log}."
-            )
-        # Until the worker accepts, a connection waits or is refused: both mean "not yet".
-        with contextlib.suppress(httpx.TransportError):
-            answer = httpx.get(f"http://127.0.0.1:{candidate['port']}/health", timeout=2)
-            if answer.status_code == 200 and answer.headers["content-type"].startswith("application/json"):
-                found = answer.json()
-                if found.get("status") == "healthy" and found.get("release") == release.version:
-                    say(f"{release.tag} is healthy after {time.monotonic() - began:.1f} s")
-                    return
-        if time.monotonic() - began > limit:
-            raise DeploymentError(
-                f"{release.tag} was not healthy within {limit:g} s (start_timeout_seconds in "
-                f"config/serving.yaml). Its log is {log}."
-            )
-        if time.monotonic() - told > 5:
-            told = time.monotonic()
-            say(f"waiting for {release.tag}: {told - began:.0f} of at most {limit:g} s")
-        time.sleep(0.1)
+    # One client for all questions: each new one reads the certificates of every authority.
+    with httpx.Client(base_url=f"http://127.0.0.1:{candidate['port']}", timeout=2) as client:
+        while True:
+            if failure.exists() and (why := failure.read_text(encoding="utf-8")):
+                raise DeploymentError(f"{release.tag} could not start: {why}")
+            alive = control.ask("alive", check=False)
+            if not alive["ok"]:
+                raise DeploymentError(
+                    f"{release.tag} ended while it started (exit code {alive['code']}). Its log is {log}."
+                )
+            # Until the worker accepts, a connection waits or is refused: both mean "not yet".
+            with contextlib.suppress(httpx.TransportError):
+                answer = client.get("/health")
+                if answer.status_code == 200 and answer.headers["content-type"].startswith(
+                    "application/json"
+                ):
+                    found = answer.json()
+                    if found.get("status") == "healthy" and found.get("release") == release.version:
+                        say(f"{release.tag} is healthy after {time.monotonic() - began:.1f} s")
+                        return
+            if time.monotonic() - began > limit:
+                raise DeploymentError(
+                    f"{release.tag} was not healthy within {limit:g} s (start_timeout_seconds in "
+                    f"config/serving.yaml). Its log is {log}."
+                )
+            if time.monotonic() - told > 5:
+                told = time.monotonic()
+                say(f"waiting for {release.tag}: {told - began:.0f} of at most {limit:g} s")
+            time.sleep(0.1)
 
 
 def _compare(

@@ -128,9 +128,13 @@ GOOD = {
 }
 
 
+#: One for all questions, because each new one reads the certificates of every authority; it keeps no connection.
+HTTP = httpx.Client(timeout=10, limits=httpx.Limits(max_keepalive_connections=0))
+
+
 def ask(live: Live, body: Any, path: str = "/predict", **headers: str) -> httpx.Response:
     content = body if isinstance(body, str | bytes) else json.dumps(body)
-    return httpx.post(live.deployment.url + path, content=content, headers=headers, timeout=10)
+    return HTTP.post(live.deployment.url + path, content=content, headers=headers)
 
 
 def problems(response: httpx.Response) -> dict[str, str]:
@@ -362,13 +366,13 @@ def test_health_models_metrics_and_openapi(live: Live) -> None:
         ask(live, {"features": GOOD})
     ask(live, {"features": {}})
     url = live.deployment.url
-    health = httpx.get(f"{url}/health")
+    health = HTTP.get(f"{url}/health")
     assert health.status_code == 200
     assert health.json()["status"] == "healthy"
     assert health.json()["release"] == live.release.version
     assert health.json()["models"][0]["error_rate"] == 0
-    assert httpx.get(f"{url}/models").json()["models"][0]["classes"] == [0, 1]
-    metrics = httpx.get(f"{url}/metrics").text
+    assert HTTP.get(f"{url}/models").json()["models"][0]["classes"] == [0, 1]
+    metrics = HTTP.get(f"{url}/metrics").text
     assert f'e2i_model_health_status{{model_name="{MODEL}"' in metrics
     for name in (
         "e2i_model_requests_total",
@@ -377,7 +381,7 @@ def test_health_models_metrics_and_openapi(live: Live) -> None:
     ):
         assert f"{name}{{" in metrics
     assert 'code="unknown_model",model_name="none"' in metrics or "e2i-other" not in metrics
-    document = httpx.get(f"{url}/openapi.json").json()
+    document = HTTP.get(f"{url}/openapi.json").json()
     assert {"/predict", "/predict_batch", f"/{MODEL}/predict", "/health"} <= set(document["paths"])
     reference = document["paths"][f"/{MODEL}/predict"]["post"]["requestBody"]["content"]["application/json"]
     body = document["components"]["schemas"][reference["schema"]["$ref"].rsplit("/", 1)[1]]
