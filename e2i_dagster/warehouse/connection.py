@@ -18,7 +18,7 @@ from sqlalchemy import exc
 from e2i_dagster.config.environment import database_url
 from e2i_dagster.errors import ConfigError, UnavailableError
 from e2i_dagster.warehouse.roles import ROLE_NAMES, Role, taking_on
-from e2i_dagster.warehouse.server import DATABASE, ensure_server
+from e2i_dagster.warehouse.server import DATABASE, Server, ensure_server
 
 _DRIVER = "postgresql+psycopg"
 _CONNECT_SECONDS = 10
@@ -41,9 +41,11 @@ def connect_url(role: Role = "app", database: str = DATABASE) -> str:
     """
     if role not in ROLE_NAMES:
         raise ConfigError(f"There is no role {role!r}. Use one of: {', '.join(ROLE_NAMES)}.")
+    # Asked once: to look whether it is up, the server begins a process.
+    server = ensure_server() if database_url() is None else None
     if database == DATABASE:
-        _ensure_migrated()
-    return _text(_url(role, database))
+        _ensure_migrated(server)
+    return _text(_url(role, database, server))
 
 
 def engine(role: Role = "app", database: str = DATABASE) -> sa.Engine:
@@ -177,11 +179,11 @@ def _engine(url: str) -> sa.Engine:
         return _engines[key]
 
 
-def _ensure_migrated() -> None:
+def _ensure_migrated(server: Server | None = None) -> None:
     """Migrate the warehouse if this process has not yet seen that it is up to date."""
     from e2i_dagster.warehouse import schema
 
-    url = _text(_url("login", DATABASE))
+    url = _text(_url("login", DATABASE, server))
     key = (os.getpid(), url)
     if key in _migrated:
         return
@@ -195,11 +197,11 @@ def _ensure_migrated() -> None:
         _migrated.add(key)
 
 
-def _url(role: str, database: str) -> sa.URL:
-    """Address for ``role``; ``login`` is whoever migrates."""
+def _url(role: str, database: str, server: Server | None = None) -> sa.URL:
+    """Address for ``role``; ``login`` is whoever migrates. ``server``: the embedded one, if it is known to be up."""
     given = database_url()
     if given is None:
-        server = ensure_server()
+        server = server or ensure_server()
         return sa.URL.create(
             _DRIVER,
             username=ROLE_NAMES["owner" if role == "login" else role],
