@@ -12,6 +12,23 @@ from e2i_dagster.config.cohort import read_cohort
 from e2i_dagster.config.environment import CHECKOUT
 
 CSU, PNH = "remibrutinib_csu", "fabhalta_pnh"
+EVENT_FILES = ("treatment_events", "engagement_events", "outcome_events")
+#: Of the events two months are loaded, on both sides of New Year.
+EVENT_MONTHS = ("2023-12", "2024-01")
+
+
+@pytest.fixture(scope="module")
+def patients_load(load_once):
+    """Patients were loaded and judged, without events."""
+    loaded = load_once(*PATIENTS)
+    assert loaded.result.success, said(loaded.result)
+    return loaded
+
+
+@pytest.fixture
+def with_patients(go_on, patients_load):
+    """The test's own pipeline after that."""
+    return go_on(patients_load)
 
 
 @pytest.fixture
@@ -45,8 +62,8 @@ def check_of(result, name):
     return found
 
 
-def test_only_what_changed_is_built_again_and_a_version_is_one_set_of_rules(pipeline, delivery, edited):
-    assert pipeline.load(delivery(*PATIENTS), *PATIENTS).success
+def test_only_what_changed_is_built_again_and_a_version_is_one_set_of_rules(with_patients, edited):
+    pipeline = with_patients
     for cohort in (CSU, PNH):
         first, states = built(pipeline, cohort)
         assert first.success, said(first)
@@ -90,7 +107,8 @@ def test_only_what_changed_is_built_again_and_a_version_is_one_set_of_rules(pipe
     assert not lint.passed, "the examples expect the old rule"
 
 
-def test_every_index_date_of_a_journey_is_built_and_recorded(pipeline, delivery, edited):
+def test_every_index_date_of_a_journey_is_built_and_recorded(with_patients, delivery, edited):
+    pipeline = with_patients
     folder = delivery(*PATIENTS, *EVENT_FILES)
     edited(
         CSU,
@@ -101,7 +119,7 @@ def test_every_index_date_of_a_journey_is_built_and_recorded(pipeline, delivery,
         ),
         version=("version: 1.0.0", "version: 2.0.0"),
     )
-    assert pipeline.load(folder, *PATIENTS, *EVENT_FILES).success
+    assert pipeline.load(folder, *PATIENTS, *EVENT_FILES, months=EVENT_MONTHS).success
     done, _ = built(pipeline, CSU)
     assert done.success, said(done)
     wanted = {
@@ -134,10 +152,8 @@ def test_every_index_date_of_a_journey_is_built_and_recorded(pipeline, delivery,
     assert compare(again, again).unchanged
 
 
-EVENT_FILES = ("treatment_events", "engagement_events", "outcome_events")
-
-
-def test_a_definition_on_events_reads_checked_events_and_delivered_periods(pipeline, delivery, edited):
+def test_a_definition_on_events_reads_checked_events_and_delivered_periods(with_patients, delivery, edited):
+    pipeline = with_patients
     folder = delivery(*PATIENTS, *EVENT_FILES)
     journeys = pd.read_csv(folder / "patient_journeys.csv", dtype="string[pyarrow]")
     patients = sorted(journeys["patient_id"].unique())
@@ -154,18 +170,17 @@ def test_a_definition_on_events_reads_checked_events_and_delivered_periods(pipel
         ),
         version=("version: 1.0.0", "version: 2.0.0"),
     )
-    loaded = pipeline.load(folder, *PATIENTS, "observation_periods")
-    assert loaded.success, said(loaded)
     without, states = built(pipeline, CSU)
     assert states["cohort"] == "failed"
     assert "treatment_events, engagement_events, outcome_events: never loaded" in said(without)
 
-    assert pipeline.load(folder, "patient_journeys", *EVENT_FILES, checked=False).success
+    assert pipeline.load(folder, "patient_journeys", *EVENT_FILES, months=EVENT_MONTHS, checked=False).success
     unchecked, states = built(pipeline, CSU)
     assert states["cohort"] == "blocked"
     assert "treatment_events" in said(unchecked)
 
-    assert pipeline.load(folder, *PATIENTS, *EVENT_FILES, "observation_periods").success
+    tables = (*PATIENTS, *EVENT_FILES, "observation_periods")
+    assert pipeline.load(folder, *tables, months=EVENT_MONTHS).success
     done, states = built(pipeline, CSU)
     assert states["cohort"] == "executed", said(done)
     rows = pipeline.rows(

@@ -49,7 +49,9 @@ def test_cohort_after_a_blocked_table_is_refused_until_the_delivery_is_corrected
     assert states["cohort_definition"] == "reused" and states["cohort"] == "executed"
 
 
-def test_version_that_was_never_checked_is_refused(pipeline, delivery):
+def test_version_that_was_never_checked_is_refused_and_an_older_verdict_does_not_cover_it(
+    pipeline, delivery, drawn
+):
     assert pipeline.load(delivery(*PATIENTS), *PATIENTS, checked=False).success
     refused = pipeline.run("build_cohorts", partition=COHORT)
     assert not refused.success
@@ -57,8 +59,6 @@ def test_version_that_was_never_checked_is_refused(pipeline, delivery):
     assert "table patient_journeys" in text and "table patient_clinical" in text
     assert text.count(": not_checked:") == 2 and "Next: run `e2i load`" in text
 
-
-def test_new_unchecked_version_is_not_covered_by_the_verdict_on_the_old_one(pipeline, delivery, drawn):
     assert pipeline.load(delivery(*PATIENTS), *PATIENTS).success
     assert pipeline.run("build_cohorts", partition=COHORT).success
     changed = drawn["patient_journeys"].assign(gender="F")
