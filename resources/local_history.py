@@ -1,8 +1,9 @@
 """Dagster's history in SQLite, as Dagster keeps it, over engines that last.
 
-Dagster's own storage makes a new SQLAlchemy engine for every event, and every new engine compiles its statements
-again; events that Dagster hands over together it writes one by one. A run over three years of months writes
-thousands of events. Files and tables are Dagster's own: an instance with its own storage reads the same history.
+Dagster's own storage makes a new SQLAlchemy engine for every event: each compiles its statements again, and closing
+its connection, the last one to the database, waits for the disk. Events that Dagster hands over together it writes
+one by one. A run over three years of months writes thousands of events. Files and tables are Dagster's own: an
+instance with its own storage reads the same history.
 """
 
 import os
