@@ -2,16 +2,19 @@
 
 import json
 import os
+import re
 import shutil
-import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import yaml
 from click.testing import CliRunner
 from foreign_delivery import BRAND, COHORT, foreign_tables, write_foreign
 
+import e2i_dagster
 from e2i_dagster.config.environment import CHECKOUT
 from e2i_dagster.config.mapping import ImportMapping
 from e2i_dagster.config.quality import QualityPolicy
@@ -29,21 +32,9 @@ NOT_DELIVERED = {
     "treatment_events": ["hcp_id", "data_source"],
 }  # fmt: skip
 
-RUN = """
-import json, sys
-from e2i_dagster.commands.launch import failure_text, launch
-from sensors.plan import PlannedRun
-folder = sys.argv[1]
-done = []
-for planned, config in (
-    (PlannedRun("load_and_qc", "2024-11", "2024-12"),
-     {"source_files": {"folder": folder, "mapping": folder + "/mapping.yaml"}}),
-    (PlannedRun("build_cohorts", "examplumab_migraine"), None),
-):
-    result = launch(planned.job, config, planned=planned, show=False)
-    done.append([result.success, "" if result.success else failure_text(result)])
-print(json.dumps(done))
-"""
+#: What reads the configuration when it is imported: the partitions of the code location, and all that has them.
+DEFINITIONS = "e2i_dagster.definitions"
+CODE_LOCATION = re.compile(rf"(assets|sensors|resources)(\..*)?|{re.escape(DEFINITIONS)}")
 
 
 @pytest.fixture
@@ -67,6 +58,21 @@ def own_config(tmp_path, monkeypatch) -> Path:
     (config / "cohorts" / "examplumab_migraine.yaml").write_text(COHORT, encoding="utf-8")
     monkeypatch.setenv("E2I_CONFIG", str(config))
     return config
+
+
+@pytest.fixture
+def own_code_location(own_config, tmp_path, monkeypatch) -> Iterator[None]:
+    """The code location as a new process would import it with that configuration, and a lake of its own."""
+    monkeypatch.setenv("E2I_LAKE", str(tmp_path / "lake"))
+    before = {name: sys.modules.pop(name) for name in filter(CODE_LOCATION.fullmatch, list(sys.modules))}
+    # `launch` sets variables for the rest of its process.
+    with patch.dict(os.environ):
+        yield
+    for name in filter(CODE_LOCATION.fullmatch, list(sys.modules)):
+        del sys.modules[name]
+    sys.modules.update(before)
+    if DEFINITIONS in before:
+        setattr(e2i_dagster, DEFINITIONS.rpartition(".")[2], before[DEFINITIONS])
 
 
 def test_the_proposal_finds_tables_columns_and_dates(tmp_path):
@@ -203,25 +209,24 @@ def test_the_command_writes_once_and_says_what_the_rules_find(tmp_path, own_conf
     assert rules["monthly_migraine_days"]["rows_true"] == str(many)
 
 
-def test_load_quality_and_cohort_with_configuration_only(tmp_path, own_config, database):
+def test_load_quality_and_cohort_with_configuration_only(tmp_path, own_config, database, own_code_location):
     """From the supplier's folder to a cohort: checked against the supplier's own table, by hand."""
+    from e2i_dagster.commands.launch import failure_text, launch
+    from sensors.plan import PlannedRun
+
     folder = write_foreign(tmp_path / "in")
     proposal = yaml.safe_load(mapping_yaml(check_folder(folder, load_vocabulary(own_config))))
     # What the proposal asked a person: what RX is.
     proposal["tables"]["treatment_events"]["values"] = {"event_type": {"RX": "prescription"}}
-    (folder / "mapping.yaml").write_text(yaml.safe_dump(proposal), encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, str(folder)],
-        env={**os.environ, "E2I_LAKE": str(tmp_path / "lake"), "PYTHONPATH": str(CHECKOUT)},
-        cwd=CHECKOUT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=250,
-    )
-    assert done.returncode == 0, done.stderr
-    for succeeded, said in json.loads(done.stdout.splitlines()[-1]):
-        assert succeeded, said
+    mapping = folder / "mapping.yaml"
+    mapping.write_text(yaml.safe_dump(proposal), encoding="utf-8")
+    files = {"source_files": {"folder": str(folder), "mapping": str(mapping)}}
+    for planned, config in (
+        (PlannedRun("load_and_qc", "2024-11", "2024-12"), files),
+        (PlannedRun("build_cohorts", "examplumab_migraine"), None),
+    ):
+        result = launch(planned.job, config, planned=planned, show=False)
+        assert result.success, failure_text(result)
 
     tables = foreign_tables()
     rows = tables["episodes"].merge(tables["episode_findings"], on="EpisodeNo", validate="one_to_one")
