@@ -659,6 +659,7 @@ class AnalysisPolicy(PolicyModel):
     Attributes:
         minimum_per_arm: observed units per arm of any comparison (also within a subgroup).
         forest_minimum_per_arm, twin_minimum_per_arm: units per arm of the forest of effects, and of the twin's.
+        twin_trees: trees of the twin's forest.
         missing_difference_p, covariate_difference_p: a note is added when the arms differ this clearly in missing
             outcomes, or in the covariate.
     """
@@ -666,6 +667,7 @@ class AnalysisPolicy(PolicyModel):
     minimum_per_arm: int = Field(ge=2)
     forest_minimum_per_arm: int = Field(ge=30)
     twin_minimum_per_arm: int = Field(ge=30)
+    twin_trees: int = Field(ge=4, multiple_of=4)
     missing_difference_p: float = Field(gt=0, lt=1)
     covariate_difference_p: float = Field(gt=0, lt=1)
 

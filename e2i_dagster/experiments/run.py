@@ -183,7 +183,9 @@ def simulate_and_record(
     """Simulate the twin of ``spec`` on the patients that models may learn from, and record it."""
     store.register(connection, spec, actor=actor)
     frame = twin_rows(spec, training_frame, splits, scopes)
-    simulation = simulate_twin(spec, frame, least_per_arm=policy.analysis.twin_minimum_per_arm)
+    simulation = simulate_twin(
+        spec, frame, least_per_arm=policy.analysis.twin_minimum_per_arm, trees=policy.analysis.twin_trees
+    )
     record_simulation(connection, simulation, actor=actor)
     return simulation
 

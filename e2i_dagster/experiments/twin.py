@@ -128,7 +128,7 @@ def twin_rows(
 
 
 def simulate_twin(
-    spec: ExperimentSpec, frame: pd.DataFrame, *, least_per_arm: int, outcome: str = "label", trees: int = 400
+    spec: ExperimentSpec, frame: pd.DataFrame, *, least_per_arm: int, trees: int, outcome: str = "label"
 ) -> TwinSimulation:
     """Fit the forest on ``frame`` and simulate the experiment of ``spec`` on twins drawn from it.
 

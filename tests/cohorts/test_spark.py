@@ -26,6 +26,9 @@ def spark():
         "spark.sql.codegen.factoryMode": "NO_CODEGEN",
         "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
         "spark.sql.constraintPropagation.enabled": "false",
+        "spark.sql.subexpressionElimination.enabled": "false",
+        # The plan as text for a page that is not there: long, and made for each action.
+        "spark.sql.maxPlanStringLength": "100",
         "spark.driver.host": "127.0.0.1",
         "spark.sql.session.timeZone": "UTC",
     }

@@ -212,9 +212,9 @@ def test_a_harmful_intervention_is_never_deployed_and_too_few_rows_are_refused()
     harmful = observational(effect=-0.25)
     assert simulate_twin(spec, harmful, trees=48, least_per_arm=100).recommendation == "skip"
     with pytest.raises(InputError, match="it needs 100 with and without"):
-        simulate_twin(spec, observational(count=20), least_per_arm=100)
+        simulate_twin(spec, observational(count=20), trees=48, least_per_arm=100)
     with pytest.raises(InputError, match="no column severity"):
-        simulate_twin(spec, harmful.drop(columns="severity"), least_per_arm=100)
+        simulate_twin(spec, harmful.drop(columns="severity"), trees=48, least_per_arm=100)
 
 
 def test_a_twin_is_fitted_and_drawn_without_test_and_holdout_patients(warehouse, lifecycle):
@@ -224,11 +224,14 @@ def test_a_twin_is_fitted_and_drawn_without_test_and_holdout_patients(warehouse,
     splits = pd.DataFrame({"patient_id": frame["patient_id"], "split": ["train"] * 500 + ["validation"] * 200
                            + ["test"] * 150 + ["holdout"] * 50})  # fmt: skip
     other_outcomes = frame.assign(label=np.where(frame.index < 700, frame["label"], 1 - frame["label"]))
+    small = lifecycle.model_copy(
+        update={"analysis": lifecycle.analysis.model_copy(update={"twin_trees": 24})}
+    )
     with warehouse.begin() as connection:
         found, without = (
-            simulate_and_record(connection, spec, rows, splits, lifecycle, scopes=scopes, actor="carla")
+            simulate_and_record(connection, spec, rows, splits, small, scopes=scopes, actor="carla")
             for rows in (frame, other_outcomes)
         )
-    assert found.training_rows == 700
+    assert (found.training_rows, found.trees) == (700, 24)
     assert found.training_digest == without.training_digest
     assert found.ate == pytest.approx(without.ate, abs=1e-9)
