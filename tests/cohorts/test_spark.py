@@ -24,7 +24,9 @@ def spark():
         # A plan is run once on a few rows: compiling it would take longer than interpreting it.
         "spark.sql.codegen.wholeStage": "false",
         "spark.sql.codegen.factoryMode": "NO_CODEGEN",
-        "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+        "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC "
+        # Classes of the installed package: not verified again at each start.
+        "-XX:+UnlockDiagnosticVMOptions -XX:-BytecodeVerificationRemote",
         "spark.sql.constraintPropagation.enabled": "false",
         "spark.sql.subexpressionElimination.enabled": "false",
         # The plan as text for a page that is not there: long, and made for each action.

@@ -23,7 +23,7 @@ def quick():
 
 @pytest.fixture(scope="module")
 def linear_choice():
-    return select_algorithm(default_scope(), sample=rows(500))
+    return select_algorithm(default_scope(), sample=rows(500), policy=quick())
 
 
 def reason(choice, name):
