@@ -138,7 +138,8 @@ def _clone(template: str) -> tuple[str, str]:
 
     name = f"e2i_{secrets.token_hex(6)}"
     with connection._admin(connection._url("owner", DATABASE)) as admin:
-        admin.exec_driver_sql(f"CREATE DATABASE {name} TEMPLATE {template}")
+        # Copied as files: half the processor time of logging every block of a small database.
+        admin.exec_driver_sql(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
     return name, connection._text(connection._url("owner", name))
 
 
