@@ -165,9 +165,10 @@ def test_values_of_rejected_rows_appear_nowhere_in_the_run(pipeline, delivery, d
     assert events and not [text for text in events if canary in text]
     assert canary not in said(result) and canary not in caplog.text
     kept = {"load_rejects", "hcp_profiles", "patient_journeys"}
-    for (table,) in pipeline.warehouse.connect().exec_driver_sql(
+    for row in pipeline.rows(
         "SELECT table_name FROM information_schema.tables WHERE table_schema = current_schema()"
     ):
+        table = row["table_name"]
         if table not in kept:
             found = pipeline.rows(
                 f"SELECT count(*) AS n FROM \"{table}\" AS t WHERE t::text LIKE '%{canary}%'"
