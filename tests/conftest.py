@@ -66,8 +66,12 @@ def _together(nodeid: str) -> str:
 
 
 def pytest_configure() -> None:
-    """A test process imports much that stays; see the command line of the product."""
+    """Before any library is loaded: what makes several test processes on few cores get less into each other's way."""
+    # A test process imports much that stays; see the command line of the product.
     gc.set_threshold(10_000)
+    # Threads of the numerical libraries wait for each other by running.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
