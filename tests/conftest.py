@@ -2,7 +2,6 @@
 
 import gc
 import os
-import secrets
 import shutil
 import subprocess
 import tempfile
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from clones import clone
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -136,17 +136,6 @@ def template(state: Path) -> str:
     return name
 
 
-def _clone(template: str) -> tuple[str, str]:
-    from e2i_dagster.warehouse import connection
-    from e2i_dagster.warehouse.server import DATABASE
-
-    name = f"e2i_{secrets.token_hex(6)}"
-    with connection._admin(connection._url("owner", DATABASE)) as admin:
-        # Copied as files: half the processor time of logging every block of a small database.
-        admin.exec_driver_sql(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
-    return name, connection._text(connection._url("owner", name))
-
-
 @pytest.fixture
 def database(template: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[sa.Engine]:
     """The owner's engine for a migrated, empty warehouse of the test's own.
@@ -155,7 +144,7 @@ def database(template: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[sa.Engi
     """
     from e2i_dagster.warehouse import connection
 
-    name, url = _clone(template)
+    name, url = clone(template)
     monkeypatch.setenv("E2I_DATABASE_URL", url)
     yield connection.engine("owner")
     connection.dispose()

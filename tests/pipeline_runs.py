@@ -1,6 +1,5 @@
 """Runs of the code location in the process of the test."""
 
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,6 @@ MONTHS = ("2023-11", "2023-12", "2024-01", "2024-02")
 #: What is loaded for tests of months, and for tests of cohorts.
 EVENTS = ("hcp_profiles", "patient_journeys", "treatment_events")
 PATIENTS = ("hcp_profiles", "patient_journeys", "patient_clinical")
-
-
-def clone(database: str) -> tuple[str, str]:
-    """Name and owner's address of a new copy of ``database``, which nobody may be connected to."""
-    from e2i_dagster.warehouse import connection
-    from e2i_dagster.warehouse.server import DATABASE
-
-    name = f"e2i_{secrets.token_hex(6)}"
-    with connection._admin(connection._url("owner", DATABASE)) as admin:
-        admin.exec_driver_sql(f"CREATE DATABASE {name} TEMPLATE {database}")
-    return name, connection._text(connection._url("owner", name))
 
 
 class Pipeline:

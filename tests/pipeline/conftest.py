@@ -10,7 +10,8 @@ import dagster as dg
 import pandas as pd
 import pytest
 import sqlalchemy as sa
-from pipeline_runs import Pipeline, clone
+from clones import clone
+from pipeline_runs import Pipeline
 
 
 @pytest.fixture(scope="session")
