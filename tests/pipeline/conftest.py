@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import sqlalchemy as sa
 from clones import clone
-from pipeline_runs import Pipeline
+from pipeline_runs import Pipeline, said
 
 
 @pytest.fixture(scope="session")
@@ -90,6 +90,20 @@ def go_on(tmp_path: Path) -> Iterator[Callable[[Loaded], Pipeline]]:
     """The code location on the test's own copy of what a load left, with a new instance."""
     with ExitStack() as stack:
         yield lambda loaded: stack.enter_context(copy_of(loaded, tmp_path))
+
+
+@pytest.fixture(scope="module")
+def good_load(load_once: Callable[..., Loaded], request: pytest.FixtureRequest) -> Loaded:
+    """A good delivery of the tables that the module calls ``LOADED`` was loaded and judged."""
+    loaded = load_once(*request.module.LOADED)
+    assert loaded.result.success, said(loaded.result)
+    return loaded
+
+
+@pytest.fixture
+def after_load(go_on: Callable[[Loaded], Pipeline], good_load: Loaded) -> Pipeline:
+    """The test's own pipeline after that."""
+    return go_on(good_load)
 
 
 @contextmanager

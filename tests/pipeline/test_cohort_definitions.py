@@ -12,23 +12,10 @@ from e2i_dagster.config.cohort import read_cohort
 from e2i_dagster.config.environment import CHECKOUT
 
 CSU, PNH = "remibrutinib_csu", "fabhalta_pnh"
+LOADED = PATIENTS
 EVENT_FILES = ("treatment_events", "engagement_events", "outcome_events")
 #: Of the events two months are loaded, on both sides of New Year.
 EVENT_MONTHS = ("2023-12", "2024-01")
-
-
-@pytest.fixture(scope="module")
-def patients_load(load_once):
-    """Patients were loaded and judged, without events."""
-    loaded = load_once(*PATIENTS)
-    assert loaded.result.success, said(loaded.result)
-    return loaded
-
-
-@pytest.fixture
-def with_patients(go_on, patients_load):
-    """The test's own pipeline after that."""
-    return go_on(patients_load)
 
 
 @pytest.fixture
@@ -62,8 +49,8 @@ def check_of(result, name):
     return found
 
 
-def test_only_what_changed_is_built_again_and_a_version_is_one_set_of_rules(with_patients, edited):
-    pipeline = with_patients
+def test_only_what_changed_is_built_again_and_a_version_is_one_set_of_rules(after_load, edited):
+    pipeline = after_load
     for cohort in (CSU, PNH):
         first, states = built(pipeline, cohort)
         assert first.success, said(first)
@@ -107,8 +94,8 @@ def test_only_what_changed_is_built_again_and_a_version_is_one_set_of_rules(with
     assert not lint.passed, "the examples expect the old rule"
 
 
-def test_every_index_date_of_a_journey_is_built_and_recorded(with_patients, delivery, edited):
-    pipeline = with_patients
+def test_every_index_date_of_a_journey_is_built_and_recorded(after_load, delivery, edited):
+    pipeline = after_load
     folder = delivery(*PATIENTS, *EVENT_FILES)
     edited(
         CSU,
@@ -152,8 +139,8 @@ def test_every_index_date_of_a_journey_is_built_and_recorded(with_patients, deli
     assert compare(again, again).unchanged
 
 
-def test_a_definition_on_events_reads_checked_events_and_delivered_periods(with_patients, delivery, edited):
-    pipeline = with_patients
+def test_a_definition_on_events_reads_checked_events_and_delivered_periods(after_load, delivery, edited):
+    pipeline = after_load
     folder = delivery(*PATIENTS, *EVENT_FILES)
     journeys = pd.read_csv(folder / "patient_journeys.csv", dtype="string[pyarrow]")
     patients = sorted(journeys["patient_id"].unique())

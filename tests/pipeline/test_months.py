@@ -10,6 +10,8 @@ from e2i_dagster.config.environment import state_folder
 from e2i_dagster.errors import InputError
 from resources.lake import split_by_month
 
+LOADED = EVENTS
+
 
 def spoiled(events: pd.DataFrame, month: str, share: float = 0.3, value: str = "unheard_of") -> pd.DataFrame:
     """``events`` where a ``share`` of the rows of ``month`` has an unknown event type."""
@@ -23,20 +25,6 @@ def counts(events: pd.DataFrame) -> dict[str, int]:
     return {
         str(month): int(n) for month, n in events["event_date"].dt.strftime("%Y-%m").value_counts().items()
     }
-
-
-@pytest.fixture(scope="module")
-def good_load(load_once):
-    """A good delivery of events was loaded."""
-    loaded = load_once(*EVENTS)
-    assert loaded.result.success, said(loaded.result)
-    return loaded
-
-
-@pytest.fixture
-def after_load(go_on, good_load):
-    """The test's own pipeline after that."""
-    return go_on(good_load)
 
 
 def test_one_bad_month_is_withheld_and_named_and_the_good_ones_stand(after_load, delivery, drawn):
