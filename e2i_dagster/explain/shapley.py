@@ -27,6 +27,7 @@ _SMALL = 11
 _SHOWN = 20
 #: Rows for which permutation values are affordable.
 _PERMUTATION_ROWS = 50
+#: Rows whose values stand for a feature that is left out.
 _PERMUTATION_REFERENCES = 50
 
 
@@ -214,7 +215,7 @@ def _shap_values(
 
     references = shap.utils.sample(against, _PERMUTATION_REFERENCES, random_state=seed)
 
-    # A plain function: for shap's own masker Numba compiles ten seconds of code, for one second of work.
+    # A plain function: shap's own masker is compiled by Numba, which takes longer than these rows.
     def masked(shown: np.ndarray, row: np.ndarray) -> np.ndarray:
         return np.where(shown, row, references)
 

@@ -7,7 +7,6 @@ old one serves; whatever fails before leaves nothing behind.
 
 from __future__ import annotations
 
-import contextlib
 import getpass
 import time
 import uuid
@@ -47,6 +46,7 @@ from e2i_dagster.serving.state import (
 from e2i_dagster.serving.supervisor import new_colour_name
 
 if TYPE_CHECKING:
+    import httpx
     import pandas as pd
 
 #: Slot that a pipeline may deploy to; the way to the others is an approval.
@@ -387,16 +387,9 @@ def _wait_healthy(
                 raise DeploymentError(
                     f"{release.tag} ended while it started (exit code {alive['code']}). Its log is {log}."
                 )
-            # Until the worker accepts, a connection waits or is refused: both mean "not yet".
-            with contextlib.suppress(httpx.TransportError):
-                answer = client.get("/health")
-                if answer.status_code == 200 and answer.headers["content-type"].startswith(
-                    "application/json"
-                ):
-                    found = answer.json()
-                    if found.get("status") == "healthy" and found.get("release") == release.version:
-                        say(f"{release.tag} is healthy after {time.monotonic() - began:.1f} s")
-                        return
+            if _is_healthy(client, release):
+                say(f"{release.tag} is healthy after {time.monotonic() - began:.1f} s")
+                return
             if time.monotonic() - began > limit:
                 raise DeploymentError(
                     f"{release.tag} was not healthy within {limit:g} s (start_timeout_seconds in "
@@ -406,6 +399,20 @@ def _wait_healthy(
                 told = time.monotonic()
                 say(f"waiting for {release.tag}: {told - began:.0f} of at most {limit:g} s")
             time.sleep(0.1)
+
+
+def _is_healthy(client: httpx.Client, release: Release) -> bool:
+    """Whether the candidate says that it is healthy and serves this release."""
+    import httpx
+
+    try:
+        answer = client.get("/health")
+    except httpx.TransportError:  # until the worker accepts, a connection waits or is refused
+        return False
+    if answer.status_code != 200 or not answer.headers["content-type"].startswith("application/json"):
+        return False
+    found = answer.json()
+    return found.get("status") == "healthy" and found.get("release") == release.version
 
 
 def _compare(

@@ -553,6 +553,7 @@ def start_worker(holder: Application, folder: Path) -> None:
             "slot and stages."
         )
     settings = ColourSettings.model_validate_json(Path(path).read_bytes())
+    # What is imported for a model stays, as on the command line.
     gc.set_threshold(10_000)
     try:
         holder.runtime = Runtime(holder.manifest, folder, settings)

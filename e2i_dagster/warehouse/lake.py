@@ -84,7 +84,7 @@ class Lake:
             ) from error
 
     def read_frame(self, paths: Sequence[str]) -> pd.DataFrame:
-        """The rows of all ``paths`` (relative to the lake), in the order of the paths; text as ``string[pyarrow]``."""
+        """The rows of all ``paths`` (relative to the lake), in order; string columns as ``string[pyarrow]``."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 

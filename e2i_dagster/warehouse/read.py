@@ -59,7 +59,11 @@ def read_accepted(engine: sa.Engine, table: str, months: Sequence[str] | None = 
 
 
 def read_columns(connection: sa.Connection, table: str, columns: Sequence[str]) -> pd.DataFrame:
-    """Those ``columns`` of all rows of the raw ``table``, in canonical dtypes, in no particular order."""
+    """Those ``columns`` of all rows of the raw ``table``, in any order.
+
+    Returns:
+        Canonical dtypes; documents as Postgres writes them.
+    """
     from psycopg import sql
 
     query = sql.SQL("SELECT {} FROM {}").format(
