@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 import sqlalchemy as sa
 
-from e2i_dagster.config.cohort import CohortDefinition
-from e2i_dagster.config.cohort_fields import EVENT_COLUMNS
+from e2i_dagster.config.cohort_fields import EVENT_COLUMNS, OBSERVATION
 from e2i_dagster.errors import InputError
 from e2i_dagster.warehouse import ledger
 from e2i_dagster.warehouse.lake import Lake
@@ -37,7 +36,6 @@ def read_current(engine: sa.Engine, lake: Lake, tables: Sequence[str]) -> dict[s
 
 
 EVENT_TABLES = tuple(EVENT_COLUMNS)
-OBSERVATION = "observation_periods"
 
 
 @dataclass(frozen=True)
@@ -46,11 +44,6 @@ class Observed:
 
     events: pd.DataFrame | None
     periods: pd.DataFrame | None
-
-
-def tables_read(definition: CohortDefinition) -> tuple[str, ...]:
-    """Raw tables that ``definition`` reads beside the patients."""
-    return (*(EVENT_TABLES if definition.reads_events else ()), OBSERVATION)
 
 
 def read_observed(engine: sa.Engine, lake: Lake, tables: Sequence[str], journeys: pd.DataFrame) -> Observed:

@@ -21,7 +21,13 @@ from pydantic import (
 )
 
 from e2i_dagster.config.base import PolicyModel, digest_of, read_yaml
-from e2i_dagster.config.cohort_fields import TableFields, field_problems, table_fields
+from e2i_dagster.config.cohort_fields import (
+    EVENT_COLUMNS,
+    OBSERVATION,
+    TableFields,
+    field_problems,
+    table_fields,
+)
 from e2i_dagster.config.criteria import (
     Condition,
     Criterion,
@@ -458,6 +464,11 @@ class CohortDefinition(PolicyModel):
     def reads_events(self) -> bool:
         """Whether the definition needs a frame of events."""
         return self.index is not None or any(True for c in self.conditions for _ in c.events())
+
+    @property
+    def tables_read(self) -> tuple[str, ...]:
+        """Raw tables that the definition reads beside the patients."""
+        return (*(EVENT_COLUMNS if self.reads_events else ()), OBSERVATION)
 
     @property
     def event_fields(self) -> tuple[str, ...]:

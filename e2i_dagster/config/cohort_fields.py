@@ -30,6 +30,8 @@ EVENT_COLUMNS = {
     "engagement_events": ("engagement_type", "engagement_date"),
     "outcome_events": ("outcome_type", "outcome_date"),
 }
+#: The table of spans in which a patient was observed; a delivery may be without it.
+OBSERVATION = "observation_periods"
 _EXPECTED = {
     "boolean": "true or false, compared by ==, !=, in or not_in",
     "number": "numbers",

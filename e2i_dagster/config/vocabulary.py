@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from pydantic import Field, field_validator, model_validator
 
 from e2i_dagster.config.base import PolicyModel, read_yaml
 from e2i_dagster.config.environment import config_folder
 from e2i_dagster.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Vocabulary(PolicyModel):

@@ -10,7 +10,6 @@ import pandas as pd
 
 from e2i_dagster.config.feast_materialization import SnapshotPolicy
 from e2i_dagster.features.compute import compute_views
-from e2i_dagster.features.definitions import VIEWS, source_columns
 from e2i_dagster.features.snapshots import FeatureFiles, snapshot_entities, spine, write_views
 
 #: Raw tables that features are computed from.
@@ -22,16 +21,6 @@ FEATURE_TABLES = (
     "triggers",
     "business_metrics",
 )
-
-
-def columns_read() -> dict[str, tuple[str, ...]]:
-    """Columns of each raw table that features are computed from; a fault in another one does not concern them."""
-    # What rows are joined and placed by, beside what the views declare.
-    read = {"patient_journeys": {"patient_journey_id", "geographic_region"}, "hcp_profiles": {"hcp_id"}}
-    for view in VIEWS:
-        for table, columns in source_columns(view).items():
-            read.setdefault(table, set()).update(columns)
-    return {table: tuple(sorted(columns)) for table, columns in read.items()}
 
 
 def build_feature_files(

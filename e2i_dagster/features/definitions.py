@@ -400,3 +400,13 @@ def source_columns(view: FeatureViewDefinition) -> dict[str, tuple[str, ...]]:
         table, _, column = name.partition(".")
         declared.setdefault(table, {})[column] = None
     return {table: tuple(columns) for table, columns in declared.items()}
+
+
+def columns_read() -> dict[str, tuple[str, ...]]:
+    """Columns of each raw table that features are computed from; a fault in another one does not concern them."""
+    # What rows are joined and placed by, beside what the views declare.
+    read = {"patient_journeys": {"patient_journey_id", "geographic_region"}, "hcp_profiles": {"hcp_id"}}
+    for view in VIEWS:
+        for table, columns in source_columns(view).items():
+            read.setdefault(table, set()).update(columns)
+    return {table: tuple(sorted(columns)) for table, columns in read.items()}

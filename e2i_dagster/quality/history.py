@@ -8,17 +8,18 @@ import pandas as pd
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import distinct_on
 
-from e2i_dagster.quality.plausibility import REFERENCE_COLUMNS, reference_tables
+from e2i_dagster.quality.plausibility import REFERENCE_COLUMNS
 from e2i_dagster.quality.report import Finding, Previous
 from e2i_dagster.quality.shift import ColumnProfile
 from e2i_dagster.warehouse.read import read_columns
+from e2i_dagster.warehouse.tables import related_tables
 from e2i_dagster.warehouse.tables.quality import data_quality_results, ml_data_quality_reports
 
 
 def read_references(connection: sa.Connection, table: str) -> dict[str, pd.DataFrame]:
     """Rows of the tables that the plausibility of ``table`` is judged against; one without rows is left out."""
     found = {}
-    for name in reference_tables(table):
+    for name in related_tables(table):
         rows = read_columns(connection, name, REFERENCE_COLUMNS[name])
         if len(rows):
             found[name] = rows

@@ -54,16 +54,6 @@ class PlausibilityFault:
     looked_at: np.ndarray
 
 
-def reference_tables(table: str) -> tuple[str, ...]:
-    """Raw tables that the plausibility of ``table`` is judged against, in the order of their names."""
-    named = set(parents(table).values())
-    if "patient_id" in raw_table(table).columns:
-        named.add(JOURNEYS)
-    if JOURNEYS in named and row_date_column(table) is not None:
-        named.add(CLINICAL)
-    return tuple(sorted(named - {table}))
-
-
 def check_plausibility(
     given: pd.DataFrame | TypedFrame,
     table: str,
@@ -79,7 +69,7 @@ def check_plausibility(
         given: rows of the table.
         table: raw table.
         policy: ``plausibility`` of config/quality.yaml, and vocabularies.
-        references: raw tables of :func:`reference_tables`; what needs one that is not given is not asked.
+        references: raw tables of :func:`.related_tables`; what needs one that is not given is not asked.
         as_of: last day of the data; without it nothing lies in the future.
         codes: partition of each row as a number; spellings are compared within a partition, so that a
             verdict does not depend on what came in the same call.

@@ -248,7 +248,7 @@ def check_table(
         partitions: label (``YYYY-MM``) of each row, in the order of ``frame``; None: one part, ``all``.
         expected_partitions: labels that get a verdict even without rows (the months of a range).
         as_of: date that the data is as of; None leaves timeliness unmeasured and nothing in the future.
-        references: rows of the tables of :func:`plausibility.reference_tables`; what needs one that is not
+        references: rows of the tables of :func:`.related_tables`; what needs one that is not
             given is not asked.
         previous: what is known of the previous data version of each partition.
         key: secret of the pseudonyms under which findings name rows; None: they name none.

@@ -24,6 +24,7 @@ from e2i_dagster.warehouse.tables import (
     OPTIONAL_RAW_TABLES,
     RAW_TABLES,
     date_column,
+    loaded_after,
     primary_key,
     raw_table,
 )
@@ -355,7 +356,7 @@ class _Loader:
 
     def run(self, name: str, frame: pd.DataFrame, delivered: Any) -> TableLoad:
         began = time.perf_counter()
-        lost = sorted({parent for _, parent in rules.reference_tables(name)} & self.missing)
+        lost = [parent for parent in loaded_after(name) if parent in self.missing]
         with staging.speaking_errors(self.engine):
             if lost:
                 done = self._not_tried(name, frame, lost, began)

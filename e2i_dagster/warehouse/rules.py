@@ -370,14 +370,6 @@ def references(table: str) -> list[tuple[str, str]]:
     return found
 
 
-def reference_tables(table: str) -> list[tuple[str, str]]:
-    """(column, raw table that holds the keys) of every reference."""
-    return [
-        (column, "patient_journeys" if parent == "patient" else parent)
-        for column, parent in references(table)
-    ]
-
-
 def unique_columns(table: str) -> list[str]:
     """Columns other than the key whose values must be unique."""
     return [column.name for column in raw_table(table).columns if column.unique]
@@ -778,7 +770,6 @@ __all__ = [
     "check_reference",
     "check_unique",
     "kind_of",
-    "reference_tables",
     "references",
     "row_documents",
     "unique_columns",

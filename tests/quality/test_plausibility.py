@@ -12,9 +12,9 @@ import pytest
 
 from e2i_dagster.config.quality import QualityPolicy
 from e2i_dagster.quality import check_table
-from e2i_dagster.quality.plausibility import check_plausibility, reference_tables
+from e2i_dagster.quality.plausibility import check_plausibility
 from e2i_dagster.sources.synthetic import generate
-from e2i_dagster.warehouse.tables import RAW_TABLES
+from e2i_dagster.warehouse.tables import RAW_TABLES, related_tables
 
 END = dt.date(2024, 12, 31)
 Tables = dict[str, pd.DataFrame]
@@ -244,8 +244,8 @@ def test_rows_without_a_journey_are_compared_with_all_journeys_of_the_patient(po
 def test_what_needs_a_table_that_is_not_there_is_not_asked(drawn: Tables, policy: QualityPolicy) -> None:
     broken = _event(drawn, hcp_id="HCP99999999", event_date=pd.Timestamp("1900-01-01"))
     assert check_plausibility(broken["treatment_events"], "treatment_events", policy, as_of=END) == ()
-    assert reference_tables("triggers") == ("hcp_profiles", "patient_clinical", "patient_journeys")
-    assert reference_tables("business_metrics") == ()
+    assert related_tables("triggers") == ("hcp_profiles", "patient_clinical", "patient_journeys")
+    assert related_tables("business_metrics") == ()
 
 
 def test_empty_odd_and_all_null_frames(drawn: Tables, policy: QualityPolicy) -> None:

@@ -114,6 +114,28 @@ def parents(name: str) -> Mapping[str, str]:
     )
 
 
+def loaded_after(name: str) -> tuple[str, ...]:
+    """Raw tables whose rows must be there before those of ``name``, in the order of their names.
+
+    Those that it refers to, and the journeys, which know its patients.
+    """
+    named = set(parents(name).values())
+    if "patient_id" in raw_table(name).columns:
+        named.add("patient_journeys")
+    return tuple(sorted(named - {name}))
+
+
+def related_tables(name: str) -> tuple[str, ...]:
+    """Raw tables that rows of ``name`` can be held against, in the order of their names.
+
+    Those of :func:`loaded_after`, and for dated rows of patients what is clinically known of them.
+    """
+    named = set(loaded_after(name))
+    if "patient_journeys" in named and row_date_column(name) is not None:
+        named.add("patient_clinical")
+    return tuple(sorted(named - {name}))
+
+
 __all__ = [
     "MAINTAINED_COLUMNS",
     "OPTIONAL_RAW_TABLES",
@@ -124,10 +146,12 @@ __all__ = [
     "date_column",
     "facts",
     "frame_columns",
+    "loaded_after",
     "metadata",
     "parents",
     "primary_key",
     "raw_table",
+    "related_tables",
     "required_columns",
     "row_date_column",
 ]
