@@ -1,21 +1,25 @@
 """Cohorts: each definition file is an asset of its own; each cohort says who is in and why not."""
 
+from typing import TYPE_CHECKING
+
 import dagster as dg
-import pandas as pd
 
 from assets.partitions import COHORTS
-from assets.stage import Produced, code_version, current_versions, input_versions, stage_asset
-from e2i_dagster.cohorts.inputs import read_observed, tables_read
+from assets.stage import Produced, code_version, current_versions, input_versions, stage_asset, stage_check
 from e2i_dagster.config.cohort import CohortDefinition
 from e2i_dagster.config.environment import actor
 from e2i_dagster.config.policy import current_policy
 from resources.lake import LakeIOManager
 from resources.warehouse import Warehouse
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 GROUP = "cohorts"
 
 
 @stage_asset(
+    produces="e2i_dagster.config.cohort:CohortDefinition",
     group_name=GROUP,
     kinds={"yaml"},
     partitions_def=COHORTS,
@@ -36,22 +40,23 @@ def cohort_definition(context: dg.AssetExecutionContext, warehouse: Warehouse) -
     kinds={"python"},
     partitions_def=COHORTS,
     definition=lambda key: current_policy().sources.data_end.isoformat(),
-    also_reads=lambda key: tables_read(current_policy().cohorts[str(key)]),
+    also_reads=lambda key: current_policy().cohorts[str(key)].tables_read,
     description="Eligible patients with index date and follow-up, and those whose follow-up is not over yet.",
 )
 def cohort(
     context: dg.AssetExecutionContext,
     cohort_definition: CohortDefinition,
-    patient_journeys: pd.DataFrame,
-    patient_clinical: pd.DataFrame,
+    patient_journeys: "pd.DataFrame",
+    patient_clinical: "pd.DataFrame",
     lake: dg.ResourceParam[LakeIOManager],
     warehouse: Warehouse,
 ) -> Produced:
     from e2i_dagster.cohorts import build_cohort, cohort_frame, patient_frame, record_cohort
     from e2i_dagster.cohorts.characteristics import characteristics, characteristics_markdown
+    from e2i_dagster.cohorts.inputs import read_observed
 
     patients = patient_frame(patient_journeys, patient_clinical)
-    tables = tables_read(cohort_definition)
+    tables = cohort_definition.tables_read
     observed = read_observed(warehouse.engine(), lake.lake(), tables, patient_journeys)
     built = build_cohort(
         cohort_definition,
@@ -80,13 +85,13 @@ def _execution(context: dg.AssetExecutionContext) -> str:
     return f"{context.run.run_id}:{context.partition_key}"
 
 
-@dg.asset_check(
+@stage_check(
     asset=cohort,
     blocking=True,
     description="A cohort without eligible patients cannot be used (CC_003).",
 )
 def cohort_not_empty(
-    context: dg.AssetCheckExecutionContext, cohort: pd.DataFrame, warehouse: Warehouse
+    context: dg.AssetCheckExecutionContext, cohort: "pd.DataFrame", warehouse: Warehouse
 ) -> dg.AssetCheckResult:
     from e2i_dagster.cohorts import shown_count, why_empty
 
@@ -99,7 +104,7 @@ def cohort_not_empty(
     return dg.AssetCheckResult(passed=eligible > 0, description=description)
 
 
-@dg.asset_check(
+@stage_check(
     asset=cohort_definition,
     description="Runs the definition's own examples and looks for contradictory rules.",
 )

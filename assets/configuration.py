@@ -8,6 +8,7 @@ from e2i_dagster.config.policy import PolicySummary, current_policy
 
 
 @stage_asset(
+    produces="e2i_dagster.config.policy:PolicySummary",
     always=True,
     group_name="configuration",
     kinds={"yaml"},

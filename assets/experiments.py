@@ -1,7 +1,8 @@
 """Experiments: design, assignments, enrolment, interim looks, results; each page is blinded as the design says."""
 
+from typing import TYPE_CHECKING
+
 import dagster as dg
-import pandas as pd
 
 from assets.partitions import EXPERIMENT_OF_SCOPE, EXPERIMENTS
 from assets.stage import Produced, stage_asset
@@ -10,10 +11,14 @@ from e2i_dagster.config.experiment import ExperimentSpec, LifecyclePolicy
 from e2i_dagster.config.policy import current_policy
 from resources.warehouse import Warehouse
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 GROUP = "experiments"
 
 
 @stage_asset(
+    produces="e2i_dagster.config.experiment:ExperimentSpec",
     always=True,
     gated=False,
     group_name=GROUP,
@@ -32,6 +37,7 @@ def experiment_design(context: dg.AssetExecutionContext, warehouse: Warehouse) -
 
 
 @stage_asset(
+    produces="e2i_dagster.experiments.randomization:BalanceReport",
     always=True,
     gated=False,
     group_name=GROUP,
@@ -48,6 +54,7 @@ def assignments(experiment_design: ExperimentSpec, warehouse: Warehouse) -> Prod
 
 
 @stage_asset(
+    produces="e2i_dagster.experiments.enrolment:EnrolmentReport",
     always=True,
     gated=False,
     group_name=GROUP,
@@ -65,6 +72,7 @@ def enrolment(experiment_design: ExperimentSpec, warehouse: Warehouse) -> Produc
 
 
 @stage_asset(
+    produces="e2i_dagster.experiments.looks:InterimPage",
     always=True,
     gated=False,
     group_name=GROUP,
@@ -84,6 +92,7 @@ def interim(experiment_design: ExperimentSpec, warehouse: Warehouse) -> Produced
 
 
 @stage_asset(
+    produces="e2i_dagster.experiments.final:ResultsPage",
     always=True,
     gated=False,
     group_name=GROUP,
@@ -116,6 +125,7 @@ def sample_ratio(context: dg.AssetCheckExecutionContext, warehouse: Warehouse) -
 
 
 @stage_asset(
+    produces="e2i_dagster.experiments.twin:TwinSimulation",
     gated=False,
     group_name="digital_twin",
     kinds={"econml"},
@@ -129,8 +139,8 @@ def sample_ratio(context: dg.AssetCheckExecutionContext, warehouse: Warehouse) -
 )
 def twin_simulation(
     context: dg.AssetExecutionContext,
-    training_frame: pd.DataFrame,
-    splits: pd.DataFrame,
+    training_frame: "pd.DataFrame",
+    splits: "pd.DataFrame",
     warehouse: Warehouse,
 ) -> Produced:
     from e2i_dagster.experiments.run import simulate_and_record
@@ -150,6 +160,7 @@ def twin_simulation(
 
 
 @stage_asset(
+    produces="e2i_dagster.experiments.twin:FidelityPage",
     always=True,
     gated=False,
     group_name=GROUP,

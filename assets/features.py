@@ -1,23 +1,27 @@
 """Features: the scope's question and labels, dated feature values, the Feast store, point-in-time frames."""
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 import dagster as dg
-import pandas as pd
 
 from assets.partitions import ALL_MONTHS, COHORT_OF_SCOPE, SCOPES
-from assets.stage import Produced, shown, stage_asset
+from assets.stage import Produced, shown, stage_asset, stage_check
 from e2i_dagster.config.environment import config_folder
 from e2i_dagster.config.feast_materialization import FeastMaterializationPolicy
 from e2i_dagster.config.feature_selection import FeatureSelectionPolicy
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.config.scope import ScopeSpec
-from e2i_dagster.features.build import columns_read
-from e2i_dagster.features.snapshots import FeatureFiles
-from e2i_dagster.features.store import MaterializationReport
+from e2i_dagster.features.definitions import columns_read
 from resources.feature_store import FeatureStore
 from resources.lake import LakeIOManager
 from resources.warehouse import Warehouse
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from e2i_dagster.features.snapshots import FeatureFiles
+    from e2i_dagster.features.store import MaterializationReport
 
 GROUP = "features"
 scope_asset = partial(stage_asset, group_name=GROUP, partitions_def=SCOPES)
@@ -29,6 +33,7 @@ def all_months(asset: str) -> dg.AssetIn:
 
 
 @scope_asset(
+    produces="e2i_dagster.config.scope:ScopeSpec",
     kinds={"yaml"},
     definition=lambda key: current_policy().scopes[str(key)].digest(),
     description="The question of a scope: outcome, criteria, constraints; its data version is its content.",
@@ -51,11 +56,11 @@ def scope_spec(context: dg.AssetExecutionContext) -> Produced:
 )
 def outcome_labels(
     scope_spec: ScopeSpec,
-    cohort: pd.DataFrame,
-    patient_journeys: pd.DataFrame,
-    treatment_events: pd.DataFrame,
-    engagement_events: pd.DataFrame,
-    outcome_events: pd.DataFrame,
+    cohort: "pd.DataFrame",
+    patient_journeys: "pd.DataFrame",
+    treatment_events: "pd.DataFrame",
+    engagement_events: "pd.DataFrame",
+    outcome_events: "pd.DataFrame",
 ) -> Produced:
     from e2i_dagster.cohorts import label_outcome
 
@@ -71,6 +76,7 @@ def outcome_labels(
 
 
 @scope_asset(
+    produces="e2i_dagster.features.snapshots:FeatureFiles",
     kinds={"duckdb", "parquet"},
     ins={
         "treatment_events": all_months("treatment_events"),
@@ -85,13 +91,13 @@ def outcome_labels(
 def feature_values(
     context: dg.AssetExecutionContext,
     scope_spec: ScopeSpec,
-    outcome_labels: pd.DataFrame,
-    hcp_profiles: pd.DataFrame,
-    patient_journeys: pd.DataFrame,
-    treatment_events: pd.DataFrame,
-    engagement_events: pd.DataFrame,
-    triggers: pd.DataFrame,
-    business_metrics: pd.DataFrame,
+    outcome_labels: "pd.DataFrame",
+    hcp_profiles: "pd.DataFrame",
+    patient_journeys: "pd.DataFrame",
+    treatment_events: "pd.DataFrame",
+    engagement_events: "pd.DataFrame",
+    triggers: "pd.DataFrame",
+    business_metrics: "pd.DataFrame",
     lake: dg.ResourceParam[LakeIOManager],
 ) -> Produced:
     from e2i_dagster.features.build import FEATURE_TABLES, build_feature_files
@@ -109,12 +115,13 @@ def feature_values(
 
 
 @scope_asset(
+    produces="e2i_dagster.features.snapshots:FeatureFiles",
     kinds={"feast"},
     description="The Feast project of the scope, its views pinned to exactly these feature files.",
 )
 def feature_views(
     context: dg.AssetExecutionContext,
-    feature_values: FeatureFiles,
+    feature_values: "FeatureFiles",
     feature_store: FeatureStore,
     warehouse: Warehouse,
 ) -> Produced:
@@ -127,12 +134,13 @@ def feature_views(
 
 
 @scope_asset(
+    produces="e2i_dagster.features.store:MaterializationReport",
     kinds={"feast", "sqlite"},
     description="The newest feature values of each entity in the online store.",
 )
 def online_features(
     context: dg.AssetExecutionContext,
-    feature_views: FeatureFiles,
+    feature_views: "FeatureFiles",
     feature_store: FeatureStore,
     warehouse: Warehouse,
 ) -> Produced:
@@ -145,8 +153,8 @@ def online_features(
 
 
 def _point_in_time(
-    scope: ScopeSpec, labels: pd.DataFrame, journeys: pd.DataFrame, which: str
-) -> pd.DataFrame:
+    scope: ScopeSpec, labels: "pd.DataFrame", journeys: "pd.DataFrame", which: str
+) -> "pd.DataFrame":
     from e2i_dagster.features.snapshots import spine
 
     rows = spine(
@@ -162,9 +170,9 @@ def _point_in_time(
 def training_frame(
     context: dg.AssetExecutionContext,
     scope_spec: ScopeSpec,
-    outcome_labels: pd.DataFrame,
-    patient_journeys: pd.DataFrame,
-    feature_views: FeatureFiles,
+    outcome_labels: "pd.DataFrame",
+    patient_journeys: "pd.DataFrame",
+    feature_views: "FeatureFiles",
     feature_store: FeatureStore,
 ) -> Produced:
     rows = _point_in_time(scope_spec, outcome_labels, patient_journeys, "labelled")
@@ -179,9 +187,9 @@ def training_frame(
 def scoring_frame(
     context: dg.AssetExecutionContext,
     scope_spec: ScopeSpec,
-    outcome_labels: pd.DataFrame,
-    patient_journeys: pd.DataFrame,
-    feature_views: FeatureFiles,
+    outcome_labels: "pd.DataFrame",
+    patient_journeys: "pd.DataFrame",
+    feature_views: "FeatureFiles",
     feature_store: FeatureStore,
 ) -> Produced:
     rows = _point_in_time(scope_spec, outcome_labels, patient_journeys, "scoring")
@@ -190,6 +198,7 @@ def scoring_frame(
 
 
 @scope_asset(
+    produces="e2i_dagster.features.selection:FeatureSelection",
     kinds={"pandas"},
     definition=lambda key: FeatureSelectionPolicy.load(config_folder()).digest(),
     description="Which features are kept, judged on training rows only; every drop has a reason.",
@@ -197,9 +206,9 @@ def scoring_frame(
 def feature_selection(
     context: dg.AssetExecutionContext,
     scope_spec: ScopeSpec,
-    training_frame: pd.DataFrame,
-    splits: pd.DataFrame,
-    feature_views: FeatureFiles,
+    training_frame: "pd.DataFrame",
+    splits: "pd.DataFrame",
+    feature_views: "FeatureFiles",
     warehouse: Warehouse,
 ) -> Produced:
     from e2i_dagster.features.records import record_features
@@ -219,13 +228,13 @@ def feature_selection(
     return Produced(chosen.selection, chosen.selection)
 
 
-@dg.asset_check(
+@stage_check(
     asset=online_features,
     description="Online values equal a point-in-time join at the same time, row by row.",
 )
 def online_equals_offline(
     context: dg.AssetCheckExecutionContext,
-    online_features: MaterializationReport,
+    online_features: "MaterializationReport",
     feature_store: FeatureStore,
 ) -> dg.AssetCheckResult:
     from e2i_dagster.features.parity import sample_of

@@ -3,18 +3,19 @@
 from typing import TYPE_CHECKING
 
 import dagster as dg
-import pandas as pd
 
 from assets.features import training_frame as training_frame_asset
 from assets.quality import quality_key
 from assets.splits import splits as splits_asset
-from assets.stage import shown
+from assets.stage import shown, stage_check
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, date_column
 from resources.alerts import Alerts
 from resources.warehouse import Warehouse
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from e2i_dagster.quality.judge import GateResult
 
 
@@ -63,7 +64,7 @@ def every_partition_check(table: str) -> dg.AssetChecksDefinition:
     return every_partition_ok
 
 
-@dg.asset_check(
+@stage_check(
     asset=training_frame_asset,
     name="leakage_gate",
     blocking=True,
@@ -71,7 +72,7 @@ def every_partition_check(table: str) -> dg.AssetChecksDefinition:
 )
 def training_frame_leakage_gate(
     context: dg.AssetCheckExecutionContext,
-    training_frame: pd.DataFrame,
+    training_frame: "pd.DataFrame",
     warehouse: Warehouse,
     alerts: Alerts,
 ) -> dg.AssetCheckResult:
@@ -84,7 +85,7 @@ def training_frame_leakage_gate(
     return told(result)
 
 
-@dg.asset_check(
+@stage_check(
     asset=splits_asset,
     name="leakage_gate",
     blocking=True,
@@ -93,8 +94,8 @@ def training_frame_leakage_gate(
 )
 def splits_leakage_gate(
     context: dg.AssetCheckExecutionContext,
-    splits: pd.DataFrame,
-    training_frame: pd.DataFrame,
+    splits: "pd.DataFrame",
+    training_frame: "pd.DataFrame",
     warehouse: Warehouse,
     alerts: Alerts,
 ) -> dg.AssetCheckResult:

@@ -1,25 +1,29 @@
 """Models: algorithm, search, fit, judgement, record, explanation, registration."""
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 import dagster as dg
-import pandas as pd
 
 from assets.partitions import SCOPES
-from assets.stage import Produced, input_versions, stage_asset
+from assets.stage import Produced, input_versions, stage_asset, stage_check
 from e2i_dagster.config.base import read_digest
 from e2i_dagster.config.environment import actor, config_folder
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.config.scope import ScopeSpec
-from e2i_dagster.explain import Explanation
-from e2i_dagster.features.selection import FeatureSelection
-from e2i_dagster.registry.storage import StoredModel
-from e2i_dagster.registry.track import TrackedRun
-from e2i_dagster.registry.versions import RegisteredVersion
-from e2i_dagster.selection import AlgorithmChoice
-from e2i_dagster.training import Evaluation, SearchResult
 from resources.mlflow import MlflowResource
 from resources.warehouse import Warehouse
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from e2i_dagster.explain import Explanation
+    from e2i_dagster.features.selection import FeatureSelection
+    from e2i_dagster.registry.storage import StoredModel
+    from e2i_dagster.registry.track import TrackedRun
+    from e2i_dagster.registry.versions import RegisteredVersion
+    from e2i_dagster.selection import AlgorithmChoice
+    from e2i_dagster.training import Evaluation, SearchResult
 
 scope_asset = partial(stage_asset, group_name="models", partitions_def=SCOPES)
 
@@ -36,15 +40,16 @@ def cohort_approved(scope: str) -> bool:
 
 
 @scope_asset(
+    produces="e2i_dagster.selection.choose:AlgorithmChoice",
     kinds={"scikitlearn"},
     definition=lambda key: policy_file("algorithms.yaml"),
     description="The algorithm: filtered by the scope's constraints, ranked by a benchmark on training rows.",
 )
 def algorithm(
     scope_spec: ScopeSpec,
-    training_frame: pd.DataFrame,
-    splits: pd.DataFrame,
-    feature_selection: FeatureSelection,
+    training_frame: "pd.DataFrame",
+    splits: "pd.DataFrame",
+    feature_selection: "FeatureSelection",
 ) -> Produced:
     from e2i_dagster.selection import select_algorithm
     from e2i_dagster.training.rows import visible_rows
@@ -55,16 +60,17 @@ def algorithm(
 
 
 @scope_asset(
+    produces="e2i_dagster.training.search:SearchResult",
     kinds={"optuna"},
     definition=lambda key: policy_file("optuna_config.yaml"),
     description="Hyperparameters: fitted on training rows, scored on validation rows.",
 )
 def hyperparameters(
     scope_spec: ScopeSpec,
-    training_frame: pd.DataFrame,
-    splits: pd.DataFrame,
-    feature_selection: FeatureSelection,
-    algorithm: AlgorithmChoice,
+    training_frame: "pd.DataFrame",
+    splits: "pd.DataFrame",
+    feature_selection: "FeatureSelection",
+    algorithm: "AlgorithmChoice",
 ) -> Produced:
     from e2i_dagster.training import default_storage, search_hyperparameters
     from e2i_dagster.training.rows import visible_rows
@@ -82,16 +88,17 @@ def hyperparameters(
 
 
 @scope_asset(
+    produces="e2i_dagster.registry.storage:StoredModel",
     kinds={"scikitlearn"},
     definition=lambda key: policy_file("optuna_config.yaml"),
     description="Preprocessing and model as one pipeline, fitted on train, calibrated on validation.",
 )
 def trained_model(
     scope_spec: ScopeSpec,
-    training_frame: pd.DataFrame,
-    splits: pd.DataFrame,
-    feature_selection: FeatureSelection,
-    hyperparameters: SearchResult,
+    training_frame: "pd.DataFrame",
+    splits: "pd.DataFrame",
+    feature_selection: "FeatureSelection",
+    hyperparameters: "SearchResult",
 ) -> Produced:
     from e2i_dagster.training import train
     from e2i_dagster.training.rows import visible_rows
@@ -108,14 +115,15 @@ def trained_model(
 
 
 @scope_asset(
+    produces="e2i_dagster.training.evaluate:Evaluation",
     kinds={"scikitlearn"},
     description="Metrics with intervals, baselines, success criteria; opens the test rows once, on record.",
 )
 def evaluation(
     scope_spec: ScopeSpec,
-    training_frame: pd.DataFrame,
-    splits: pd.DataFrame,
-    trained_model: StoredModel,
+    training_frame: "pd.DataFrame",
+    splits: "pd.DataFrame",
+    trained_model: "StoredModel",
     warehouse: Warehouse,
 ) -> Produced:
     from e2i_dagster.training import evaluate
@@ -142,18 +150,19 @@ def evaluation(
 
 
 @scope_asset(
+    produces="e2i_dagster.registry.track:TrackedRun",
     kinds={"mlflow"},
     description="The attempt on record in MLflow and the warehouse, accepted or rejected.",
 )
 def tracked_run(
     context: dg.AssetExecutionContext,
     scope_spec: ScopeSpec,
-    trained_model: StoredModel,
-    evaluation: Evaluation,
-    algorithm: AlgorithmChoice,
-    hyperparameters: SearchResult,
-    splits: pd.DataFrame,
-    training_frame: pd.DataFrame,
+    trained_model: "StoredModel",
+    evaluation: "Evaluation",
+    algorithm: "AlgorithmChoice",
+    hyperparameters: "SearchResult",
+    splits: "pd.DataFrame",
+    training_frame: "pd.DataFrame",
     mlflow: MlflowResource,
     warehouse: Warehouse,
 ) -> Produced:
@@ -173,12 +182,12 @@ def tracked_run(
     return Produced(tracked, tracked)
 
 
-@dg.asset_check(
+@stage_check(
     asset=tracked_run,
     blocking=True,
     description="GATE: a model that misses a success criterion of its scope is not registered.",
 )
-def success_criteria(tracked_run: TrackedRun) -> dg.AssetCheckResult:
+def success_criteria(tracked_run: "TrackedRun") -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
         passed=tracked_run.accepted,
         description="; ".join(tracked_run.reasons) or "every success criterion is met",
@@ -186,6 +195,7 @@ def success_criteria(tracked_run: TrackedRun) -> dg.AssetCheckResult:
 
 
 @scope_asset(
+    produces="e2i_dagster.explain.shapley:Explanation",
     group_name="explain",
     kinds={"shap"},
     description="What drives the model: SHAP values summed to features, with a figure and in words.",
@@ -193,10 +203,10 @@ def success_criteria(tracked_run: TrackedRun) -> dg.AssetCheckResult:
 def explanations(
     context: dg.AssetExecutionContext,
     scope_spec: ScopeSpec,
-    training_frame: pd.DataFrame,
-    splits: pd.DataFrame,
-    trained_model: StoredModel,
-    tracked_run: TrackedRun,
+    training_frame: "pd.DataFrame",
+    splits: "pd.DataFrame",
+    trained_model: "StoredModel",
+    tracked_run: "TrackedRun",
     mlflow: MlflowResource,
     warehouse: Warehouse,
 ) -> Produced:
@@ -214,6 +224,7 @@ def explanations(
 
 
 @scope_asset(
+    produces="e2i_dagster.registry.versions:RegisteredVersion",
     group_name="registry",
     kinds={"mlflow"},
     definition=lambda key: [policy_file("registry.yaml"), cohort_approved(str(key))],
@@ -221,10 +232,10 @@ def explanations(
 )
 def registered_model(
     scope_spec: ScopeSpec,
-    trained_model: StoredModel,
-    evaluation: Evaluation,
-    tracked_run: TrackedRun,
-    explanations: Explanation,
+    trained_model: "StoredModel",
+    evaluation: "Evaluation",
+    tracked_run: "TrackedRun",
+    explanations: "Explanation",
     mlflow: MlflowResource,
     warehouse: Warehouse,
 ) -> Produced:

@@ -1,14 +1,17 @@
 """Quality: each raw table in three layers, a verdict for each month, and the gate that blocks."""
 
+from typing import TYPE_CHECKING
+
 import dagster as dg
-import pandas as pd
 
 from assets.partitions import MONTHS
 from assets.stage import QUALITY, Produced, input_versions, stage_asset
 from e2i_dagster.config.policy import current_policy
-from e2i_dagster.quality.plausibility import reference_tables
-from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, date_column
+from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, date_column, related_tables
 from resources.warehouse import Warehouse
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 GROUP = QUALITY
 
@@ -24,18 +27,19 @@ def quality_asset(table: str) -> dg.AssetsDefinition:
 
     @stage_asset(
         key=quality_key(table),
+        produces="e2i_dagster.quality.report:PartitionQuality",
         gated=False,
         group_name=GROUP,
         kinds={"pandera", "greatexpectations"},
         ins={"rows": dg.AssetIn(table)},
-        deps=[dg.AssetKey(name) for name in reference_tables(table)],
+        deps=[dg.AssetKey(name) for name in related_tables(table)],
         partitions_def=MONTHS if dated_by else None,
         backfill_policy=dg.BackfillPolicy.single_run() if dated_by else None,
         definition=lambda partition: _rules(table),
         description=f"Schema, five dimensions and expectations of {table}, judged "
         + ("month by month." if dated_by else "as a whole."),
     )
-    def report(context: dg.AssetExecutionContext, rows: pd.DataFrame, warehouse: Warehouse) -> Produced:
+    def report(context: dg.AssetExecutionContext, rows: "pd.DataFrame", warehouse: Warehouse) -> Produced:
         from e2i_dagster.quality.judge import judge_table
 
         judged = judge_table(

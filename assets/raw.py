@@ -1,5 +1,7 @@
 """Raw tables: a delivery is checked, each table loaded into the warehouse, accepted rows kept in the lake."""
 
+from typing import TYPE_CHECKING
+
 import dagster as dg
 from pydantic import Field
 
@@ -7,16 +9,17 @@ from assets.partitions import MONTHS
 from assets.stage import Produced, stage_asset
 from e2i_dagster.config.environment import state_folder
 from e2i_dagster.config.policy import current_policy
-from e2i_dagster.sources.delivery import (
-    DeliveryManifest,
-    DeliveryRequest,
-    deliver_table,
-    prepare_delivery,
-    resubmit_rejects,
+from e2i_dagster.warehouse.tables import (
+    OPTIONAL_RAW_TABLES,
+    RAW_TABLES,
+    date_column,
+    loaded_after,
+    primary_key,
 )
-from e2i_dagster.warehouse.rules import reference_tables
-from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, date_column, primary_key
 from resources.warehouse import Warehouse
+
+if TYPE_CHECKING:
+    from e2i_dagster.sources.delivery import DeliveryManifest, DeliveryRequest
 
 GROUP = "raw"
 
@@ -36,18 +39,23 @@ class DeliveryConfig(dg.Config):
     reason: str | None = Field(default=None, description="Why a lower threshold is acceptable; recorded.")
     resubmit: bool = Field(default=False, description="The folder holds corrected rejects.")
 
-    def request(self) -> DeliveryRequest:
+    def request(self) -> "DeliveryRequest":
         """The request in the words of the core."""
+        from e2i_dagster.sources.delivery import DeliveryRequest
+
         return DeliveryRequest.model_validate(self.model_dump())
 
 
 @stage_asset(
+    produces="e2i_dagster.sources.delivery:DeliveryManifest",
     always=True,
     group_name=GROUP,
     kinds={"file"},
     description="The files to be loaded: found or drawn, read once, every problem of the folder in one message.",
 )
 def source_files(context: dg.AssetExecutionContext, config: DeliveryConfig, warehouse: Warehouse) -> Produced:
+    from e2i_dagster.sources.delivery import prepare_delivery, resubmit_rejects
+
     manifest = prepare_delivery(config.request(), current_policy().sources, state_folder())
     if manifest.resubmit:
         report = resubmit_rejects(manifest, engine=warehouse.engine(), run_id=context.run.run_id)
@@ -64,15 +72,17 @@ def raw_asset(table: str) -> dg.AssetsDefinition:
         gated=False,
         group_name=GROUP,
         kinds={"postgres", "parquet"},
-        deps=sorted({parent for _, parent in reference_tables(table)}),
+        deps=loaded_after(table),
         partitions_def=MONTHS if dated_by else None,
         backfill_policy=dg.BackfillPolicy.single_run() if dated_by else None,
         description=f"Accepted rows of {table}, one per {primary_key(table)}"
         + (f", by month of {dated_by}." if dated_by else "."),
     )
     def rows(
-        context: dg.AssetExecutionContext, source_files: DeliveryManifest, warehouse: Warehouse
+        context: dg.AssetExecutionContext, source_files: "DeliveryManifest", warehouse: Warehouse
     ) -> Produced:
+        from e2i_dagster.sources.delivery import deliver_table
+
         months = list(context.partition_keys) if dated_by else None
         delivered = deliver_table(
             source_files,

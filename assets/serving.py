@@ -1,28 +1,32 @@
 """Serving: a release as a bento, a live endpoint, and the patients who are to be scored through it."""
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 import dagster as dg
-import pandas as pd
 
 from assets.partitions import SCOPES
-from assets.stage import Produced, shown, stage_asset
+from assets.stage import Produced, shown, stage_asset, stage_check
 from e2i_dagster.config.environment import config_folder
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.config.serving import ServingPolicy
-from e2i_dagster.registry.versions import RegisteredVersion
-from e2i_dagster.serving.deployment import Deployment
-from e2i_dagster.serving.release import Release
 from resources.bentoml import Serving
 from resources.lake import LakeIOManager
 from resources.mlflow import MlflowResource
 from resources.warehouse import Warehouse
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from e2i_dagster.registry.versions import RegisteredVersion
+    from e2i_dagster.serving.deployment import Deployment
+    from e2i_dagster.serving.release import Release
+
 scope_asset = partial(stage_asset, group_name="serving", partitions_def=SCOPES)
 STAGE = "staging"
 
 
-def is_live(deployment: Deployment) -> bool:
+def is_live(deployment: "Deployment") -> bool:
     """Whether the release of ``deployment`` answers now."""
     from e2i_dagster.serving.endpoints import endpoints
 
@@ -31,11 +35,11 @@ def is_live(deployment: Deployment) -> bool:
 
 def go_live(
     context: dg.AssetExecutionContext,
-    release: Release,
+    release: "Release",
     serving: Serving,
     mlflow: MlflowResource,
     lake: LakeIOManager,
-) -> Deployment:
+) -> "Deployment":
     """``release`` in slot staging, proven by rows of the training frames of its models' scopes."""
     from e2i_dagster.serving.active import models_of_release, parity_samples
 
@@ -45,14 +49,14 @@ def go_live(
         stages={model.model_name: STAGE for model in models},
         parity=parity_samples(
             models,
-            lambda scope: lake.load("training_frame", [scope], pd.DataFrame),
+            lambda scope: lake.load("training_frame", [scope]),
             ServingPolicy.load(config_folder()),
         ),
         progress=context.log.info,
     )
 
 
-def parity_result(deployment: Deployment) -> dg.AssetCheckResult:
+def parity_result(deployment: "Deployment") -> dg.AssetCheckResult:
     """Passes when every compared answer was that of the offline model, and there was one."""
     return dg.AssetCheckResult(
         passed=deployment.parity_holds and bool(deployment.parity),
@@ -60,7 +64,7 @@ def parity_result(deployment: Deployment) -> dg.AssetCheckResult:
     )
 
 
-def health_result(deployment: Deployment, serving: Serving) -> dg.AssetCheckResult:
+def health_result(deployment: "Deployment", serving: Serving) -> dg.AssetCheckResult:
     """Passes when the endpoint of ``deployment`` says now that it is healthy."""
     from e2i_dagster.serving.active import health_of
 
@@ -69,8 +73,8 @@ def health_result(deployment: Deployment, serving: Serving) -> dg.AssetCheckResu
 
 
 @scope_asset(
+    produces="e2i_dagster.serving.release:Release",
     kinds={"bentoml"},
-    document=Release,
     still_valid=lambda release: release.path.exists(),
     # A release holds the models of all scopes, so a new version of any scope makes it stale.
     deps=[dg.AssetDep("registered_model", partition_mapping=dg.AllPartitionMapping())],
@@ -88,15 +92,15 @@ def bento(serving: Serving, mlflow: MlflowResource) -> Produced:
 
 
 @scope_asset(
+    produces="e2i_dagster.serving.deployment:Deployment",
     kinds={"bentoml"},
-    document=Deployment,
     still_valid=is_live,
     deps=["online_features"],
     description="The live endpoint in slot staging, switched to after health and parity with the offline model.",
 )
 def deployment(
     context: dg.AssetExecutionContext,
-    bento: Release,
+    bento: "Release",
     serving: Serving,
     mlflow: MlflowResource,
     lake: dg.ResourceParam[LakeIOManager],
@@ -105,19 +109,17 @@ def deployment(
     return Produced(deployed, deployed)
 
 
-@dg.asset_check(
+@stage_check(
     asset=deployment,
     blocking=True,
     description="Training rows sent through HTTP got the answers of the offline model.",
 )
-def parity(deployment: Deployment) -> dg.AssetCheckResult:
+def parity(deployment: "Deployment") -> dg.AssetCheckResult:
     return parity_result(deployment)
 
 
-@dg.asset_check(
-    asset=deployment, blocking=True, description="The endpoint answers now and says it is healthy."
-)
-def endpoint_health(deployment: Deployment, serving: Serving) -> dg.AssetCheckResult:
+@stage_check(asset=deployment, blocking=True, description="The endpoint answers now and says it is healthy.")
+def endpoint_health(deployment: "Deployment", serving: Serving) -> dg.AssetCheckResult:
     return health_result(deployment, serving)
 
 
@@ -126,9 +128,9 @@ def endpoint_health(deployment: Deployment, serving: Serving) -> dg.AssetCheckRe
     description="The patients whose outcome is not known yet, scored through the live endpoint and logged.",
 )
 def live_scores(
-    scoring_frame: pd.DataFrame,
-    deployment: Deployment,
-    registered_model: RegisteredVersion,
+    scoring_frame: "pd.DataFrame",
+    deployment: "Deployment",
+    registered_model: "RegisteredVersion",
     warehouse: Warehouse,
 ) -> Produced:
     from e2i_dagster.serving.client import score

@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from e2i_dagster.errors import ConfigError, E2IError, InputError, UnavailableError, VerdictError
-from resources.lake import LakeIOManager, Pieces, asset_name, split_by_month
+from resources.lake import DOCUMENT, LakeIOManager, Pieces, asset_name, document_type, split_by_month
 from resources.warehouse import Warehouse
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from e2i_dagster.warehouse.ledger import DataVersion, State
 
 OWNERS = ["team:mlops"]
@@ -88,8 +90,9 @@ def code_version() -> str:
 
 def stage_asset(
     *,
+    produces: str | None = None,
     definition: Callable[[str | None], Any] = lambda partition: None,
-    still_valid: Callable[[Any], bool] = lambda value: True,
+    still_valid: Callable[[Any], bool] | None = None,
     always: bool = False,
     gated: bool = True,
     reads: Mapping[str, Sequence[str]] | None = None,
@@ -98,7 +101,12 @@ def stage_asset(
 ) -> Callable[[Callable[..., Produced]], dg.AssetsDefinition]:
     """Turn a body that returns :class:`Produced` into an asset of the pipeline.
 
+    Context, configuration and resources of a body are annotated with their types. What it reads of the
+    lake is annotated in quotes, for readers and the type checker: no such type is imported while the
+    code location loads.
+
     Args:
+        produces: type of the value, a pydantic model as ``module:name``; None for a frame.
         definition: policy that the value depends on, as JSON-like data, for the partition of the run
             (None without one, or for a range); a change makes the stored version stale.
         still_valid: asked before a stored version is reused (is the endpoint still there?).
@@ -110,12 +118,14 @@ def stage_asset(
             Tables and months are declared by the inputs and their partition mapping.
         also_reads: raw tables that the body reads by itself because only some partitions need them; their
             current versions count as inputs, for the gate too.
-        asset_arguments: arguments of :func:`dagster.asset`, and ``document``: the pydantic type of the
-            value, when ``still_valid`` has to see it.
+        asset_arguments: arguments of :func:`dagster.asset`.
     """
 
-    document = asset_arguments.pop("document", None)
     asset_arguments.setdefault("owners", OWNERS)
+    if produces is not None:
+        module, name = produces.split(":")
+        document = {DOCUMENT: dg.PythonArtifactMetadataValue(module, name)}
+        asset_arguments["metadata"] = {**asset_arguments.get("metadata", {}), **document}
 
     def decorate(body: Callable[..., Produced]) -> dg.AssetsDefinition:
         wanted = inspect.signature(body).parameters
@@ -126,30 +136,53 @@ def stage_asset(
             inputs = {name: value for name, value in given.items() if name in wanted}
             with stage.recorded():
                 stage.look_at_inputs(definition, also_reads)
-                reused = None if always else stage.reusable(document, still_valid)
+                reused = None if always else stage.reusable(still_valid)
                 if reused is not None:
                     return reused
                 made = body(context, **inputs) if "context" in wanted else body(**inputs)
                 return stage.hand_over(made, always=always)
 
-        annotations = {
-            "context": dg.AssetExecutionContext,
-            **{name: parameter.annotation for name, parameter in wanted.items()},
-            "lake": dg.ResourceParam[LakeIOManager],
-            "warehouse": Warehouse,
-        }
-        run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            [
-                inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=annotation)
-                for name, annotation in annotations.items()
-            ]
+        _tell_dagster(
+            run,
+            {
+                "context": dg.AssetExecutionContext,
+                **{name: parameter.annotation for name, parameter in wanted.items()},
+                "lake": dg.ResourceParam[LakeIOManager],
+                "warehouse": Warehouse,
+            },
         )
-        run.__annotations__ = annotations
         if gated:
             asset_arguments["deps"] = [*asset_arguments.get("deps", ()), *_gates(wanted, asset_arguments)]
         return dg.asset(io_manager_key="lake", code_version=code_version(), **asset_arguments)(run)
 
     return decorate
+
+
+def stage_check(**check_arguments: Any) -> Callable[[Callable[..., Any]], dg.AssetChecksDefinition]:
+    """:func:`dagster.asset_check` for a body that reads the lake, annotated as :func:`stage_asset` says."""
+
+    def decorate(body: Callable[..., Any]) -> dg.AssetChecksDefinition:
+        @functools.wraps(body)
+        def run(*given: Any, **by_name: Any) -> Any:
+            return body(*given, **by_name)
+
+        wanted = inspect.signature(body).parameters
+        _tell_dagster(run, {name: parameter.annotation for name, parameter in wanted.items()})
+        return dg.asset_check(**check_arguments)(run)
+
+    return decorate
+
+
+def _tell_dagster(run: Callable[..., Any], annotations: Mapping[str, Any]) -> None:
+    """Give ``run`` parameters that Dagster can resolve; a quoted type stays unknown to it."""
+    known = {name: Any if isinstance(one, str) else one for name, one in annotations.items()}
+    run.__annotations__ = known
+    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=annotation)
+            for name, annotation in known.items()
+        ]
+    )
 
 
 class Stage:
@@ -258,7 +291,12 @@ class Stage:
             for one in verdict.elsewhere
         ]
 
-    def reusable(self, document: Any, still_valid: Callable[[Any], bool]) -> dg.Output[Pieces] | None:
+    @property
+    def document(self) -> "type[BaseModel] | None":
+        """The declared type of the value; None for a frame."""
+        return document_type(self.context.assets_def.metadata_by_key[self.context.asset_key])
+
+    def reusable(self, still_valid: Callable[[Any], bool] | None) -> dg.Output[Pieces] | None:
         """The stored version, when inputs, policy and code are those that made it."""
         stored = self._stored()
         fits = len(stored) == len(self.partitions) and all(
@@ -266,7 +304,7 @@ class Stage:
         )
         if not fits:
             return None
-        if document is not None and not still_valid(self.lake.load(self.name, self.partitions, document)):
+        if still_valid and not still_valid(self.lake.load(self.name, self.partitions, self.document)):
             return None
         digests = {partition: stored[partition].digest for partition in self.partitions}
         pieces = Pieces({}, digests, self.fingerprint, code_version())
@@ -295,6 +333,7 @@ class Stage:
         from e2i_dagster.warehouse.lake import value_digests
 
         values = produced.pieces(self.partitions)
+        self._require_declared(values)
         told = {
             **_told(produced),
             **({"waived": list(self.marks)} if self.marks else {}),
@@ -339,6 +378,17 @@ class Stage:
             reason = f"made under waivers: {'; '.join(self.marks)}" if self.marks else ""
             self._state("executed", reason, rows, pieces.data_version)
         return dg.Output(pieces.stored(), metadata=metadata, data_version=dg.DataVersion(pieces.data_version))
+
+    def _require_declared(self, values: Mapping[str | None, Any]) -> None:
+        import pandas as pd
+
+        declared = self.document or pd.DataFrame
+        for value in values.values():
+            if type(value) is not declared:
+                raise TypeError(
+                    f"{self.name} made a {type(value).__qualname__}, but what reads it expects a "
+                    f"{declared.__qualname__}: correct `produces`"
+                )
 
     def _announce_good_ones(self, pieces: Pieces, metadata: Mapping[str, Any]) -> None:
         for partition, digest in pieces.digests.items():

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
-from pydantic import BaseModel
 
 from e2i_dagster.config.environment import lake_url
 from e2i_dagster.errors import InputError
@@ -13,8 +13,12 @@ from resources.warehouse import Warehouse
 
 if TYPE_CHECKING:
     import pandas as pd
+    from pydantic import BaseModel
 
     from e2i_dagster.warehouse.lake import Lake, Value
+
+#: Metadata of an asset that is no frame: the type of its value.
+DOCUMENT = "document"
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,8 @@ def asset_name(key: dg.AssetKey) -> str:
 class LakeIOManager(dg.ConfigurableIOManager):
     """Stores each partition of an output as a version of its own and pins versions when reading.
 
-    The consumer's annotation chooses how a frame arrives: ``pandas.DataFrame`` (default) or a
-    Narwhals ``LazyFrame``; a pydantic model is read from its document.
+    A value is read as the type that its asset declares in the metadata ``document``, without one as
+    a ``pandas.DataFrame``.
     """
 
     url: str = ""
@@ -95,14 +99,14 @@ class LakeIOManager(dg.ConfigurableIOManager):
                     ),
                 )
 
-    def load(self, asset: str, partitions: Sequence[str | None], annotation: Any) -> Any:
-        """The current versions of ``partitions`` in the form that ``annotation`` asks for.
+    def load(
+        self, asset: str, partitions: Sequence[str | None], document: "type[BaseModel] | None" = None
+    ) -> Any:
+        """The current versions of ``partitions``: the rows of all as one frame, or the first one's ``document``.
 
         Raises:
             InputError: a partition was never stored; it is named.
         """
-        import narwhals as nw
-
         from e2i_dagster.warehouse import ledger
 
         versions = ledger.current(self.warehouse.engine(), asset)
@@ -114,10 +118,8 @@ class LakeIOManager(dg.ConfigurableIOManager):
                 f"{asset}:{of} never materialized. Materialize them first (`e2i plan` shows the order)."
             )
         paths = [path for partition in partitions if (path := versions[partition].path)]
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            return self.lake().read_document(paths[0], annotation)
-        if annotation is nw.LazyFrame:
-            return self.lake().scan(paths)
+        if document is not None:
+            return self.lake().read_document(paths[0], document)
         return self.lake().read_frame(paths)
 
     def handle_output(self, context: dg.OutputContext, obj: Pieces) -> None:
@@ -125,7 +127,14 @@ class LakeIOManager(dg.ConfigurableIOManager):
 
     def load_input(self, context: dg.InputContext) -> Any:
         partitions = _partitions_to_read(context) if context.has_asset_partitions else [None]
-        return self.load(asset_name(context.asset_key), partitions, context.dagster_type.typing_type)
+        declared = context.upstream_output.definition_metadata if context.upstream_output else {}
+        return self.load(asset_name(context.asset_key), partitions, document_type(declared))
+
+
+def document_type(metadata: Mapping[str, Any]) -> "type[BaseModel] | None":
+    """The type of the value of an asset with this ``metadata``, imported now; None for a frame."""
+    declared = metadata.get(DOCUMENT)
+    return resolve_name(f"{declared.module}:{declared.name}") if declared is not None else None
 
 
 def _partitions_to_read(context: dg.InputContext) -> Sequence[str]:

@@ -92,21 +92,19 @@ def audit_scope(
     warehouse: Warehouse,
     lake: dg.ResourceParam[LakeIOManager],
 ) -> Iterator[Any]:
-    import pandas as pd
-
     from e2i_dagster.splits.judge import audit_frame, audit_splits
     from e2i_dagster.warehouse import ledger
 
     engine, run_id = warehouse.engine(), context.run.run_id
     try:
         (name,) = scopes_named(config.scope)
-        frame = lake.load("training_frame", [name], pd.DataFrame)
+        frame = lake.load("training_frame", [name])
     except E2IError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
     scope = current_policy().scopes[name]
     results = {"training_frame": audit_frame(engine, scope, frame, run_id=run_id)}
     if ledger.latest(engine, "splits", name) is not None:
-        splits = lake.load("splits", [name], pd.DataFrame)
+        splits = lake.load("splits", [name])
         results["splits"] = audit_splits(engine, scope, frame, splits, run_id=run_id)
     for asset, result in results.items():
         yield dg.AssetCheckEvaluation(
@@ -149,8 +147,6 @@ def build_data_docs(
     warehouse: Warehouse,
     lake: dg.ResourceParam[LakeIOManager],
 ) -> None:
-    import pandas as pd
-
     from e2i_dagster.quality.judge import document_table
 
     try:
@@ -158,7 +154,7 @@ def build_data_docs(
             warehouse.engine(),
             config.table,
             config.partition,
-            lambda partitions: lake.load(config.table, partitions, pd.DataFrame),
+            lambda partitions: lake.load(config.table, partitions),
         )
     except E2IError as error:
         raise dg.Failure(str(error), allow_retries=False) from error

@@ -96,13 +96,6 @@ class Lake:
         with pd.option_context("mode.string_storage", "pyarrow"):
             return rows.to_pandas()
 
-    def scan(self, paths: Sequence[str]) -> Any:
-        """A Narwhals lazy frame over all ``paths``, executed by DuckDB when collected."""
-        import duckdb
-        import narwhals as nw
-
-        return nw.from_native(duckdb.read_parquet([str(self.root / path) for path in paths])).lazy()
-
     def read_document(self, path: str, model: type[BaseModel]) -> BaseModel:
         """The document at ``path`` as ``model``."""
         return model.model_validate_json((self.root / path).read_text(encoding="utf-8"))

@@ -1,6 +1,7 @@
 """The shell stays thin: bodies of assets are short sentences; the asset graph changes only on purpose."""
 
 import ast
+import inspect
 
 import pytest
 
@@ -9,6 +10,7 @@ from e2i_dagster.config.environment import CHECKOUT
 #: The two modules of assets/ that hold no assets.
 MACHINERY = {"stage.py", "partitions.py", "__init__.py"}
 ASSET_MODULES = sorted(path for path in (CHECKOUT / "assets").glob("*.py") if path.name not in MACHINERY)
+DECORATORS = {"stage_asset", "scope_asset", "stage_check", "dg.asset_check"}
 MOST_STATEMENTS = 14
 
 
@@ -16,7 +18,7 @@ def bodies(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and any(
-            "stage_asset" in ast.unparse(decorator) or "asset_check" in ast.unparse(decorator)
+            isinstance(decorator, ast.Call) and ast.unparse(decorator.func) in DECORATORS
             for decorator in node.decorator_list
         ):
             yield node
@@ -35,6 +37,28 @@ def test_bodies_are_short_and_plain(path):
                 f"{where}: loops and try blocks belong into the core"
             )
         assert "os.environ" not in ast.unparse(body), f"{where}: the environment is read by resources"
+
+
+def test_what_a_body_reads_is_what_its_input_declares():
+    """A value is read as its producer declares it; the annotation of the reader is not asked when it runs."""
+    from e2i_dagster.definitions import defs
+    from resources.lake import document_type
+
+    nodes = defs.resolve_asset_graph()
+    compared = 0
+    for definition in [*(defs.assets or []), *(defs.asset_checks or [])]:
+        body = inspect.unwrap(definition.op.compute_fn.decorated_fn)
+        read = inspect.signature(body).parameters
+        for name, key in definition.keys_by_input_name.items():
+            if name not in read:
+                continue
+            declared = document_type(nodes.get(key).metadata)
+            expected = "pd.DataFrame" if declared is None else declared.__name__
+            annotation = read[name].annotation
+            told = annotation if isinstance(annotation, str) else annotation.__name__
+            assert told == expected, f"{body.__module__}.{body.__name__}: {name} is a {expected}"
+            compared += 1
+    assert compared > 100
 
 
 def test_asset_graph_snapshot(tmp_path):

@@ -218,7 +218,7 @@ lake = build_resources()["lake"]
 example = {tracked["example"]!r}
 equal = {{}}
 for asset in ("training_frame", "scoring_frame"):
-    frame = lake.load(asset, ["{SCOPE}"], pd.DataFrame)
+    frame = lake.load(asset, ["{SCOPE}"])
     same = pd.Series(True, index=frame.index)
     for name, (value,) in example.items():
         same &= (frame[name] == value).fillna(False).astype(bool)
