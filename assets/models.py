@@ -100,6 +100,7 @@ def trained_model(
     feature_selection: "FeatureSelection",
     hyperparameters: "SearchResult",
 ) -> Produced:
+    from e2i_dagster.registry.storage import StoredModel
     from e2i_dagster.training import train
     from e2i_dagster.training.rows import visible_rows
 
