@@ -79,7 +79,7 @@ class Pipeline:
     def stored(self, asset: str, partition: str | None = None) -> pd.DataFrame:
         """The current rows of ``asset`` as a consumer reads them."""
         manager = self.defs.resources["lake"]
-        return manager.load(asset, [partition], pd.DataFrame)
+        return manager.load(asset, [partition])
 
     def rows(self, statement: str) -> list[Any]:
         """The rows that ``statement`` selects in the warehouse."""
