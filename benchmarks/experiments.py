@@ -59,7 +59,7 @@ def type_one_error(options: argparse.Namespace) -> dict[str, Any]:
                 flush=True,
             )
             figures[f"type_1_error_{rule}_{looks}_looks"] = figure(
-                round(error, 4), f"of {options.trials:,} null trials", goal=f"{RANGE[0]} to {RANGE[1]}",
+                round(error, 4), f"of {options.trials:,} null trials", goal=RANGE,
                 peer=f"1.96 at every look: {naive:.4f}", holds=RANGE[0] <= error <= RANGE[1],
             )  # fmt: skip
     # Looks that nobody planned: their fractions are drawn anew for every block of trials.
@@ -74,7 +74,7 @@ def type_one_error(options: argparse.Namespace) -> dict[str, Any]:
     error = float(np.mean(crossed))
     print(f"type-I error lan_demets_obf, unplanned looks {error:.4f}", flush=True)
     figures["type_1_error_unplanned_looks"] = figure(
-        round(error, 4), f"of {options.trials:,} null trials", goal=f"{RANGE[0]} to {RANGE[1]}",
+        round(error, 4), f"of {options.trials:,} null trials", goal=RANGE,
         holds=RANGE[0] <= error <= RANGE[1],
     )  # fmt: skip
     return figures
@@ -104,6 +104,12 @@ def boundary_time(options: argparse.Namespace) -> dict[str, Any]:
     return figures
 
 
+def _around(share: float, trials: int) -> tuple[float, float]:
+    """Three standard errors to both sides of ``share``."""
+    slack = 3 * np.sqrt(share * (1 - share) / trials)
+    return round(share - slack, 4), round(share + slack, 4)
+
+
 def coverage_after_stopping(options: argparse.Namespace) -> dict[str, Any]:
     """Do the stagewise interval and the plain one hold the truth, when trials stop at a Pocock boundary?"""
     rng = np.random.default_rng(options.seed + 1)
@@ -121,17 +127,16 @@ def coverage_after_stopping(options: argparse.Namespace) -> dict[str, Any]:
         held += found.lower <= drift <= found.upper
         above += found.median_unbiased > drift
         plain += abs(value * error - drift) <= 1.959964 * error
-    # Three standard errors of a share.
-    slack = 3 * np.sqrt(0.95 * 0.05 / trials)
+    covered, halved = _around(0.95, trials), _around(0.5, trials)
     print(f"coverage after stopping: {held / trials:.4f}, plain interval {plain / trials:.4f}", flush=True)
     return {
         "coverage_of_stagewise_interval": figure(
-            round(held / trials, 4), f"of {trials:,} trials", goal=f"0.95 +- {slack:.3f}",
-            peer=f"plain interval: {plain / trials:.4f}", holds=abs(held / trials - 0.95) <= slack,
+            round(held / trials, 4), f"of {trials:,} trials", goal=covered,
+            peer=f"plain interval: {plain / trials:.4f}", holds=covered[0] <= held / trials <= covered[1],
         ),
         "median_unbiased_estimate_above_truth": figure(
-            round(above / trials, 4), f"of {trials:,} trials", goal=f"0.5 +- {3 * 0.5 / np.sqrt(trials):.3f}",
-            holds=abs(above / trials - 0.5) <= 3 * 0.5 / np.sqrt(trials),
+            round(above / trials, 4), f"of {trials:,} trials", goal=halved,
+            holds=halved[0] <= above / trials <= halved[1],
         ),
     }  # fmt: skip
 

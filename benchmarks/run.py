@@ -31,15 +31,20 @@ def scripts(names: list[str]) -> list[Path]:
     return [found[name] for name in names] if names else list(found.values())
 
 
+def is_goal(goal: Any) -> bool:
+    """Whether ``goal`` is a limit, the two ends of a range, or none."""
+    ends = goal if isinstance(goal, list) and len(goal) == 2 else [goal]
+    return goal is None or all(isinstance(end, (int, float)) for end in ends)
+
+
 def has_figures(result: Any) -> bool:
-    """Whether ``result`` is what a benchmark prints last: figures with numbers as goals, and the machine."""
+    """Whether ``result`` is what a benchmark prints last: figures with limits or ranges as goals, and the machine."""
     return (
         isinstance(result, dict)
         and bool(result.get("figures"))
         and {"cpus", "platform", "python"} <= set(result.get("machine", ()))
         and all(
-            {"value", "unit", "goal", "peer", "holds"} <= set(figure)
-            and isinstance(figure["goal"], (int, float, type(None)))
+            {"value", "unit", "goal", "peer", "holds"} <= set(figure) and is_goal(figure["goal"])
             for figure in result["figures"].values()
         )
     )
@@ -81,7 +86,8 @@ def render(results: list[dict[str, Any]]) -> str:
             continue
         for name, figure in result["figures"].items():
             unit = figure["unit"]
-            goal = "" if figure["goal"] is None else f"{figure['goal']:,} {unit}"
+            ends = figure["goal"] if isinstance(figure["goal"], list) else [figure["goal"]]
+            goal = "" if figure["goal"] is None else f"{' to '.join(f'{end:,}' for end in ends)} {unit}"
             holds = "" if figure["goal"] is None else "yes" if figure["holds"] else "no"
             lines.append(
                 f"| {result['benchmark']} | {name} | {figure['value']:,} {unit} | {goal} "
@@ -89,7 +95,8 @@ def render(results: list[dict[str, Any]]) -> str:
             )
     machines = sorted(
         {
-            f"{one['machine']['cpus']} CPUs, {one['machine']['platform']}, Python {one['machine']['python']}"
+            f"{one['machine']['cpus']} CPUs, {one['machine']['platform'].split('-')[0]}, "
+            f"Python {one['machine']['python']}"
             for one in results
             if "failed" not in one
         }

@@ -26,9 +26,11 @@ def test_failures_are_listed_beside_figures(tmp_path, monkeypatch):
     (tmp_path / "good.py").write_text(GOOD)
     (tmp_path / "broken.py").write_text("print('begun'); raise SystemExit('no server')")
     (tmp_path / "wordy.py").write_text(GOOD.replace('"goal": 1.6', '"goal": ">= 1.6"'))
+    (tmp_path / "ranged.py").write_text(GOOD.replace('"goal": 1.6', '"goal": [1.1, 1.6]'))
     results = [run.result_of(script) for script in run.scripts([])]
     page = run.render(results)
     assert "| good | ratio | 1.2 x | 1.6 x | bare | yes |" in page
+    assert "| good | ratio | 1.2 x | 1.1 to 1.6 x | bare | yes |" in page
     assert "| broken | failed | | | ended with 1 and without figures | no |" in page
     assert "| wordy | failed | | | ended with 0 and without figures | no |" in page
     assert not run.succeeded(results)
