@@ -75,9 +75,12 @@ def test_any_other_model_is_explained_by_bounded_permutation():
         algorithm="NaiveBayes",
         pipeline=Pipeline([("preprocess", preprocess), ("model", bayes)]),
     )
-    found = explain(other, rows(200, 1), background=source)
+    references = rows(50, 2)
+    found = explain(other, rows(200, 1), background=references)
     assert (found.method, found.rows, found.scale) == ("permutation", 50, "probability")
     assert {item.feature for item in found.effects[:3]} == {"severity", "engagement", "academic"}
+    assert found.base_value == pytest.approx(other.scores(references.features).mean(), abs=1e-12)
+    assert found.additivity_error < 1e-9
 
 
 def test_more_rows_than_the_limit_are_thinned_the_same_way_each_time():

@@ -1,11 +1,15 @@
 import pytest
 from model_rows import numbers, rows
 from pydantic import ValidationError
+from sklearn.model_selection import StratifiedKFold, cross_val_score
+from sklearn.pipeline import make_pipeline
 
 from e2i_dagster.config.algorithms import AlgorithmsPolicy
 from e2i_dagster.config.scope import default_scope
 from e2i_dagster.errors import ConfigError, VerdictError
 from e2i_dagster.selection import SelectionRequest, select_algorithm
+from e2i_dagster.selection.frame import feature_kinds
+from e2i_dagster.selection.pipeline import build_estimator, build_preprocessor
 
 BINARY = SelectionRequest(problem_type="binary_classification")
 CAUSAL = {"CausalForest", "LinearDML", "DRLearner", "XLearner"}
@@ -48,6 +52,26 @@ def test_an_interaction_is_not():
     assert choice.algorithm != "LogisticRegression"
     linear = next(item for item in choice.candidates if item.algorithm == "LogisticRegression")
     assert linear.performance == pytest.approx(0.5, abs=0.08)
+
+
+def test_every_fold_is_preprocessed_by_its_learning_rows_alone():
+    sample, policy = rows(300), quick()
+    sample.features.loc[::37, "severity"] = 1e4
+    found = select_algorithm(BINARY, sample=sample, policy=policy).candidates
+    linear = next(item for item in found if item.algorithm == "LogisticRegression")
+    pipeline = make_pipeline(
+        build_preprocessor(feature_kinds(sample.features, list(sample.features.columns))),
+        build_estimator(
+            "LogisticRegression",
+            BINARY.problem_type,
+            policy.algorithm("LogisticRegression").defaults,
+            seed=42,
+        ),
+    )
+    folds = StratifiedKFold(policy.selection.folds, shuffle=True, random_state=42)
+    expected = cross_val_score(pipeline, sample.features, sample.target, cv=folds, scoring="roc_auc")
+    assert linear.performance == pytest.approx(expected.mean(), abs=1e-12)
+    assert linear.deviation == pytest.approx(expected.std(ddof=1), abs=1e-12)
 
 
 def test_causal_algorithms_are_never_candidates_for_classification(linear_choice):
