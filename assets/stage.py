@@ -174,8 +174,8 @@ def stage_check(**check_arguments: Any) -> Callable[[Callable[..., Any]], dg.Ass
 
 
 def _tell_dagster(run: Callable[..., Any], annotations: Mapping[str, Any]) -> None:
-    """Give ``run`` parameters that Dagster can resolve; a quoted type stays unknown to it."""
-    known = {name: Any if isinstance(one, str) else one for name, one in annotations.items()}
+    """Give ``run`` parameters whose types Dagster can resolve."""
+    known = {name: _stand_in(one) if isinstance(one, str) else one for name, one in annotations.items()}
     run.__annotations__ = known
     run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
@@ -183,6 +183,17 @@ def _tell_dagster(run: Callable[..., Any], annotations: Mapping[str, Any]) -> No
             for name, annotation in known.items()
         ]
     )
+
+
+@functools.cache
+def _stand_in(annotation: str) -> type:
+    """A class by which Dagster names a type that is not imported, and checks that a value is of that name."""
+    name = annotation.rpartition(".")[2]
+    stand_in = type(name, (), {})
+    dg.make_python_type_usable_as_dagster_type(
+        stand_in, dg.DagsterType(lambda _, value: type(value).__name__ == name, name)
+    )
+    return stand_in
 
 
 class Stage:

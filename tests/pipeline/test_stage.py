@@ -1,5 +1,7 @@
 """Values between stages: stored as what their asset declares, read as that in any later run."""
 
+from typing import TYPE_CHECKING
+
 import dagster as dg
 import pandas as pd
 import pytest
@@ -8,6 +10,9 @@ from assets.stage import Produced, stage_asset, stage_check
 from e2i_dagster.definitions import build_resources
 from resources.lake import DOCUMENT
 from tests.pipeline_runs import said
+
+if TYPE_CHECKING:
+    from e2i_dagster.config.policy import PolicySummary
 
 SUMMARY = "e2i_dagster.config.policy:PolicySummary"
 
@@ -49,29 +54,54 @@ def test_a_value_of_another_type_than_declared_is_refused_and_not_stored(pipelin
     assert pipeline.versions("made") == {}
 
 
-@pytest.mark.parametrize(("value", "produces"), [(rows, None), (summary, SUMMARY)])
-def test_stage_and_check_of_a_later_run_read_the_declared_type(pipeline, value, produces):
-    made = asset_of(value, produces)
-    seen = []
+def readers_of(made, annotation, seen):
+    """A stage and a check that read ``made``, annotated by the text ``annotation``."""
 
-    @stage_asset(name="reader", group_name="test", gated=False)
-    def reader(made: "pd.DataFrame") -> Produced:
+    def reader(made) -> Produced:
         seen.append(made)
         return Produced(rows())
 
-    @stage_check(asset=made, name="read_again")
-    def read_again(context: dg.AssetCheckExecutionContext, made: "pd.DataFrame") -> dg.AssetCheckResult:
+    def read_again(made) -> dg.AssetCheckResult:
         seen.append(made)
-        return dg.AssetCheckResult(passed=context.run is not None)
+        return dg.AssetCheckResult(passed=True)
 
+    for body in (reader, read_again):
+        body.__annotations__["made"] = annotation
+    return (
+        stage_asset(name="reader", group_name="test", gated=False)(reader),
+        stage_check(asset=made, name="read_again")(read_again),
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "produces", "annotation"), [(rows, None, "pd.DataFrame"), (summary, SUMMARY, "PolicySummary")]
+)
+def test_stage_and_check_of_a_later_run_read_the_declared_type(pipeline, value, produces, annotation):
+    made, seen = asset_of(value, produces), []
+    reader, check = readers_of(made, annotation, seen)
     assert materialized([made], pipeline).success
     assert materialized([made, reader], pipeline, [reader]).success
-    assert materialized([made, read_again], pipeline, dg.AssetSelection.checks(read_again)).success
+    assert materialized([made, check], pipeline, dg.AssetSelection.checks(check)).success
     assert [type(one) for one in seen] == [type(value())] * 2
     for one in seen:
         assert one.equals(value()) if isinstance(one, pd.DataFrame) else one == value()
 
 
-def test_the_declared_type_is_shown_with_the_asset():
+def test_a_stage_that_expects_another_type_than_declared_does_not_run(pipeline):
+    made, seen = asset_of(summary, SUMMARY), []
+    reader, check = readers_of(made, "pd.DataFrame", seen)
+    result = materialized([made, reader, check], pipeline)
+    assert {event.step_key for event in result.get_step_failure_events()} == {"reader", "made_read_again"}
+    assert 'expected type "DataFrame"' in said(result)
+    assert seen == []
+
+
+def test_the_ui_names_what_an_asset_is_and_what_a_stage_reads():
+    @stage_asset(name="reader", group_name="test", gated=False)
+    def reader(made: "PolicySummary", other: "pd.DataFrame") -> Produced:
+        return Produced(other.assign(scopes=len(made.scopes)))
+
     (shown,) = asset_of(summary, SUMMARY).metadata_by_key.values()
     assert (shown[DOCUMENT].module, shown[DOCUMENT].name) == ("e2i_dagster.config.policy", "PolicySummary")
+    types = {one.name: one.dagster_type.display_name for one in reader.op.input_defs}
+    assert types == {"made": "PolicySummary", "other": "DataFrame"}
