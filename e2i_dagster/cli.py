@@ -204,7 +204,7 @@ def status(json_output: bool) -> None:
     print_table("Tables", [{"table": name, "rows": f"{rows:,}"} for name, rows in report["tables"].items()])
     if report["endpoints"]:
         print_table("Endpoints", report["endpoints"], drop=("example",))
-        for endpoint in report["endpoints"]:
+        for endpoint in filter(_answers, report["endpoints"]):
             click.echo(endpoint["example"])
     else:
         click.echo("No service is deployed. `e2i run` deploys one.")
@@ -341,9 +341,21 @@ def _print_run(events: list[StageEvent], seconds: float) -> None:
     click.echo(f"  lake and reports     {state_folder()}")
     click.echo("  e2i status           stages, tables, endpoints; e2i down stops services and database")
     for endpoint in report["endpoints"]:
-        click.echo(f"\n{endpoint['model_id']} answers in slot {endpoint['slot']} (not production: that needs")
-        click.echo("shadow days and a second person's approval). Ask it:")
-        click.echo(endpoint["example"])
+        click.echo(f"\n{endpoint_text(endpoint)}")
+
+
+def _answers(endpoint: dict[str, Any]) -> bool:
+    return endpoint["health"] in ("healthy", "degraded") and bool(endpoint["example"])
+
+
+def endpoint_text(endpoint: dict[str, Any]) -> str:
+    """How to ask a model of ``e2i status``, or why it cannot be asked now."""
+    if not _answers(endpoint):
+        return f"{endpoint['model_id']} does not answer now: {endpoint['reason'] or endpoint['health']}."
+    return (
+        f"{endpoint['model_id']} answers in slot {endpoint['slot']} (not production: that needs\n"
+        f"shadow days and a second person's approval). Ask it:\n{endpoint['example']}"
+    )
 
 
 main.add_command(causal)

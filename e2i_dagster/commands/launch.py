@@ -48,12 +48,16 @@ def launch(
 
 def failure_text(result: dg.ExecuteInProcessResult) -> str:
     """What each failed step said: its own description, or the innermost cause."""
-    texts = []
+    ours, texts = _exit_codes(), []
     for event in result.get_step_failure_events():
         failure, error = event.step_failure_data.user_failure_data, event.step_failure_data.error
         while error is not None and error.cause is not None:
             error = error.cause
-        said = (failure.description if failure else None) or (error.message if error else event.message) or ""
+        message = error.message if error else event.message or ""
+        if error is not None and error.cls_name in ours:
+            # Our messages are for people; Dagster puts the name of the class before them.
+            message = message.partition(": ")[2]
+        said = (failure.description if failure else None) or message
         texts.append(f"{event.step_key}: {said.strip()}")
     texts += [
         f"{check.asset_key.to_user_string()} {check.check_name}: {check.description}"
@@ -65,14 +69,7 @@ def failure_text(result: dg.ExecuteInProcessResult) -> str:
 
 def exit_code(result: dg.ExecuteInProcessResult) -> int:
     """The exit code of the first failed step's error; 4 for a failed blocking check, else 1."""
-    from e2i_dagster.errors import E2IError
-
-    codes: dict[str | None, int] = {}
-    kinds: list[type[E2IError]] = [E2IError]
-    while kinds:
-        kind = kinds.pop()
-        codes[kind.__name__] = kind.exit_code
-        kinds += kind.__subclasses__()
+    codes = _exit_codes()
     for event in result.get_step_failure_events():
         error = event.step_failure_data.error
         while error is not None:
@@ -81,3 +78,16 @@ def exit_code(result: dg.ExecuteInProcessResult) -> int:
             error = error.cause
     blocking = any(not check.passed and check.blocking for check in result.get_asset_check_evaluations())
     return 4 if blocking else 1
+
+
+def _exit_codes() -> dict[str | None, int]:
+    """The exit code of each of our errors, by the name of its class."""
+    from e2i_dagster.errors import E2IError
+
+    codes: dict[str | None, int] = {}
+    kinds: list[type[E2IError]] = [E2IError]
+    while kinds:
+        kind = kinds.pop()
+        codes[kind.__name__] = kind.exit_code
+        kinds += kind.__subclasses__()
+    return codes

@@ -1,0 +1,49 @@
+"""What a command says at its end: of a run that failed, and of models that answer or do not."""
+
+import dagster as dg
+import pytest
+
+from e2i_dagster.cli import endpoint_text
+from e2i_dagster.commands.launch import exit_code, failure_text
+from e2i_dagster.errors import InputError, UnavailableError
+
+ENDPOINT = {
+    "model_id": "e2i-one/1", "slot": "staging", "health": "healthy", "reason": None,
+    "example": "curl -s http://127.0.0.1:3001/e2i-one/predict",
+}  # fmt: skip
+
+
+def failed_with(error):
+    @dg.op
+    def busy():
+        raise error
+
+    @dg.job
+    def work():
+        busy()
+
+    quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+    return work.execute_in_process(run_config=quiet, raise_on_error=False)
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "code"),
+    [
+        (UnavailableError("Port 3001: end that process."), "busy: Port 3001: end that process.", 5),
+        (InputError("hcp_profiles.csv: empty."), "busy: hcp_profiles.csv: empty.", 3),
+        (ZeroDivisionError("of ours: a defect"), "busy: ZeroDivisionError: of ours: a defect", 1),
+    ],
+)
+def test_a_failure_is_told_in_the_words_of_its_message(error, said, code):
+    result = failed_with(error)
+    assert (failure_text(result), exit_code(result)) == (said, code)
+
+
+def test_only_a_model_that_answers_is_offered():
+    assert endpoint_text(ENDPOINT).endswith(f"Ask it:\n{ENDPOINT['example']}")
+    stopped = {**ENDPOINT, "health": "stopped", "reason": "stopped (since noon); `make ui` starts it again"}
+    assert endpoint_text(stopped) == (
+        "e2i-one/1 does not answer now: stopped (since noon); `make ui` starts it again."
+    )
+    assert endpoint_text({**ENDPOINT, "health": "unhealthy"}) == "e2i-one/1 does not answer now: unhealthy."
+    assert "curl" not in endpoint_text({**ENDPOINT, "example": "", "reason": "its release is gone"})
