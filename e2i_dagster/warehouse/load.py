@@ -27,6 +27,7 @@ from e2i_dagster.warehouse.tables import (
     loaded_after,
     primary_key,
     raw_table,
+    references,
 )
 
 if TYPE_CHECKING:
@@ -436,7 +437,7 @@ class _Loader:
     def _check_against_warehouse(self, checked: rules.Checked) -> None:
         pc = rules.compute()
 
-        for column, parent in rules.references(checked.table):
+        for column, parent in references(checked.table):
             if column not in checked.rows.column_names:
                 continue
             given = pc.unique(checked.rows.column(column)).drop_null()
@@ -593,7 +594,7 @@ def _record(report: LoadReport, name: str, done: TableLoad) -> dict[str, Any]:
 
 
 def _all_references() -> list[tuple[str, str]]:
-    return [found for name in RAW_TABLES + OPTIONAL_RAW_TABLES for found in rules.references(name)]
+    return [found for name in RAW_TABLES + OPTIONAL_RAW_TABLES for found in references(name)]
 
 
 def _home(parent: str) -> tuple[str, str]:

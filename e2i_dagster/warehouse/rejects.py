@@ -15,7 +15,13 @@ import sqlalchemy as sa
 
 from e2i_dagster.errors import InputError, UnavailableError
 from e2i_dagster.warehouse import rules, staging
-from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, frame_columns, primary_key
+from e2i_dagster.warehouse.tables import (
+    OPTIONAL_RAW_TABLES,
+    RAW_TABLES,
+    frame_columns,
+    primary_key,
+    references,
+)
 
 if TYPE_CHECKING:
     from e2i_dagster.warehouse.load import LoadReport
@@ -57,7 +63,7 @@ class Rejected:
         """What was rejected in ``checked`` among the rows that were looked at."""
         faults = checked.faults_frame()
         faults = faults[considered[faults["position"].to_numpy(dtype=np.int64)]].reset_index(drop=True)
-        parents = {column: _home_of(parent) for column, parent in rules.references(checked.table)}
+        parents = {column: _home_of(parent) for column, parent in references(checked.table)}
         about_parent = faults["reason"].astype(_TEXT).str.startswith("orphan_").astype(bool) | faults[
             "reason"
         ].eq("parent_rejected")

@@ -23,7 +23,6 @@ from e2i_dagster.warehouse.tables import (
     MAINTAINED_COLUMNS,
     facts,
     frame_columns,
-    parents,
     primary_key,
     raw_table,
     required_columns,
@@ -360,14 +359,6 @@ def check_unique(checked: Checked, column: str, held: pd.Series) -> None:
     holder = values.map(held)
     other = holder.notna() & holder.ne(keys)
     checked.add((twice | other).fillna(False).to_numpy(dtype=bool), f"duplicate_{column}", column)
-
-
-def references(table: str) -> list[tuple[str, str]]:
-    """(column, parent table) of every reference; parent ``patient`` where only the loader checks."""
-    found = list(parents(table).items())
-    if "patient_id" in frame_columns(table) and table != "patient_journeys":
-        found.append(("patient_id", "patient"))
-    return found
 
 
 def unique_columns(table: str) -> list[str]:
@@ -770,7 +761,6 @@ __all__ = [
     "check_reference",
     "check_unique",
     "kind_of",
-    "references",
     "row_documents",
     "unique_columns",
 ]

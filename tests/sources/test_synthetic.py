@@ -25,8 +25,15 @@ from e2i_dagster.sources.synthetic_streams import Streams
 from e2i_dagster.sources.synthetic_tables import npi
 from e2i_dagster.sources.truth import TRUTH_FILE, TRUTH_PATIENTS_FILE, Truth, true_effects, write_truth
 from e2i_dagster.warehouse.frames import conform
-from e2i_dagster.warehouse.rules import check, check_duplicates, check_reference, references
-from e2i_dagster.warehouse.tables import RAW_TABLES, date_column, frame_columns, primary_key, raw_table
+from e2i_dagster.warehouse.rules import check, check_duplicates, check_reference
+from e2i_dagster.warehouse.tables import (
+    RAW_TABLES,
+    date_column,
+    frame_columns,
+    primary_key,
+    raw_table,
+    references,
+)
 
 FIRST, LAST = pd.Timestamp("2022-01-01"), pd.Timestamp("2024-12-31")
 TABLE_OF_VOLUME = {

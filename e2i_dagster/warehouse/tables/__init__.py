@@ -114,15 +114,18 @@ def parents(name: str) -> Mapping[str, str]:
     )
 
 
-def loaded_after(name: str) -> tuple[str, ...]:
-    """Raw tables whose rows must be there before those of ``name``, in the order of their names.
+def references(name: str) -> list[tuple[str, str]]:
+    """(column, parent table) of every reference; parent ``patient`` where only the loader checks."""
+    found = list(parents(name).items())
+    if "patient_id" in frame_columns(name) and name != "patient_journeys":
+        found.append(("patient_id", "patient"))
+    return found
 
-    Those that it refers to, and the journeys, which know its patients.
-    """
-    named = set(parents(name).values())
-    if "patient_id" in raw_table(name).columns:
-        named.add("patient_journeys")
-    return tuple(sorted(named - {name}))
+
+def loaded_after(name: str) -> tuple[str, ...]:
+    """Raw tables whose rows must be there before those of ``name``, in the order of their names."""
+    named = {"patient_journeys" if parent == "patient" else parent for _, parent in references(name)}
+    return tuple(sorted(named))
 
 
 def related_tables(name: str) -> tuple[str, ...]:
@@ -151,6 +154,7 @@ __all__ = [
     "parents",
     "primary_key",
     "raw_table",
+    "references",
     "related_tables",
     "required_columns",
     "row_date_column",
