@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from assets.partitions import COHORTS
-from assets.stage import Produced, code_version, current_versions, input_versions, stage_asset, stage_check
+from assets.stage import (
+    Produced,
+    code_version,
+    current_versions,
+    input_versions,
+    shown,
+    stage_asset,
+    stage_check,
+)
 from e2i_dagster.config.cohort import CohortDefinition
 from e2i_dagster.config.environment import actor
 from e2i_dagster.config.policy import current_policy
@@ -109,7 +117,6 @@ def cohort_not_empty(
     description="Runs the definition's own examples and looks for contradictory rules.",
 )
 def definition_lint(cohort_definition: CohortDefinition) -> dg.AssetCheckResult:
-    from assets.stage import shown
     from e2i_dagster.cohorts import lint
 
     report = lint(cohort_definition)

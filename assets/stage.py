@@ -323,7 +323,7 @@ class Stage:
         told = dict(next((version.metadata["told"] for version in stored.values() if version.metadata), []))
         metadata = {**shown(told), "state": "reused", "made_by_run": ", ".join(made_by)}
         rows = None
-        if not any((version.path or "").endswith(".json") for version in stored.values()):
+        if self.document is None:
             rows = metadata["dagster/row_count"] = sum(version.rows for version in stored.values())
         self._state(
             "reused",
@@ -358,12 +358,13 @@ class Stage:
             {"told": list(told.items()), **({"waived": list(self.marks)} if self.marks else {})},
         )
         metadata = {"state": "executed", **shown(told)}
-        rows = sum(map(len, values.values())) if all(map(_is_frame, values.values())) else None
+        frames = self.document is None
+        rows = sum(map(len, values.values())) if frames else None
         if rows is not None:
             metadata["dagster/row_count"] = rows
         if len(values) > 1:
             for key, value in values.items():
-                own = {"dagster/row_count": len(value)} if _is_frame(value) else shown(value.to_metadata())
+                own = {"dagster/row_count": len(value)} if frames else shown(value.to_metadata())
                 self.context.add_asset_metadata({**own, "digest": pieces.digests[key]}, partition_key=key)
         before = self._stored()
         same = {key: version.digest for key, version in before.items()} == pieces.digests
@@ -397,7 +398,7 @@ class Stage:
         for value in values.values():
             if type(value) is not declared:
                 raise TypeError(
-                    f"{self.name} made a {type(value).__qualname__}, but what reads it expects a "
+                    f"{self.name} made a {type(value).__qualname__}, but declares a "
                     f"{declared.__qualname__}: correct `produces`"
                 )
 
@@ -486,12 +487,6 @@ def _some(withheld: Mapping[str, str], most: int = 5) -> str:
     shown = "; ".join(f"{month}: {withheld[month]}" for month in sorted(withheld)[:most])
     more = len(withheld) - most
     return shown if more <= 0 else f"{shown}; and {more} more: {', '.join(sorted(withheld)[most:])}"
-
-
-def _is_frame(value: Any) -> bool:
-    import pandas as pd
-
-    return isinstance(value, pd.DataFrame)
 
 
 def _told(produced: Produced) -> dict[str, Any]:

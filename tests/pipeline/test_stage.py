@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 import dagster as dg
 import pandas as pd
 import pytest
+from pipeline_runs import said
 
 from assets.stage import Produced, stage_asset, stage_check
 from e2i_dagster.definitions import build_resources
 from resources.lake import DOCUMENT
-from tests.pipeline_runs import said
 
 if TYPE_CHECKING:
     from e2i_dagster.config.policy import PolicySummary
