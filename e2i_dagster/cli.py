@@ -204,7 +204,7 @@ def status(json_output: bool) -> None:
     print_table("Tables", [{"table": name, "rows": f"{rows:,}"} for name, rows in report["tables"].items()])
     if report["endpoints"]:
         print_table("Endpoints", report["endpoints"], drop=("example",))
-        for endpoint in filter(_answers, report["endpoints"]):
+        for endpoint in filter(_is_offered, report["endpoints"]):
             click.echo(endpoint["example"])
     else:
         click.echo("No service is deployed. `e2i run` deploys one.")
@@ -344,14 +344,15 @@ def _print_run(events: list[StageEvent], seconds: float) -> None:
         click.echo(f"\n{endpoint_text(endpoint)}")
 
 
-def _answers(endpoint: dict[str, Any]) -> bool:
+def _is_offered(endpoint: dict[str, Any]) -> bool:
     return endpoint["health"] in ("healthy", "degraded") and bool(endpoint["example"])
 
 
 def endpoint_text(endpoint: dict[str, Any]) -> str:
-    """How to ask a model of ``e2i status``, or why it cannot be asked now."""
-    if not _answers(endpoint):
-        return f"{endpoint['model_id']} does not answer now: {endpoint['reason'] or endpoint['health']}."
+    """How to ask a model of ``e2i status``; its health instead, when it is not to be asked now."""
+    if not _is_offered(endpoint):
+        why = f": {endpoint['reason']}" if endpoint["reason"] else ""
+        return f"{endpoint['model_id']} is {endpoint['health']}{why}."
     return (
         f"{endpoint['model_id']} answers in slot {endpoint['slot']} (not production: that needs\n"
         f"shadow days and a second person's approval). Ask it:\n{endpoint['example']}"

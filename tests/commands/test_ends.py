@@ -39,11 +39,11 @@ def test_a_failure_is_told_in_the_words_of_its_message(error, said, code):
     assert (failure_text(result), exit_code(result)) == (said, code)
 
 
-def test_only_a_model_that_answers_is_offered():
+def test_only_a_model_in_health_is_offered():
     assert endpoint_text(ENDPOINT).endswith(f"Ask it:\n{ENDPOINT['example']}")
     stopped = {**ENDPOINT, "health": "stopped", "reason": "stopped (since noon); `make ui` starts it again"}
     assert endpoint_text(stopped) == (
-        "e2i-one/1 does not answer now: stopped (since noon); `make ui` starts it again."
+        "e2i-one/1 is stopped: stopped (since noon); `make ui` starts it again."
     )
-    assert endpoint_text({**ENDPOINT, "health": "unhealthy"}) == "e2i-one/1 does not answer now: unhealthy."
+    assert endpoint_text({**ENDPOINT, "health": "unhealthy"}) == "e2i-one/1 is unhealthy."
     assert "curl" not in endpoint_text({**ENDPOINT, "example": "", "reason": "its release is gone"})
