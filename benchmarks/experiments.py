@@ -104,10 +104,14 @@ def boundary_time(options: argparse.Namespace) -> dict[str, Any]:
     return figures
 
 
-def _around(share: float, trials: int) -> tuple[float, float]:
-    """Three standard errors to both sides of ``share``."""
-    slack = 3 * np.sqrt(share * (1 - share) / trials)
-    return round(share - slack, 4), round(share + slack, 4)
+def share_of(trials: int, count: int, expected: float, peer: str | None = None) -> dict[str, Any]:
+    """A share that is to lie within three standard errors of ``expected``."""
+    slack = 3 * np.sqrt(expected * (1 - expected) / trials)
+    return figure(
+        round(count / trials, 4), f"of {trials:,} trials", peer=peer,
+        goal=[round(expected - slack, 4), round(expected + slack, 4)],
+        holds=abs(count / trials - expected) <= slack,
+    )  # fmt: skip
 
 
 def coverage_after_stopping(options: argparse.Namespace) -> dict[str, Any]:
@@ -127,18 +131,13 @@ def coverage_after_stopping(options: argparse.Namespace) -> dict[str, Any]:
         held += found.lower <= drift <= found.upper
         above += found.median_unbiased > drift
         plain += abs(value * error - drift) <= 1.959964 * error
-    covered, halved = _around(0.95, trials), _around(0.5, trials)
     print(f"coverage after stopping: {held / trials:.4f}, plain interval {plain / trials:.4f}", flush=True)
     return {
-        "coverage_of_stagewise_interval": figure(
-            round(held / trials, 4), f"of {trials:,} trials", goal=covered,
-            peer=f"plain interval: {plain / trials:.4f}", holds=covered[0] <= held / trials <= covered[1],
+        "coverage_of_stagewise_interval": share_of(
+            trials, held, 0.95, f"plain interval: {plain / trials:.4f}"
         ),
-        "median_unbiased_estimate_above_truth": figure(
-            round(above / trials, 4), f"of {trials:,} trials", goal=halved,
-            holds=halved[0] <= above / trials <= halved[1],
-        ),
-    }  # fmt: skip
+        "median_unbiased_estimate_above_truth": share_of(trials, above, 0.5),
+    }
 
 
 def analysis_of_many_units(options: argparse.Namespace) -> dict[str, Any]:

@@ -31,10 +31,9 @@ def scripts(names: list[str]) -> list[Path]:
     return [found[name] for name in names] if names else list(found.values())
 
 
-def is_goal(goal: Any) -> bool:
-    """Whether ``goal`` is a limit, the two ends of a range, or none."""
-    ends = goal if isinstance(goal, list) and len(goal) == 2 else [goal]
-    return goal is None or all(isinstance(end, (int, float)) for end in ends)
+def ends(goal: Any) -> list[Any]:
+    """The limit, or both ends of a range; nothing without a goal."""
+    return [] if goal is None else goal if isinstance(goal, list) else [goal]
 
 
 def has_figures(result: Any) -> bool:
@@ -44,7 +43,9 @@ def has_figures(result: Any) -> bool:
         and bool(result.get("figures"))
         and {"cpus", "platform", "python"} <= set(result.get("machine", ()))
         and all(
-            {"value", "unit", "goal", "peer", "holds"} <= set(figure) and is_goal(figure["goal"])
+            {"value", "unit", "goal", "peer", "holds"} <= set(figure)
+            and len(ends(figure["goal"])) <= 2
+            and all(isinstance(end, (int, float)) for end in ends(figure["goal"]))
             for figure in result["figures"].values()
         )
     )
@@ -86,9 +87,9 @@ def render(results: list[dict[str, Any]]) -> str:
             continue
         for name, figure in result["figures"].items():
             unit = figure["unit"]
-            ends = figure["goal"] if isinstance(figure["goal"], list) else [figure["goal"]]
-            goal = "" if figure["goal"] is None else f"{' to '.join(f'{end:,}' for end in ends)} {unit}"
-            holds = "" if figure["goal"] is None else "yes" if figure["holds"] else "no"
+            goal = " to ".join(f"{end:,}" for end in ends(figure["goal"]))
+            holds = "" if not goal else "yes" if figure["holds"] else "no"
+            goal = f"{goal} {unit}" if goal else ""
             lines.append(
                 f"| {result['benchmark']} | {name} | {figure['value']:,} {unit} | {goal} "
                 f"| {figure['peer'] or ''} | {holds} |"
