@@ -4,6 +4,7 @@ import ast
 import inspect
 
 import pytest
+from pydantic import BaseModel
 
 from e2i_dagster.config.environment import CHECKOUT
 
@@ -39,6 +40,26 @@ def test_bodies_are_short_and_plain(path):
         assert "os.environ" not in ast.unparse(body), f"{where}: the environment is read by resources"
 
 
+def body_of(definition):
+    return inspect.unwrap(definition.op.compute_fn.decorated_fn)
+
+
+def test_every_body_is_looked_at():
+    from e2i_dagster.definitions import defs
+
+    defined = {body_of(one).__name__ for one in [*(defs.assets or []), *(defs.asset_checks or [])]}
+    assert defined == {body.name for path in ASSET_MODULES for body in bodies(path)}
+
+
+def test_every_declared_type_is_a_document():
+    from e2i_dagster.definitions import defs
+    from resources.lake import document_type
+
+    declared = [document_type(spec.metadata) for spec in defs.resolve_all_asset_specs()]
+    documents = [one for one in declared if one is not None]
+    assert len(documents) > 30 and all(issubclass(one, BaseModel) for one in documents)
+
+
 def test_what_a_body_reads_is_what_its_input_declares():
     """A value is read as its producer declares it; the annotation of the reader is not asked when it runs."""
     from e2i_dagster.definitions import defs
@@ -47,7 +68,7 @@ def test_what_a_body_reads_is_what_its_input_declares():
     nodes = defs.resolve_asset_graph()
     compared = 0
     for definition in [*(defs.assets or []), *(defs.asset_checks or [])]:
-        body = inspect.unwrap(definition.op.compute_fn.decorated_fn)
+        body = body_of(definition)
         read = inspect.signature(body).parameters
         for name, key in definition.keys_by_input_name.items():
             if name not in read:
