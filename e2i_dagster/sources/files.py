@@ -226,7 +226,7 @@ def _read_table(
     first = 0
     for path in paths:
         try:
-            rows, bad = _read_file(path, form)
+            rows, bad = read_file(path, form)
             _check_columns(table, path, rows.column_names, own, vocabulary)
         except _Problems as error:
             problems.extend(error.found)
@@ -263,7 +263,7 @@ def _pandas(rows: pa.Table) -> pd.DataFrame:
     return rows.to_pandas(types_mapper=dtype, date_as_object=True)
 
 
-def _read_file(path: Path, form: FileFormat) -> tuple[pa.Table, list[tuple[int, str]]]:
+def read_file(path: Path, form: FileFormat) -> tuple[pa.Table, list[tuple[int, str]]]:
     """All rows of one file, and the (row number, text) of rows with a wrong number of fields."""
     try:
         if path.suffix.lower() == ".parquet":
