@@ -17,7 +17,14 @@ from e2i_dagster.experiments import store
 from e2i_dagster.experiments.estimation import final_estimate
 from e2i_dagster.experiments.forest import Heterogeneity, heterogeneity
 from e2i_dagster.experiments.lifecycle import bound_to_stop, may_read_results
-from e2i_dagster.experiments.looks import analysis_of, columns_of, look_boundaries, missing_policy, progress
+from e2i_dagster.experiments.looks import (
+    analysis_of,
+    answered,
+    columns_of,
+    look_boundaries,
+    missing_policy,
+    progress,
+)
 from e2i_dagster.experiments.multiplicity import adjusted
 from e2i_dagster.experiments.results import Analysis
 from e2i_dagster.experiments.scorecard import ScoredResult, score_result
@@ -110,8 +117,11 @@ def effect_rows(results: Sequence[SetResult]) -> list[tuple[str, ...]]:
         for one in result.analysis.comparisons:
             named = f"{result.metric} ({EFFECTS[result.analysis.kind]})"
             shared = (named, result.analysis_set, one.arm)
-            if one.status == "not_estimable" or one.effect is None:
-                rows.append((*shared, "not estimable", one.reason or "", "", ""))
+            final = result.adjusted_p_values.get(one.arm)
+            if one.effect is None:
+                p = "" if one.p_value is None else f"{one.p_value:.3g}"
+                said = "; ".join(filter(None, (one.reason, one.method)))
+                rows.append((*shared, "not estimable", said, p, "" if final is None else f"{final:.3g}"))
             else:
                 rows.append(
                     (
@@ -119,9 +129,7 @@ def effect_rows(results: Sequence[SetResult]) -> list[tuple[str, ...]]:
                         f"{one.effect:.4f}",
                         f"{one.lower:.4f} to {one.upper:.4f}",
                         f"{one.p_value:.3g}",
-                        ""
-                        if one.arm not in result.adjusted_p_values
-                        else f"{result.adjusted_p_values[one.arm]:.3g}",
+                        "" if final is None else f"{final:.3g}",
                     )
                 )
     return rows
@@ -362,6 +370,7 @@ def adjusted_for_looks(spec: ExperimentSpec, made: list[dict[str, Any]]) -> dict
     On the scale of the effect (a hazard ratio for survival). For one treatment arm only; a binding rule of
     futility, which was obeyed, enters. None where the trial ended by no rule.
     """
+    made = answered(spec, made)
     if len(spec.treatments) > 1 or not made:
         return None
     last = made[-1]
