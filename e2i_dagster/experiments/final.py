@@ -31,6 +31,8 @@ from e2i_dagster.experiments.scorecard import ScoredResult, score_result
 from e2i_dagster.experiments.subgroups import SubgroupAnalysis, analyze_subgroups
 from e2i_dagster.warehouse.tables import experiments as tables
 
+#: Nearer to 0 a z has lost its digits to the discreteness of counts.
+LEAST_Z = 0.5
 ANALYSED_SETS = ("itt", "per_protocol", "as_treated")
 #: What the effect of each kind of metric is.
 EFFECTS = {
@@ -376,7 +378,7 @@ def adjusted_for_looks(spec: ExperimentSpec, made: list[dict[str, Any]]) -> dict
     last = made[-1]
     z, effect = last["test_statistic"], last["effect_estimate"]
     final, bound = last["analysis_type"] == "final", bound_to_stop(made)
-    if not (last["decision"] == "stop_efficacy" or final or bound) or not z or effect is None:
+    if not (last["decision"] == "stop_efficacy" or final or bound) or z is None or effect is None:
         return None
     reached, times = progress(spec, made)
     bounds = look_boundaries(spec, reached, final=final, times=times)
@@ -387,7 +389,11 @@ def adjusted_for_looks(spec: ExperimentSpec, made: list[dict[str, Any]]) -> dict
         floors = [low if own is None else own for own, low in zip(said, bounds.lower, strict=False)]
     hazard, sign = spec.metrics.primary.kind == "survival", spec.metrics.primary.sign
     size = math.log(effect) if hazard else effect
-    found = final_estimate(bounds, len(made), z, standard_error=abs(size / z), lower=floors).to_record()
+    # The error that belongs to z; near 0, where the quotient says nothing, that of the repeated interval.
+    limits = (last["effect_ci_lower"], last["effect_ci_upper"])
+    low, high = (math.log(limit) if hazard else limit for limit in limits)
+    error = abs(size / z) if abs(z) > LEAST_Z else (high - low) / (2.0 * last["boundary_z"])
+    found = final_estimate(bounds, len(made), z, standard_error=error, lower=floors).to_record()
     return {"look": len(made), **found, **_on_the_scale(found, sign, hazard)}
 
 

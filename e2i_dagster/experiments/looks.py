@@ -731,7 +731,7 @@ def _harm(
     found = analysis_of(frame, spec, metric, policy=policy)
     one = found.comparison(arm)
     counts = {item.arm: item.observed for item in found.arms}
-    shared = {"metric": metric.name, "arm": arm}
+    shared: dict[str, Any] = {"metric": metric.name, "arm": arm}
     if min(counts[arm], counts[spec.control]) < rule.minimum_per_arm:
         why = f"fewer than {rule.minimum_per_arm} units per arm"
         return HarmCheck(
