@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from benchmarks.experiments import one_sided_errors
-from e2i_dagster.experiments import analyze
+from e2i_dagster.experiments import aa_check, analyze
 from e2i_dagster.experiments.rates import Counts, Draw, conditional_test, rate_test, score_interval
 
 
@@ -146,3 +146,12 @@ def test_few_deaths_in_the_small_arm_of_nine_to_one_are_tested_exactly():
     found = survival(4, 50, 6, 450)
     assert stats.norm.sf(found.z) == pytest.approx(stats.binom.sf(3, 10, 0.1), rel=0.15)
     assert found.status == "estimated" and "exact log-rank" in found.method
+
+
+def test_exact_tests_pass_the_check_by_chance_and_ignored_clusters_do_not():
+    rng = np.random.default_rng(3)
+    rare = pd.DataFrame({"y": (rng.random(200) < 0.1).astype(float), "clinic": np.arange(200) // 20})
+    assert aa_check(rare, outcome="y", kind="proportion", draws=200).status == "passed"
+    rare["y"] = np.isin(rare["clinic"], [1, 4]).astype(float)
+    ignored = aa_check(rare, outcome="y", kind="proportion", randomized="clinic", draws=200)
+    assert ignored.status == "failed"
