@@ -22,7 +22,14 @@ from e2i_dagster.experiments.final import (
 )
 from e2i_dagster.experiments.interim import SPENDING_RULES, Boundaries, z_of_conditional_power
 from e2i_dagster.experiments.lifecycle import Review, may_read_results
-from e2i_dagster.experiments.looks import PresentInterval, look_boundaries, progress, size_review_text
+from e2i_dagster.experiments.looks import (
+    PresentInterval,
+    answered,
+    blinded_advice,
+    look_boundaries,
+    progress,
+    size_review_text,
+)
 from e2i_dagster.experiments.store import Experiment
 from e2i_dagster.experiments.subgroups import SubgroupAnalysis
 from e2i_dagster.reports import Image, Section, Table, figure_markdown, figure_png, html_page, new_figure
@@ -45,7 +52,8 @@ def boundary_figure(spec: ExperimentSpec, made: Sequence[Mapping[str, Any]], *, 
     Boundaries of looks that were made are theirs; later ones follow from what those spent. The line of futility is
     the z at which the conditional power falls to the design's limit.
     """
-    looks = [dict(look) for look in made]
+    looks = answered(spec, [dict(look) for look in made])
+    made = looks
     reached, times = progress(spec, looks)
     ended = bool(looks) and looks[-1]["analysis_type"] == "final"
     bounds = _planned_boundaries(spec, reached, times, ended=ended)
@@ -329,6 +337,10 @@ def _approvals(review: Review) -> str:
     return "; ".join([*given, *(f"{role}: missing" for role in review.missing)])
 
 
+#: What a rule of harm says; None before the units that the design asks for are there.
+_HARM = {True: "harmful", False: "no", None: "too early"}
+
+
 def _steps(enrolment: EnrolmentReport) -> dict[str, str]:
     steps = {
         "screened": enrolment.screened, "eligible": enrolment.eligible, "consented": enrolment.consented,
@@ -344,7 +356,7 @@ def _looks_section(spec: ExperimentSpec, made: Sequence[Mapping[str, Any]], blin
             (
                 look["analysis_number"], f"{look['information_fraction']:.3f}",
                 f"{look['sample_size_at_analysis']:,}",
-                "continue" if look["decision"] == "continue" else "stop for review",
+                blinded_advice(look),
             )
             for look in made
         ]  # fmt: skip
@@ -356,7 +368,7 @@ def _looks_section(spec: ExperimentSpec, made: Sequence[Mapping[str, Any]], blin
                 look["analysis_number"],
                 one["arm"],
                 one["metric"],
-                "harmful" if one["harmful"] else "no",
+                _HARM[one["harmful"]] if one.get("status") != "not_evaluable" else "not evaluable",
                 one["reason"],
             )
             for look in made
@@ -386,7 +398,10 @@ def _arms_table(made: Sequence[Mapping[str, Any]]) -> Table:
                     arm["advice"],
                 )
                 if arm["estimable"]
-                else ("not estimable", arm["reason"], "", f"{look['boundary_z']:.3f}", "", "", "continue")
+                else (
+                    "not estimable", arm["reason"], "" if arm["z"] is None else f"{arm['z']:.3f}",
+                    f"{look['boundary_z']:.3f}", "", "", arm["advice"].replace("_", " "),
+                )
             ),
         )
         for look in made
