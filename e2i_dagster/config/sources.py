@@ -86,6 +86,11 @@ class SourcesPolicy(PolicyModel):
         return dt.date.fromisoformat(f"{self.first_month}-01")
 
     @property
+    def covered(self) -> tuple[str, str]:
+        """First and last day that is kept, ``YYYY-MM-DD``."""
+        return self.first_day.isoformat(), self.data_end.isoformat()
+
+    @property
     def months(self) -> list[str]:
         """All months ``YYYY-MM`` from ``first_month`` to the month of ``data_end``."""
         year, month = (int(part) for part in self.first_month.split("-"))

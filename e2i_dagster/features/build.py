@@ -28,6 +28,7 @@ def build_feature_files(
     tables: Mapping[str, pd.DataFrame],
     *,
     brand: str,
+    data_start: dt.date,
     data_end: dt.date,
     policy: SnapshotPolicy,
     folder: Any,
@@ -37,6 +38,7 @@ def build_feature_files(
     Args:
         labels: frame of the scope's labels: patient_id, patient_journey_id, hcp_id, index_date, set.
         tables: the raw tables named in :data:`FEATURE_TABLES`.
+        data_start, data_end: first and last day that the tables cover.
         folder: a path or address below the lake.
 
     Raises:
@@ -45,4 +47,4 @@ def build_feature_files(
     """
     rows = spine(labels, tables, brand=brand)
     entities = snapshot_entities(rows, tables, data_end=data_end, policy=policy)
-    return write_views(compute_views(entities, tables), folder)
+    return write_views(compute_views(entities, tables, data_start=data_start), folder)

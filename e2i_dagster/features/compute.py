@@ -7,11 +7,13 @@ index date it is ``[index - n, index - 1]``. Means are rounded to nine decimals,
 digest does not depend on the order in which rows are added.
 
 Counts are 0 where an entity is known and has no such row, and null where the entity is unknown (a
-patient without a journey, a professional without a profile).
+patient without a journey, a professional without a profile). A feature over a window that reaches
+before the first day that is kept is null for everybody: what happened then is unknown.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -230,7 +232,11 @@ _STATEMENTS = {
 
 
 def compute_view(
-    view: str | FeatureViewDefinition, entities: pd.DataFrame, tables: Mapping[str, pd.DataFrame]
+    view: str | FeatureViewDefinition,
+    entities: pd.DataFrame,
+    tables: Mapping[str, pd.DataFrame],
+    *,
+    data_start: dt.date | None = None,
 ) -> pd.DataFrame:
     """Values of one view for every row of ``entities``, from what was known at the end of ``as_of``.
 
@@ -240,6 +246,7 @@ def compute_view(
             ``patient_journey_id`` may name the journey whose static columns count; without it that is
             the journey begun last by ``as_of``, or the first one if none has begun.
         tables: raw tables by name; only those that the view declares are read.
+        data_start: first day that the tables cover, None where that is not said.
 
     Returns:
         One row per row of ``entities``, in its order: keys, ``event_timestamp`` (the last microsecond
@@ -264,16 +271,26 @@ def compute_view(
             connection.register(name, raw_columns(name, tables[name], columns))
         found = connection.sql(f"{_STATEMENTS[definition.name]} ORDER BY e.row").to_arrow_table()
     values = found.select(list(definition.feature_names)).to_pandas()
+    if data_start is not None:
+        days = (pd.to_datetime(asked["as_of"]).dt.normalize() - pd.Timestamp(data_start)).dt.days + 1
+        for feature in definition.features:
+            if feature.window_days is not None:
+                values[feature.name] = values[feature.name].where((days >= feature.window_days).to_numpy())
     result = asked[list(definition.keys)].astype("string[pyarrow]").reset_index(drop=True)
     result[TIMESTAMP] = end_of_day(asked["as_of"]).reset_index(drop=True)
     return pd.concat([result, conform_features(values, (definition,))], axis=1)
 
 
 def compute_views(
-    entities: Mapping[str, pd.DataFrame], tables: Mapping[str, pd.DataFrame]
+    entities: Mapping[str, pd.DataFrame],
+    tables: Mapping[str, pd.DataFrame],
+    *,
+    data_start: dt.date | None = None,
 ) -> dict[str, pd.DataFrame]:
     """:func:`compute_view` for each view in ``entities`` (by view name)."""
-    return {name: compute_view(name, frame, tables) for name, frame in entities.items()}
+    return {
+        name: compute_view(name, frame, tables, data_start=data_start) for name, frame in entities.items()
+    }
 
 
 def end_of_day(days: pd.Series) -> pd.Series:

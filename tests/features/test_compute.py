@@ -363,3 +363,36 @@ def test_missing_tables_columns_and_views_are_named(hand_written):
         compute_view("patient_features", entities, tables | {"treatment_events": wrong})
     with pytest.raises(ConfigError, match="expected one of patient_features"):
         view_named("shoe_features")
+
+
+def test_a_feature_over_days_that_are_not_kept_is_missing_and_not_zero(hand_written):
+    tables = hand_written(patient_journeys=[journey()], engagement_events=[contacted(30)])
+    asked = pd.DataFrame([{"patient_id": "P1", "as_of": AS_OF}])
+
+    def values(start):
+        return compute_view("engagement_features", asked, tables, data_start=start).iloc[0]
+
+    # The window of 90 days begins on its first kept day; a day later one day of it is unknown.
+    whole = values(AS_OF - dt.timedelta(days=89))
+    assert whole["recent_touches"] == 1
+    assert pd.isna(whole["mean_contact_quality"]) and pd.isna(whole["channel_preferences"])
+    cut = values(AS_OF - dt.timedelta(days=88))
+    assert pd.isna(cut["recent_touches"]) and cut["days_since_last_contact"] == 29
+    everything = values(AS_OF - dt.timedelta(days=400))
+    assert everything["contact_minutes"] == 10 and everything["channel_preferences"] == "email"
+
+
+def test_the_declared_window_of_a_feature_is_the_one_that_is_computed():
+    described = {
+        feature.name: feature.window_days
+        for view in VIEWS
+        for feature in view.features
+        if "last " in feature.meaning and " days" in feature.meaning
+        # Journeys are kept as a whole, not by month.
+        if feature.name != "patient_volume"
+    }
+    assert all(f"last {days} days" in _meaning(name) for name, days in described.items())
+
+
+def _meaning(name):
+    return next(feature.meaning for view in VIEWS for feature in view.features if feature.name == name)

@@ -199,3 +199,26 @@ def test_counts_reconcile_whatever_is_delivered(database, content, rows):
     again = load({"hcp_profiles": frame}, success_threshold=0).tables["hcp_profiles"]
     assert (again.loaded, again.unchanged) == (0, len(taken))
     assert isinstance(report, LoadReport)
+
+
+def test_rows_outside_the_kept_range_are_counted_by_reason_and_not_written(
+    database, content, hcps, journeys, make_events
+):
+    events = make_events(100)
+    events.loc[:1, "event_date"] = "2023-12-31"
+    events.loc[2:4, "event_date"] = "2024-05-01"
+    events.loc[5, "event_date"] = "no date"
+    parents = {"hcp_profiles": hcps, "patient_journeys": journeys}
+    settings = {"kept": ("2024-01", "2024-04"), "withhold_months": True}
+    for dry_run in (True, False):
+        report = load({**parents, "treatment_events": events}, dry_run=dry_run, **settings)
+        done = report.tables["treatment_events"]
+        # Six of a hundred rows are not taken; the five without a fault do not count against the threshold.
+        assert report.success and done.source == 100 and done.inserted == 94
+        assert done.reasons == {"after_data_end": 3, "before_first_month": 2, "date_format": 1}
+        assert "5 rows lie outside 2024-01..2024-04" in str(done.message)
+    written = pd.to_datetime(content("treatment_events")["event_date"])
+    assert len(written) == 94 and written.between("2024-01-01", "2024-04-30").all()
+    # With a wider range the same files bring them.
+    again = load_table("treatment_events", events, kept=("2023-12", "2024-05"), withhold_months=True)
+    assert again.tables["treatment_events"].inserted == 5
