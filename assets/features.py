@@ -109,6 +109,7 @@ def feature_values(
         brand=scope_spec.brand,
         data_start=current_policy().sources.first_day,
         data_end=current_policy().sources.data_end,
+        source_lag_days=scope_spec.source_lag_days,
         policy=_feast().snapshots,
         folder=lake.lake().folder("features", context.partition_key),
     )

@@ -21,6 +21,8 @@ Dtype = Literal["int", "float", "string"]
 
 #: Column of a feature frame that says when a row's values were known.
 TIMESTAMP = "event_timestamp"
+#: Column of a raw table that says when a row arrived.
+ARRIVAL = "source_timestamp"
 
 #: Entity keys, all real columns with text values: what each identifies.
 ENTITIES: dict[str, str] = {
@@ -126,6 +128,7 @@ PATIENT_FEATURES = FeatureViewDefinition(
         "patient_journeys.journey_start_date",
         "treatment_events.patient_id",
         "treatment_events.event_date",
+        "treatment_events.source_timestamp",
     ),
 )
 
@@ -284,6 +287,7 @@ HCP_FEATURES = FeatureViewDefinition(
         "engagement_events.engagement_date",
         "treatment_events.hcp_id",
         "treatment_events.event_date",
+        "treatment_events.source_timestamp",
     ),
 )
 
@@ -340,6 +344,7 @@ MARKET_FEATURES = FeatureViewDefinition(
         "patient_journeys.patient_journey_id",
         "treatment_events.patient_journey_id",
         "treatment_events.event_date",
+        "treatment_events.source_timestamp",
         "engagement_events.patient_journey_id",
         "business_metrics.metric_id",
         "business_metrics.brand",

@@ -396,3 +396,33 @@ def test_the_declared_window_of_a_feature_is_the_one_that_is_computed():
 
 def _meaning(name):
     return next(feature.meaning for view in VIEWS for feature in view.features if feature.name == name)
+
+
+def test_a_row_counts_from_its_arrival_and_not_from_its_date(hand_written):
+    """Of four prescriptions before the index date, two are known the day before it."""
+    night = pd.Timestamp(AS_OF, tz="UTC") + pd.Timedelta(hours=23)
+    rows = [
+        treated(30, "prescription", source_timestamp=night),
+        treated(30, "prescription", source_timestamp=night + pd.Timedelta(hours=1)),
+        # Stamped before its date: a row is never known before it happened.
+        treated(3, "prescription", source_timestamp=pd.Timestamp("2023-06-01", tz="UTC")),
+        treated(-1, "prescription", source_timestamp=pd.Timestamp("2023-06-01", tz="UTC")),
+    ]
+    tables = hand_written(
+        hcp_profiles=[{"hcp_id": "H1"}], patient_journeys=[journey()], treatment_events=rows
+    )
+    asked = {"patient_id": "P1"}
+    assert one("patient_features", tables, **asked)["prior_prescriptions"] == 2
+    assert one("hcp_features", tables, hcp_id="H1")["hcp_prescriptions_180d"] == 2
+    # A live look the day after the index date has what has arrived since.
+    later = pd.DataFrame([asked | {"as_of": INDEX + dt.timedelta(days=1)}])
+    assert compute_view("patient_features", later, tables).iloc[0]["prior_prescriptions"] == 4
+
+
+@pytest.mark.parametrize(("days", "touches"), [(14, 0), (15, 1)])
+def test_a_row_without_arrival_time_is_known_after_the_source_lag(hand_written, days, touches):
+    tables = hand_written(patient_journeys=[journey()], engagement_events=[contacted(days)])
+    asked = pd.DataFrame([{"patient_id": "P1", "as_of": AS_OF}])
+    seen = compute_view("engagement_features", asked, tables, source_lag_days=14).iloc[0]
+    assert seen["recent_touches"] == touches
+    assert compute_view("engagement_features", asked, tables).iloc[0]["recent_touches"] == 1
