@@ -53,7 +53,8 @@ class TableLoad(BaseModel):
         status: ``loaded``; ``empty`` (no rows delivered); ``partial`` (some months withheld);
             ``failed`` (below the threshold, the table is as it was); ``not_tried`` (a parent failed).
         reasons: reason code -> rows; each rejected row counts once, under its first reason.
-        partitions: months ``YYYY-MM`` in which rows were written.
+        withdrawn: rows of the table that a restated month did not deliver again; no part of ``source``.
+        partitions: months ``YYYY-MM`` in which rows were written or withdrawn.
         withheld: month -> why nothing of it was written.
         outside: delivered rows of other months than the window's; not looked at.
         ignored_columns: delivered columns for which the table has no place.
@@ -68,6 +69,7 @@ class TableLoad(BaseModel):
     unchanged: int = Field(default=0, ge=0)
     rejected: int = Field(default=0, ge=0)
     duplicate: int = Field(default=0, ge=0)
+    withdrawn: int = Field(default=0, ge=0)
     seconds: float = Field(default=0.0, ge=0)
     status: Status
     reasons: dict[str, int] = Field(default_factory=dict)
@@ -120,7 +122,7 @@ class LoadReport(BaseModel):
             name: sum(getattr(done, name) for done in self.tables.values())
             for name in ("source", "loaded", "unchanged", "rejected", "duplicate")
         }
-        columns = ["source", "inserted", "updated", "unchanged", "rejected", "duplicate"]
+        columns = ["source", "inserted", "updated", "unchanged", "rejected", "duplicate", "withdrawn"]
         lines = [
             f"| table | status | {' | '.join(columns)} | reasons | s |",
             "|---|---|" + "---:|" * len(columns) + "---|---:|",
@@ -409,6 +411,7 @@ class _Loader:
             load_id=self.load_id,
             batch_size=self.batch_size,
             retries=attempts,
+            restated=_restated(checked, ~accepted, delivered),
         )
         if counts.failure is None and accepted.any():
             merged = (
@@ -426,6 +429,7 @@ class _Loader:
             unchanged=merged.unchanged,
             rejected=sum(reasons.values()),
             duplicate=int((checked.duplicate & ~checked.bad & counts.considered).sum()),
+            withdrawn=merged.withdrawn,
             seconds=time.perf_counter() - began,
             status=_status(source, counts),
             reasons=reasons,
@@ -435,7 +439,7 @@ class _Loader:
             ignored_columns=checked.ignored,
             batches=staged.batches,
             retries=attempts.used,
-            message=_message(name, counts, self.kept),
+            message=_message(name, counts, self.kept) or _not_withdrawn(name, delivered),
         )
         self._record(name, done, merged.months, delivered)
         return done
@@ -598,6 +602,7 @@ def _record(report: LoadReport, name: str, done: TableLoad) -> dict[str, Any]:
         "unchanged": done.unchanged,
         "duplicates": done.duplicate,
         "rejected": done.rejected,
+        "withdrawn": done.withdrawn,
         "reasons": done.reasons,
         "batches": done.batches,
         "retries": done.retries,
@@ -668,10 +673,29 @@ def _message(name: str, counts: _Counts, kept: tuple[str, str] | None) -> str | 
     return None
 
 
+def _restated(checked: rules.Checked, left_out: np.ndarray, delivered: Any) -> list[str] | None:
+    """Keys that were delivered and not taken, if the delivery restates its months; None if it does not."""
+    if getattr(delivered, "restates", None) is None or len(delivered.malformed):
+        return None
+    keys = checked.rows.column(primary_key(checked.table))
+    return keys.filter(_arrow_mask(left_out)).drop_null().to_pylist()
+
+
+def _not_withdrawn(name: str, delivered: Any) -> str | None:
+    """A line that cannot be read may be any row of its month."""
+    if getattr(delivered, "restates", None) is None or not len(delivered.malformed):
+        return None
+    return (
+        f"nothing of {name} was withdrawn: {len(delivered.malformed):,} malformed rows may be rows that seem to be "
+        "missing. Correct them and load the whole delivery again."
+    )
+
+
 def _line(name: str, done: TableLoad) -> str:
+    withdrawn = f", {done.withdrawn:,} withdrawn" if done.withdrawn else ""
     text = (
         f"{name}: {done.status}, {done.source:,} rows = {done.inserted:,} inserted + {done.updated:,} updated "
-        f"+ {done.unchanged:,} unchanged + {done.rejected:,} rejected + {done.duplicate:,} duplicate"
+        f"+ {done.unchanged:,} unchanged + {done.rejected:,} rejected + {done.duplicate:,} duplicate{withdrawn}"
         f" ({done.seconds:.1f} s)"
     )
     return f"{text}. {done.message}" if done.message else text
