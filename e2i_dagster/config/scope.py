@@ -399,8 +399,12 @@ def default_scope(folder: Path | None = None) -> ScopeSpec:
     )
 
 
-def check_against_cohorts(scope: ScopeSpec, cohorts: Mapping[str, Any]) -> None:
+def check_against_cohorts(
+    scope: ScopeSpec, cohorts: Mapping[str, Any], problems: Mapping[str, ConfigError] | None = None
+) -> None:
     """Check that the scope's cohort is among ``cohorts`` (definitions by key) and answers its question.
+
+    ``problems``: errors of the files that could not be read, by path.
 
     Raises:
         ConfigError: the cohort is unknown, its brand or indication is another, or a patient may be in it
@@ -408,8 +412,19 @@ def check_against_cohorts(scope: ScopeSpec, cohorts: Mapping[str, Any]) -> None:
     """
     cohort = cohorts.get(scope.cohort)
     if cohort is None:
-        known = ", ".join(sorted(cohorts)) or "none"
-        raise ConfigError(f"Scope {scope.key}: there is no cohort {scope.cohort!r}. Known: {known}.")
+        for path, error in (problems or {}).items():
+            if Path(path).parent.name == "cohorts" and Path(path).stem == scope.cohort:
+                raise ConfigError(
+                    f"Scope {scope.key}: its cohort {scope.cohort} is not valid: {error}", **error.known
+                )
+        remedy = f"Known: {', '.join(sorted(cohorts)) or 'none'}."
+        raise ConfigError(
+            f"Scope {scope.key}: there is no cohort {scope.cohort!r}. {remedy}",
+            file=f"scopes/{scope.key}.yaml",
+            field="cohort",
+            value=scope.cohort,
+            remedy=remedy,
+        )
     mine = (scope.brand.lower(), scope.indication.lower())
     theirs = (cohort.brand.lower(), cohort.indication.lower())
     if mine != theirs:

@@ -54,13 +54,11 @@ def perform(
 
     Raises:
         InputError: the experiment has no file, or something of the change is wrong.
+        ConfigError: the experiment's file is wrong.
         VerdictError: the life cycle or the locked design says no.
     """
     name = change.experiment
-    if name not in policy.experiments:
-        known = ", ".join(sorted(policy.experiments)) or "none"
-        raise InputError(f"There is no experiment {name!r} in config/experiments. Known: {known}.")
-    spec = policy.experiments[name]
+    spec = policy.experiment(name)
     if change.action == "amend":
         held = store.amend(connection, spec, reason=change.reason, actor=actor)
         return {"design_version": held.version, "design_digest": held.spec.design_digest}
