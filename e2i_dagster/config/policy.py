@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from e2i_dagster.config.base import PolicyModel, did_you_mean
+from e2i_dagster.config.base import Place, PolicyModel, did_you_mean
 from e2i_dagster.config.environment import config_folder
 from e2i_dagster.config.sources import SourcesPolicy
 from e2i_dagster.errors import ConfigError, InputError
@@ -132,6 +132,7 @@ def load_policy(folder: Path) -> Policy:
     from e2i_dagster.config.cohort import CohortDefinition
     from e2i_dagster.config.cohort_fields import table_fields
     from e2i_dagster.config.experiment import ExperimentSpec
+    from e2i_dagster.config.names import experiment_problems, known_names
     from e2i_dagster.config.scope import ScopeSpec, check_against_cohorts
 
     problems: dict[str, ConfigError] = {}
@@ -147,17 +148,29 @@ def load_policy(folder: Path) -> Policy:
             cohorts[path.stem] = CohortDefinition.from_yaml(path, fields)
         except ConfigError as error:
             problems[str(path)] = error
-    for path in sorted((folder / "scopes").glob("*.yaml")):
+    known = None
+    try:
+        known = known_names(folder)
+    except ConfigError as error:
+        problems[error.file or str(folder)] = error
+    scope_files = sorted((folder / "scopes").glob("*.yaml"))
+    for path in scope_files:
         try:
-            scope = ScopeSpec.from_yaml(path)
+            scope = ScopeSpec.from_yaml(path, known)
             check_against_cohorts(scope, cohorts, problems)
             scopes[path.stem] = scope
         except ConfigError as error:
             problems[str(path)] = error
     experiments: dict[str, ExperimentSpec] = {}
-    for path in sorted((folder / "experiments").glob("*.yaml")):
+    designs = sorted((folder / "experiments").glob("*.yaml"))
+
+    def unmatched(spec: ExperimentSpec) -> Iterable[Place]:
+        files = ([one.stem for one in scope_files], [one.stem for one in designs])
+        return experiment_problems(spec, known, *files) if known else ()
+
+    for path in designs:
         try:
-            experiment = ExperimentSpec.from_yaml(path)
+            experiment = ExperimentSpec.from_yaml(path, unmatched)
             if broken := problems.get(str(folder / "cohorts" / f"{experiment.eligibility.cohort}.yaml")):
                 raise ConfigError(
                     f"{path}: eligibility.cohort: the cohort {experiment.eligibility.cohort!r} is not valid: {broken}",

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from e2i_dagster.config.base import PolicyModel, read_yaml
 from e2i_dagster.config.environment import config_folder
+from e2i_dagster.config.names import KnownNames, scope_problems
 from e2i_dagster.errors import ConfigError
 
 ProblemType = Literal["binary_classification", "multiclass_classification", "regression", "causal_inference"]
@@ -286,14 +287,17 @@ class ScopeSpec(PolicyModel):
         return self
 
     @classmethod
-    def from_yaml(cls, path: str | Path) -> ScopeSpec:
+    def from_yaml(cls, path: str | Path, known: KnownNames | None = None) -> ScopeSpec:
         """Read one scope file; its stem is the scope's key.
+
+        Args:
+            known: what the names in the file are checked against.
 
         Raises:
             ConfigError: names file, line, field, value and what was expected.
         """
         path = Path(path)
-        scope = read_yaml(path, cls)
+        scope = read_yaml(path, cls, (lambda read: scope_problems(read, known)) if known else None)
         if scope.key not in ("", path.stem):
             raise ConfigError(
                 f"{path}: the file is called {path.stem!r}, the scope {scope.key!r}. Use one name."
