@@ -271,6 +271,12 @@ class Stage:
         """Record the state that the stage ends in; say to Dagster what may be retried."""
         try:
             self._state("running")
+            self.warehouse.hold_scopes(
+                self.context.assets_def.partitions_def,
+                self.partitions,
+                self.context.run.run_id,
+                self.context.log.info,
+            )
             yield
         except VerdictError as error:
             self._state("blocked", str(error))

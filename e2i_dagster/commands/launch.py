@@ -27,6 +27,7 @@ def launch(
     """Run ``job`` in this process in the instance of the UI, printing each stage as it ends."""
     from assets.stage import observers
     from e2i_dagster.definitions import defs
+    from e2i_dagster.warehouse import locks
     from resources.local_instance import local_instance
     from sensors.plan import PlannedRun, execute, months_of
 
@@ -38,7 +39,11 @@ def launch(
             line = f"  {SYMBOLS[event.state]} {event.stage:<28} {event.state:<9} {rows:>14} {event.seconds:7.1f} s"
             click.echo(f"{line}  {event.reason}" if event.state not in ("executed", "reused") else line)
 
+    def wait(reason: str) -> None:
+        click.echo(f"  {reason}", err=True)
+
     observers.append(observe)
+    locks.observers.append(wait)
     try:
         with local_instance() as instance:
             run = planned or PlannedRun(job, *months_of(job))
@@ -46,6 +51,7 @@ def launch(
             return execute(defs, run, instance, {"ops": ops} if ops else None)
     finally:
         observers.remove(observe)
+        locks.observers.remove(wait)
 
 
 def refuse_failed(
