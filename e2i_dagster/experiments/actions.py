@@ -114,6 +114,15 @@ def record_file(connection: sa.Connection, change: Change, policy: Policy, *, ac
     shared: dict[str, Any] = {"source": "observed", "actor": actor}
     if change.kind == "units":
         new = store.screen(connection, change.experiment, frame, cohorts=policy.cohorts, **shared)
+        corrected = store.correct_units(
+            connection, change.experiment, frame, cohorts=policy.cohorts, actor=actor
+        )
+        known = len(frame) - new - corrected.updated - corrected.refused
+        told: dict[str, Any] = {"rows": len(frame), "new": new, "updated": corrected.updated, "known": known}
+        if corrected.refused:
+            told["refused"] = corrected.refused
+            told["refused_because"] = f"assigned already by other values of {', '.join(corrected.columns)}"
+        return told
     elif change.kind == "events":
         new = store.record_events(connection, change.experiment, frame, **shared)
     else:

@@ -47,6 +47,12 @@ print("ended", flush=True)
 """
 
 
+def line(process):
+    """The next line that the process says."""
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
 def started(name):
     return subprocess.Popen(
         [sys.executable, "-c", RUN, SCOPE, name],
@@ -62,23 +68,23 @@ def lake(database, tmp_path, monkeypatch):
 
 def test_the_second_run_waits_for_the_first_and_says_whom_it_waits_for(lake):
     with started("one") as one:
-        assert one.stdout.readline() == "in the stage\n"
+        assert line(one) == "in the stage\n"
         with started("two") as two:
-            told = two.stdout.readline()
+            told = line(two)
             assert told.startswith(f"waiting for scope {SCOPE}, held by run ") and ", since 20" in told
             one.communicate("\n")
-            assert two.stdout.readline() == "in the stage\n"
+            assert line(two) == "in the stage\n"
             assert two.communicate("\n")[0] == "ended\n"
     assert (one.returncode, two.returncode) == (0, 0)
 
 
 def test_a_run_that_is_killed_lets_go(lake):
     with started("one") as one:
-        assert one.stdout.readline() == "in the stage\n"
+        assert line(one) == "in the stage\n"
         with started("two") as two:
-            assert two.stdout.readline().startswith("waiting")
+            assert line(two).startswith("waiting")
             one.kill()
-            assert two.stdout.readline() == "in the stage\n"
+            assert line(two) == "in the stage\n"
             assert two.communicate("\n")[0] == "ended\n"
     assert two.returncode == 0
 
