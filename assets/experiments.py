@@ -31,7 +31,7 @@ def experiment_design(context: dg.AssetExecutionContext, warehouse: Warehouse) -
 
     with warehouse.engine().begin() as connection:
         spec, metadata = register_design(
-            connection, current_policy().experiments[context.partition_key], actor=actor()[0]
+            connection, current_policy().experiment(context.partition_key), actor=actor()[0]
         )
     return Produced(spec, spec, metadata)
 
@@ -134,7 +134,7 @@ def sample_ratio(context: dg.AssetCheckExecutionContext, warehouse: Warehouse) -
         "training_frame": dg.AssetIn("training_frame", partition_mapping=EXPERIMENT_OF_SCOPE),
         "splits": dg.AssetIn("splits", partition_mapping=EXPERIMENT_OF_SCOPE),
     },
-    definition=lambda key: current_policy().experiments[str(key)].model_dump(mode="json"),
+    definition=lambda key: current_policy().experiment(str(key)).model_dump(mode="json"),
     description="The experiment predicted on twins of the cohort by a fitted model of effects.",
 )
 def twin_simulation(
@@ -149,7 +149,7 @@ def twin_simulation(
     with warehouse.engine().begin() as connection:
         simulation = simulate_and_record(
             connection,
-            configured.experiments[context.partition_key],
+            configured.experiment(context.partition_key),
             training_frame,
             splits,
             LifecyclePolicy.load(config_folder()),

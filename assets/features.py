@@ -35,11 +35,11 @@ def all_months(asset: str) -> dg.AssetIn:
 @scope_asset(
     produces="e2i_dagster.config.scope:ScopeSpec",
     kinds={"yaml"},
-    definition=lambda key: current_policy().scopes[str(key)].digest(),
+    definition=lambda key: current_policy().scope(str(key)).digest(),
     description="The question of a scope: outcome, criteria, constraints; its data version is its content.",
 )
 def scope_spec(context: dg.AssetExecutionContext) -> Produced:
-    scope = current_policy().scopes[context.partition_key]
+    scope = current_policy().scope(context.partition_key)
     return Produced(scope, metadata={"question_md": "\n\n".join(scope.sentences())})
 
 

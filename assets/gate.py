@@ -79,7 +79,7 @@ def training_frame_leakage_gate(
     from e2i_dagster.monitoring.alerts import gate_alerts
     from e2i_dagster.splits.judge import audit_frame
 
-    scope = current_policy().scopes[context.op_execution_context.partition_key]
+    scope = current_policy().scope(context.op_execution_context.partition_key)
     result = audit_frame(warehouse.engine(), scope, training_frame, run_id=context.run.run_id)
     alerts.send_all(gate_alerts("training_frame", result, run_id=context.run.run_id, partition=scope.key))
     return told(result)
@@ -102,7 +102,7 @@ def splits_leakage_gate(
     from e2i_dagster.monitoring.alerts import gate_alerts
     from e2i_dagster.splits.judge import audit_splits
 
-    scope = current_policy().scopes[context.op_execution_context.partition_key]
+    scope = current_policy().scope(context.op_execution_context.partition_key)
     result = audit_splits(warehouse.engine(), scope, training_frame, splits, run_id=context.run.run_id)
     alerts.send_all(gate_alerts("splits", result, run_id=context.run.run_id, partition=scope.key))
     return told(result)

@@ -51,7 +51,7 @@ def prediction_log(
         log = read_prediction_log(
             connection,
             day=day,
-            model_name=current_policy().scopes[scope].model_name,
+            model_name=current_policy().scope(scope).model_name,
             features=list(trained_model.kinds),
         )
     return Produced(log)

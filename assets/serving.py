@@ -125,7 +125,8 @@ def endpoint_health(deployment: "Deployment", serving: Serving) -> dg.AssetCheck
 
 @scope_asset(
     kinds={"bentoml"},
-    description="The patients whose outcome is not known yet, scored through the live endpoint and logged.",
+    description="The patients whose outcome is not known yet, scored through the live endpoint and logged; a row "
+    "without a value that the model needs waits with its reason.",
 )
 def live_scores(
     scoring_frame: "pd.DataFrame",
@@ -133,9 +134,15 @@ def live_scores(
     registered_model: "RegisteredVersion",
     warehouse: Warehouse,
 ) -> Produced:
-    from e2i_dagster.serving.client import score
+    from e2i_dagster.serving.client import score_answerable, with_waiting
     from e2i_dagster.serving.logged import wait_until_logged
 
-    answers = score(deployment.url, scoring_frame, model_name=registered_model.name)
+    answers, waiting = score_answerable(deployment.url, scoring_frame, model_name=registered_model.name)
     logged = wait_until_logged(warehouse.engine(), answers)
-    return Produced(answers, metadata={"model": registered_model.name, "rows_in_prediction_log": logged})
+    metadata = {
+        "model": registered_model.name,
+        "rows_in_prediction_log": logged,
+        "rows_waiting": len(waiting),
+        "waiting_for": waiting["reason"].value_counts().to_dict(),
+    }
+    return Produced(with_waiting(answers, waiting), metadata=metadata)

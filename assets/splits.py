@@ -55,7 +55,7 @@ def split_check(name: str, description: str) -> dg.AssetChecksDefinition:
     ) -> dg.AssetCheckResult:
         from e2i_dagster.splits.judge import judge_rule
 
-        scope = current_policy().scopes[context.op_execution_context.partition_key]
+        scope = current_policy().scope(context.op_execution_context.partition_key)
         found = judge_rule(name, scope, splits, training_frame)
         return dg.AssetCheckResult(
             passed=found.status != "failed", description=f"{found.status}: {found.detail}"

@@ -158,6 +158,11 @@ def stage_asset(
     return decorate
 
 
+def refusal(error: E2IError) -> dg.Failure:
+    """``error`` as a failure that is not tried again, with what it knows for the command that launched the run."""
+    return dg.Failure(str(error), metadata={"error": error.to_record()}, allow_retries=False)
+
+
 def stage_check(**check_arguments: Any) -> Callable[[Callable[..., Any]], dg.AssetChecksDefinition]:
     """:func:`dagster.asset_check` for a body that reads the lake, annotated as :func:`stage_asset` says."""
 
@@ -266,13 +271,19 @@ class Stage:
         """Record the state that the stage ends in; say to Dagster what may be retried."""
         try:
             self._state("running")
+            self.warehouse.hold_scopes(
+                self.context.assets_def.partitions_def,
+                self.partitions,
+                self.context.run.run_id,
+                self.context.log.info,
+            )
             yield
         except VerdictError as error:
             self._state("blocked", str(error))
-            raise dg.Failure(str(error), allow_retries=False) from error
+            raise refusal(error) from error
         except (ConfigError, InputError) as error:
             self._state("failed", str(error))
-            raise dg.Failure(str(error), allow_retries=False) from error
+            raise refusal(error) from error
         except UnavailableError as error:
             # When it is the warehouse that does not answer, the state cannot be recorded in it.
             with suppress(UnavailableError):
@@ -282,7 +293,7 @@ class Stage:
             raise
         except E2IError as error:
             self._state("failed", str(error))
-            raise dg.Failure(str(error), allow_retries=False) from error
+            raise refusal(error) from error
         except Exception as error:
             self._state("failed", f"{type(error).__name__}")
             raise

@@ -13,23 +13,36 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import click
 
 from e2i_dagster.commands.causal import causal
 from e2i_dagster.commands.cohorts import cohort
-from e2i_dagster.commands.console import as_json, command_errors, print_table, say
+from e2i_dagster.commands.console import Commands, as_json, command_errors, print_table, refuse, say
 from e2i_dagster.commands.experiments import experiment
 from e2i_dagster.commands.imports import import_group
-from e2i_dagster.commands.launch import exit_code, failure_text, launch
+from e2i_dagster.commands.launch import exit_code, failure_record, launch, refuse_failed
 from e2i_dagster.commands.quality import gate, leakage_audit
+from e2i_dagster.errors import E2IError, UnavailableError
 
 if TYPE_CHECKING:
+    import dagster as dg
+
     from assets.stage import StageEvent
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def _known_process(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Refuse the name of a data-generating process that there is not."""
+    from e2i_dagster.config.sources import SyntheticSource
+
+    known = get_args(SyntheticSource.model_fields["dgp"].annotation)
+    if value is not None and value not in known:
+        raise click.BadParameter(f"{value!r} is not one of {', '.join(known)}.", context, parameter)
+    return value
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Pharma commercial analytics as one Dagster DAG."""
     # A command imports for most of its time, and what it imports stays: looking for garbage after every
@@ -40,12 +53,20 @@ def main() -> None:
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--format", "file_format", type=click.Choice(["csv", "parquet"]), default="csv")
-@click.option("--dgp", default="confounded", show_default=True, help="Data-generating process.")
+@click.option(
+    "--dgp", default="confounded", show_default=True, callback=_known_process, help="Process that draws them."
+)
 @click.option("--patients", type=click.IntRange(min=40), default=25_000, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=42, show_default=True)
+@as_json
 @command_errors
 def generate(
-    folder: Path, file_format: Literal["csv", "parquet"], dgp: str, patients: int, seed: int
+    folder: Path,
+    file_format: Literal["csv", "parquet"],
+    dgp: str,
+    patients: int,
+    seed: int,
+    json_output: bool,
 ) -> None:
     """Write the synthetic tables as files into FOLDER, as a data supplier would deliver them."""
     from e2i_dagster.config.sources import SyntheticSource
@@ -54,7 +75,16 @@ def generate(
     source = SyntheticSource.model_validate(
         {"kind": "synthetic", "dgp": dgp, "scale": patients / 25_000, "seed": seed}
     )
-    for path, rows in write_synthetic(source, folder, file_format).items():
+    try:
+        written = write_synthetic(source, folder, file_format)
+    except OSError as error:
+        remedy = "Name another folder."
+        said = f"{folder}: cannot be written ({error.strerror}). {remedy}"
+        raise UnavailableError(said, file=folder, remedy=remedy) from None
+    if json_output:
+        click.echo(json.dumps({str(path): rows for path, rows in written.items()}))
+        return
+    for path, rows in written.items():
         click.echo(f"{rows:>10,}  {path}")
 
 
@@ -62,7 +92,7 @@ def generate(
 @click.option("--small", is_flag=True, help="A tenth of the full synthetic set.")
 @click.option("--full", is_flag=True, help="The full synthetic set (25,000 patients).")
 @click.option("--dirty", is_flag=True, help="With the documented defects planted.")
-@click.option("--dgp", help="Data-generating process of the synthetic set.")
+@click.option("--dgp", callback=_known_process, help="Data-generating process of the synthetic set.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of the synthetic set.")
 @click.option("--from", "folder", type=click.Path(path_type=Path), help="Folder with your own files.")
 @click.option("--mapping", type=click.Path(path_type=Path), help="How your columns and codes map to ours.")
@@ -92,11 +122,13 @@ def load(
     )
     if dry_run:
         report = dry_run_report(request)
-        _print_load(report, json_output)
-        sys.exit(0 if report["success"] else 1)
+        if report["success"]:
+            _print_load(report, json_output)
+            return
+        failed = [E2IError(said, field=table) for table, said in _unloaded(report)]
+        _refuse_load(E2IError.joined(failed).to_record(), 1, report, json_output)
     result = launch("load", {"source_files": request.model_dump(exclude_none=True)}, show=not json_output)
-    _print_load(_load_report(result.run_id), json_output)
-    sys.exit(0 if result.success else exit_code(result))
+    _end_load(result, json_output)
 
 
 @main.group()
@@ -126,14 +158,15 @@ def rejects_list(table: str | None, json_output: bool) -> None:
 @rejects.command("export")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--table")
+@as_json
 @command_errors
-def rejects_export(folder: Path, table: str | None) -> None:
+def rejects_export(folder: Path, table: str | None, json_output: bool) -> None:
     """Write open rejects as CSV files into FOLDER, ready to be corrected and resubmitted."""
     from e2i_dagster.warehouse import rejects as core
     from e2i_dagster.warehouse.connection import engine
 
-    for path in core.export(engine(role="app"), folder, table=table):
-        click.echo(str(path))
+    written = [str(path) for path in core.export(engine(role="app"), folder, table=table)]
+    click.echo(json.dumps(written) if json_output else "\n".join(written))
 
 
 @rejects.command("resubmit")
@@ -144,8 +177,7 @@ def rejects_resubmit(folder: Path, json_output: bool) -> None:
     """Load the corrected rows of FOLDER and their waiting children (job `resubmit_rejects`)."""
     config = {"folder": str(folder.absolute()), "resubmit": True}
     result = launch("resubmit_rejects", {"source_files": config}, show=not json_output)
-    _print_load(_load_report(result.run_id), json_output)
-    sys.exit(0 if result.success else exit_code(result))
+    _end_load(result, json_output)
 
 
 @main.command()
@@ -157,6 +189,7 @@ def run(scope: str, json_output: bool) -> None:
     from sensors.plan import plan, scopes_named
 
     scopes = scopes_named(scope)
+    _say_left_out()
     began = time.monotonic()
     say(json_output, "Starting: warehouse, tracking store and services start when they are first needed.")
     events: list[StageEvent] = []
@@ -167,13 +200,12 @@ def run(scope: str, json_output: bool) -> None:
         if not result.success:
             failed = result
             break
-    if json_output:
-        click.echo(json.dumps(_status(), default=str))
-    else:
+    if not json_output:
         _print_run(events, time.monotonic() - began)
     if failed is not None:
-        say(json_output, f"\nStopped: {failure_text(failed)}")
-        sys.exit(exit_code(failed))
+        refuse_failed(failed, json_output=json_output, report=_status() if json_output else None)
+    if json_output:
+        click.echo(json.dumps(_status(), default=str))
 
 
 @main.command("plan")
@@ -185,6 +217,7 @@ def show_plan(scope: str, json_output: bool) -> None:
     from sensors.plan import plan, scopes_named
 
     rows = [{"job": planned.job, "partitions": planned.label} for planned in plan(scopes_named(scope))]
+    _say_left_out()
     if json_output:
         click.echo(json.dumps(rows))
     else:
@@ -208,25 +241,34 @@ def status(json_output: bool) -> None:
             click.echo(endpoint["example"])
     else:
         click.echo("No service is deployed. `e2i run` deploys one.")
+    for error in report["configuration"]:
+        click.echo(f"Error: {error['message']}", err=True)
     click.echo(f"Warehouse: {report['warehouse']['server']} {report['warehouse']['address']}")
 
 
 @main.command()
+@as_json
 @command_errors
-def down() -> None:
+def down(json_output: bool) -> None:
     """Stop the services and the embedded database. Data stays."""
     from e2i_dagster.config.environment import database_url, state_folder
     from e2i_dagster.serving.records import stop_services
     from e2i_dagster.warehouse.server import stop_server
 
+    stopped: list[str] = []
     try:
         for service in stop_services(state_folder()):
-            click.echo(f"stopped {service}")
+            stopped.append(service)
+            say(json_output, f"stopped {service}")
     finally:
         # Also when the stop could not be recorded, as in a warehouse of another version.
         if database_url() is None and stop_server(state_folder()):
-            click.echo("stopped the embedded PostgreSQL server")
-    click.echo("Nothing is running. `make run` or `make ui` starts it again.")
+            stopped.append("postgresql")
+            say(json_output, "stopped the embedded PostgreSQL server")
+    if json_output:
+        click.echo(json.dumps({"stopped": stopped}))
+    else:
+        click.echo("Nothing is running. `make run` or `make ui` starts it again.")
 
 
 @main.command()
@@ -289,6 +331,38 @@ def _load_report(load_id: str) -> dict[str, Any]:
     from e2i_dagster.warehouse.read import recorded_load
 
     return recorded_load(engine(role="app"), load_id)
+
+
+def _end_load(result: dg.ExecuteInProcessResult, json_output: bool) -> None:
+    """Show what was loaded; when the run failed, also why."""
+    report = _load_report(result.run_id)
+    if result.success:
+        _print_load(report, json_output)
+        return
+    _refuse_load(failure_record(result), exit_code(result), report, json_output)
+
+
+def _refuse_load(record: dict[str, Any], code: int, report: dict[str, Any], json_output: bool) -> None:
+    if not json_output:
+        _print_load(report, json_output)
+    refuse(record, code, json_output=json_output, report={**report, "success": False})
+
+
+def _unloaded(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Each table that would not be loaded, and why."""
+    return [
+        (name, f"{name}: {counts['message'] or counts['status']}")
+        for name, counts in report["tables"].items()
+        if counts["status"] not in ("loaded", "empty")
+    ]
+
+
+def _say_left_out() -> None:
+    """Name every policy file that takes no part because it is wrong."""
+    from e2i_dagster.config.policy import current_policy
+
+    for error in current_policy().errors():
+        click.echo(f"Left out: {error}", err=True)
 
 
 def _status() -> dict[str, Any]:

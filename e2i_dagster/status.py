@@ -7,10 +7,11 @@ from typing import Any
 import sqlalchemy as sa
 
 from e2i_dagster.config.environment import database_url, state_folder
+from e2i_dagster.errors import ConfigError
 
 
 def status_report() -> dict[str, Any]:
-    """Stages (last state of each stage and partition), rows of tables, endpoints, warehouse.
+    """Stages (last state of each stage and partition), rows of tables, endpoints, warehouse, wrong policy files.
 
     The keys are documented in docs/pipeline.md. It starts the embedded server when it is down,
     because the ledger is in it.
@@ -44,9 +45,21 @@ def status_report() -> dict[str, Any]:
     return {
         "stages": stages,
         "tables": tables,
+        "configuration": _configuration_errors(),
         "endpoints": [endpoint.model_dump() for endpoint in endpoints(state_folder())],
         "warehouse": {
             "server": f"PostgreSQL {version} ({'embedded' if database_url() is None else 'E2I_DATABASE_URL'})",
             "address": f"{url.query.get('host') or url.host}/{url.database}",
         },
     }
+
+
+def _configuration_errors() -> list[dict[str, Any]]:
+    """What is wrong with the policy files, one record for each."""
+    from e2i_dagster.config.policy import current_policy
+
+    try:
+        policy = current_policy()
+    except ConfigError as error:
+        return [error.to_record()]
+    return [error.to_record() for error in policy.errors()]

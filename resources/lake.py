@@ -127,6 +127,11 @@ class LakeIOManager(dg.ConfigurableIOManager):
 
     def load_input(self, context: dg.InputContext) -> Any:
         partitions = _partitions_to_read(context) if context.has_asset_partitions else [None]
+        if context.has_asset_partitions:
+            # What is read must not be replaced before the stage that reads it has ended.
+            self.warehouse.hold_scopes(
+                context.asset_partitions_def, partitions, context.step_context.run_id, context.log.info
+            )
         declared = context.upstream_output.definition_metadata if context.upstream_output else {}
         return self.load(asset_name(context.asset_key), partitions, document_type(declared))
 

@@ -5,6 +5,7 @@ import json
 
 import dagster as dg
 
+from assets.stage import refusal
 from e2i_dagster.config.environment import actor, config_folder
 from e2i_dagster.config.experiment import LifecyclePolicy
 from e2i_dagster.config.policy import current_policy
@@ -28,7 +29,7 @@ def change_op(context: dg.OpExecutionContext, warehouse: Warehouse) -> None:
             done = perform(connection, change, current_policy(), lifecycle, actor=actor()[0])
     except E2IError as error:
         # What a person can mend is said in one sentence; trying again cannot help.
-        raise dg.Failure(str(error), allow_retries=False) from error
+        raise refusal(error) from error
     context.add_output_metadata({"experiment": change.experiment, "action": change.action, **done})
 
 

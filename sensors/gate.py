@@ -7,7 +7,7 @@ import dagster as dg
 from pydantic import Field
 
 from assets.quality import quality_key
-from assets.stage import shown
+from assets.stage import refusal, shown
 from e2i_dagster.config.alerts import AlertsPolicy
 from e2i_dagster.config.environment import actor, config_folder
 from e2i_dagster.config.policy import current_policy
@@ -52,7 +52,7 @@ def waive_gate_rule(context: dg.OpExecutionContext, config: WaiverConfig, wareho
             run_id=context.run.run_id,
         )
     except E2IError as error:
-        raise dg.Failure(str(error), allow_retries=False) from error
+        raise refusal(error) from error
     context.add_output_metadata({"waiver": waiver.text})
     context.log.info(waiver.text)
 
@@ -100,8 +100,8 @@ def audit_scope(
         (name,) = scopes_named(config.scope)
         frame = lake.load("training_frame", [name])
     except E2IError as error:
-        raise dg.Failure(str(error), allow_retries=False) from error
-    scope = current_policy().scopes[name]
+        raise refusal(error) from error
+    scope = current_policy().scope(name)
     results = {"training_frame": audit_frame(engine, scope, frame, run_id=run_id)}
     if ledger.latest(engine, "splits", name) is not None:
         splits = lake.load("splits", [name])
@@ -118,7 +118,7 @@ def audit_scope(
     failed = [result.text for result in results.values() if not result.passed]
     if failed:
         error = VerdictError("\n".join(failed))
-        raise dg.Failure(str(error), allow_retries=False) from error
+        raise refusal(error) from error
     yield dg.Output(None)
 
 
@@ -157,7 +157,7 @@ def build_data_docs(
             lambda partitions: lake.load(config.table, partitions),
         )
     except E2IError as error:
-        raise dg.Failure(str(error), allow_retries=False) from error
+        raise refusal(error) from error
     metadata = {**shown(docs.to_metadata()), "data_docs": dg.MetadataValue.path(docs.page)}
     context.add_output_metadata(metadata)
     context.log_event(dg.AssetObservation(asset_key=quality_key(config.table), metadata=metadata))

@@ -12,7 +12,6 @@ from typing import Any
 import dagster as dg
 
 from e2i_dagster.config.policy import current_policy
-from e2i_dagster.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -45,19 +44,16 @@ def scopes_named(text: str) -> list[str]:
     """Scopes of ``default``, ``all`` or a comma-separated list of names.
 
     Raises:
-        InputError: a name is not a valid scope of the configuration; the known ones are listed.
+        InputError: a name is not a scope of the configuration; the known ones are listed.
+        ConfigError: the file of a named scope is wrong, or no scope is valid.
     """
     policy = current_policy()
     if text == "all":
+        if not policy.scopes:
+            raise policy.none_valid("scopes")
         return sorted(policy.scopes)
     names = [policy.default_scope if name == "default" else name for name in text.split(",")]
-    unknown = [name for name in names if name not in policy.scopes]
-    if unknown:
-        raise InputError(
-            f"Unknown scope {', '.join(unknown)}. Known scopes: {', '.join(sorted(policy.scopes))} "
-            "(files in config/scopes), or `all`."
-        )
-    return names
+    return [policy.scope(name).key for name in names]
 
 
 def plan(scopes: Sequence[str], today: dt.date | None = None) -> Iterator[PlannedRun]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from e2i_dagster.commands.console import as_json, command_errors, print_table, say
-from e2i_dagster.commands.launch import exit_code, failure_text, launch
+from e2i_dagster.commands.console import as_json, command_errors, print_table, refuse, say
+from e2i_dagster.commands.launch import launch, refuse_failed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,13 +74,14 @@ def show_command(scope: str | None, json_output: bool) -> None:
 @causal.command("report")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @scope_option
+@as_json
 @command_errors
-def report_command(file: Path, scope: str | None) -> None:
+def report_command(file: Path, scope: str | None, json_output: bool) -> None:
     """Write the newest estimate for SCOPE as one self-contained HTML page to FILE."""
     from e2i_dagster.causal.pages import study_page
 
     _write(file, study_page(*_found(_known(scope))))
-    click.echo(str(file))
+    click.echo(json.dumps({"page": str(file)}) if json_output else str(file))
 
 
 @causal.command("study")
@@ -135,13 +135,14 @@ def study_command(
     )
     if page is not None:
         _write(page, study_page(study, heterogeneity))
-    if json_output:
-        record = {"estimates": study.to_record(), "heterogeneity": heterogeneity.to_record()}
-        click.echo(json.dumps(record))
-    elif found.state == "estimated":
-        _print(study, heterogeneity)
+    record = {"estimates": study.to_record(), "heterogeneity": heterogeneity.to_record()}
     if found.state != "estimated":
-        raise VerdictError(f"{file}: the effect is not estimable: {found.reason}.")
+        error = VerdictError(f"{file}: the effect is not estimable: {found.reason}.", file=file)
+        refuse(error.to_record(), error.exit_code, json_output=json_output, report=record)
+    if json_output:
+        click.echo(json.dumps(record))
+    else:
+        _print(study, heterogeneity)
 
 
 def _names(text: str) -> list[str]:
@@ -172,11 +173,9 @@ def _write(file: Path, page: str) -> None:
 
 def _known(scope: str | None) -> str:
     from e2i_dagster.config.policy import current_policy
-    from e2i_dagster.config.scope import read_scope
 
-    return (
-        read_scope(scope, current_policy().folder / "scopes").key if scope else current_policy().default_scope
-    )
+    policy = current_policy()
+    return policy.scope(scope or policy.default_scope).key
 
 
 def _launch(job: str, scope: str, json_output: bool) -> None:
@@ -185,8 +184,7 @@ def _launch(job: str, scope: str, json_output: bool) -> None:
     say(json_output, f"{job} {scope}")
     result = launch(job, planned=PlannedRun(job, scope), show=not json_output)
     if not result.success:
-        click.echo(f"Error: {failure_text(result)}", err=True)
-        sys.exit(exit_code(result))
+        refuse_failed(result, json_output=json_output)
 
 
 def _found(scope: str) -> tuple[CausalEstimates, EffectHeterogeneity, EffectModel]:

@@ -15,7 +15,7 @@ from e2i_dagster.commands.omop import omop_command
 if TYPE_CHECKING:
     import pandas as pd
 
-    from e2i_dagster.cohorts import Cohort, CohortDefinition, LintReport
+    from e2i_dagster.cohorts import Cohort, CohortConfigError, CohortDefinition, LintReport
     from e2i_dagster.cohorts.recorded import RecordedCohort
 
 exact_option = click.option(
@@ -95,13 +95,12 @@ def lint_command(names: tuple[str, ...], data: bool, json_output: bool) -> None:
     from e2i_dagster.cohorts.inputs import EVENT_TABLES, event_frame
     from e2i_dagster.config.cohort import read_cohorts
 
-    broken: dict[str, str] = {}
+    broken: dict[str, CohortConfigError] = {}
     if names:
         definitions = [_definition(one) for one in names]
     else:
         found, unread = read_cohorts()
-        definitions = list(found.values())
-        broken = {key: str(error) for key, error in unread.items()}
+        definitions, broken = list(found.values()), unread
     patients = events = None
     if data:
         reads_events = any(one.reads_events for one in definitions)
@@ -112,7 +111,8 @@ def lint_command(names: tuple[str, ...], data: bool, json_output: bool) -> None:
         events = event_frame(tables, tables["patient_journeys"]) if reads_events else None
     reports = [lint(one, patients, events if one.reads_events else None) for one in definitions]
     if json_output:
-        click.echo(json.dumps([report.model_dump(mode="json") for report in reports]))
+        unreadable = [{"cohort": key, "error": error.to_record()} for key, error in broken.items()]
+        click.echo(json.dumps([*(report.model_dump(mode="json") for report in reports), *unreadable]))
     else:
         for report in reports:
             _print_lint(report)

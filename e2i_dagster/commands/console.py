@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from sqlalchemy.exc import OperationalError
 
-from e2i_dagster.errors import E2IError
+from e2i_dagster.errors import E2IError, UnavailableError
+
+
+def refuse(
+    record: dict[str, Any], exit_code: int, *, json_output: bool, report: dict[str, Any] | None = None
+) -> NoReturn:
+    """End the command: the message for people on stderr and, with ``--json``, all that is known on stdout.
+
+    Args:
+        record: as :meth:`E2IError.to_record` makes it. report: what the command found before it was refused.
+    """
+    click.echo(f"Error: {record['message']}", err=True)
+    if json_output:
+        click.echo(json.dumps({"success": False, **(report or {}), "error": record}, default=str))
+    sys.exit(exit_code)
 
 
 def command_errors(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -18,22 +33,47 @@ def command_errors(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
+        json_output = kwargs.get("json_output", False)
         try:
             return function(*args, **kwargs)
         except E2IError as error:
-            click.echo(f"Error: {error}", err=True)
-            sys.exit(error.exit_code)
+            refuse(error.to_record(), error.exit_code, json_output=json_output)
         except OperationalError as error:
-            said = str(error.orig).strip().splitlines()[0]
-            click.echo(
-                f"Error: The warehouse stopped answering: {said}\n"
+            remedy = (
                 "Look for a full disk or a stopped server, mend it, and run the command again: what was "
-                "begun is taken up or done anew.",
-                err=True,
+                "begun is taken up or done anew."
             )
-            sys.exit(5)
+            said = str(error.orig).strip().splitlines()[0]
+            stopped = UnavailableError(f"The warehouse stopped answering: {said}\n{remedy}", remedy=remedy)
+            refuse(stopped.to_record(), stopped.exit_code, json_output=json_output)
 
     return run
+
+
+class Commands(click.Group):
+    """The root of the command: a wrong use under ``--json`` is told in the form of every other error."""
+
+    def main(self, args: Any = None, *arguments: Any, standalone_mode: bool = True, **named: Any) -> Any:
+        """As :meth:`click.Group.main`."""
+        given = list(sys.argv[1:] if args is None else args)
+        if not standalone_mode or "--json" not in given:
+            return super().main(args, *arguments, standalone_mode=standalone_mode, **named)
+        try:
+            ended = super().main(given, *arguments, standalone_mode=False, **named)
+        except click.ClickException as error:
+            refuse(_usage_record(error), error.exit_code, json_output=True)
+        except click.Abort:
+            sys.exit(1)
+        sys.exit(ended if isinstance(ended, int) else 0)
+
+
+def _usage_record(error: click.ClickException) -> dict[str, Any]:
+    parameter = getattr(error, "param", None)
+    name = None if parameter is None else max(parameter.opts, key=len)
+    path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "e2i"
+    remedy = f"`{path} --help` shows how it is used."
+    said = E2IError(error.format_message(), field=name or getattr(error, "option_name", None), remedy=remedy)
+    return said.to_record() | {"code": "usage"}
 
 
 as_json = click.option("--json", "json_output", is_flag=True, help="Machine-readable output.")

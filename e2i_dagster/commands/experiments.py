@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from e2i_dagster.commands.console import as_json, command_errors, print_table
-from e2i_dagster.commands.launch import exit_code, failure_text, launch
+from e2i_dagster.commands.launch import launch, refuse_failed
 
 
 @click.group()
@@ -88,7 +88,7 @@ def show_command(name: str, json_output: bool) -> None:
 def run_command(name: str, json_output: bool) -> None:
     """Register the design, assign who waits, make the look that is due, fill the pages (job `run_experiment`)."""
     _require(name)
-    _run(name, show=not json_output)
+    _run(name, json_output=json_output)
     _show_after(name, json_output)
 
 
@@ -165,10 +165,10 @@ def simulate_command(name: str, days: int | None, walk: bool, json_output: bool)
     if walk and days is not None:
         raise click.UsageError("--walk goes to the end; leave --days out.")
     if walk:
-        _walk(name, show=not json_output)
+        _walk(name, json_output=json_output)
     else:
-        _perform(not json_output, experiment=name, action="simulate", days=days)
-        _run(name, show=not json_output)
+        _perform(json_output, experiment=name, action="simulate", days=days)
+        _run(name, json_output=json_output)
     _show_after(name, json_output)
 
 
@@ -215,8 +215,7 @@ def twin_command(name: str, json_output: bool) -> None:
     _require(name)
     result = launch("simulate_twin", planned=PlannedRun("simulate_twin", name), show=not json_output)
     if not result.success:
-        click.echo(f"Error: {failure_text(result)}", err=True)
-        sys.exit(exit_code(result))
+        refuse_failed(result, json_output=json_output)
     with engine(role="app").connect() as connection:
         newest = newest_simulation(connection, name)
     assert newest is not None
@@ -274,8 +273,9 @@ def heterogeneity_command(name: str, covariates: str, json_output: bool) -> None
     "--unblinded", is_flag=True, help="With effects while data are collected; the opening is recorded."
 )
 @click.option("--reason", default="", help="Why the unblinded report is opened.")
+@as_json
 @command_errors
-def report_command(name: str, output: Path | None, unblinded: bool, reason: str) -> None:
+def report_command(name: str, output: Path | None, unblinded: bool, reason: str, json_output: bool) -> None:
     """Write the report as one HTML page and say where."""
     from e2i_dagster.config.environment import actor, state_folder
     from e2i_dagster.experiments import run, store
@@ -293,7 +293,7 @@ def report_command(name: str, output: Path | None, unblinded: bool, reason: str)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
         stream.write(page)
-    click.echo(str(path))
+    click.echo(json.dumps({"page": str(path)}) if json_output else str(path))
 
 
 def _lifecycle() -> Any:
@@ -305,43 +305,36 @@ def _lifecycle() -> Any:
 
 def _require(name: str) -> None:
     from e2i_dagster.config.policy import current_policy
-    from e2i_dagster.errors import InputError
 
-    policy = current_policy()
-    if name not in policy.experiments:
-        broken = [problem for path, problem in policy.problems.items() if Path(path).stem == name]
-        known = ", ".join(sorted(policy.experiments)) or "none"
-        raise InputError(broken[0] if broken else f"There is no experiment {name!r}. Known: {known}.")
+    current_policy().experiment(name)
 
 
-def _perform(show: bool, **fields: Any) -> dict[str, Any]:
+def _perform(json_output: bool, **fields: Any) -> dict[str, Any]:
     """Run the job `change_experiment` and return what it says; end with its exit code when it fails."""
     given = {key: value for key, value in fields.items() if value is not None}
-    result = launch("change_experiment", {"change": given}, show=show)
+    result = launch("change_experiment", {"change": given}, show=not json_output)
     if not result.success:
-        click.echo(f"Error: {failure_text(result)}", err=True)
-        sys.exit(exit_code(result))
+        refuse_failed(result, json_output=json_output)
     (output,) = [event for event in result.all_events if event.event_type_value == "STEP_OUTPUT"]
     told = {key: value.value for key, value in output.step_output_data.metadata.items()}
-    if show:
+    if not json_output:
         click.echo("  + " + ", ".join(f"{key} {value}" for key, value in told.items() if key != "experiment"))
     return told
 
 
 def _change(json_output: bool, **fields: Any) -> None:
     _require(fields["experiment"])
-    told = _perform(not json_output, **fields)
+    told = _perform(json_output, **fields)
     if json_output:
         click.echo(json.dumps(told))
 
 
-def _run(name: str, *, show: bool) -> None:
+def _run(name: str, *, json_output: bool) -> None:
     from sensors.plan import PlannedRun
 
-    result = launch("run_experiment", planned=PlannedRun("run_experiment", name), show=show)
+    result = launch("run_experiment", planned=PlannedRun("run_experiment", name), show=not json_output)
     if not result.success:
-        click.echo(f"Error: {failure_text(result)}", err=True)
-        sys.exit(exit_code(result))
+        refuse_failed(result, json_output=json_output)
 
 
 def _show_after(name: str, json_output: bool) -> None:
@@ -360,20 +353,26 @@ def _show_after(name: str, json_output: bool) -> None:
     )
 
 
-def _walk(name: str, *, show: bool) -> None:
+def _walk(name: str, *, json_output: bool) -> None:
     """Draft to decision: each step is the command that people would give, by invented people."""
     from e2i_dagster.experiments import store
     from e2i_dagster.warehouse.connection import engine
 
     def to(state: str, person: str, reason: str, **more: Any) -> None:
         _perform(
-            show, experiment=name, action="transition", state=state, reason=reason, people=person, **more
+            json_output,
+            experiment=name,
+            action="transition",
+            state=state,
+            reason=reason,
+            people=person,
+            **more,
         )
 
     policy = _lifecycle()
     to("in_review", "analyst", "the design is complete")
     for role in policy.approvals.roles:
-        _perform(show, experiment=name, action="approve", role=role, reason="agreed", people=role)
+        _perform(json_output, experiment=name, action="approve", role=role, reason="agreed", people=role)
     to("approved", "analyst", "both approvals are there")
     to("scheduled", "analyst", "start is set")
     to("running", "analyst", "start")
@@ -382,8 +381,8 @@ def _walk(name: str, *, show: bool) -> None:
     }  # fmt: skip
     seen = 0
     while True:
-        _perform(show, experiment=name, action="simulate")
-        _run(name, show=show)
+        _perform(json_output, experiment=name, action="simulate")
+        _run(name, json_output=json_output)
         with engine(role="app").connect() as connection:
             newest = store.looks(connection, name)[-1:]
         if newest and newest[0]["decision"] in ends:
@@ -395,9 +394,9 @@ def _walk(name: str, *, show: bool) -> None:
             to("completed", "committee", "all planned information is there")
             break
         seen = number
-    _run(name, show=show)
+    _run(name, json_output=json_output)
     to("analyzed", "analyst", "results are recorded")
     benefit = newest and newest[0]["decision"] == "stop_efficacy"
     decision = "implement_treatment" if benefit else "no_change"
     to("decided", "brand_lead", "by the results", decision=decision)
-    _run(name, show=show)
+    _run(name, json_output=json_output)

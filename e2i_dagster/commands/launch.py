@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+
+from e2i_dagster.commands.console import refuse
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -25,6 +27,7 @@ def launch(
     """Run ``job`` in this process in the instance of the UI, printing each stage as it ends."""
     from assets.stage import observers
     from e2i_dagster.definitions import defs
+    from e2i_dagster.warehouse import locks
     from resources.local_instance import local_instance
     from sensors.plan import PlannedRun, execute, months_of
 
@@ -36,7 +39,11 @@ def launch(
             line = f"  {SYMBOLS[event.state]} {event.stage:<28} {event.state:<9} {rows:>14} {event.seconds:7.1f} s"
             click.echo(f"{line}  {event.reason}" if event.state not in ("executed", "reused") else line)
 
+    def wait(reason: str) -> None:
+        click.echo(f"  {reason}", err=True)
+
     observers.append(observe)
+    locks.observers.append(wait)
     try:
         with local_instance() as instance:
             run = planned or PlannedRun(job, *months_of(job))
@@ -44,6 +51,31 @@ def launch(
             return execute(defs, run, instance, {"ops": ops} if ops else None)
     finally:
         observers.remove(observe)
+        locks.observers.remove(wait)
+
+
+def refuse_failed(
+    result: dg.ExecuteInProcessResult, *, json_output: bool, report: dict[str, Any] | None = None
+) -> NoReturn:
+    """End the command because its run failed: what each failed step said, and the first one's particulars."""
+    refuse(failure_record(result), exit_code(result), json_output=json_output, report=report)
+
+
+def failure_record(result: dg.ExecuteInProcessResult) -> dict[str, Any]:
+    """The error of a failed run, as :meth:`E2IError.to_record` makes it; its message is :func:`failure_text`."""
+    from e2i_dagster.errors import E2IError, VerdictError
+
+    record: dict[str, Any] = {**E2IError("").to_record(), "code": "failed"}
+    events = list(result.get_step_failure_events())
+    if not events and any(not one.passed and one.blocking for one in result.get_asset_check_evaluations()):
+        record["code"] = VerdictError.code
+    for event in events:
+        failure = event.step_failure_data.user_failure_data
+        if failure is not None and "error" in failure.metadata:
+            known: Any = failure.metadata["error"].value
+            record = known
+            break
+    return {**record, "message": failure_text(result)}
 
 
 def failure_text(result: dg.ExecuteInProcessResult) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from e2i_dagster.commands.console import as_json, command_errors, print_table
-from e2i_dagster.commands.launch import exit_code, failure_text, launch
+from e2i_dagster.commands.launch import launch, refuse_failed
 
 
 @click.group()
@@ -58,8 +58,7 @@ def waive(table: str, rule: str, partition: str, reason: str, days: int, json_ou
     config = {"table": table, "rule": rule, "partition": partition, "reason": reason, "days": days}
     result = launch("waive_gate", {"waive_gate_rule": config}, show=False)
     if not result.success:
-        click.echo(f"Error: {failure_text(result)}", err=True)
-        sys.exit(exit_code(result))
+        refuse_failed(result, json_output=json_output)
     with engine(role="app").connect() as connection:
         (made,) = [one for one in find_waivers(connection) if one.run_id == result.run_id]
     if json_output:
@@ -105,8 +104,7 @@ def docs(table: str, partition: str, json_output: bool) -> None:
     """Data docs of Great Expectations for TABLE as it is now (job `data_docs`): one page for a browser."""
     result = launch("data_docs", {"build_data_docs": {"table": table, "partition": partition}}, show=False)
     if not result.success:
-        click.echo(f"Error: {failure_text(result)}", err=True)
-        sys.exit(exit_code(result))
+        refuse_failed(result, json_output=json_output)
     (told,) = result.get_asset_observation_events()
     metadata = told.asset_observation_data.asset_observation.metadata
     shown = {"page": metadata["data_docs"].value, "expectations": metadata["expectations"].value}
@@ -168,8 +166,7 @@ def _audit_scope(scope: str, json_output: bool) -> None:
     with engine(role="app").connect() as connection:
         verdicts = [one for one in find_verdicts(connection, partition=name) if one.run_id == result.run_id]
     if not verdicts:
-        click.echo(f"Error: {failure_text(result)}", err=True)
-        sys.exit(exit_code(result))
+        refuse_failed(result, json_output=json_output)
     rows = [
         {"asset": verdict.table, **_finding(one.rule, "fatal", one.column or "", one.detail)}
         for verdict in verdicts

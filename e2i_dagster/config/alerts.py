@@ -10,6 +10,7 @@ from pydantic import Field
 from e2i_dagster.config.base import PolicyModel, read_yaml
 from e2i_dagster.config.drift_monitoring import SEVERITIES, Severity
 
+AlertType = Literal["run_failure", "drift", "data_quality", "leakage", "experiment"]
 Level = Literal["critical", "warning"]
 
 
@@ -21,7 +22,7 @@ class AlertsPolicy(PolicyModel):
     critical_from: Severity
     digest_cron: str = Field(pattern=r"^(\S+\s+){4}\S+$")
     digest_lists: int = Field(ge=1)
-    owners: dict[str, str]
+    owners: dict[AlertType, str]
 
     @classmethod
     def load(cls, folder: Path) -> AlertsPolicy:

@@ -16,6 +16,9 @@ from e2i_dagster.errors import ConfigError
 
 Model = TypeVar("Model", bound=BaseModel)
 
+#: Keys on the way to a wrong place of a file, and what is wrong there.
+Place = tuple[tuple[int | str, ...], str]
+
 #: libyaml where PyYAML was built with it, which is many times as fast.
 YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -39,7 +42,7 @@ def digest_of(value: Any) -> str:
 def read_yaml(
     path: Path,
     model: type[Model],
-    check: Callable[[Model], Iterable[tuple[tuple[int | str, ...], str]]] | None = None,
+    check: Callable[[Model], Iterable[Place]] | None = None,
 ) -> Model:
     """Read ``path`` and validate it as ``model``.
 
@@ -49,37 +52,57 @@ def read_yaml(
 
     Raises:
         ConfigError: the file is missing, is not YAML, or a field is wrong; every wrong field is
-            listed with its line, value and what was expected.
+            listed with its line, value and what was expected (``parts``).
     """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"{path}: the file does not exist. Create it or set E2I_CONFIG.") from None
+        remedy = "Create it or set E2I_CONFIG."
+        raise ConfigError(f"{path}: the file does not exist. {remedy}", file=path, remedy=remedy) from None
+    except UnicodeDecodeError:
+        remedy = "Save it as UTF-8."
+        raise ConfigError(f"{path}: the file is not UTF-8 text. {remedy}", file=path, remedy=remedy) from None
     try:
         node, document = _parsed(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)}).") from None
+        said = f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})."
+        raise ConfigError(said, file=path) from None
     if not isinstance(document, dict):
-        raise ConfigError(f"{path}: expected a mapping of keys to values at the top level.")
+        raise ConfigError(f"{path}: expected a mapping of keys to values at the top level.", file=path)
     try:
         value = model.model_validate(document, context={"placed": check is not None})
     except ValidationError as error:
         problems = []
         for problem in error.errors(include_url=False):
-            line, keys = _placed(node, problem["loc"], missing=problem["type"] == "missing")
-            found = "" if problem["type"] == "missing" else f" (found {_short(problem['input'])})"
+            missing = problem["type"] == "missing"
             near = _nearest_key(model, problem) if problem["type"] == "extra_forbidden" else ""
-            problems.append(f"{path}:{line}: {'.'.join(keys) or 'document'}: {problem['msg']}{found}{near}")
-        raise ConfigError("\n".join(problems)) from None
-    problems = []
-    for location, message in check(value) if check else ():
-        line, keys = _placed(node, location, missing=False)
-        problems.append(f"{path}:{line}: {'.'.join(keys) or 'document'}: {message}")
+            found = {} if missing else {"value": _short(problem["input"])}
+            said = problem["msg"] + (f" (found {found['value']})" if found else "")
+            problems.append(_problem(path, node, problem["loc"], said, near, missing=missing, **found))
+        raise ConfigError.joined(problems) from None
+    problems = [_problem(path, node, *one) for one in check(value)] if check else []
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError.joined(problems)
     return value
+
+
+def _problem(
+    path: Path,
+    node: yaml.Node | None,
+    location: tuple[int | str, ...],
+    message: str,
+    remedy: str = "",
+    *,
+    missing: bool = False,
+    value: str | None = None,
+) -> ConfigError:
+    """One wrong place of a file, with its line and key."""
+    line, keys = _placed(node, location, missing=missing)
+    field = ".".join(keys) or "document"
+    text = f"{path}:{line}: {field}: {message}" + (f". {remedy}" if remedy else "")
+    return ConfigError(text, file=path, field=field, value=value, remedy=remedy or None)
 
 
 def _parsed(text: str) -> tuple[yaml.Node | None, Any]:
@@ -94,8 +117,13 @@ def _parsed(text: str) -> tuple[yaml.Node | None, Any]:
 
 def _nearest_key(model: type[BaseModel], problem: Any) -> str:
     """The nearest key among those of the file's models, for a key that none of them has there."""
-    near = get_close_matches(str(problem["loc"][-1]), sorted(_keys_of(model, set())), n=1)
-    return f". Did you mean {near[0]!r}?" if near else ""
+    return did_you_mean(str(problem["loc"][-1]), _keys_of(model, set()))
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """``Did you mean 'x'?`` for the nearest of the ``known`` names; empty when none is near."""
+    near = get_close_matches(name, sorted(known), n=1)
+    return f"Did you mean {near[0]!r}?" if near else ""
 
 
 def _keys_of(kind: Any, seen: set[Any]) -> set[str]:

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from e2i_dagster.config.base import PolicyModel, read_yaml
+from e2i_dagster.config.names import question_problems
 
 
 class OverlapRule(PolicyModel):
@@ -119,4 +120,4 @@ class CausalPolicy(PolicyModel):
     @classmethod
     def load(cls, folder: Path) -> CausalPolicy:
         """Read ``causal.yaml`` in ``folder``."""
-        return read_yaml(folder / "causal.yaml", cls)
+        return read_yaml(folder / "causal.yaml", cls, lambda read: question_problems(read.question))

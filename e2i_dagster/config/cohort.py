@@ -320,7 +320,7 @@ class CohortDefinition(PolicyModel):
         try:
             return read_yaml(Path(path), cls, problems)
         except ConfigError as error:
-            raise CohortConfigError(f"CC_001: {error}") from None
+            raise CohortConfigError(f"CC_001: {error}", **error.known, parts=error.parts) from None
 
     @classmethod
     def from_yaml(cls, path: str | Path, fields: TableFields | None = None) -> CohortDefinition:

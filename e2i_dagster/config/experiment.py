@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from e2i_dagster.config.base import PolicyModel, digest_of, read_yaml
+from e2i_dagster.config.base import Place, PolicyModel, digest_of, read_yaml
 from e2i_dagster.config.cohort import CohortDefinition, Criterion
 from e2i_dagster.errors import ConfigError
 
@@ -547,13 +547,18 @@ class ExperimentSpec(PolicyModel):
         return {"design_digest": self.design_digest, "version": self.version, "design_md": "\n".join(lines)}
 
     @classmethod
-    def from_yaml(cls, path: Path) -> ExperimentSpec:
+    def from_yaml(
+        cls, path: Path, check: Callable[[ExperimentSpec], Iterable[Place]] | None = None
+    ) -> ExperimentSpec:
         """Read one design.
+
+        Args:
+            check: what else is wrong with it, as :func:`.base.read_yaml` takes it.
 
         Raises:
             ConfigError: names file, line, field, value and what was expected.
         """
-        spec = read_yaml(path, cls)
+        spec = read_yaml(path, cls, check)
         if spec.name not in ("", path.stem):
             raise ConfigError(
                 f"{path}: the file is called {path.stem!r} and the experiment {spec.name!r}. Make them the same."

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from e2i_dagster.config.base import PolicyModel
+from e2i_dagster.config.base import Place, PolicyModel, did_you_mean
 from e2i_dagster.config.environment import config_folder
 from e2i_dagster.config.sources import SourcesPolicy
-from e2i_dagster.errors import ConfigError
+from e2i_dagster.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from e2i_dagster.config.cohort import CohortDefinition
@@ -31,13 +31,67 @@ class Policy:
     sources: SourcesPolicy
     cohorts: Mapping[str, CohortDefinition]
     scopes: Mapping[str, ScopeSpec]
-    problems: Mapping[str, str] = field(default_factory=dict)
+    problems: Mapping[str, ConfigError] = field(default_factory=dict)
     experiments: Mapping[str, ExperimentSpec] = field(default_factory=dict)
 
     @property
     def default_scope(self) -> str:
-        """The scope that ``make run`` takes when none is named."""
+        """The scope that ``make run`` takes when none is named.
+
+        Raises:
+            ConfigError: no scope is valid; says what is wrong with each file.
+        """
+        if not self.scopes:
+            raise self.none_valid("scopes")
         return next((name for name, scope in self.scopes.items() if scope.default), sorted(self.scopes)[0])
+
+    def scope(self, name: str) -> ScopeSpec:
+        """The scope ``name``.
+
+        Raises:
+            ConfigError: its file is wrong (says what is wrong in it), or no scope is valid.
+            InputError: there is no such file; lists the known names.
+        """
+        return self._named("scopes", "scope", self.scopes, name)
+
+    def experiment(self, name: str) -> ExperimentSpec:
+        """The design ``name``; raises as :meth:`scope` does."""
+        return self._named("experiments", "experiment", self.experiments, name)
+
+    def broken(self, kind: str) -> dict[str, ConfigError]:
+        """Errors of the files of ``kind`` (``cohorts``, ``scopes``, ``experiments``) by file stem."""
+        return {
+            Path(path).stem: error for path, error in self.problems.items() if Path(path).parent.name == kind
+        }
+
+    def errors(self) -> list[ConfigError]:
+        """What is wrong with the files, also that there is none where one is needed."""
+        empty = [
+            self.none_valid(kind)
+            for kind, valid in (("cohorts", self.cohorts), ("scopes", self.scopes))
+            if not valid and not self.broken(kind)
+        ]
+        return [*self.problems.values(), *empty]
+
+    def none_valid(self, kind: str) -> ConfigError:
+        """The error for a configuration without any valid file of ``kind``."""
+        folder = self.folder / kind
+        if broken := self.broken(kind):
+            return ConfigError.joined(list(broken.values()))
+        remedy = f"Add one; the shipped config/{kind} has examples."
+        return ConfigError(f"{folder}: no file of {kind} is there. {remedy}", file=folder, remedy=remedy)
+
+    def _named(self, kind: str, word: str, valid: Mapping[str, Any], name: str) -> Any:
+        if name in valid:
+            return valid[name]
+        if (error := self.broken(kind).get(name)) is not None:
+            raise error
+        if not valid:
+            raise self.none_valid(kind)
+        near = did_you_mean(name, valid)
+        remedy = f"{near} " if near else ""
+        remedy += f"Known {kind}: {', '.join(sorted(valid))} (files in config/{kind})."
+        raise InputError(f"Unknown {word} {name}. {remedy}", field=word, value=name, remedy=remedy)
 
 
 class PolicySummary(PolicyModel):
@@ -55,7 +109,7 @@ class PolicySummary(PolicyModel):
             cohorts={name: definition.definition_hash for name, definition in policy.cohorts.items()},
             scopes={name: scope.digest() for name, scope in policy.scopes.items()},
             sources=policy.sources.digest(),
-            problems={Path(path).name: problem for path, problem in policy.problems.items()},
+            problems={Path(path).name: str(problem) for path, problem in policy.problems.items()},
         )
 
     def to_metadata(self) -> dict[str, Any]:
@@ -78,36 +132,54 @@ def load_policy(folder: Path) -> Policy:
     from e2i_dagster.config.cohort import CohortDefinition
     from e2i_dagster.config.cohort_fields import table_fields
     from e2i_dagster.config.experiment import ExperimentSpec
+    from e2i_dagster.config.names import experiment_problems, known_names
     from e2i_dagster.config.scope import ScopeSpec, check_against_cohorts
 
-    problems: dict[str, str] = {}
+    problems: dict[str, ConfigError] = {}
     cohorts: dict[str, CohortDefinition] = {}
     scopes: dict[str, ScopeSpec] = {}
     fields = None
     try:
         fields = table_fields(folder)
     except ConfigError as error:
-        problems[str(folder / "vocabulary.yaml")] = str(error)
+        problems[str(folder / "vocabulary.yaml")] = error
     for path in sorted((folder / "cohorts").glob("*.yaml")):
         try:
             cohorts[path.stem] = CohortDefinition.from_yaml(path, fields)
         except ConfigError as error:
-            problems[str(path)] = str(error)
-    for path in sorted((folder / "scopes").glob("*.yaml")):
+            problems[str(path)] = error
+    known = None
+    try:
+        known = known_names(folder)
+    except ConfigError as error:
+        problems[error.file or str(folder)] = error
+    scope_files = sorted((folder / "scopes").glob("*.yaml"))
+    for path in scope_files:
         try:
-            scope = ScopeSpec.from_yaml(path)
-            check_against_cohorts(scope, cohorts)
+            scope = ScopeSpec.from_yaml(path, known)
+            check_against_cohorts(scope, cohorts, problems)
             scopes[path.stem] = scope
         except ConfigError as error:
-            problems[str(path)] = str(error)
+            problems[str(path)] = error
     experiments: dict[str, ExperimentSpec] = {}
-    for path in sorted((folder / "experiments").glob("*.yaml")):
+    designs = sorted((folder / "experiments").glob("*.yaml"))
+
+    def unmatched(spec: ExperimentSpec) -> Iterable[Place]:
+        files = ([one.stem for one in scope_files], [one.stem for one in designs])
+        return experiment_problems(spec, known, *files) if known else ()
+
+    for path in designs:
         try:
-            experiment = ExperimentSpec.from_yaml(path)
+            experiment = ExperimentSpec.from_yaml(path, unmatched)
+            if broken := problems.get(str(folder / "cohorts" / f"{experiment.eligibility.cohort}.yaml")):
+                raise ConfigError(
+                    f"{path}: eligibility.cohort: the cohort {experiment.eligibility.cohort!r} is not valid: {broken}",
+                    **broken.known,
+                )
             experiment.criteria(cohorts)
             experiments[path.stem] = experiment
         except ConfigError as error:
-            problems[str(path)] = str(error)
+            problems[str(path)] = error
     return Policy(folder, SourcesPolicy.load(folder), cohorts, scopes, problems, experiments)
 
 

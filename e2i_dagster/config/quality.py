@@ -341,7 +341,7 @@ def _place(path: Path, *location: int | str) -> str:
 
 
 def _settings_problems(path: Path, settings: QualitySettings) -> Iterator[str]:
-    from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, facts, frame_columns, raw_table
+    from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, frame_columns, raw_table
 
     known = RAW_TABLES + OPTIONAL_RAW_TABLES
     for table in known:
@@ -365,12 +365,21 @@ def _settings_problems(path: Path, settings: QualitySettings) -> Iterator[str]:
                 if first is not second:
                     yield f"{place}: {pair[0]} and {pair[1]} differ in type and cannot be compared."
     yield from _plausibility_problems(path, settings.plausibility)
+    yield from _indication_problems(path, settings)
+
+
+def _indication_problems(path: Path, settings: QualitySettings) -> Iterator[str]:
+    from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, facts, frame_columns, raw_table
+
     described = {
         cohort
-        for table in known
+        for table in (*RAW_TABLES, *OPTIONAL_RAW_TABLES)
         for column in frame_columns(table)
         for cohort in facts(raw_table(table).columns[column]).applies_to
     }
+    for indication in sorted(set(settings.indications) - described):
+        place = _place(path, "indications", indication)
+        yield f"{place}: no column applies to it. Known: {', '.join(sorted(described))}."
     for cohort in sorted(described - set(settings.indications)):
         yield f"{_place(path, 'indications')}: lacks {cohort}, which clinical columns apply to."
 

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from e2i_dagster.config.base import PolicyModel, read_yaml
 from e2i_dagster.config.environment import config_folder
+from e2i_dagster.config.names import KnownNames, scope_problems
 from e2i_dagster.errors import ConfigError
 
 ProblemType = Literal["binary_classification", "multiclass_classification", "regression", "causal_inference"]
@@ -287,14 +288,17 @@ class ScopeSpec(PolicyModel):
         return self
 
     @classmethod
-    def from_yaml(cls, path: str | Path) -> ScopeSpec:
+    def from_yaml(cls, path: str | Path, known: KnownNames | None = None) -> ScopeSpec:
         """Read one scope file; its stem is the scope's key.
+
+        Args:
+            known: what the names in the file are checked against.
 
         Raises:
             ConfigError: names file, line, field, value and what was expected.
         """
         path = Path(path)
-        scope = read_yaml(path, cls)
+        scope = read_yaml(path, cls, (lambda read: scope_problems(read, known)) if known else None)
         if scope.key not in ("", path.stem):
             raise ConfigError(
                 f"{path}: the file is called {path.stem!r}, the scope {scope.key!r}. Use one name."
@@ -400,8 +404,12 @@ def default_scope(folder: Path | None = None) -> ScopeSpec:
     )
 
 
-def check_against_cohorts(scope: ScopeSpec, cohorts: Mapping[str, Any]) -> None:
+def check_against_cohorts(
+    scope: ScopeSpec, cohorts: Mapping[str, Any], problems: Mapping[str, ConfigError] | None = None
+) -> None:
     """Check that the scope's cohort is among ``cohorts`` (definitions by key) and answers its question.
+
+    ``problems``: errors of the files that could not be read, by path.
 
     Raises:
         ConfigError: the cohort is unknown, its brand or indication is another, or a patient may be in it
@@ -409,8 +417,19 @@ def check_against_cohorts(scope: ScopeSpec, cohorts: Mapping[str, Any]) -> None:
     """
     cohort = cohorts.get(scope.cohort)
     if cohort is None:
-        known = ", ".join(sorted(cohorts)) or "none"
-        raise ConfigError(f"Scope {scope.key}: there is no cohort {scope.cohort!r}. Known: {known}.")
+        for path, error in (problems or {}).items():
+            if Path(path).parent.name == "cohorts" and Path(path).stem == scope.cohort:
+                raise ConfigError(
+                    f"Scope {scope.key}: its cohort {scope.cohort} is not valid: {error}", **error.known
+                )
+        remedy = f"Known: {', '.join(sorted(cohorts)) or 'none'}."
+        raise ConfigError(
+            f"Scope {scope.key}: there is no cohort {scope.cohort!r}. {remedy}",
+            file=f"scopes/{scope.key}.yaml",
+            field="cohort",
+            value=scope.cohort,
+            remedy=remedy,
+        )
     mine = (scope.brand.lower(), scope.indication.lower())
     theirs = (cohort.brand.lower(), cohort.indication.lower())
     if mine != theirs:

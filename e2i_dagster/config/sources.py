@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from e2i_dagster.config.base import PolicyModel, read_yaml
+from e2i_dagster.config.base import Place, PolicyModel, read_yaml
+from e2i_dagster.config.names import unknown
 
 
 class SyntheticSource(PolicyModel):
@@ -103,4 +105,12 @@ class SourcesPolicy(PolicyModel):
     @classmethod
     def load(cls, folder: Path) -> SourcesPolicy:
         """Read ``sources.yaml`` in ``folder``."""
-        return read_yaml(folder / "sources.yaml", cls)
+        return read_yaml(folder / "sources.yaml", cls, _expected_tables)
+
+
+def _expected_tables(policy: SourcesPolicy) -> Iterator[Place]:
+    """Tables under ``expected`` that there are not."""
+    from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES
+
+    for table in policy.expected:
+        yield from unknown(["expected", table], table, (*RAW_TABLES, *OPTIONAL_RAW_TABLES), "raw table")

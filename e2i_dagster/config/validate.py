@@ -38,10 +38,11 @@ READERS: tuple[Callable[[Path], Any], ...] = (
 
 
 def validate_folder(folder: Path) -> dict[str, str]:
-    """Errors by what could not be read; empty when every file of ``folder`` is valid."""
+    """Errors by what could not be read, policy files by number; empty when every file of ``folder`` is valid."""
     problems: dict[str, str] = {}
     try:
-        problems.update(load_policy(folder).problems)
+        found = load_policy(folder)
+        problems.update({str(number): str(error) for number, error in enumerate(found.errors())})
     except ConfigError as error:
         problems["sources"] = str(error)
     for reader in READERS:

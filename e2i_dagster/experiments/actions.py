@@ -55,13 +55,11 @@ def perform(
 
     Raises:
         InputError: the experiment has no file, or something of the change is wrong.
+        ConfigError: the experiment's file is wrong.
         VerdictError: the life cycle or the locked design says no.
     """
     name = change.experiment
-    if name not in policy.experiments:
-        known = ", ".join(sorted(policy.experiments)) or "none"
-        raise InputError(f"There is no experiment {name!r} in config/experiments. Known: {known}.")
-    spec = policy.experiments[name]
+    spec = policy.experiment(name)
     if change.action == "amend":
         held = store.amend(connection, spec, reason=change.reason, actor=actor)
         return {"design_version": held.version, "design_digest": held.spec.design_digest}
@@ -117,6 +115,15 @@ def record_file(connection: sa.Connection, change: Change, policy: Policy, *, ac
     shared: dict[str, Any] = {"source": "observed", "actor": actor}
     if change.kind == "units":
         new = store.screen(connection, change.experiment, frame, cohorts=policy.cohorts, **shared)
+        corrected = store.correct_units(
+            connection, change.experiment, frame, cohorts=policy.cohorts, actor=actor
+        )
+        known = len(frame) - new - corrected.updated - corrected.refused
+        told: dict[str, Any] = {"rows": len(frame), "new": new, "updated": corrected.updated, "known": known}
+        if corrected.refused:
+            told["refused"] = corrected.refused
+            told["refused_because"] = f"assigned already by other values of {', '.join(corrected.columns)}"
+        return told
     elif change.kind == "events":
         new = store.record_events(connection, change.experiment, frame, **shared)
     else:

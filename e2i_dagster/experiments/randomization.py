@@ -197,7 +197,8 @@ class BalanceReport(BaseModel):
     """How the arms turned out: units per arm, worst difference inside a stratum, balance of attributes.
 
     ``standardized_difference`` is, per attribute, the largest difference between two arms' shares of a level
-    (or means) in standard deviations; it is descriptive, never a test of the randomization.
+    (or means) in standard deviations; it is descriptive, never a test of the randomization. ``waiting`` counts
+    units that could not be assigned yet, by reason.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -207,6 +208,7 @@ class BalanceReport(BaseModel):
     strata: int
     worst_stratum_imbalance: float
     standardized_difference: dict[str, float]
+    waiting: dict[str, int] = {}
 
     def to_metadata(self) -> dict[str, Any]:
         """Counts and balance for the UI."""
@@ -217,6 +219,7 @@ class BalanceReport(BaseModel):
         return {
             "units": sum(self.counts.values()),
             "strata": self.strata,
+            "waiting_for": self.waiting or None,
             "worst_stratum_imbalance": self.worst_stratum_imbalance,
             "arms_md": "\n".join(arms),
             "balance_md": "\n".join(attributes) if self.standardized_difference else None,

@@ -84,7 +84,8 @@ def assign_waiting(connection: sa.Connection, name: str, *, actor: str) -> Balan
         store.randomize(connection, name, actor=actor)
     records = store.read_records(connection, name)
     spec = held.spec
-    return balance(records.assignments, spec.ratios, balance_attributes(spec, records))
+    report = balance(records.assignments, spec.ratios, balance_attributes(spec, records))
+    return report.model_copy(update={"waiting": store.not_assignable(records, spec)})
 
 
 def enrolment_page(

@@ -7,6 +7,7 @@ append-only rows rise in the order in which they become visible.
 from __future__ import annotations
 
 import datetime as dt
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -401,6 +402,75 @@ def screen(
     return len(new)
 
 
+@dataclass(frozen=True)
+class Corrections:
+    """What a repeated delivery of screened units changed.
+
+    Attributes:
+        updated: units without an arm whose attributes were corrected. refused: units with an arm and other
+            attributes than those they were assigned by. columns: attributes that differ among the refused.
+    """
+
+    updated: int
+    refused: int
+    columns: tuple[str, ...] = ()
+
+
+def correct_units(
+    connection: sa.Connection,
+    name: str,
+    units: pd.DataFrame,
+    *,
+    cohorts: Mapping[str, CohortDefinition],
+    actor: str,
+) -> Corrections:
+    """Record changed attributes of units that were screened before, as new rows, while they have no arm.
+
+    An assignment stands on the values at screening: those of an assigned unit stay, and the change is counted as
+    refused. The time of the first screening stays.
+
+    Raises:
+        InputError: a unit is given twice.
+    """
+    if units["unit_id"].duplicated().any():
+        raise InputError(
+            f"units: {int(units['unit_id'].duplicated().sum()):,} unit(s) are given more than once."
+        )
+    held, records = _held(connection, name), read_records(connection, name)
+    plain = units.drop(columns=["unit_id", "screened_at"], errors="ignore")
+    plain = plain.astype(object).where(plain.notna(), None)
+    given = dict(zip(units["unit_id"].astype(str), plain.to_dict("records"), strict=True))
+    assigned = set(records.assignments["unit_id"].astype(str))
+    changed: dict[str, dict[str, Any]] = {}
+    refused: list[set[str]] = []
+    for unit, stored in zip(records.screened["unit_id"], records.screened["attributes"], strict=True):
+        if (row := given.get(str(unit))) is None:
+            continue
+        before = json.loads(stored) if isinstance(stored, str) else stored
+        now = json.loads(json_text(row))
+        differing = {column for column, value in now.items() if before.get(column) != value}
+        if differing and str(unit) in assigned:
+            refused.append(differing)
+        elif differing:
+            changed[str(unit)] = before | now
+    if changed:
+        frame = pd.DataFrame(list(changed.values())).assign(unit_id=list(changed))
+        failed = enrolment.eligibility(frame, *held.spec.criteria(cohorts))
+        screened_at = records.screened.set_index("unit_id")["screened_at"]
+        rows = pd.DataFrame(
+            {
+                "unit_id": list(changed),
+                "unit_type": held.spec.unit,
+                "screened_at": screened_at.loc[list(changed)].to_numpy(),
+                "attributes": [json_text(attributes) for attributes in changed.values()],
+                "eligible": [not names for names in failed],
+                "failed_criteria": [json_text(names) for names in failed],
+            }
+        )
+        _append(connection, tables.ab_experiment_units, name, rows, actor)
+    return Corrections(len(changed), len(refused), tuple(sorted(set().union(*refused))))
+
+
 def record_events(
     connection: sa.Connection, name: str, events: pd.DataFrame, *, source: Source, actor: str
 ) -> int:
@@ -449,6 +519,8 @@ def randomize(
 ) -> pd.DataFrame:
     """Assign every eligible unit that consented and has no arm yet, in the order of screening.
 
+    A unit without a value of an attribute that the plan reads waits (:func:`not_assignable`); the others do not.
+
     The first assignment locks the design. Enrolment ends with the planned sample size.
 
     Args:
@@ -481,6 +553,7 @@ def randomize(
     records = read_records(connection, name)
     plan = RandomizationPlan.of(held.spec)
     waiting = _waiting(records, held.spec)
+    waiting = waiting[waiting[list(plan.attributes)].notna().all(axis=1).to_numpy(dtype=bool)]
     free = held.spec.sample_size.total - len(records.assignments)
     before = records.assignments.merge(
         enrolment.attribute_frame(records.screened, plan.factors)[["unit_id", *plan.factors]],
@@ -578,6 +651,8 @@ def read_records(
             query = query.where(table.c.id <= last)
         rows = connection.execute(query).all()
         frames[key] = _typed(pd.DataFrame(rows, columns=[column.name for column in columns]), table)
+    # A corrected unit has a row for each delivery.
+    frames["screened"] = frames["screened"].drop_duplicates("unit_id", keep="last", ignore_index=True)
     return Records(**frames)
 
 
@@ -649,6 +724,13 @@ def _following(connection: sa.Connection, name: str, source: Source) -> Experime
             f"Experiment {name} has {held.source} units; {source} ones never mix with them. Use another experiment."
         )
     return held
+
+
+def not_assignable(records: Records, spec: ExperimentSpec) -> dict[str, int]:
+    """Why eligible, consenting units wait for their arm: reason -> units, each under all of its reasons."""
+    attributes = list(RandomizationPlan.of(spec).attributes)
+    lacking = _waiting(records, spec)[attributes].isna().sum()
+    return {f"no value of {name}": int(count) for name, count in lacking.items() if count}
 
 
 def _waiting(records: Records, spec: ExperimentSpec) -> pd.DataFrame:

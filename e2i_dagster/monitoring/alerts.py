@@ -9,12 +9,12 @@ It never carries a value of a patient.
 from __future__ import annotations
 
 import datetime as dt
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict
 
-from e2i_dagster.config.alerts import AlertsPolicy
+from e2i_dagster.config.alerts import AlertsPolicy, AlertType
 from e2i_dagster.config.drift_monitoring import Severity
 from e2i_dagster.warehouse.tables.monitoring import ml_monitoring_alerts as table
 
@@ -27,7 +27,7 @@ class Alert(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    alert_type: Literal["run_failure", "drift", "data_quality", "leakage", "experiment"]
+    alert_type: AlertType
     title: str
     severity: Severity
     subject: str

@@ -84,6 +84,50 @@ def score(
     return scored
 
 
+def score_answerable(
+    endpoint_url: str, frame: pd.DataFrame, *, model_name: str, id_column: str = "patient_id", **options: Any
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """:func:`score` for the rows that the model can answer; the others wait and do not stop them.
+
+    Returns:
+        The answers, and of each row that waits the id column and ``reason``: the features without a value that the
+        model never saw missing.
+
+    Raises:
+        InputError, UnavailableError: as :func:`score`, for what is wrong with the whole frame.
+    """
+    import httpx
+    import pandas as pd
+
+    with httpx.Client(base_url=endpoint_url, timeout=options.get("timeout", 30.0)) as client:
+        described, _ = _described(client, model_name)
+    features = Signature(features=described["features"]).features
+    always = [one.name for one in features if not one.may_be_missing and one.name in frame.columns]
+    lacking = frame[always].isna()
+    rows = lacking.any(axis=1).to_numpy(dtype=bool)
+    reasons = [
+        f"no value of {', '.join(name for name, gone in zip(always, row, strict=True) if gone)}, which the model never "
+        "saw missing"
+        for row in lacking[rows].to_numpy(dtype=bool)
+    ]
+    waiting = pd.DataFrame(
+        {
+            id_column: frame.loc[rows, id_column],
+            "reason": pd.Series(reasons, frame.index[rows], dtype="string"),
+        }
+    )
+    return score(endpoint_url, frame[~rows], model_name=model_name, id_column=id_column, **options), waiting
+
+
+def with_waiting(answers: pd.DataFrame, waiting: pd.DataFrame) -> pd.DataFrame:
+    """``answers`` and, after them, the rows that wait: without an answer, ``reason`` says why."""
+    import pandas as pd
+
+    answers = answers.assign(reason=pd.Series(pd.NA, answers.index, dtype="string"))
+    rest = waiting.reindex(columns=answers.columns).astype(answers.dtypes.to_dict(), errors="ignore")
+    return pd.concat([answers, rest]) if len(waiting) else answers
+
+
 def _frame(answers: list[dict[str, Any]], classes: list[Any] | None) -> pd.DataFrame:
     import pandas as pd
 

@@ -135,33 +135,36 @@ def read(
         except _Problems as error:
             problems.extend(error.found)
     if problems:
-        raise InputError(_listing(folder, problems))
+        parts = [InputError(one, file=folder) if isinstance(one, str) else one for one in problems]
+        known = {**parts[0].known, "file": parts[0].file and folder / parts[0].file}
+        raise InputError(_listing(folder, problems), **known, parts=parts if len(parts) > 1 else ())
     return Delivery(delivered, folder)
 
 
 class _Problems(Exception):
-    def __init__(self, found: Sequence[str]) -> None:
-        super().__init__("\n".join(found))
+    def __init__(self, found: Sequence[str | InputError]) -> None:
+        super().__init__("\n".join(map(str, found)))
         self.found = list(found)
 
 
-def _listing(folder: Path, problems: Sequence[str]) -> str:
+def _listing(folder: Path, problems: Sequence[str | InputError]) -> str:
     head = f"{folder}: {len(problems)} problem{'s' if len(problems) > 1 else ''}; nothing was loaded."
     return "\n".join([head, *(f"  - {problem}" for problem in problems)])
 
 
 def _find_files(
     folder: Path, mapping: ImportMapping, tables: Sequence[str] | None
-) -> tuple[dict[str, list[Path]], list[str]]:
+) -> tuple[dict[str, list[Path]], list[str | InputError]]:
     """Files per table in load order, and what is wrong with the names."""
-    problems = [
+    problems: list[str | InputError] = [
         f"{name}: not a raw table. Known: {', '.join(_ALL_TABLES)}."
         for name in dict.fromkeys([*(tables or ()), *mapping.tables])
         if name not in _ALL_TABLES
     ]
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise InputError(f"{folder}: {what}. Give the folder that holds <table>.csv or <table>.parquet.")
+        remedy = "Give the folder that holds <table>.csv or <table>.parquet."
+        raise InputError(f"{folder}: {what}. {remedy}", file=folder, remedy=remedy)
     candidates = sorted(
         path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in _SUFFIXES
     )
@@ -220,7 +223,7 @@ def _read_table(
 
     own = mapping.table(table)
     form = mapping.format_of(table)
-    problems: list[str] = []
+    problems: list[str | InputError] = []
     if own.restates and date_column(table) is None:
         problems.append(
             f"{table}: the mapping says `restates: {own.restates}`, but the table is not kept by month. Leave it out."
@@ -483,15 +486,17 @@ def _check_columns(
     """Raise every problem of the columns of one file."""
     stripped = [str(name).strip() for name in names]
     final = [name for name in _final_names(table, names, own, vocabulary) if name is not None]
-    problems = []
+    problems: list[str | InputError] = []
     for name in required_columns(table):
         if name not in final and name not in own.constants:
             near = difflib.get_close_matches(name, final, n=1)
             hint = f"; column {near[0]} looks like it" if near else ""
-            problems.append(
-                f"{path.name}: required column {name} is missing{hint}. Add it, or map a column to it: "
+            remedy = (
+                "Add it, or map a column to it: "
                 f"`tables: {{{table}: {{rename: {{<file column>: {name}}}}}}}`. Found: {', '.join(stripped)}."
             )
+            said = f"{path.name}: required column {name} is missing{hint}. {remedy}"
+            problems.append(InputError(said, file=path.name, field=name, remedy=remedy))
     problems.extend(
         f"{path.name}: the mapping renames {name}, which the file lacks. Found: {', '.join(stripped)}."
         for name in own.rename

@@ -104,7 +104,7 @@ def test_an_unknown_cohort_is_a_problem_of_that_file_alone(tmp_path):
     (folder / "experiments/broken.yaml").write_text(text, encoding="utf-8")
     policy = load_policy(folder)
     assert set(policy.experiments) == {"remibrutinib_outreach"}
-    assert "there is no cohort 'nobody'" in "".join(policy.problems.values())
+    assert "there is no cohort 'nobody'" in "".join(map(str, policy.problems.values()))
 
 
 def test_every_state_of_the_life_cycle_can_be_reached_and_left():

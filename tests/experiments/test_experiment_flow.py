@@ -10,8 +10,10 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 
 from e2i_dagster.config.experiment import ExperimentSpec
+from e2i_dagster.config.policy import current_policy
 from e2i_dagster.errors import InputError, VerdictError
 from e2i_dagster.experiments import run, store
+from e2i_dagster.experiments.actions import Change, record_file
 from e2i_dagster.experiments.interim import boundaries
 from e2i_dagster.experiments.looks import make_look, replay
 from e2i_dagster.experiments.monitor import observe
@@ -19,6 +21,11 @@ from e2i_dagster.warehouse.tables import experiments as tables
 from tests.experiments.conftest import DESIGN, consents, outcomes, screening
 
 NOW = dt.datetime.now(dt.UTC)
+
+
+@pytest.fixture
+def policy():
+    return current_policy()
 
 
 def enrol(connection, name, count=240):
@@ -226,6 +233,49 @@ def test_units_without_consent_wait_and_those_who_withdrew_are_not_assigned(ware
         assert len(store.randomize(connection, name, actor="site")) == 15
         # The same delivery again is recognised.
         assert store.record_events(connection, name, gone, source="observed", actor="site") == 0
+
+
+def test_a_unit_without_a_stratum_waits_and_is_assigned_once_corrected(
+    warehouse, spec, running, tmp_path, policy
+):
+    name = running(spec)
+    units = screening(200).assign(years=5, in_other_study=False)
+    units.loc[7, "region"] = None
+    file = tmp_path / "units.csv"
+    units.to_csv(file, index=False)
+    record = Change(experiment=name, action="record", kind="units", file=str(file))
+    with warehouse.begin() as connection:
+        told = record_file(connection, record, policy, actor="site")
+        assert told == {"rows": 200, "new": 200, "updated": 0, "known": 0}
+        store.record_events(connection, name, consents(units["unit_id"]), source="observed", actor="site")
+        report = run.assign_waiting(connection, name, actor="site")
+        assert sum(report.counts.values()) == 199
+        assert report.waiting == {"no value of region": 1}
+        assert record_file(connection, record, policy, actor="site")["known"] == 200
+
+        units.loc[7, "region"] = "north"
+        units.loc[8, "region"] = "south" if units.loc[8, "region"] == "north" else "north"
+        units.to_csv(file, index=False)
+        told = record_file(connection, record, policy, actor="site")
+        assert told == {
+            "rows": 200, "new": 0, "updated": 1, "known": 198,
+            "refused": 1, "refused_because": "assigned already by other values of region",
+        }  # fmt: skip
+        report = run.assign_waiting(connection, name, actor="site")
+        assert sum(report.counts.values()) == 200 and report.waiting == {}
+        assert store.audit(connection, name).passed
+
+
+def test_a_corrected_unit_is_judged_again(warehouse, spec, running):
+    name = running(spec)
+    units = screening(20).assign(years=5, in_other_study=False)
+    units.loc[3, "years"] = 1
+    with warehouse.begin() as connection:
+        store.screen(connection, name, units, cohorts={}, source="observed", actor="site")
+        given = units.loc[[3]].assign(years=4)
+        assert store.correct_units(connection, name, given, cohorts={}, actor="site").updated == 1
+        screened = store.read_records(connection, name).screened
+        assert screened["eligible"].astype(bool).all()
 
 
 def test_the_monitor_says_what_is_wrong_and_what_is_due(warehouse, spec, lifecycle, running):

@@ -25,7 +25,7 @@ import sqlalchemy as sa
 
 from e2i_dagster.config.serving import ServingPolicy
 from e2i_dagster.errors import InputError, UnavailableError
-from e2i_dagster.serving.client import score
+from e2i_dagster.serving.client import score, score_answerable, with_waiting
 from e2i_dagster.serving.control import DeploymentError
 from e2i_dagster.serving.deployment import Deployment, ParitySample, deploy
 from e2i_dagster.serving.endpoints import endpoints, restart_recorded, stop_all
@@ -229,6 +229,16 @@ def test_scoring_keeps_ids_and_index_over_several_requests(live: Live, stored: S
     np.testing.assert_allclose(scored["probability_0"] + scored["probability_1"], 1)
     assert frame.equals(before)
     assert score(live.deployment.url, frame.head(0)).empty
+    lacking = frame.copy()
+    lacking.loc[1007, "treatment_count"] = None
+    answers, waiting = score_answerable(live.deployment.url, lacking, model_name=MODEL)
+    assert len(answers) == 249 and waiting.index.tolist() == [1007]
+    assert waiting["patient_id"].tolist() == ["PAT00000007"]
+    assert waiting["reason"].iloc[0].startswith("no value of treatment_count")
+    listed = with_waiting(answers, waiting)
+    assert len(listed) == 250 and listed["reason"].notna().sum() == 1
+    assert listed["prediction"].isna().sum() == 1 and listed["patient_id"].is_unique
+    assert listed["prediction_timestamp"].dtype == answers["prediction_timestamp"].dtype
     with pytest.raises(InputError, match="lacks treatment_count"):
         score(live.deployment.url, frame.drop(columns="treatment_count"))
     with pytest.raises(InputError, match="Column region"):

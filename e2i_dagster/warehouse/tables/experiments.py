@@ -117,14 +117,19 @@ ab_experiment_units = sa.Table(
     metadata,
     _key(),
     _experiment(),
-    column("unit_id", sa.Text, "Unit that was screened.", nullable=False, privacy="pseudonym"),
+    column(
+        "unit_id",
+        sa.Text,
+        "Unit that was screened.",
+        nullable=False,
+        privacy="pseudonym",
+    ),
     column("unit_type", sa.Text, "hcp, patient, territory or account.", nullable=False),
     column("screened_at", Timestamp, "When it was screened.", nullable=False),
     column("attributes", JSONB, "Values at screening: criteria, strata, covariates.", nullable=False),
     column("eligible", sa.Boolean, "True if every criterion holds.", nullable=False),
     column("failed_criteria", JSONB, "Names of the criteria that fail.", nullable=False),
     *_recorded(),
-    sa.UniqueConstraint("experiment", "unit_id"),
 )
 
 ab_randomization_batches = sa.Table(

@@ -1,0 +1,158 @@
+"""A refused command says the same to people and to programs, whichever command it is."""
+
+import json
+import shutil
+
+import click
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from e2i_dagster.cli import main
+
+#: They stay in the foreground or hand over to another program: there is no result to print as JSON.
+WITHOUT_JSON = {"ui", "serve", "feast"}
+SHAPE = {"code", "message", "file", "field", "value", "remedy"}
+
+
+def commands(group, path=()):
+    for name, one in group.commands.items():
+        yield from commands(one, (*path, name)) if isinstance(one, click.Group) else [((*path, name), one)]
+
+
+ALL = [pytest.param(path, one, id=" ".join(path)) for path, one in commands(main)]
+
+
+def filled(command, tmp_path):
+    """A value for everything that ``command`` demands, nothing of which is known to the product."""
+    file = tmp_path / "given.csv"
+    file.write_text("patient_id\nPAT1\n", encoding="utf-8")
+    for one in command.params:
+        if one.required:
+            if isinstance(one.type, click.Choice):
+                value = one.type.choices[0]
+            elif isinstance(one.type, click.Path):
+                value = str(file if one.type.file_okay else tmp_path)
+            else:
+                value = "nobody"
+            yield from [value] if isinstance(one, click.Argument) else [one.opts[0], value]
+
+
+@pytest.fixture
+def nothing_works(tmp_path, monkeypatch):
+    """A configuration without files, a warehouse that does not answer, and a state folder below a file."""
+    (tmp_path / "file").write_text("not a folder", encoding="utf-8")
+    (tmp_path / "config").mkdir()
+    monkeypatch.setenv("E2I_CONFIG", str(tmp_path / "config"))
+    monkeypatch.setenv("E2I_HOME", str(tmp_path / "file" / "state"))
+    monkeypatch.setenv("E2I_DATABASE_URL", "postgresql+psycopg://e2i:s3cret@127.0.0.1:9/e2i")
+    return tmp_path
+
+
+@pytest.mark.parametrize(("path", "command"), ALL)
+def test_every_command_tells_programs_what_it_tells_people(path, command, nothing_works, monkeypatch):
+    if path[0] in WITHOUT_JSON:
+        return
+    arguments = [*path, *filled(command, nothing_works)]
+    if path == ("generate",):
+        arguments[1] = str(nothing_works / "file" / "folder")
+    told = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    as_json = CliRunner().invoke(main, [*arguments, "--json"], catch_exceptions=False)
+    assert told.exit_code == as_json.exit_code != 0, told.output
+    error = json.loads(as_json.stdout)["error"]
+    assert set(error) - {"problems"} == SHAPE
+    assert told.stderr.endswith(f"Error: {error['message']}\n")
+    assert error["code"] and error["message"]
+
+
+@pytest.mark.parametrize(("path", "command"), ALL)
+def test_a_wrong_use_is_told_in_the_same_form(path, command):
+    if path == ("feast",):
+        return  # it hands its arguments on
+    done = CliRunner().invoke(main, [*path, "--no-such-option", "--json"], catch_exceptions=False)
+    assert done.exit_code == 2
+    error = json.loads(done.stdout)["error"]
+    assert set(error) == SHAPE and error["code"] == "usage"
+    assert error["field"] == "--no-such-option" and " ".join(path) in error["remedy"]
+
+
+def test_a_folder_without_a_required_column_names_it(command, tmp_path):
+    files = tmp_path / "files"
+    assert command("generate", str(files), "--patients", "40").returncode == 0
+    professionals = pd.read_csv(files / "hcp_profiles.csv", dtype=str)
+    professionals.drop(columns="hcp_id").to_csv(files / "hcp_profiles.csv", index=False)
+    for more in ((), ("--dry-run",)):
+        done = command("load", "--from", str(files), *more, "--json")
+        assert done.returncode == 3, done.stderr
+        told = json.loads(done.stdout)
+        error = told["error"]
+        assert not told["success"] and error["code"] == "input"
+        assert error["file"] == str(files / "hcp_profiles.csv") and error["field"] == "hcp_id"
+        assert "rename" in error["remedy"] and error["message"] in done.stderr
+
+
+def test_a_table_below_the_threshold_says_so(command, tmp_path):
+    files = tmp_path / "files"
+    assert command("generate", str(files), "--patients", "40").returncode == 0
+    professionals = pd.read_csv(files / "hcp_profiles.csv", dtype=str)
+    professionals.assign(npi="1").to_csv(files / "hcp_profiles.csv", index=False)
+    for more, code in ((("--dry-run",), 1), ((), 4)):
+        done = command("load", "--from", str(files), *more, "--json")
+        assert done.returncode == code, done.stderr
+        told = json.loads(done.stdout)
+        assert told["tables"]["hcp_profiles"]["status"] == "failed"
+        assert set(told["error"]) - {"problems"} == SHAPE
+        assert "hcp_profiles" in told["error"]["message"]
+
+
+@pytest.fixture
+def configuration(environment, tmp_path):
+    return shutil.copytree(environment["E2I_CONFIG"], tmp_path / "config")
+
+
+def test_the_file_of_a_named_scope_is_named_with_what_is_wrong_in_it(command, configuration):
+    (configuration / "scopes" / "mine.yaml").write_text("title: Mine\nchort: x\n", encoding="utf-8")
+    for arguments in (("plan",), ("run",), ("leakage-audit",), ("causal", "show"), ("causal", "estimate")):
+        done = command(*arguments, "--scope", "mine", "--json", E2I_CONFIG=str(configuration))
+        assert done.returncode == 2, done.stderr
+        error = json.loads(done.stdout)["error"]
+        assert error["file"].endswith("mine.yaml") and "chort" in error["message"]
+        assert "Did you mean 'cohort'?" in error["message"]
+
+
+def test_a_scope_whose_cohort_is_wrong_says_what_is_wrong_in_the_cohort(command, configuration):
+    broken = configuration / "cohorts" / "fabhalta_pnh.yaml"
+    broken.write_text(broken.read_text(encoding="utf-8").replace("brand:", "brnd:", 1), encoding="utf-8")
+    done = command("plan", "--scope", "fabhalta_pnh_initiation", E2I_CONFIG=str(configuration))
+    assert done.returncode == 2
+    assert "fabhalta_pnh.yaml" in done.stderr and "brnd" in done.stderr
+
+
+def test_a_broken_design_is_told_by_its_file(command, configuration):
+    (configuration / "experiments" / "mine.yaml").write_text("titel: Mine\n", encoding="utf-8")
+    done = command("experiment", "run", "mine", "--json", E2I_CONFIG=str(configuration))
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["error"]["file"].endswith("mine.yaml")
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_without_a_valid_scope_there_is_one_clear_error(command, configuration, broken):
+    for path in (configuration / "scopes").glob("*.yaml"):
+        if broken:
+            path.write_text("title: [unclosed\n", encoding="utf-8")
+        else:
+            path.unlink()
+    for arguments in (
+        ("plan",),
+        ("plan", "--scope", "all"),
+        ("run",),
+        ("causal", "show"),
+        ("leakage-audit",),
+    ):
+        done = command(*arguments, E2I_CONFIG=str(configuration))
+        assert done.returncode == 2, done.stderr
+        assert ("not valid YAML" if broken else "no file of scopes") in done.stderr
+    status = command("status", "--json", E2I_CONFIG=str(configuration))
+    assert status.returncode == 0
+    told = json.dumps(json.loads(status.stdout)["configuration"])
+    assert ("not valid YAML" if broken else "no file of scopes") in told
