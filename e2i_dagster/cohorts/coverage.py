@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from e2i_dagster.cohorts.columns import typed_column
 from e2i_dagster.cohorts.disclosure import shown_count
 from e2i_dagster.cohorts.errors import CohortInputError
-from e2i_dagster.cohorts.operators import holds
+from e2i_dagster.cohorts.operators import decidable, holds
 from e2i_dagster.config.cohort import CohortDefinition, Criterion
 
 
@@ -67,7 +67,7 @@ def rule_hits(definition: CohortDefinition, patients: pd.DataFrame) -> tuple[Rul
             found.append(RuleHits(**facts, problem="no column of this name was delivered"))
             continue
         try:
-            column = typed_column(patients[field], field)
+            column = decidable(rule.criterion, typed_column(patients[field], field))
             true = holds(rule.criterion, column)
         except CohortInputError as error:
             found.append(RuleHits(**facts, problem=str(error)))

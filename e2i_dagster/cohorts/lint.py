@@ -232,7 +232,7 @@ def _has_wildcards(criterion: Criterion) -> bool:
 
 def _plain(criterion: Criterion) -> set[Any]:
     if criterion.code_system is not None:
-        return {normal_code(str(v)) for v in criterion.values}
+        return {normal_code(str(v), criterion.code_system) for v in criterion.values}
     return set(criterion.values)
 
 

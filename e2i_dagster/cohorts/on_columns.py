@@ -9,7 +9,7 @@ from datetime import date
 import numpy as np
 
 from e2i_dagster.cohorts.columns import TypedColumn
-from e2i_dagster.cohorts.operators import holds
+from e2i_dagster.cohorts.operators import decidable, holds
 from e2i_dagster.cohorts.plan import FIRST_OBSERVED, LAST_OBSERVED
 from e2i_dagster.config.cohort import CohortDefinition, Criterion, Rule
 
@@ -61,7 +61,7 @@ def answers(
     rules = definition.rules
     for rule in rules:
         if isinstance(rule.criterion, Criterion):
-            column = columns[rule.criterion.field]
+            column = decidable(rule.criterion, columns[rule.criterion.field])
             unknown[rule.name] = ~column.known
             failed[rule.name] = _fails(rule, column)
     rows = len(index.known)

@@ -6,6 +6,7 @@ unknown patient is the criterion's ``on_unknown``, decided elsewhere.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date
 
 import numpy as np
@@ -13,6 +14,7 @@ import pandas as pd
 
 from e2i_dagster.cohorts.columns import Kind, TypedColumn
 from e2i_dagster.cohorts.errors import CohortInputError
+from e2i_dagster.config.codes import is_undecided, normal_code
 from e2i_dagster.config.cohort import Criterion, code_patterns
 
 _EXPECTED: dict[str, str] = {
@@ -25,12 +27,21 @@ _TEXT_ONLY = frozenset({"contains"})
 _NO_ORDER = frozenset({">", ">=", "<", "<=", "between"})
 
 
+def decidable(criterion: Criterion, column: TypedColumn) -> TypedColumn:
+    """``column`` without the codes of which it cannot be known which code is meant: they are unknown."""
+    if criterion.code_system is None or column.kind != "text":
+        return column
+    decided = np.array([*(not is_undecided(t, criterion.code_system) for t in column.texts), False])
+    return replace(column, known=column.known & decided[column.values])
+
+
 def holds(criterion: Criterion, column: TypedColumn) -> np.ndarray:
-    """True where the condition is true; False where it is false or unknown (``~column.known``).
+    """True where the condition is true; False where it is false or unknown (not known in ``decidable``).
 
     Raises:
         CohortInputError: CC_004, operator or value do not fit the kind of the column.
     """
+    column = decidable(criterion, column)
     if column.kind == "empty":
         return np.zeros(len(column.known), dtype=bool)
     if column.kind == "text" or criterion.code_system is not None:
@@ -77,7 +88,7 @@ def _text(criterion: Criterion, column: TypedColumn) -> np.ndarray:
     contains = criterion.operator == "contains"
     if criterion.code_system is not None:
         exact, prefixes = code_patterns(criterion)
-        found = [text.strip().replace(".", "").upper() for text in texts]
+        found = [normal_code(text, criterion.code_system) for text in texts]
         if contains:
             answers = [any(pattern in text for pattern in exact + prefixes) for text in found]
         else:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from e2i_dagster.cohorts.columns import Kind
 from e2i_dagster.cohorts.errors import CohortInputError
+from e2i_dagster.config.codes import NDC_FORMS, NDC_UNDECIDED
 from e2i_dagster.config.cohort import CohortDefinition, Rule
 from e2i_dagster.config.criteria import Criterion, EventCriterion, EventPattern, Group, code_patterns
 
@@ -507,6 +508,8 @@ def condition_truth(criterion: Criterion, kinds: Mapping[str, Kind]) -> Truth:
         known = known & ~column.is_nan()
     if kind == "date":
         column = column.cast(nw.Date)
+    if criterion.code_system == "ndc" and kind == "text":
+        known = known & ~_false_if_null(column.str.strip_chars().str.contains(NDC_UNDECIDED))
     answer = (
         _text(criterion, kind)
         if kind == "text" or criterion.code_system
@@ -552,7 +555,7 @@ def _text(criterion: Criterion, kind: Kind) -> nw.Expr:
         raise _misfit(criterion, kind, f"the definition compares it with {wrong[0]!r}")
     column = nw.col(criterion.field)
     if criterion.code_system is not None:
-        column = column.str.strip_chars().str.replace_all(".", "", literal=True).str.to_uppercase()
+        column = _normal_code(column, criterion.code_system)
         exact, prefixes = code_patterns(criterion)
         if criterion.operator == "contains":
             answers = [column.str.contains(pattern, literal=True) for pattern in exact + prefixes]
@@ -565,6 +568,24 @@ def _text(criterion: Criterion, kind: Kind) -> nw.Expr:
         answers = [column.is_in(list(criterion.values))]
     answer = reduce(lambda left, right: left | right, answers)
     return ~answer if criterion.operator in ("!=", "not_in") else answer
+
+
+def _normal_code(column: nw.Expr, system: str) -> nw.Expr:
+    """As :func:`e2i_dagster.config.codes.normal_code`."""
+    import narwhals as nw
+
+    text = column.str.strip_chars().str.to_uppercase()
+    if system != "ndc":
+        return text.str.replace_all(".", "", literal=True)
+    digits = text.str.replace_all("-", "", literal=True)
+    normal = text
+    for form, place in NDC_FORMS:
+        zero = digits
+        if place is not None:
+            tail = nw.concat_str(nw.lit("0"), digits.str.slice(place))
+            zero = nw.concat_str(digits.str.slice(0, place), tail) if place else tail
+        normal = nw.when(text.str.contains(form)).then(zero).otherwise(normal)
+    return normal
 
 
 def _as_kind(criterion: Criterion, kind: Kind, value: object) -> Any:

@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from e2i_dagster.config.base import PolicyModel, digest_of, read_yaml
+from e2i_dagster.config.codes import normal_code
 from e2i_dagster.config.cohort_fields import (
     EVENT_COLUMNS,
     OBSERVATION,
@@ -38,7 +39,6 @@ from e2i_dagster.config.criteria import (
     Operator,
     Side,
     code_patterns,
-    normal_code,
 )
 from e2i_dagster.config.environment import config_folder
 from e2i_dagster.errors import ConfigError

@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from e2i_dagster.config.base import PolicyModel
+from e2i_dagster.config.codes import is_undecided, normal_code, normal_prefix
 
 Operator = Literal["==", "!=", ">", ">=", "<", "<=", "in", "not_in", "between", "contains"]
 OnUnknown = Literal["exclude", "include", "report"]
@@ -94,6 +95,10 @@ class Criterion(PolicyModel):
                 if not isinstance(code, str) or not re.fullmatch(r"[A-Za-z0-9. -]+\*?", code):
                     raise ValueError(
                         f"{code!r} is not a code: expected letters, digits and dots, and * only at the end"
+                    )
+                if is_undecided(code, self.code_system):
+                    raise ValueError(
+                        f"{code!r} can be three drug codes: write it with hyphens or with 11 digits"
                     )
         return self
 
@@ -462,19 +467,16 @@ def _read_event(key: str, written: dict[str, Any]) -> dict[str, Any]:
             return {**written, "gap_days": days}
 
 
-def normal_code(code: str) -> str:
-    """A code as it is compared: upper case, without dots and outer blanks."""
-    return code.strip().replace(".", "").upper()
-
-
 def code_patterns(criterion: Criterion) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The codes of a criterion as ``(exact codes, prefixes)``, both normalised."""
     exact, prefixes = [], []
     for value in criterion.values:
         if value.endswith("*") or criterion.descendants:
-            prefixes.append(normal_code(value.rstrip("*")))
+            begins = value.endswith("*")
+            normal = normal_prefix if begins else normal_code
+            prefixes.append(normal(value.rstrip("*"), criterion.code_system))
         else:
-            exact.append(normal_code(value))
+            exact.append(normal_code(value, criterion.code_system))
     return tuple(exact), tuple(prefixes)
 
 

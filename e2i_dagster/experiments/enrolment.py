@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from e2i_dagster.cohorts.columns import require_columns, typed_column
 from e2i_dagster.cohorts.disclosure import shown_count
-from e2i_dagster.cohorts.operators import holds
+from e2i_dagster.cohorts.operators import decidable, holds
 from e2i_dagster.config.cohort import Criterion
 from e2i_dagster.config.experiment import Consent, ExperimentSpec
 from e2i_dagster.errors import InputError
@@ -55,7 +55,7 @@ def eligibility(
     failed = np.zeros((len(units), len(inclusion) + len(exclusion)), dtype=bool)
     names = []
     for number, criterion in enumerate((*inclusion, *exclusion)):
-        column = typed_column(units[criterion.field], criterion.field)
+        column = decidable(criterion, typed_column(units[criterion.field], criterion.field))
         true = holds(criterion, column)
         side = "inclusion" if number < len(inclusion) else "exclusion"
         fails = ~true & column.known if side == "inclusion" else true

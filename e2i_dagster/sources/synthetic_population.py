@@ -84,7 +84,7 @@ COHORTS: Mapping[str, CohortPopulation] = MappingProxyType(
             ),
             CohortPopulation(
                 "fabhalta_c3g", "Fabhalta", 1, 365, 180, 40.0, 15.0, 0.04, 0.48,
-                (("N03.6", 0.3), ("N04.6", 0.3), ("N05.6", 0.4)),
+                (("N03.6", 0.15), ("N04.6", 0.15), ("N05.6", 0.2), ("N03.A", 0.2), ("N04.A", 0.1), ("N05.A", 0.2)),
                 (("N02.8", 0.4), ("N05.9", 0.3), ("N04.2", 0.3)), 0.87,
             ),
             CohortPopulation(

@@ -62,7 +62,7 @@ INCLUSION: Mapping[str, Mapping[str, object]] = {
         "meningococcal_vaccination_current": (True,),
     },
     "fabhalta_c3g": {
-        "diagnosis_code": ("N03.6", "N04.6", "N05.6"),
+        "diagnosis_code": tuple(f"N0{place}.{form}" for place in range(8) for form in "6A"),
         "proteinuria_g_day": 1.0,
         "egfr": 30,
         "meningococcal_vaccination_current": (True,),
@@ -407,8 +407,8 @@ TINY = {"n_hcps": 12, "n_patients": 60, "n_metrics": 40, "n_causal_paths": 5, "n
 
 
 def test_the_same_seed_gives_the_same_tables_everywhere():
-    assert digest(generate(**TINY)) == "0a67ad29b6e15326"
-    assert digest(generate(**TINY, seed=43)) != "0a67ad29b6e15326"
+    assert digest(generate(**TINY)) == "752b64d7513b8b8d"
+    assert digest(generate(**TINY, seed=43)) != "752b64d7513b8b8d"
 
 
 def test_a_stream_depends_on_seed_and_name_only():

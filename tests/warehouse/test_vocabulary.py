@@ -6,6 +6,7 @@ from itertools import chain
 import pandas as pd
 import pytest
 
+from e2i_dagster.config.criteria import Criterion
 from e2i_dagster.config.vocabulary import load_vocabulary
 from e2i_dagster.errors import ConfigError
 
@@ -30,16 +31,35 @@ def test_aliases_become_values_and_the_unknown_stays():
 @pytest.mark.parametrize(
     ("system", "right", "wrong"),
     [
-        ("icd10cm", ["L50.1", "D59.5", "C50.911", "C50911", "Z79.4"], ["50.1", "L5", "L50.", "L50.12345"]),
-        ("ndc", ["12345-6789-01", "12345-678-90", "1234-5678-90", "12345678901"], ["12345", "123-45-6"]),
-        ("cpt", ["99213", "J1234"], ["9921", "JJ123"]),
-        ("loinc", ["2532-0", "14804-9"], ["25320", "2532-"]),
+        (
+            "icd10cm",
+            ["L50.1", "D59.5", "C50.911", "C50911", "Z79.4", "M1A.00X0", "QA0.0101"],
+            ["50.1", "L5", "L50.", "L50.12345"],
+        ),
+        (
+            "ndc",
+            ["12345-6789-01", "12345-678-90", "1234-5678-90", "12345678901", "1234567890"],
+            ["12345", "123-45-6"],
+        ),
+        ("cpt", ["99213", "J1234", "0001F", "0075T", "0001U", "0002M"], ["9921", "JJ123"]),
+        ("loinc", ["2532-0", "14804-9", "718-7", "100746-7"], ["25320", "2532-"]),
     ],
 )
 def test_shapes_of_codes(system, right, wrong):
     pattern = re.compile(SHIPPED.code_systems[system].pattern)
     assert all(pattern.search(code) for code in right)
     assert not any(pattern.search(code) for code in wrong)
+
+
+def test_both_forms_of_c3_glomerulopathy_are_in_its_code_set_and_cohort():
+    from e2i_dagster.cohorts import read_cohort
+
+    both = {f"N0{place}.{form}" for place in range(8) for form in "6A"}
+    assert set(SHIPPED.code_sets["c3g"].codes) == both
+    rules = {rule.name: rule for rule in read_cohort("fabhalta_c3g").rules}
+    criterion = rules["diagnosis_code"].criterion
+    assert isinstance(criterion, Criterion)
+    assert set(criterion.values) == both
 
 
 @pytest.mark.parametrize(
