@@ -1,6 +1,6 @@
 """Corrected units of experiments: a unit may have several rows, the newest holds
 
-Revision e7a40c91d2b6, after c3d81f6a20b4.
+Revision e7a40c91d2b6, after 5d2f9a81c6e3.
 """
 
 from collections.abc import Sequence
