@@ -237,7 +237,6 @@ def _trained(
         threshold=None,
         calibration="none",
         calibration_note="not a probability",
-        positive_weight=None,
         training_rows=len(train),
         validation_rows=len(validation),
         prevalence=None,

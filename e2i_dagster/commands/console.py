@@ -95,6 +95,7 @@ def print_table(title: str, rows: list[dict[str, Any]], drop: tuple[str, ...] = 
         table.add_column(name, justify="right" if name in ("rows", "seconds") else "left", overflow="fold")
     for row in rows:
         table.add_row(*("" if row[name] is None else str(row[name]) for name in names))
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    # Cells are data: `[causal]` and `:name:` in them are no markup.
+    console = Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False)
     console.print()
     console.print(table)

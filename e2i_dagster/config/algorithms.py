@@ -29,6 +29,12 @@ class IntRange(PolicyModel):
             raise ValueError(f"low {self.low} is above high {self.high}")
         return self
 
+    def holds(self, value: str | int | float | bool) -> bool:
+        """``value`` can be drawn."""
+        if isinstance(value, (str, bool)) or value != int(value):
+            return False
+        return self.low <= value <= self.high and (int(value) - self.low) % self.step == 0
+
 
 class FloatRange(PolicyModel):
     """Numbers from ``low`` to ``high``, on a logarithmic scale or in steps."""
@@ -47,12 +53,23 @@ class FloatRange(PolicyModel):
             raise ValueError("a logarithmic range needs low > 0 and no step")
         return self
 
+    def holds(self, value: str | int | float | bool) -> bool:
+        """``value`` can be drawn."""
+        if isinstance(value, (str, bool)) or not self.low <= value <= self.high:
+            return False
+        steps = 0.0 if self.step is None else (value - self.low) / self.step
+        return abs(steps - round(steps)) < 1e-8
+
 
 class Choice(PolicyModel):
     """One of a few values."""
 
     kind: Literal["categorical"]
     choices: tuple[str | int | float | bool, ...] = Field(min_length=1)
+
+    def holds(self, value: str | int | float | bool) -> bool:
+        """``value`` can be drawn."""
+        return value in self.choices
 
 
 Dimension = Annotated[IntRange | FloatRange | Choice, Field(discriminator="kind")]
@@ -87,6 +104,11 @@ class Algorithm(PolicyModel):
         if unknown:
             raise ValueError(f"searched parameters without a default: {', '.join(unknown)}")
         return self
+
+    @property
+    def defaults_inside(self) -> bool:
+        """Every default of a searched parameter lies in its range."""
+        return all(dimension.holds(self.defaults[name]) for name, dimension in self.search_space.items())
 
 
 class SuitabilityWeights(PolicyModel):

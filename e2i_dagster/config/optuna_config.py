@@ -56,16 +56,18 @@ class Preprocessing(PolicyModel):
     max_levels: int = Field(ge=2)
 
 
-class Imbalance(PolicyModel):
-    """When classes are weighted."""
-
-    class_weight_below: float = Field(ge=0, le=0.5)
-
-
 class Calibration(PolicyModel):
-    """Probability calibration on validation rows."""
+    """Probability calibration.
 
-    minimum_per_class: int = Field(ge=2)
+    Attributes:
+        minimum_per_class: rows of either outcome needed: of validation, else of training by cross-fitting.
+        rare_below: share of the rarer outcome below which a sigmoid moves the mean too.
+        folds: of the cross-fitting on training rows.
+    """
+
+    minimum_per_class: int = Field(ge=5)
+    rare_below: float = Field(ge=0, le=0.5)
+    folds: int = Field(ge=2, le=10)
 
 
 class Threshold(PolicyModel):
@@ -92,7 +94,6 @@ class OptunaPolicy(PolicyModel):
     optimization: Optimization
     metric: Metric
     preprocessing: Preprocessing
-    imbalance: Imbalance
     calibration: Calibration
     threshold: Threshold
     evaluation: EvaluationPolicy

@@ -72,9 +72,40 @@ class SuccessRule(PolicyModel):
         return f"{self.metric} on {self.split}{which} {self.direction.replace('_', ' ')} {self.value:g}"
 
 
+class CalibrationRule(PolicyModel):
+    """Acceptable slope and intercept of the calibration line on ``split``.
+
+    Chance alone fails no model: a figure misses only when its whole interval lies outside its limits.
+    """
+
+    slope: tuple[float, float] = (0.8, 1.25)
+    intercept: tuple[float, float] = (-0.25, 0.25)
+    split: Split = "test"
+
+    @model_validator(mode="after")
+    def _hold_the_perfect_line(self) -> CalibrationRule:
+        for name, (low, high), perfect in (("slope", self.slope, 1), ("intercept", self.intercept, 0)):
+            if not low <= perfect <= high:
+                raise ValueError(
+                    f"{name} [{low:g}, {high:g}] must hold {perfect}, that of a calibrated model"
+                )
+        return self
+
+    @property
+    def limits(self) -> dict[str, tuple[float, float]]:
+        """Metric -> lowest and highest acceptable value."""
+        return {"calibration_slope": self.slope, "calibration_intercept": self.intercept}
+
+    def words(self, metric: str) -> str:
+        low, high = self.limits[metric]
+        return f"{metric} on {self.split} between {low:g} and {high:g}"
+
+
 class SuccessCriteria(PolicyModel):
     """What a model must reach to be registered. A bound is a number (judged on the test split's point
     estimate) or ``{value, split, estimate}``.
+
+    ``calibration``: of every binary model; other limits may be named, and it cannot be left out.
 
     ``beats_baseline``: the model must beat every baseline (prevalence, one variable, logistic) on test.
     """
@@ -90,6 +121,7 @@ class SuccessCriteria(PolicyModel):
     max_rmse: Threshold | None = None
     max_mae: Threshold | None = None
     max_mape: Threshold | None = None
+    calibration: CalibrationRule = CalibrationRule()
     beats_baseline: bool = False
 
     @field_validator(*_METRICS, mode="before")
@@ -328,7 +360,9 @@ class ScopeSpec(PolicyModel):
     def sentences(self) -> tuple[str, ...]:
         """The question in words, for people."""
         first, last = self.outcome.window
+        calibration = self.success_criteria.calibration
         rules = [rule.words() for rule in self.success_criteria.rules]
+        rules += [calibration.words(metric) for metric in calibration.limits]
         if self.success_criteria.beats_baseline:
             rules.append("better than every baseline")
         prior = {

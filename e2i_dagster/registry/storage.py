@@ -35,7 +35,6 @@ class StoredModel(BaseModel):
     threshold: float | None
     calibration: str
     calibration_note: str
-    positive_weight: float | None
     training_rows: int
     validation_rows: int
     prevalence: float | None

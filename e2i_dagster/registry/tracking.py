@@ -169,7 +169,6 @@ def log_training(
     parameters: dict[str, Any] = {
         "algorithm": model.algorithm,
         **{f"model.{name}": value for name, value in model.parameters.items()},
-        "positive_weight": model.positive_weight,
         "calibration": model.calibration,
         "threshold": model.threshold,
         "features": len(model.features),

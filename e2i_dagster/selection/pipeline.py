@@ -78,20 +78,17 @@ def build_estimator(
     parameters: Mapping[str, Any],
     *,
     seed: int = 42,
-    positive_weight: float | None = None,
 ) -> Any:
     """Unfitted estimator.
 
     Args:
         algorithm: a name of ``config/algorithms.yaml``.
-        parameters: values of its search space and defaults.
-        positive_weight: negatives per positive in the training rows, to weight classes so that both
-            count the same; None leaves them as they are.
+        parameters: values of its search space and defaults. Classes are never weighted: weights move every
+            probability of a rare outcome and leave the ranking as it is.
 
     Raises:
         ConfigError: the algorithm does not solve ``problem_type``, or its models are not built here.
     """
-    binary = problem_type == "binary_classification"
     builder = _BUILDERS.get((algorithm, problem_type))
     if builder is None:
         able = sorted(name for name, kind in _BUILDERS if kind == problem_type)
@@ -103,12 +100,7 @@ def build_estimator(
                 else f"possible problem types: {', '.join(TRAINABLE)}."
             )
         )
-    values = dict(parameters)
-    if binary and positive_weight is not None:
-        values |= (
-            {"scale_pos_weight": positive_weight} if algorithm == "XGBoost" else {"class_weight": "balanced"}
-        )
-    return builder(values, seed)
+    return builder(dict(parameters), seed)
 
 
 def _xgboost(kind: str) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from e2i_dagster.config.optuna_config import EvaluationPolicy, OptunaPolicy
-from e2i_dagster.config.scope import SuccessCriteria, SuccessRule
+from e2i_dagster.config.scope import CalibrationRule, SuccessCriteria, SuccessRule
 from e2i_dagster.reports import figure_png, image_markdown, new_figure
 from e2i_dagster.selection.frame import LabelledRows
 from e2i_dagster.selection.pipeline import (
@@ -248,6 +248,8 @@ def evaluate(
             else ()
         )
     results = [_judge(rule, splits) for rule in criteria.rules]
+    if model.problem_type == "binary_classification":
+        results += _judge_calibration(criteria.calibration, splits)
     if criteria.beats_baseline:
         results.append(_judge_baselines(baselines, judged))
     return Evaluation(
@@ -419,6 +421,39 @@ def _judge(rule: SuccessRule, splits: Mapping[str, SplitMetrics]) -> CriterionRe
         passed=passed,
         reason=reason,
     )
+
+
+def _judge_calibration(rule: CalibrationRule, splits: Mapping[str, SplitMetrics]) -> list[CriterionResult]:
+    """Slope and intercept: missed when the whole interval is outside the limits, or when there is none."""
+    measured = splits.get(rule.split)
+    results = []
+    for metric, (lowest, highest) in rule.limits.items():
+        words = rule.words(metric)
+        found = None if measured is None else measured.metrics.get(metric)
+        if found is None or found.value is None or found.low is None or found.high is None:
+            why = (
+                f"the {rule.split} rows were not opened"
+                if measured is None
+                else measured.note or "the calibration line has no maximum (constant or separated scores)"
+            )
+            value = low = high = threshold = distance = None
+            passed, reason = False, f"{words}: not evaluable, {why}."
+        else:
+            value, low, high = found.value, found.low, found.high
+            threshold = lowest if high - lowest < highest - low else highest
+            distance = min(high - lowest, highest - low)
+            passed = distance >= 0
+            reason = (
+                f"{words}: {value:.4f} (interval {_shown(low)} to {_shown(high)}) "
+                f"{'reaches the limits: met' if passed else 'lies outside the limits'}."
+            )
+        results.append(
+            CriterionResult(
+                name=metric, rule=words, split=rule.split, value=value, low=low, high=high,
+                threshold=threshold, distance=distance, passed=passed, reason=reason,
+            )
+        )  # fmt: skip
+    return results
 
 
 def _judge_baselines(baselines: Sequence[Baseline], judged: str) -> CriterionResult:

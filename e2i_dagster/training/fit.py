@@ -1,6 +1,7 @@
 """Training: one scikit-learn pipeline of preprocessing, estimator and calibration.
 
-Preprocessing and estimator see training rows only. Calibration and threshold see validation rows only.
+Preprocessing and estimator see training rows only, the threshold validation rows only. Calibration sees validation
+rows, or training rows by cross-fitting where validation has too few of an outcome.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from e2i_dagster.config.base import digest_of
 from e2i_dagster.config.optuna_config import OptunaPolicy
 from e2i_dagster.selection.frame import Kind, LabelledRows, feature_kinds, model_input
 from e2i_dagster.selection.pipeline import build_estimator, build_preprocessor, one_thread, raw_scores
-from e2i_dagster.training.search import positive_weight, require_both_outcomes, rows_digest
+from e2i_dagster.training.search import require_both_outcomes, rows_digest
 
 Calibrated = Literal["temperature", "sigmoid", "none"]
 
@@ -48,7 +49,6 @@ class TrainedModel:
     threshold: float | None
     calibration: Calibrated
     calibration_note: str
-    positive_weight: float | None
     training_rows: int
     validation_rows: int
     prevalence: float | None
@@ -89,7 +89,6 @@ class TrainedModel:
             "validation_rows": self.validation_rows,
             "features": len(self.kinds),
             "positive_share": None if self.prevalence is None else round(self.prevalence, 4),
-            "class_weights": self.positive_weight is not None,
             "calibration": f"{self.calibration}: {self.calibration_note}",
             "threshold": self.threshold,
             "model_digest": self.digest,
@@ -116,9 +115,9 @@ def train(
     """Fit the pipeline.
 
     Args:
-        train_rows: rows for preprocessing and estimator; class weights when the rarer outcome is rarer
-            than the policy's limit.
-        validation_rows: rows for calibration and threshold.
+        train_rows: rows for preprocessing and estimator, never weighted by outcome.
+        validation_rows: rows for threshold and calibration; with too few of either outcome, calibration
+            is cross-fitted on the training rows.
         parameters: complete parameters, as ``SearchResult.parameters``.
 
     Raises:
@@ -131,21 +130,24 @@ def train(
     policy = policy or OptunaPolicy.load()
     require_both_outcomes(train_rows, validation_rows, problem_type)
     kinds = feature_kinds(train_rows.features, list(train_rows.features.columns))
-    weight = positive_weight(train_rows, problem_type, policy)
     binary = problem_type == "binary_classification"
     with one_thread():
         preprocessor = build_preprocessor(kinds, policy.preprocessing.max_levels).fit(train_rows.features)
-        estimator = build_estimator(
-            algorithm, problem_type, parameters, seed=policy.sampler.seed, positive_weight=weight
-        ).fit(preprocessor.transform(train_rows.features), train_rows.target)
-        model, calibration, note = estimator, "none", "not a probability"
+        unfitted = build_estimator(algorithm, problem_type, parameters, seed=policy.sampler.seed)
+        learn = preprocessor.transform(train_rows.features)
         if binary:
-            # Averages of trees are not fitted by log loss, and class weights move the base rate: a
-            # temperature alone would leave the mean probability wrong, a sigmoid moves it too.
-            shifted = weight is not None or algorithm in ("RandomForest", "ExtraTrees")
-            model, calibration, note = _calibrate(
-                estimator, preprocessor.transform(validation_rows.features), validation_rows, shifted, policy
+            share = float(train_rows.target.mean())
+            # Averages of trees are not fitted by log loss, and a temperature moves the mean of a rare outcome
+            # towards or away from one half: a sigmoid keeps it.
+            shifted = algorithm in ("RandomForest", "ExtraTrees") or (
+                min(share, 1 - share) < policy.calibration.rare_below
             )
+            judge = preprocessor.transform(validation_rows.features)
+            model, calibration, note = _calibrated(
+                unfitted, (learn, train_rows.target), (judge, validation_rows.target), shifted, policy
+            )
+        else:
+            model, calibration, note = unfitted.fit(learn, train_rows.target), "none", "not a probability"
         pipeline = Pipeline([("preprocess", preprocessor), ("model", model)])
         scores = [
             raw_scores(pipeline, rows.features, problem_type)  # type: ignore[arg-type]
@@ -163,7 +165,6 @@ def train(
         threshold=threshold,
         calibration=calibration,  # type: ignore[arg-type]
         calibration_note=note,
-        positive_weight=weight,
         training_rows=len(train_rows),
         validation_rows=len(validation_rows),
         prevalence=float(train_rows.target.mean()) if binary else None,
@@ -185,7 +186,11 @@ def uncalibrated(pipeline: Any) -> Any:
     """The fitted estimator inside a pipeline of :func:`train`."""
     model = pipeline.named_steps["model"]
     calibrated = getattr(model, "calibrated_classifiers_", None)
-    return model if calibrated is None else calibrated[0].estimator.estimator
+    return (
+        model
+        if calibrated is None
+        else getattr(calibrated[0].estimator, "estimator", calibrated[0].estimator)
+    )
 
 
 def youden_threshold(target: np.ndarray, scores: np.ndarray) -> float:
@@ -238,20 +243,32 @@ def _is_row(values: Mapping[str, Any], rows: pd.DataFrame) -> bool:
     return bool(same.any())
 
 
-def _calibrate(
-    estimator: Any, matrix: np.ndarray, validation: LabelledRows, shifted: bool, policy: OptunaPolicy
+def _calibrated(
+    unfitted: Any,
+    learn: tuple[np.ndarray, np.ndarray],
+    judge: tuple[np.ndarray, np.ndarray],
+    shifted: bool,
+    policy: OptunaPolicy,
 ) -> tuple[Any, Calibrated, str]:
+    """Fitted on ``learn`` (matrix, target), calibrated on ``judge`` where it holds enough of both outcomes."""
     from sklearn.calibration import CalibratedClassifierCV
     from sklearn.frozen import FrozenEstimator
 
-    counts = np.bincount(validation.target, minlength=2)
-    needed = policy.calibration.minimum_per_class
-    if counts.min() < needed:
-        return estimator, "none", f"fewer than {needed} validation patients of one outcome"
+    needed, folds = policy.calibration.minimum_per_class, policy.calibration.folds
     method: Calibrated = "sigmoid" if shifted else "temperature"
-    calibrated = CalibratedClassifierCV(FrozenEstimator(estimator), method=method)
-    calibrated.fit(matrix, validation.target)
-    return calibrated, method, f"on {len(validation)} validation rows"
+    if np.bincount(judge[1], minlength=2).min() >= needed:
+        frozen = FrozenEstimator(unfitted.fit(*learn))
+        return (
+            CalibratedClassifierCV(frozen, method=method).fit(*judge),
+            method,
+            f"on {len(judge[1])} validation rows",
+        )
+    few = f"fewer than {needed} validation patients of one outcome"
+    if np.bincount(learn[1], minlength=2).min() < needed:
+        return unfitted.fit(*learn), "none", f"{few}, and of the training patients"
+    # One estimator of all training rows; the map is fitted on its predictions for rows held out.
+    crossed = CalibratedClassifierCV(unfitted, method=method, cv=folds, ensemble=False).fit(*learn)
+    return crossed, method, f"cross-fitted on {len(learn[1])} training rows: {few}"
 
 
 def computed_digest(

@@ -123,8 +123,9 @@ def search_hyperparameters(
 ) -> SearchResult:
     """Search the space of ``algorithm`` for the parameters that score best on the validation rows.
 
-    The first trial is the defaults. Each trial draws with a seed of its own (sampler seed + number of
-    finished trials), so that a study that was interrupted ends like one that was not.
+    The first trial is the defaults, unless one of them lies outside the space. Each trial draws with a seed
+    of its own (sampler seed + number of finished trials), so that a study that was interrupted ends like
+    one that was not.
 
     Args:
         train: rows that preprocessing and estimators are fitted on.
@@ -144,7 +145,6 @@ def search_hyperparameters(
     policy = policy or OptunaPolicy.load()
     declared = algorithms.algorithm(algorithm)
     require_both_outcomes(train, validation, problem_type)
-    weight = positive_weight(train, problem_type, policy)
     digest = _study_digest(
         train,
         validation,
@@ -182,15 +182,13 @@ def search_hyperparameters(
                 n_startup_trials=policy.sampler.n_startup_trials,
                 multivariate=policy.sampler.multivariate,
             )
-            if finished == 0:
+            if finished == 0 and declared.defaults_inside:
                 study.enqueue_trial(
                     {key: declared.defaults[key] for key in declared.search_space}, skip_if_exists=True
                 )
             trial = study.ask()
             parameters = {**declared.defaults, **suggest(trial, declared.search_space)}
-            estimator = build_estimator(
-                algorithm, problem_type, parameters, seed=policy.sampler.seed, positive_weight=weight
-            )
+            estimator = build_estimator(algorithm, problem_type, parameters, seed=policy.sampler.seed)
             value = _fit_and_score(
                 estimator,
                 trial,
@@ -213,7 +211,7 @@ def search_hyperparameters(
             declared=declared,
             resumed=resumed,
             stopped_by=stopped_by,
-            fixed={"random_state": policy.sampler.seed, "n_jobs": 1, "positive_weight": weight},
+            fixed={"random_state": policy.sampler.seed, "n_jobs": 1},
             seconds=time.perf_counter() - started,
         )
 
@@ -239,16 +237,6 @@ def suggest(trial: Any, space: dict[str, Dimension]) -> dict[str, Any]:
             case Choice():
                 drawn[name] = trial.suggest_categorical(name, list(dimension.choices))
     return drawn
-
-
-def positive_weight(train: LabelledRows, problem_type: str, policy: OptunaPolicy) -> float | None:
-    """Negatives per positive when the rarer outcome is rarer than the policy's limit, else None."""
-    if problem_type != "binary_classification":
-        return None
-    share = float(train.target.mean())
-    if min(share, 1 - share) >= policy.imbalance.class_weight_below:
-        return None
-    return (1 - share) / share
 
 
 def require_both_outcomes(train: LabelledRows, validation: LabelledRows, problem_type: str) -> None:
@@ -279,7 +267,7 @@ def _study_digest(
             "problem_type": problem_type,
             "rows": [rows_digest(train), rows_digest(validation)],
             "policy": policy.model_dump(
-                mode="json", include={"sampler", "pruner", "metric", "preprocessing", "imbalance"}
+                mode="json", include={"sampler", "pruner", "metric", "preprocessing"}
             ),
         }
     )

@@ -148,7 +148,7 @@ def test_each_missed_criterion_has_value_interval_threshold_and_distance(trained
         criteria=criteria(min_auc={"value": 0.99, "split": "test", "estimate": "lower"}, max_brier=0.9),
         open_test=lambda: rows(250, 2),
     )
-    missed, met = result.criteria
+    missed, met = result.criteria[:2]
     assert not result.accepted
     assert missed.distance == pytest.approx(missed.low - 0.99)
     assert (missed.passed, met.passed) == (False, True)
@@ -159,8 +159,8 @@ def test_a_sealed_test_set_stays_closed_and_counts_as_not_met(trained):
     result = evaluate(*trained, criteria=criteria(min_auc=0.6, beats_baseline=True))
     assert "test" not in result.splits
     assert not result.test_opened
-    assert [item.passed for item in result.criteria] == [False, False]
-    assert "the test rows were not opened" in result.reasons()[0]
+    assert [item.passed for item in result.criteria] == [False] * 4
+    assert all("the test rows were not opened" in reason for reason in result.reasons())
 
 
 def test_noise_does_not_beat_the_baselines():
@@ -187,6 +187,38 @@ def test_a_split_with_too_few_of_one_outcome_is_not_estimable(trained):
     assert result.splits["test"].metrics == {}
     assert "fewer than 11" in result.splits["test"].note
     assert not result.accepted
+
+
+def test_calibration_is_a_criterion_of_every_binary_model(trained):
+    """Weights by outcome without calibration miss it; too few events satisfy nothing."""
+    from dataclasses import replace
+
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import Pipeline
+
+    model, train_rows, validation_rows = trained
+    kept = evaluate(*trained, criteria=criteria(), open_test=lambda: rows(250, 2))
+    assert [item.name for item in kept.criteria] == ["calibration_slope", "calibration_intercept"]
+    assert kept.accepted, kept.reasons()
+
+    preprocess = model.pipeline.named_steps["preprocess"]
+    rare = np.concatenate(
+        [np.flatnonzero(train_rows.target == 0), np.flatnonzero(train_rows.target == 1)[:36]]
+    )
+    few = LabelledRows(train_rows.features.iloc[rare], train_rows.target[rare])
+    weighted = LogisticRegression(class_weight="balanced").fit(preprocess.transform(few.features), few.target)
+    unfit = replace(model, pipeline=Pipeline([("preprocess", preprocess), ("model", weighted)]))
+    result = evaluate(unfit, few, validation_rows, criteria=criteria(), open_test=lambda: few)
+    assert not result.accepted
+    intercept = result.criteria[1]
+    assert not intercept.passed
+    assert intercept.distance < 0
+    assert "lies outside the limits" in intercept.reason
+
+    six = LabelledRows(few.features.iloc[-60:], np.r_[few.target[-60:-6] * 0, np.ones(6, dtype="int64")])
+    unsaid = evaluate(model, train_rows, validation_rows, criteria=criteria(), open_test=lambda: six)
+    assert [item.passed for item in unsaid.criteria] == [False, False]
+    assert "not evaluable" in unsaid.reasons()[0]
 
 
 def test_equal_inputs_give_equal_evaluations(trained):

@@ -101,17 +101,38 @@ def rare(source, share):
 
 
 @pytest.mark.parametrize("algorithm", BINARY)
-def test_a_rare_outcome_is_weighted_and_brought_back(algorithm):
+def test_a_rare_outcome_keeps_its_mean(algorithm):
     train_rows, validation_rows = rare(rows(900), 0.06), rare(rows(900, 1), 0.06)
     model = fitted(algorithm, train_rows, validation_rows)
-    assert model.positive_weight == pytest.approx((1 - train_rows.target.mean()) / train_rows.target.mean())
     assert model.calibration == "sigmoid"
     mean = model.scores(validation_rows.features).mean()
     assert mean == pytest.approx(validation_rows.target.mean(), abs=0.01)
 
 
+@pytest.mark.parametrize("algorithm", BINARY)
+def test_twenty_eight_events_in_validation_give_calibrated_probabilities(algorithm):
+    """Prevalence 8 %: calibration is cross-fitted on training rows, and holds on patients not seen."""
+    from e2i_dagster.training.metrics import calibration_line
+
+    def eight(source, events):
+        positive = np.flatnonzero(source.target == 1)[:events]
+        keep = np.concatenate([np.flatnonzero(source.target == 0)[: round(events * 11.5)], positive])
+        return LabelledRows(source.features.iloc[keep], source.target[keep])
+
+    model = fitted(algorithm, eight(rows(2400), 84), eight(rows(900, 1), 28))
+    assert model.calibration == "sigmoid"
+    assert "cross-fitted on 1050 training rows" in model.calibration_note
+    fresh = eight(rows(2400, 2), 84)
+    scores = model.scores(fresh.features)
+    share = fresh.target.mean()
+    assert scores.mean() == pytest.approx(share, abs=0.025)
+    assert np.mean((scores - fresh.target) ** 2) <= share * (1 - share)
+    slope, error = calibration_line(fresh.target, scores)["calibration_slope"]
+    assert slope - 1.96 * error <= 1 <= slope + 1.96 * error
+
+
 def test_too_few_validation_patients_are_not_calibrated_and_it_says_so():
-    model = fitted("XGBoost", validation_rows=rows(40, 1))
+    model = fitted("XGBoost", rows(60), rows(40, 1))
     assert model.calibration == "none"
     assert "fewer than 30" in model.calibration_note
 

@@ -73,6 +73,17 @@ def test_the_first_trial_is_the_defaults_and_the_best_is_no_worse():
     assert (len(result.trials), result.stopped_by) == (5, "trials")
 
 
+def test_defaults_outside_a_narrowed_space_are_not_run():
+    document = AlgorithmsPolicy.load().model_dump()
+    document["algorithms"]["LightGBM"]["search_space"]["num_leaves"] = {"kind": "int", "low": 4, "high": 7}
+    narrowed = AlgorithmsPolicy.model_validate(document)
+    result = search_hyperparameters(
+        "LightGBM", rows(150), rows(80, 1), scope="s", policy=policy(3), algorithms=narrowed
+    )
+    assert result.default_value is None
+    assert all(4 <= trial.parameters["num_leaves"] <= 7 for trial in result.trials)
+
+
 def test_an_interrupted_study_ends_like_an_undisturbed_one(tmp_path):
     storage = f"sqlite:///{tmp_path}/studies.db"
     forests, train, validation = small_forests(), rows(200), rows(100, 1)
