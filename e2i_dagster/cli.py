@@ -75,7 +75,7 @@ def load(
     dry_run: bool, json_output: bool, threshold: float | None, reason: str | None, **options: Any
 ) -> None:
     """Load a delivery into the warehouse and the lake (job `load`)."""
-    from e2i_dagster.sources.delivery import DeliveryRequest, dry_run_report
+    from e2i_dagster.sources.delivery import DeliveryRequest, dry_run_report, not_read_by
 
     if (threshold is None) != (not reason):
         raise click.UsageError(
@@ -95,7 +95,8 @@ def load(
         _print_load(report, json_output)
         sys.exit(0 if report["success"] else 1)
     result = launch("load", {"source_files": request.model_dump(exclude_none=True)}, show=not json_output)
-    _print_load(_load_report(result.run_id), json_output)
+    report = _load_report(result.run_id) | {"not_read": not_read_by(request)}
+    _print_load(report, json_output)
     sys.exit(0 if result.success else exit_code(result))
 
 
@@ -317,7 +318,11 @@ def _print_load(report: dict[str, Any], json_output: bool) -> None:
                 "reasons": reasons,
             }
         )
+        if counts.get("lines") is not None:
+            rows[-1]["lines"] = f"{counts['lines']:,}"
     print_table("Load", rows)
+    for name, reason in report.get("not_read", {}).items():
+        click.echo(f"Not read: {name}: {reason}")
 
 
 def _print_run(events: list[StageEvent], seconds: float) -> None:
