@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -105,7 +106,7 @@ def load(
     dry_run: bool, json_output: bool, threshold: float | None, reason: str | None, **options: Any
 ) -> None:
     """Load a delivery into the warehouse and the lake (job `load`)."""
-    from e2i_dagster.sources.delivery import DeliveryRequest, dry_run_report
+    from e2i_dagster.sources.delivery import DeliveryRequest, dry_run_report, not_read_by
 
     if (threshold is None) != (not reason):
         raise click.UsageError(
@@ -128,7 +129,7 @@ def load(
         failed = [E2IError(said, field=table) for table, said in _unloaded(report)]
         _refuse_load(E2IError.joined(failed).to_record(), 1, report, json_output)
     result = launch("load", {"source_files": request.model_dump(exclude_none=True)}, show=not json_output)
-    _end_load(result, json_output)
+    _end_load(result, json_output, not_read=not_read_by(request))
 
 
 @main.group()
@@ -333,9 +334,11 @@ def _load_report(load_id: str) -> dict[str, Any]:
     return recorded_load(engine(role="app"), load_id)
 
 
-def _end_load(result: dg.ExecuteInProcessResult, json_output: bool) -> None:
-    """Show what was loaded; when the run failed, also why."""
-    report = _load_report(result.run_id)
+def _end_load(
+    result: dg.ExecuteInProcessResult, json_output: bool, *, not_read: Mapping[str, str] | None = None
+) -> None:
+    """Show what was loaded and which files were not read; when the run failed, also why."""
+    report = _load_report(result.run_id) | ({} if not_read is None else {"not_read": dict(not_read)})
     if result.success:
         _print_load(report, json_output)
         return
@@ -391,7 +394,11 @@ def _print_load(report: dict[str, Any], json_output: bool) -> None:
                 "reasons": reasons,
             }
         )
+        if counts.get("lines") is not None:
+            rows[-1]["lines"] = f"{counts['lines']:,}"
     print_table("Load", rows)
+    for name, reason in report.get("not_read", {}).items():
+        click.echo(f"Not read: {name}: {reason}")
 
 
 def _print_run(events: list[StageEvent], seconds: float) -> None:

@@ -119,6 +119,8 @@ def _print(found: ImportCheck, hits: list[RuleHits]) -> None:
             click.echo(f"A load would reject: {reason}, {count:,} rows")
     for name in found.unassigned:
         click.echo(f"\n{name}: holds none of our tables. Name it under `files` of a table, or move it away.")
+    left = {name: reason for name, reason in found.not_read.items() if name not in found.unassigned}
+    print_table("Not read", [{"file": name, "why": reason} for name, reason in left.items()])
     if found.problems:
         click.echo("\nThe folder cannot be read with this mapping yet:")
         for problem in found.problems:

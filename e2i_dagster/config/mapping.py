@@ -25,17 +25,31 @@ def _known_encoding(value: str) -> str:
 Encoding = Annotated[str, AfterValidator(_known_encoding)]
 
 
+def _quoting(value: str) -> str:
+    if value != "none" and (len(value) != 1 or not value.isascii() or value in "\r\n"):
+        raise ValueError("not one ASCII character, such as '\"', nor none (written without quoting)")
+    return value
+
+
+Quote = Annotated[str, AfterValidator(_quoting)]
+
+
 class FileFormat(PolicyModel):
     """How CSV files are written.
 
     ``separator`` is one character; ``decimal`` is the decimal mark of numbers; ``encoding`` any
-    encoding that Python knows; ``nulls`` are further spellings of an empty field.
+    encoding that Python knows; ``nulls`` are further spellings of an empty field. ``quote`` is the mark
+    around cells that hold a separator, or ``none`` where the supplier writes without quoting and a
+    quotation mark is text like any other. ``line_breaks`` declares that quoted cells may hold line breaks
+    together with separators, which otherwise is read as a quotation mark that is text.
     """
 
     separator: str = Field(default=",", min_length=1, max_length=1)
     encoding: Encoding = "utf-8"
     decimal: str = Field(default=".", pattern=r"^[.,]$")
     nulls: tuple[str, ...] = ()
+    quote: Quote = '"'
+    line_breaks: bool = False
 
 
 class TableMapping(PolicyModel):
@@ -60,6 +74,8 @@ class TableMapping(PolicyModel):
     encoding: Encoding | None = None
     decimal: str | None = Field(default=None, pattern=r"^[.,]$")
     nulls: tuple[str, ...] | None = None
+    quote: Quote | None = None
+    line_breaks: bool | None = None
 
     @model_validator(mode="after")
     def _one_source_per_column(self) -> TableMapping:
@@ -87,11 +103,10 @@ class ImportMapping(PolicyModel):
         """The file format of table ``name``: its own fields over the defaults."""
         own = self.table(name)
         given = {
-            field: value
-            for field in ("separator", "encoding", "decimal", "nulls")
-            if (value := getattr(own, field)) is not None
+            field: value for field in FileFormat.model_fields if (value := getattr(own, field)) is not None
         }
-        return FileFormat.model_validate({**self.format.model_dump(), **given})
+        # Only what was said is set, so that a file's name can decide what was not.
+        return FileFormat.model_validate({**self.format.model_dump(exclude_unset=True), **given})
 
     @classmethod
     def load(cls, path: Path) -> ImportMapping:

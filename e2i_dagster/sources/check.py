@@ -6,14 +6,12 @@ makes of the mapped rows is :mod:`e2i_dagster.cohorts.coverage`.
 
 from __future__ import annotations
 
-import csv
 import difflib
 import fnmatch
-import io
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,19 @@ from pydantic import BaseModel, ConfigDict
 from e2i_dagster.config.mapping import FileFormat, ImportMapping, TableMapping
 from e2i_dagster.config.vocabulary import VocabularyPolicy
 from e2i_dagster.errors import InputError
-from e2i_dagster.sources.files import IGNORED_COLUMNS, Delivery, read
+from e2i_dagster.sources.files import (
+    IGNORED_COLUMNS,
+    Delivery,
+    ending_of,
+    not_read,
+    open_bytes,
+    open_text,
+    proposed_quoting,
+    read,
+    readable_files,
+    records_of,
+    stem_of,
+)
 from e2i_dagster.warehouse.rules import check, kind_of
 from e2i_dagster.warehouse.tables import (
     MAINTAINED_COLUMNS,
@@ -109,6 +119,7 @@ class ImportCheck:
     Attributes:
         mapping: what would be written as ``mapping.yaml``.
         unassigned: files that seem to hold none of our tables.
+        not_read: files and folders that a load with this mapping does not read, with the reasons.
         problems: why the folder could not be read with the mapping; empty when it could.
         delivery: the mapped rows; None when there are problems.
     """
@@ -119,6 +130,7 @@ class ImportCheck:
     unassigned: tuple[str, ...]
     problems: tuple[str, ...]
     delivery: Delivery | None
+    not_read: Mapping[str, str] = field(default_factory=dict)
 
     def to_record(self) -> dict[str, Any]:
         """Everything but the rows, for ``--json``."""
@@ -127,6 +139,7 @@ class ImportCheck:
             "tables": [table.model_dump(mode="json") for table in self.tables],
             "unassigned": list(self.unassigned),
             "problems": list(self.problems),
+            "not_read": dict(self.not_read),
             "mapping": mapping_document(self.mapping),
         }
 
@@ -166,12 +179,18 @@ def check_folder(
             _judged(name, delivery, tables, mapping, vocabulary, (expected or {}).get(name, ()))
             for name in delivery
         ]
-    return ImportCheck(folder, tuple(tables), mapping, tuple(unassigned), problems, delivery)
+    return ImportCheck(
+        folder, tuple(tables), mapping, tuple(unassigned), problems, delivery, not_read(folder, mapping)
+    )
 
 
 def mapping_document(mapping: ImportMapping) -> dict[str, Any]:
     """``mapping`` as plain values without what is default."""
-    return mapping.model_dump(mode="json", exclude_defaults=True)
+    document = mapping.model_dump(mode="json", exclude_defaults=True)
+    if "separator" in mapping.format.model_fields_set:
+        # Text files need it said, also where it is a comma.
+        document.setdefault("format", {})["separator"] = mapping.format.separator
+    return document
 
 
 def mapping_yaml(found: ImportCheck) -> str:
@@ -200,11 +219,9 @@ def _files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
         raise InputError(f"{folder}: {what}. Give the folder that holds the supplier's files.")
-    paths = sorted(
-        path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in (".csv", ".parquet")
-    )
+    paths = readable_files(folder)
     if not paths:
-        raise InputError(f"{folder}: no CSV or Parquet file. Save what you have as one of the two.")
+        raise InputError(f"{folder}: no CSV, TSV, text or Parquet file. Save what you have as one of them.")
     return paths
 
 
@@ -216,21 +233,21 @@ def _formats(paths: Sequence[Path]) -> dict[Path, FileFormat]:
     formats: dict[Path, FileFormat] = {}
     undecided = []
     for path in paths:
-        if path.suffix.lower() != ".csv":
+        if ending_of(path) == ".parquet":
             formats[path] = FileFormat()
             continue
         encoding, text = _beginning(path)
         header, _, body = text.partition("\n")
         separator = max(_SEPARATORS, key=header.count)
+        # A comma goes without saying, but not in .txt and .tsv files.
+        said = {} if separator == "," and ending_of(path) == ".csv" else {"separator": separator}
         cell = rf'(?:^|[{re.escape(separator)}])"?-?\d+{{}}\d+"?(?=[{re.escape(separator)}\r\n])'
         comma, point = (len(re.findall(cell.format(mark), body, re.MULTILINE)) for mark in (",", r"\."))
         if not comma and not point and separator != ",":
             undecided.append(path)
-        formats[path] = FileFormat(
-            separator=separator,
-            encoding=encoding,
-            decimal="," if separator != "," and comma > point else ".",
-        )
+        decimal = "," if separator != "," and comma > point else "."
+        form = FileFormat.model_validate({**said, "encoding": encoding, "decimal": decimal})
+        formats[path] = form.model_copy(update=proposed_quoting(path, form))
     for path in undecided:
         own = formats[path]
         siblings = [
@@ -245,7 +262,7 @@ def _formats(paths: Sequence[Path]) -> dict[Path, FileFormat]:
 
 def _beginning(path: Path) -> tuple[str, str]:
     """Encoding and first lines of a text file."""
-    with path.open("rb") as stream:
+    with open_bytes(path) as stream:
         start = stream.read(1 << 16)
     if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return "utf-16", start.decode("utf-16", errors="ignore")
@@ -261,17 +278,17 @@ def _beginning(path: Path) -> tuple[str, str]:
 
 def _sample(path: Path, form: FileFormat, rows: int) -> pd.DataFrame:
     """The first rows of a file as text, nulls as null."""
-    if path.suffix.lower() == ".parquet":
+    if ending_of(path) == ".parquet":
         import pyarrow.parquet as pq
 
         with pq.ParquetFile(path) as parquet:
             batch = next(parquet.iter_batches(batch_size=rows), None)
             frame = batch.to_pandas() if batch is not None else parquet.schema_arrow.empty_table().to_pandas()
         return frame.astype("string[pyarrow]")
-    encoding = "utf-8-sig" if form.encoding == "utf-8" else form.encoding
-    with path.open(encoding=encoding, newline="") as stream:
-        lines = [line for _, line in zip(range(rows + 1), stream, strict=False)]
-    records = list(csv.reader(io.StringIO("".join(lines)), delimiter=form.separator))
+    with open_text(path, form) as stream:
+        # By records and not by lines: a cell may hold line breaks.
+        records = list(itertools.islice(records_of(stream, path, form, strict=False), rows + 1))
+    records = [record for record in records if record]
     if not records:
         raise InputError(
             f"{path.name}: the file is empty, without even a header. Deliver it again or remove it."
@@ -340,7 +357,7 @@ def _propose(
 
 def _is_named(path: Path, table: str) -> bool:
     """Whether a load would take the file for ``table`` by its name alone."""
-    return re.fullmatch(rf"{table}([_.-].*)?", path.stem, re.IGNORECASE) is not None
+    return re.fullmatch(rf"{table}([_.-].*)?", stem_of(path), re.IGNORECASE) is not None
 
 
 def _fit(table: str, path: Path, sample: pd.DataFrame, matches: Sequence[ColumnMatch]) -> float:
@@ -351,7 +368,7 @@ def _fit(table: str, path: Path, sample: pd.DataFrame, matches: Sequence[ColumnM
     required = required_columns(table)
     covered = sum(name in matched for name in required) / len(required)
     share = sum(match.score for match in matches) / max(len(sample.columns), 1)
-    name = difflib.SequenceMatcher(None, path.stem.lower(), table).ratio()
+    name = difflib.SequenceMatcher(None, stem_of(path).lower(), table).ratio()
     # Without its key a table cannot be loaded, so a file that lacks it is hardly this table.
     return share + covered + 0.5 * name - 1.2 if covered else -1.0
 
@@ -558,7 +575,7 @@ def _pattern(files: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
     letters = zip(*(Path(name).stem for name in files), strict=False)
     shared = itertools.takewhile(lambda of_all: len(set(of_all)) == 1, letters)
     beginning = "".join(of_all[0] for of_all in shared).rstrip("0123456789")
-    pattern = f"{beginning}*{Path(files[0]).suffix}"
+    pattern = f"{beginning}*{Path(files[0]).name.removeprefix(stem_of(Path(files[0])))}"
     exact = len(files) > 1 and beginning and sorted(fnmatch.filter(names, pattern)) == sorted(files)
     return (pattern,) if exact else tuple(files)
 
@@ -566,10 +583,19 @@ def _pattern(files: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
 def _mapping(tables: Sequence[TableCheck], names: Sequence[str]) -> ImportMapping:
     """The mapping that says what the proposal found; a format that all files share is said once."""
     formats = [table.format for table in tables]
-    common = formats[0] if formats and all(one == formats[0] for one in formats) else FileFormat()
+    alike = bool(formats) and all(one == formats[0] for one in formats)
+    common = max(formats, key=lambda one: len(one.model_fields_set)) if alike else FileFormat()
     own: dict[str, TableMapping] = {}
     for table in tables:
-        differs = {} if table.format == common else table.format.model_dump(exclude={"nulls"})
+        differs = (
+            {}
+            if table.format == common
+            else {
+                name: value
+                for name, value in table.format.model_dump(exclude={"nulls"}).items()
+                if value != getattr(common, name) or name in table.format.model_fields_set
+            }
+        )
         plain = all(_is_named(Path(name), table.table) for name in table.files)
         own[table.table] = TableMapping(
             files=() if plain else _pattern(table.files, names),

@@ -72,9 +72,10 @@ class DeliveryManifest(BaseModel):
     success_threshold: float
     reason: str | None = None
     resubmit: bool = False
+    not_read: dict[str, str] = Field(default_factory=dict)
 
     def to_metadata(self) -> dict[str, Any]:
-        """Folder, kind and files for the UI."""
+        """Folder, kind, files and what was not read for the UI."""
         lines = ["| file | bytes | digest |", "|---|---:|---|"]
         lines += [f"| {file.name} | {file.size:,} | `{file.digest}` |" for file in self.files]
         return {
@@ -84,6 +85,7 @@ class DeliveryManifest(BaseModel):
             "accepted_share": self.success_threshold,
             "reason": self.reason,
             "files_md": "\n".join(lines),
+            "not_read": dict(self.not_read),
         }
 
 
@@ -133,15 +135,36 @@ def prepare_delivery(request: DeliveryRequest, policy: SourcesPolicy, state: Pat
         folder=str(folder),
         mapping=mapping,
         files=tuple(
-            _described(path) for path in sorted(folder.glob("*")) if path.suffix in (".csv", ".parquet")
+            _described(path, path.relative_to(folder).as_posix()) for path in _delivered(folder, mapping)
         ),
         success_threshold=threshold,
         reason=request.reason,
         resubmit=request.resubmit,
     )
-    if not manifest.resubmit:
-        read_delivery(manifest)
-    return manifest
+    if manifest.resubmit:
+        return manifest
+    read = read_delivery(manifest)
+    # The marks of a synthetic set beside its files are our own.
+    left = {} if isinstance(source, SyntheticSource) else dict(read.not_read)
+    return manifest.model_copy(update={"not_read": left})
+
+
+def _delivered(folder: Path, mapping: str | None) -> list[Path]:
+    """Every file whose bytes decide what is read; the folder's problems are said when it is read."""
+    from e2i_dagster.config.mapping import ImportMapping
+    from e2i_dagster.sources.files import readable_files
+
+    if not folder.is_dir():
+        return []
+    tables = ImportMapping() if mapping is None else ImportMapping.load(Path(mapping))
+    named = {
+        path
+        for table in tables.tables.values()
+        for pattern in table.files
+        for path in folder.glob(pattern)
+        if path.is_file()
+    }
+    return sorted({*readable_files(folder), *named})
 
 
 def read_delivery(manifest: DeliveryManifest) -> Delivery:
@@ -244,7 +267,24 @@ def dry_run_report(request: DeliveryRequest) -> dict[str, Any]:
         kept=(sources.months[0], sources.months[-1]),
         dry_run=True,
     )
-    return report.model_dump(mode="json")
+    return report.model_dump(mode="json") | {"not_read": manifest.not_read}
+
+
+def not_read_by(request: DeliveryRequest) -> dict[str, str]:
+    """Files and folders of the requested folder that a load does not read, with the reasons."""
+    from e2i_dagster.config.mapping import ImportMapping
+    from e2i_dagster.config.policy import current_policy
+    from e2i_dagster.sources.files import not_read
+
+    source = _source_of(request, current_policy().sources)
+    if isinstance(source, SyntheticSource):
+        return {}
+    folder = Path(source.folder).expanduser()
+    if not folder.is_dir():
+        return {}
+    return not_read(
+        folder, ImportMapping() if source.mapping is None else ImportMapping.load(Path(source.mapping))
+    )
 
 
 def _source_of(request: DeliveryRequest, policy: SourcesPolicy) -> SyntheticSource | FileSource:
@@ -260,9 +300,9 @@ def _source_of(request: DeliveryRequest, policy: SourcesPolicy) -> SyntheticSour
     return SyntheticSource.model_validate({"kind": "synthetic", **asked}) if asked else policy.source
 
 
-def _described(path: Path) -> DeliveredFile:
+def _described(path: Path, name: str) -> DeliveredFile:
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
             digest.update(block)
-    return DeliveredFile(name=path.name, size=path.stat().st_size, digest=digest.hexdigest()[:16])
+    return DeliveredFile(name=name, size=path.stat().st_size, digest=digest.hexdigest()[:16])

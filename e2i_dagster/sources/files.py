@@ -10,12 +10,15 @@ from __future__ import annotations
 import codecs
 import csv
 import difflib
+import gzip
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -37,8 +40,12 @@ if TYPE_CHECKING:
 
     from e2i_dagster.config.vocabulary import VocabularyPolicy
 
-_SUFFIXES = (".csv", ".parquet")
+#: Endings that are read; all but Parquet also with ``.gz`` after them.
+_TEXT_ENDINGS = (".csv", ".tsv", ".txt")
+_READ = "CSV, TSV, text (.txt, with a declared separator), each also as .gz, or Parquet"
 _TEXT = pd.StringDtype("pyarrow")
+# A cell may hold a document; what is too much is decided by rows, not by this reader.
+csv.field_size_limit(sys.maxsize)
 _ALL_TABLES = RAW_TABLES + OPTIONAL_RAW_TABLES
 
 #: Columns that a file may have and that nobody reads: the split registry says which split a patient
@@ -48,11 +55,15 @@ IGNORED_COLUMNS = ("data_split", "split_config_id", *MAINTAINED_COLUMNS)
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file of a table and the rows that came from it (``first_row`` counts from 0 in the frame)."""
+    """One file of a table and the rows that came from it (``first_row`` counts from 0 in the frame).
+
+    ``lines`` are its lines below the header, blank ones aside; None for Parquet.
+    """
 
     name: str
     first_row: int
     rows: int
+    lines: int | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +86,12 @@ class DeliveredTable:
     malformed: pd.DataFrame
     restates: str | None = None
 
+    @property
+    def lines(self) -> int | None:
+        """Lines of the files below their headers, blank ones aside; None where a file has no lines."""
+        counts = [file.lines for file in self.files if file.lines is not None]
+        return sum(counts) if len(counts) == len(self.files) else None
+
     def file_of_rows(self, positions: np.ndarray) -> list[str]:
         """Name of the file of each row position in ``frame``."""
         starts = np.array([file.first_row for file in self.files if file.rows])
@@ -84,10 +101,14 @@ class DeliveredTable:
 
 @dataclass(frozen=True)
 class Delivery(Mapping[str, pd.DataFrame]):
-    """A mapping of table name to frame, with where each row came from (``delivered``)."""
+    """A mapping of table name to frame, with where each row came from (``delivered``).
+
+    ``not_read`` says for each file and folder of ``folder`` that was not read why.
+    """
 
     delivered: Mapping[str, DeliveredTable] = field(default_factory=dict)
     folder: Path | None = None
+    not_read: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, table: str) -> pd.DataFrame:
         return self.delivered[table].frame
@@ -109,8 +130,8 @@ def read(
     """Read every table that ``folder`` holds, or only ``tables``.
 
     Args:
-        folder: files ``<table>.csv|parquet`` or several ``<table>_<anything>.csv|parquet`` per table;
-            sub-folders are not read. The mapping may name other files.
+        folder: files ``<table>.csv|tsv|txt|parquet`` or several ``<table>_<anything>`` per table, text
+            also as ``.gz``; sub-folders are not read. The mapping may name other files.
         mapping: the import mapping or the path of its YAML file.
         tables: names of raw tables that must be there; the files of others are not touched.
         vocabulary: gives the known aliases of columns and values; the shipped one by default.
@@ -138,10 +159,10 @@ def read(
         parts = [InputError(one, file=folder) if isinstance(one, str) else one for one in problems]
         known = {**parts[0].known, "file": parts[0].file and folder / parts[0].file}
         raise InputError(_listing(folder, problems), **known, parts=parts if len(parts) > 1 else ())
-    return Delivery(delivered, folder)
+    return Delivery(delivered, folder, not_read(folder, mapping, tables))
 
 
-class _Problems(Exception):
+class _Problems(InputError):
     def __init__(self, found: Sequence[str | InputError]) -> None:
         super().__init__("\n".join(map(str, found)))
         self.found = list(found)
@@ -165,9 +186,7 @@ def _find_files(
         what = "is a file, not a folder" if folder.exists() else "does not exist"
         remedy = "Give the folder that holds <table>.csv or <table>.parquet."
         raise InputError(f"{folder}: {what}. {remedy}", file=folder, remedy=remedy)
-    candidates = sorted(
-        path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in _SUFFIXES
-    )
+    candidates = readable_files(folder)
     found: dict[str, list[Path]] = {}
     claimed: dict[Path, str] = {}
     for table in _ALL_TABLES:
@@ -180,21 +199,29 @@ def _find_files(
                 )
         else:
             name = re.compile(rf"{table}([_.-].*)?", re.IGNORECASE)
-            paths = [path for path in candidates if name.fullmatch(path.stem)]
+            paths = [path for path in candidates if name.fullmatch(stem_of(path))]
         for path in paths:
             if path in claimed:
                 problems.append(f"{path.name}: matches both {claimed[path]} and {table}. Make `files` exact.")
             claimed[path] = table
-        if len({path.suffix.lower() for path in paths}) > 1:
+        if len({path.suffix.lower() == ".parquet" for path in paths}) > 1 or len(
+            {stem_of(path).lower() for path in paths}
+        ) < len(paths):
             names = ", ".join(path.name for path in paths)
-            problems.append(f"{table}: found CSV and Parquet ({names}). Keep one of them.")
+            problems.append(f"{table}: the same rows in two formats? ({names}). Keep one of them.")
+        problems.extend(
+            f"{path.name}: a text file whose separator is not declared. Write for example "
+            f'`tables: {{{table}: {{separator: "|"}}}}` in the mapping.'
+            for path in paths
+            if ending_of(path) == ".txt" and "separator" not in mapping.format_of(table).model_fields_set
+        )
         if paths:
             found[table] = paths
     problems.extend(
-        f"{path.name}: belongs to no raw table{_near(path.stem, _ALL_TABLES)}. Expected <table>.csv or "
+        f"{path.name}: belongs to no raw table{_near(stem_of(path), _ALL_TABLES)}. Expected <table>.csv or "
         "<table>.parquet; rename it, name it under `files` in the mapping, or move it to a sub-folder."
         for path in candidates
-        if path not in claimed and tables is None
+        if path not in claimed and tables is None and ending_of(path) != ".txt"
     )
     if tables is not None:
         found = {table: paths for table, paths in found.items() if table in tables}
@@ -205,10 +232,54 @@ def _find_files(
         )
     if not found and not problems:
         problems.append(
-            "no CSV or Parquet file. Expected <table>.csv or <table>.parquet with <table> one of "
+            f"no file that is read ({_READ}). Expected <table>.csv or <table>.parquet with <table> one of "
             f"{', '.join(_ALL_TABLES)}; see docs/templates."
         )
     return found, problems
+
+
+def ending_of(path: Path) -> str:
+    """What kind of file it is: ``.csv``, ``.tsv``, ``.txt`` or ``.parquet``; empty for what is not read."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes[-1:] == [".gz"]:
+        return suffixes[-2] if len(suffixes) > 1 and suffixes[-2] in _TEXT_ENDINGS else ""
+    last = suffixes[-1] if suffixes else ""
+    return last if last in (*_TEXT_ENDINGS, ".parquet") else ""
+
+
+def stem_of(path: Path) -> str:
+    """The name of a file without its ending, ``.gz`` included."""
+    return Path(path.stem).stem if path.suffix.lower() == ".gz" else path.stem
+
+
+def readable_files(folder: Path) -> list[Path]:
+    """The files of a folder that are of a kind that is read, by name."""
+    return sorted(path for path in folder.iterdir() if path.is_file() and ending_of(path))
+
+
+def not_read(folder: Path, mapping: ImportMapping, tables: Sequence[str] | None = None) -> dict[str, str]:
+    """Each file and folder inside ``folder`` that a load does not read, with the reason."""
+    found, _ = _find_files(folder, mapping, None)
+    table_of = {path: table for table, paths in found.items() for path in paths}
+    parents = {parent for path in table_of for parent in path.parents}
+    reasons: dict[str, str] = {}
+    for path in sorted(folder.iterdir()):
+        table = table_of.get(path)
+        if path.is_dir():
+            if path not in parents:
+                reasons[path.name] = (
+                    "a folder inside the folder; move its files up, or name them under `files`"
+                )
+        elif table is not None:
+            if tables is not None and table not in tables:
+                reasons[path.name] = f"holds {table}, which was not asked for"
+        elif ending_of(path):
+            reasons[path.name] = "belongs to no raw table; rename it or name it under `files` in the mapping"
+        elif path.suffix.lower() in (".yaml", ".yml"):
+            reasons[path.name] = "a mapping or another document, no data"
+        else:
+            reasons[path.name] = f"not {_READ}"
+    return reasons
 
 
 def _near(name: str, known: Sequence[str]) -> str:
@@ -236,7 +307,8 @@ def _read_table(
     first = 0
     for path in paths:
         try:
-            rows, bad = read_file(path, form)
+            read_rows = read_file(path, form)
+            rows, bad = read_rows.rows, read_rows.malformed
             _check_columns(table, path, rows.column_names, own, vocabulary)
         except _Problems as error:
             problems.extend(error.found)
@@ -246,7 +318,7 @@ def _read_table(
         mapped.append(frame)
         bad_numbers = np.array([number for number, _ in bad], dtype=np.int64)
         numbers.append(np.setdiff1d(np.arange(1, rows.num_rows + len(bad) + 1), bad_numbers))
-        files.append(SourceFile(path.name, first, rows.num_rows))
+        files.append(SourceFile(path.name, first, rows.num_rows, read_rows.lines))
         malformed.extend({"file": path.name, "row_number": number, "text": text} for number, text in bad)
         first += rows.num_rows
     if problems:
@@ -274,14 +346,35 @@ def _pandas(rows: pa.Table) -> pd.DataFrame:
     return rows.to_pandas(types_mapper=dtype, date_as_object=True)
 
 
-def read_file(path: Path, form: FileFormat) -> tuple[pa.Table, list[tuple[int, str]]]:
-    """All rows of one file, and the (row number, text) of rows with a wrong number of fields."""
+@dataclass(frozen=True)
+class FileRows:
+    """One file: its rows, the (row number, text) of rows with a wrong number of fields, and its lines.
+
+    ``lines`` are the lines below the header that are not blank, counted apart from the parser; more than
+    rows where cells hold line breaks. None for Parquet, which has no lines.
+    """
+
+    rows: pa.Table
+    malformed: list[tuple[int, str]]
+    lines: int | None
+
+
+def read_file(path: Path, form: FileFormat) -> FileRows:
+    """All rows of one file, as text where the file is text.
+
+    Raises:
+        InputError: the file cannot be read as ``form`` says.
+    """
     try:
         if path.suffix.lower() == ".parquet":
-            return _read_parquet(path), []
+            return FileRows(_read_parquet(path), [], None)
         return _read_csv(path, form)
     except PermissionError:
         raise _Problems([f"{path.name}: no permission to read it. Correct the file's permissions."]) from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise _Problems(
+            [f"{path.name}: not readable as gzip ({str(error)[:120]}). Deliver it again."]
+        ) from None
 
 
 def _read_parquet(path: Path) -> pa.Table:
@@ -300,23 +393,34 @@ def _read_parquet(path: Path) -> pa.Table:
         ) from None
 
 
-def _read_csv(path: Path, form: FileFormat) -> tuple[pa.Table, list[tuple[int, str]]]:
+def _read_csv(path: Path, form: FileFormat, block_size: int = 1 << 22) -> FileRows:
+    """Rows of a text file; ``block_size`` is how many bytes the parser takes at once.
+
+    Lines are counted on the bytes, apart from the parser, and both counts must agree: a quotation mark
+    that is text would otherwise fold the lines that follow into one cell without a word.
+    """
     import pyarrow as pa
     from pyarrow import csv as arrow_csv
 
     header, has_rows = _read_header(path, form)
     if not has_rows:
-        return pa.table({name: pa.array([], pa.string()) for name in header}), []
+        return FileRows(pa.table({name: pa.array([], pa.string()) for name in header}), [], 0)
+    lines, quoted = _count_lines(path, form)
+    wide = _is_wide(form)
+    judged = judge_lines(path, form) if quoted or wide else None
 
     def parse(threads: bool, handler: Any) -> pa.Table:
         return arrow_csv.read_csv(
             path,
             read_options=arrow_csv.ReadOptions(
-                use_threads=threads, encoding=_python_encoding(form), block_size=1 << 22
+                use_threads=threads, encoding=_python_encoding(form), block_size=block_size
             ),
             # Free text may hold line breaks inside quotes.
             parse_options=arrow_csv.ParseOptions(
-                delimiter=form.separator, newlines_in_values=True, invalid_row_handler=handler
+                delimiter=separator_of(path, form),
+                quote_char=False if form.quote == "none" else form.quote,
+                newlines_in_values=judged is not None and judged.lines > judged.rows,
+                invalid_row_handler=handler,
             ),
             convert_options=arrow_csv.ConvertOptions(
                 column_types={name: pa.string() for name in header},
@@ -341,11 +445,155 @@ def _read_csv(path: Path, form: FileFormat) -> tuple[pa.Table, list[tuple[int, s
         reason = str(error).split("\n", 1)[0]
         if "UTF" in reason:
             raise _Problems([_not_encoded(path, form)]) from None
-        hint = "Look for an opening quote that is never closed."
-        raise _Problems([f"{path.name}: not a readable CSV file ({reason[:120]}). {hint}"]) from None
+        raise _Problems(
+            [f"{path.name}: not a readable text file ({reason[:120]}). Deliver it again."]
+        ) from None
     except UnicodeError:
         raise _Problems([_not_encoded(path, form)]) from None
-    return rows, [(row.number - 1, row.text) for row in bad]
+    parsed = rows.num_rows + len(bad)
+    if judged is None and lines != parsed + 1:
+        # Blank lines are no rows.
+        judged = judge_lines(path, form)
+    if judged is not None and judged.rows != parsed:
+        raise _Problems(
+            [
+                f"{path.name}: {judged.rows:,} rows by its lines, {parsed:,} by the parser. Write "
+                "`quote: none` in the mapping if the file is written without quoting, or deliver it again."
+            ]
+        )
+    return FileRows(
+        rows, [(row.number - 1, row.text) for row in bad], parsed if judged is None else judged.lines
+    )
+
+
+@dataclass(frozen=True)
+class JudgedLines:
+    """What the lines of a text file are, header and blank lines aside.
+
+    Attributes:
+        rows: rows. lines: the lines that they take; more than rows where cells hold line breaks.
+        uneven: rows with another number of fields than the header.
+    """
+
+    rows: int
+    lines: int
+    uneven: int
+
+
+def _is_wide(form: FileFormat) -> bool:
+    return form.encoding.startswith(("utf-16", "utf-32"))
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """The bytes of a file, decompressed."""
+    return cast("IO[bytes]", gzip.open(path)) if path.suffix.lower() == ".gz" else path.open("rb")
+
+
+def open_text(path: Path, form: FileFormat) -> io.TextIOWrapper:
+    """The text of a file, decompressed, its line ends as they are."""
+    encoding = "utf-8-sig" if form.encoding == "utf-8" else form.encoding
+    return io.TextIOWrapper(open_bytes(path), encoding=encoding, newline="")
+
+
+def separator_of(path: Path, form: FileFormat) -> str:
+    """The declared separator; without one a tab in ``.tsv`` files and a comma in others."""
+    tabs = "separator" not in form.model_fields_set and ".tsv" in (part.lower() for part in path.suffixes)
+    return "\t" if tabs else form.separator
+
+
+def records_of(lines: Iterable[str], path: Path, form: FileFormat, *, strict: bool) -> Any:
+    """The standard library's reader over ``lines`` in the format of the file."""
+    quoting: dict[str, Any] = (
+        {"quoting": csv.QUOTE_NONE} if form.quote == "none" else {"quotechar": form.quote}
+    )
+    return csv.reader(lines, delimiter=separator_of(path, form), strict=strict, **quoting)
+
+
+def _count_lines(path: Path, form: FileFormat) -> tuple[int, bool]:
+    """Lines of a file, blank ones too, and whether it has a quotation mark; nothing is parsed."""
+    mark = b"" if form.quote == "none" else form.quote.encode()
+    lines, quoted, last = 0, False, b"\n"
+    with open_bytes(path) as stream:
+        while block := stream.read(1 << 22):
+            lines += block.count(b"\n")
+            if returns := block.count(b"\r"):
+                lines += returns - block.count(b"\r\n")
+            # The pair of a line's end may lie in two blocks.
+            lines -= last == b"\r" and block[:1] == b"\n"
+            quoted = quoted or (bool(mark) and mark in block)
+            last = block[-1:]
+    return lines + (last not in (b"\n", b"\r")), quoted
+
+
+def judge_lines(path: Path, form: FileFormat) -> JudgedLines:
+    """Count the rows of a text file and the lines they take, by the rules of quoting (RFC 4180).
+
+    Raises:
+        InputError: a quotation mark that is text: text follows a closing quote, a quote is never closed,
+            a row over several lines has another number of fields than the header, or a cell holds line
+            breaks together with separators (accepted where the format declares ``line_breaks``).
+    """
+    separator = separator_of(path, form)
+    rows = lines = uneven = width = end = 0
+    with open_text(path, form) as stream:
+        reader = records_of(stream, path, form, strict=True)
+        try:
+            for record in reader:
+                first, end = end + 1, reader.line_num
+                if not record:
+                    continue
+                several = end > first
+                if several and not form.line_breaks:
+                    folded = not width or any(
+                        separator in cell and ("\n" in cell or "\r" in cell) for cell in record
+                    )
+                    if folded or len(record) != width or width == 1:
+                        what = "a cell holds line breaks together with separators"
+                        raise _stray_quote(path, first, form, what, breaks=True)
+                if not width:
+                    width = len(record)
+                    continue
+                rows += 1
+                lines += end - first + 1
+                uneven += len(record) != width
+        except csv.Error as error:
+            closed = "unexpected end" not in str(error)
+            what = "text follows a closing quotation mark" if closed else "a quotation mark is never closed"
+            raise _stray_quote(path, end + 1, form, what) from None
+        except UnicodeError:
+            raise _Problems([_not_encoded(path, form)]) from None
+    return JudgedLines(rows, lines, uneven)
+
+
+def _stray_quote(path: Path, line: int, form: FileFormat, what: str, *, breaks: bool = False) -> _Problems:
+    meant = (
+        ", or `line_breaks: true` if such cells are meant so"
+        if breaks
+        else f", or double the mark inside quoted cells ({form.quote * 2})"
+    )
+    return _Problems(
+        [
+            f"{path.name}, line {line}: {what}, so lines or text would be lost. Write `quote: none` in the "
+            f"mapping if the file is written without quoting and {form.quote} is text{meant}."
+        ]
+    )
+
+
+def proposed_quoting(path: Path, form: FileFormat) -> dict[str, Any]:
+    """What a mapping must say about the quotes of a file: nothing, ``quote: none`` or ``line_breaks: true``.
+
+    Where quotes do not hold, that reading is proposed under which fewer rows have a wrong number of fields.
+    """
+    readings: list[tuple[float, dict[str, Any]]] = []
+    for said in ({}, {"quote": "none"}, {"line_breaks": True}):
+        try:
+            judged = judge_lines(path, form.model_copy(update=said))
+        except _Problems:
+            continue
+        if not said:
+            return {}
+        readings.append((judged.uneven / max(judged.rows, 1), said))
+    return min(readings, key=lambda one: one[0])[1] if readings else {}
 
 
 def _python_encoding(form: FileFormat) -> str:
@@ -361,13 +609,14 @@ def _not_encoded(path: Path, form: FileFormat) -> str:
 
 def _read_header(path: Path, form: FileFormat) -> tuple[list[str], bool]:
     """Column names, and whether any row follows."""
-    with path.open("rb") as stream:
+    with open_bytes(path) as stream:
         start = stream.read(1 << 16)
+        more = bool(stream.read(1))
     if not start.strip(b"\xef\xbb\xbf \t\r\n"):
         raise _Problems(
             [f"{path.name}: the file is empty, without even a header. Deliver it again or remove it."]
         )
-    wide = form.encoding.startswith(("utf-16", "utf-32"))
+    wide = _is_wide(form)
     if not wide and (start[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\x00" in start[:4096]):
         raise _Problems(
             [
@@ -378,20 +627,24 @@ def _read_header(path: Path, form: FileFormat) -> tuple[list[str], bool]:
     encoding = "utf-8-sig" if form.encoding == "utf-8" else form.encoding
     try:
         # A chunk may end inside a character.
-        decoder = codecs.getincrementaldecoder(encoding)()
-        beginning = path.read_text(encoding=encoding) if wide else decoder.decode(start)
+        beginning = codecs.getincrementaldecoder(encoding)().decode(start)
     except UnicodeError:
         raise _Problems([_not_encoded(path, form)]) from None
-    text = io.StringIO(beginning)
-    header = next((line for line in csv.reader(text, delimiter=form.separator) if line), [])
-    has_rows = bool(text.read(1 << 12).strip()) or path.stat().st_size > 1 << 16
+    text = io.StringIO(beginning, newline="")
+    header = next((line for line in records_of(text, path, form, strict=False) if line), [])
+    if any("\n" in name or "\r" in name for name in header) and not form.line_breaks:
+        raise _stray_quote(
+            path, 1, form, "a quotation mark of the header is not closed in its line", breaks=True
+        )
+    has_rows = bool(text.read().strip()) or more
     problems = []
-    others = [mark for mark in (",", ";", "\t", "|") if mark != form.separator]
+    separator = separator_of(path, form)
+    others = [mark for mark in (",", ";", "\t", "|") if mark != separator]
     if len(header) == 1 and (mark := max(others, key=header[0].count)) in header[0]:
         shown = {"\t": "\\t"}.get(mark, mark)
         problems.append(
-            f'{path.name}: the fields are separated by "{shown}", expected "{form.separator}". Write '
-            f'`separator: "{shown}"` in the mapping, or save it with "{form.separator}".'
+            f'{path.name}: the fields are separated by "{shown}", expected "{separator}". Write '
+            f'`separator: "{shown}"` in the mapping, or save it with "{separator}".'
         )
     names = [name.strip() for name in header]
     twice = sorted({name for name in names if names.count(name) > 1})

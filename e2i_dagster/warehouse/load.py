@@ -56,6 +56,8 @@ class TableLoad(BaseModel):
         withdrawn: rows of the table that a restated month did not deliver again; no part of ``source``.
         partitions: months ``YYYY-MM`` in which rows were written or withdrawn.
         withheld: month -> why nothing of it was written.
+        lines: lines of the delivered text files below their headers, blank ones aside, counted apart from
+            the parser: more than rows where cells hold line breaks; None where there are no lines.
         outside: delivered rows of other months than the window's; not looked at.
         ignored_columns: delivered columns for which the table has no place.
     """
@@ -75,6 +77,7 @@ class TableLoad(BaseModel):
     reasons: dict[str, int] = Field(default_factory=dict)
     partitions: tuple[str, ...] = ()
     withheld: dict[str, str] = Field(default_factory=dict)
+    lines: int | None = None
     outside: int = Field(default=0, ge=0)
     ignored_columns: tuple[str, ...] = ()
     batches: int = 0
@@ -435,6 +438,7 @@ class _Loader:
             reasons=reasons,
             partitions=tuple(merged.months),
             withheld=counts.withheld,
+            lines=None if delivered is None else delivered.lines,
             outside=int((~counts.considered).sum()) - beyond,
             ignored_columns=checked.ignored,
             batches=staged.batches,
