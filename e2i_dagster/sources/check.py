@@ -18,6 +18,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import sqlalchemy as sa
 import yaml
@@ -26,7 +27,8 @@ from pydantic import BaseModel, ConfigDict
 from e2i_dagster.config.mapping import FileFormat, ImportMapping, TableMapping
 from e2i_dagster.config.vocabulary import VocabularyPolicy
 from e2i_dagster.errors import InputError
-from e2i_dagster.sources.files import IGNORED_COLUMNS, Delivery, read
+from e2i_dagster.sources.files import IGNORED_COLUMNS, Delivery, iso_text, read
+from e2i_dagster.warehouse import moments
 from e2i_dagster.warehouse.rules import check, kind_of
 from e2i_dagster.warehouse.tables import (
     MAINTAINED_COLUMNS,
@@ -487,14 +489,17 @@ def _numbers(text: pd.Series, column: sa.Column[Any], form: FileFormat) -> _Valu
 
 
 def _dates(text: pd.Series) -> _Values | None:
+    import pyarrow as pa
+
     distinct = pd.Series(text.unique()[:_MOST_DAYS], dtype=object)
-    iso = pd.to_datetime(distinct, format="ISO8601", errors="coerce", utc=True)
-    if iso.notna().all() and distinct.str.contains("-").all():
-        return _Values(1.0)
+    judged = moments.days(pa.array(distinct.tolist(), pa.large_string()))
+    taken = 1 - judged.values.null_count / len(distinct)
     fits = {
-        form: float(pd.to_datetime(distinct, format=form, errors="coerce").notna().mean())
+        form: float(np.mean([iso_text(value, form) is not None for value in distinct]))
         for form in _DATE_FORMATS
     }
+    if taken >= max(fits.values()):
+        return _Values(taken) if taken >= _MOSTLY else None
     best = max(fits, key=lambda form: fits[form])
     if fits[best] < _MOSTLY:
         return None

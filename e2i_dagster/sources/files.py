@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import datetime as dt
 import difflib
 import io
 import re
@@ -518,11 +519,22 @@ def _map_values(series: pd.Series, to: Mapping[str, str | None]) -> pd.Series:
 
 
 def _map_dates(series: pd.Series, form: str) -> pd.Series:
-    """Values that fit ``form`` as ISO text, all others unchanged."""
+    """Values that fit ``form`` as ISO text in UTC, all others unchanged.
+
+    What ``form`` leaves out is the first of its kind: ``%Y-%m`` is the first day of the month.
+    """
     codes, distinct = pd.factorize(series.astype(_TEXT))
-    parsed = pd.to_datetime(pd.Series(distinct, dtype=object), format=form, errors="coerce")
-    midnight = parsed.dt.normalize().eq(parsed).where(parsed.notna(), True).all()
-    iso = parsed.dt.strftime("%Y-%m-%d" if midnight else "%Y-%m-%dT%H:%M:%S%z")
-    values = iso.where(parsed.notna(), pd.Series(distinct, dtype=object))
-    taken = pd.array(values.tolist(), dtype=_TEXT).take(codes, allow_fill=True)
+    values = [iso_text(str(value), form) or value for value in distinct]
+    taken = pd.array(values, dtype=_TEXT).take(codes, allow_fill=True)
     return pd.Series(taken, index=series.index, name=series.name)
+
+
+def iso_text(text: str, form: str) -> str | None:
+    """``text`` read by the strptime format ``form``, as ISO text; None where it does not fit."""
+    # Not pandas, whose nanoseconds end in 2262 while open ends are written as 9999-12-31.
+    try:
+        moment = dt.datetime.strptime(text.strip(), form)
+    except ValueError:
+        return None
+    plain = moment.tzinfo is None and moment.time() == dt.time.min
+    return moment.date().isoformat() if plain else moment.isoformat()
