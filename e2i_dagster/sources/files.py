@@ -274,6 +274,24 @@ def read_file(path: Path, form: FileFormat) -> tuple[pa.Table, list[tuple[int, s
         raise _Problems([f"{path.name}: no permission to read it. Correct the file's permissions."]) from None
 
 
+def read_rows(path: Path, form: FileFormat) -> pa.Table:
+    """All rows of one file that must be whole.
+
+    Raises:
+        InputError: it cannot be read, or rows have another number of fields than the header.
+    """
+    try:
+        rows, bad = read_file(path, form)
+    except _Problems as error:
+        raise InputError("\n".join(error.found)) from None
+    if bad:
+        raise InputError(
+            f"{path.name}: {len(bad):,} row(s) have more or fewer fields than the header, the first is row "
+            f"{bad[0][0]}. Correct it, often a quote."
+        )
+    return rows
+
+
 def _read_parquet(path: Path) -> pa.Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
