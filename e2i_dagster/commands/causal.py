@@ -12,8 +12,6 @@ from e2i_dagster.commands.console import as_json, command_errors, print_table, r
 from e2i_dagster.commands.launch import launch, refuse_failed
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from e2i_dagster.causal.heterogeneity import EffectHeterogeneity
     from e2i_dagster.causal.registration import EffectModel
     from e2i_dagster.causal.study import CausalEstimates
@@ -115,6 +113,7 @@ def study_command(
     from e2i_dagster.config.causal import CausalPolicy
     from e2i_dagster.config.environment import config_folder
     from e2i_dagster.errors import VerdictError
+    from e2i_dagster.sources.handed import read_handed
 
     asked: dict[str, Any] = {
         "treatment": treatment,
@@ -122,7 +121,7 @@ def study_command(
         "confounders": _names(confounders),
         "policy": CausalPolicy.load(config_folder()),
     }
-    frame = _read(file)
+    frame = read_handed(file)
     study = study_effect(
         frame,
         question=f"What does {treatment} do to {outcome} in {file.name}? Adjusted for {confounders}.",
@@ -147,19 +146,6 @@ def study_command(
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _read(file: Path) -> pd.DataFrame:
-    import pandas as pd
-
-    from e2i_dagster.errors import InputError
-
-    try:
-        return pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_csv(file)
-    except (ValueError, OSError) as error:
-        raise InputError(
-            f"{file} cannot be read ({type(error).__name__}): expected CSV with a header row, or .parquet."
-        ) from None
 
 
 def _write(file: Path, page: str) -> None:

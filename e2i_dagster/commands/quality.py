@@ -120,6 +120,7 @@ def docs(table: str, partition: str, json_output: bool) -> None:
 @click.option("--id", "id_column", default="patient_id", show_default=True, help="With --file: the patient.")
 @click.option("--index-date", help="With --file: column of the index date.")
 @click.option("--splits", help="With --file: column of the split.")
+@click.option("--outcome-window", help="With --file: columns that describe the outcome window, with commas.")
 @as_json
 @command_errors
 def leakage_audit(scope: str | None, path: Path | None, json_output: bool, **columns: str | None) -> None:
@@ -133,23 +134,18 @@ def leakage_audit(scope: str | None, path: Path | None, json_output: bool, **col
 
 
 def _audit_file(path: Path, json_output: bool, columns: dict[str, str | None]) -> None:
-    import pandas as pd
-
-    from e2i_dagster.errors import InputError
     from e2i_dagster.quality.leakage import audit
+    from e2i_dagster.sources.handed import read_handed
 
-    try:
-        frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
-    except (ValueError, OSError) as error:
-        raise InputError(
-            f"{path} cannot be read as {path.suffix or 'CSV'}: {type(error).__name__}."
-        ) from None
+    id_column, index_date = columns["id_column"] or "patient_id", columns["index_date"]
+    frame = read_handed(path, text=(id_column,), times=(index_date,) if index_date else ())
     report = audit(
         frame,
         target=columns["target"] or "label",
-        id_column=columns["id_column"] or "patient_id",
-        index_date=columns["index_date"],
+        id_column=id_column,
+        index_date=index_date,
         splits=columns["splits"],
+        outcome_window=[one.strip() for one in (columns["outcome_window"] or "").split(",") if one.strip()],
     )
     rows = [_finding(one.rule, one.severity, ", ".join(one.columns), one.evidence) for one in report.findings]
     skipped = [f"{one.kind}: {one.reason}" for one in report.checks if not one.ran]

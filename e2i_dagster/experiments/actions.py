@@ -13,11 +13,15 @@ from e2i_dagster.config.experiment import LifecyclePolicy
 from e2i_dagster.config.policy import Policy
 from e2i_dagster.errors import InputError
 from e2i_dagster.experiments import simulation, store
+from e2i_dagster.experiments.enrolment import EVENT_COLUMNS
 from e2i_dagster.experiments.final import compute_results
 from e2i_dagster.experiments.looks import answered
+from e2i_dagster.sources.handed import read_handed
 from e2i_dagster.warehouse.tables import experiments as tables
 
 Kind = Literal["units", "events", "outcomes"]
+_TIME_COLUMNS = ("screened_at", "occurred_at", "observed_at")
+_TEXT_COLUMNS = ("unit_id", *(name for name in EVENT_COLUMNS if name != "occurred_at"), "metric")
 #: Who acts in a simulated stream; recorded like this, and only where the stream is simulated.
 SIMULATED_PEOPLE = "simulated:"
 
@@ -104,14 +108,10 @@ def record_file(connection: sa.Connection, change: Change, policy: Policy, *, ac
         InputError: the file cannot be read, or a row is wrong.
     """
     path = Path(change.file or "")
-    try:
-        frame = (
-            pd.read_parquet(path)
-            if path.suffix == ".parquet"
-            else pd.read_csv(path, dtype={"unit_id": "string"})
-        )
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as CSV or Parquet ({error}).") from None
+    frame = read_handed(path, text=_TEXT_COLUMNS, times=_TIME_COLUMNS)
+    for column in _TIME_COLUMNS:
+        if column in frame.columns and (late := int((frame[column] > pd.Timestamp.now("UTC")).sum())):
+            raise InputError(f"{path.name}: {column} has {late:,} value(s) in the future. Correct them.")
     shared: dict[str, Any] = {"source": "observed", "actor": actor}
     if change.kind == "units":
         new = store.screen(connection, change.experiment, frame, cohorts=policy.cohorts, **shared)

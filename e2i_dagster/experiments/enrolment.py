@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict
 
 from e2i_dagster.cohorts.columns import require_columns, typed_column
@@ -21,6 +22,7 @@ from e2i_dagster.cohorts.operators import decidable, holds
 from e2i_dagster.config.cohort import Criterion
 from e2i_dagster.config.experiment import Consent, ExperimentSpec
 from e2i_dagster.errors import InputError
+from e2i_dagster.warehouse.frames import convert
 
 EVENT_TYPES = (
     "consented", "treatment_received", "deviation", "consent_withdrawn", "withdrawn", "lost_to_followup", "completed",
@@ -119,14 +121,15 @@ def check_events(
         f"of unknown type (known: {', '.join(EVENT_TYPES)})": ~kind.isin(EVENT_TYPES),
         "without a readable time": at.isna(),
         "of units that were not screened": screened_at.isna(),
-        "before the unit was screened": at < screened_at,
+        "before the unit was screened": earlier(at, screened_at),
         "of units that are not assigned": after & assigned_at.isna(),
-        "before the unit was assigned": after & (at < assigned_at),
+        "before the unit was assigned": after & earlier(at, assigned_at),
         f"consents without one of the methods {', '.join(consent.methods)} (consent is never implied)": consents
         & ~new["consent_method"].isin(consent.methods),
         f"consents without one of the versions {', '.join(consent.versions)}": consents
         & ~new["consent_version"].isin(consent.versions),
-        "withdrawals of a consent that was not given before": (kind == "consent_withdrawn") & ~(agreed <= at),
+        "withdrawals of a consent that was not given before": (kind == "consent_withdrawn")
+        & (agreed.isna() | earlier(at, agreed)),
         f"withdrawals without one of {', '.join(INITIATORS)} in initiated_by": (kind == "withdrawn")
         & ~new["initiated_by"].isin(INITIATORS),
         f"deviations without one of {', '.join(SEVERITIES)} in severity": (kind == "deviation")
@@ -164,7 +167,7 @@ def check_outcomes(
     given["observed_at"] = pd.to_datetime(given["observed_at"], utc=True, errors="coerce")
     given["value"] = pd.to_numeric(given["value"], errors="coerce").astype("float64")
     given["denominator"] = pd.to_numeric(given["denominator"], errors="coerce").astype("float64")
-    given["event"] = given["event"].astype("boolean")
+    given["event"] = convert(given["event"], sa.Boolean(), where="outcomes.event")
     given = given.drop_duplicates(ignore_index=True)
     kinds = {metric.name: metric.kind for metric in spec.metrics.all}
     kind = given["metric"].map(kinds)
@@ -180,8 +183,8 @@ def check_outcomes(
         f"of unknown metric (known: {', '.join(kinds)})": kind.isna(),
         "of units that are not assigned": assigned_at.isna(),
         "without a readable time": given["observed_at"].isna(),
-        "observed before the unit was assigned": given["observed_at"] < assigned_at,
-        "observed after the unit withdrew its consent": given["observed_at"] > gone,
+        "observed before the unit was assigned": earlier(given["observed_at"], assigned_at),
+        "observed after the unit withdrew its consent": earlier(gone, given["observed_at"]),
         "without a finite value (leave a missing outcome out)": ~np.isfinite(value.to_numpy()),
         "of a proportion that are neither 0 nor 1": (kind == "proportion") & ~value.isin([0.0, 1.0]),
         "of a survival metric without a time above 0 and event true or false": (kind == "survival")
@@ -200,6 +203,17 @@ def check_outcomes(
     }
     refuse("outcomes", problems, len(given))
     return given[~there.to_numpy()].reset_index(drop=True)
+
+
+def earlier(one: pd.Series, other: pd.Series) -> pd.Series:
+    """True where ``one`` lies before ``other`` at the coarser precision of the two; false where one is null.
+
+    A time of exactly midnight in UTC is a day: it is compared with a moment by the day alone, because nobody
+    knows when on that day it was.
+    """
+    days = one.dt.normalize(), other.dt.normalize()
+    by_day = (one == days[0]) | (other == days[1])
+    return (days[0] < days[1]).where(by_day, one < other)
 
 
 def _time_of(unit: pd.Series, times: pd.Series) -> pd.Series:

@@ -157,6 +157,7 @@ def audit(
     horizon_days: int | None = None,
     extract_columns: Collection[str] | None = None,
     settings: LeakageSettings | None = None,
+    outcome_window: Sequence[str] = (),
 ) -> LeakageReport:
     """Audit a training frame (rows: patients) for leakage.
 
@@ -176,6 +177,7 @@ def audit(
         extract_columns: names that are refused as features. Default: the raw columns described as known
             at the extract only.
         settings: limits. Default: ``leakage`` of config/quality.yaml.
+        outcome_window: columns that describe the outcome window, such as its end; neither features nor dates.
 
     Raises:
         InputError: a named column does not exist, or two columns have one name.
@@ -183,11 +185,11 @@ def audit(
     limits = settings or current_quality_policy().settings.leakage
     index_column = index_date if isinstance(index_date, str) else None
     split_column = splits if isinstance(splits, str) else None
-    _require(frame, [target, id_column, *(date_columns or ()), index_column, split_column])
+    _require(frame, [target, id_column, *(date_columns or ()), *outcome_window, index_column, split_column])
     parts = _parts(frame, splits, id_column)
     dates = list(date_columns) if date_columns is not None else _dates(frame)
-    dates = [name for name in dates if name not in {index_column, target, "event_timestamp"}]
-    apart = {target, id_column, index_column, split_column, *dates} | _BOOKKEEPING
+    dates = [name for name in dates if name not in {index_column, target, "event_timestamp", *outcome_window}]
+    apart = {target, id_column, index_column, split_column, *outcome_window, *dates} | _BOOKKEEPING
     features = [name for name in frame.columns if name not in apart]
     refused = extract_only_columns() if extract_columns is None else frozenset(extract_columns)
 
@@ -386,7 +388,8 @@ def _temporal(
             columns=(str(name),),
             severity="fatal",
             evidence=evidence,
-            remedy="make the feature from rows dated before the index date only",
+            remedy="make the feature from rows dated before the index date only; a column that describes the "
+            "outcome window is named with --outcome-window",
             affected=late,
         )
     for name in features:

@@ -16,6 +16,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import sqlalchemy as sa
 import yaml
@@ -28,6 +29,7 @@ from e2i_dagster.sources.files import (
     IGNORED_COLUMNS,
     Delivery,
     ending_of,
+    iso_text,
     not_read,
     open_bytes,
     open_text,
@@ -37,6 +39,7 @@ from e2i_dagster.sources.files import (
     records_of,
     stem_of,
 )
+from e2i_dagster.warehouse import moments
 from e2i_dagster.warehouse.rules import check, kind_of
 from e2i_dagster.warehouse.tables import (
     MAINTAINED_COLUMNS,
@@ -504,14 +507,17 @@ def _numbers(text: pd.Series, column: sa.Column[Any], form: FileFormat) -> _Valu
 
 
 def _dates(text: pd.Series) -> _Values | None:
+    import pyarrow as pa
+
     distinct = pd.Series(text.unique()[:_MOST_DAYS], dtype=object)
-    iso = pd.to_datetime(distinct, format="ISO8601", errors="coerce", utc=True)
-    if iso.notna().all() and distinct.str.contains("-").all():
-        return _Values(1.0)
+    judged = moments.days(pa.array(distinct.tolist(), pa.large_string()))
+    taken = 1 - judged.values.null_count / len(distinct)
     fits = {
-        form: float(pd.to_datetime(distinct, format=form, errors="coerce").notna().mean())
+        form: float(np.mean([iso_text(value, form) is not None for value in distinct]))
         for form in _DATE_FORMATS
     }
+    if taken >= max(fits.values()):
+        return _Values(taken) if taken >= _MOSTLY else None
     best = max(fits, key=lambda form: fits[form])
     if fits[best] < _MOSTLY:
         return None

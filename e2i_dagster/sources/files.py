@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import datetime as dt
 import difflib
 import gzip
 import io
@@ -375,6 +376,24 @@ def read_file(path: Path, form: FileFormat) -> FileRows:
         raise _Problems(
             [f"{path.name}: not readable as gzip ({str(error)[:120]}). Deliver it again."]
         ) from None
+
+
+def read_rows(path: Path, form: FileFormat) -> pa.Table:
+    """All rows of one file that must be whole.
+
+    Raises:
+        InputError: it cannot be read, or rows have another number of fields than the header.
+    """
+    try:
+        given = read_file(path, form)
+    except _Problems as error:
+        raise InputError(str(error), file=path.name) from None
+    if bad := given.malformed:
+        raise InputError(
+            f"{path.name}: {len(bad):,} row(s) have more or fewer fields than the header, the first is row "
+            f"{bad[0][0]}. Correct it, often a quote."
+        )
+    return given.rows
 
 
 def _read_parquet(path: Path) -> pa.Table:
@@ -784,11 +803,22 @@ def _map_values(series: pd.Series, to: Mapping[str, str | None]) -> pd.Series:
 
 
 def _map_dates(series: pd.Series, form: str) -> pd.Series:
-    """Values that fit ``form`` as ISO text, all others unchanged."""
+    """Values that fit ``form`` as ISO text in UTC, all others unchanged.
+
+    What ``form`` leaves out is the first of its kind: ``%Y-%m`` is the first day of the month.
+    """
     codes, distinct = pd.factorize(series.astype(_TEXT))
-    parsed = pd.to_datetime(pd.Series(distinct, dtype=object), format=form, errors="coerce")
-    midnight = parsed.dt.normalize().eq(parsed).where(parsed.notna(), True).all()
-    iso = parsed.dt.strftime("%Y-%m-%d" if midnight else "%Y-%m-%dT%H:%M:%S%z")
-    values = iso.where(parsed.notna(), pd.Series(distinct, dtype=object))
-    taken = pd.array(values.tolist(), dtype=_TEXT).take(codes, allow_fill=True)
+    values = [iso_text(str(value), form) or value for value in distinct]
+    taken = pd.array(values, dtype=_TEXT).take(codes, allow_fill=True)
     return pd.Series(taken, index=series.index, name=series.name)
+
+
+def iso_text(text: str, form: str) -> str | None:
+    """``text`` read by the strptime format ``form``, as ISO text; None where it does not fit."""
+    # Not pandas, whose nanoseconds end in 2262 while open ends are written as 9999-12-31.
+    try:
+        moment = dt.datetime.strptime(text.strip(), form)
+    except ValueError:
+        return None
+    plain = moment.tzinfo is None and moment.time() == dt.time.min
+    return moment.date().isoformat() if plain else moment.isoformat()

@@ -267,7 +267,8 @@ def _calibrated(
     if np.bincount(learn[1], minlength=2).min() < needed:
         return unfitted.fit(*learn), "none", f"{few}, and of the training patients"
     # One estimator of all training rows; the map is fitted on its predictions for rows held out.
-    crossed = CalibratedClassifierCV(unfitted, method=method, cv=folds, ensemble=False).fit(*learn)
+    single: Any = False  # the library's types know only the text "auto"
+    crossed = CalibratedClassifierCV(unfitted, method=method, cv=folds, ensemble=single).fit(*learn)
     return crossed, method, f"cross-fitted on {len(learn[1])} training rows: {few}"
 
 

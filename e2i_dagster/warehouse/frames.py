@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
 from e2i_dagster.errors import InputError
+from e2i_dagster.warehouse import moments
 from e2i_dagster.warehouse.tables import MAINTAINED_COLUMNS, metadata
 
 TEXT = "string[pyarrow]"
@@ -240,6 +241,11 @@ def _time(column: pd.Series, where: str, *, zoned: bool) -> pd.Series:
         if kinds == "date":
             days: Any = given.to_numpy().astype(DATE)
             times = pd.Series(pd.DatetimeIndex(days).tz_localize("UTC"), index=column.index)
+        elif kinds in ("string", "empty"):
+            import pyarrow as pa
+
+            judged = moments.moments(pa.array(given, pa.large_string()))
+            times = pd.Series(judged.values.to_pandas().array, index=column.index)
         else:
             style: Any = None if kinds == "datetime" else "ISO8601"
             times = pd.to_datetime(given, errors="coerce", utc=True, format=style)

@@ -7,7 +7,6 @@ rules, and the first one (in the order of the rules) gives the row its reason.
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from e2i_dagster.errors import InputError
+from e2i_dagster.warehouse import moments
 from e2i_dagster.warehouse.tables import (
     MAINTAINED_COLUMNS,
     facts,
@@ -45,6 +45,9 @@ REASONS: Mapping[str, str] = {
     "boolean_format": "Not true or false (t/f, yes/no, 1/0). Correct it or map the value.",
     "date_format": "Not a date YYYY-MM-DD of the calendar. Correct it or give `dates` in the mapping.",
     "timestamp_format": "Not an ISO timestamp (UTC where it has no offset). Correct it or give `dates`.",
+    "partial_date": "A year or month without a day. Deliver the day, or declare `dates`, such as `%Y-%m` (its first).",
+    "two_digit_year": "A year of two digits. Deliver four, or declare `dates`, such as `%d-%m-%y`.",
+    "ambiguous_date": "Day and month may be swapped. Deliver YYYY-MM-DD, or declare `dates`, such as `%d/%m/%Y`.",
     "json_format": "Not valid JSON. Correct it.",
     "list_format": 'Not a list of texts such as ["a", "b"] or {a,b}. Correct it.',
     "out_of_range": "Outside the range that the table description gives for the column. Correct it.",
@@ -230,9 +233,15 @@ def _check_column(
     pc = compute()
 
     name, kind, about = column.name, kind_of(column), facts(column)
-    parsed, wrong = _PARSERS[kind](given)
-    if wrong is not None:
-        checked.add(wrong, "invalid_text" if kind == "text" else f"{kind}_format", name)
+    if kind in ("date", "timestamp"):
+        judged = moments.days(given) if kind == "date" else moments.moments(given)
+        parsed = judged.values
+        for reason, mask in judged.refused.items():
+            checked.add(mask, f"{kind}_format" if reason == "format" else reason, name)
+    else:
+        parsed, wrong = _PARSERS[kind](given)
+        if wrong is not None:
+            checked.add(wrong, "invalid_text" if kind == "text" else f"{kind}_format", name)
     if not column.nullable:
         if column.server_default is not None and parsed.null_count:
             parsed = pc.fill_null(parsed, _default_of(column))
@@ -550,58 +559,6 @@ def _parse_boolean(given: pa.Array) -> Parsed:
     return pc.if_else(known, true, None), pc.and_(pc.invert(known), pc.is_valid(text))
 
 
-def _parse_date(given: pa.Array) -> Parsed:
-    import pyarrow as pa
-
-    pc = compute()
-
-    if pa.types.is_date(given.type):
-        return given.cast(pa.date32()), None
-    if pa.types.is_timestamp(given.type):
-        day = given.cast(pa.date32(), safe=False)
-        wrong = pc.not_equal(
-            day.cast(pa.timestamp("us", given.type.tz)),
-            given.cast(pa.timestamp("us", given.type.tz), safe=False),
-        )
-        return _null_where(day, wrong), wrong
-    # A date column has few distinct values: parse those.
-    coded = given.cast(pa.large_string()).dictionary_encode()
-    text = pc.replace_substring_regex(
-        pc.utf8_trim_whitespace(coded.dictionary),
-        r"^(\d{4}-\d{2}-\d{2})[T ]00:00(:00(\.0+)?)?(Z|\+00:?00)?$",
-        r"\1",
-    )
-    try:
-        dates = text.cast(pa.date32())
-    except pa.ArrowInvalid:
-        dates = pa.array([_date_of(value) for value in text.to_pylist()], pa.date32())
-    parsed = dates.take(coded.indices)
-    return parsed, pc.and_(pc.is_null(parsed), pc.is_valid(given))
-
-
-def _date_of(text: str) -> dt.date | None:
-    try:
-        return dt.date.fromisoformat(text) if len(text) == 10 else None
-    except ValueError:
-        return None
-
-
-def _parse_timestamp(given: pa.Array) -> Parsed:
-    import pyarrow as pa
-
-    pc = compute()
-
-    utc = pa.timestamp("us", "UTC")
-    if pa.types.is_timestamp(given.type):
-        return given.cast(pa.timestamp("us", given.type.tz), safe=False).cast(utc), None
-    if pa.types.is_date(given.type):
-        return given.cast(pa.timestamp("us")).cast(utc), None
-    text = pc.utf8_trim_whitespace(given.cast(pa.large_string()))
-    moments = pd.to_datetime(text.to_pandas(), format="ISO8601", utc=True, errors="coerce")
-    parsed = pa.array(moments, from_pandas=True).cast(utc, safe=False)
-    return parsed, pc.and_(pc.is_null(parsed), pc.is_valid(given))
-
-
 def _parse_json(given: pa.Array) -> Parsed:
     return _parse_distinct(given, _json_of, _all_json)
 
@@ -680,8 +637,6 @@ _PARSERS: Mapping[Kind, Callable[[Any], Parsed]] = {
     "integer": _parse_integer,
     "number": _parse_number,
     "boolean": _parse_boolean,
-    "date": _parse_date,
-    "timestamp": _parse_timestamp,
     "json": _parse_json,
     "list": _parse_list,
 }

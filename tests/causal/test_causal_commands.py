@@ -92,7 +92,7 @@ def test_an_absent_library_is_named_and_the_rest_answer(files, monkeypatch):
         ("apart.csv", 4, "of the rows have a propensity outside [0.02, 0.98], at most 10%"),
         ("twenty.csv", 4, "20 rows, of which the smaller arm has"),
         ("unknown.csv", 3, "3 of 500 rows have none"),
-        ("broken.parquet", 3, "cannot be read"),
+        ("broken.parquet", 3, "not readable as Parquet"),
         ("absent.csv", 2, "does not exist"),
     ],
 )

@@ -252,6 +252,8 @@ def test_a_column_that_only_this_definition_needs(tmp_path):
     ("column", "value", "kind"),
     [
         ("drug_exposure_start_date", "01.06.2000 secret", "dates"),
+        ("drug_exposure_start_date", "05-01-23", "dates"),
+        ("drug_exposure_start_date", "2013-07", "dates"),
         ("person_id", "secret", "whole numbers"),
         ("drug_concept_id", "1.5", "whole numbers"),
         ("days_supply", "secret", "whole numbers"),
@@ -263,6 +265,22 @@ def test_values_of_another_type_name_the_column_and_no_value(tmp_path, column, v
     with pytest.raises(InputError, match=f"{column}: a value is not one of {kind}") as refused:
         build(expression(), write_folder(tmp_path, tables))
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_period_without_its_end_is_an_error_that_names_it(tmp_path, kind):
+    tables = copy.deepcopy(TABLES)
+    tables["observation_period"][0]["observation_period_end_date"] = None
+    with pytest.raises(InputError, match="observation_period_end_date is empty in 1 rows"):
+        build(expression(), write_folder(tmp_path, tables, kind))
+
+
+@pytest.mark.parametrize("limit", ["all", "first", "LAST"])
+def test_limits_in_any_case(tmp_path, limit):
+    definition = expression(ExpressionLimit={"Type": limit})
+    titled = expression(ExpressionLimit={"Type": limit.capitalize()})
+    folder = write_folder(tmp_path, TABLES)
+    assert build(definition, folder).rows.equals(build(titled, folder).rows)
 
 
 def test_values_that_no_date_can_hold(tmp_path):

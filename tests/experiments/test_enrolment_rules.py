@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -60,6 +62,20 @@ def test_a_wrong_event_is_refused_and_no_unit_is_named(events, says):
     with pytest.raises(InputError, match=says) as error:
         checked(*events)
     assert "'A'" not in str(error.value)
+
+
+def test_a_day_is_compared_with_a_moment_by_the_day(monkeypatch):
+    """An outcome and a withdrawal dated the day of a consent or assignment at 13:52 are not earlier."""
+    afternoon = ASSIGNED.assign(assigned_at=DAY + pd.Timedelta("1d 13:52:00"))
+    monkeypatch.setattr(sys.modules[__name__], "ASSIGNED", afternoon)
+    assert len(taken(outcome(day=1))) == 1
+    with pytest.raises(InputError, match="observed before the unit was assigned"):
+        taken(outcome(observed_at=DAY + pd.Timedelta("1d 13:51:00")))
+    assert len(checked(event(kind="deviation", day=1, severity="minor"))) == 1
+    agreed = event(occurred_at=DAY + pd.Timedelta("2d 09:00:00"))
+    assert len(checked(agreed, event(kind="consent_withdrawn", day=2))) == 2
+    gone = checked(event(), event(kind="consent_withdrawn", day=10))
+    assert len(taken(outcome(observed_at=DAY + pd.Timedelta("10d 08:00:00")), events=gone)) == 1
 
 
 def test_nothing_of_a_delivery_is_taken_when_a_row_is_wrong_and_known_rows_are_recognised():

@@ -113,6 +113,10 @@ def test_a_file_of_ones_own_is_audited(tmp_path, suffix):
         ("leakage_target", "call"),
     }
     assert told["not_run"] == ["contamination: no splits were given"]
+    write(frame.assign(outcome_window_end="2024-04-30"))
+    named = e2i("leakage-audit", *arguments, "--json")
+    assert [one["columns"] for one in json.loads(named.stdout)["findings"]] == ["outcome_window_end"]
+    assert e2i("leakage-audit", *arguments, "--outcome-window", "outcome_window_end").exit_code == 0
     missing = e2i("leakage-audit", "--file", str(path), "--target", "outcome")
     assert missing.exit_code == 3 and "has no column outcome" in missing.output
 
@@ -122,7 +126,7 @@ def test_scope_without_a_frame_and_unreadable_file_are_told(pipeline, tmp_path):
     assert none.exit_code == 3 and "never materialized" in none.output
     (tmp_path / "frame.parquet").write_text("no parquet")
     unreadable = e2i("leakage-audit", "--file", str(tmp_path / "frame.parquet"))
-    assert unreadable.exit_code == 3 and "cannot be read" in unreadable.output
+    assert unreadable.exit_code == 3 and "not readable as Parquet" in unreadable.output
 
 
 def test_production_refuses_secrets_that_would_be_generated(monkeypatch, tmp_path):

@@ -213,8 +213,14 @@ class Period(CirceModel):
     end_date: date | None = None
 
 
+def _capitalized(given: object) -> object:
+    return given.capitalize() if isinstance(given, str) else given
+
+
 class ResultLimit(CirceModel):
-    type: Literal["First", "Last", "All"] = "First"
+    """Which of the events count, in any case: Circe compares without it, and its own tests write ``all``."""
+
+    type: Annotated[Literal["First", "Last", "All"], BeforeValidator(_capitalized)] = "First"
 
 
 class DateAdjustment(CirceModel):

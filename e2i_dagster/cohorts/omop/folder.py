@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from e2i_dagster.cohorts.omop.domains import TABLES
 from e2i_dagster.cohorts.omop.plan import Plan
 from e2i_dagster.errors import InputError
+from e2i_dagster.warehouse import moments
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -22,6 +23,7 @@ SUFFIXES: dict[str, Kind] = {".csv": "csv", ".csv.gz": "csv", ".parquet": "parqu
 MISSING_IN_CSV = ["", "NA", "NULL", "NaN"]
 #: Marks an error of ours among those of DuckDB.
 READ_MARK = "omop column "
+DAY_FUNCTION = "day_of_text"
 TYPES = {"id": "BIGINT", "date": "DATE", "number": "DOUBLE", "text": "VARCHAR"}
 #: Tables that events are joined to, by this column.
 UNIQUE = {"person": "person_id", "visit_occurrence": "visit_occurrence_id"}
@@ -100,6 +102,9 @@ def load_tables(connection: DuckDBPyConnection, files: list[TableFiles], plan: P
     """
     import duckdb
 
+    # DuckDB's own casts of text differ between its versions and take 05-01-23 for the year 5.
+    day: dict[str, Any] = {"parameters": ["VARCHAR"], "return_type": "DATE", "type": "arrow"}
+    connection.create_function(DAY_FUNCTION, _day, null_handling="special", **day)  # type: ignore[arg-type]
     for one in files:
         paths: Any = [str(path) for path in one.paths]  # DuckDB takes lists, its signatures know files only
         try:
@@ -119,6 +124,7 @@ def load_tables(connection: DuckDBPyConnection, files: list[TableFiles], plan: P
             else:
                 wanted.create(f"cdm_{one.table}")
             _check_unique(connection, one)
+            _check_ends(connection, one)
         except duckdb.Error as error:
             raise _unreadable(one, error) from None
     connection.execute("CREATE TABLE IF NOT EXISTS cdm_concept (concept_id BIGINT, invalid_reason VARCHAR)")
@@ -187,9 +193,28 @@ def _value(kind: str, quoted: str, base: str) -> str:
         return f"CASE WHEN {number} = floor({number}) THEN TRY_CAST({quoted} AS BIGINT) END"
     if base == "TIMESTAMP WITH TIME ZONE":
         return f"({quoted} AT TIME ZONE 'UTC')::DATE"
-    if base == "VARCHAR":
-        return (
-            f"coalesce(TRY_CAST(TRY_CAST({quoted} AS TIMESTAMP) AS DATE), "
-            f"TRY_CAST(try_strptime({quoted}, '%Y%m%d') AS DATE))"
-        )
+    if base == "VARCHAR" or base in INTEGERS:
+        return f"{DAY_FUNCTION}({quoted}::VARCHAR)"
     return "NULL::DATE"
+
+
+def _day(cells: Any) -> Any:
+    import pyarrow as pa
+
+    array = cells.combine_chunks() if isinstance(cells, pa.ChunkedArray) else cells
+    return moments.days(array.cast(pa.large_string())).values
+
+
+def _check_ends(connection: DuckDBPyConnection, files: TableFiles) -> None:
+    """A period without its end would leave out its person without a word."""
+    if files.table != "observation_period":
+        return
+    days = ("observation_period_start_date", "observation_period_end_date")
+    counts = ", ".join(f"count(*) - count({day})" for day in days)
+    ((*empty,),) = connection.execute(f"SELECT {counts} FROM cdm_observation_period").fetchall()
+    for day, count in zip(days, empty, strict=True):
+        if count:
+            raise InputError(
+                f"{files.name}: {day} is empty in {count:,} rows. OMOP requires it: write the first or the last "
+                "day that the data cover."
+            )

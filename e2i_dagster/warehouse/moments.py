@@ -1,0 +1,123 @@
+"""The one judge of delivered days and moments: what text or a typed column says, or why it says nothing.
+
+Every door asks here: the loader, `import check`, OMOP folders, files of experiments and audits. The table in
+docs/loading.md says the same in words. A moment without an offset is UTC, and a moment belongs to its UTC day,
+so that one moment is one day whichever kind of file holds it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+#: Why a cell is no day, in the order in which the patterns are tried; what fits none is not a date at all.
+REFUSED: dict[str, str] = {
+    "partial_date": r"^(\d{4}|\d{4}[-/.]\d{1,2}|\d{1,2}[-/.]\d{4}|(18|19|20|21)\d{2}(0[1-9]|1[0-2])|\d{4}-?W\d{2})$",
+    "two_digit_year": r"^\d{1,2}[-/. ](\d{1,2}|[A-Za-z]{3})[-/. ]\d{2}([T ].*)?$",
+    "ambiguous_date": r"^\d{1,2}[-/. ]\d{1,2}[-/. ]\d{4}([T ,].*)?$",
+}
+_DAY = (
+    r"(?:(?P<y>\d{4})-(?P<m>\d{2})-(?P<d>\d{2})"
+    r"|(?P<cy>(?:18|19|20|21)\d{2}|9999)(?P<cm>\d{2})(?P<cd>\d{2}))"
+)
+_CLOCK = (
+    r"(?:[Tt ](?P<h>\d{2}):(?P<n>\d{2})(?::(?P<s>\d{2})(?:[.,](?P<f>\d{1,9}))?)?"
+    r" ?(?:[Zz]|(?P<sign>[+-])(?P<oh>\d{2})(?::?(?P<om>\d{2}))?)?)?"
+)
+_MOMENT = f"^{_DAY}{_CLOCK}$"
+_SECOND = 1_000_000
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the cells of a column say.
+
+    Attributes:
+        values: ``date32``, or ``timestamp[us, UTC]``; null where a cell is empty or refused.
+        refused: reason (a key of :data:`REFUSED`, or ``format``) to boolean array over the cells.
+    """
+
+    values: pa.Array
+    refused: dict[str, pa.Array]
+
+
+def days(given: pa.Array) -> Judged:
+    """The day of each cell; a moment is cut to its UTC day."""
+    import pyarrow as pa
+
+    if pa.types.is_date(given.type):
+        return Judged(given.cast(pa.date32()), {})
+    found = moments(given)
+    micros = _micros(found.values)
+    day = np.floor_divide(micros, 86_400 * _SECOND).astype(np.int32)
+    missing = found.values.is_null().to_numpy(zero_copy_only=False)
+    return Judged(pa.array(day, pa.int32(), mask=missing).cast(pa.date32()), found.refused)
+
+
+def moments(given: pa.Array) -> Judged:
+    """The moment of each cell in UTC; a day is its first moment, a moment without an offset is UTC."""
+    import pyarrow as pa
+
+    utc = pa.timestamp("us", "UTC")
+    if pa.types.is_timestamp(given.type):
+        plain = given.cast(pa.timestamp("us", given.type.tz), safe=False)
+        return Judged(plain.cast(utc) if given.type.tz else plain.cast(pa.int64()).cast(utc), {})
+    if pa.types.is_date(given.type):
+        return Judged(given.cast(pa.timestamp("us")).cast(pa.int64()).cast(utc), {})
+    coded = given.cast(pa.large_string()).dictionary_encode()
+    distinct = _of_text(coded.dictionary)
+    return Judged(
+        distinct.values.take(coded.indices),
+        {reason: mask.take(coded.indices) for reason, mask in distinct.refused.items()},
+    )
+
+
+def _of_text(given: pa.Array) -> Judged:
+    import pyarrow as pa
+
+    from e2i_dagster.warehouse.rules import compute
+
+    pc = compute()
+    text = pc.utf8_trim_whitespace(given)
+    parts = pc.extract_regex(text, pattern=_MOMENT)
+    good = pc.is_valid(parts).to_numpy(zero_copy_only=False)
+
+    def number(name: str) -> np.ndarray:
+        field = pc.fill_null(pc.struct_field(parts, name), "")
+        return pc.if_else(pc.equal(field, ""), "0", field).cast(pa.int64()).to_numpy(zero_copy_only=False)
+
+    year, month, day = number("y") + number("cy"), number("m") + number("cm"), number("d") + number("cd")
+    hour, minute, second = number("h"), number("n"), number("s")
+    digits = pc.utf8_slice_codeunits(pc.fill_null(pc.struct_field(parts, "f"), ""), 0, 6)
+    fraction = pc.utf8_rpad(digits, 6, "0").cast(pa.int64()).to_numpy(zero_copy_only=False)
+    east = pc.fill_null(pc.equal(pc.struct_field(parts, "sign"), "+"), False).to_numpy(zero_copy_only=False)
+    offset = np.where(east, 1, -1) * (number("oh") * 60 + number("om"))
+    good &= (year > 0) & (month >= 1) & (month <= 12) & (hour < 24) & (minute < 60) & (second < 60)
+    good &= (number("oh") < 16) & (number("om") < 60)
+    first = (np.where(good, (year - 1970) * 12 + month - 1, 0)).astype("datetime64[M]")
+    length = ((first + 1).astype("datetime64[D]") - first.astype("datetime64[D]")).astype(np.int64)
+    good &= (day >= 1) & (day <= length)
+    seconds = (first.astype("datetime64[D]").astype(np.int64) + day - 1) * 86_400
+    seconds += hour * 3_600 + minute * 60 + second - offset * 60
+    values = pa.array(seconds * _SECOND + fraction, pa.int64(), mask=~good)
+    left = ~good & text.is_valid().to_numpy(zero_copy_only=False)
+    refused: dict[str, pa.Array] = {}
+    for reason, pattern in REFUSED.items():
+        fits = left & pc.fill_null(pc.match_substring_regex(text, pattern), False).to_numpy(
+            zero_copy_only=False
+        )
+        refused[reason] = pa.array(fits)
+        left = left & ~fits
+    refused["format"] = pa.array(left)
+    return Judged(values.cast(pa.timestamp("us", "UTC")), refused)
+
+
+def _micros(values: Any) -> np.ndarray:
+    import pyarrow as pa
+
+    return values.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
