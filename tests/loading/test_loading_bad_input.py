@@ -29,7 +29,7 @@ def test_each_kind_of_bad_cell_has_its_reason(with_parents, content, make_events
     bad = {
         0: ("event_type", "infusion", "unknown_value"),
         1: ("event_date", "2024-02-30", "date_format"),
-        2: ("event_date", "01.02.2024", "date_format"),
+        2: ("event_date", "01.02.2024", "ambiguous_date"),
         3: ("event_date", None, "missing_value"),
         4: ("cost", "12,5", "number_format"),
         5: ("cost", "-1", "out_of_range"),
