@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,8 @@ from e2i_dagster.experiments.survival import hazard_ratio, last_time, log_rank, 
 
 #: Fewer clusters in an arm leave the clustered standard error unknown.
 FEWEST_CLUSTERS = 5
+#: A spread that is smaller relative to its mean is the rounding of a constant.
+_ROUNDING = 1e-12
 #: Fewer events in both arms together are not analysed.
 FEWEST_EVENTS = 10
 
@@ -49,6 +51,14 @@ class _NotEstimableError(Exception):
     """Why a comparison has no figures; ends in the comparison's ``reason``."""
 
 
+class _HelperError(Exception):
+    """Why a covariate or the strata cannot serve a comparison, which is then made without them."""
+
+    def __init__(self, helper: Literal["covariate", "strata"], reason: str) -> None:
+        super().__init__(reason)
+        self.helper = helper
+
+
 def compare(
     statistics: SufficientStatistics,
     arm: str,
@@ -58,30 +68,73 @@ def compare(
     horizon: float | None,
     min_per_arm: int,
 ) -> Comparison:
-    try:
-        for name in (control, arm):
-            cell = statistics.cell(name)
-            observed = cell.complete.count + cell.bare.count
-            if cell.units == 0:
-                raise _NotEstimableError(f"arm {name} has no unit")
-            if observed < min_per_arm:
-                count = shown_count(observed)
-                raise _NotEstimableError(
-                    f"arm {name} has {count} units with outcome; at least {min_per_arm} are needed"
-                )
-        if statistics.kind == "survival":
-            return _compare_survival(statistics, arm, control, confidence, horizon)
-        if statistics.clusters is not None:
-            found = _compare_clusters(statistics, arm, control, confidence)
-        elif statistics.kind == "proportion" and not statistics.covariate and not statistics.stratified:
-            found = _compare_proportions(statistics, arm, control, confidence)
-        else:
-            found = _compare_means(statistics, arm, control, confidence)
-    except _NotEstimableError as reason:
-        return _refused(arm, control, str(reason), statistics.kind)
+    """One arm against the control. A covariate or strata that cannot serve are left out, and ``note`` says why."""
+    notes: list[str] = []
+    while True:
+        try:
+            found = _estimated(statistics, arm, control, confidence, horizon, min_per_arm)
+            break
+        except _HelperError as failure:
+            # Each is taken away once, so this ends.
+            if failure.helper == "covariate":
+                statistics = statistics.without_covariate()
+                notes.append(f"without the covariate: {failure}")
+            else:
+                statistics = statistics.pooled()
+                notes.append(f"pooled over the strata: {failure}")
+        except _NotEstimableError as reason:
+            return _refused(arm, control, str(reason), statistics.kind)
+    if notes:
+        found = found.model_copy(update={"note": "; ".join(notes)})
     if limits is not None:
         found = found.model_copy(update={"bounds": _bounds(statistics, arm, control, limits)})
     return found
+
+
+def _estimated(
+    statistics: SufficientStatistics,
+    arm: str,
+    control: str,
+    confidence: float,
+    horizon: float | None,
+    min_per_arm: int,
+) -> Comparison:
+    for name in (control, arm):
+        cell = statistics.cell(name)
+        observed = cell.complete.count + cell.bare.count
+        if cell.units == 0:
+            raise _NotEstimableError(f"arm {name} has no unit")
+        if observed < min_per_arm:
+            count = shown_count(observed)
+            raise _NotEstimableError(
+                f"arm {name} has {count} units with outcome; at least {min_per_arm} are needed"
+            )
+    if statistics.kind == "survival":
+        return _compare_survival(statistics, arm, control, confidence, horizon)
+    if statistics.clusters is not None:
+        return _compare_clusters(statistics, arm, control, confidence)
+    if statistics.kind == "proportion" and not statistics.covariate and not statistics.stratified:
+        return _compare_proportions(statistics, arm, control, confidence)
+    return _compare_means(statistics, arm, control, confidence)
+
+
+def _no_variation(statistics: SufficientStatistics, what: str) -> Exception:
+    """The outcome does not vary as it is analysed: without its helpers it may."""
+    if statistics.covariate:
+        return _HelperError("covariate", "it leaves the outcome without variation")
+    if statistics.stratified:
+        return _HelperError("strata", "the outcome does not vary within them")
+    return _NotEstimableError(what)
+
+
+def _of_stratum(stratified: bool, reason: str) -> Exception:
+    """A stratum that cannot be analysed stops the adjustment for strata, and nothing without them."""
+    return _HelperError("strata", reason) if stratified else _NotEstimableError(reason)
+
+
+def _varies(variance: float, level: float) -> bool:
+    """Whether there is more than the rounding of a constant ``level``."""
+    return (_ROUNDING * level) ** 2 < variance < math.inf
 
 
 def _relative(
@@ -129,7 +182,7 @@ def _compare_means(statistics: SufficientStatistics, arm: str, control: str, con
     strata = statistics.strata if statistics.stratified else (None,)
     fill = statistics.covariate_fill((arm, control))
     if statistics.covariate and fill is None:
-        raise _NotEstimableError("no unit has the covariate")
+        raise _HelperError("covariate", "no unit has it")
     parts: list[tuple[float, dict[str, Moments]]] = []
     for stratum in strata:
         pair = {name: statistics.cell(name, stratum).moments(fill) for name in (arm, control)}
@@ -139,11 +192,13 @@ def _compare_means(statistics: SufficientStatistics, arm: str, control: str, con
         for name, moments in pair.items():
             if moments.count < 2:
                 where = f" in stratum {stratum}" if stratum is not None else ""
-                raise _NotEstimableError(f"arm {name} has fewer than 2 units with outcome{where}")
+                raise _of_stratum(
+                    stratum is not None, f"arm {name} has fewer than 2 units with outcome{where}"
+                )
         parts.append((float(count), pair))
     weights = np.array([count for count, _ in parts])
     weights /= weights.sum()
-    points = [_points(statistics.kind, pair) for _, pair in parts]
+    points = [_points(statistics, pair) for _, pair in parts]
     theta = _theta(parts, points) if statistics.covariate else 0.0
     effect = variance = plain_effect = plain_variance = base = base_variance = 0.0
     freedom_terms = 0.0
@@ -170,8 +225,8 @@ def _compare_means(statistics: SufficientStatistics, arm: str, control: str, con
             if name == control:
                 base += weight * value
                 base_variance += weight**2 * share
-    if not 0 < variance < math.inf:
-        raise _NotEstimableError("the outcome does not vary in either arm, so its error is unknown")
+    if not _varies(variance, base):
+        raise _no_variation(statistics, "the outcome does not vary in either arm, so its error is unknown")
     freedom = variance**2 / freedom_terms
     extra: dict[str, Any] = {}
     if statistics.covariate:
@@ -190,12 +245,14 @@ def _compare_means(statistics: SufficientStatistics, arm: str, control: str, con
     )  # fmt: skip
 
 
-def _points(kind: Kind, pair: dict[str, Moments]) -> dict[str, tuple[float, np.ndarray]]:
+def _points(
+    statistics: SufficientStatistics, pair: dict[str, Moments]
+) -> dict[str, tuple[float, np.ndarray]]:
     found = {}
     for name, moments in pair.items():
-        point = point_of_arm(kind, moments)
+        point = point_of_arm(statistics.kind, moments)
         if point is None:
-            raise _NotEstimableError(f"the denominator of arm {name} sums to 0")
+            raise _of_stratum(statistics.stratified, f"the denominator of arm {name} sums to 0")
         found[name] = point
     return found
 
@@ -204,14 +261,15 @@ def _theta(
     parts: list[tuple[float, dict[str, Moments]]], points: list[dict[str, tuple[float, np.ndarray]]]
 ) -> float:
     """Slope of the linearized outcome on the covariate, pooled within arms and strata."""
-    cross = square = 0.0
+    cross = square = level = 0.0
     for (_, pair), point in zip(parts, points, strict=True):
         for name, moments in pair.items():
             gradient = point[name][1]
             cross += float(gradient @ moments.products[: len(gradient), -1])
             square += float(moments.products[-1, -1])
-    if not square > 0:
-        raise _NotEstimableError("the covariate does not vary")
+            level += moments.count * float(moments.mean[-1]) ** 2
+    if not _varies(square, math.sqrt(level)):
+        raise _HelperError("covariate", "it does not vary")
     return cross / square
 
 
@@ -281,12 +339,12 @@ def _cluster_arm(
     kind: Kind, name: str, part: pd.DataFrame, codes: np.ndarray, fill: float | None, where: str
 ) -> _ClusterArm:
     if len(codes) < 2:
-        raise _NotEstimableError(f"arm {name} has fewer than 2 clusters{where}")
+        raise _of_stratum(bool(where), f"arm {name} has fewer than 2 clusters{where}")
     units = part["units"].to_numpy(dtype=float)
     top = part["v0"].to_numpy(dtype=float)
     bottom = part["v1"].to_numpy(dtype=float) if kind == "ratio" else units
     if bottom.sum() == 0:
-        raise _NotEstimableError(f"the denominator of arm {name} sums to 0{where}")
+        raise _of_stratum(bool(where), f"the denominator of arm {name} sums to 0{where}")
     value = float(top.sum() / bottom.sum())
     shift = np.zeros(len(part))
     if fill is not None:
@@ -352,7 +410,7 @@ def _compare_clusters(
     both = table[table["arm"].isin([arm, control])]
     fill = statistics.covariate_fill((arm, control))
     if statistics.covariate and fill is None:
-        raise _NotEstimableError("no unit has the covariate")
+        raise _HelperError("covariate", "no unit has it")
     codes, labels = pd.factorize(both["cluster"].to_numpy(), sort=True)
     groups = len(labels)
     base_side = _cluster_totals_of(statistics, control, arm, codes, groups, fill)
@@ -362,16 +420,16 @@ def _compare_clusters(
         # The slope that leaves least of the variance over clusters, which is the one that counts here.
         across = side.shifts - base_side.shifts
         square = float(across @ across)
-        if not square > 0:
-            raise _NotEstimableError("the covariate does not vary between clusters")
+        if not _varies(square, fill or 0.0):
+            raise _HelperError("covariate", "it does not vary between clusters")
         theta = float((side.lines - base_side.lines) @ across) / square
     factor = groups / (groups - 1)
     base = base_side.adjusted(theta)
     change = side.adjusted(theta) - base
     variance = factor * float(change @ change)
-    if not 0 < variance < math.inf:
-        raise _NotEstimableError("the outcome does not vary between clusters, so its error is unknown")
     base_value = base_side.value - theta * base_side.shift
+    if not _varies(variance, base_value):
+        raise _no_variation(statistics, "the outcome does not vary between clusters, so its error is unknown")
     effect = side.value - theta * side.shift - base_value
     extra: dict[str, Any] = {}
     if statistics.covariate:
@@ -427,11 +485,12 @@ def _compare_survival(
             raise _NotEstimableError(f"arm {name} has no event: the hazard ratio has no finite estimate")
     test = log_rank(tables)
     if not test.variance > 0:
-        raise _NotEstimableError("at no event time were units of both arms at risk")
+        raise _of_stratum(statistics.stratified, "at no event time were units of both arms at risk")
     ratio = hazard_ratio(tables)
     if ratio is None:
-        raise _NotEstimableError(
-            "the partial likelihood of the hazard ratio has no maximum (perfect separation)"
+        raise _of_stratum(
+            statistics.stratified,
+            "the partial likelihood of the hazard ratio has no maximum (perfect separation)",
         )
     z = _normal_quantile(confidence)
     longest = min(last_time(statistics.life, name) for name in (arm, control))

@@ -17,7 +17,14 @@ from e2i_dagster.experiments import store
 from e2i_dagster.experiments.estimation import final_estimate
 from e2i_dagster.experiments.forest import Heterogeneity, heterogeneity
 from e2i_dagster.experiments.lifecycle import bound_to_stop, may_read_results
-from e2i_dagster.experiments.looks import analysis_of, columns_of, look_boundaries, missing_policy, progress
+from e2i_dagster.experiments.looks import (
+    analysis_of,
+    columns_of,
+    gave_answer,
+    look_boundaries,
+    missing_policy,
+    progress,
+)
 from e2i_dagster.experiments.multiplicity import adjusted
 from e2i_dagster.experiments.results import Analysis
 from e2i_dagster.experiments.scorecard import ScoredResult, score_result
@@ -75,7 +82,7 @@ class ResultsPage(BaseModel):
         }
         if not self.available:
             return found
-        head = [f"| {' | '.join(EFFECT_COLUMNS)} |", "|---|---|---|---:|---|---:|---:|"]
+        head = [f"| {' | '.join(EFFECT_COLUMNS)} |", "|---|---|---|---:|---|---:|---:|---|"]
         head += [f"| {' | '.join(row)} |" for row in effect_rows(self.results)]
         return {
             **found,
@@ -97,7 +104,7 @@ class ResultsPage(BaseModel):
         return self.model_dump(mode="json", exclude={"forest_md"})
 
 
-EFFECT_COLUMNS = ("metric", "set", "arm", "effect", "interval", "p", "adjusted p")
+EFFECT_COLUMNS = ("metric", "set", "arm", "effect", "interval", "p", "adjusted p", "note")
 
 
 def effect_rows(results: Sequence[SetResult]) -> list[tuple[str, ...]]:
@@ -105,13 +112,13 @@ def effect_rows(results: Sequence[SetResult]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for result in results:
         if result.analysis is None:
-            rows.append((result.metric, result.analysis_set, "", "not estimable", result.reason, "", ""))
+            rows.append((result.metric, result.analysis_set, "", "not estimable", result.reason, "", "", ""))
             continue
         for one in result.analysis.comparisons:
             named = f"{result.metric} ({EFFECTS[result.analysis.kind]})"
             shared = (named, result.analysis_set, one.arm)
             if one.status == "not_estimable" or one.effect is None:
-                rows.append((*shared, "not estimable", one.reason or "", "", ""))
+                rows.append((*shared, "not estimable", one.reason or "", "", "", ""))
             else:
                 rows.append(
                     (
@@ -122,6 +129,7 @@ def effect_rows(results: Sequence[SetResult]) -> list[tuple[str, ...]]:
                         ""
                         if one.arm not in result.adjusted_p_values
                         else f"{result.adjusted_p_values[one.arm]:.3g}",
+                        one.note or "",
                     )
                 )
     return rows
@@ -141,7 +149,8 @@ def forest_md(found: Heterogeneity) -> str:
     if found.status == "not_estimable":
         return f"not estimable: {found.reason}"
     return (
-        f"Does the effect differ? Calibration slope {found.calibration_slope:.2f}, p {found.p_value:.3g}.\n\n"
+        (f"{found.reason}.\n\n" if found.reason else "")
+        + f"Does the effect differ? Calibration slope {found.calibration_slope:.2f}, p {found.p_value:.3g}.\n\n"
         f"{shown['groups_md']}\n\n{shown['importance_md']}"
     )
 
@@ -249,6 +258,9 @@ def _subgroups(
     if not spec.subgroups:
         return ()
     metric = spec.metrics.primary
+    absent = [name for name in spec.subgroups if name not in frame.columns]
+    # Nobody was screened for it: every unit is in the one level that says so, and the others stand.
+    frame = frame.assign(**dict.fromkeys(absent, "missing"))
     return tuple(
         analyze_subgroups(
             frame,
@@ -324,19 +336,28 @@ def explore_heterogeneity(
 def grow_forest(
     frame: pd.DataFrame, spec: ExperimentSpec, policy: LifecyclePolicy, arm: str, plan: HeterogeneityPlan
 ) -> Heterogeneity:
-    """The forest of ``plan`` for one arm, ``not_estimable`` with the reason where it cannot be grown."""
+    """The forest of ``plan`` for one arm, ``not_estimable`` with the reason where it cannot be grown.
+
+    A covariate that no unit has is left out, and ``reason`` says so.
+    """
+    known = [name for name in plan.covariates if name in frame.columns and frame[name].notna().any()]
+    left_out = [name for name in plan.covariates if name not in known]
     try:
-        return heterogeneity(
+        found = heterogeneity(
             frame,
             arm="variant",
             outcome=spec.metrics.primary.name,
             control=spec.control,
             treated=arm,
-            covariates=plan.covariates,
+            covariates=known,
             trees=plan.trees,
             seed=plan.seed,
             min_per_arm=policy.analysis.forest_minimum_per_arm,
         )
+        if not left_out or found.status == "not_estimable":
+            return found
+        note = f"without {', '.join(left_out)}: no unit has a value"
+        return found.model_copy(update={"reason": note})
     except InputError as error:
         return Heterogeneity(
             arm=arm,
@@ -370,7 +391,8 @@ def adjusted_for_looks(spec: ExperimentSpec, made: list[dict[str, Any]]) -> dict
     if not (last["decision"] == "stop_efficacy" or final or bound) or not z or effect is None:
         return None
     reached, times = progress(spec, made)
-    bounds = look_boundaries(spec, reached, final=final, times=times)
+    answered = [gave_answer(look["metrics_snapshot"]) for look in made]
+    bounds = look_boundaries(spec, reached, final=final, times=times, answered=answered)
     futility = spec.stopping.futility
     floors = None
     if futility is not None and futility.binding:
@@ -418,7 +440,7 @@ def _record(
                     "effect_ci_lower": None if one is None else one.lower,
                     "effect_ci_upper": None if one is None else one.upper,
                     "p_value": None if one is None else one.p_value,
-                    "reason": (result.reason if one is None else one.reason) or "",
+                    "reason": (result.reason if one is None else one.reason or one.note) or "",
                     "details": {} if one is None else one.model_dump(mode="json"),
                     "recorded_by": actor,
                 }

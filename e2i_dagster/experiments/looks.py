@@ -6,10 +6,12 @@ again analyses nothing and spends no alpha. The rules advise; people decide (the
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict
@@ -86,11 +88,12 @@ class LookReport(BaseModel):
     """Everything one look found. For the data monitoring committee; pages show what :func:`interim_page` lets through.
 
     ``information_target`` and ``spending_time`` keep what the fraction meant when an amendment changes the size.
+    A look without an answer has an infinite boundary and leaves ``alpha_spent`` as it was.
     ``binding_stop``: the look stopped for futility by a binding rule. ``size_proposal``: what the declared review of
     the sample size proposes.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     experiment: str
     look: int
@@ -118,8 +121,8 @@ class LookReport(BaseModel):
     size_proposal: dict[str, Any] | None = None
 
     def to_record(self) -> dict[str, Any]:
-        """Everything as plain values."""
-        return self.model_dump(mode="json")
+        """Everything as plain values; an infinite boundary as text, which JSON has no number for."""
+        return json.loads(self.model_dump_json())
 
 
 class InterimPage(BaseModel):
@@ -198,29 +201,82 @@ def progress(spec: ExperimentSpec, made: Sequence[dict[str, Any]]) -> tuple[list
     return reached, times
 
 
+def gave_answer(snapshot: Mapping[str, Any]) -> bool:
+    """True if a look (its record) had a statistic of any arm: only then it has spent alpha."""
+    return any(arm["z"] is not None for arm in snapshot["arms"])
+
+
 def look_boundaries(
-    spec: ExperimentSpec, reached: Sequence[float], *, final: bool, times: Sequence[float] | None = None
+    spec: ExperimentSpec,
+    reached: Sequence[float],
+    *,
+    final: bool,
+    times: Sequence[float] | None = None,
+    answered: Sequence[bool] = (),
 ) -> Boundaries:
     """Boundaries for the looks so far, made at the information fractions ``reached`` (of that planned).
 
     Spending rules take any fractions; when more information came than was planned, information is counted in
     what there is and alpha is spent by the plan. The classical rules hold for the planned fractions, at which
     their looks are frozen. With several arms each is compared at alpha divided by their number (Bonferroni).
-    ``times``: where alpha is spent, when that is not at the fractions (:func:`progress`).
+    ``times``: where alpha is spent, when that is not at the fractions (:func:`progress`). ``answered``: False for
+    a look without an answer, which has no boundary (infinite) and spends nothing: the looks after it have its alpha.
     """
     alpha = spec.looks.alpha / len(spec.treatments)
     shared: dict[str, Any] = {"alpha": alpha, "sides": spec.looks.sides, "gamma": spec.looks.gamma}
-    if spec.looks.rule not in SPENDING_RULES:
-        return boundaries(spec.looks.rule, spec.looks.information_fractions, **shared)
-    largest = max(1.0, *reached)
-    spent = [min(fraction, 1.0) for fraction in reached] if times is None else list(times)
-    return boundaries(
-        spec.looks.rule,
-        [fraction / largest for fraction in reached],
-        spending_time=None if spent == list(reached) else spent,
-        final=final,
-        **shared,
+    spends = spec.looks.rule in SPENDING_RULES
+    fractions = [f / max(1.0, *reached) for f in reached] if spends else [*spec.looks.information_fractions]
+    given = [True if k >= len(answered) else answered[k] for k in range(len(fractions))]
+    kept = [k for k, answer in enumerate(given) if answer]
+    if not kept:
+        return _without_answers(spec, alpha, fractions)
+    counted = [fractions[k] for k in kept]
+    if not spends:
+        # The constants are solved for a plan that ends at full information.
+        ends = counted if counted[-1] == 1.0 else [*counted, 1.0]
+        found = boundaries(spec.looks.rule, ends, **shared)
+    else:
+        spent = [min(reached[k], 1.0) if times is None else times[k] for k in kept]
+        found = boundaries(
+            spec.looks.rule,
+            counted,
+            spending_time=None if spent == [reached[k] for k in kept] else spent,
+            final=final and given[-1],
+            **shared,
+        )
+    return found if all(given) else _with_gaps(found, fractions, given)
+
+
+def _without_answers(spec: ExperimentSpec, alpha: float, fractions: Sequence[float]) -> Boundaries:
+    size = len(fractions)
+    return Boundaries(
+        rule=spec.looks.rule, information_fractions=tuple(fractions), alpha=alpha, sides=spec.looks.sides,
+        gamma=spec.looks.gamma, z=(math.inf,) * size, nominal_p=(0.0,) * size, alpha_spent=(0.0,) * size,
+    )  # fmt: skip
+
+
+def _with_gaps(found: Boundaries, fractions: Sequence[float], given: Sequence[bool]) -> Boundaries:
+    """``found`` with the looks without an answer in their places."""
+    z, nominal, spent, times = [], [], [], []
+    own = iter(
+        zip(found.z, found.nominal_p, found.alpha_spent, found.spending_time or fractions, strict=False)
     )
+    for answer, fraction in zip(given, fractions, strict=True):
+        if answer:
+            bound, p, total, time = next(own)
+        else:
+            bound, p, total, time = math.inf, 0.0, spent[-1] if spent else 0.0, fraction
+        z.append(bound)
+        nominal.append(p)
+        spent.append(total)
+        times.append(time)
+    return found.model_copy(
+        update={
+            "information_fractions": tuple(fractions), "z": tuple(z), "nominal_p": tuple(nominal),
+            "alpha_spent": tuple(spent),
+            "spending_time": None if found.spending_time is None else tuple(times),
+        }
+    )  # fmt: skip
 
 
 def make_look(
@@ -283,9 +339,13 @@ def evaluate(
         times: where they spend alpha, when not at the fractions.
     """
     frame = records.analysis_frame(spec, policy)
-    bounds = look_boundaries(spec, reached, final=final, times=times)
     number = len(reached)
     primary = analysis_of(frame, spec, spec.metrics.primary, policy=policy.analysis)
+    answered = [
+        *(gave_answer(look) for look in earlier),
+        any(one.status == "estimated" for one in primary.comparisons),
+    ]
+    bounds = look_boundaries(spec, reached, final=final, times=times, answered=answered)
     observed = {arm.arm: arm.observed for arm in primary.arms}
     days = _days_running(records)
     arms = tuple(
@@ -342,7 +402,8 @@ def analysis_of(
     """The analysis of one metric of the design over one analysed set of ``frame``."""
     from e2i_dagster.experiments.analysis import analyze
 
-    return analyze(
+    frame, covariate, left_out = _with_covariate(frame, metric)
+    found = analyze(
         frame,
         arm="variant",
         outcome=metric.name,
@@ -350,7 +411,7 @@ def analysis_of(
         control=spec.control,
         arms=tuple(spec.ratios),
         **columns_of(spec, metric),
-        covariate=metric.covariate if metric.kind != "survival" else None,
+        covariate=covariate,
         analysis_set=analysis_set,
         received="received" if analysis_set != "itt" else None,
         adherent="adherent" if analysis_set == "per_protocol" else None,
@@ -360,6 +421,24 @@ def analysis_of(
         covariate_p=policy.covariate_difference_p,
         **options,
     )
+    if not left_out:
+        return found
+    comparisons = tuple(one.model_copy(update={"note": left_out}) for one in found.comparisons)
+    return found.model_copy(update={"comparisons": comparisons, "notes": (left_out, *found.notes)})
+
+
+def _with_covariate(frame: pd.DataFrame, metric: Metric) -> tuple[pd.DataFrame, str | None, str]:
+    """``frame`` with the covariate of ``metric`` as numbers, its name, and why it is left out where it cannot serve."""
+    name = metric.covariate
+    if name is None or metric.kind == "survival":
+        return frame, None, ""
+    if name not in frame.columns:
+        return frame, None, f"without the covariate {name}: no unit has it"
+    numbers = pd.to_numeric(frame[name], errors="coerce").astype("float64")
+    wrong = int((frame[name].notna() & ~np.isfinite(numbers)).sum())
+    if wrong:
+        return frame, None, f"without the covariate {name}: {wrong:,} of its values are no finite numbers"
+    return frame.assign(**{name: numbers}), name, ""
 
 
 def columns_of(spec: ExperimentSpec, metric: Metric) -> dict[str, Any]:
@@ -519,12 +598,10 @@ def _arm_look(
             rationale=f"{arm}: {found.reason}",
         )
     sign = spec.metrics.primary.sign
-    before = [
-        one["z"] for look in earlier for one in look["arms"] if one["arm"] == arm and one["z"] is not None
-    ]
+    said = [next((one["z"] for one in look["arms"] if one["arm"] == arm), None) for look in earlier]
     # The trial went on after each of them, whatever the rule had said.
-    before = [min(z, bound - 1e-9) for z, bound in zip(before, bounds.z, strict=False)]
-    before = [0.0] * (number - 1 - len(before)) + before
+    before = [0.0 if z is None else min(z, bound - 1e-9) for z, bound in zip(said, bounds.z, strict=False)]
+    before += [0.0] * (number - 1 - len(before))
     look = evaluate_look(bounds, number, sign * found.z, earlier_z=before)
     futility = spec.stopping.futility
     sequence, sequence_reason = _confidence_sequence(spec, found, earlier)
@@ -553,7 +630,7 @@ def _arm_look(
         always_valid=sequence,
         always_valid_reason=sequence_reason,
         advice=advice,
-        rationale=f"{arm}: {why}",
+        rationale=f"{arm}: {why}" + (f" ({found.note})" if found.note else ""),
     )
 
 
@@ -715,7 +792,7 @@ def _harm(
         if worse is None
         else f"{'worse' if worse > 0 else 'better'} by {abs(worse):.1%}"
     )
-    reason = f"{found_share}, p {p:.3g}"
+    reason = f"{found_share}, p {p:.3g}" + (f" ({one.note})" if one.note else "")
     return HarmCheck(**shared, relative_worsening=worse, p_value=p, harmful=harmful, reason=reason)
 
 

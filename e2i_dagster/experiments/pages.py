@@ -22,7 +22,13 @@ from e2i_dagster.experiments.final import (
 )
 from e2i_dagster.experiments.interim import SPENDING_RULES, Boundaries, z_of_conditional_power
 from e2i_dagster.experiments.lifecycle import Review, may_read_results
-from e2i_dagster.experiments.looks import PresentInterval, look_boundaries, progress, size_review_text
+from e2i_dagster.experiments.looks import (
+    PresentInterval,
+    gave_answer,
+    look_boundaries,
+    progress,
+    size_review_text,
+)
 from e2i_dagster.experiments.store import Experiment
 from e2i_dagster.experiments.subgroups import SubgroupAnalysis
 from e2i_dagster.reports import Image, Section, Table, figure_markdown, figure_png, html_page, new_figure
@@ -48,7 +54,8 @@ def boundary_figure(spec: ExperimentSpec, made: Sequence[Mapping[str, Any]], *, 
     looks = [dict(look) for look in made]
     reached, times = progress(spec, looks)
     ended = bool(looks) and looks[-1]["analysis_type"] == "final"
-    bounds = _planned_boundaries(spec, reached, times, ended=ended)
+    answered = [gave_answer(look["metrics_snapshot"]) for look in looks]
+    bounds = _planned_boundaries(spec, reached, times, ended=ended, answered=answered)
     fractions = bounds.information_fractions
     z = (*(look["boundary_z"] for look in made), *bounds.z[len(made) :])
     figure = new_figure(8, 4.6)
@@ -101,15 +108,20 @@ def boundary_figure(spec: ExperimentSpec, made: Sequence[Mapping[str, Any]], *, 
 
 
 def _planned_boundaries(
-    spec: ExperimentSpec, reached: Sequence[float], times: Sequence[float], *, ended: bool
+    spec: ExperimentSpec,
+    reached: Sequence[float],
+    times: Sequence[float],
+    *,
+    ended: bool,
+    answered: Sequence[bool] = (),
 ) -> Boundaries:
     """Boundaries of the looks made and, unless the last of them was the final one, of those still planned."""
     planned = spec.looks.information_fractions
     if spec.looks.rule not in SPENDING_RULES:
-        return look_boundaries(spec, planned, final=True)
+        return look_boundaries(spec, planned, final=True, answered=answered)
     newest = reached[-1] if reached else 0.0
     later = [] if ended else [fraction for fraction in planned[len(reached) :] if fraction > newest]
-    return look_boundaries(spec, [*reached, *later], times=[*times, *later], final=True)
+    return look_boundaries(spec, [*reached, *later], times=[*times, *later], final=True, answered=answered)
 
 
 def enrolment_figure(report: EnrolmentReport) -> Any:

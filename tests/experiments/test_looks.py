@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from e2i_dagster.config.environment import config_folder
 from e2i_dagster.config.experiment import ExperimentSpec, LifecyclePolicy
+from e2i_dagster.experiments.final import _set_result, effect_rows
 from e2i_dagster.experiments.interim import boundaries
-from e2i_dagster.experiments.looks import _at_planned, due_look, evaluate, look_boundaries
+from e2i_dagster.experiments.looks import LookReport, _at_planned, due_look, evaluate, look_boundaries
 from e2i_dagster.experiments.store import Records
 from tests.experiments.conftest import DESIGN
 
@@ -123,6 +126,53 @@ def test_what_cannot_be_estimated_says_why_and_stops_nothing():
     assert report.arms[0].effect is None
     assert report.arms[0].reason
     assert report.advice == "continue"
+
+
+@pytest.mark.parametrize(
+    "rule", ["lan_demets_obf", "lan_demets_pocock", "obrien_fleming", "pocock", "haybittle_peto"]
+)
+def test_a_look_without_an_answer_spends_nothing_and_a_later_one_has_its_alpha(rule):
+    spec = design(looks={"rule": rule, "information_fractions": [0.3, 0.6, 1.0]})
+    silent = look(spec, records({"usual": 0.3, "treated": 0.6}, per_arm=8), reached=(0.3,))
+    assert silent.alpha_spent == 0
+    assert silent.boundary_z[0] == np.inf
+    kept = json.loads(json.dumps(silent.to_record(), allow_nan=False))
+    second = look(spec, records({"usual": 0.3, "treated": 0.6}), reached=(0.3, 0.6), earlier=[kept])
+    without = boundaries(rule, [0.6, 1.0])
+    assert second.boundary_z[1] == pytest.approx(without.z[0])
+    assert second.alpha_spent == pytest.approx(without.alpha_spent[0])
+    both = [kept, second.to_record()]
+    last = look(
+        spec, records({"usual": 0.3, "treated": 0.6}), reached=(0.3, 0.6, 1.0), earlier=both, final=True
+    )
+    assert last.boundary_z[2] == pytest.approx(without.z[1])
+    assert last.alpha_spent == pytest.approx(0.05, abs=1e-6)
+    assert (LookReport.model_validate(kept).boundary_z[0], kept["alpha_spent"]) == (np.inf, 0)
+
+
+@pytest.mark.parametrize("values", [None, [], [0.0], ["high"], [float("inf")]])
+def test_a_covariate_that_cannot_serve_leaves_look_harm_and_results_their_effect(values):
+    """Recorded for nobody, missing for all, constant, text, infinite."""
+    metric = {"name": "responded", "kind": "proportion", "baseline": 0.3}
+    stopping = {"harm": [{"metric": "responded", "relative_worsening": 0.1, "minimum_per_arm": 50}]}
+    spec = design(metrics={"primary": {**metric, "covariate": "score"}}, stopping=stopping)
+    given = records({"usual": 0.6, "treated": 0.3})
+    if values is not None:
+        attributes = pd.Series([{"score": values[0] if values else None}] * len(given.screened))
+        given = Records(
+            given.screened.assign(attributes=attributes), given.assignments, given.events, given.outcomes
+        )
+    found = look(spec, given)
+    plain = look(design(metrics={"primary": metric}, stopping=stopping), given)
+    assert found.arms[0].effect == plain.arms[0].effect
+    assert found.alpha_spent == plain.alpha_spent > 0
+    assert "without the covariate" in found.arms[0].rationale
+    assert found.harm[0].p_value == plain.harm[0].p_value
+    assert found.advice == plain.advice == "stop_safety"
+    policy = LifecyclePolicy.load(config_folder())
+    frame = given.analysis_frame(spec, policy)
+    results = _set_result(frame, spec, "responded", "itt", policy)
+    assert "without the covariate" in effect_rows([results])[0][-1]
 
 
 def test_classical_looks_are_frozen_at_the_planned_information():
