@@ -19,8 +19,10 @@ from e2i_dagster.experiments.results import Comparison
 from e2i_dagster.experiments.sufficient import Kind, Moments, SufficientStatistics
 from e2i_dagster.experiments.survival import hazard_ratio, last_time, log_rank, restricted_mean, risk_tables
 
-#: Fewer clusters in an arm leave the clustered standard error unknown.
+#: Fewer clusters in an arm leave the clustered standard error unknown; planning reads it too.
 FEWEST_CLUSTERS = 5
+#: From so many degrees of freedom in each arm on its own variance is good enough.
+MANY_CLUSTERS = 30
 #: A spread that is smaller relative to its mean is the rounding of a constant.
 _ROUNDING = 1e-12
 #: Fewer events in both arms together are not analysed.
@@ -317,7 +319,7 @@ def _compare_proportions(
 class _ClusterArm:
     """Clusters of one arm in one stratum: ``line`` are the linearized totals of the outcome, whose sum is 0;
     ``shift`` the totals of the covariate less its overall mean, per unit of the arm, whose sum is what the arm
-    differs by; ``codes`` number the clusters of the experiment.
+    differs by; ``leverage`` each cluster's share of the arm; ``codes`` number the clusters of the experiment.
     """
 
     codes: np.ndarray
@@ -325,6 +327,7 @@ class _ClusterArm:
     line: np.ndarray
     shift: np.ndarray
     units: np.ndarray
+    leverage: np.ndarray
 
     def totals(self, values: np.ndarray, clusters: int) -> np.ndarray:
         """``values`` at the places of their clusters, 0 elsewhere; shape (clusters,)."""
@@ -333,6 +336,32 @@ class _ClusterArm:
     @property
     def centred(self) -> np.ndarray:
         return self.shift - self.units * (self.shift.sum() / self.units.sum())
+
+    @property
+    def inflation(self) -> np.ndarray:
+        """What makes the residual of each cluster as large as its error (CR2)."""
+        return 1.0 / np.sqrt(1.0 - self.leverage)
+
+
+def satterthwaite_clusters(leverage: np.ndarray) -> float:
+    """Degrees of freedom of the CR2 variance of one arm's mean (Bell and McCaffrey, Survey Methodology 28, 2002).
+
+    ``trace(B)^2 / trace(B^2)`` of the residuals' covariance ``B``, under units that are independent and under
+    clusters that are all alike inside; the smaller of the two, as the correlation is not known. ``g - 1`` for
+    clusters of one size.
+
+    Args:
+        leverage: each cluster's share of the units of the arm, shape (clusters,), sum 1.
+    """
+    found = []
+    scale = 1.0 / np.sqrt(1.0 - leverage)
+    for variance in (leverage, leverage**2):
+        # Residuals are (I - h 1') times the totals, whose covariance is diagonal.
+        shared = np.outer(variance, leverage)
+        covariance = np.diag(variance) - shared - shared.T + variance.sum() * np.outer(leverage, leverage)
+        covariance *= np.outer(scale, scale)
+        found.append(float(np.trace(covariance)) ** 2 / float((covariance**2).sum()))
+    return min(found)
 
 
 def _cluster_arm(
@@ -345,25 +374,76 @@ def _cluster_arm(
     bottom = part["v1"].to_numpy(dtype=float) if kind == "ratio" else units
     if bottom.sum() == 0:
         raise _of_stratum(bool(where), f"the denominator of arm {name} sums to 0{where}")
+    leverage = bottom / bottom.sum()
+    if leverage.max() >= 1.0 or leverage.min() < 0.0:
+        raise _of_stratum(
+            bool(where), f"one cluster of arm {name} has all of the denominator, or one is negative{where}"
+        )
     value = float(top.sum() / bottom.sum())
     shift = np.zeros(len(part))
     if fill is not None:
         totals = part["x"].to_numpy(dtype=float) + fill * part["x_missing"].to_numpy(dtype=float)
         shift = (totals - units * fill) / units.sum()
-    return _ClusterArm(codes, value, (top - value * bottom) / float(bottom.sum()), shift, units)
+    return _ClusterArm(codes, value, (top - value * bottom) / float(bottom.sum()), shift, units, leverage)
 
 
 @dataclass(frozen=True)
 class _ClusterTotals:
-    """One arm over all strata: weighted value, and per cluster the linearized outcome and covariate."""
+    """One arm over all strata: weighted value, and per cluster the linearized outcome and covariate.
+
+    ``cells``: the weight of each stratum and the arm's clusters in it.
+    """
 
     value: float
     shift: float
     lines: np.ndarray
     shifts: np.ndarray
+    cells: tuple[tuple[float, _ClusterArm], ...]
 
-    def adjusted(self, theta: float) -> np.ndarray:
-        return self.lines - theta * self.shifts
+    def adjusted(self, theta: float, clusters: int, *, corrected: bool) -> np.ndarray:
+        """Errors per cluster less ``theta`` times the covariate's; ``corrected`` for their leverage."""
+        if not corrected:
+            return self.lines - theta * self.shifts
+        found = np.zeros(clusters)
+        for weight, side in self.cells:
+            found += weight * side.totals((side.line - theta * side.centred) * side.inflation, clusters)
+        return found
+
+    def variances(self, theta: float) -> np.ndarray:
+        """Per stratum: variance, its degrees of freedom, and the variance for clusters of variance 1; (strata, 3)."""
+        found = []
+        for weight, side in self.cells:
+            errors = weight * (side.line - theta * side.centred) * side.inflation
+            unit = weight**2 * float(side.leverage @ side.leverage)
+            found.append((float(errors @ errors), satterthwaite_clusters(side.leverage), unit))
+        return np.array(found)
+
+
+def cluster_error(
+    variance: np.ndarray, freedom: np.ndarray, unit: np.ndarray, tail: float, ratio: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Variance of an effect over randomized clusters, and its degrees of freedom: of two the one that says less.
+
+    Each arm's variance for itself with Satterthwaite's degrees of freedom, or one variance of clusters in both
+    arms: with few clusters in one arm alone the first is too often too small, the second is wrong where the arms
+    differ. Taken is the one with the longer interval, while an arm has few clusters.
+
+    Args:
+        variance: of each arm (and stratum), shape (2, ..., strata). freedom, unit: likewise, as
+            :meth:`_ClusterTotals.variances` has them. tail: error of one side, for the interval.
+        ratio: of the whole variance to the sum of ``variance`` (clusters may lie in several strata).
+    """
+    from scipy.special import stdtrit
+
+    arms = variance.sum(axis=(0, -1))
+    own = arms**2 / (variance**2 / freedom).sum(axis=(0, -1))
+    together = freedom.sum(axis=0)
+    one = (variance / unit * freedom).sum(axis=0) / together
+    shared = (one * unit.sum(axis=0)).sum(axis=-1)
+    both = together.sum(axis=-1)
+    longer = stdtrit(both, 1.0 - tail) ** 2 * shared > stdtrit(own, 1.0 - tail) ** 2 * arms
+    longer &= freedom.sum(axis=-1).min(axis=0) < MANY_CLUSTERS
+    return ratio * np.where(longer, shared, arms), np.where(longer, both, own)
 
 
 def _cluster_totals_of(
@@ -384,17 +464,19 @@ def _cluster_totals_of(
         raise _NotEstimableError(f"arm {name} has {held} clusters; at least {FEWEST_CLUSTERS} are needed")
     value = shift = 0.0
     lines, shifts = np.zeros(clusters), np.zeros(clusters)
+    cells = []
     total = float(both["units"].sum())
     for stratum, part in both.groupby("stratum", sort=True):
         inside = mine & (both["stratum"] == stratum).to_numpy()
         where = f" in stratum {stratum}" if statistics.stratified else ""
         side = _cluster_arm(statistics.kind, name, both[inside], codes[inside], fill, where)
         weight = float(part["units"].sum()) / total
+        cells.append((weight, side))
         value += weight * side.value
         shift += weight * float(side.shift.sum())
         lines += weight * side.totals(side.line, clusters)
         shifts += weight * side.totals(side.centred, clusters)
-    return _ClusterTotals(value, shift, lines, shifts)
+    return _ClusterTotals(value, shift, lines, shifts, tuple(cells))
 
 
 def _compare_clusters(
@@ -402,8 +484,10 @@ def _compare_clusters(
 ) -> Comparison:
     """Means or ratios with standard errors over clusters: the linearized totals of each cluster.
 
-    A cluster may hold units of both arms, whose errors are then not independent. Student's t with the
-    clusters' degrees of freedom and the factor G / (G - 1).
+    Randomized clusters: each residual corrected for its leverage (CR2) and Satterthwaite's degrees of freedom
+    (:func:`cluster_error`), so that few clusters, unequal numbers and unequal sizes keep the level. A covariate
+    costs one degree of freedom.
+    A cluster that holds units of both arms has errors that are not independent: factor G / (G - 1), G - 1 degrees.
     """
     assert statistics.clusters is not None
     table = statistics.clusters
@@ -423,28 +507,44 @@ def _compare_clusters(
         if not _varies(square, fill or 0.0):
             raise _HelperError("covariate", "it does not vary between clusters")
         theta = float((side.lines - base_side.lines) @ across) / square
-    factor = groups / (groups - 1)
-    base = base_side.adjusted(theta)
-    change = side.adjusted(theta) - base
-    variance = factor * float(change @ change)
+    arms = {name: set(codes[(both["arm"] == name).to_numpy()]) for name in (arm, control)}
+    apart = not arms[arm] & arms[control]
+    base = base_side.adjusted(theta, groups, corrected=apart)
+    change = side.adjusted(theta, groups, corrected=apart) - base
+    factor, freedom = 1.0 if apart else groups / (groups - 1), groups - 1.0
     base_value = base_side.value - theta * base_side.shift
-    if not _varies(variance, base_value):
+    if not _varies(factor * float(change @ change), base_value):
         raise _no_variation(statistics, "the outcome does not vary between clusters, so its error is unknown")
+    if apart:
+        parts = np.stack([side.variances(theta), base_side.variances(theta)])
+        own = float(parts[..., 0].sum())
+        total, degrees = cluster_error(
+            parts[..., 0],
+            parts[..., 1],
+            parts[..., 2],
+            (1.0 - confidence) / 2.0,
+            float(change @ change) / own,
+        )
+        factor, freedom = float(total) / float(change @ change), float(degrees)
+    if statistics.covariate:
+        if freedom <= 2.0:
+            raise _HelperError("covariate", "there are too few clusters to estimate its slope")
+        factor, freedom = factor * freedom / (freedom - 1.0), freedom - 1.0
+    variance = factor * float(change @ change)
     effect = side.value - theta * side.shift - base_value
     extra: dict[str, Any] = {}
     if statistics.covariate:
-        plain = side.lines - base_side.lines
+        plain = side.adjusted(0.0, groups, corrected=apart) - base_side.adjusted(0.0, groups, corrected=apart)
+        spread = (1.0 if apart else groups / (groups - 1)) * float(plain @ plain)
         extra = {
             "unadjusted_effect": side.value - base_side.value,
-            "variance_reduction": 1.0 - variance / (factor * float(plain @ plain)),
+            "variance_reduction": 1.0 - variance / spread if spread > 0 else 0.0,
         }
-    arms = {name: set(codes[(both["arm"] == name).to_numpy()]) for name in (arm, control)}
-    crossing = bool(arms[arm] & arms[control])
     method = "cluster-robust t" + (", stratified" if statistics.stratified else "")
     return Comparison(
         arm=arm, control=control, status="estimated",
         method=method + (", CUPED" if statistics.covariate else ""), **extra,
-        **_t_result(effect, variance, groups - (1.0 if crossing else 2.0), confidence),
+        **_t_result(effect, variance, freedom, confidence),
         **_relative(
             effect, base_value, variance, factor * float(base @ base), factor * float(change @ base), confidence
         ),

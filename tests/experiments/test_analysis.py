@@ -145,8 +145,18 @@ def test_clustered_errors_are_statsmodels(units, nested):
         cov_type="cluster", cov_kwds={"groups": frame["cluster"].to_numpy(), "use_correction": False}
     )
     assert found.effect == pytest.approx(reference.params[1])
-    assert found.standard_error == pytest.approx(reference.bse[1] * np.sqrt(60 / 59), rel=1e-9)
-    assert found.degrees_of_freedom == (58 if nested else 59)
+    if not nested:
+        assert found.standard_error == pytest.approx(reference.bse[1] * np.sqrt(60 / 59), rel=1e-9)
+        assert found.degrees_of_freedom == 59
+        return
+    # CR2 (Bell and McCaffrey): each cluster's residual total over the root of 1 - its share of the arm.
+    variance = 0.0
+    for _, part in frame.groupby("arm"):
+        residual = (part["spend"] - part["spend"].mean()).groupby(part["cluster"]).sum() / len(part)
+        variance += (residual**2 / (1 - part.groupby("cluster").size() / len(part))).sum()
+    assert found.standard_error >= variance**0.5 - 1e-12
+    assert found.standard_error == pytest.approx(variance**0.5, rel=0.01)
+    assert 40 < found.degrees_of_freedom <= 58
 
 
 def test_clusters_in_strata_are_weighted_by_their_units(units):
