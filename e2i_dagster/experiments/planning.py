@@ -23,6 +23,8 @@ from e2i_dagster.experiments.interim import (
 )
 from e2i_dagster.experiments.srm import checked_ratio
 
+#: Allocation as people write it.
+Ratio = float | str | Sequence[float] | Mapping[str, float]
 Kind = Literal["mean", "proportion", "ratio", "survival"]
 KINDS = ("mean", "proportion", "ratio", "survival")
 #: Quantiles of each arm's variance over which the power of a cluster design is averaged.
@@ -316,13 +318,17 @@ def linearized_sd(
     return math.sqrt(max(variance, 0.0)) / abs(mean)
 
 
-def _allocation(ratio: float | Mapping[str, float], control: str) -> dict[str, float]:
+def _allocation(ratio: Ratio, control: str) -> dict[str, float]:
     if isinstance(ratio, Mapping):
         shares = checked_ratio(ratio)
         if control not in shares:
             raise InputError(f"control: {control!r} is not an arm of the ratio ({', '.join(shares)}).")
         return shares
-    value = checked_number(ratio, "ratio")
+    if isinstance(ratio, str) or hasattr(ratio, "__len__"):
+        count = len(ratio.split(":")) if isinstance(ratio, str) else len(ratio)  # type: ignore[arg-type]
+        treated = ["treatment"] if count <= 2 else [f"treatment_{k}" for k in range(1, count)]
+        return checked_ratio(ratio, [*treated, control] if count != 1 else None)
+    value = checked_number(ratio, "ratio")  # type: ignore[arg-type]
     if value <= 0:
         raise InputError(f"ratio: {value:g} treated units per control unit; it must be above 0.")
     return {control: 1.0 / (1.0 + value), "treatment": value / (1.0 + value)}
@@ -358,7 +364,7 @@ def sample_size(
     alpha: float = 0.05,
     power: float = 0.80,
     sides: int = 2,
-    ratio: float | Mapping[str, float] = 1.0,
+    ratio: Ratio = 1.0,
     control: str = "control",
     cluster_size: float | None = None,
     icc: float | None = None,
@@ -376,8 +382,9 @@ def sample_size(
         sd: standard deviation of one unit; without it ``effect`` is in standard deviations.
         relative: ``effect`` is a share of ``baseline``.
         event_probability: share of control units with the event until the end of follow-up.
-        ratio: treated units per control unit, or shares of all arms that sum to 1 (then alpha is split over
-            the comparisons with ``control``, Bonferroni).
+        ratio: treated units per control unit; or all arms, as shares that sum to 1 or as whole parts: by name, or
+            the treated ones first and the control last (``"2:1"``, ``[2, 1]``: two treated for one control). Over
+            several treated arms alpha is split (Bonferroni).
         cluster_size, icc, cluster_size_cv: clusters are randomized.
         covariate_correlation: correlation of outcome and CUPED covariate; the variance shrinks by its square.
         dropout: share of units without outcome.
@@ -458,7 +465,7 @@ def power(
     event_probability: float | None = None,
     alpha: float = 0.05,
     sides: int = 2,
-    ratio: float | Mapping[str, float] = 1.0,
+    ratio: Ratio = 1.0,
     control: str = "control",
     cluster_size: float | None = None,
     icc: float | None = None,

@@ -10,7 +10,7 @@ import pytest
 
 from e2i_dagster.config.environment import config_folder
 from e2i_dagster.config.experiment import ExperimentSpec, LifecyclePolicy
-from e2i_dagster.experiments.final import _set_result, effect_rows
+from e2i_dagster.experiments.final import _set_result, _subgroups, effect_rows, forest_md, grow_forest
 from e2i_dagster.experiments.interim import boundaries
 from e2i_dagster.experiments.looks import LookReport, _at_planned, due_look, evaluate, look_boundaries
 from e2i_dagster.experiments.store import Records
@@ -204,3 +204,22 @@ def test_alpha_is_spent_once_also_when_more_came_than_was_planned():
 )
 def test_a_look_is_due_once(information, made, ended, due):
     assert due_look(design(), information, made, ended=ended) == due
+
+
+def test_a_subgroup_and_a_forest_covariate_that_nobody_has_leave_the_others():
+    policy = LifecyclePolicy.load(config_folder())
+    spec = design(
+        subgroups=["region", "never_asked"],
+        heterogeneity={"covariates": ["size", "never_asked"], "trees": 40},
+    )
+    given = records({"usual": 0.3, "treated": 0.6}, per_arm=220)
+    frame = given.analysis_frame(spec, policy)
+    frame["size"] = np.random.default_rng(2).normal(size=len(frame))
+    (found,) = _subgroups(frame, spec, policy)
+    assert [level.comparison.status for level in found.subgroups[0].levels] == ["estimated"]
+    assert [level.level for level in found.subgroups[1].levels] == ["missing"]
+    assert spec.heterogeneity is not None
+    forest = grow_forest(frame, spec, policy, "treated", spec.heterogeneity)
+    assert forest.status == "estimated"
+    assert forest.reason == "without never_asked: no unit has a value"
+    assert forest_md(forest).startswith("without never_asked")
