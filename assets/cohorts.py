@@ -47,7 +47,7 @@ def cohort_definition(context: dg.AssetExecutionContext, warehouse: Warehouse) -
     group_name=GROUP,
     kinds={"python"},
     partitions_def=COHORTS,
-    definition=lambda key: current_policy().sources.data_end.isoformat(),
+    definition=lambda key: current_policy().sources.covered,
     also_reads=lambda key: current_policy().cohorts[str(key)].tables_read,
     description="Eligible patients with index date and follow-up, and those whose follow-up is not over yet.",
 )
@@ -71,6 +71,7 @@ def cohort(
         patients,
         observed.events,
         observation_periods=observed.periods,
+        data_start=current_policy().sources.first_day,
         data_end=current_policy().sources.data_end,
     )
     with warehouse.engine().begin() as connection:

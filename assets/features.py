@@ -84,7 +84,7 @@ def outcome_labels(
         "triggers": all_months("triggers"),
         "business_metrics": all_months("business_metrics"),
     },
-    definition=lambda key: _feast().snapshots.digest(),
+    definition=lambda key: [_feast().snapshots.digest(), current_policy().sources.covered],
     reads=columns_read(),
     description="Feature rows stamped at the end of the day they describe, from rows dated before each index date.",
 )
@@ -107,7 +107,9 @@ def feature_values(
         outcome_labels,
         {table: given[table] for table in FEATURE_TABLES},
         brand=scope_spec.brand,
+        data_start=current_policy().sources.first_day,
         data_end=current_policy().sources.data_end,
+        source_lag_days=scope_spec.source_lag_days,
         policy=_feast().snapshots,
         folder=lake.lake().folder("features", context.partition_key),
     )

@@ -10,15 +10,12 @@ from e2i_dagster.config.policy import current_policy
 
 _policy = current_policy()
 
-MONTHS = dg.MonthlyPartitionsDefinition(
-    start_date=f"{_policy.sources.months[0]}",
-    end_date=f"{_policy.sources.data_end.year + _policy.sources.data_end.month // 12:04d}-"
-    f"{_policy.sources.data_end.month % 12 + 1:02d}",
-    fmt="%Y-%m",
-)
+#: Every month of the configured range. Dagster's own monthly partitions leave out the months that are not over.
+MONTHS = dg.StaticPartitionsDefinition(_policy.sources.months)
 COHORTS = dg.StaticPartitionsDefinition(sorted(_policy.cohorts))
 SCOPES = dg.StaticPartitionsDefinition(sorted(_policy.scopes))
-DAYS = dg.DailyPartitionsDefinition(start_date=_policy.sources.data_end.isoformat(), end_offset=1)
+#: Days on which endpoints were asked: up to today, wherever the data end.
+DAYS = dg.DailyPartitionsDefinition(start_date=f"{_policy.sources.first_month}-01", end_offset=1)
 DAYS_BY_SCOPE = dg.MultiPartitionsDefinition({"day": DAYS, "scope": SCOPES})
 
 #: Which cohort a scope is built on: scopes of one cohort share its members and its split.

@@ -83,6 +83,7 @@ def raw_asset(table: str) -> dg.AssetsDefinition:
     ) -> Produced:
         from e2i_dagster.sources.delivery import deliver_table
 
+        sources = current_policy().sources
         months = list(context.partition_keys) if dated_by else None
         delivered = deliver_table(
             source_files,
@@ -90,7 +91,8 @@ def raw_asset(table: str) -> dg.AssetsDefinition:
             engine=warehouse.engine(),
             run_id=context.run.run_id,
             months=months,
-            all_months=months == current_policy().sources.months,
+            all_months=months == sources.months,
+            kept=(sources.months[0], sources.months[-1]),
         )
         return Produced(delivered.frame, delivered, withheld=delivered.withheld, partition_column=dated_by)
 

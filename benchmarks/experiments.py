@@ -139,6 +139,62 @@ def share_of(trials: int, count: int, expected: float, peer: str | None = None) 
     )  # fmt: skip
 
 
+def one_sided_errors(units_1: int, units_0: int, level: float) -> np.ndarray:
+    """One-sided error, for more and for fewer events, of the test of rates at each common rate from 0 to 0.5.
+
+    Every table of the two arms is enumerated. Among tables with the same number of events in both arms the test is
+    monotone in those of the treated arm; and exact tests order all tables by Fisher's p-value, so that bisection
+    finds the rejected ones.
+    """
+    from scipy.stats import binom, hypergeom, norm
+
+    from e2i_dagster.experiments.rates import Counts, rate_test
+
+    first, second = np.arange(units_1 + 1)[:, None], np.arange(units_0 + 1)[None, :]
+    total, critical = units_1 + units_0, float(norm.isf(level))
+    rates = np.linspace(0.0, 0.5, 101)
+    weight_1, weight_0 = binom.pmf(first, units_1, rates), binom.pmf(second.T, units_0, rates)
+    errors = []
+    for sign, fisher in (
+        (1, hypergeom.sf(first - 1, total, first + second, units_1)),
+        (-1, hypergeom.cdf(first, total, first + second, units_1)),
+    ):
+        flat = np.argsort(fisher, axis=None)
+        low, high = 0, flat.size
+        while low < high:
+            middle = (low + high) // 2
+            x1, x0 = np.unravel_index(flat[middle], fisher.shape)
+            if sign * rate_test(Counts(int(x1), units_1, int(x0), units_0)).z >= critical - 1e-12:
+                low = middle + 1
+            else:
+                high = middle
+        limit = -1.0 if low == 0 else fisher.ravel()[flat[low - 1]]
+        rejected = fisher <= limit
+        errors.append(np.einsum("ir,ij,jr->r", weight_1, rejected, weight_0, optimize=True))
+    return np.array(errors)
+
+
+def error_of_rates(options: argparse.Namespace) -> dict[str, Any]:
+    """Largest one-sided error of the test of rates over all tables of arms of 10 to 300 units, 1:1 to 1:10."""
+    figures = {}
+    for level in (0.025, 0.003, 0.0005):
+        worst, where = -1.0, ""
+        for small in (10, 15, 20, 30, 45, 50, 70, 100, 150, 200, 300):
+            for ratio in (1, 1.5, 2, 3, 5, 9, 10):
+                units = (small, round(small * ratio))
+                if units[1] > 300 and units != (50, 450):
+                    continue
+                error = float(one_sided_errors(*units, level).max())
+                if error > worst:
+                    worst, where = error, f"{units[0]}:{units[1]}"
+        print(f"one-sided error of rates at {level:g}: at most {worst:.5f} ({where})", flush=True)
+        figures[f"one_sided_error_of_rates_at_{level:g}"] = figure(
+            round(worst, 5), "by enumeration", goal=level + 0.002, peer=f"largest at {where}",
+            holds=worst <= level + 0.002,
+        )  # fmt: skip
+    return figures
+
+
 def coverage_after_stopping(options: argparse.Namespace) -> dict[str, Any]:
     """Do the stagewise interval and the plain one hold the truth, when trials stop at a Pocock boundary?"""
     rng = np.random.default_rng(options.seed + 1)
@@ -217,6 +273,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "type_one_error": type_one_error,
     "level_of_few_clusters": level_of_few_clusters,
     "boundary_time": boundary_time,
+    "error_of_rates": error_of_rates,
     "coverage_after_stopping": coverage_after_stopping,
     "analysis_of_many_units": analysis_of_many_units,
 }

@@ -305,7 +305,7 @@ def _print_load(report: dict[str, Any], json_output: bool) -> None:
     for table, counts in report["tables"].items():
         shown = {
             key: f"{counts[key]:,}"
-            for key in ("source", "inserted", "updated", "unchanged", "rejected", "duplicate")
+            for key in ("source", "inserted", "updated", "unchanged", "rejected", "duplicate", "withdrawn")
         }
         reasons = ", ".join(f"{code} {rows:,}" for code, rows in counts["reasons"].items())
         rows.append(

@@ -67,6 +67,7 @@ def build_cohort(
     events: Any = None,
     *,
     observation_periods: Any = None,
+    data_start: date | str | None = None,
     data_end: date | str | None = None,
     engine: Engine | None = None,
 ) -> Cohort:
@@ -80,6 +81,8 @@ def build_cohort(
             Events of other patients and events without a date count nowhere.
         observation_periods: patient_id, start_date, end_date. With it, observed time is the span that holds
             the index date; without it, first to last observation of the patient frame.
+        data_start: first day that the data covers. What happened before it is unknown: a lookback that reaches
+            before it fails as unknown, and in an event window that does, absence is unknown.
         data_end: last day that the data covers. With it, a patient who meets every rule but whose
             required follow-up ends later is ``pending``: neither eligible nor excluded by a rule.
         engine: where pandas frames are computed: ``pandas`` (rules on columns only) or ``duckdb``; chosen by
@@ -93,18 +96,18 @@ def build_cohort(
         CohortInputError: CC_002 a column is missing, CC_004 keys or values are wrong, CC_005 dates are
             no dates.
     """
-    end = None if data_end is None else pd.Timestamp(data_end).date()
+    start, end = _day(data_start), _day(data_end)
     frames = (patients, events, observation_periods)
     in_memory = all(frame is None or isinstance(frame, pd.DataFrame) for frame in frames)
     if in_memory and engine != "duckdb" and observation_periods is None and reads_columns_only(definition):
-        return _build_on_columns(definition, patients, end)
+        return _build_on_columns(definition, patients, start, end)
     if engine == "pandas":
         raise CohortInputError(
             "CC_004",
             f"Cohort {definition.key}: engine pandas computes rules on columns of a patient frame in memory. Rules "
             "on events, groups, derived fields, observation periods and files need engine duckdb.",
         )
-    return _build_on_engine(definition, patients, events, observation_periods, end, engine)
+    return _build_on_engine(definition, patients, events, observation_periods, (start, end), engine)
 
 
 def write_cohort(
@@ -114,6 +117,7 @@ def write_cohort(
     *,
     folder: Path,
     observation_periods: Any = None,
+    data_start: date | str | None = None,
     data_end: date | str | None = None,
 ) -> pd.DataFrame:
     """Compute a cohort that need not fit into memory, and write it as Parquet into ``folder``.
@@ -130,12 +134,12 @@ def write_cohort(
     """
     import narwhals as nw
 
-    end = None if data_end is None else pd.Timestamp(data_end).date()
+    start, end = _day(data_start), _day(data_end)
     counts = None
     if events is None and observation_periods is None:
-        counts = pass_over(definition, patients, end, folder=folder)
+        counts = pass_over(definition, patients, (start, end), folder=folder)
     if counts is None:
-        plan = planned(definition, patients, events, observation_periods, data_end=end)
+        plan = planned(definition, patients, events, observation_periods, data_start=start, data_end=end)
         folder.mkdir(parents=True, exist_ok=True)
         written = written_rows(plan.rows, folder / REASONS, plan.connection)
         eligible = written.filter(nw.col("mask") == 0).select(*ROW_FIELDS)
@@ -152,6 +156,7 @@ def count_cohort(
     events: Any = None,
     *,
     observation_periods: Any = None,
+    data_start: date | str | None = None,
     data_end: date | str | None = None,
 ) -> pd.DataFrame:
     """The attrition alone: nothing per patient leaves the engine.
@@ -159,14 +164,18 @@ def count_cohort(
     Raises:
         CohortInputError: as :func:`build_cohort`.
     """
-    end = None if data_end is None else pd.Timestamp(data_end).date()
+    start, end = _day(data_start), _day(data_end)
     counts = None
     if events is None and observation_periods is None:
-        counts = pass_over(definition, patients, end)
+        counts = pass_over(definition, patients, (start, end))
     if counts is None:
-        plan = planned(definition, patients, events, observation_periods, data_end=end)
+        plan = planned(definition, patients, events, observation_periods, data_start=start, data_end=end)
         counts = counts_of_plan(plan.rows, several_rows=plan.several_rows)
     return attrition(definition.rules, counts)
+
+
+def _day(day: date | str | None) -> date | None:
+    return None if day is None else pd.Timestamp(day).date()
 
 
 @dataclass(frozen=True)
@@ -189,11 +198,14 @@ def _build_on_engine(
     patients: Any,
     events: Any,
     observation_periods: Any,
-    end: date | None,
+    covered: tuple[date | None, date | None],
     engine: Engine | None,
 ) -> Cohort:
     started = time.perf_counter()
-    plan = planned(definition, patients, events, observation_periods, data_end=end, engine=engine)
+    start, end = covered
+    plan = planned(
+        definition, patients, events, observation_periods, data_start=start, data_end=end, engine=engine
+    )
     validated = time.perf_counter()
     rows = plan.rows.collect(backend="pyarrow").to_arrow()
     rows = rows.sort_by([("patient_journey_id", "ascending"), ("index_date", "ascending")])
@@ -217,7 +229,9 @@ def _build_on_engine(
     )
 
 
-def _build_on_columns(definition: CohortDefinition, patients: pd.DataFrame, data_end: date | None) -> Cohort:
+def _build_on_columns(
+    definition: CohortDefinition, patients: pd.DataFrame, data_start: date | None, data_end: date | None
+) -> Cohort:
     """A definition whose rules read columns of the patient frame only, on arrays."""
     started = time.perf_counter()
     require_columns(patients, definition.required_fields, what=f"Cohort {definition.key}")
@@ -230,7 +244,7 @@ def _build_on_columns(definition: CohortDefinition, patients: pd.DataFrame, data
     dates = {name: date_column(patients[name], name) for name in date_fields(definition)}
     validated = time.perf_counter()
 
-    answered = answers(definition, columns, dates, data_end)
+    answered = answers(definition, columns, dates, data_end, data_start)
     found = _Found(
         patient,
         journey,

@@ -62,6 +62,7 @@ def planned(
     events: Any = None,
     observation_periods: Any = None,
     *,
+    data_start: date | None = None,
     data_end: date | None = None,
     engine: Engine | None = None,
 ) -> Planned:
@@ -104,7 +105,15 @@ def planned(
     several = keys.persons != keys.rows or (
         definition.index is not None and definition.index.occurrence == "every"
     )
-    rows = cohort_plan(definition, source, of_events, of_periods, data_end=data_end, several_rows=several)
+    rows = cohort_plan(
+        definition,
+        source,
+        of_events,
+        of_periods,
+        data_start=data_start,
+        data_end=data_end,
+        several_rows=several,
+    )
     return Planned(rows, keys.rows, several, connection)
 
 

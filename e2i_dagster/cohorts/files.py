@@ -41,9 +41,15 @@ _SCHEMA = pa.schema(
 
 
 def pass_over(
-    definition: CohortDefinition, patients: Any, data_end: date | None, *, folder: Path | None = None
+    definition: CohortDefinition,
+    patients: Any,
+    covered: tuple[date | None, date | None],
+    *,
+    folder: Path | None = None,
 ) -> Counts | None:
     """Answer ``definition`` over the Parquet file ``patients``, and write reasons and eligible into ``folder``.
+
+    ``covered``: first and last day that the data cover, None where that is not said.
 
     Returns:
         The counts of the attrition; None, with nothing written, when this is work for an engine: ``patients``
@@ -58,11 +64,11 @@ def pass_over(
     path = Path(patients)
     if not path.is_file() or not _is_plain(definition, path):
         return None
-    counts = _counted(definition, path, data_end, folder, ordered=True)
+    counts = _counted(definition, path, covered, folder, ordered=True)
     if counts is None:
         keys = count_keys(path)
         if keys.persons == keys.rows:
-            counts = _counted(definition, path, data_end, folder, ordered=False)
+            counts = _counted(definition, path, covered, folder, ordered=False)
     return counts
 
 
@@ -95,14 +101,19 @@ class _Part:
 
 
 def _counted(
-    definition: CohortDefinition, path: Path, data_end: date | None, folder: Path | None, *, ordered: bool
+    definition: CohortDefinition,
+    path: Path,
+    covered: tuple[date | None, date | None],
+    folder: Path | None,
+    *,
+    ordered: bool,
 ) -> Counts | None:
     """One pass. With ``ordered`` it proves both keys unique by their order, and stops with None if it cannot."""
     last = None
     counts = []
     with ExitStack() as stack:
         writers = None if folder is None else stack.enter_context(_Writers(folder))
-        for part in _parts(definition, path, data_end):
+        for part in _parts(definition, path, covered):
             if ordered and part.rows.num_rows:
                 first = [part.rows[name][0].as_py() for name in _KEYS]
                 if not part.ascending or (last and any(a >= b for a, b in zip(last, first, strict=True))):
@@ -117,7 +128,9 @@ def _counted(
     return Counts.of_single(*combinations(*masks))
 
 
-def _parts(definition: CohortDefinition, path: Path, data_end: date | None) -> Iterator[_Part]:
+def _parts(
+    definition: CohortDefinition, path: Path, covered: tuple[date | None, date | None]
+) -> Iterator[_Part]:
     """The row groups in their order, a few of them in work at a time."""
     import pyarrow.parquet as pq
 
@@ -131,7 +144,7 @@ def _parts(definition: CohortDefinition, path: Path, data_end: date | None) -> I
 
     def answered(groups: list[int]) -> _Part:
         with pq.ParquetFile(path, metadata=metadata, read_dictionary=texts) as file:
-            return _answered(definition, file.read_row_groups(groups, fields, use_threads=False), data_end)
+            return _answered(definition, file.read_row_groups(groups, fields, use_threads=False), covered)
 
     workers = os.cpu_count() or 1
     # A file without row groups is one part without rows.
@@ -146,11 +159,13 @@ def _parts(definition: CohortDefinition, path: Path, data_end: date | None) -> I
             yield waiting.popleft().result()
 
 
-def _answered(definition: CohortDefinition, rows: pa.Table, data_end: date | None) -> _Part:
+def _answered(
+    definition: CohortDefinition, rows: pa.Table, covered: tuple[date | None, date | None]
+) -> _Part:
     fields = {c.field for c in definition.conditions if isinstance(c, Criterion)}
     arrays = {name: rows[name].combine_chunks() for name in rows.column_names}
     typed = {name: arrow_column(arrays[name], name) for name in fields.union(date_fields(definition))}
-    found = answers(definition, typed, typed, data_end)
+    found = answers(definition, typed, typed, covered[1], covered[0])
     columns = [
         *(arrays[name] for name in _KEYS),
         *(pa.array(days, type=pa.date32()) for days in (found.index_date, found.followup_end)),

@@ -45,6 +45,7 @@ def answers(
     columns: Mapping[str, TypedColumn],
     dates: Mapping[str, TypedColumn],
     data_end: date | None,
+    data_start: date | None = None,
 ) -> Answers:
     """Every rule but ``one_index_journey``, which needs all rows of a person: see :func:`one_index_failed`.
 
@@ -54,7 +55,9 @@ def answers(
     """
     end = None if data_end is None else np.datetime64(data_end, "D")
     index, first, last = (dates[name] for name in date_fields(definition))
-    failed, unknown = _time_rules(definition, index, first, last, end)
+    failed, unknown = _time_rules(
+        definition, index, first, last, (None if data_start is None else np.datetime64(data_start, "D"), end)
+    )
     rules = definition.rules
     for rule in rules:
         if isinstance(rule.criterion, Criterion):
@@ -113,13 +116,15 @@ def _time_rules(
     index: TypedColumn,
     first: TypedColumn,
     last: TypedColumn,
-    end: np.datetime64 | None,
+    covered: tuple[np.datetime64 | None, np.datetime64 | None],
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Failures and unknowns of the rules about time. An unknown date always fails.
+    """Failures and unknowns of the rules about time. An unknown date always fails,
+    and so does a lookback into days of which no rows are kept: what happened on them is unknown.
 
     A patient whose window ends after the data is held to being observed on the index date only: whether
     observation ended early cannot be told from the last record of a recent extract.
     """
+    start, end = covered
     times = definition.temporal_requirements
     known_before = index.known & first.known
     known_after = index.known & last.known
@@ -131,6 +136,10 @@ def _time_rules(
         "lookback": ~(known_before & (before >= times.lookback_days)),
     }
     unknown = {"index_date": ~index.known, "lookback": ~known_before, "followup": ~known_after}
+    if start is not None:
+        unkept = index.known & (index.values - times.lookback_days < start)
+        unknown["lookback"] = unknown["lookback"] | (unkept & ~failed["lookback"])
+        failed["lookback"] = failed["lookback"] | unkept
     if times.followup == "require":
         open_window = np.zeros(len(index.known), dtype=bool)
         if end is not None:

@@ -59,6 +59,7 @@ def cohort_plan(
     events: Source | None,
     periods: Source | None,
     *,
+    data_start: date | None,
     data_end: date | None,
     several_rows: bool,
 ) -> nw.LazyFrame:
@@ -77,7 +78,7 @@ def cohort_plan(
         kinds[name] = "number"
     counted: dict[int, Truth] = {}
     if events is not None:
-        rows, counted = _event_counts(rows, keys, definition, events, data_end)
+        rows, counted = _event_counts(rows, keys, definition, events, (data_start, data_end))
     failed: dict[str, nw.Expr] = {}
     unknown: dict[str, nw.Expr] = {}
     for rule in definition.rules:
@@ -85,7 +86,7 @@ def cohort_plan(
             truth = _truth(rule.criterion, kinds, counted)
             failed[rule.name] = _fails(truth, rule)
             unknown[rule.name] = truth.unknown
-    timed, timed_unknown = _time_rules(definition, data_end)
+    timed, timed_unknown = _time_rules(definition, data_start, data_end)
     failed |= timed
     unknown |= timed_unknown
     end = nw.col(_LAST)
@@ -262,7 +263,7 @@ def _event_counts(
     keys: list[str],
     definition: CohortDefinition,
     events: Source,
-    data_end: date | None,
+    covered: tuple[date | None, date | None],
 ) -> tuple[nw.LazyFrame, dict[int, Truth]]:
     """Adds what each event criterion needs, and gives the criteria's truth by identity.
 
@@ -285,11 +286,13 @@ def _event_counts(
     for criterion in criteria:
         found = nw.col(name[id(criterion)])
         found = nw.when(found.is_null()).then(nw.lit(0)).otherwise(found)
-        truths[id(criterion)] = _count_truth(criterion, found, data_end)
+        truths[id(criterion)] = _count_truth(criterion, found, covered)
     return rows, truths
 
 
-def _count_truth(criterion: EventCriterion, count: nw.Expr, data_end: date | None) -> Truth:
+def _count_truth(
+    criterion: EventCriterion, count: nw.Expr, covered: tuple[date | None, date | None]
+) -> Truth:
     """Presence is proved by what was seen; absence only in time that was observed.
 
     Events that were not seen can raise a count and close a gap: a count that may still rise to ``at_least`` or
@@ -297,10 +300,14 @@ def _count_truth(criterion: EventCriterion, count: nw.Expr, data_end: date | Non
     """
     import narwhals as nw
 
+    data_start, data_end = covered
     first, last = criterion.within
     observed = ~nw.col(_FIRST).is_null() & ~nw.col(_LAST).is_null()
     if first is not None:
-        observed = observed & (_shifted(nw.col(INDEX), first) >= nw.col(_FIRST))
+        since = _shifted(nw.col(INDEX), first)
+        observed = observed & (since >= nw.col(_FIRST))
+        if data_start is not None:
+            observed = observed & (since >= nw.lit(data_start))
     if last is not None:
         until = _shifted(nw.col(INDEX), last)
         observed = observed & (until <= nw.col(_LAST))
@@ -584,7 +591,7 @@ def _misfit(criterion: Criterion, kind: Kind, why: str) -> CohortInputError:
 
 
 def _time_rules(
-    definition: CohortDefinition, data_end: date | None
+    definition: CohortDefinition, data_start: date | None, data_end: date | None
 ) -> tuple[dict[str, nw.Expr], dict[str, nw.Expr]]:
     """Failures and unknowns of the rules about time; see :func:`.build._time_rules` for what they mean."""
     import narwhals as nw
@@ -601,6 +608,10 @@ def _time_rules(
         "followup": ~long_enough,
     }
     unknown = {"index_date": ~known, "lookback": ~known_before, "followup": ~known_after}
+    if data_start is not None:
+        unkept = known & (_shifted(index, -times.lookback_days) < nw.lit(data_start))
+        unknown["lookback"] = unknown["lookback"] | (~failed["lookback"] & unkept)
+        failed["lookback"] = failed["lookback"] | unkept
     if data_end is None:
         if times.followup == "require":
             failed["followup_pending"] = nw.lit(False)

@@ -103,12 +103,13 @@ def preview(
     live: CohortDefinition | None = None,
     scopes: Sequence[ScopeSpec] = (),
     tables: Mapping[str, pd.DataFrame] | None = None,
+    data_start: date | str | None = None,
     data_end: date | str | None = None,
 ) -> Preview:
     """Build ``definition`` and the live one on the same data and compare them. Writes nothing.
 
     Args:
-        patients, events, observation_periods, data_end: as for :func:`.build_cohort`.
+        patients, events, observation_periods, data_start, data_end: as for :func:`.build_cohort`.
         live: the definition in force; None when there is none yet.
         scopes: the scopes on this cohort. tables: raw tables that their outcomes are read from.
 
@@ -116,7 +117,11 @@ def preview(
         CohortInputError: the data lack a column that either definition needs.
     """
     frames = (patients, events)
-    extra: dict[str, Any] = {"observation_periods": observation_periods, "data_end": data_end}
+    extra: dict[str, Any] = {
+        "observation_periods": observation_periods,
+        "data_start": data_start,
+        "data_end": data_end,
+    }
     new = build_cohort(definition, *frames, **extra)
     old = None if live is None else build_cohort(live, *frames, **extra)
     effects = tuple(

@@ -194,6 +194,7 @@ def preview_command(file: Path, exact: bool, json_output: bool) -> None:
         live=live,
         scopes=scopes,
         tables=tables,
+        data_start=policy.sources.first_day,
         data_end=policy.sources.data_end,
     )
     if exact:

@@ -380,6 +380,7 @@ def _walk(name: str, *, show: bool) -> None:
     ends = {
         "stop_efficacy": "stopped_success", "stop_futility": "stopped_futility", "stop_safety": "stopped_harm",
     }  # fmt: skip
+    seen = 0
     while True:
         _perform(show, experiment=name, action="simulate")
         _run(name, show=show)
@@ -388,9 +389,12 @@ def _walk(name: str, *, show: bool) -> None:
         if newest and newest[0]["decision"] in ends:
             to(ends[newest[0]["decision"]], "committee", f"look {newest[0]['analysis_number']}")
             break
-        if not newest or newest[0]["analysis_type"] == "final":
+        # A last look that could not be evaluated is not final; without another look there is nothing to go on with.
+        number = newest[0]["analysis_number"] if newest else 0
+        if number == seen or newest[0]["analysis_type"] == "final":
             to("completed", "committee", "all planned information is there")
             break
+        seen = number
     _run(name, show=show)
     to("analyzed", "analyst", "results are recorded")
     benefit = newest and newest[0]["decision"] == "stop_efficacy"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -44,7 +44,8 @@ class TableMapping(PolicyModel):
     ``files`` are patterns relative to the folder (default: ``<table>.csv|parquet`` and
     ``<table>_*.csv|parquet``); ``rename`` is file column -> our column; all other keys name OUR
     columns: ``dates`` gives a strptime format, ``values`` maps delivered values to ours, ``constants``
-    adds columns with one value. ``ignore`` drops file columns. The format fields override the
+    adds columns with one value. ``ignore`` drops file columns. ``restates: month``: the delivery holds every row of the
+    months that it has rows of, so what it does not hold is withdrawn. The format fields override the
     mapping's defaults.
     """
 
@@ -54,6 +55,7 @@ class TableMapping(PolicyModel):
     values: dict[str, dict[str, str]] = Field(default_factory=dict)
     constants: dict[str, str] = Field(default_factory=dict)
     ignore: tuple[str, ...] = ()
+    restates: Literal["month"] | None = None
     separator: str | None = Field(default=None, min_length=1, max_length=1)
     encoding: Encoding | None = None
     decimal: str | None = Field(default=None, pattern=r"^[.,]$")

@@ -246,7 +246,8 @@ class ScopeSpec(PolicyModel):
         cohort: key of the cohort; the scope's brand and indication are the cohort's.
         target: what is predicted, in one word. model_type: last part of the registered model's name,
             ``{indication}_{target}`` by default.
-        source_lag_days: days until the sources have delivered an event; a window is closed that much later.
+        source_lag_days: days until the sources have delivered an event; a window is closed that much later, and
+            a feature counts a row without an arrival time from then on.
         features: ``all``, or the names of the features to use.
     """
 

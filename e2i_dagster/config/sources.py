@@ -6,7 +6,7 @@ import datetime as dt
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from e2i_dagster.config.base import PolicyModel, read_yaml
 
@@ -71,6 +71,24 @@ class SourcesPolicy(PolicyModel):
                 "data_end must be the last day of a month, because event tables are kept by month"
             )
         return value
+
+    @model_validator(mode="after")
+    def _has_months(self) -> SourcesPolicy:
+        if not self.months:
+            raise ValueError(
+                f"first_month {self.first_month} lies after data_end {self.data_end}; give an earlier month"
+            )
+        return self
+
+    @property
+    def first_day(self) -> dt.date:
+        """The first day that is kept: of what happened before, nothing is known."""
+        return dt.date.fromisoformat(f"{self.first_month}-01")
+
+    @property
+    def covered(self) -> tuple[str, str]:
+        """First and last day that is kept, ``YYYY-MM-DD``."""
+        return self.first_day.isoformat(), self.data_end.isoformat()
 
     @property
     def months(self) -> list[str]:

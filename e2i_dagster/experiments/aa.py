@@ -35,7 +35,8 @@ class AACheck(BaseModel):
     """Share of re-drawn assignments with p below ``alpha``, and whether that is what chance gives.
 
     ``share_p_value``: exact binomial test of the share against alpha; ``uniformity_p_value``:
-    Kolmogorov-Smirnov test of the p-values against the uniform distribution.
+    Kolmogorov-Smirnov test of the p-values against the uniform distribution. For rates and times to event, whose tests
+    are discrete, both ask one-sided for too many small p-values.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -122,8 +123,10 @@ def aa_check(
             share=None, share_p_value=None, uniformity_p_value=None,
         )  # fmt: skip
     below = int((np.array(values) < alpha).sum())
-    share_p = float(binomtest(below, draws, alpha).pvalue)
-    uniform_p = float(kstest(values, "uniform").pvalue)
+    # P-values of counts are discrete and exact ones err on the safe side: only too many small ones speak against them.
+    side = "greater" if kind in ("proportion", "survival") else "two-sided"
+    share_p = float(binomtest(below, draws, alpha, alternative=side).pvalue)
+    uniform_p = float(kstest(values, "uniform", alternative=side).pvalue)
     failed = min(share_p, uniform_p) < SUSPECT
     return AACheck(
         status="failed" if failed else "passed",

@@ -14,6 +14,7 @@ from e2i_dagster.config.policy import Policy
 from e2i_dagster.errors import InputError
 from e2i_dagster.experiments import simulation, store
 from e2i_dagster.experiments.final import compute_results
+from e2i_dagster.experiments.looks import answered
 from e2i_dagster.warehouse.tables import experiments as tables
 
 Kind = Literal["units", "events", "outcomes"]
@@ -140,7 +141,7 @@ def advance(
         simulation.draw_stream(spec, seed=spec.randomization.seed), spec, policy.cohorts
     )
     start = pd.Timestamp(spec.dates.start, tz="UTC")
-    made = len(store.looks(connection, name))
+    made = len(answered(spec, store.looks(connection, name)))
     planned = spec.looks.information_fractions
     goal = planned[min(made, len(planned) - 1)]
     day = days if days is not None else simulation.day_of_information(stream, spec, goal)

@@ -59,7 +59,7 @@ def analyze(
         frame: one row per unit; pandas frame, DuckDB relation, Narwhals frame, or path of a Parquet file or
             pattern. It is never changed; large frames stay on their engine.
         arm, outcome: columns; ``outcome`` is the number of units' value, 0/1, the numerator, or the time.
-        kind: ``mean`` (Welch), ``proportion`` (score test, Newcombe interval), ``ratio`` (ratio of sums of
+        kind: ``mean`` (Welch), ``proportion`` (score or exact test, score interval), ``ratio`` (ratio of sums of
             ``outcome`` and ``denominator``, delta method), ``survival`` (log-rank test, Cox hazard ratio,
             restricted mean up to ``horizon``; ``event`` is 1 for an event and 0 for censoring).
         control: value of ``arm`` to compare with; arms: all arms of the design, to notice an empty one.
@@ -80,7 +80,7 @@ def analyze(
 
     Raises:
         InputError: columns, values or options are wrong. What cannot be estimated is no error: its
-            comparison says ``not_estimable`` and why.
+            comparison says ``not_estimable`` and why, or ``tested`` where there is a test alone.
     """
     statistics = summarize(
         frame, arm=arm, outcome=outcome, kind=kind, denominator=denominator, event=event, covariate=covariate,

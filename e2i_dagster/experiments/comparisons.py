@@ -15,9 +15,28 @@ import pandas as pd
 from e2i_dagster.cohorts.disclosure import shown_count
 from e2i_dagster.errors import InputError
 from e2i_dagster.experiments.interim import checked_number
+from e2i_dagster.experiments.rates import (
+    MOST_SKEWNESS,
+    MOST_SKEWNESS_STUDENTIZED,
+    SMALLEST_ADJUSTED_CELL,
+    SMALLEST_LOG_RANK_CELL,
+    Counts,
+    Draw,
+    conditional_test,
+    rate_test,
+    score_interval,
+)
 from e2i_dagster.experiments.results import Comparison
 from e2i_dagster.experiments.sufficient import Kind, Moments, SufficientStatistics
-from e2i_dagster.experiments.survival import hazard_ratio, last_time, log_rank, restricted_mean, risk_tables
+from e2i_dagster.experiments.survival import (
+    LogRank,
+    RiskTable,
+    hazard_ratio,
+    last_time,
+    log_rank,
+    restricted_mean,
+    risk_tables,
+)
 
 #: Fewer clusters in an arm leave the clustered standard error unknown; planning reads it too.
 FEWEST_CLUSTERS = 5
@@ -25,7 +44,7 @@ FEWEST_CLUSTERS = 5
 MANY_CLUSTERS = 30
 #: A spread that is smaller relative to its mean is the rounding of a constant.
 _ROUNDING = 1e-12
-#: Fewer events in both arms together are not analysed.
+#: Fewer events in both arms together give a test but no hazard ratio.
 FEWEST_EVENTS = 10
 
 
@@ -88,7 +107,7 @@ def compare(
             return _refused(arm, control, str(reason), statistics.kind)
     if notes:
         found = found.model_copy(update={"note": "; ".join(notes)})
-    if limits is not None:
+    if limits is not None and statistics.kind != "survival":
         found = found.model_copy(update={"bounds": _bounds(statistics, arm, control, limits)})
     return found
 
@@ -115,8 +134,8 @@ def _estimated(
         return _compare_survival(statistics, arm, control, confidence, horizon)
     if statistics.clusters is not None:
         return _compare_clusters(statistics, arm, control, confidence)
-    if statistics.kind == "proportion" and not statistics.covariate and not statistics.stratified:
-        return _compare_proportions(statistics, arm, control, confidence)
+    if statistics.kind == "proportion" and _few_events(statistics, arm, control):
+        return _compare_rates(statistics, arm, control, confidence)
     return _compare_means(statistics, arm, control, confidence)
 
 
@@ -275,44 +294,94 @@ def _theta(
     return cross / square
 
 
-def _wilson(successes: float, units: float, z: float) -> tuple[float, float]:
-    """Wilson's score interval of a rate."""
-    rate = successes / units
-    centre = rate + z**2 / (2 * units)
-    half = z * math.sqrt(rate * (1 - rate) / units + z**2 / (4 * units**2))
-    return (centre - half) / (1 + z**2 / units), (centre + half) / (1 + z**2 / units)
+def _counts(statistics: SufficientStatistics, arm: str, control: str, stratum: str | None = None) -> Counts:
+    """Units with the outcome and all units with an observed one, of both arms."""
+    sides = []
+    for name in (arm, control):
+        cell = statistics.cell(name, stratum)
+        parts = (cell.complete, cell.bare)
+        sides += [
+            round(sum(part.count * float(part.mean[0]) for part in parts)),
+            sum(part.count for part in parts),
+        ]
+    return Counts(*sides)
 
 
-def _compare_proportions(
-    statistics: SufficientStatistics, arm: str, control: str, confidence: float
-) -> Comparison:
-    """Difference of rates: score test, Newcombe's interval (Statistics in Medicine 17, 1998, method 10)."""
+def _few_events(statistics: SufficientStatistics, arm: str, control: str) -> bool:
+    """Whether rates are compared by :func:`_compare_rates`: always without covariate and strata, else where the
+    t test would not hold its level."""
+    if not statistics.covariate and not statistics.stratified:
+        return True
+    counts = _counts(statistics, arm, control)
+    few = counts.smallest_expected_cell < SMALLEST_ADJUSTED_CELL
+    return few or abs(counts.skewness) > MOST_SKEWNESS_STUDENTIZED
+
+
+def _compare_rates(statistics: SufficientStatistics, arm: str, control: str, confidence: float) -> Comparison:
+    """Difference of rates; the covariate is left out, strata enter by the exact conditional test.
+
+    The interval is the score interval, widened by what the score statistic overstates (:func:`score_interval`), so that
+    it holds 0 exactly where the test does not reject.
+    """
     from scipy.special import ndtr
 
-    n1, n0 = (float(statistics.cell(name).complete.count) for name in (arm, control))
-    p1, p0 = (float(statistics.cell(name).complete.mean[0]) for name in (arm, control))
-    pooled = (n1 * p1 + n0 * p0) / (n1 + n0)
-    if not 0.0 < pooled * n1 + pooled * n0 < n1 + n0:
-        what = "no unit" if pooled <= 0 else "every unit"
-        raise _NotEstimableError(f"{what} of either arm has the outcome, so its error is unknown")
-    effect = p1 - p0
-    statistic = effect / math.sqrt(pooled * (1 - pooled) * (1 / n1 + 1 / n0))
-    z = _normal_quantile(confidence)
-    (l1, u1), (l0, u0) = _wilson(p1 * n1, n1, z), _wilson(p0 * n0, n0, z)
-    v1, v0 = p1 * (1 - p1) / n1, p0 * (1 - p0) / n0
-    lower = effect - math.sqrt((p1 - l1) ** 2 + (u0 - p0) ** 2)
-    upper = effect + math.sqrt((u1 - p1) ** 2 + (p0 - l0) ** 2)
+    counts, z = _counts(statistics, arm, control), _normal_quantile(confidence)
+    test = rate_test(counts)
+    statistic, found, method, effect = test.statistic, test.z, test.method, counts.difference
+    strata: list[Counts] = []
+    if statistics.stratified:
+        parts = (_counts(statistics, arm, control, stratum) for stratum in statistics.strata)
+        strata = [part for part in parts if part.units_1 and part.units_0]
+    if strata:
+        units = sum(part.units for part in strata)
+        weights = [part.units / units for part in strata]
+        effect = sum(weight * part.difference for weight, part in zip(weights, strata, strict=True))
+        found = conditional_test(
+            (Draw(part.units, part.units_1, part.events) for part in strata),
+            sum(part.events_1 for part in strata),
+            statistic,
+        )
+        method = "exact conditional test, stratified"
+    lower, upper = score_interval(counts, z, statistic - found)
+    null = sum(
+        (part.units / counts.units) ** 2 * rate * (1 - rate) * (1 / part.units_1 + 1 / part.units_0)
+        for part in strata
+        for rate in [part.events / part.units]
+    )
+    if null > 0:
+        # The same correction about the effect that is weighted by strata.
+        side, spread = math.copysign(1.0, effect), math.sqrt(null)
+        overstated = effect / spread - found
+        towards, away = max(0.0, z + side * overstated) * spread, (z + max(0.0, side * overstated)) * spread
+        lower, upper = (effect - towards, effect + away) if side > 0 else (effect - away, effect + towards)
+    p1, p0 = counts.events_1 / counts.units_1, counts.events_0 / counts.units_0
+    v1, v0 = p1 * (1 - p1) / counts.units_1, p0 * (1 - p0) / counts.units_0
+    relative: dict[str, Any] = {"relative_effect": effect / p0} if p0 else {}
     error = math.sqrt(v1 + v0)
-    relative: dict[str, Any] = _relative(effect, p0, v1 + v0, v0, -v0, confidence)
-    if {p1, p0} & {0.0, 1.0}:
-        # A rate of 0 or 1 has no plain variance; Newcombe's interval still knows how much is uncertain.
-        error = (upper - lower) / (2.0 * z)
-        relative = {"relative_effect": effect / p0} if p0 else {}
+    if test.method == "score test" and not strata:
+        relative = _relative(effect, p0, v1 + v0, v0, -v0, confidence)
+    else:
+        # A plain variance of few events is nothing to go by (0 for a rate of 0): the side towards no effect tells.
+        error = (effect - lower if effect > 0 else upper - effect) / z
+    left = "; few events, so the covariate is left out" if statistics.covariate else ""
     return Comparison(
-        arm=arm, control=control, status="estimated", method="score test, Newcombe interval",
-        effect=effect, standard_error=error, lower=lower, upper=upper,
-        statistic=statistic, z=statistic, p_value=float(2 * ndtr(-abs(statistic))), **relative,
+        arm=arm, control=control, status="estimated", method=f"{method}, score interval{left}",
+        effect=effect, standard_error=error, lower=lower, upper=upper, statistic=statistic, z=found,
+        p_value=min(1.0, float(2 * ndtr(-abs(found)))),
+        counts=None if strata else (counts.events_1, counts.units_1, counts.events_0, counts.units_0), **relative,
     )  # fmt: skip
+
+
+def limits_at(found: Comparison, z: float) -> tuple[float, float]:
+    """Confidence limits of an estimated comparison with the critical value ``z``, for example a boundary."""
+    assert found.effect is not None and found.standard_error is not None
+    if found.counts is not None and found.statistic is not None and found.z is not None:
+        return score_interval(Counts(*found.counts), z, found.statistic - found.z)
+    half = z * found.standard_error
+    if found.effect_type == "hazard_ratio":
+        middle = math.log(found.effect)
+        return math.exp(middle - half), math.exp(middle + half)
+    return found.effect - half, found.effect + half
 
 
 @dataclass(frozen=True)
@@ -576,22 +645,30 @@ def _compare_survival(
         name: int(statistics.life.loc[statistics.life["arm"] == name, "events"].sum())
         for name in (arm, control)
     }
-    if sum(events.values()) < FEWEST_EVENTS:
-        raise _NotEstimableError(
-            f"both arms together have {shown_count(sum(events.values()))} events; at least {FEWEST_EVENTS} are needed"
-        )
-    for name, count in events.items():
-        if not count:
-            raise _NotEstimableError(f"arm {name} has no event: the hazard ratio has no finite estimate")
+    together = sum(events.values())
     test = log_rank(tables)
-    if not test.variance > 0:
+    if together and not test.variance > 0:
         raise _of_stratum(statistics.stratified, "at no event time were units of both arms at risk")
-    ratio = hazard_ratio(tables)
-    if ratio is None:
-        raise _of_stratum(
-            statistics.stratified,
-            "the partial likelihood of the hazard ratio has no maximum (perfect separation)",
-        )
+    statistic = test.statistic if together else 0.0
+    value, method = _log_rank_z(tables, test) if together else (0.0, "no event in either arm")
+    shared: dict[str, Any] = {
+        "arm": arm, "control": control, "effect_type": "hazard_ratio", "statistic": statistic, "z": value,
+        "p_value": min(1.0, float(2 * ndtr(-abs(value)))),
+        "method": method + (", stratified" if statistics.stratified else ""),
+    }  # fmt: skip
+    without = [name for name, count in events.items() if not count]
+    ratio = None if without or together < FEWEST_EVENTS else hazard_ratio(tables)
+    why = ""
+    if together < FEWEST_EVENTS:
+        why = f"both arms together have {shown_count(together)} events; at least {FEWEST_EVENTS} are needed"
+    elif without:
+        why = f"arm {without[0]} has no event: the hazard ratio has no finite estimate"
+    elif ratio is None:
+        if statistics.stratified:
+            raise _HelperError(
+                "strata", "the partial likelihood within them has no maximum (perfect separation)"
+            )
+        why = "the partial likelihood of the hazard ratio has no maximum (perfect separation)"
     z = _normal_quantile(confidence)
     longest = min(last_time(statistics.life, name) for name in (arm, control))
     if horizon is not None and not 0 < checked_number(horizon, "horizon") <= longest:
@@ -610,11 +687,31 @@ def _compare_survival(
             "restricted_mean_upper": difference + half,
             "restricted_mean_p_value": float(2 * ndtr(-abs(difference) / math.sqrt(spread))),
         }
+    if ratio is None:
+        return Comparison(status="tested", reason=why, **shared, **area)
+    shared["method"] += ", Cox hazard ratio"
     return Comparison(
-        arm=arm, control=control, status="estimated", effect_type="hazard_ratio",
-        method="log-rank test, Cox hazard ratio" + (", stratified" if statistics.stratified else ""),
-        effect=math.exp(ratio.log_ratio), standard_error=ratio.standard_error,
+        status="estimated", effect=math.exp(ratio.log_ratio), standard_error=ratio.standard_error,
         lower=math.exp(ratio.log_ratio - z * ratio.standard_error),
-        upper=math.exp(ratio.log_ratio + z * ratio.standard_error),
-        statistic=test.statistic, z=test.statistic, p_value=float(2 * ndtr(-abs(test.statistic))), **area,
+        upper=math.exp(ratio.log_ratio + z * ratio.standard_error), **shared, **area,
     )  # fmt: skip
+
+
+def _log_rank_z(tables: list[RiskTable], test: LogRank) -> tuple[float, str]:
+    """The log-rank statistic where it is close to normal, else the exact test over the same tables."""
+    third = smallest = 0.0
+    for table in tables:
+        events, share = table.events_0 + table.events_1, table.risk_1 / (table.risk_0 + table.risk_1)
+        third += float((events * share * (1 - share) * (1 - 2 * share)).sum())
+        smallest += float(events.sum())
+    smallest = min(test.expected, smallest - test.expected)
+    if smallest >= SMALLEST_LOG_RANK_CELL and abs(third) / test.variance**1.5 <= MOST_SKEWNESS:
+        return test.statistic, "log-rank test"
+    draws = (
+        Draw(int(risk_0 + risk_1), int(risk_1), int(events_0 + events_1))
+        for table in tables
+        for risk_0, risk_1, events_0, events_1 in zip(
+            table.risk_0, table.risk_1, table.events_0, table.events_1, strict=True
+        )
+    )
+    return conditional_test(draws, round(test.observed), test.statistic), "exact log-rank test"

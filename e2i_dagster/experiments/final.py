@@ -19,8 +19,8 @@ from e2i_dagster.experiments.forest import Heterogeneity, heterogeneity
 from e2i_dagster.experiments.lifecycle import bound_to_stop, may_read_results
 from e2i_dagster.experiments.looks import (
     analysis_of,
+    answered,
     columns_of,
-    gave_answer,
     look_boundaries,
     missing_policy,
     progress,
@@ -31,6 +31,8 @@ from e2i_dagster.experiments.scorecard import ScoredResult, score_result
 from e2i_dagster.experiments.subgroups import SubgroupAnalysis, analyze_subgroups
 from e2i_dagster.warehouse.tables import experiments as tables
 
+#: Nearer to 0 a z has lost its digits to the discreteness of counts.
+LEAST_Z = 0.5
 ANALYSED_SETS = ("itt", "per_protocol", "as_treated")
 #: What the effect of each kind of metric is.
 EFFECTS = {
@@ -117,8 +119,20 @@ def effect_rows(results: Sequence[SetResult]) -> list[tuple[str, ...]]:
         for one in result.analysis.comparisons:
             named = f"{result.metric} ({EFFECTS[result.analysis.kind]})"
             shared = (named, result.analysis_set, one.arm)
-            if one.status == "not_estimable" or one.effect is None:
-                rows.append((*shared, "not estimable", one.reason or "", "", "", ""))
+            final = result.adjusted_p_values.get(one.arm)
+            if one.effect is None:
+                p = "" if one.p_value is None else f"{one.p_value:.3g}"
+                said = "; ".join(filter(None, (one.reason, one.method)))
+                rows.append(
+                    (
+                        *shared,
+                        "not estimable",
+                        said,
+                        p,
+                        "" if final is None else f"{final:.3g}",
+                        one.note or "",
+                    )
+                )
             else:
                 rows.append(
                     (
@@ -126,9 +140,7 @@ def effect_rows(results: Sequence[SetResult]) -> list[tuple[str, ...]]:
                         f"{one.effect:.4f}",
                         f"{one.lower:.4f} to {one.upper:.4f}",
                         f"{one.p_value:.3g}",
-                        ""
-                        if one.arm not in result.adjusted_p_values
-                        else f"{result.adjusted_p_values[one.arm]:.3g}",
+                        "" if final is None else f"{final:.3g}",
                         one.note or "",
                     )
                 )
@@ -383,16 +395,16 @@ def adjusted_for_looks(spec: ExperimentSpec, made: list[dict[str, Any]]) -> dict
     On the scale of the effect (a hazard ratio for survival). For one treatment arm only; a binding rule of
     futility, which was obeyed, enters. None where the trial ended by no rule.
     """
+    made = answered(spec, made)
     if len(spec.treatments) > 1 or not made:
         return None
     last = made[-1]
     z, effect = last["test_statistic"], last["effect_estimate"]
     final, bound = last["analysis_type"] == "final", bound_to_stop(made)
-    if not (last["decision"] == "stop_efficacy" or final or bound) or not z or effect is None:
+    if not (last["decision"] == "stop_efficacy" or final or bound) or z is None or effect is None:
         return None
     reached, times = progress(spec, made)
-    answered = [gave_answer(look["metrics_snapshot"]) for look in made]
-    bounds = look_boundaries(spec, reached, final=final, times=times, answered=answered)
+    bounds = look_boundaries(spec, reached, final=final, times=times)
     futility = spec.stopping.futility
     floors = None
     if futility is not None and futility.binding:
@@ -400,7 +412,11 @@ def adjusted_for_looks(spec: ExperimentSpec, made: list[dict[str, Any]]) -> dict
         floors = [low if own is None else own for own, low in zip(said, bounds.lower, strict=False)]
     hazard, sign = spec.metrics.primary.kind == "survival", spec.metrics.primary.sign
     size = math.log(effect) if hazard else effect
-    found = final_estimate(bounds, len(made), z, standard_error=abs(size / z), lower=floors).to_record()
+    # The error that belongs to z; near 0, where the quotient says nothing, that of the repeated interval.
+    limits = (last["effect_ci_lower"], last["effect_ci_upper"])
+    low, high = (math.log(limit) if hazard else limit for limit in limits)
+    error = abs(size / z) if abs(z) > LEAST_Z else (high - low) / (2.0 * last["boundary_z"])
+    found = final_estimate(bounds, len(made), z, standard_error=error, lower=floors).to_record()
     return {"look": len(made), **found, **_on_the_scale(found, sign, hazard)}
 
 

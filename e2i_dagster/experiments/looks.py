@@ -6,7 +6,6 @@ again analyses nothing and spends no alpha. The rules advise; people decide (the
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -26,6 +25,7 @@ from e2i_dagster.config.experiment import (
 )
 from e2i_dagster.errors import InputError, VerdictError
 from e2i_dagster.experiments import store
+from e2i_dagster.experiments.comparisons import limits_at
 from e2i_dagster.experiments.estimation import AlwaysValid, always_valid, mixture_variance
 from e2i_dagster.experiments.interim import (
     SPENDING_RULES,
@@ -41,12 +41,14 @@ from e2i_dagster.warehouse.tables import experiments as tables
 
 #: What is told of a look besides effects.
 LOOK_FACTS = ("look", "information", "units", "data as of", "alpha spent", "frozen rows")
-Advice = Literal["continue", "stop_efficacy", "stop_futility", "stop_safety"]
+Advice = Literal["continue", "stop_efficacy", "stop_futility", "stop_safety", "not_evaluable"]
 
 
 class ArmLook(BaseModel):
     """One arm against the control at one look; ``z`` is positive for benefit.
 
+    ``z`` None: there is no test either, and the arm is not evaluable. ``estimable``: the effect has an estimate; a test
+    may exist without (an arm without events).
     ``lower`` and ``upper`` are the repeated confidence interval (Jennison and Turnbull 1989): the estimate plus
     and minus the boundary times its standard error, valid at all looks together. ``futility_z``: below it the
     design's rule of futility says stop. ``always_valid``: confidence sequence, where the design asks for one.
@@ -72,7 +74,11 @@ class ArmLook(BaseModel):
 
 
 class HarmCheck(BaseModel):
-    """One rule of harm for one arm."""
+    """One rule of harm for one arm.
+
+    ``harmful`` is None, which is no "no", where the rule does not judge: ``too_early`` below the units that the design
+    asks for, ``not_evaluable`` where the data allow no test.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -80,20 +86,20 @@ class HarmCheck(BaseModel):
     arm: str
     relative_worsening: float | None
     p_value: float | None
-    harmful: bool
+    harmful: bool | None
     reason: str
+    status: Literal["evaluated", "too_early", "not_evaluable"] = "evaluated"
 
 
 class LookReport(BaseModel):
     """Everything one look found. For the data monitoring committee; pages show what :func:`interim_page` lets through.
 
     ``information_target`` and ``spending_time`` keep what the fraction meant when an amendment changes the size.
-    A look without an answer has an infinite boundary and leaves ``alpha_spent`` as it was.
     ``binding_stop``: the look stopped for futility by a binding rule. ``size_proposal``: what the declared review of
-    the sample size proposes.
+    the sample size proposes. ``not_evaluable``: arms and rules of harm about which the data say nothing, and why.
     """
 
-    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
+    model_config = ConfigDict(frozen=True)
 
     experiment: str
     look: int
@@ -119,10 +125,16 @@ class LookReport(BaseModel):
     rationale: str
     binding_stop: bool = False
     size_proposal: dict[str, Any] | None = None
+    not_evaluable: tuple[str, ...] = ()
+
+    @property
+    def answered(self) -> bool:
+        """Whether the primary metric of any arm was tested: only then alpha is spent."""
+        return any(arm.z is not None for arm in self.arms)
 
     def to_record(self) -> dict[str, Any]:
-        """Everything as plain values; an infinite boundary as text, which JSON has no number for."""
-        return json.loads(self.model_dump_json())
+        """Everything as plain values."""
+        return self.model_dump(mode="json")
 
 
 class InterimPage(BaseModel):
@@ -187,6 +199,16 @@ def due_look(spec: ExperimentSpec, information: float, made: int, *, ended: bool
     return made + 1 if information >= planned[made] - 1e-9 else None
 
 
+def answered(spec: ExperimentSpec, made: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The looks that spent alpha: a look that gave no answer is as if it had not been made.
+
+    The classical rules hold for the whole plan, in which every look keeps its place.
+    """
+    if spec.looks.rule not in SPENDING_RULES:
+        return list(made)
+    return [look for look in made if any(arm["z"] is not None for arm in look["metrics_snapshot"]["arms"])]
+
+
 def progress(spec: ExperimentSpec, made: Sequence[dict[str, Any]]) -> tuple[list[float], list[float]]:
     """Information fractions of the looks ``made``, of the size now planned, and where each of them spent alpha.
 
@@ -201,82 +223,29 @@ def progress(spec: ExperimentSpec, made: Sequence[dict[str, Any]]) -> tuple[list
     return reached, times
 
 
-def gave_answer(snapshot: Mapping[str, Any]) -> bool:
-    """True if a look (its record) had a statistic of any arm: only then it has spent alpha."""
-    return any(arm["z"] is not None for arm in snapshot["arms"])
-
-
 def look_boundaries(
-    spec: ExperimentSpec,
-    reached: Sequence[float],
-    *,
-    final: bool,
-    times: Sequence[float] | None = None,
-    answered: Sequence[bool] = (),
+    spec: ExperimentSpec, reached: Sequence[float], *, final: bool, times: Sequence[float] | None = None
 ) -> Boundaries:
     """Boundaries for the looks so far, made at the information fractions ``reached`` (of that planned).
 
     Spending rules take any fractions; when more information came than was planned, information is counted in
     what there is and alpha is spent by the plan. The classical rules hold for the planned fractions, at which
     their looks are frozen. With several arms each is compared at alpha divided by their number (Bonferroni).
-    ``times``: where alpha is spent, when that is not at the fractions (:func:`progress`). ``answered``: False for
-    a look without an answer, which has no boundary (infinite) and spends nothing: the looks after it have its alpha.
+    ``times``: where alpha is spent, when that is not at the fractions (:func:`progress`).
     """
     alpha = spec.looks.alpha / len(spec.treatments)
     shared: dict[str, Any] = {"alpha": alpha, "sides": spec.looks.sides, "gamma": spec.looks.gamma}
-    spends = spec.looks.rule in SPENDING_RULES
-    fractions = [f / max(1.0, *reached) for f in reached] if spends else [*spec.looks.information_fractions]
-    given = [True if k >= len(answered) else answered[k] for k in range(len(fractions))]
-    kept = [k for k, answer in enumerate(given) if answer]
-    if not kept:
-        return _without_answers(spec, alpha, fractions)
-    counted = [fractions[k] for k in kept]
-    if not spends:
-        # The constants are solved for a plan that ends at full information.
-        ends = counted if counted[-1] == 1.0 else [*counted, 1.0]
-        found = boundaries(spec.looks.rule, ends, **shared)
-    else:
-        spent = [min(reached[k], 1.0) if times is None else times[k] for k in kept]
-        found = boundaries(
-            spec.looks.rule,
-            counted,
-            spending_time=None if spent == [reached[k] for k in kept] else spent,
-            final=final and given[-1],
-            **shared,
-        )
-    return found if all(given) else _with_gaps(found, fractions, given)
-
-
-def _without_answers(spec: ExperimentSpec, alpha: float, fractions: Sequence[float]) -> Boundaries:
-    size = len(fractions)
-    return Boundaries(
-        rule=spec.looks.rule, information_fractions=tuple(fractions), alpha=alpha, sides=spec.looks.sides,
-        gamma=spec.looks.gamma, z=(math.inf,) * size, nominal_p=(0.0,) * size, alpha_spent=(0.0,) * size,
-    )  # fmt: skip
-
-
-def _with_gaps(found: Boundaries, fractions: Sequence[float], given: Sequence[bool]) -> Boundaries:
-    """``found`` with the looks without an answer in their places."""
-    z, nominal, spent, times = [], [], [], []
-    own = iter(
-        zip(found.z, found.nominal_p, found.alpha_spent, found.spending_time or fractions, strict=False)
+    if spec.looks.rule not in SPENDING_RULES:
+        return boundaries(spec.looks.rule, spec.looks.information_fractions, **shared)
+    largest = max(1.0, *reached)
+    spent = [min(fraction, 1.0) for fraction in reached] if times is None else list(times)
+    return boundaries(
+        spec.looks.rule,
+        [fraction / largest for fraction in reached],
+        spending_time=None if spent == list(reached) else spent,
+        final=final,
+        **shared,
     )
-    for answer, fraction in zip(given, fractions, strict=True):
-        if answer:
-            bound, p, total, time = next(own)
-        else:
-            bound, p, total, time = math.inf, 0.0, spent[-1] if spent else 0.0, fraction
-        z.append(bound)
-        nominal.append(p)
-        spent.append(total)
-        times.append(time)
-    return found.model_copy(
-        update={
-            "information_fractions": tuple(fractions), "z": tuple(z), "nominal_p": tuple(nominal),
-            "alpha_spent": tuple(spent),
-            "spending_time": None if found.spending_time is None else tuple(times),
-        }
-    )  # fmt: skip
 
 
 def make_look(
@@ -297,10 +266,12 @@ def make_look(
         made and (made[-1]["analysis_type"] == "final" or bound_to_stop(made))
     ):
         return None
-    before, times = progress(spec, made)
+    newest = progress(spec, made)[0]
+    used = answered(spec, made)
+    before, times = progress(spec, used)
     reached = store.information(spec, records.outcomes)
-    number = due_look(spec, reached, len(made), ended=ended)
-    if number is None or reached <= (before[-1] if made else 0.0):
+    number = due_look(spec, reached, len(used), ended=ended)
+    if number is None or reached <= (newest[-1] if made else 0.0):
         return None
     final = ended or number == len(spec.looks.information_fractions)
     if spec.looks.rule not in SPENDING_RULES and not ended:
@@ -314,11 +285,14 @@ def make_look(
         records,
         reached=[*before, reached],
         times=[*times, min(reached, 1.0)],
-        earlier=[look["metrics_snapshot"] for look in made],
+        earlier=[look["metrics_snapshot"] for look in used],
         final=final,
         policy=policy,
+        look=len(made) + 1,
     )
-    _record(connection, report, last_event=last_event, last_outcome=last_outcome, actor=actor)
+    _record(
+        connection, report, place=len(used), last_event=last_event, last_outcome=last_outcome, actor=actor
+    )
     return report
 
 
@@ -331,21 +305,19 @@ def evaluate(
     final: bool,
     policy: LifecyclePolicy,
     times: Sequence[float] | None = None,
+    look: int | None = None,
 ) -> LookReport:
     """Analyse ``records`` by intention to treat and hold each arm's z against the boundaries.
 
     Args:
-        reached: information fractions of all looks up to this one. earlier: records of the looks before.
-        times: where they spend alpha, when not at the fractions.
+        reached: information fractions of all looks up to this one that spend alpha (:func:`answered`).
+        earlier: records of those before. times: where they spend alpha, when not at the fractions.
+        look: number of this one, when looks before it gave no answer.
     """
     frame = records.analysis_frame(spec, policy)
+    bounds = look_boundaries(spec, reached, final=final, times=times)
     number = len(reached)
     primary = analysis_of(frame, spec, spec.metrics.primary, policy=policy.analysis)
-    answered = [
-        *(gave_answer(look) for look in earlier),
-        any(one.status == "estimated" for one in primary.comparisons),
-    ]
-    bounds = look_boundaries(spec, reached, final=final, times=times, answered=answered)
     observed = {arm.arm: arm.observed for arm in primary.arms}
     days = _days_running(records)
     arms = tuple(
@@ -356,15 +328,19 @@ def evaluate(
         for rule in spec.stopping.harm
         for arm in spec.treatments
     )
-    advice, why = _advice(arms, harm)
+    missing = _not_evaluable(arms, harm)
+    advice, why = _advice(arms, harm, missing)
+    tested = any(arm.z is not None for arm in arms)
+    # A look without an answer spends nothing, and another one may be the last.
+    spent = (bounds.alpha_spent[number - 1] if tested else (0.0, *bounds.alpha_spent)[number - 1]) * len(arms)
     futility = spec.stopping.futility
     if advice != "stop_futility" and earlier and earlier[-1].get("advice") == "stop_futility":
         why += f". It went on after look {number - 1} had said futility (non-binding)"
     return LookReport(
         experiment=spec.name,
-        look=number,
+        look=number if look is None else look,
         of=len(spec.looks.information_fractions),
-        final=final,
+        final=final and tested,
         design_digest=spec.design_digest,
         information_fraction=reached[-1],
         planned_fraction=spec.looks.information_fractions[
@@ -378,7 +354,7 @@ def evaluate(
         snapshot_digest=records.digest,
         rule=spec.looks.rule,
         alpha=spec.looks.alpha,
-        alpha_spent=bounds.alpha_spent[number - 1] * len(spec.treatments),
+        alpha_spent=spent,
         fractions=bounds.information_fractions,
         boundary_z=bounds.z,
         arms=arms,
@@ -387,6 +363,7 @@ def evaluate(
         rationale=why,
         binding_stop=advice == "stop_futility" and futility is not None and futility.binding,
         size_proposal=propose_size(spec, frame, reached, arms[0].z),
+        not_evaluable=missing,
     )
 
 
@@ -477,7 +454,7 @@ def interim_page(
             "frozen rows": look["snapshot_digest"],
         }
         if blinded:
-            row["says"] = "continue" if look["decision"] == "continue" else "stop for review"
+            row["says"] = blinded_advice(look)
         else:
             z, effect = look["test_statistic"], look["effect_estimate"]
             row["z"] = "not estimable" if z is None else f"{z:.3f}"
@@ -492,18 +469,25 @@ def interim_page(
                     row[f"always valid, {arm['arm']}"] = f"{lower:.4f} to {upper:.4f}"
             row["says"] = look["decision"]
         shown.append(row)
-    planned = held.spec.looks.information_fractions
+    planned, used = held.spec.looks.information_fractions, len(answered(held.spec, made))
     return InterimPage(
         experiment=held.name,
         state=held.state,
         blinded=blinded,
         simulated=held.simulated,
         information=information,
-        next_fraction=planned[len(made)] if len(made) < len(planned) and held.state == "running" else None,
+        next_fraction=planned[used] if used < len(planned) and held.state == "running" else None,
         looks=tuple(shown),
         size_proposal=size_review_text(held.spec, made, blinded=blinded),
         boundary_md=figure,
     )
+
+
+def blinded_advice(look: Mapping[str, Any]) -> str:
+    """What everyone may know of the advice of a look: every stop looks alike."""
+    if look["decision"] in ("continue", "not_evaluable"):
+        return look["decision"].replace("_", " ")
+    return "stop for review"
 
 
 def size_review_text(spec: ExperimentSpec, made: Sequence[dict[str, Any]], *, blinded: bool) -> str:
@@ -590,31 +574,31 @@ def _arm_look(
     days: float,
 ) -> ArmLook:
     found = primary.comparison(arm)
-    if found.status == "not_estimable" or found.z is None or found.effect is None:
+    if found.z is None:
         return ArmLook(
             arm=arm,
             estimable=False,
             reason=found.reason or "no statistic",
-            rationale=f"{arm}: {found.reason}",
+            advice="not_evaluable",
+            rationale=f"{arm}: not evaluable, {found.reason}",
         )
     sign = spec.metrics.primary.sign
-    said = [next((one["z"] for one in look["arms"] if one["arm"] == arm), None) for look in earlier]
+    before = [
+        one["z"] for look in earlier for one in look["arms"] if one["arm"] == arm and one["z"] is not None
+    ]
     # The trial went on after each of them, whatever the rule had said.
-    before = [0.0 if z is None else min(z, bound - 1e-9) for z, bound in zip(said, bounds.z, strict=False)]
-    before += [0.0] * (number - 1 - len(before))
+    before = [min(z, bound - 1e-9) for z, bound in zip(before, bounds.z, strict=False)]
+    before = [0.0] * (number - 1 - len(before)) + before
     look = evaluate_look(bounds, number, sign * found.z, earlier_z=before)
     futility = spec.stopping.futility
     sequence, sequence_reason = _confidence_sequence(spec, found, earlier)
-    half = bounds.z[number - 1] * (found.standard_error or math.nan)
-    middle = math.log(found.effect) if found.effect_type == "hazard_ratio" else found.effect
-    lower, upper = middle - half, middle + half
-    if found.effect_type == "hazard_ratio":
-        lower, upper = math.exp(lower), math.exp(upper)
+    lower, upper = (None, None) if found.effect is None else limits_at(found, bounds.z[number - 1])
     pair = min(observed[arm], observed[spec.control])
     advice, why = _rule(spec, look, pair, days)
     return ArmLook(
         arm=arm,
-        estimable=True,
+        estimable=found.effect is not None,
+        reason=found.reason or "",
         effect=found.effect,
         lower=lower,
         upper=upper,
@@ -630,7 +614,9 @@ def _arm_look(
         always_valid=sequence,
         always_valid_reason=sequence_reason,
         advice=advice,
-        rationale=f"{arm}: {why}" + (f" ({found.note})" if found.note else ""),
+        rationale=f"{arm}: {why}"
+        + (f" No estimate of the effect: {found.reason}" if found.reason else "")
+        + (f" ({found.note})" if found.note else ""),
     )
 
 
@@ -767,28 +753,33 @@ def _harm(
     found = analysis_of(frame, spec, metric, policy=policy)
     one = found.comparison(arm)
     counts = {item.arm: item.observed for item in found.arms}
-    shared = {"metric": metric.name, "arm": arm}
+    shared: dict[str, Any] = {"metric": metric.name, "arm": arm}
     if min(counts[arm], counts[spec.control]) < rule.minimum_per_arm:
         why = f"fewer than {rule.minimum_per_arm} units per arm"
-        return HarmCheck(**shared, relative_worsening=None, p_value=None, harmful=False, reason=why)
-    if one.status == "not_estimable" or one.z is None:
+        return HarmCheck(
+            **shared, relative_worsening=None, p_value=None, harmful=None, reason=why, status="too_early"
+        )
+    if one.z is None:
         return HarmCheck(
             **shared,
             relative_worsening=None,
             p_value=None,
-            harmful=False,
-            reason=one.reason or "not estimable",
+            harmful=None,
+            reason=one.reason or "no statistic",
+            status="not_evaluable",
         )
     from scipy.special import ndtr
 
     p = float(ndtr(metric.sign * one.z))
-    relative = one.relative_effect if one.effect_type == "difference" else (one.effect or 1.0) - 1.0
+    relative = one.relative_effect
+    if one.effect_type == "hazard_ratio":
+        relative = None if one.effect is None else one.effect - 1.0
     worse = None if relative is None else -metric.sign * relative
-    # Relative to a control of 0 any worsening is more than every share.
+    # Without a finite ratio (a control of 0, an arm without events) any worsening counts as more than every share.
     large = metric.sign * one.z < 0 if worse is None else worse >= rule.relative_worsening
     harmful = large and p < rule.alpha
     found_share = (
-        "the control's mean is 0"
+        (one.reason or "the control's mean is 0")
         if worse is None
         else f"{'worse' if worse > 0 else 'better'} by {abs(worse):.1%}"
     )
@@ -796,22 +787,42 @@ def _harm(
     return HarmCheck(**shared, relative_worsening=worse, p_value=p, harmful=harmful, reason=reason)
 
 
-def _advice(arms: Sequence[ArmLook], harm: Sequence[HarmCheck]) -> tuple[Advice, str]:
-    """Harm first, then benefit of any arm, then futility of every arm."""
+def _not_evaluable(arms: Sequence[ArmLook], harm: Sequence[HarmCheck]) -> tuple[str, ...]:
+    """Arms and rules of harm about which the data say nothing."""
+    return (
+        *(arm.rationale for arm in arms if arm.z is None),
+        *(
+            f"{one.arm}: harm by {one.metric} is not evaluable, {one.reason}"
+            for one in harm
+            if one.status == "not_evaluable"
+        ),
+    )
+
+
+def _advice(arms: Sequence[ArmLook], harm: Sequence[HarmCheck], missing: Sequence[str]) -> tuple[Advice, str]:
+    """Harm first, then benefit of any arm, then futility of every arm; to go on only where everything was judged."""
     harmful = [check for check in harm if check.harmful]
+    unjudged = "".join(f"; {text}" for text in missing)
     if harmful:
-        return "stop_safety", "; ".join(f"{one.arm} {one.metric}: {one.reason}" for one in harmful)
-    said = "; ".join(arm.rationale for arm in arms)
+        return "stop_safety", "; ".join(f"{one.arm} {one.metric}: {one.reason}" for one in harmful) + unjudged
+    said = "; ".join([*(arm.rationale for arm in arms if arm.z is not None), *missing])
     if any(arm.advice == "stop_efficacy" for arm in arms):
         return "stop_efficacy", said
     if all(arm.advice == "stop_futility" for arm in arms):
         return "stop_futility", said
-    return "continue", said
+    return ("not_evaluable" if missing else "continue"), said
 
 
 def _record(
-    connection: sa.Connection, report: LookReport, *, last_event: int, last_outcome: int, actor: str
+    connection: sa.Connection,
+    report: LookReport,
+    *,
+    place: int,
+    last_event: int,
+    last_outcome: int,
+    actor: str,
 ) -> None:
+    """Enter ``report``, which was held against the boundary at ``place``."""
     best = max(report.arms, key=lambda arm: -math.inf if arm.z is None else arm.z)
     connection.execute(
         tables.ab_interim_analyses.insert().values(
@@ -828,7 +839,7 @@ def _record(
             target_sample_size=report.information_target,
             spending_function=report.rule,
             cumulative_alpha_spent=report.alpha_spent,
-            boundary_z=report.boundary_z[report.look - 1],
+            boundary_z=report.boundary_z[place],
             test_statistic=best.z,
             p_value=best.p_value,
             effect_estimate=best.effect,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 
 from e2i_dagster.config.experiment import ENDED_STATES, LifecyclePolicy
 from e2i_dagster.experiments import store
 from e2i_dagster.experiments.lifecycle import bound_to_stop
-from e2i_dagster.experiments.looks import due_look
+from e2i_dagster.experiments.looks import answered, due_look
 from e2i_dagster.experiments.run import is_blinded
 from e2i_dagster.experiments.twin import compare_looks, comparisons
 from e2i_dagster.experiments.watch import Finding, check_srm, long_pause, overdue_review, watch
@@ -60,7 +61,9 @@ def _running(
     found = watch(held.spec, records, policy, srm, now=now, simulated=held.simulated)
     compare_looks(connection, name, made, policy, actor=actor)
     found += _given(_poor_prediction(connection, held))
-    if made and made[-1]["decision"] != "continue":
+    if made and made[-1]["metrics_snapshot"].get("not_evaluable"):
+        found.append(_unanswered(held, made[-1]))
+    if made and made[-1]["decision"] not in ("continue", "not_evaluable"):
         # While blinded every stop looks alike: a severity of its own would tell benefit from harm.
         harm = made[-1]["decision"] == "stop_safety" and not is_blinded(held)
         found.append(
@@ -72,8 +75,23 @@ def _running(
             )
         )
     reached = store.information(held.spec, records.outcomes)
-    due = None if bound_to_stop(made) else due_look(held.spec, reached, len(made), ended=False)
+    used = len(answered(held.spec, made))
+    due = None if bound_to_stop(made) else due_look(held.spec, reached, used, ended=False)
     return Observed(name, tuple(found), due)
+
+
+def _unanswered(held: store.Experiment, look: dict[str, Any]) -> Finding:
+    """That a look could not judge everything: nobody may take it for "no harm" or "no effect"."""
+    why = "the committee's report has the reasons"
+    if not is_blinded(held):
+        why = "; ".join(look["metrics_snapshot"]["not_evaluable"])
+    return Finding(
+        "look",
+        "high",
+        f"look {look['analysis_number']} is not evaluable in part or whole: {why}",
+        f"e2i experiment report {held.name} --unblinded --reason TEXT",
+        once=f"{held.name}:not_evaluable:{look['analysis_number']}",
+    )
 
 
 def _poor_prediction(connection: sa.Connection, held: store.Experiment) -> Finding | None:

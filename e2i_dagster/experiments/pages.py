@@ -24,7 +24,8 @@ from e2i_dagster.experiments.interim import SPENDING_RULES, Boundaries, z_of_con
 from e2i_dagster.experiments.lifecycle import Review, may_read_results
 from e2i_dagster.experiments.looks import (
     PresentInterval,
-    gave_answer,
+    answered,
+    blinded_advice,
     look_boundaries,
     progress,
     size_review_text,
@@ -51,11 +52,11 @@ def boundary_figure(spec: ExperimentSpec, made: Sequence[Mapping[str, Any]], *, 
     Boundaries of looks that were made are theirs; later ones follow from what those spent. The line of futility is
     the z at which the conditional power falls to the design's limit.
     """
-    looks = [dict(look) for look in made]
+    looks = answered(spec, [dict(look) for look in made])
+    made = looks
     reached, times = progress(spec, looks)
     ended = bool(looks) and looks[-1]["analysis_type"] == "final"
-    answered = [gave_answer(look["metrics_snapshot"]) for look in looks]
-    bounds = _planned_boundaries(spec, reached, times, ended=ended, answered=answered)
+    bounds = _planned_boundaries(spec, reached, times, ended=ended)
     fractions = bounds.information_fractions
     z = (*(look["boundary_z"] for look in made), *bounds.z[len(made) :])
     figure = new_figure(8, 4.6)
@@ -108,20 +109,15 @@ def boundary_figure(spec: ExperimentSpec, made: Sequence[Mapping[str, Any]], *, 
 
 
 def _planned_boundaries(
-    spec: ExperimentSpec,
-    reached: Sequence[float],
-    times: Sequence[float],
-    *,
-    ended: bool,
-    answered: Sequence[bool] = (),
+    spec: ExperimentSpec, reached: Sequence[float], times: Sequence[float], *, ended: bool
 ) -> Boundaries:
     """Boundaries of the looks made and, unless the last of them was the final one, of those still planned."""
     planned = spec.looks.information_fractions
     if spec.looks.rule not in SPENDING_RULES:
-        return look_boundaries(spec, planned, final=True, answered=answered)
+        return look_boundaries(spec, planned, final=True)
     newest = reached[-1] if reached else 0.0
     later = [] if ended else [fraction for fraction in planned[len(reached) :] if fraction > newest]
-    return look_boundaries(spec, [*reached, *later], times=[*times, *later], final=True, answered=answered)
+    return look_boundaries(spec, [*reached, *later], times=[*times, *later], final=True)
 
 
 def enrolment_figure(report: EnrolmentReport) -> Any:
@@ -341,6 +337,10 @@ def _approvals(review: Review) -> str:
     return "; ".join([*given, *(f"{role}: missing" for role in review.missing)])
 
 
+#: What a rule of harm says; None before the units that the design asks for are there.
+_HARM = {True: "harmful", False: "no", None: "too early"}
+
+
 def _steps(enrolment: EnrolmentReport) -> dict[str, str]:
     steps = {
         "screened": enrolment.screened, "eligible": enrolment.eligible, "consented": enrolment.consented,
@@ -356,7 +356,7 @@ def _looks_section(spec: ExperimentSpec, made: Sequence[Mapping[str, Any]], blin
             (
                 look["analysis_number"], f"{look['information_fraction']:.3f}",
                 f"{look['sample_size_at_analysis']:,}",
-                "continue" if look["decision"] == "continue" else "stop for review",
+                blinded_advice(look),
             )
             for look in made
         ]  # fmt: skip
@@ -368,7 +368,7 @@ def _looks_section(spec: ExperimentSpec, made: Sequence[Mapping[str, Any]], blin
                 look["analysis_number"],
                 one["arm"],
                 one["metric"],
-                "harmful" if one["harmful"] else "no",
+                _HARM[one["harmful"]] if one.get("status") != "not_evaluable" else "not evaluable",
                 one["reason"],
             )
             for look in made
@@ -398,7 +398,10 @@ def _arms_table(made: Sequence[Mapping[str, Any]]) -> Table:
                     arm["advice"],
                 )
                 if arm["estimable"]
-                else ("not estimable", arm["reason"], "", f"{look['boundary_z']:.3f}", "", "", "continue")
+                else (
+                    "not estimable", arm["reason"], "" if arm["z"] is None else f"{arm['z']:.3f}",
+                    f"{look['boundary_z']:.3f}", "", "", arm["advice"].replace("_", " "),
+                )
             ),
         )
         for look in made

@@ -10,7 +10,7 @@ from e2i_dagster.cohorts.disclosure import is_small, shown_count
 from e2i_dagster.errors import InputError
 from e2i_dagster.experiments.sufficient import AnalysisSet, Kind, Missing
 
-Status = Literal["estimated", "not_estimable"]
+Status = Literal["estimated", "tested", "not_estimable"]
 
 
 class ArmSummary(BaseModel):
@@ -37,13 +37,15 @@ class ArmSummary(BaseModel):
 class Comparison(BaseModel):
     """One arm against the control.
 
-    ``status`` not_estimable carries ``reason`` and no figure. ``note``: a covariate or strata that could not serve
-    were left out, and why. ``effect`` is the difference of means, rates
+    ``status`` not_estimable carries ``reason`` and no figure; ``tested`` has a test (``z``, ``p_value``) and in
+    ``reason`` why its effect has no finite estimate. ``note``: a covariate or strata that could not serve were
+    left out, and why. ``effect`` is the difference of means, rates
     or ratios, or the hazard ratio (``effect_type``); ``standard_error`` is that of the difference or of the
     log hazard ratio. ``statistic`` belongs to ``method``; ``z`` is the same evidence as a standard normal
     value, positive where the treated arm has the larger mean or the larger hazard.
     ``relative_effect``: share of the control's mean. ``unadjusted_effect`` and ``variance_reduction``: what
     the covariate changed. ``bounds``: of the interval when missing outcomes are anything they can be.
+    ``counts``: of rates whose interval is the score interval, events and units of the treated arm, then of the control.
     ``restricted_mean_*``: difference of restricted mean survival times up to ``horizon``.
     """
 
@@ -71,6 +73,7 @@ class Comparison(BaseModel):
     unadjusted_effect: float | None = None
     variance_reduction: float | None = None
     bounds: tuple[float, float] | None = None
+    counts: tuple[int, int, int, int] | None = None
     restricted_mean_difference: float | None = None
     restricted_mean_lower: float | None = None
     restricted_mean_upper: float | None = None
@@ -146,8 +149,11 @@ class Analysis(BaseModel):
             arms.append(f"| {item.arm} | {counts} | {shown} |")
         head = ["| arm | effect | interval | p | adjusted p | method |", "|---|---|---|---|---|---|"]
         for item in self.comparisons:
-            if item.status == "not_estimable":
-                head.append(f"| {item.arm} | not estimable | | | | {item.reason} |")
+            if item.effect is None:
+                p = "" if item.p_value is None else f"{item.p_value:.4g}"
+                final = "" if item.adjusted_p_value is None else f"{item.adjusted_p_value:.4g}"
+                said = "; ".join(filter(None, (item.method, item.reason)))
+                head.append(f"| {item.arm} | not estimable | | {p} | {final} | {said} |")
             else:
                 head.append(
                     f"| {item.arm} | {item.effect:.6g} | {item.lower:.6g} to {item.upper:.6g} | "

@@ -96,7 +96,11 @@ def score_result(
     """
     if alignment is not None and not 0 <= alignment <= 1:
         raise InputError(f"alignment: {alignment:g} lies outside 0 (against the strategy) to 1 (fits it).")
-    known = [one for one in analysis.comparisons if one.effect is not None and one.standard_error and one.z]
+    known = [
+        one
+        for one in analysis.comparisons
+        if one.effect is not None and one.standard_error and one.z is not None
+    ]
     if not known:
         return None
     sign = spec.metrics.primary.sign

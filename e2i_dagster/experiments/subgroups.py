@@ -67,8 +67,9 @@ class SubgroupAnalysis(BaseModel):
         for group in self.subgroups:
             for level in group.levels:
                 found = level.comparison
-                if found.status == "not_estimable":
-                    shown = f"not estimable: {found.reason} | | "
+                if found.effect is None:
+                    p = "" if level.adjusted_p_value is None else f"{level.adjusted_p_value:.4g}"
+                    shown = f"not estimable: {found.reason} | | {p}"
                 else:
                     interval = f"{found.lower:.4g} to {found.upper:.4g}"
                     shown = f"{found.effect:.4g} | {interval} | {level.adjusted_p_value:.4g}"

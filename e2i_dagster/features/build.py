@@ -28,7 +28,9 @@ def build_feature_files(
     tables: Mapping[str, pd.DataFrame],
     *,
     brand: str,
+    data_start: dt.date,
     data_end: dt.date,
+    source_lag_days: int,
     policy: SnapshotPolicy,
     folder: Any,
 ) -> FeatureFiles:
@@ -37,6 +39,8 @@ def build_feature_files(
     Args:
         labels: frame of the scope's labels: patient_id, patient_journey_id, hcp_id, index_date, set.
         tables: the raw tables named in :data:`FEATURE_TABLES`.
+        data_start, data_end: first and last day that the tables cover.
+        source_lag_days: the scope's; see :func:`.compute_view`.
         folder: a path or address below the lake.
 
     Raises:
@@ -45,4 +49,6 @@ def build_feature_files(
     """
     rows = spine(labels, tables, brand=brand)
     entities = snapshot_entities(rows, tables, data_end=data_end, policy=policy)
-    return write_views(compute_views(entities, tables), folder)
+    return write_views(
+        compute_views(entities, tables, data_start=data_start, source_lag_days=source_lag_days), folder
+    )

@@ -1,17 +1,21 @@
 """Feature values as of a day: one DuckDB statement per view over the raw tables.
 
 Each statement sees only the columns that :mod:`e2i_dagster.features.definitions` declares for its
-view (no other column is handed to DuckDB) and joins rows dated up to and including the ``as_of``
-day. A window of n days is the n days that end with ``as_of``; with ``as_of`` the day before the
-index date it is ``[index - n, index - 1]``. Means are rounded to nine decimals, so that their
+view (no other column is handed to DuckDB) and joins rows known at the end of the ``as_of`` day: a
+dated row is known from its arrival (``source_timestamp``) where that is on record, else so many days
+after its date as the source needs to deliver, and never before its date. Windows go by the date. A
+window of n days is the n days that end with ``as_of``; with ``as_of`` the day before the index date it
+is ``[index - n, index - 1]``. Means are rounded to nine decimals, so that their
 digest does not depend on the order in which rows are added.
 
 Counts are 0 where an entity is known and has no such row, and null where the entity is unknown (a
-patient without a journey, a professional without a profile).
+patient without a journey, a professional without a profile). A feature over a window that reaches
+before the first day that is kept is null for everybody: what happened then is unknown.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +24,7 @@ import sqlalchemy as sa
 
 from e2i_dagster.errors import InputError
 from e2i_dagster.features.definitions import (
+    ARRIVAL,
     TIMESTAMP,
     FeatureViewDefinition,
     dtypes,
@@ -57,7 +62,7 @@ WITH journey AS (
         + (count(*) FILTER (t.event_type = 'lab_test' AND t.event_date > e.as_of - 365) >= 3)::BIGINT
             AS risk_factors
     FROM entities e
-    JOIN treatment_events t ON t.patient_id = e.patient_id AND t.event_date <= e.as_of
+    JOIN treatment_events t ON t.patient_id = e.patient_id AND t.known_on <= e.as_of
     GROUP BY e.row
 )
 SELECT e.row,
@@ -80,7 +85,7 @@ WITH contact AS (
     FROM entities e
     JOIN patient_journeys j ON j.patient_id = e.patient_id
     JOIN engagement_events c
-        ON c.patient_journey_id = j.patient_journey_id AND c.engagement_date <= e.as_of
+        ON c.patient_journey_id = j.patient_journey_id AND c.known_on <= e.as_of
 ), summary AS (
     SELECT row,
         count(*) FILTER (engagement_date > as_of - 90) AS recent_touches,
@@ -116,7 +121,7 @@ _TRIGGER_SQL = """
 WITH alert AS (
     SELECT e.row, e.as_of, t.trigger_timestamp::DATE AS day, t.priority, t.confidence_score
     FROM entities e
-    JOIN triggers t ON t.patient_id = e.patient_id AND t.trigger_timestamp < e.as_of + INTERVAL 1 DAY
+    JOIN triggers t ON t.patient_id = e.patient_id AND t.known_on <= e.as_of
 ), summary AS (
     SELECT row,
         count(*) FILTER (day > as_of - 180) AS triggers,
@@ -147,7 +152,7 @@ WITH begun AS (
     SELECT e.row, e.as_of, c.patient_journey_id, c.engagement_date
     FROM entities e
     JOIN engagement_events c
-        ON c.hcp_id = e.hcp_id AND c.engagement_date <= e.as_of AND c.engagement_date > e.as_of - 180
+        ON c.hcp_id = e.hcp_id AND c.known_on <= e.as_of AND c.engagement_date > e.as_of - 180
 ), contacts AS (
     SELECT row, count(*) FILTER (engagement_date > as_of - 90) AS recent FROM contact GROUP BY row
 ), reached AS (
@@ -158,7 +163,7 @@ WITH begun AS (
     SELECT e.row, count(*) AS prescriptions
     FROM entities e
     JOIN treatment_events t
-        ON t.hcp_id = e.hcp_id AND t.event_date <= e.as_of AND t.event_date > e.as_of - 180
+        ON t.hcp_id = e.hcp_id AND t.known_on <= e.as_of AND t.event_date > e.as_of - 180
         AND t.event_type = 'prescription'
     GROUP BY e.row
 )
@@ -178,11 +183,11 @@ LEFT JOIN scripts s ON s.row = e.row
 
 _MARKET_SQL = """
 WITH prescription AS (
-    SELECT j.geographic_region AS region, t.brand, t.patient_id, t.event_date
+    SELECT j.geographic_region AS region, t.brand, t.patient_id, t.event_date, t.known_on
     FROM treatment_events t JOIN patient_journeys j USING (patient_journey_id)
     WHERE t.event_type = 'prescription'
 ), contact AS (
-    SELECT j.geographic_region AS region, c.brand, c.engagement_date
+    SELECT j.geographic_region AS region, c.brand, c.engagement_date, c.known_on
     FROM engagement_events c JOIN patient_journeys j USING (patient_journey_id)
 ), scripts AS (
     SELECT e.row,
@@ -191,21 +196,21 @@ WITH prescription AS (
         count(DISTINCT p.patient_id) FILTER (p.brand = e.brand) AS patients
     FROM entities e
     JOIN prescription p
-        ON p.region = e.region AND p.event_date <= e.as_of AND p.event_date > e.as_of - 90
+        ON p.region = e.region AND p.known_on <= e.as_of AND p.event_date > e.as_of - 90
     GROUP BY e.row
 ), contacts AS (
     SELECT e.row, count(*) AS contacts
     FROM entities e
     JOIN contact c
         ON c.region = e.region AND c.brand = e.brand
-        AND c.engagement_date <= e.as_of AND c.engagement_date > e.as_of - 90
+        AND c.known_on <= e.as_of AND c.engagement_date > e.as_of - 90
     GROUP BY e.row
 ), reported AS (
     SELECT e.row, m.value AS share
     FROM entities e
     JOIN business_metrics m
         ON m.brand = e.brand AND m.region = e.region AND m.metric_type = 'market_share'
-        AND m.value IS NOT NULL AND m.metric_date <= e.as_of
+        AND m.value IS NOT NULL AND m.known_on <= e.as_of
     QUALIFY row_number() OVER (PARTITION BY e.row ORDER BY m.metric_date DESC, m.metric_id) = 1
 )
 SELECT e.row,
@@ -230,7 +235,12 @@ _STATEMENTS = {
 
 
 def compute_view(
-    view: str | FeatureViewDefinition, entities: pd.DataFrame, tables: Mapping[str, pd.DataFrame]
+    view: str | FeatureViewDefinition,
+    entities: pd.DataFrame,
+    tables: Mapping[str, pd.DataFrame],
+    *,
+    data_start: dt.date | None = None,
+    source_lag_days: int = 0,
 ) -> pd.DataFrame:
     """Values of one view for every row of ``entities``, from what was known at the end of ``as_of``.
 
@@ -240,6 +250,8 @@ def compute_view(
             ``patient_journey_id`` may name the journey whose static columns count; without it that is
             the journey begun last by ``as_of``, or the first one if none has begun.
         tables: raw tables by name; only those that the view declares are read.
+        data_start: first day that the tables cover, None where that is not said.
+        source_lag_days: days after its date from which a row without an arrival time is known.
 
     Returns:
         One row per row of ``entities``, in its order: keys, ``event_timestamp`` (the last microsecond
@@ -261,19 +273,48 @@ def compute_view(
                     f"{definition.name} reads the table {name}, which was not given. "
                     f"Given: {', '.join(sorted(tables)) or 'none'}."
                 )
-            connection.register(name, raw_columns(name, tables[name], columns))
+            _register(connection, name, raw_columns(name, tables[name], columns), source_lag_days)
         found = connection.sql(f"{_STATEMENTS[definition.name]} ORDER BY e.row").to_arrow_table()
     values = found.select(list(definition.feature_names)).to_pandas()
+    if data_start is not None:
+        days = (pd.to_datetime(asked["as_of"]).dt.normalize() - pd.Timestamp(data_start)).dt.days + 1
+        for feature in definition.features:
+            if feature.window_days is not None:
+                values[feature.name] = values[feature.name].where((days >= feature.window_days).to_numpy())
     result = asked[list(definition.keys)].astype("string[pyarrow]").reset_index(drop=True)
     result[TIMESTAMP] = end_of_day(asked["as_of"]).reset_index(drop=True)
     return pd.concat([result, conform_features(values, (definition,))], axis=1)
 
 
 def compute_views(
-    entities: Mapping[str, pd.DataFrame], tables: Mapping[str, pd.DataFrame]
+    entities: Mapping[str, pd.DataFrame],
+    tables: Mapping[str, pd.DataFrame],
+    *,
+    data_start: dt.date | None = None,
+    source_lag_days: int = 0,
 ) -> dict[str, pd.DataFrame]:
     """:func:`compute_view` for each view in ``entities`` (by view name)."""
-    return {name: compute_view(name, frame, tables) for name, frame in entities.items()}
+    return {
+        name: compute_view(name, frame, tables, data_start=data_start, source_lag_days=source_lag_days)
+        for name, frame in entities.items()
+    }
+
+
+def _register(connection: Any, name: str, rows: pa.Table, source_lag_days: int) -> None:
+    """Make ``rows`` the table ``name``; a table that is kept by month gets the day ``known_on``."""
+    from e2i_dagster.warehouse.tables import date_column
+
+    dated_by = date_column(name)
+    if dated_by is None:
+        connection.register(name, rows)
+        return
+    connection.register(f"{name}_rows", rows)
+    known = f"{dated_by}::DATE + {source_lag_days:d}"
+    if ARRIVAL in rows.column_names:
+        known = f"coalesce({ARRIVAL}::DATE, {known})"
+    connection.execute(
+        f"CREATE VIEW {name} AS SELECT *, greatest({dated_by}::DATE, {known}) AS known_on FROM {name}_rows"
+    )
 
 
 def end_of_day(days: pd.Series) -> pd.Series:

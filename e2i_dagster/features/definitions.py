@@ -21,6 +21,8 @@ Dtype = Literal["int", "float", "string"]
 
 #: Column of a feature frame that says when a row's values were known.
 TIMESTAMP = "event_timestamp"
+#: Column of a raw table that says when a row arrived.
+ARRIVAL = "source_timestamp"
 
 #: Entity keys, all real columns with text values: what each identifies.
 ENTITIES: dict[str, str] = {
@@ -35,7 +37,8 @@ ENTITIES: dict[str, str] = {
 class Feature:
     """One feature.
 
-    ``sources`` are the raw columns (``table.column``) that its value is made of.
+    ``sources`` are the raw columns (``table.column``) that its value is made of. ``window_days``: how many
+    days of monthly tables, up to and including the day of the value, it describes; None: what is on record.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Feature:
     meaning: str
     sources: tuple[str, ...]
     unit: str | None = None
+    window_days: int | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,7 @@ PATIENT_FEATURES = FeatureViewDefinition(
             "a switch of therapy, three or more laboratory tests.",
             (*_EVENT, "treatment_events.event_subtype"),
             "factors",
+            window_days=365,
         ),
     ),
     links=(
@@ -123,6 +128,7 @@ PATIENT_FEATURES = FeatureViewDefinition(
         "patient_journeys.journey_start_date",
         "treatment_events.patient_id",
         "treatment_events.event_date",
+        "treatment_events.source_timestamp",
     ),
 )
 
@@ -137,6 +143,7 @@ ENGAGEMENT_FEATURES = FeatureViewDefinition(
             "Contacts in the last 90 days.",
             ("engagement_events.engagement_date",),
             "contacts",
+            window_days=90,
         ),
         Feature(
             "best_contact_quality",
@@ -144,6 +151,7 @@ ENGAGEMENT_FEATURES = FeatureViewDefinition(
             "Best quality score of a contact in the last 180 days; null without a scored contact.",
             _QUALITY,
             "points",
+            window_days=180,
         ),
         Feature(
             "mean_contact_quality",
@@ -151,6 +159,7 @@ ENGAGEMENT_FEATURES = FeatureViewDefinition(
             "Mean quality score of the contacts in the last 180 days; null without a scored contact.",
             _QUALITY,
             "points",
+            window_days=180,
         ),
         Feature(
             "contact_minutes",
@@ -158,6 +167,7 @@ ENGAGEMENT_FEATURES = FeatureViewDefinition(
             "Minutes of contact in the last 180 days; 0 without a contact, null if no contact has a duration.",
             ("engagement_events.duration_minutes",),
             "minutes",
+            window_days=180,
         ),
         Feature(
             "days_since_last_contact",
@@ -172,6 +182,7 @@ ENGAGEMENT_FEATURES = FeatureViewDefinition(
             "Most used channel in the last 365 days (equal counts: the one used last, then by name); "
             "null without a contact.",
             ("engagement_events.channel",),
+            window_days=365,
         ),
     ),
     links=(
@@ -188,7 +199,12 @@ TRIGGER_FEATURES = FeatureViewDefinition(
     meaning="Next-best-action alerts raised for the patient.",
     features=(
         Feature(
-            "triggers_180d", "int", "Alerts in the last 180 days.", ("triggers.trigger_timestamp",), "alerts"
+            "triggers_180d",
+            "int",
+            "Alerts in the last 180 days.",
+            ("triggers.trigger_timestamp",),
+            "alerts",
+            window_days=180,
         ),
         Feature(
             "urgent_triggers_180d",
@@ -196,12 +212,14 @@ TRIGGER_FEATURES = FeatureViewDefinition(
             "Alerts of priority critical or high in the last 180 days.",
             ("triggers.priority",),
             "alerts",
+            window_days=180,
         ),
         Feature(
             "trigger_confidence",
             "float",
             "Mean confidence of the alerts of the last 180 days; null without one.",
             ("triggers.confidence_score",),
+            window_days=180,
         ),
         Feature(
             "days_since_last_trigger",
@@ -241,6 +259,7 @@ HCP_FEATURES = FeatureViewDefinition(
             "Share of the professional's begun journeys with a contact in the last 180 days; "
             "null while no journey has begun.",
             ("engagement_events.engagement_date", "engagement_events.patient_journey_id"),
+            window_days=180,
         ),
         Feature(
             "hcp_contacts_90d",
@@ -248,6 +267,7 @@ HCP_FEATURES = FeatureViewDefinition(
             "Contacts with the professional in the last 90 days.",
             ("engagement_events.engagement_date",),
             "contacts",
+            window_days=90,
         ),
         Feature(
             "hcp_prescriptions_180d",
@@ -255,6 +275,7 @@ HCP_FEATURES = FeatureViewDefinition(
             "Prescriptions of any brand by the professional in the last 180 days.",
             _EVENT,
             "events",
+            window_days=180,
         ),
     ),
     links=(
@@ -266,6 +287,7 @@ HCP_FEATURES = FeatureViewDefinition(
         "engagement_events.engagement_date",
         "treatment_events.hcp_id",
         "treatment_events.event_date",
+        "treatment_events.source_timestamp",
     ),
 )
 
@@ -282,6 +304,7 @@ MARKET_FEATURES = FeatureViewDefinition(
             "Prescriptions of the brand in the region in the last 90 days.",
             _PRESCRIPTION,
             "events",
+            window_days=90,
         ),
         Feature(
             "brand_patients_90d",
@@ -289,12 +312,14 @@ MARKET_FEATURES = FeatureViewDefinition(
             "Patients of the region with a prescription of the brand in the last 90 days.",
             (*_PRESCRIPTION, "treatment_events.patient_id"),
             "patients",
+            window_days=90,
         ),
         Feature(
             "brand_share_90d",
             "float",
             "Share of the brand in the region's prescriptions of the last 90 days; null if there are none.",
             _PRESCRIPTION,
+            window_days=90,
         ),
         Feature(
             "brand_contacts_90d",
@@ -306,6 +331,7 @@ MARKET_FEATURES = FeatureViewDefinition(
                 "patient_journeys.geographic_region",
             ),
             "contacts",
+            window_days=90,
         ),
         Feature(
             "reported_market_share",
@@ -318,6 +344,7 @@ MARKET_FEATURES = FeatureViewDefinition(
         "patient_journeys.patient_journey_id",
         "treatment_events.patient_journey_id",
         "treatment_events.event_date",
+        "treatment_events.source_timestamp",
         "engagement_events.patient_journey_id",
         "business_metrics.metric_id",
         "business_metrics.brand",

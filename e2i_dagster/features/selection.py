@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
+from e2i_dagster.binning import quantile_bins
 from e2i_dagster.config.feature_selection import FeatureSelectionPolicy
 from e2i_dagster.errors import InputError, VerdictError
 from e2i_dagster.features.definitions import feature_names
@@ -157,12 +158,13 @@ def _mutual_information(values: pd.Series, label: pd.Series, bins: int) -> tuple
 
 
 def _levels(values: pd.Series, bins: int) -> np.ndarray:
-    """Codes of quantile bins (numbers) or categories (text); -1 for null."""
+    """Codes of quantile bins (numbers; a frequent value is a bin) or categories (text); -1 for null."""
     if pd.api.types.is_numeric_dtype(values.dtype):
         numbers = values.astype("Float64").to_numpy(dtype="float64", na_value=np.nan)
-        present = numbers[~np.isnan(numbers)]
-        edges = np.unique(np.quantile(present, np.linspace(0, 1, bins + 1)[1:-1])) if len(present) else []
-        return np.where(np.isnan(numbers), -1, np.searchsorted(edges, numbers, side="left"))
+        present = ~np.isnan(numbers)
+        levels = np.full(len(numbers), -1)
+        levels[present] = quantile_bins(numbers[present], bins).place(numbers[present])
+        return levels
     return pd.factorize(values)[0]
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
+from e2i_dagster.binning import quantile_bins
 from e2i_dagster.config.drift_monitoring import SEVERITIES, DriftPolicy, Severity
 
 #: Smallest share of a bin, so that an empty bin gives a finite index.
@@ -110,17 +111,16 @@ def population_stability_index(reference: pd.Series, current: pd.Series, bins: i
     """Population stability index: sum over bins of (q - p) ln(q / p), in nats.
 
     Numeric values are binned at the reference's quantiles with open outer bins, so that values far
-    outside the reference count; text by value. Missing values are a bin of their own.
+    outside the reference count, and a frequent value of the reference is a bin of its own; text and
+    booleans by value. Missing values are a bin of their own.
     Source: Siddiqi, Credit Risk Scorecards (2006), chapter 6.
     """
     if _is_numeric(reference):
-        edges = np.unique(np.quantile(_numbers(reference), np.linspace(0, 1, bins + 1)[1:-1]))
-        codes = [
-            np.where(values.isna(), len(edges) + 1, np.searchsorted(edges, values.fillna(0), side="right"))
-            for values in (reference.astype("float64"), current.astype("float64"))
+        own = quantile_bins(_numbers(reference), bins)
+        counts = [
+            np.append(own.counts(numbers := _numbers(values)), len(values) - len(numbers)).astype(float)
+            for values in (reference, current)
         ]
-        size = len(edges) + 2
-        counts = [np.bincount(code, minlength=size).astype(float) for code in codes]
     else:
         counts = list(_category_counts(reference, current))
     shares = [np.maximum(count / count.sum(), SHARE_FLOOR) for count in counts]

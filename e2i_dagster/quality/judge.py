@@ -134,7 +134,7 @@ def gate_result(
         try:
             verdicts = require_raw_gate(connection, wanted, waivers=waivers)
         except QCGateBlockedError as error:
-            return GateResult(False, str(error), len(wanted))
+            return GateResult(False, f"{error}{_after_the_data(table, current)}", len(wanted))
     warned = tuple(verdict.partition for verdict in verdicts if verdict.verdict == "warning")
     waived = tuple(waiver.text for verdict in verdicts for waiver in verdict.waivers)
     if waived:
@@ -142,6 +142,18 @@ def gate_result(
     else:
         text = f"all {len(wanted)} checked versions passed"
     return GateResult(True, text, len(wanted), waived, warned)
+
+
+def _after_the_data(table: str, current: Mapping[str | None, ledger.DataVersion]) -> str:
+    """What to do about months that were declared as covered and follow the last one with rows."""
+    filled = [month for month, version in current.items() if month is not None and version.rows]
+    last = max(filled, default=None)
+    if last is None or last == max(month for month in current if month is not None):
+        return ""
+    return (
+        f"\n{table} has no rows after {last}. If the data end there, set data_end in config/sources.yaml to the last "
+        f"day of {last}; else load what is missing."
+    )
 
 
 def judge_frame(

@@ -8,6 +8,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from e2i_dagster.binning import quantile_bins
+
 MOST_BINS = 32
 MOST_CLASSES = 20
 _ROWS_PER_BIN = 20
@@ -33,7 +35,10 @@ def hashable(column: pd.Series) -> pd.Series:
 
 
 def groups_of(column: pd.Series) -> np.ndarray:
-    """Small integer group of each cell: categories as they are, numbers by quantile; empty is group 0."""
+    """Small integer group of each cell, empty is group 0.
+
+    Categories as they are, numbers by quantile with a group of its own for a frequent value.
+    """
     number = as_numbers(column)
     if number is None and pd.api.types.is_datetime64_any_dtype(column.dtype):
         number = column.astype("int64").astype("float64").where(column.notna()).to_numpy(dtype="float64")
@@ -41,8 +46,9 @@ def groups_of(column: pd.Series) -> np.ndarray:
     if number is not None:
         finite = np.isfinite(number)
         if len(np.unique(number[finite])) > bins:
-            edges = np.unique(np.quantile(number[finite], np.linspace(0, 1, bins + 1)[1:-1]))
-            return np.where(finite, np.searchsorted(edges, number, side="right") + 1, 0)
+            groups = np.zeros(len(number), dtype=np.int64)
+            groups[finite] = quantile_bins(number[finite], bins).place(number[finite]) + 1
+            return groups
     codes, _ = pd.factorize(hashable(column), use_na_sentinel=True)
     return np.asarray(codes) + 1
 
@@ -74,8 +80,11 @@ def questions(target: pd.Series) -> list[np.ndarray]:
     number = as_numbers(target)
     if number is not None and target.nunique() > MOST_CLASSES:
         distance = np.abs(number - np.median(number))
-        asked = [number > limit for limit in np.unique(np.quantile(number, [0.25, 0.5, 0.75]))]
-        return [*asked, distance > np.median(distance)]
+        limits = np.unique(np.quantile(number, [0.25, 0.5, 0.75]))
+        above = [number > limit for limit in limits]
+        # Where a frequent value is the limit, the rows below it and those above it are two questions.
+        below = [number < limit for limit in limits if (number == limit).sum() * MOST_CLASSES > len(number)]
+        return [*above, *below, distance > np.median(distance)]
     codes, values = pd.factorize(hashable(target.astype(object)))
     kept = pd.Series(codes).value_counts().index[:MOST_CLASSES]
     asked = [codes == code for code in kept]

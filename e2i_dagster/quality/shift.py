@@ -1,8 +1,8 @@
 """Distribution shift between loads: each part against what it was before, or against the part before it.
 
 A profile is counts only: of a category column the rows of each value, of a numeric column the rows between
-its deciles. Values of a vocabulary stand in it as they are, other categories as their digest. Shift
-is the population stability index over those bins (an empty cell is a bin of its own),
+its deciles and of each frequent value. Values of a vocabulary stand in it as they are, other categories
+as their digest. Shift is the population stability index over those bins (an empty cell is a bin of its own),
 PSI = sum (p - q) ln(p / q) (Siddiqi, Credit Risk Scorecards, 2006), less what it is on average between two
 samples of one distribution, (bins - 1) (1/n + 1/m) (Yurdakul, Statistical Properties of Population Stability
 Index, 2018), so that small months do not shift by themselves. A shift is reported and decides nothing.
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from e2i_dagster.binning import Bins, quantile_bins
 from e2i_dagster.config.base import PolicyModel
 from e2i_dagster.config.quality import QualityPolicy
 from e2i_dagster.quality.plausibility import category_columns
@@ -27,15 +28,18 @@ from e2i_dagster.warehouse.tables import facts, raw_table
 #: Share of a bin without rows, so that the logarithm exists.
 _LEAST = 1e-4
 _OTHER = "(other)"
+_DECILES = 10
 
 
 class ColumnProfile(PolicyModel):
-    """Rows of one column in one part: by value (``values``), or between ``edges``; ``empty`` cells apart.
+    """Rows of one column in one part: by value (``values``), or by number; ``empty`` cells apart.
 
+    Numbers: rows between ``edges``, then rows of each of ``points``, which are not in those.
     ``hidden``: the values are digests.
     """
 
     edges: tuple[float, ...] = ()
+    points: tuple[float, ...] = ()
     values: tuple[str, ...] = ()
     hidden: bool = False
     counts: tuple[int, ...]
@@ -163,14 +167,12 @@ class _Numbers:
 
     def profile(self, max_values: int) -> ColumnProfile:
         del max_values  # deciles do not grow with the values
-        numbers = self.values[~np.isnan(self.values)]
-        edges = np.unique(np.quantile(numbers, np.linspace(0.1, 0.9, 9)))
-        return self.counted(ColumnProfile(edges=tuple(edges.tolist()), counts=(), empty=0))
+        bins = quantile_bins(self.values[~np.isnan(self.values)], _DECILES)
+        return self.counted(ColumnProfile(edges=bins.edges, points=bins.points, counts=(), empty=0))
 
     def counted(self, bins: ColumnProfile) -> ColumnProfile:
         numbers = self.values[~np.isnan(self.values)]
-        place = np.searchsorted(np.asarray(bins.edges), numbers, side="left")
-        counts = np.bincount(place, minlength=len(bins.edges) + 1)
+        counts = Bins(bins.edges, bins.points).counts(numbers)
         empty = len(self.values) - len(numbers)
         return bins.model_copy(update={"counts": tuple(counts.tolist()), "empty": empty})
 

@@ -1,10 +1,11 @@
 """The application that answers requests, and the BentoML service it is mounted into.
 
 Routes: ``POST /predict``, ``POST /{model_name}/predict``, ``POST /predict_batch``,
-``POST /{model_name}/predict_batch``, ``GET /models``, ``GET /health``; ``GET /metrics``, ``/livez`` and
-``/readyz`` are BentoML's, with our metrics among its own. ``/predict`` and ``/predict_batch`` answer for
-the only model of a release; when there are several, the body or the path must name one, since two
-models that take the same features would both answer and only one is meant.
+``POST /{model_name}/predict_batch``, ``GET /models``, ``GET /health``, the pages ``/`` and ``/docs`` for
+people; ``GET /metrics``, ``/livez`` and ``/readyz`` are BentoML's, with our metrics among its own.
+``/predict`` and ``/predict_batch`` answer for the only model of a release; when there are several, the
+body or the path must name one, since two models that take the same features would both answer and only
+one is meant.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 # FastAPI reads annotations from the module, so its names must be here. Only processes that serve and
 # the build import this module.
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 
 from e2i_dagster.errors import ConfigError, VerdictError
 from e2i_dagster.serving import audit
@@ -391,6 +392,34 @@ class Application:
             "max_batch": self.manifest.policy.request.max_batch,
         }
 
+    def page(self) -> str:
+        """The page at ``/``: what the service answers for and where to go on. It loads nothing."""
+        from e2i_dagster.reports.page import Link, Section, Table, html_page
+
+        _, health = self.health()
+        models = [
+            [one["model_name"], one["model_id"], one["stage"], one["status"], one["answers"]]
+            for one in health["models"]
+        ]
+        links = [
+            Link("docs", "How to ask: every route, with a form to try it"),
+            Link("models", "Models and the features they take (JSON)"),
+            Link("health", "Health (JSON)"),
+            Link("metrics", "Metrics (Prometheus)"),
+            Link("openapi.json", "OpenAPI document (JSON)"),
+        ]
+        return html_page(
+            f"e2i {self.manifest.service}",
+            [
+                Section(
+                    "Models",
+                    tables=[Table(["model", "version", "stage", "health", "recent answers"], models)],
+                ),
+                Section("Pages", links=links),
+            ],
+            subtitle=f"Slot {health['slot']}, release {self.version}, {health['status']}",
+        )
+
     def _running(self) -> Runtime:
         if self.runtime is None:
             raise RuntimeError("The application got a request before its process had started.")
@@ -407,14 +436,22 @@ def _json(status: int, body: bytes, request_id: str) -> Response:
 
 def application(manifest: Manifest, version: str) -> tuple[FastAPI, Application]:
     """The FastAPI application of a release, and the object that holds its state."""
-    from fastapi import FastAPI
-    from fastapi.responses import JSONResponse
+    from fastapi_swagger import patch_fastapi
 
     holder = Application(manifest, version)
     app = FastAPI(
         title=f"e2i {manifest.service}",
         version=version,
         description="Predictions of registered models. Requests are checked against the model's signature.",
+        docs_url=None,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+    )
+    patch_fastapi(
+        app,
+        redirect_from_root_to_docs=False,
+        # Swagger UI would have the document judged by a service of its makers.
+        swagger_ui_parameters={"tryItOutEnabled": True, "validatorUrl": None},
     )
     single = {name: schema.single for name, schema in holder.schemas.items()}
     batch = {name: schema.batch for name, schema in holder.schemas.items()}
@@ -473,6 +510,10 @@ def application(manifest: Manifest, version: str) -> tuple[FastAPI, Application]
     @app.post("/{model_name}/predict_batch", include_in_schema=False)
     async def predict_batch_unknown(model_name: str, request: Request) -> Any:
         return await holder.answer(request, "predict_batch", model_name)
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> HTMLResponse:
+        return HTMLResponse(holder.page())
 
     @app.get("/health", summary="Health of the service and of each model")
     async def health() -> JSONResponse:

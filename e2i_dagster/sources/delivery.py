@@ -179,12 +179,14 @@ def deliver_table(
     run_id: str,
     months: Sequence[str] | None = None,
     all_months: bool = True,
+    kept: tuple[str, str] | None = None,
 ) -> DeliveredRows:
     """Load ``table`` of the delivery and read back what the warehouse now has.
 
     Args:
         months: months (``YYYY-MM``) of an event table whose rows are returned; None for other tables.
         all_months: load every delivered row, also of other months; else rows of ``months`` only.
+        kept: first and last month that event tables are kept for; see :func:`.load.load`.
 
     Raises:
         LoadRefusedError: too few rows were accepted, or a parent table failed; the table is as it was.
@@ -203,6 +205,7 @@ def deliver_table(
             threshold_reason=manifest.reason,
             withhold_months=months is not None,
             months=None if months is None or all_months else months,
+            kept=kept,
             load_id=run_id,
             run_id=run_id,
         )
@@ -231,12 +234,14 @@ def dry_run_report(request: DeliveryRequest) -> dict[str, Any]:
     from e2i_dagster.warehouse.connection import engine
     from e2i_dagster.warehouse.load import load
 
-    manifest = prepare_delivery(request, current_policy().sources, state_folder())
+    sources = current_policy().sources
+    manifest = prepare_delivery(request, sources, state_folder())
     report: LoadReport = load(
         read_delivery(manifest),
         engine=engine(role="app"),
         success_threshold=manifest.success_threshold,
         withhold_months=True,
+        kept=(sources.months[0], sources.months[-1]),
         dry_run=True,
     )
     return report.model_dump(mode="json")

@@ -26,6 +26,7 @@ from e2i_dagster.warehouse.tables import (
     MAINTAINED_COLUMNS,
     OPTIONAL_RAW_TABLES,
     RAW_TABLES,
+    date_column,
     facts,
     raw_table,
     required_columns,
@@ -64,6 +65,7 @@ class DeliveredTable:
         row_numbers: for each row its number within its file, from 1, the header not counted.
         files: the files in the order of the rows.
         malformed: rows with a wrong number of fields: columns ``file``, ``row_number``, ``text``.
+        restates: ``month`` when the rows are all that there are of their months.
     """
 
     frame: pd.DataFrame
@@ -71,6 +73,7 @@ class DeliveredTable:
     row_numbers: np.ndarray
     files: tuple[SourceFile, ...]
     malformed: pd.DataFrame
+    restates: str | None = None
 
     def file_of_rows(self, positions: np.ndarray) -> list[str]:
         """Name of the file of each row position in ``frame``."""
@@ -218,6 +221,10 @@ def _read_table(
     own = mapping.table(table)
     form = mapping.format_of(table)
     problems: list[str] = []
+    if own.restates and date_column(table) is None:
+        problems.append(
+            f"{table}: the mapping says `restates: {own.restates}`, but the table is not kept by month. Leave it out."
+        )
     raws: list[pa.Table] = []
     mapped: list[pd.DataFrame] = []
     numbers: list[np.ndarray] = []
@@ -247,6 +254,7 @@ def _read_table(
         row_numbers=np.concatenate(numbers),
         files=tuple(files),
         malformed=pd.DataFrame(malformed, columns=["file", "row_number", "text"]),
+        restates=own.restates,
     )
 
 

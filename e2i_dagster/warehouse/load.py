@@ -49,11 +49,12 @@ class TableLoad(BaseModel):
         source: delivered rows (inside the window of months, if one was given).
         loaded: rows written, ``inserted + updated``.
         rejected: rows not taken; those without a fault of their own count under the reasons
-            ``below_threshold`` and ``not_tried`` and are in no reject.
+            ``below_threshold``, ``not_tried``, ``before_first_month`` and ``after_data_end``, and are in no reject.
         status: ``loaded``; ``empty`` (no rows delivered); ``partial`` (some months withheld);
             ``failed`` (below the threshold, the table is as it was); ``not_tried`` (a parent failed).
         reasons: reason code -> rows; each rejected row counts once, under its first reason.
-        partitions: months ``YYYY-MM`` in which rows were written.
+        withdrawn: rows of the table that a restated month did not deliver again; no part of ``source``.
+        partitions: months ``YYYY-MM`` in which rows were written or withdrawn.
         withheld: month -> why nothing of it was written.
         outside: delivered rows of other months than the window's; not looked at.
         ignored_columns: delivered columns for which the table has no place.
@@ -68,6 +69,7 @@ class TableLoad(BaseModel):
     unchanged: int = Field(default=0, ge=0)
     rejected: int = Field(default=0, ge=0)
     duplicate: int = Field(default=0, ge=0)
+    withdrawn: int = Field(default=0, ge=0)
     seconds: float = Field(default=0.0, ge=0)
     status: Status
     reasons: dict[str, int] = Field(default_factory=dict)
@@ -120,7 +122,7 @@ class LoadReport(BaseModel):
             name: sum(getattr(done, name) for done in self.tables.values())
             for name in ("source", "loaded", "unchanged", "rejected", "duplicate")
         }
-        columns = ["source", "inserted", "updated", "unchanged", "rejected", "duplicate"]
+        columns = ["source", "inserted", "updated", "unchanged", "rejected", "duplicate", "withdrawn"]
         lines = [
             f"| table | status | {' | '.join(columns)} | reasons | s |",
             "|---|---|" + "---:|" * len(columns) + "---|---:|",
@@ -162,6 +164,7 @@ def load(
     threshold_reason: str | None = None,
     withhold_months: bool = False,
     months: Sequence[str] | None = None,
+    kept: tuple[str, str] | None = None,
     engine: sa.Engine | None = None,
     load_id: str | None = None,
     vocabulary: VocabularyPolicy | None = None,
@@ -182,6 +185,9 @@ def load(
         withhold_months: judge event tables by month: a month below the threshold is not written (its
             old rows stay), the others are.
         months: look only at rows of these months (``YYYY-MM``) of event tables.
+        kept: first and last month that event tables are kept for. Rows of other months are not written and count
+            under ``before_first_month`` and ``after_data_end``, without effect on the threshold; not with
+            ``months``.
         engine: the warehouse (default: that of ``connection.engine("app")``).
         load_id, actor, run_id: recorded with every table; by default a new one, the login, none.
         vocabulary: accepted values (default: ``config/vocabulary.yaml``).
@@ -210,6 +216,7 @@ def load(
         dry_run=dry_run,
         withhold_months=withhold_months,
         months=months,
+        kept=kept,
     )
     began = time.perf_counter()
     ordered = _in_load_order(tables)
@@ -316,6 +323,7 @@ class _Counts:
     withheld_rows: np.ndarray
     withheld: dict[str, str] = field(default_factory=dict)
     failure: str | None = None
+    unkept: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -333,6 +341,7 @@ class _Loader:
     dry_run: bool
     withhold_months: bool
     months: Sequence[str] | None
+    kept: tuple[str, str] | None
     #: Tables of this load that are not in the warehouse as delivered.
     missing: set[str] = field(default_factory=set)
     #: Keys of this load, by table (or ``patient``): a dry run writes none, so children look here.
@@ -402,6 +411,7 @@ class _Loader:
             load_id=self.load_id,
             batch_size=self.batch_size,
             retries=attempts,
+            restated=_restated(checked, ~accepted, delivered),
         )
         if counts.failure is None and accepted.any():
             merged = (
@@ -409,7 +419,8 @@ class _Loader:
             )
         self._remember(checked, counts)
         reasons = _reasons(checked, counts, malformed)
-        source = int(counts.considered.sum()) + malformed
+        beyond = sum(counts.unkept.values())
+        source = int(counts.considered.sum()) + malformed + beyond
         done = TableLoad(
             source=source,
             loaded=merged.inserted + merged.updated,
@@ -418,16 +429,17 @@ class _Loader:
             unchanged=merged.unchanged,
             rejected=sum(reasons.values()),
             duplicate=int((checked.duplicate & ~checked.bad & counts.considered).sum()),
+            withdrawn=merged.withdrawn,
             seconds=time.perf_counter() - began,
             status=_status(source, counts),
             reasons=reasons,
             partitions=tuple(merged.months),
             withheld=counts.withheld,
-            outside=int((~counts.considered).sum()),
+            outside=int((~counts.considered).sum()) - beyond,
             ignored_columns=checked.ignored,
             batches=staged.batches,
             retries=attempts.used,
-            message=_message(name, counts),
+            message=_message(name, counts, self.kept) or _not_withdrawn(name, delivered),
         )
         self._record(name, done, merged.months, delivered)
         return done
@@ -493,7 +505,14 @@ class _Loader:
         if self.months is not None and months is not None:
             window = np.array(list(self.months), dtype="datetime64[M]")
             considered = np.isnat(months) | np.isin(months, window)
-        counts = _Counts(considered, np.zeros(rows, bool))
+        unkept: dict[str, int] = {}
+        if self.kept is not None and self.months is None and months is not None:
+            first, last = (np.datetime64(month, "M") for month in self.kept)
+            for reason, beyond in (("before_first_month", months < first), ("after_data_end", months > last)):
+                considered &= ~beyond
+                if beyond.any():
+                    unkept[reason] = int(beyond.sum())
+        counts = _Counts(considered, np.zeros(rows, bool), unkept=unkept)
         if self.withhold_months and months is not None:
             self._decide_months(checked, counts, months, malformed)
         else:
@@ -583,6 +602,7 @@ def _record(report: LoadReport, name: str, done: TableLoad) -> dict[str, Any]:
         "unchanged": done.unchanged,
         "duplicates": done.duplicate,
         "rejected": done.rejected,
+        "withdrawn": done.withdrawn,
         "reasons": done.reasons,
         "batches": done.batches,
         "retries": done.retries,
@@ -625,6 +645,7 @@ def _reasons(checked: rules.Checked, counts: _Counts, malformed: int) -> dict[st
     held &= counts.withheld_rows if counts.failure is None else True
     if held.any():
         reasons["below_threshold"] = int(held.sum())
+    reasons |= counts.unkept
     return dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
 
 
@@ -636,20 +657,45 @@ def _status(source: int, counts: _Counts) -> Status:
     return "loaded" if source else "empty"
 
 
-def _message(name: str, counts: _Counts) -> str | None:
+def _message(name: str, counts: _Counts, kept: tuple[str, str] | None) -> str | None:
     remedy = "See `e2i rejects list`; correct the delivery, or accept it with --threshold and --reason."
     if counts.failure is not None:
         return f"{counts.failure}. {remedy}"
     if counts.withheld:
         months = "; ".join(f"{month}: {why}" for month, why in counts.withheld.items())
         return f"{months}. {remedy}"
+    if counts.unkept:
+        assert kept is not None
+        return (
+            f"{sum(counts.unkept.values()):,} rows lie outside {kept[0]}..{kept[1]} and are not kept. To keep them, "
+            "widen first_month and data_end in config/sources.yaml, then load again."
+        )
     return None
 
 
+def _restated(checked: rules.Checked, left_out: np.ndarray, delivered: Any) -> list[str] | None:
+    """Keys that were delivered and not taken, if the delivery restates its months; None if it does not."""
+    if getattr(delivered, "restates", None) is None or len(delivered.malformed):
+        return None
+    keys = checked.rows.column(primary_key(checked.table))
+    return keys.filter(_arrow_mask(left_out)).drop_null().to_pylist()
+
+
+def _not_withdrawn(name: str, delivered: Any) -> str | None:
+    """A line that cannot be read may be any row of its month."""
+    if getattr(delivered, "restates", None) is None or not len(delivered.malformed):
+        return None
+    return (
+        f"nothing of {name} was withdrawn: {len(delivered.malformed):,} malformed rows may be rows that seem to be "
+        "missing. Correct them and load the whole delivery again."
+    )
+
+
 def _line(name: str, done: TableLoad) -> str:
+    withdrawn = f", {done.withdrawn:,} withdrawn" if done.withdrawn else ""
     text = (
         f"{name}: {done.status}, {done.source:,} rows = {done.inserted:,} inserted + {done.updated:,} updated "
-        f"+ {done.unchanged:,} unchanged + {done.rejected:,} rejected + {done.duplicate:,} duplicate"
+        f"+ {done.unchanged:,} unchanged + {done.rejected:,} rejected + {done.duplicate:,} duplicate{withdrawn}"
         f" ({done.seconds:.1f} s)"
     )
     return f"{text}. {done.message}" if done.message else text

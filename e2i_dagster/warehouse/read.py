@@ -155,6 +155,7 @@ def recorded_load(engine: sa.Engine, load_id: str) -> dict[str, Any]:
             "unchanged": row["unchanged"],
             "rejected": row["rejected"],
             "duplicate": row["duplicates"],
+            "withdrawn": row["withdrawn"],
             "seconds": row["seconds"],
             "status": row["status"],
             "reasons": dict(row["reasons"]),

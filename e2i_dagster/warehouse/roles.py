@@ -31,6 +31,7 @@ _APPEND_ONLY = ("ml_patient_level_access",)
 #: Tables that the read role does not see.
 _NOT_FOR_READERS = (
     "load_rejects",
+    "load_withdrawals",
     # Arm and outcome together, or a look, would unblind an experiment while its data are collected.
     "ab_experiment_assignments",
     "ab_interim_analyses",

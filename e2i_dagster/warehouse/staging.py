@@ -184,12 +184,13 @@ def encode(rows: pa.Table) -> pa.Buffer:
 
 @dataclass(frozen=True)
 class Merged:
-    """What a merge did; ``months`` gives the rows written (inserted or updated) of each month."""
+    """What a merge did; ``months`` gives the rows written (inserted, updated or withdrawn) of each month."""
 
     inserted: int
     updated: int
     unchanged: int
     months: dict[str, int]
+    withdrawn: int = 0
 
 
 class Staging:
@@ -198,6 +199,8 @@ class Staging:
     Args:
         rows: parsed rows in the column order of the table (``rules.Checked.rows``).
         batch_size: rows of one COPY, the unit that is tried again.
+        restated: the rows are all of their months: what the table has of these months beside them is withdrawn,
+            but for the keys ``restated``, which were delivered too and not taken. None: nothing is withdrawn.
     """
 
     def __init__(
@@ -209,12 +212,14 @@ class Staging:
         load_id: str,
         batch_size: int,
         retries: Retries,
+        restated: Sequence[str] | None = None,
     ) -> None:
         self.engine = engine
         self.table = table
         self.rows = rows
         self.batch_size = batch_size
         self.retries = retries
+        self.restated = restated
         self.name = (_staging_prefix(table) + load_id.replace("-", ""))[:63]
         self._schema = STAGING_SCHEMA
         self.batches = 0
@@ -251,8 +256,9 @@ class Staging:
                 self._copy_batch(connection, first, batch)
             changed = connection.execute(self._changed_query(count=True)).fetchall()
             new = connection.execute(self._new_query()).fetchall()
+            gone = self._withdrawn(connection, None)
             connection.rollback()
-        return self._counted(new, changed)
+        return self._counted(new, changed, gone)
 
     @property
     def _where(self) -> Any:
@@ -355,7 +361,7 @@ class Staging:
             else:
                 changed = connection.execute(self._changed_query(count=False)).fetchall()
                 new = connection.execute(self._insert_query()).fetchall()
-                merged = self._counted(new, changed)
+                merged = self._counted(new, changed, self._withdrawn(connection, load_id))
             self._settle_rejects(connection, load_id)
             connection.commit()
             return merged
@@ -445,9 +451,42 @@ class Staging:
             **{k: parts[k] for k in ("target", "names", "staged", "staging", "key")},
         )
 
-    def _counted(self, new: Sequence[Any], changed: Sequence[Any]) -> Merged:
+    def _withdrawn(self, connection: psycopg.Connection[Any], load_id: str | None) -> Sequence[Any]:
+        """Move what a restated month did not deliver again to ``load_withdrawals``; rows by month.
+
+        Without ``load_id`` they are only counted.
+        """
+        from psycopg import sql
+
+        if self.restated is None:
+            return []
+        parts = self._parts()
+        condition = sql.SQL(
+            "{month} IN (SELECT {staged} FROM {staging} s) AND NOT t.{key} = ANY(%s) "
+            "AND NOT EXISTS (SELECT FROM {staging} s WHERE s.{key} = t.{key})"
+        ).format(
+            month=parts["month"]("t"), staged=parts["month"]("s"), **{k: parts[k] for k in ("staging", "key")}
+        )
+        if self.table == "ml_predictions":
+            # Live answers are nobody's delivery.
+            condition += sql.SQL(" AND t.origin = 'import'")
+        spared = list(self.restated)
+        if load_id is None:
+            counted = sql.SQL("SELECT {month}, count(*) FROM {target} t WHERE {condition} GROUP BY 1")
+            return connection.execute(
+                counted.format(month=parts["month"]("t"), target=parts["target"], condition=condition),
+                (spared,),
+            ).fetchall()
+        moved = sql.SQL(
+            "WITH gone AS (DELETE FROM {target} t WHERE {condition} RETURNING t.*), kept AS (INSERT INTO "
+            "load_withdrawals (load_id, table_name, row_key, month, content) SELECT %s, %s, g.{key}, {month}, "
+            "to_jsonb(g) FROM gone g RETURNING month) SELECT month, count(*) FROM kept GROUP BY 1"
+        ).format(month=parts["month"]("g"), condition=condition, **{k: parts[k] for k in ("target", "key")})
+        return connection.execute(moved, (spared, load_id, self.table)).fetchall()
+
+    def _counted(self, new: Sequence[Any], changed: Sequence[Any], gone: Sequence[Any]) -> Merged:
         months: dict[str, int] = {}
-        for month, rows in new:
+        for month, rows in (*new, *gone):
             months[month] = months.get(month, 0) + rows
         for before, after, rows in changed:
             # A row that moves to another month touches both.
@@ -455,7 +494,8 @@ class Staging:
                 months[month] = months.get(month, 0) + rows
         inserted, updated = sum(row[-1] for row in new), sum(row[-1] for row in changed)
         known = {month: rows for month, rows in sorted(months.items(), key=str) if month is not None}
-        return Merged(inserted, updated, self.rows.num_rows - inserted - updated, known)
+        withdrawn = sum(row[-1] for row in gone)
+        return Merged(inserted, updated, self.rows.num_rows - inserted - updated, known, withdrawn)
 
     def _months_of_rows(self) -> dict[str, int]:
         dated = date_column(self.table)

@@ -58,32 +58,31 @@ def test_means_are_welchs(units):
     assert 2 * stats.norm.sf(abs(found.z)) == pytest.approx(found.p_value)
 
 
-def test_proportions_are_the_score_test_and_newcombes_interval(units):
-    from statsmodels.stats.proportion import confint_proportions_2indep
+def test_many_events_are_the_score_test_and_its_interval():
+    from scipy.optimize import minimize_scalar
 
-    found = analyze(units, arm="arm", outcome="responded", kind="proportion", control="control").comparison()
-    treated, control = both(units, "responded")
-    table = [[treated.sum(), (~treated).sum()], [control.sum(), (~control).sum()]]
-    assert found.statistic**2 == pytest.approx(stats.chi2_contingency(table, correction=False).statistic)
-    low, high = confint_proportions_2indep(
-        treated.sum(), len(treated), control.sum(), len(control), method="newcomb"
+    frame = pd.DataFrame(
+        {"arm": ["t"] * 900 + ["c"] * 700, "y": [1] * 300 + [0] * 600 + [1] * 260 + [0] * 440}
     )
-    assert found.interval == pytest.approx((low, high), abs=1e-6)
-
-
-def test_newcombes_published_example():
-    """Newcombe, Statistics in Medicine 17 (1998), table II, row (a): 56/70 and 48/80, method 10: 0.0524 to 0.3339."""
-    frame = pd.DataFrame({"arm": ["t"] * 70 + ["c"] * 80, "y": [1] * 56 + [0] * 14 + [1] * 48 + [0] * 32})
-    found = analyze(frame, arm="arm", outcome="y", kind="proportion", control="c")
-    assert found.effect == pytest.approx(0.2)
-    assert found.interval == pytest.approx((0.0524, 0.3339), abs=5e-5)
+    found = analyze(frame, arm="arm", outcome="y", kind="proportion", control="c").comparison()
+    table = [[300, 600], [260, 440]]
+    assert found.statistic**2 == pytest.approx(stats.chi2_contingency(table, correction=False).statistic)
+    assert found.z == found.statistic and found.method == "score test, score interval"
+    for limit, side in zip(found.interval, (1, -1), strict=True):
+        # The most likely rates that differ by the limit, found by brute force.
+        rate = minimize_scalar(
+            lambda p, gap=limit: -stats.binom.logpmf(300, 900, p) - stats.binom.logpmf(260, 700, p - gap),
+            bounds=(max(0.0, limit) + 1e-9, min(1.0, 1.0 + limit) - 1e-9), method="bounded", options={"xatol": 1e-10},
+        ).x  # fmt: skip
+        variance = rate * (1 - rate) / 900 + (rate - limit) * (1 - rate + limit) / 700
+        assert (found.effect - limit) / variance**0.5 == pytest.approx(side * 1.959964, abs=1e-5)
 
 
 def test_a_rate_of_zero_is_not_certain():
     frame = pd.DataFrame({"arm": ["t"] * 40 + ["c"] * 40, "y": [1] * 8 + [0] * 72})
     found = analyze(frame, arm="arm", outcome="y", kind="proportion", control="c").comparison()
-    assert found.effect == 0.2 and found.lower < 0.1 and found.upper > 0.3
-    assert found.standard_error == pytest.approx((found.upper - found.lower) / (2 * 1.959964), rel=1e-6)
+    assert found.effect == 0.2 and found.lower < 0.11 and found.upper > 0.3
+    assert found.standard_error == pytest.approx((found.effect - found.lower) / 1.959964, rel=1e-6)
     assert found.relative_effect is None
     every = analyze(
         frame.assign(y=1 - frame["y"]), arm="arm", outcome="y", kind="proportion", control="c"
@@ -370,9 +369,21 @@ def test_several_arms_are_adjusted(units):
         (lambda f: f.assign(spend=f["spend"].mask(f["arm"] == "treated")), {}, "treated has 0 units"),
         (lambda f: f.assign(spend=0.1), {}, "does not vary"),
         (lambda f: f.assign(cluster=f["cluster"] % 3), {"cluster": "cluster"}, "at least 5"),
-        (lambda f: f.assign(y=0), {"outcome": "y", "kind": "proportion"}, "no unit of either arm"),
-        (lambda f: f.assign(y=1), {"outcome": "y", "kind": "proportion"}, "every unit of either arm"),
         (lambda f: f.assign(visits=0), {"kind": "ratio", "denominator": "visits"}, "sums to 0"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_estimated_says_why(units, change, arguments, reason):
+    found = analyze(change(units), **({"arm": "arm", "outcome": "spend", "control": "control"} | arguments))
+    refused = [item for item in found.comparisons if item.status == "not_estimable"]
+    assert (refused and reason in refused[-1].reason) or any(reason in item.reason for item in refused)
+    for item in refused:
+        assert item.effect is None and item.p_value is None and item.interval is None and item.z is None
+    assert "not estimable" in found.to_metadata()["comparisons_md"]
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "reason"),
+    [
         (
             lambda f: f.assign(event=f["event"] * (f["arm"] == "control")),
             {"outcome": "time", "kind": "survival", "event": "event"}, "no finite estimate",
@@ -387,12 +398,12 @@ def test_several_arms_are_adjusted(units):
         ),
     ],
 )  # fmt: skip
-def test_what_cannot_be_estimated_says_why(units, change, arguments, reason):
-    found = analyze(change(units), **({"arm": "arm", "outcome": "spend", "control": "control"} | arguments))
-    refused = [item for item in found.comparisons if item.status == "not_estimable"]
-    assert (refused and reason in refused[-1].reason) or any(reason in item.reason for item in refused)
-    for item in refused:
-        assert item.effect is None and item.p_value is None and item.interval is None and item.z is None
+def test_a_test_that_exists_is_given_where_a_hazard_ratio_does_not(units, change, arguments, reason):
+    found = analyze(change(units), **({"arm": "arm", "control": "control"} | arguments))
+    tested = [item for item in found.comparisons if item.status == "tested"]
+    assert tested and any(reason in item.reason for item in tested)
+    for item in tested:
+        assert item.effect is None and item.interval is None and 0 <= item.p_value <= 1 and item.z is not None
     assert "not estimable" in found.to_metadata()["comparisons_md"]
 
 

@@ -12,6 +12,7 @@ from sqlalchemy import exc
 from e2i_dagster.config.experiment import ExperimentSpec
 from e2i_dagster.errors import InputError, VerdictError
 from e2i_dagster.experiments import run, store
+from e2i_dagster.experiments.interim import boundaries
 from e2i_dagster.experiments.looks import make_look, replay
 from e2i_dagster.experiments.monitor import observe
 from e2i_dagster.warehouse.tables import experiments as tables
@@ -242,6 +243,39 @@ def test_the_monitor_says_what_is_wrong_and_what_is_due(warehouse, spec, lifecyc
         (seen,) = observe(connection, lifecycle, now=dt.datetime.now(dt.UTC), actor="test")
         assert seen.due == 1
         assert seen.findings == ()
+
+
+def test_a_look_that_cannot_be_evaluated_alerts_and_spends_no_alpha(warehouse, lifecycle, running):
+    early = ExperimentSpec.model_validate(
+        {**DESIGN, "looks": {"rule": "lan_demets_obf", "information_fractions": [0.1, 1.0]}}
+    )
+    name = running(early)
+    with warehouse.begin() as connection:
+        enrol(connection, name)
+        # About ten units in each arm: fewer than any analysis takes.
+        observe_outcomes(connection, name, share=0.12)
+        page = run.look_page(connection, name, lifecycle, actor="dmc")
+        (made,) = store.looks(connection, name)
+        assert [look["says"] for look in page.looks] == ["not evaluable"]
+        assert (made["decision"], made["cumulative_alpha_spent"]) == ("not_evaluable", 0)
+        assert page.next_fraction == 0.1
+        (seen,) = observe(connection, lifecycle, now=NOW, actor="test")
+        (told,) = [one for one in seen.findings if one.kind == "look"]
+        assert "look 1 is not evaluable" in told.message and told.once
+        with pytest.raises(VerdictError, match="says not_evaluable"):
+            store.transition(connection, name, "stopped_success", actor="dmc", reason="no", policy=lifecycle)
+        # No second look at the same rows; with more of them the first look is made, with the alpha of a first one.
+        assert make_look(connection, name, policy=lifecycle, actor="dmc") is None
+        observe_outcomes(connection, name, share=0.5)
+        report = make_look(connection, name, policy=lifecycle, actor="dmc")
+        assert report is not None
+        assert (report.look, report.answered) == (2, True)
+        assert (
+            report.alpha_spent == boundaries("lan_demets_obf", [report.information_fraction]).alpha_spent[0]
+        )
+        assert store.looks(connection, name)[1]["boundary_z"] == report.boundary_z[0]
+        html = run.report_html(connection, name, lifecycle, blinded=False, actor="carla")
+    assert "not evaluable" in html
 
 
 def test_pages_of_an_empty_experiment_say_so(warehouse, spec, lifecycle, running):

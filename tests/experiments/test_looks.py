@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +10,7 @@ from e2i_dagster.config.environment import config_folder
 from e2i_dagster.config.experiment import ExperimentSpec, LifecyclePolicy
 from e2i_dagster.experiments.final import _set_result, _subgroups, effect_rows, forest_md, grow_forest
 from e2i_dagster.experiments.interim import boundaries
-from e2i_dagster.experiments.looks import LookReport, _at_planned, due_look, evaluate, look_boundaries
+from e2i_dagster.experiments.looks import _at_planned, answered, due_look, evaluate, look_boundaries
 from e2i_dagster.experiments.store import Records
 from tests.experiments.conftest import DESIGN
 
@@ -120,34 +118,114 @@ def test_minima_of_the_design_hold_an_efficacy_stop_back():
     assert "60 days" in report.rationale
 
 
-def test_what_cannot_be_estimated_says_why_and_stops_nothing():
-    report = look(design(), records({"usual": 0.3, "treated": 0.6}, per_arm=8))
-    assert not report.arms[0].estimable
-    assert report.arms[0].effect is None
-    assert report.arms[0].reason
-    assert report.advice == "continue"
+def test_what_cannot_be_tested_is_not_evaluable_and_spends_no_alpha():
+    stopping = {"harm": [{"metric": "complained", "relative_worsening": 0.15, "minimum_per_arm": 5}]}
+    few = records({"usual": 0.3, "treated": 0.6}, 8, complaints={"usual": 0.0, "treated": 0.5})
+    report = look(design(stopping=stopping), few)
+    assert not report.arms[0].estimable and not report.answered
+    assert report.arms[0].effect is None and report.arms[0].reason
+    assert report.advice == "not_evaluable" and report.alpha_spent == 0
+    (harm,) = report.harm
+    assert harm.harmful is None and harm.status == "not_evaluable"
+    assert any("harm by complained" in text for text in report.not_evaluable)
+    assert not look(design(), few, final=True).final
+    # What harm says while benefit stops is told beside it.
+    stops = records({"usual": 0.3, "treated": 0.65}, complaints={"usual": 0.0, "treated": 0.5})
+    lost = stops.outcomes["metric"].eq("complained") & stops.outcomes["unit_id"].ge(30)
+    part = Records(stops.screened, stops.assignments, stops.events, stops.outcomes[~lost])
+    found = look(design(stopping=stopping), part)
+    assert found.advice == "stop_efficacy" and "harm by complained is not evaluable" in found.rationale
 
 
-@pytest.mark.parametrize(
-    "rule", ["lan_demets_obf", "lan_demets_pocock", "obrien_fleming", "pocock", "haybittle_peto"]
-)
-def test_a_look_without_an_answer_spends_nothing_and_a_later_one_has_its_alpha(rule):
-    spec = design(looks={"rule": rule, "information_fractions": [0.3, 0.6, 1.0]})
-    silent = look(spec, records({"usual": 0.3, "treated": 0.6}, per_arm=8), reached=(0.3,))
-    assert silent.alpha_spent == 0
-    assert silent.boundary_z[0] == np.inf
-    kept = json.loads(json.dumps(silent.to_record(), allow_nan=False))
-    second = look(spec, records({"usual": 0.3, "treated": 0.6}), reached=(0.3, 0.6), earlier=[kept])
-    without = boundaries(rule, [0.6, 1.0])
-    assert second.boundary_z[1] == pytest.approx(without.z[0])
-    assert second.alpha_spent == pytest.approx(without.alpha_spent[0])
-    both = [kept, second.to_record()]
-    last = look(
-        spec, records({"usual": 0.3, "treated": 0.6}), reached=(0.3, 0.6, 1.0), earlier=both, final=True
+def test_a_look_without_an_answer_is_as_if_it_had_not_been_made():
+    silent = {"metrics_snapshot": {"arms": [{"arm": "treated", "z": None}]}}
+    spoke = {"metrics_snapshot": {"arms": [{"arm": "treated", "z": 1.0}]}}
+    assert answered(design(), [silent, spoke]) == [spoke]
+    classical = design(looks={"rule": "obrien_fleming", "information_fractions": [0.5, 1.0]})
+    assert answered(classical, [silent, spoke]) == [silent, spoke]
+
+
+def nine_to_one(events_1: int, events_0: int) -> Records:
+    """50 treated units and 450 others, of whom so many have the primary outcome."""
+    given = records({"usual": 0.0, "treated": 0.0}, 250)
+    variant = np.array(["treated"] * 50 + ["usual"] * 450, dtype=object)
+    value = np.zeros(500)
+    value[:events_1] = 1
+    value[50 : 50 + events_0] = 1
+    return Records(
+        given.screened,
+        given.assignments.assign(variant=variant),
+        given.events,
+        given.outcomes.assign(value=value),
     )
-    assert last.boundary_z[2] == pytest.approx(without.z[1])
-    assert last.alpha_spent == pytest.approx(0.05, abs=1e-6)
-    assert (LookReport.model_validate(kept).boundary_z[0], kept["alpha_spent"]) == (np.inf, 0)
+
+
+def test_two_events_of_fifty_do_not_stop_where_a_look_may_spend_three_thousandths():
+    spec = design(
+        arms=[{"name": "usual", "ratio": 0.9, "control": True}, {"name": "treated", "ratio": 0.1}],
+        randomization={"method": "block", "block_sizes": [10]}, stopping={}, sample_size={"total": 1000, "per_day": 20},
+    )  # fmt: skip
+    report = look(spec, nine_to_one(2, 0))
+    assert report.alpha_spent == pytest.approx(0.003, abs=1e-4)
+    (arm,) = report.arms
+    assert report.advice == "continue" and arm.z == pytest.approx(2.469, abs=1e-3)
+    # The repeated interval holds no effect as long as the boundary is not reached.
+    assert arm.lower < 0 < arm.upper
+    four = look(spec, nine_to_one(4, 0))
+    assert four.advice == "stop_efficacy" and four.arms[0].lower > 0
+
+
+def test_harm_by_few_events_is_judged_by_the_exact_test():
+    spec = design(
+        arms=[{"name": "usual", "ratio": 0.9, "control": True}, {"name": "treated", "ratio": 0.1}],
+        randomization={"method": "block", "block_sizes": [10]},
+        metrics={"primary": {"name": "responded", "kind": "proportion", "direction": "decrease", "baseline": 0.6}},
+        stopping={"harm": [{"metric": "responded", "relative_worsening": 0.15, "alpha": 0.05, "minimum_per_arm": 50}]},
+    )  # fmt: skip
+    (one,) = look(spec, nine_to_one(1, 0)).harm
+    assert one.p_value == pytest.approx(0.0787, abs=5e-4) and one.harmful is False
+    (none,) = look(spec, nine_to_one(0, 0)).harm
+    assert none.p_value == pytest.approx(0.5) and none.harmful is False and none.status == "evaluated"
+    (many,) = look(spec, nine_to_one(5, 0)).harm
+    assert many.harmful is True
+
+
+def deaths(events_1: int, events_0: int, per_arm: int = 150) -> Records:
+    """Time to the primary event; everybody else is censored at day 100."""
+    given = records({"usual": 0.0, "treated": 0.0}, per_arm)
+    position, treated = np.arange(2 * per_arm) // 2, np.arange(2 * per_arm) % 2 == 1
+    event = np.where(treated, position < events_1, position < events_0)
+    return Records(
+        given.screened,
+        given.assignments,
+        given.events,
+        given.outcomes.assign(
+            event=pd.array(event, dtype="boolean"), value=np.where(event, 1.0 + position, 100.0)
+        ),
+    )
+
+
+@pytest.mark.parametrize("direction", ["increase", "decrease"])
+def test_an_arm_without_deaths_is_judged_by_the_log_rank_test(direction):
+    spec = design(
+        metrics={
+            "primary": {"name": "responded", "kind": "survival", "direction": direction, "baseline": 0.3}
+        },
+        stopping={
+            "harm": [
+                {"metric": "responded", "relative_worsening": 0.15, "alpha": 0.05, "minimum_per_arm": 50}
+            ]
+        },
+        sample_size={"total": 600, "events": 24, "per_day": 20},
+    )
+    report = look(spec, deaths(12, 0))
+    (arm,), (harm,) = report.arms, report.harm
+    assert not arm.estimable and arm.effect is None and abs(arm.z) > 3
+    assert "no finite estimate" in arm.reason
+    if direction == "decrease":
+        assert harm.harmful is True and harm.p_value < 0.001 and report.advice == "stop_safety"
+    else:
+        assert harm.harmful is False and report.advice == "stop_efficacy"
 
 
 @pytest.mark.parametrize("values", [None, [], [0.0], ["high"], [float("inf")]])

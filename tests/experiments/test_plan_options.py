@@ -524,7 +524,7 @@ def test_an_empty_arm_and_twenty_rows_are_not_estimable_anywhere(lifecycle):
         assert not found.arms[0].estimable
         assert found.arms[0].effect is None
         assert found.arms[0].always_valid is None
-        assert found.advice == "continue"
+        assert found.advice == "not_evaluable"
 
 
 def test_missing_outcomes_follow_the_plan(lifecycle):

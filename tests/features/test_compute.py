@@ -363,3 +363,66 @@ def test_missing_tables_columns_and_views_are_named(hand_written):
         compute_view("patient_features", entities, tables | {"treatment_events": wrong})
     with pytest.raises(ConfigError, match="expected one of patient_features"):
         view_named("shoe_features")
+
+
+def test_a_feature_over_days_that_are_not_kept_is_missing_and_not_zero(hand_written):
+    tables = hand_written(patient_journeys=[journey()], engagement_events=[contacted(30)])
+    asked = pd.DataFrame([{"patient_id": "P1", "as_of": AS_OF}])
+
+    def values(start):
+        return compute_view("engagement_features", asked, tables, data_start=start).iloc[0]
+
+    # The window of 90 days begins on its first kept day; a day later one day of it is unknown.
+    whole = values(AS_OF - dt.timedelta(days=89))
+    assert whole["recent_touches"] == 1
+    assert pd.isna(whole["mean_contact_quality"]) and pd.isna(whole["channel_preferences"])
+    cut = values(AS_OF - dt.timedelta(days=88))
+    assert pd.isna(cut["recent_touches"]) and cut["days_since_last_contact"] == 29
+    everything = values(AS_OF - dt.timedelta(days=400))
+    assert everything["contact_minutes"] == 10 and everything["channel_preferences"] == "email"
+
+
+def test_the_declared_window_of_a_feature_is_the_one_that_is_computed():
+    described = {
+        feature.name: feature.window_days
+        for view in VIEWS
+        for feature in view.features
+        if "last " in feature.meaning and " days" in feature.meaning
+        # Journeys are kept as a whole, not by month.
+        if feature.name != "patient_volume"
+    }
+    assert all(f"last {days} days" in _meaning(name) for name, days in described.items())
+
+
+def _meaning(name):
+    return next(feature.meaning for view in VIEWS for feature in view.features if feature.name == name)
+
+
+def test_a_row_counts_from_its_arrival_and_not_from_its_date(hand_written):
+    """Of four prescriptions before the index date, two are known the day before it."""
+    night = pd.Timestamp(AS_OF, tz="UTC") + pd.Timedelta(hours=23)
+    rows = [
+        treated(30, "prescription", source_timestamp=night),
+        treated(30, "prescription", source_timestamp=night + pd.Timedelta(hours=1)),
+        # Stamped before its date: a row is never known before it happened.
+        treated(3, "prescription", source_timestamp=pd.Timestamp("2023-06-01", tz="UTC")),
+        treated(-1, "prescription", source_timestamp=pd.Timestamp("2023-06-01", tz="UTC")),
+    ]
+    tables = hand_written(
+        hcp_profiles=[{"hcp_id": "H1"}], patient_journeys=[journey()], treatment_events=rows
+    )
+    asked = {"patient_id": "P1"}
+    assert one("patient_features", tables, **asked)["prior_prescriptions"] == 2
+    assert one("hcp_features", tables, hcp_id="H1")["hcp_prescriptions_180d"] == 2
+    # A live look the day after the index date has what has arrived since.
+    later = pd.DataFrame([asked | {"as_of": INDEX + dt.timedelta(days=1)}])
+    assert compute_view("patient_features", later, tables).iloc[0]["prior_prescriptions"] == 4
+
+
+@pytest.mark.parametrize(("days", "touches"), [(14, 0), (15, 1)])
+def test_a_row_without_arrival_time_is_known_after_the_source_lag(hand_written, days, touches):
+    tables = hand_written(patient_journeys=[journey()], engagement_events=[contacted(days)])
+    asked = pd.DataFrame([{"patient_id": "P1", "as_of": AS_OF}])
+    seen = compute_view("engagement_features", asked, tables, source_lag_days=14).iloc[0]
+    assert seen["recent_touches"] == touches
+    assert compute_view("engagement_features", asked, tables).iloc[0]["recent_touches"] == 1

@@ -105,6 +105,17 @@ def test_mutual_information_is_that_of_scikit_learn(planted):
     assert selection.mutual_information["channel_preferences"] == pytest.approx(expected, abs=1e-12)
 
 
+def test_a_feature_that_is_mostly_one_number_is_judged_by_its_other_values():
+    """92 % zeros, the others below; the label is more frequent among those."""
+    draw = np.random.default_rng(3)
+    values = np.where(draw.uniform(size=1_000) < 0.08, draw.uniform(-9, -1, 1_000), 0.0)
+    label = (draw.uniform(size=1_000) < np.where(values < 0, 0.8, 0.2)).astype(int)
+    frame = pd.DataFrame({"disease_severity": values, "label": label})
+    selection = select_features(frame, train=np.full(1_000, True), policy=POLICY)
+    exact = mutual_info_score(label, values < 0)
+    assert selection.mutual_information["disease_severity"] == pytest.approx(exact, rel=0.2)
+
+
 @given(seed=st.integers(0, 1_000))
 @settings(max_examples=5, deadline=None)
 def test_selection_depends_on_training_rows_alone(planted, seed):

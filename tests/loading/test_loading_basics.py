@@ -199,3 +199,101 @@ def test_counts_reconcile_whatever_is_delivered(database, content, rows):
     again = load({"hcp_profiles": frame}, success_threshold=0).tables["hcp_profiles"]
     assert (again.loaded, again.unchanged) == (0, len(taken))
     assert isinstance(report, LoadReport)
+
+
+def test_rows_outside_the_kept_range_are_counted_by_reason_and_not_written(
+    database, content, hcps, journeys, make_events
+):
+    events = make_events(100)
+    events.loc[:1, "event_date"] = "2023-12-31"
+    events.loc[2:4, "event_date"] = "2024-05-01"
+    events.loc[5, "event_date"] = "no date"
+    parents = {"hcp_profiles": hcps, "patient_journeys": journeys}
+    settings = {"kept": ("2024-01", "2024-04"), "withhold_months": True}
+    for dry_run in (True, False):
+        report = load({**parents, "treatment_events": events}, dry_run=dry_run, **settings)
+        done = report.tables["treatment_events"]
+        # Six of a hundred rows are not taken; the five without a fault do not count against the threshold.
+        assert report.success and done.source == 100 and done.inserted == 94
+        assert done.reasons == {"after_data_end": 3, "before_first_month": 2, "date_format": 1}
+        assert "5 rows lie outside 2024-01..2024-04" in str(done.message)
+    written = pd.to_datetime(content("treatment_events")["event_date"])
+    assert len(written) == 94 and written.between("2024-01-01", "2024-04-30").all()
+    # With a wider range the same files bring them.
+    again = load_table("treatment_events", events, kept=("2023-12", "2024-05"), withhold_months=True)
+    assert again.tables["treatment_events"].inserted == 5
+
+
+RESTATED = "tables: {treatment_events: {restates: month}}\n"
+
+
+def restated(folder, events, mapping=RESTATED):
+    """The events as a supplier's file, with a mapping that says that its months are whole."""
+    folder.mkdir(exist_ok=True)
+    events.to_csv(folder / "treatment_events.csv", index=False)
+    (folder / "mapping.yaml").write_text(mapping)
+    return files.read(folder, folder / "mapping.yaml")
+
+
+def test_what_a_restated_month_does_not_deliver_again_is_withdrawn_and_kept_in_history(
+    database, content, hcps, journeys, make_events, tmp_path
+):
+    events = make_events(100)
+    month = events["event_date"].str[:7]
+    load({"hcp_profiles": hcps, "patient_journeys": journeys, "treatment_events": events})
+    january, february = (events[month == name].reset_index(drop=True) for name in ("2024-01", "2024-02"))
+    # Of January one row is gone, one was moved to February and one breaks a rule; February is not delivered else.
+    gone, moved, broken = january["treatment_event_id"].iloc[:3]
+    again = january.iloc[1:].copy()
+    again.loc[again["treatment_event_id"] == moved, "event_date"] = "2024-02-03"
+    again.loc[again["treatment_event_id"] == broken, "event_type"] = "unheard_of"
+    again = pd.concat([again, february], ignore_index=True)
+    before = content("treatment_events").set_index("treatment_event_id")
+
+    dry = load(restated(tmp_path / "in", again), dry_run=True, success_threshold=0.9)
+    assert dry.tables["treatment_events"].withdrawn == 1
+    assert len(content("treatment_events")) == 100 and content("load_withdrawals").empty
+
+    done = load(restated(tmp_path / "in", again), success_threshold=0.9, load_id="second").tables[
+        "treatment_events"
+    ]
+    assert (done.source, done.updated, done.rejected, done.withdrawn) == (len(again), 1, 1, 1)
+    assert set(done.partitions) == {"2024-01", "2024-02"}
+    after = content("treatment_events").set_index("treatment_event_id")
+    assert set(before.index) - set(after.index) == {gone}
+    # Months that were not delivered are as they were.
+    later = events[month > "2024-02"]["treatment_event_id"]
+    pd.testing.assert_frame_equal(after.loc[later], before.loc[later])
+    (kept,) = content("load_withdrawals").to_dict("records")
+    assert (kept["row_key"], kept["month"], kept["load_id"]) == (gone, "2024-01", "second")
+    assert kept["content"]["patient_id"] == january["patient_id"].iloc[0]
+
+    # The same delivery again changes nothing; with the row in it, the row is back.
+    same = load(restated(tmp_path / "in", again), success_threshold=0.9).tables["treatment_events"]
+    assert (same.loaded, same.withdrawn, same.partitions) == (0, 0, ())
+    back = pd.concat([again, january.iloc[:1]], ignore_index=True)
+    returned = load(restated(tmp_path / "in", back), success_threshold=0.9).tables["treatment_events"]
+    assert (returned.inserted, returned.withdrawn) == (1, 0)
+
+
+def test_nothing_is_withdrawn_without_the_declaration_or_beside_malformed_rows(
+    database, content, hcps, journeys, make_events, tmp_path
+):
+    events = make_events(100)
+    load({"hcp_profiles": hcps, "patient_journeys": journeys, "treatment_events": events})
+    plain = load(restated(tmp_path / "in", events.iloc[50:], "tables: {treatment_events: {}}\n"))
+    assert plain.tables["treatment_events"].withdrawn == 0
+    delivery = restated(tmp_path / "in", events.iloc[50:])
+    path = tmp_path / "in" / "treatment_events.csv"
+    path.write_text(path.read_text() + "one,field,too,few\n")
+    delivery = files.read(tmp_path / "in", tmp_path / "in" / "mapping.yaml")
+    done = load(delivery, success_threshold=0.9).tables["treatment_events"]
+    assert done.withdrawn == 0 and "nothing of treatment_events was withdrawn" in str(done.message)
+    assert len(content("treatment_events")) == 100
+
+
+def test_a_table_that_is_not_kept_by_month_cannot_be_restated(tmp_path, hcps):
+    hcps.to_csv(tmp_path / "hcp_profiles.csv", index=False)
+    (tmp_path / "mapping.yaml").write_text("tables: {hcp_profiles: {restates: month}}\n")
+    with pytest.raises(InputError, match=r"hcp_profiles: the mapping says `restates: month`"):
+        files.read(tmp_path, tmp_path / "mapping.yaml")

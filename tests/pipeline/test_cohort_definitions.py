@@ -171,7 +171,7 @@ def test_a_definition_on_events_reads_checked_events_and_delivered_periods(after
     done, states = built(pipeline, CSU)
     assert states["cohort"] == "executed", said(done)
     rows = pipeline.rows(
-        "SELECT patient_id, failed_mask, is_eligible FROM ml_patient_cohort_assignments "
+        "SELECT patient_id, index_date, failed_mask, is_eligible FROM ml_patient_cohort_assignments "
         "JOIN ml_cohort_executions USING (execution_id) WHERE status = 'success'"
     )
     names = [rule.name for rule in read_cohort(CSU).rules]
@@ -179,7 +179,9 @@ def test_a_definition_on_events_reads_checked_events_and_delivered_periods(after
         name: {r["patient_id"] for r in rows if r["failed_mask"] >> names.index(name) & 1} for name in names
     }
     assert failed["lookback"] >= set(patients) - set(enrolled)
-    assert not failed["lookback"] & set(enrolled)
+    # Enrolled since 2015, but rows are kept since 2022: 180 days before these index dates are not observed.
+    reaching = {r["patient_id"] for r in rows if r["index_date"] and str(r["index_date"]) < "2022-06-30"}
+    assert failed["lookback"] & set(enrolled) == reaching & set(enrolled) != set()
     events = pipeline.rows(
         "SELECT DISTINCT patient_id FROM treatment_events WHERE event_type = 'consultation'"
     )

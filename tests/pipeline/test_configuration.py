@@ -6,7 +6,10 @@ import shutil
 import subprocess
 import sys
 
+import pytest
+
 from e2i_dagster.config.environment import CHECKOUT
+from e2i_dagster.config.sources import SourcesPolicy
 
 #: Nothing may be connected to while the definitions are imported, and no variable but that of the folder is set.
 SHOW = """
@@ -75,3 +78,64 @@ def test_broken_files_drop_out_and_are_named_by_the_check(database, tmp_path):
     assert "kisqali_hr_her2_bc_initiation" not in shown["description"]
     assert shown["problems"] == 4, shown["description"]
     assert shown["heavy"] == []
+
+
+#: Dagster asks this module for the time; the definitions are made under another one.
+MONTHS_AT = """
+import datetime as dt, json, sys
+import dagster as dg
+from dagster._core.definitions.partitions.context import partition_loading_context
+from assets.partitions import DAYS, MONTHS
+from sensors.plan import plan
+
+now = dt.datetime.fromisoformat(sys.argv[1] + "T12:00:00+00:00")
+with partition_loading_context(effective_dt=now):
+    runs = list(plan(["remibrutinib_csu_initiation"], now.date()))
+    months = list(MONTHS.get_partition_keys())
+    between = list(MONTHS.get_partition_keys_in_range(dg.PartitionKeyRange(runs[0].first, runs[0].last)))
+    today = now.date().isoformat() in DAYS.get_partition_keys()
+print(json.dumps({"months": months, "planned": between, "today": today}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("today", "first", "end", "number"),
+    [
+        ("2026-11-01", "2026-01", "2026-11-30", 11),
+        ("2026-11-28", "2026-01", "2026-11-30", 11),
+        ("2027-01-31", "2026-01", "2027-01-31", 13),
+        ("2028-02-29", "2027-03", "2028-02-29", 12),
+        ("2026-11-28", "2026-01", "2030-12-31", 60),
+        ("2030-01-01", "2026-01", "2026-12-31", 12),
+    ],
+)
+def test_months_are_those_of_the_configured_range_on_any_day(tmp_path, today, first, end, number):
+    config = shutil.copytree(CHECKOUT / "config", tmp_path / "config")
+    sources = config / "sources.yaml"
+    text = sources.read_text(encoding="utf-8").replace('"2022-01"', f'"{first}"').replace("2024-12-31", end)
+    sources.write_text(text, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-c", MONTHS_AT, today],
+        env={**os.environ, "E2I_CONFIG": str(config), "PYTHONPATH": str(CHECKOUT)},
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout.splitlines()[-1])
+    assert len(shown["months"]) == number
+    assert (shown["months"][0], shown["months"][-1]) == (first, end[:7])
+    # The run of the plan reaches every one of them, and its last job finds the day of today.
+    assert shown["planned"] == shown["months"] and shown["today"]
+
+
+def test_a_range_without_months_is_refused():
+    with pytest.raises(ValueError, match="first_month 2025-01 lies after data_end 2024-12-31"):
+        SourcesPolicy.model_validate(
+            {
+                "first_month": "2025-01",
+                "data_end": "2024-12-31",
+                "source": {"kind": "synthetic", "dgp": "confounded"},
+            }
+        )

@@ -190,3 +190,15 @@ def test_the_union_of_the_months_is_the_whole(days, months):
     for month, piece in pieces.items():
         assert set(piece["date"].dt.strftime("%Y-%m")) <= {month}
         assert list(piece.dtypes) == list(frame.dtypes)
+
+
+def test_months_after_the_last_delivered_row_say_what_to_set(pipeline, delivery, drawn):
+    events = drawn["treatment_events"]
+    result = pipeline.load(
+        delivery(*EVENTS, treatment_events=events[events["event_date"] < "2024-01-15"]), *EVENTS
+    )
+    assert not result.success
+    checks = {one.check_name: one for one in result.get_asset_check_evaluations() if not one.passed}
+    text = str(checks["qc_gate"].description)
+    assert "partition 2024-02: expectation_critical" in text and "partition 2024-01" not in text
+    assert "no rows after 2024-01" in text and "set data_end in config/sources.yaml" in text

@@ -102,6 +102,23 @@ def test_other_labels_are_audited_too(kind: str) -> None:
     assert [one.columns for one in found] == [("proxy",)]
 
 
+def test_a_column_that_tells_which_labels_lie_below_the_usual_one_is_found() -> None:
+    """Eight in ten labels are the same number, one in ten lies below it and one above."""
+    side = RNG.choice([-1.0, 0.0, 1.0], N, p=[0.1, 0.8, 0.1])
+    label = side * RNG.uniform(1, 30, N)
+    marked = (side < 0) + RNG.normal(scale=0.01, size=N)
+    found = _audit(_honest().assign(label=label, marked=marked)).findings
+    assert [one.columns for one in found] == [("marked",)]
+
+
+def test_a_feature_that_is_mostly_one_number_is_asked_on_both_sides_of_it() -> None:
+    """Of the cells 96 % are 5; the label is whether the others lie above it."""
+    side = RNG.choice([-1.0, 0.0, 1.0], N, p=[0.02, 0.96, 0.02])
+    cells = 5 + side * RNG.uniform(1, 4, N)
+    found = _audit(_honest().assign(label=(cells > 5).astype(int), cells=cells)).findings
+    assert [one.columns for one in found] == [("cells",)]
+
+
 def test_extract_columns_are_refused_by_name() -> None:
     assert {"journey_status", "risk_score", "treatment_initiated"} <= extract_only_columns()
     assert not {"age_at_diagnosis", "patient_id", "event_date", "geographic_region"} & extract_only_columns()

@@ -96,6 +96,22 @@ def test_a_shift_between_loads_is_reported_and_decides_nothing(
     assert report.verdict == "passed"
 
 
+@pytest.mark.parametrize("to", [0.0, 900.0], ids=["below", "above"])
+def test_a_shift_away_from_the_most_frequent_number_is_reported(
+    to: float, events: pd.DataFrame, months: pd.Series, quick: QualityPolicy
+) -> None:
+    """Nearly every cost is 120; in one month every second one is below it, or above all that was seen."""
+    usual = np.where(np.arange(len(events)) % 25 == 0, 400.0, 120.0)
+    frame = events.assign(cost=usual)
+    assert check_table("treatment_events", frame, policy=quick, partitions=months, as_of=END).findings == ()
+    moved = (months == "2024-02").to_numpy() & (np.arange(len(events)) % 2 == 0)
+    frame["cost"] = np.where(moved, to, usual)
+    report = check_table("treatment_events", frame, policy=quick, partitions=months, as_of=END)
+    assert [(one.rule, one.column, one.partition) for one in report.findings] == [
+        ("distribution_shift", "cost", "2024-02")
+    ]
+
+
 def test_the_stability_index_by_hand() -> None:
     """(0.6 - 0.5) ln(0.6 / 0.5) + (0.4 - 0.5) ln(0.4 / 0.5), less (2 - 1) (1 / 1000 + 1 / 1000)."""
     here, past = np.array([600, 400]), np.array([500, 500])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -391,6 +392,35 @@ def test_health_models_metrics_and_openapi(live: Live) -> None:
     text = json.dumps(document)
     for used in set(text.split('"#/components/schemas/')[1:]):
         assert used.split('"')[0] in document["components"]["schemas"]
+
+
+def test_what_a_browser_is_shown_loads_from_the_service_alone(live: Live) -> None:
+    """Every page, and what each of them loads, by address; no address is of another host."""
+    url = live.deployment.url
+    loaded: dict[str, httpx.Response] = {}
+    waiting = [f"{url}/", f"{url}/docs"]
+    while waiting:
+        address = waiting.pop()
+        if address in loaded:
+            continue
+        loaded[address] = answer = HTTP.get(address)
+        assert answer.status_code == 200, address
+        if answer.headers["content-type"].startswith("text/html"):
+            # Links too: nothing on these pages leads elsewhere.
+            named = re.findall(r"""(?:src|href|action)=["']([^"']*)""", answer.text)
+            named += re.findall(r"""["'](https?:[^"']*)["']""", answer.text)
+            waiting += [str(httpx.URL(address).join(one)) for one in named if not one.startswith("data:")]
+            assert "googletagmanager" not in answer.text
+        if answer.headers["content-type"].startswith("text/css"):
+            named = re.findall(r"""url\(["']?([^"')]*)""", answer.text)
+            assert all(one.startswith("data:") for one in named)
+    assert {httpx.URL(address).host for address in loaded} == {httpx.URL(url).host}
+    assert {"/", "/docs", "/models", "/health", "/openapi.json"} <= {httpx.URL(one).path for one in loaded}
+    assert any(one.endswith(".js") for one in loaded)
+    assert any(one.endswith(".css") for one in loaded)
+    assert f"{MODEL}/1" in loaded[f"{url}/"].text
+    assert '"validatorUrl": null' in loaded[f"{url}/docs"].text
+    assert HTTP.get(f"{url}/redoc").status_code == 404
 
 
 def test_the_way_through_the_supervisor_costs_little(live: Live) -> None:

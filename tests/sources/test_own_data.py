@@ -48,7 +48,7 @@ def own_config(tmp_path, monkeypatch) -> Path:
     )
     sources = (config / "sources.yaml").read_text(encoding="utf-8")
     (config / "sources.yaml").write_text(
-        sources.replace('first_month: "2022-01"', 'first_month: "2024-11"'), encoding="utf-8"
+        sources.replace('first_month: "2022-01"', 'first_month: "2023-01"'), encoding="utf-8"
     )
     quality = yaml.safe_load((config / "quality.yaml").read_text(encoding="utf-8"))
     for table, absent in NOT_DELIVERED.items():

@@ -46,6 +46,22 @@ load_rejects = sa.Table(
     comment="Rows that a load did not take, each with its reason.",
 )
 
+load_withdrawals = sa.Table(
+    "load_withdrawals",
+    metadata,
+    column(
+        "withdrawal_id", sa.BigInteger, "Key of the withdrawal.", sa.Identity(always=True), primary_key=True
+    ),
+    column("load_id", sa.Text, "Load that did not deliver the row again.", nullable=False, index=True),
+    column("table_name", sa.Text, "Raw table that the row was in.", nullable=False),
+    column("row_key", sa.Text, "Key of the row.", nullable=False, privacy="pseudonym"),
+    column("month", sa.Text, "Month that was restated.", nullable=False),
+    column("content", JSONB, "The row as it was.", nullable=False, privacy="direct"),
+    column("withdrawn_at", Timestamp, "When it was withdrawn.", nullable=False, server_default=_NOW),
+    sa.Index("ix_load_withdrawals_table_name_row_key", "table_name", "row_key"),
+    comment="Rows that a restated month did not deliver again, as they were.",
+)
+
 ml_table_loads = sa.Table(
     "ml_table_loads",
     metadata,
@@ -60,6 +76,13 @@ ml_table_loads = sa.Table(
     column("unchanged", sa.BigInteger, "Rows that were there already.", nullable=False),
     column("duplicates", sa.BigInteger, "Repeated rows of the delivery.", nullable=False),
     column("rejected", sa.BigInteger, "Rejected rows.", nullable=False),
+    column(
+        "withdrawn",
+        sa.BigInteger,
+        "Rows that a restated month did not deliver again.",
+        nullable=False,
+        server_default="0",
+    ),
     column(
         "reasons", JSONB, "Reason code to number of rejected rows.", nullable=False, server_default=_EMPTY
     ),

@@ -615,7 +615,7 @@ treatment_events = sa.Table(
     column("previous_treatment", sa.Text, "Treatment before this one.", known_at="row"),
     column("next_treatment", sa.Text, "Treatment after this one.", known_at="extract"),
     _source(),
-    column("source_timestamp", Timestamp, "When the source made the row.", known_at="extract"),
+    column("source_timestamp", Timestamp, "When the source made the row.", known_at="row"),
     *_maintained(),
     comment="One row per clinical event.",
 )
