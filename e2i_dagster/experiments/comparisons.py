@@ -363,9 +363,9 @@ def _compare_rates(statistics: SufficientStatistics, arm: str, control: str, con
     else:
         # A plain variance of few events is nothing to go by (0 for a rate of 0): the side towards no effect tells.
         error = (effect - lower if effect > 0 else upper - effect) / z
-    left = "; few events, so the covariate is left out" if statistics.covariate else ""
+    note = "without the covariate: the events are too few to adjust for it" if statistics.covariate else None
     return Comparison(
-        arm=arm, control=control, status="estimated", method=f"{method}, score interval{left}",
+        arm=arm, control=control, status="estimated", method=f"{method}, score interval", note=note,
         effect=effect, standard_error=error, lower=lower, upper=upper, statistic=statistic, z=found,
         p_value=min(1.0, float(2 * ndtr(-abs(found)))),
         counts=None if strata else (counts.events_1, counts.units_1, counts.events_0, counts.units_0), **relative,
