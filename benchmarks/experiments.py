@@ -21,10 +21,12 @@ import numpy as np
 
 from e2i_dagster.experiments import analyze, boundaries, final_estimate
 from e2i_dagster.experiments.interim import RULES
+from e2i_dagster.experiments.simulation_of_clusters import DESIGNS, SIZES, cluster_p_values, draw_clusters
 
 ALPHA = 0.05
 LOOKS = (2, 3, 5, 10)
 RANGE = (0.047, 0.053)
+LEVEL_OF_CLUSTERS = 0.055
 SECONDS_PER_ANALYSIS = 5.0
 
 
@@ -78,6 +80,29 @@ def type_one_error(options: argparse.Namespace) -> dict[str, Any]:
         holds=RANGE[0] <= error <= RANGE[1],
     )  # fmt: skip
     return figures
+
+
+def level_of_few_clusters(options: argparse.Namespace) -> dict[str, Any]:
+    """Largest share of null trials of 5 to 20 clusters an arm that reject, over sizes and kinds of outcome."""
+    largest, where = 0.0, ""
+    draws = min(options.trials, 20_000)
+    for clusters in DESIGNS:
+        for sizes, given in SIZES.items():
+            units = [np.resize(given, count) for count in clusters]
+            for binary in (False, True):
+                rng = np.random.default_rng(options.seed)
+                totals = [draw_clusters(n, draws, rng, binary=binary) for n in units]
+                error = float((cluster_p_values(totals, units) < ALPHA).mean())
+                name = f"{clusters[0]} v {clusters[1]}, {sizes}, {'0/1' if binary else 'continuous'}"
+                print(f"type-I error clusters {name}: {error:.4f}", flush=True)
+                if error > largest:
+                    largest, where = error, name
+    return {
+        "largest_type_1_error_few_clusters": figure(
+            round(largest, 4), f"of {draws:,} null trials", goal=LEVEL_OF_CLUSTERS, peer=where,
+            holds=largest <= LEVEL_OF_CLUSTERS,
+        )
+    }  # fmt: skip
 
 
 def boundary_time(options: argparse.Namespace) -> dict[str, Any]:
@@ -246,6 +271,7 @@ def analysis_of_many_units(options: argparse.Namespace) -> dict[str, Any]:
 #: What is measured, in order.
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "type_one_error": type_one_error,
+    "level_of_few_clusters": level_of_few_clusters,
     "boundary_time": boundary_time,
     "error_of_rates": error_of_rates,
     "coverage_after_stopping": coverage_after_stopping,

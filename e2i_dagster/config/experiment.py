@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
+from e2i_dagster.config.allocation import RATIO_TOLERANCE, allocation_shares
 from e2i_dagster.config.base import Place, PolicyModel, digest_of, read_yaml
 from e2i_dagster.config.cohort import CohortDefinition, Criterion
 from e2i_dagster.errors import ConfigError
@@ -34,8 +35,6 @@ ENDED_STATES: tuple[State, ...] = (
 
 #: Names of arms, metrics and experiments become keys in tables and files.
 NAME = r"^[a-z][a-z0-9_]{0,49}$"
-#: Ratios may miss 1 by rounding: 0.333 three times.
-RATIO_TOLERANCE = 0.001
 #: Ratios are fractions of at most this denominator, so that a block can hold them exactly.
 _LARGEST_RATIO_SUM = 24
 
@@ -372,6 +371,28 @@ class ExperimentSpec(PolicyModel):
     twin: Twin | None = None
     may_overlap_with: tuple[str, ...] = ()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _shares_of_the_arms(cls, data: Any) -> Any:
+        """``ratio`` of the whole design, or whole parts at the arms, become the arms' shares."""
+        arms = data.get("arms") if isinstance(data, Mapping) else None
+        if not isinstance(arms, (list, tuple)) or not all(isinstance(arm, Mapping) for arm in arms):
+            return data
+        names = [str(arm.get("name")) for arm in arms]
+        own = [arm["ratio"] for arm in arms if "ratio" in arm]
+        if "ratio" in data:
+            if own:
+                raise ValueError("ratio: give it once, for the design or at each arm, not both")
+            shares = allocation_shares(data["ratio"], names)
+        elif len(own) == len(arms) and any(isinstance(part, (int, float)) and part >= 1 for part in own):
+            shares = allocation_shares(own, names, field="arms.ratio")
+        else:
+            return data
+        rest = {key: value for key, value in data.items() if key != "ratio"}
+        return rest | {
+            "arms": [{**arm, "ratio": shares[name]} for arm, name in zip(arms, names, strict=True)]
+        }
+
     @model_validator(mode="after")
     def _consistent(self) -> ExperimentSpec:
         names = [arm.name for arm in self.arms]
@@ -382,7 +403,7 @@ class ExperimentSpec(PolicyModel):
         total = sum(arm.ratio for arm in self.arms)
         if abs(total - 1) > RATIO_TOLERANCE + 1e-12:
             raise ValueError(
-                f"the ratios of the arms sum to {total:g}, not to 1. For 2:1 give 0.667 and 0.333"
+                f"the ratios of the arms sum to {total:g}, not to 1. For 2:1 give 2 and 1, or 0.667 and 0.333"
             )
         if self.randomization.method in ("block", "stratified", "cluster"):
             whole = sum(self.whole_ratios)

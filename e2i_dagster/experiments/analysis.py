@@ -145,7 +145,10 @@ def analyze_statistics(
         arms=tuple(_arm_summary(statistics, name) for name in given),
         comparisons=tuple(comparisons),
         not_analysed=statistics.not_analysed,
-        notes=tuple(_notes(statistics, control, treated, missing_p, covariate_p)),
+        notes=(
+            *(f"{item.arm}: {item.note}" for item in comparisons if item.note),
+            *_notes(statistics, control, treated, missing_p, covariate_p),
+        ),
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -38,8 +38,12 @@ from e2i_dagster.experiments.survival import (
     risk_tables,
 )
 
-#: Fewer clusters in an arm leave the clustered standard error unknown.
+#: Fewer clusters in an arm leave the clustered standard error unknown; planning reads it too.
 FEWEST_CLUSTERS = 5
+#: From so many degrees of freedom in each arm on its own variance is good enough.
+MANY_CLUSTERS = 30
+#: A spread that is smaller relative to its mean is the rounding of a constant.
+_ROUNDING = 1e-12
 #: Fewer events in both arms together give a test but no hazard ratio.
 FEWEST_EVENTS = 10
 
@@ -68,6 +72,14 @@ class _NotEstimableError(Exception):
     """Why a comparison has no figures; ends in the comparison's ``reason``."""
 
 
+class _HelperError(Exception):
+    """Why a covariate or the strata cannot serve a comparison, which is then made without them."""
+
+    def __init__(self, helper: Literal["covariate", "strata"], reason: str) -> None:
+        super().__init__(reason)
+        self.helper = helper
+
+
 def compare(
     statistics: SufficientStatistics,
     arm: str,
@@ -77,30 +89,73 @@ def compare(
     horizon: float | None,
     min_per_arm: int,
 ) -> Comparison:
-    try:
-        for name in (control, arm):
-            cell = statistics.cell(name)
-            observed = cell.complete.count + cell.bare.count
-            if cell.units == 0:
-                raise _NotEstimableError(f"arm {name} has no unit")
-            if observed < min_per_arm:
-                count = shown_count(observed)
-                raise _NotEstimableError(
-                    f"arm {name} has {count} units with outcome; at least {min_per_arm} are needed"
-                )
-        if statistics.kind == "survival":
-            return _compare_survival(statistics, arm, control, confidence, horizon)
-        if statistics.clusters is not None:
-            found = _compare_clusters(statistics, arm, control, confidence)
-        elif statistics.kind == "proportion" and _few_events(statistics, arm, control):
-            found = _compare_rates(statistics, arm, control, confidence)
-        else:
-            found = _compare_means(statistics, arm, control, confidence)
-    except _NotEstimableError as reason:
-        return _refused(arm, control, str(reason), statistics.kind)
-    if limits is not None:
+    """One arm against the control. A covariate or strata that cannot serve are left out, and ``note`` says why."""
+    notes: list[str] = []
+    while True:
+        try:
+            found = _estimated(statistics, arm, control, confidence, horizon, min_per_arm)
+            break
+        except _HelperError as failure:
+            # Each is taken away once, so this ends.
+            if failure.helper == "covariate":
+                statistics = statistics.without_covariate()
+                notes.append(f"without the covariate: {failure}")
+            else:
+                statistics = statistics.pooled()
+                notes.append(f"pooled over the strata: {failure}")
+        except _NotEstimableError as reason:
+            return _refused(arm, control, str(reason), statistics.kind)
+    if notes:
+        found = found.model_copy(update={"note": "; ".join(notes)})
+    if limits is not None and statistics.kind != "survival":
         found = found.model_copy(update={"bounds": _bounds(statistics, arm, control, limits)})
     return found
+
+
+def _estimated(
+    statistics: SufficientStatistics,
+    arm: str,
+    control: str,
+    confidence: float,
+    horizon: float | None,
+    min_per_arm: int,
+) -> Comparison:
+    for name in (control, arm):
+        cell = statistics.cell(name)
+        observed = cell.complete.count + cell.bare.count
+        if cell.units == 0:
+            raise _NotEstimableError(f"arm {name} has no unit")
+        if observed < min_per_arm:
+            count = shown_count(observed)
+            raise _NotEstimableError(
+                f"arm {name} has {count} units with outcome; at least {min_per_arm} are needed"
+            )
+    if statistics.kind == "survival":
+        return _compare_survival(statistics, arm, control, confidence, horizon)
+    if statistics.clusters is not None:
+        return _compare_clusters(statistics, arm, control, confidence)
+    if statistics.kind == "proportion" and _few_events(statistics, arm, control):
+        return _compare_rates(statistics, arm, control, confidence)
+    return _compare_means(statistics, arm, control, confidence)
+
+
+def _no_variation(statistics: SufficientStatistics, what: str) -> Exception:
+    """The outcome does not vary as it is analysed: without its helpers it may."""
+    if statistics.covariate:
+        return _HelperError("covariate", "it leaves the outcome without variation")
+    if statistics.stratified:
+        return _HelperError("strata", "the outcome does not vary within them")
+    return _NotEstimableError(what)
+
+
+def _of_stratum(stratified: bool, reason: str) -> Exception:
+    """A stratum that cannot be analysed stops the adjustment for strata, and nothing without them."""
+    return _HelperError("strata", reason) if stratified else _NotEstimableError(reason)
+
+
+def _varies(variance: float, level: float) -> bool:
+    """Whether there is more than the rounding of a constant ``level``."""
+    return (_ROUNDING * level) ** 2 < variance < math.inf
 
 
 def _relative(
@@ -148,7 +203,7 @@ def _compare_means(statistics: SufficientStatistics, arm: str, control: str, con
     strata = statistics.strata if statistics.stratified else (None,)
     fill = statistics.covariate_fill((arm, control))
     if statistics.covariate and fill is None:
-        raise _NotEstimableError("no unit has the covariate")
+        raise _HelperError("covariate", "no unit has it")
     parts: list[tuple[float, dict[str, Moments]]] = []
     for stratum in strata:
         pair = {name: statistics.cell(name, stratum).moments(fill) for name in (arm, control)}
@@ -158,11 +213,13 @@ def _compare_means(statistics: SufficientStatistics, arm: str, control: str, con
         for name, moments in pair.items():
             if moments.count < 2:
                 where = f" in stratum {stratum}" if stratum is not None else ""
-                raise _NotEstimableError(f"arm {name} has fewer than 2 units with outcome{where}")
+                raise _of_stratum(
+                    stratum is not None, f"arm {name} has fewer than 2 units with outcome{where}"
+                )
         parts.append((float(count), pair))
     weights = np.array([count for count, _ in parts])
     weights /= weights.sum()
-    points = [_points(statistics.kind, pair) for _, pair in parts]
+    points = [_points(statistics, pair) for _, pair in parts]
     theta = _theta(parts, points) if statistics.covariate else 0.0
     effect = variance = plain_effect = plain_variance = base = base_variance = 0.0
     freedom_terms = 0.0
@@ -189,8 +246,8 @@ def _compare_means(statistics: SufficientStatistics, arm: str, control: str, con
             if name == control:
                 base += weight * value
                 base_variance += weight**2 * share
-    if not 0 < variance < math.inf:
-        raise _NotEstimableError("the outcome does not vary in either arm, so its error is unknown")
+    if not _varies(variance, base):
+        raise _no_variation(statistics, "the outcome does not vary in either arm, so its error is unknown")
     freedom = variance**2 / freedom_terms
     extra: dict[str, Any] = {}
     if statistics.covariate:
@@ -209,12 +266,14 @@ def _compare_means(statistics: SufficientStatistics, arm: str, control: str, con
     )  # fmt: skip
 
 
-def _points(kind: Kind, pair: dict[str, Moments]) -> dict[str, tuple[float, np.ndarray]]:
+def _points(
+    statistics: SufficientStatistics, pair: dict[str, Moments]
+) -> dict[str, tuple[float, np.ndarray]]:
     found = {}
     for name, moments in pair.items():
-        point = point_of_arm(kind, moments)
+        point = point_of_arm(statistics.kind, moments)
         if point is None:
-            raise _NotEstimableError(f"the denominator of arm {name} sums to 0")
+            raise _of_stratum(statistics.stratified, f"the denominator of arm {name} sums to 0")
         found[name] = point
     return found
 
@@ -223,14 +282,15 @@ def _theta(
     parts: list[tuple[float, dict[str, Moments]]], points: list[dict[str, tuple[float, np.ndarray]]]
 ) -> float:
     """Slope of the linearized outcome on the covariate, pooled within arms and strata."""
-    cross = square = 0.0
+    cross = square = level = 0.0
     for (_, pair), point in zip(parts, points, strict=True):
         for name, moments in pair.items():
             gradient = point[name][1]
             cross += float(gradient @ moments.products[: len(gradient), -1])
             square += float(moments.products[-1, -1])
-    if not square > 0:
-        raise _NotEstimableError("the covariate does not vary")
+            level += moments.count * float(moments.mean[-1]) ** 2
+    if not _varies(square, math.sqrt(level)):
+        raise _HelperError("covariate", "it does not vary")
     return cross / square
 
 
@@ -303,9 +363,9 @@ def _compare_rates(statistics: SufficientStatistics, arm: str, control: str, con
     else:
         # A plain variance of few events is nothing to go by (0 for a rate of 0): the side towards no effect tells.
         error = (effect - lower if effect > 0 else upper - effect) / z
-    left = "; few events, so the covariate is left out" if statistics.covariate else ""
+    note = "without the covariate: the events are too few to adjust for it" if statistics.covariate else None
     return Comparison(
-        arm=arm, control=control, status="estimated", method=f"{method}, score interval{left}",
+        arm=arm, control=control, status="estimated", method=f"{method}, score interval", note=note,
         effect=effect, standard_error=error, lower=lower, upper=upper, statistic=statistic, z=found,
         p_value=min(1.0, float(2 * ndtr(-abs(found)))),
         counts=None if strata else (counts.events_1, counts.units_1, counts.events_0, counts.units_0), **relative,
@@ -328,7 +388,7 @@ def limits_at(found: Comparison, z: float) -> tuple[float, float]:
 class _ClusterArm:
     """Clusters of one arm in one stratum: ``line`` are the linearized totals of the outcome, whose sum is 0;
     ``shift`` the totals of the covariate less its overall mean, per unit of the arm, whose sum is what the arm
-    differs by; ``codes`` number the clusters of the experiment.
+    differs by; ``leverage`` each cluster's share of the arm; ``codes`` number the clusters of the experiment.
     """
 
     codes: np.ndarray
@@ -336,6 +396,7 @@ class _ClusterArm:
     line: np.ndarray
     shift: np.ndarray
     units: np.ndarray
+    leverage: np.ndarray
 
     def totals(self, values: np.ndarray, clusters: int) -> np.ndarray:
         """``values`` at the places of their clusters, 0 elsewhere; shape (clusters,)."""
@@ -345,36 +406,113 @@ class _ClusterArm:
     def centred(self) -> np.ndarray:
         return self.shift - self.units * (self.shift.sum() / self.units.sum())
 
+    @property
+    def inflation(self) -> np.ndarray:
+        """What makes the residual of each cluster as large as its error (CR2)."""
+        return 1.0 / np.sqrt(1.0 - self.leverage)
+
+
+def satterthwaite_clusters(leverage: np.ndarray) -> float:
+    """Degrees of freedom of the CR2 variance of one arm's mean (Bell and McCaffrey, Survey Methodology 28, 2002).
+
+    ``trace(B)^2 / trace(B^2)`` of the residuals' covariance ``B``, under units that are independent and under
+    clusters that are all alike inside; the smaller of the two, as the correlation is not known. ``g - 1`` for
+    clusters of one size.
+
+    Args:
+        leverage: each cluster's share of the units of the arm, shape (clusters,), sum 1.
+    """
+    found = []
+    scale = 1.0 / np.sqrt(1.0 - leverage)
+    for variance in (leverage, leverage**2):
+        # Residuals are (I - h 1') times the totals, whose covariance is diagonal.
+        shared = np.outer(variance, leverage)
+        covariance = np.diag(variance) - shared - shared.T + variance.sum() * np.outer(leverage, leverage)
+        covariance *= np.outer(scale, scale)
+        found.append(float(np.trace(covariance)) ** 2 / float((covariance**2).sum()))
+    return min(found)
+
 
 def _cluster_arm(
     kind: Kind, name: str, part: pd.DataFrame, codes: np.ndarray, fill: float | None, where: str
 ) -> _ClusterArm:
     if len(codes) < 2:
-        raise _NotEstimableError(f"arm {name} has fewer than 2 clusters{where}")
+        raise _of_stratum(bool(where), f"arm {name} has fewer than 2 clusters{where}")
     units = part["units"].to_numpy(dtype=float)
     top = part["v0"].to_numpy(dtype=float)
     bottom = part["v1"].to_numpy(dtype=float) if kind == "ratio" else units
     if bottom.sum() == 0:
-        raise _NotEstimableError(f"the denominator of arm {name} sums to 0{where}")
+        raise _of_stratum(bool(where), f"the denominator of arm {name} sums to 0{where}")
+    leverage = bottom / bottom.sum()
+    if leverage.max() >= 1.0 or leverage.min() < 0.0:
+        raise _of_stratum(
+            bool(where), f"one cluster of arm {name} has all of the denominator, or one is negative{where}"
+        )
     value = float(top.sum() / bottom.sum())
     shift = np.zeros(len(part))
     if fill is not None:
         totals = part["x"].to_numpy(dtype=float) + fill * part["x_missing"].to_numpy(dtype=float)
         shift = (totals - units * fill) / units.sum()
-    return _ClusterArm(codes, value, (top - value * bottom) / float(bottom.sum()), shift, units)
+    return _ClusterArm(codes, value, (top - value * bottom) / float(bottom.sum()), shift, units, leverage)
 
 
 @dataclass(frozen=True)
 class _ClusterTotals:
-    """One arm over all strata: weighted value, and per cluster the linearized outcome and covariate."""
+    """One arm over all strata: weighted value, and per cluster the linearized outcome and covariate.
+
+    ``cells``: the weight of each stratum and the arm's clusters in it.
+    """
 
     value: float
     shift: float
     lines: np.ndarray
     shifts: np.ndarray
+    cells: tuple[tuple[float, _ClusterArm], ...]
 
-    def adjusted(self, theta: float) -> np.ndarray:
-        return self.lines - theta * self.shifts
+    def adjusted(self, theta: float, clusters: int, *, corrected: bool) -> np.ndarray:
+        """Errors per cluster less ``theta`` times the covariate's; ``corrected`` for their leverage."""
+        if not corrected:
+            return self.lines - theta * self.shifts
+        found = np.zeros(clusters)
+        for weight, side in self.cells:
+            found += weight * side.totals((side.line - theta * side.centred) * side.inflation, clusters)
+        return found
+
+    def variances(self, theta: float) -> np.ndarray:
+        """Per stratum: variance, its degrees of freedom, and the variance for clusters of variance 1; (strata, 3)."""
+        found = []
+        for weight, side in self.cells:
+            errors = weight * (side.line - theta * side.centred) * side.inflation
+            unit = weight**2 * float(side.leverage @ side.leverage)
+            found.append((float(errors @ errors), satterthwaite_clusters(side.leverage), unit))
+        return np.array(found)
+
+
+def cluster_error(
+    variance: np.ndarray, freedom: np.ndarray, unit: np.ndarray, tail: float, ratio: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Variance of an effect over randomized clusters, and its degrees of freedom: of two the one that says less.
+
+    Each arm's variance for itself with Satterthwaite's degrees of freedom, or one variance of clusters in both
+    arms: with few clusters in one arm alone the first is too often too small, the second is wrong where the arms
+    differ. Taken is the one with the longer interval, while an arm has few clusters.
+
+    Args:
+        variance: of each arm (and stratum), shape (2, ..., strata). freedom, unit: likewise, as
+            :meth:`_ClusterTotals.variances` has them. tail: error of one side, for the interval.
+        ratio: of the whole variance to the sum of ``variance`` (clusters may lie in several strata).
+    """
+    from scipy.special import stdtrit
+
+    arms = variance.sum(axis=(0, -1))
+    own = arms**2 / (variance**2 / freedom).sum(axis=(0, -1))
+    together = freedom.sum(axis=0)
+    one = (variance / unit * freedom).sum(axis=0) / together
+    shared = (one * unit.sum(axis=0)).sum(axis=-1)
+    both = together.sum(axis=-1)
+    longer = stdtrit(both, 1.0 - tail) ** 2 * shared > stdtrit(own, 1.0 - tail) ** 2 * arms
+    longer &= freedom.sum(axis=-1).min(axis=0) < MANY_CLUSTERS
+    return ratio * np.where(longer, shared, arms), np.where(longer, both, own)
 
 
 def _cluster_totals_of(
@@ -395,17 +533,19 @@ def _cluster_totals_of(
         raise _NotEstimableError(f"arm {name} has {held} clusters; at least {FEWEST_CLUSTERS} are needed")
     value = shift = 0.0
     lines, shifts = np.zeros(clusters), np.zeros(clusters)
+    cells = []
     total = float(both["units"].sum())
     for stratum, part in both.groupby("stratum", sort=True):
         inside = mine & (both["stratum"] == stratum).to_numpy()
         where = f" in stratum {stratum}" if statistics.stratified else ""
         side = _cluster_arm(statistics.kind, name, both[inside], codes[inside], fill, where)
         weight = float(part["units"].sum()) / total
+        cells.append((weight, side))
         value += weight * side.value
         shift += weight * float(side.shift.sum())
         lines += weight * side.totals(side.line, clusters)
         shifts += weight * side.totals(side.centred, clusters)
-    return _ClusterTotals(value, shift, lines, shifts)
+    return _ClusterTotals(value, shift, lines, shifts, tuple(cells))
 
 
 def _compare_clusters(
@@ -413,15 +553,17 @@ def _compare_clusters(
 ) -> Comparison:
     """Means or ratios with standard errors over clusters: the linearized totals of each cluster.
 
-    A cluster may hold units of both arms, whose errors are then not independent. Student's t with the
-    clusters' degrees of freedom and the factor G / (G - 1).
+    Randomized clusters: each residual corrected for its leverage (CR2) and Satterthwaite's degrees of freedom
+    (:func:`cluster_error`), so that few clusters, unequal numbers and unequal sizes keep the level. A covariate
+    costs one degree of freedom.
+    A cluster that holds units of both arms has errors that are not independent: factor G / (G - 1), G - 1 degrees.
     """
     assert statistics.clusters is not None
     table = statistics.clusters
     both = table[table["arm"].isin([arm, control])]
     fill = statistics.covariate_fill((arm, control))
     if statistics.covariate and fill is None:
-        raise _NotEstimableError("no unit has the covariate")
+        raise _HelperError("covariate", "no unit has it")
     codes, labels = pd.factorize(both["cluster"].to_numpy(), sort=True)
     groups = len(labels)
     base_side = _cluster_totals_of(statistics, control, arm, codes, groups, fill)
@@ -431,31 +573,47 @@ def _compare_clusters(
         # The slope that leaves least of the variance over clusters, which is the one that counts here.
         across = side.shifts - base_side.shifts
         square = float(across @ across)
-        if not square > 0:
-            raise _NotEstimableError("the covariate does not vary between clusters")
+        if not _varies(square, fill or 0.0):
+            raise _HelperError("covariate", "it does not vary between clusters")
         theta = float((side.lines - base_side.lines) @ across) / square
-    factor = groups / (groups - 1)
-    base = base_side.adjusted(theta)
-    change = side.adjusted(theta) - base
-    variance = factor * float(change @ change)
-    if not 0 < variance < math.inf:
-        raise _NotEstimableError("the outcome does not vary between clusters, so its error is unknown")
+    arms = {name: set(codes[(both["arm"] == name).to_numpy()]) for name in (arm, control)}
+    apart = not arms[arm] & arms[control]
+    base = base_side.adjusted(theta, groups, corrected=apart)
+    change = side.adjusted(theta, groups, corrected=apart) - base
+    factor, freedom = 1.0 if apart else groups / (groups - 1), groups - 1.0
     base_value = base_side.value - theta * base_side.shift
+    if not _varies(factor * float(change @ change), base_value):
+        raise _no_variation(statistics, "the outcome does not vary between clusters, so its error is unknown")
+    if apart:
+        parts = np.stack([side.variances(theta), base_side.variances(theta)])
+        own = float(parts[..., 0].sum())
+        total, degrees = cluster_error(
+            parts[..., 0],
+            parts[..., 1],
+            parts[..., 2],
+            (1.0 - confidence) / 2.0,
+            float(change @ change) / own,
+        )
+        factor, freedom = float(total) / float(change @ change), float(degrees)
+    if statistics.covariate:
+        if freedom <= 2.0:
+            raise _HelperError("covariate", "there are too few clusters to estimate its slope")
+        factor, freedom = factor * freedom / (freedom - 1.0), freedom - 1.0
+    variance = factor * float(change @ change)
     effect = side.value - theta * side.shift - base_value
     extra: dict[str, Any] = {}
     if statistics.covariate:
-        plain = side.lines - base_side.lines
+        plain = side.adjusted(0.0, groups, corrected=apart) - base_side.adjusted(0.0, groups, corrected=apart)
+        spread = (1.0 if apart else groups / (groups - 1)) * float(plain @ plain)
         extra = {
             "unadjusted_effect": side.value - base_side.value,
-            "variance_reduction": 1.0 - variance / (factor * float(plain @ plain)),
+            "variance_reduction": 1.0 - variance / spread if spread > 0 else 0.0,
         }
-    arms = {name: set(codes[(both["arm"] == name).to_numpy()]) for name in (arm, control)}
-    crossing = bool(arms[arm] & arms[control])
     method = "cluster-robust t" + (", stratified" if statistics.stratified else "")
     return Comparison(
         arm=arm, control=control, status="estimated",
         method=method + (", CUPED" if statistics.covariate else ""), **extra,
-        **_t_result(effect, variance, groups - (1.0 if crossing else 2.0), confidence),
+        **_t_result(effect, variance, freedom, confidence),
         **_relative(
             effect, base_value, variance, factor * float(base @ base), factor * float(change @ base), confidence
         ),
@@ -490,7 +648,7 @@ def _compare_survival(
     together = sum(events.values())
     test = log_rank(tables)
     if together and not test.variance > 0:
-        raise _NotEstimableError("at no event time were units of both arms at risk")
+        raise _of_stratum(statistics.stratified, "at no event time were units of both arms at risk")
     statistic = test.statistic if together else 0.0
     value, method = _log_rank_z(tables, test) if together else (0.0, "no event in either arm")
     shared: dict[str, Any] = {
@@ -506,6 +664,10 @@ def _compare_survival(
     elif without:
         why = f"arm {without[0]} has no event: the hazard ratio has no finite estimate"
     elif ratio is None:
+        if statistics.stratified:
+            raise _HelperError(
+                "strata", "the partial likelihood within them has no maximum (perfect separation)"
+            )
         why = "the partial likelihood of the hazard ratio has no maximum (perfect separation)"
     z = _normal_quantile(confidence)
     longest = min(last_time(statistics.life, name) for name in (arm, control))

@@ -84,7 +84,7 @@ class ResultsPage(BaseModel):
         }
         if not self.available:
             return found
-        head = [f"| {' | '.join(EFFECT_COLUMNS)} |", "|---|---|---|---:|---|---:|---:|"]
+        head = [f"| {' | '.join(EFFECT_COLUMNS)} |", "|---|---|---|---:|---|---:|---:|---|"]
         head += [f"| {' | '.join(row)} |" for row in effect_rows(self.results)]
         return {
             **found,
@@ -106,7 +106,7 @@ class ResultsPage(BaseModel):
         return self.model_dump(mode="json", exclude={"forest_md"})
 
 
-EFFECT_COLUMNS = ("metric", "set", "arm", "effect", "interval", "p", "adjusted p")
+EFFECT_COLUMNS = ("metric", "set", "arm", "effect", "interval", "p", "adjusted p", "note")
 
 
 def effect_rows(results: Sequence[SetResult]) -> list[tuple[str, ...]]:
@@ -114,7 +114,7 @@ def effect_rows(results: Sequence[SetResult]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for result in results:
         if result.analysis is None:
-            rows.append((result.metric, result.analysis_set, "", "not estimable", result.reason, "", ""))
+            rows.append((result.metric, result.analysis_set, "", "not estimable", result.reason, "", "", ""))
             continue
         for one in result.analysis.comparisons:
             named = f"{result.metric} ({EFFECTS[result.analysis.kind]})"
@@ -123,7 +123,16 @@ def effect_rows(results: Sequence[SetResult]) -> list[tuple[str, ...]]:
             if one.effect is None:
                 p = "" if one.p_value is None else f"{one.p_value:.3g}"
                 said = "; ".join(filter(None, (one.reason, one.method)))
-                rows.append((*shared, "not estimable", said, p, "" if final is None else f"{final:.3g}"))
+                rows.append(
+                    (
+                        *shared,
+                        "not estimable",
+                        said,
+                        p,
+                        "" if final is None else f"{final:.3g}",
+                        one.note or "",
+                    )
+                )
             else:
                 rows.append(
                     (
@@ -132,6 +141,7 @@ def effect_rows(results: Sequence[SetResult]) -> list[tuple[str, ...]]:
                         f"{one.lower:.4f} to {one.upper:.4f}",
                         f"{one.p_value:.3g}",
                         "" if final is None else f"{final:.3g}",
+                        one.note or "",
                     )
                 )
     return rows
@@ -151,7 +161,8 @@ def forest_md(found: Heterogeneity) -> str:
     if found.status == "not_estimable":
         return f"not estimable: {found.reason}"
     return (
-        f"Does the effect differ? Calibration slope {found.calibration_slope:.2f}, p {found.p_value:.3g}.\n\n"
+        (f"{found.reason}.\n\n" if found.reason else "")
+        + f"Does the effect differ? Calibration slope {found.calibration_slope:.2f}, p {found.p_value:.3g}.\n\n"
         f"{shown['groups_md']}\n\n{shown['importance_md']}"
     )
 
@@ -259,6 +270,9 @@ def _subgroups(
     if not spec.subgroups:
         return ()
     metric = spec.metrics.primary
+    absent = [name for name in spec.subgroups if name not in frame.columns]
+    # Nobody was screened for it: every unit is in the one level that says so, and the others stand.
+    frame = frame.assign(**dict.fromkeys(absent, "missing"))
     return tuple(
         analyze_subgroups(
             frame,
@@ -334,19 +348,28 @@ def explore_heterogeneity(
 def grow_forest(
     frame: pd.DataFrame, spec: ExperimentSpec, policy: LifecyclePolicy, arm: str, plan: HeterogeneityPlan
 ) -> Heterogeneity:
-    """The forest of ``plan`` for one arm, ``not_estimable`` with the reason where it cannot be grown."""
+    """The forest of ``plan`` for one arm, ``not_estimable`` with the reason where it cannot be grown.
+
+    A covariate that no unit has is left out, and ``reason`` says so.
+    """
+    known = [name for name in plan.covariates if name in frame.columns and frame[name].notna().any()]
+    left_out = [name for name in plan.covariates if name not in known]
     try:
-        return heterogeneity(
+        found = heterogeneity(
             frame,
             arm="variant",
             outcome=spec.metrics.primary.name,
             control=spec.control,
             treated=arm,
-            covariates=plan.covariates,
+            covariates=known,
             trees=plan.trees,
             seed=plan.seed,
             min_per_arm=policy.analysis.forest_minimum_per_arm,
         )
+        if not left_out or found.status == "not_estimable":
+            return found
+        note = f"without {', '.join(left_out)}: no unit has a value"
+        return found.model_copy(update={"reason": note})
     except InputError as error:
         return Heterogeneity(
             arm=arm,
@@ -433,7 +456,7 @@ def _record(
                     "effect_ci_lower": None if one is None else one.lower,
                     "effect_ci_upper": None if one is None else one.upper,
                     "p_value": None if one is None else one.p_value,
-                    "reason": (result.reason if one is None else one.reason) or "",
+                    "reason": (result.reason if one is None else one.reason or one.note) or "",
                     "details": {} if one is None else one.model_dump(mode="json"),
                     "recorded_by": actor,
                 }

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict
@@ -378,7 +379,8 @@ def analysis_of(
     """The analysis of one metric of the design over one analysed set of ``frame``."""
     from e2i_dagster.experiments.analysis import analyze
 
-    return analyze(
+    frame, covariate, left_out = _with_covariate(frame, metric)
+    found = analyze(
         frame,
         arm="variant",
         outcome=metric.name,
@@ -386,7 +388,7 @@ def analysis_of(
         control=spec.control,
         arms=tuple(spec.ratios),
         **columns_of(spec, metric),
-        covariate=metric.covariate if metric.kind != "survival" else None,
+        covariate=covariate,
         analysis_set=analysis_set,
         received="received" if analysis_set != "itt" else None,
         adherent="adherent" if analysis_set == "per_protocol" else None,
@@ -396,6 +398,24 @@ def analysis_of(
         covariate_p=policy.covariate_difference_p,
         **options,
     )
+    if not left_out:
+        return found
+    comparisons = tuple(one.model_copy(update={"note": left_out}) for one in found.comparisons)
+    return found.model_copy(update={"comparisons": comparisons, "notes": (left_out, *found.notes)})
+
+
+def _with_covariate(frame: pd.DataFrame, metric: Metric) -> tuple[pd.DataFrame, str | None, str]:
+    """``frame`` with the covariate of ``metric`` as numbers, its name, and why it is left out where it cannot serve."""
+    name = metric.covariate
+    if name is None or metric.kind == "survival":
+        return frame, None, ""
+    if name not in frame.columns:
+        return frame, None, f"without the covariate {name}: no unit has it"
+    numbers = pd.to_numeric(frame[name], errors="coerce").astype("float64")
+    wrong = int((frame[name].notna() & ~np.isfinite(numbers)).sum())
+    if wrong:
+        return frame, None, f"without the covariate {name}: {wrong:,} of its values are no finite numbers"
+    return frame.assign(**{name: numbers}), name, ""
 
 
 def columns_of(spec: ExperimentSpec, metric: Metric) -> dict[str, Any]:
@@ -594,7 +614,9 @@ def _arm_look(
         always_valid=sequence,
         always_valid_reason=sequence_reason,
         advice=advice,
-        rationale=f"{arm}: {why}" + (f" No estimate of the effect: {found.reason}" if found.reason else ""),
+        rationale=f"{arm}: {why}"
+        + (f" No estimate of the effect: {found.reason}" if found.reason else "")
+        + (f" ({found.note})" if found.note else ""),
     )
 
 
@@ -761,7 +783,7 @@ def _harm(
         if worse is None
         else f"{'worse' if worse > 0 else 'better'} by {abs(worse):.1%}"
     )
-    reason = f"{found_share}, p {p:.3g}"
+    reason = f"{found_share}, p {p:.3g}" + (f" ({one.note})" if one.note else "")
     return HarmCheck(**shared, relative_worsening=worse, p_value=p, harmful=harmful, reason=reason)
 
 

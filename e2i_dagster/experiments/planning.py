@@ -6,13 +6,15 @@ Formulas and sources: docs/experiments_statistics.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from e2i_dagster.errors import InputError
+from e2i_dagster.experiments.comparisons import FEWEST_CLUSTERS, cluster_error, satterthwaite_clusters
 from e2i_dagster.experiments.group_sequential import crossing_probabilities, solve
 from e2i_dagster.experiments.interim import (
     Boundaries,
@@ -21,8 +23,12 @@ from e2i_dagster.experiments.interim import (
 )
 from e2i_dagster.experiments.srm import checked_ratio
 
+#: Allocation as people write it.
+Ratio = float | str | Sequence[float] | Mapping[str, float]
 Kind = Literal["mean", "proportion", "ratio", "survival"]
 KINDS = ("mean", "proportion", "ratio", "survival")
+#: Quantiles of each arm's variance over which the power of a cluster design is averaged.
+_GRID = 60
 #: More units than this are no experiment: the effect asked for is too near to zero.
 MOST_UNITS = 10**12
 
@@ -32,6 +38,7 @@ class SampleSize(BaseModel):
 
     ``total`` and ``per_arm`` are whole units to enrol, after design effect, interim looks and loss.
     ``fixed_total`` is the (unrounded) number of a single look at independent units without loss.
+    ``clusters``: whole clusters per arm, where those are randomized.
     ``events`` are the events of the final look, for kind ``survival`` alone.
     """
 
@@ -40,6 +47,7 @@ class SampleSize(BaseModel):
     kind: Kind
     total: int
     per_arm: dict[str, int]
+    clusters: dict[str, int] | None = None
     events: int | None
     fixed_total: float
     alpha: float
@@ -56,6 +64,9 @@ class SampleSize(BaseModel):
         shown = {"kind": self.kind, "total": self.total, "power": self.power, "alpha": self.alpha}
         shown |= {"effect": self.effect, "design_effect": self.design_effect, "inflation": self.inflation}
         lines = ["| arm | units |", "|---|---|", *(f"| {arm} | {n:,} |" for arm, n in self.per_arm.items())]
+        if self.clusters:
+            lines = ["| arm | clusters | units |", "|---|---|---|"]
+            lines += [f"| {arm} | {self.clusters[arm]:,} | {n:,} |" for arm, n in self.per_arm.items()]
         return shown | {"per_arm_md": "\n".join(lines)} | ({"events": self.events} if self.events else {})
 
     def to_record(self) -> dict[str, Any]:
@@ -88,6 +99,21 @@ class _Setting(BaseModel):
     sides: Literal[1, 2]
     variance_share: float
     design_effect: float
+    clusters: _Clusters | None = None
+
+    def cluster_power(self, effect: float, number: int, other: int) -> float:
+        """Power of a single look at ``number`` treated clusters and ``other`` of the control."""
+        assert self.clusters is not None
+        for count in (number, other):
+            if count < FEWEST_CLUSTERS:
+                raise InputError(
+                    f"n: {count} clusters in an arm; an analysis needs at least {FEWEST_CLUSTERS} in each."
+                )
+        treated = control = self.sd**2
+        if self.kind == "proportion":
+            control, treated = (rate * (1.0 - rate) for rate in self.rates(effect))
+        factor = self.variance_share * self.design_effect
+        return self.clusters.power(effect, self.tail, [(number, treated * factor), (other, control * factor)])
 
     def fixed_total(self, effect: float, power: float) -> float:
         """Independent units in the two arms of the comparison at a single look."""
@@ -161,6 +187,7 @@ def _setting(
     cluster_size: float | None,
     icc: float | None,
     cluster_size_cv: float,
+    lost: float,
 ) -> _Setting:
     if kind not in KINDS:
         raise InputError(f"kind: {kind!r} is not known; known are {', '.join(KINDS)}.")
@@ -190,6 +217,14 @@ def _setting(
     if correlation and kind == "survival":
         raise InputError("covariate_correlation: not for kind survival; its size follows from events alone.")
     pair = allocation[arm] + allocation[control]
+    planned = design_effect(cluster_size, icc, cluster_size_cv)
+    clusters = None
+    if cluster_size is not None and icc is not None:
+        if kind == "survival":
+            raise InputError("cluster_size: not for kind survival, which is not analysed by clusters.")
+        observed = max(cluster_size * (1.0 - lost), 1.0)
+        clusters = _Clusters(cluster_size, observed, cluster_size_cv)
+        planned = design_effect(observed, icc, cluster_size_cv)
     return _Setting(
         kind=kind,  # type: ignore[arg-type]
         baseline=None if baseline is None else checked_number(baseline, "baseline"),
@@ -199,8 +234,52 @@ def _setting(
         tail=checked_probability(alpha, "alpha") / (len(allocation) - 1) / sides,
         sides=sides,  # type: ignore[arg-type]
         variance_share=1.0 - correlation**2,
-        design_effect=design_effect(cluster_size, icc, cluster_size_cv),
+        design_effect=planned,
+        clusters=clusters,
     )
+
+
+@dataclass(frozen=True)
+class _Clusters:
+    """Clusters of ``observed`` units with outcome each (mean ``size`` enrolled), of sizes that vary by ``cv``."""
+
+    size: float
+    observed: float
+    cv: float
+
+    def of_arm(self, number: int, variance: float) -> tuple[float, float, float]:
+        """Variance of the arm's mean, its degrees of freedom, and the variance for clusters of variance 1.
+
+        ``variance``: of one unit times the design effect.
+        """
+        if self.cv == 0:
+            share = np.full(number, 1.0 / number)
+        else:
+            from scipy.special import gammaincinv
+
+            shape = self.cv**-2
+            sizes = gammaincinv(shape, (np.arange(number) + 0.5) / number)
+            share = sizes / sizes.sum()
+        return variance / (number * self.observed), satterthwaite_clusters(share), float(share @ share)
+
+    def power(self, effect: float, tail: float, arms: Sequence[tuple[int, float]]) -> float:
+        """Power of the test over clusters (:func:`cluster_error`); ``arms``: clusters, variance of a unit.
+
+        The mean over both arms' estimated variances, each chi-squared about its expectation.
+        """
+        from scipy.special import chdtri, ndtr, stdtrit
+
+        parts = np.array([self.of_arm(*arm) for arm in arms])
+        middle = (np.arange(_GRID) + 0.5) / _GRID
+        drawn = [v * chdtri(f, middle) / f for v, f, _ in parts]
+        estimated = np.stack(np.meshgrid(*drawn, indexing="ij"))[..., None]
+        freedom, unit = (parts[:, k].reshape(2, 1, 1, 1) for k in (1, 2))
+        shape = np.ones_like(estimated)
+        variance, degrees = cluster_error(estimated, freedom * shape, unit * shape, tail)
+        error = math.sqrt(parts[:, 0].sum())
+        return float(
+            ndtr(abs(effect) / error - stdtrit(degrees, 1.0 - tail) * np.sqrt(variance) / error).mean()
+        )
 
 
 def design_effect(cluster_size: float | None, icc: float | None, cluster_size_cv: float = 0.0) -> float:
@@ -239,13 +318,17 @@ def linearized_sd(
     return math.sqrt(max(variance, 0.0)) / abs(mean)
 
 
-def _allocation(ratio: float | Mapping[str, float], control: str) -> dict[str, float]:
+def _allocation(ratio: Ratio, control: str) -> dict[str, float]:
     if isinstance(ratio, Mapping):
         shares = checked_ratio(ratio)
         if control not in shares:
             raise InputError(f"control: {control!r} is not an arm of the ratio ({', '.join(shares)}).")
         return shares
-    value = checked_number(ratio, "ratio")
+    if isinstance(ratio, str) or hasattr(ratio, "__len__"):
+        count = len(ratio.split(":")) if isinstance(ratio, str) else len(ratio)  # type: ignore[arg-type]
+        treated = ["treatment"] if count <= 2 else [f"treatment_{k}" for k in range(1, count)]
+        return checked_ratio(ratio, [*treated, control] if count != 1 else None)
+    value = checked_number(ratio, "ratio")  # type: ignore[arg-type]
     if value <= 0:
         raise InputError(f"ratio: {value:g} treated units per control unit; it must be above 0.")
     return {control: 1.0 / (1.0 + value), "treatment": value / (1.0 + value)}
@@ -281,7 +364,7 @@ def sample_size(
     alpha: float = 0.05,
     power: float = 0.80,
     sides: int = 2,
-    ratio: float | Mapping[str, float] = 1.0,
+    ratio: Ratio = 1.0,
     control: str = "control",
     cluster_size: float | None = None,
     icc: float | None = None,
@@ -299,8 +382,9 @@ def sample_size(
         sd: standard deviation of one unit; without it ``effect`` is in standard deviations.
         relative: ``effect`` is a share of ``baseline``.
         event_probability: share of control units with the event until the end of follow-up.
-        ratio: treated units per control unit, or shares of all arms that sum to 1 (then alpha is split over
-            the comparisons with ``control``, Bonferroni).
+        ratio: treated units per control unit; or all arms, as shares that sum to 1 or as whole parts: by name, or
+            the treated ones first and the control last (``"2:1"``, ``[2, 1]``: two treated for one control). Over
+            several treated arms alpha is split (Bonferroni).
         cluster_size, icc, cluster_size_cv: clusters are randomized.
         covariate_correlation: correlation of outcome and CUPED covariate; the variance shrinks by its square.
         dropout: share of units without outcome.
@@ -324,7 +408,7 @@ def sample_size(
         arm: _setting(
             kind, baseline=baseline, sd=sd, event_probability=event_probability, allocation=allocation,
             arm=arm, control=control, alpha=alpha, sides=sides, covariate_correlation=covariate_correlation,
-            cluster_size=cluster_size, icc=icc, cluster_size_cv=cluster_size_cv,
+            cluster_size=cluster_size, icc=icc, cluster_size_cv=cluster_size_cv, lost=lost,
         )
         for arm in allocation if arm != control
     }  # fmt: skip
@@ -342,6 +426,10 @@ def sample_size(
         raise InputError(f"effect: {value:g} would need {fixed:.3g} units; the effect is too near to none.")
     enrolled = fixed * inflation * first.design_effect / (1.0 - lost)
     per_arm = {arm: math.ceil(enrolled * share - 1e-9) for arm, share in allocation.items()}
+    clusters = None
+    if first.clusters is not None:
+        clusters = _whole_clusters(settings, allocation, control, value, power, enrolled, boundaries)
+        per_arm = {arm: math.ceil(count * first.clusters.size - 1e-9) for arm, count in clusters.items()}
     events = None
     if kind == "survival":
         events = max(
@@ -351,6 +439,7 @@ def sample_size(
         kind=kind,  # type: ignore[arg-type]
         total=sum(per_arm.values()),
         per_arm=per_arm,
+        clusters=clusters,
         events=events,
         fixed_total=fixed,
         alpha=alpha,
@@ -376,7 +465,7 @@ def power(
     event_probability: float | None = None,
     alpha: float = 0.05,
     sides: int = 2,
-    ratio: float | Mapping[str, float] = 1.0,
+    ratio: Ratio = 1.0,
     control: str = "control",
     cluster_size: float | None = None,
     icc: float | None = None,
@@ -409,18 +498,64 @@ def power(
         setting = _setting(
             kind, baseline=baseline, sd=sd, event_probability=event_probability, allocation=allocation,
             arm=arm, control=control, alpha=alpha, sides=sides, covariate_correlation=covariate_correlation,
-            cluster_size=cluster_size, icc=icc, cluster_size_cv=cluster_size_cv,
+            cluster_size=cluster_size, icc=icc, cluster_size_cv=cluster_size_cv, lost=lost,
         )  # fmt: skip
         value = _checked_effect(setting, effect, relative)
-        pair = units * (allocation[arm] + allocation[control]) * (1.0 - lost) / setting.design_effect
-        if boundaries is None:
-            found.append(setting.power(value, pair))
+        if setting.clusters is not None:
+            whole = _split(math.floor(units / setting.clusters.size + 1e-6), allocation)
+            single = setting.cluster_power(value, whole[arm], whole[control])
         else:
-            # The drift of the plan: the expectation of the final z with these units.
+            pair = units * (allocation[arm] + allocation[control]) * (1.0 - lost) / setting.design_effect
             single = setting.power(value, pair)
-            drift = _quantile(setting.tail) - _quantile(min(max(single, 1e-15), 1 - 1e-15))
-            found.append(power_of_looks(boundaries, drift))
+        found.append(single if boundaries is None else _with_looks(setting, single, boundaries))
     return min(found)
+
+
+def _with_looks(setting: _Setting, single: float, boundaries: Boundaries) -> float:
+    """Power of the looks of a plan whose final look alone, without them, has the power ``single``."""
+    # The drift of the plan: the expectation of the final z with these units.
+    drift = _quantile(setting.tail) - _quantile(min(max(single, 1e-15), 1 - 1e-15))
+    return power_of_looks(boundaries, drift)
+
+
+def _split(total: int, allocation: Mapping[str, float]) -> dict[str, int]:
+    """``total`` clusters by arm, rounded to whole ones."""
+    return {arm: math.floor(total * share + 0.5) for arm, share in allocation.items()}
+
+
+def _whole_clusters(
+    settings: Mapping[str, _Setting],
+    allocation: Mapping[str, float],
+    control: str,
+    effect: float,
+    power: float,
+    enrolled: float,
+    boundaries: Boundaries | None,
+) -> dict[str, int]:
+    """Fewest clusters per arm with the power asked for, never fewer than an analysis needs.
+
+    ``enrolled``: units by the normal distribution, from which the search begins.
+    """
+    size = next(iter(settings.values())).clusters
+    assert size is not None
+
+    def enough(total: int) -> bool:
+        counts = _split(total, allocation)
+        if min(counts.values()) < FEWEST_CLUSTERS:
+            return False
+        for arm, setting in settings.items():
+            single = setting.cluster_power(effect, counts[arm], counts[control])
+            if (single if boundaries is None else _with_looks(setting, single, boundaries)) < power:
+                return False
+        return True
+
+    low, high = len(allocation) - 1, max(len(allocation), math.ceil(enrolled / size.size))
+    while not enough(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return _split(high, allocation)
 
 
 def minimum_detectable_effect(

@@ -19,8 +19,9 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
+from e2i_dagster.config.allocation import RATIO_TOLERANCE, allocation_shares
 from e2i_dagster.config.experiment import ExperimentSpec
 from e2i_dagster.errors import InputError, VerdictError
 
@@ -48,6 +49,15 @@ class RandomizationPlan(BaseModel):
     probability: float = 0.8
     cluster: str | None = None
     seed: int = 0
+
+    @field_validator("ratios", mode="before")
+    @classmethod
+    def _shares(cls, ratios: Any, info: ValidationInfo) -> Any:
+        """Parts as people write them become shares; shares, by which lists were drawn, stay as they are."""
+        plain = isinstance(ratios, (list, tuple)) and all(isinstance(part, float) for part in ratios)
+        if plain and abs(sum(ratios) - 1.0) <= RATIO_TOLERANCE:
+            return ratios
+        return tuple(allocation_shares(ratios, info.data.get("arms"), field="ratios").values())
 
     @classmethod
     def of(cls, spec: ExperimentSpec) -> RandomizationPlan:

@@ -38,7 +38,8 @@ class Comparison(BaseModel):
     """One arm against the control.
 
     ``status`` not_estimable carries ``reason`` and no figure; ``tested`` has a test (``z``, ``p_value``) and in
-    ``reason`` why its effect has no finite estimate. ``effect`` is the difference of means, rates
+    ``reason`` why its effect has no finite estimate. ``note``: a covariate or strata that could not serve were
+    left out, and why. ``effect`` is the difference of means, rates
     or ratios, or the hazard ratio (``effect_type``); ``standard_error`` is that of the difference or of the
     log hazard ratio. ``statistic`` belongs to ``method``; ``z`` is the same evidence as a standard normal
     value, positive where the treated arm has the larger mean or the larger hazard.
@@ -54,6 +55,7 @@ class Comparison(BaseModel):
     control: str
     status: Status
     reason: str | None = None
+    note: str | None = None
     effect_type: Literal["difference", "hazard_ratio"] = "difference"
     method: str | None = None
     effect: float | None = None

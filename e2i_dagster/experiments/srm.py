@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from e2i_dagster.config.allocation import allocation_shares
 from e2i_dagster.errors import InputError
 
 Severity = Literal["none", "warning", "critical"]
@@ -24,8 +25,6 @@ WARNING, CRITICAL = 0.01, 0.001
 SMALLEST_EXPECTED = 5.0
 #: Most outcomes that the exact multinomial test counts through.
 MOST_OUTCOMES = 200_000
-#: Ratios may miss 1 by rounding: 0.333 three times.
-RATIO_TOLERANCE = 0.001
 
 
 class SrmResult(BaseModel):
@@ -102,30 +101,17 @@ class SequentialSrm(BaseModel):
         return self.model_dump(mode="json") | {"detected": self.detected}
 
 
-def checked_ratio(ratio: Mapping[str, float] | Sequence[float]) -> dict[str, float]:
-    """Ratios by arm, scaled to sum to exactly 1; a sequence gets the arms ``arm_1``, ``arm_2``, ...
+def checked_ratio(ratio: Any, arms: Sequence[str] | None = None) -> dict[str, float]:
+    """Shares by arm that sum to exactly 1 (:func:`.allocation_shares`); without names ``arm_1``, ``arm_2``, ...
 
     Raises:
-        InputError: fewer than two arms, a ratio outside (0, 1), or a sum that is not 1 (+- 0.001).
+        InputError: fewer than two arms, another number of arms than ``arms``, a part that is no number above 0, or
+            parts that neither sum to 1 (+- 0.001) nor are whole numbers.
     """
-    given = (
-        {str(arm): value for arm, value in ratio.items()}
-        if isinstance(ratio, Mapping)
-        else {f"arm_{k}": value for k, value in enumerate(ratio, start=1)}
-    )
-    if len(given) < 2:
-        raise InputError(f"ratio: {len(given)} arm(s); an experiment has at least two.")
     try:
-        values = {arm: float(value) for arm, value in given.items()}
-    except (TypeError, ValueError):
-        raise InputError(f"ratio: {given} has a value that is not a number.") from None
-    for arm, value in values.items():
-        if not 0.0 < value < 1.0:
-            raise InputError(f"ratio: arm {arm} has {value:g}; every arm's ratio lies between 0 and 1.")
-    total = sum(values.values())
-    if abs(total - 1.0) > RATIO_TOLERANCE + 1e-12:
-        raise InputError(f"ratio: {values} sums to {total:g}, not to 1. For 2:1 give 0.6667 and 0.3333.")
-    return {arm: value / total for arm, value in values.items()}
+        return allocation_shares(ratio, arms)
+    except ValueError as error:
+        raise InputError(str(error)) from None
 
 
 def _checked_counts(counts: Any, ratio: dict[str, float]) -> dict[str, int]:
@@ -163,11 +149,9 @@ def _with_names(counts: Any, ratio: Any) -> tuple[dict[str, int], dict[str, floa
     # A pandas series names its arms as a mapping does.
     counts, ratio = (value.to_dict() if hasattr(value, "to_dict") else value for value in (counts, ratio))
     if isinstance(counts, Mapping) and not isinstance(ratio, Mapping):
-        values = list(ratio)
-        if len(values) != len(counts):
-            raise InputError(f"ratio: {len(values)} values for {len(counts)} arms.")
-        ratio = dict(zip(map(str, counts), values, strict=True))
-    checked = checked_ratio(ratio)
+        checked = checked_ratio(ratio, [str(arm) for arm in counts])
+    else:
+        checked = checked_ratio(ratio)
     return _checked_counts(counts, checked), checked
 
 
@@ -180,7 +164,7 @@ def severity_of(p_value: float, *, warning: float = WARNING, critical: float = C
 
 def srm_test(
     counts: Mapping[str, int] | Sequence[int],
-    ratio: Mapping[str, float] | Sequence[float],
+    ratio: Mapping[str, float] | Sequence[float] | str,
     *,
     warning: float = WARNING,
     critical: float = CRITICAL,
@@ -189,7 +173,7 @@ def srm_test(
 
     Args:
         counts: units per arm.
-        ratio: expected share per arm, summing to 1 (+- 0.001).
+        ratio: expected shares (sum 1 +- 0.001) or whole parts per arm, or text as "2:1" in the order of the counts.
         warning, critical: p-values below which the severity is reached.
 
     Raises:
@@ -248,7 +232,7 @@ def _exact_multinomial(observed: np.ndarray, share: np.ndarray) -> float:
 
 def sequential_srm_test(
     counts: Mapping[str, int] | Sequence[int],
-    ratio: Mapping[str, float] | Sequence[float],
+    ratio: Mapping[str, float] | Sequence[float] | str,
     *,
     before: SequentialSrm | None = None,
     concentration: float = 100.0,
@@ -263,7 +247,7 @@ def sequential_srm_test(
 
     Args:
         counts: cumulative units per arm.
-        ratio: expected share per arm, summing to 1 (+- 0.001).
+        ratio: expected shares (sum 1 +- 0.001) or whole parts per arm, or text as "2:1" in the order of the counts.
         before: the result of the look before, whose evidence is not forgotten.
         concentration: weight of the mixture near the ratios; larger finds small deviations in large
             experiments sooner, smaller large deviations in small ones. Fixed before the first look.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -83,6 +83,12 @@ class Cell:
             self.bare.merged(other.bare),
         )
 
+    def without_covariate(self) -> Cell:
+        """All units with outcome as units of an analysis that has no covariate."""
+        size = len(self.bare.mean)
+        known = Moments(self.complete.count, self.complete.mean[:size], self.complete.products[:size, :size])
+        return Cell(self.units, self.missing, known.merged(self.bare), Moments.none(size))
+
     def moments(self, covariate_fill: float | None) -> Moments:
         """All units with outcome; a missing covariate counts as ``covariate_fill``."""
         if covariate_fill is None or not self.bare.count:
@@ -147,6 +153,27 @@ class SufficientStatistics:
             not_analysed=0,
         )  # fmt: skip
 
+    def pooled(self) -> SufficientStatistics:
+        """The same units without their strata."""
+        return replace(
+            self,
+            stratified=False,
+            cells={(arm, WHOLE): self.cell(arm) for arm in self.arms},
+            clusters=_pooled(self.clusters, ["arm", "stratum", "cluster"]),
+            life=_pooled(self.life, ["arm", "stratum", "time"]),
+        )
+
+    def without_covariate(self) -> SufficientStatistics:
+        """The same units without their covariate."""
+        if not self.covariate:
+            return self
+        return replace(
+            self,
+            covariate=False,
+            cells={key: cell.without_covariate() for key, cell in self.cells.items()},
+            clusters=None if self.clusters is None else self.clusters.drop(columns=["x", "x_missing"]),
+        )
+
     def covariate_fill(self, arms: Iterable[str]) -> float | None:
         """Mean of the covariate over the units of ``arms`` that have one."""
         if not self.covariate:
@@ -159,6 +186,10 @@ def _of_stratum(table: pd.DataFrame | None, stratum: str) -> pd.DataFrame | None
     if table is None:
         return None
     return table[table["stratum"] == stratum].assign(stratum=WHOLE).reset_index(drop=True)
+
+
+def _pooled(table: pd.DataFrame | None, keys: list[str]) -> pd.DataFrame | None:
+    return None if table is None else _added([table.assign(stratum=WHOLE)], keys)
 
 
 def merge(parts: Iterable[SufficientStatistics]) -> SufficientStatistics:

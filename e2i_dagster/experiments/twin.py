@@ -145,6 +145,11 @@ def simulate_twin(
     from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
     rule = _question(spec)
+    empty = [name for name in rule.confounders if name in frame.columns and frame[name].isna().all()]
+    used = tuple(name for name in rule.confounders if name not in empty)
+    if not used:
+        raise InputError(f"The twin cannot be simulated: no patient has a value of {', '.join(empty)}.")
+    rule = rule.model_copy(update={"confounders": used})
     covariates, treated, observed = _training_rows(frame, rule, outcome, least_per_arm)
     outcome_model: Any = RandomForestRegressor(min_samples_leaf=20, random_state=rule.seed)
     treatment_model: Any = RandomForestClassifier(min_samples_leaf=20, random_state=rule.seed)
@@ -170,6 +175,8 @@ def simulate_twin(
     ate = float(effect.mean())
     lower, upper = ate - _LEVEL_Z * error, ate + _LEVEL_Z * error
     recommendation, rationale = _recommend(spec, ate, lower, upper)
+    if empty:
+        rationale += f"; without the confounder(s) {', '.join(empty)}, of which no patient has a value"
     return TwinSimulation(
         experiment=spec.name,
         estimator="CausalForestDML",

@@ -144,8 +144,18 @@ def test_clustered_errors_are_statsmodels(units, nested):
         cov_type="cluster", cov_kwds={"groups": frame["cluster"].to_numpy(), "use_correction": False}
     )
     assert found.effect == pytest.approx(reference.params[1])
-    assert found.standard_error == pytest.approx(reference.bse[1] * np.sqrt(60 / 59), rel=1e-9)
-    assert found.degrees_of_freedom == (58 if nested else 59)
+    if not nested:
+        assert found.standard_error == pytest.approx(reference.bse[1] * np.sqrt(60 / 59), rel=1e-9)
+        assert found.degrees_of_freedom == 59
+        return
+    # CR2 (Bell and McCaffrey): each cluster's residual total over the root of 1 - its share of the arm.
+    variance = 0.0
+    for _, part in frame.groupby("arm"):
+        residual = (part["spend"] - part["spend"].mean()).groupby(part["cluster"]).sum() / len(part)
+        variance += (residual**2 / (1 - part.groupby("cluster").size() / len(part))).sum()
+    assert found.standard_error >= variance**0.5 - 1e-12
+    assert found.standard_error == pytest.approx(variance**0.5, rel=0.01)
+    assert 40 < found.degrees_of_freedom <= 58
 
 
 def test_clusters_in_strata_are_weighted_by_their_units(units):
@@ -357,14 +367,8 @@ def test_several_arms_are_adjusted(units):
         (lambda f: f, {"arms": ["control", "treated", "third"]}, "third has no unit"),
         (lambda f: f.assign(spend=1.0), {}, "does not vary"),
         (lambda f: f.assign(spend=f["spend"].mask(f["arm"] == "treated")), {}, "treated has 0 units"),
-        (lambda f: f.assign(before=3.0), {"covariate": "before"}, "covariate does not vary"),
-        (lambda f: f.assign(before=np.nan), {"covariate": "before"}, "no unit has the covariate"),
+        (lambda f: f.assign(spend=0.1), {}, "does not vary"),
         (lambda f: f.assign(cluster=f["cluster"] % 3), {"cluster": "cluster"}, "at least 5"),
-        (
-            lambda f: f.assign(region=f["region"].mask(f["cluster"] == 0, "alone")),
-            {"cluster": "cluster", "strata": "region"}, "fewer than 2 clusters in stratum alone",
-        ),
-        (lambda f: f.assign(region=f["region"].mask(f["unit"] == 0, "alone")), {"strata": "region"}, "fewer than 2"),
         (lambda f: f.assign(visits=0), {"kind": "ratio", "denominator": "visits"}, "sums to 0"),
     ],
 )  # fmt: skip
@@ -401,6 +405,63 @@ def test_a_test_that_exists_is_given_where_a_hazard_ratio_does_not(units, change
     for item in tested:
         assert item.effect is None and item.interval is None and 0 <= item.p_value <= 1 and item.z is not None
     assert "not estimable" in found.to_metadata()["comparisons_md"]
+
+
+@pytest.mark.parametrize(
+    ("change", "helpers", "note"),
+    [
+        (lambda f: f.assign(before=0.0), {"covariate": "before"}, "without the covariate: it does not vary"),
+        # The mean of this constant is not the constant itself, by rounding.
+        (lambda f: f.assign(before=0.1), {"covariate": "before"}, "without the covariate: it does not vary"),
+        (lambda f: f.assign(before=np.nan), {"covariate": "before"}, "without the covariate: no unit has it"),
+        (
+            lambda f: f.assign(region=f["region"].mask(f["unit"] == 0, "alone")),
+            {"strata": "region"}, "pooled over the strata: arm",
+        ),
+        (
+            lambda f: f.assign(region=np.where((f["arm"] == "treated") & (f["unit"] % 2 == 0), "one arm", "both")),
+            {"strata": "region"}, "fewer than 2 units with outcome in stratum one arm",
+        ),
+        (lambda f: f.assign(before=f["spend"]), {"covariate": "before"}, "leaves the outcome without variation"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("cluster", [None, "cluster"])
+@pytest.mark.parametrize("kind", [{"outcome": "spend"}, {"outcome": "responded", "kind": "proportion"},
+                                  {"outcome": "scripts", "kind": "ratio", "denominator": "visits"}])  # fmt: skip
+def test_a_helper_that_fails_leaves_the_plain_effect(units, change, helpers, note, cluster, kind):
+    changed = change(units)
+    shared = {"arm": "arm", "control": "control", "cluster": cluster, **kind}
+    found = analyze(changed, **shared, **helpers).comparison()
+    if "leaves the outcome" in note and kind["outcome"] != "spend":
+        assert found.note is None
+        return
+    if cluster and "stratum one arm" in note:
+        # Clusters of both arms cross the strata: enough of them are in each.
+        note = "pooled over the strata" if found.note else ""
+    plain = analyze(changed, **shared).comparison()
+    assert found.status == "estimated"
+    if note:
+        assert found.note is not None and note in found.note
+        assert found.method == plain.method
+        for name in ("effect", "standard_error", "lower", "upper", "p_value", "z", "relative_effect"):
+            assert getattr(found, name) == pytest.approx(getattr(plain, name), rel=1e-9)
+        assert any(note in line for line in analyze(changed, **shared, **helpers).notes)
+
+
+def test_a_tiny_stratum_leaves_the_hazard_ratio_and_a_subgroup_its_levels(units):
+    shared = {"arm": "arm", "control": "control", "outcome": "time", "kind": "survival", "event": "event"}
+    alone = units.assign(region=units["arm"])
+    found = analyze(alone, **shared, strata="region").comparison()
+    assert found.note == "pooled over the strata: at no event time were units of both arms at risk"
+    assert found.effect == pytest.approx(analyze(units, **shared).effect)
+    from e2i_dagster.experiments import analyze_subgroups
+
+    empty = units.assign(before=units["before"].mask(units["region"] == "north"))
+    grouped = analyze_subgroups(
+        empty, arm="arm", control="control", outcome="spend", covariate="before", subgroups=["region"]
+    )
+    assert all(level.comparison.status == "estimated" for level in grouped.subgroups[0].levels)
+    assert any("no unit has it" in (level.comparison.note or "") for level in grouped.subgroups[0].levels)
 
 
 @pytest.mark.parametrize(

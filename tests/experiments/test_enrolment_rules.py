@@ -233,6 +233,16 @@ def test_a_harmful_intervention_is_never_deployed_and_too_few_rows_are_refused()
         simulate_twin(spec, harmful.drop(columns="severity"), trees=48, least_per_arm=100)
 
 
+def test_a_confounder_that_no_patient_has_is_left_out_of_the_twin_and_named():
+    more = {**TWIN, "confounders": [*TWIN["confounders"], "never_measured"]}
+    spec = ExperimentSpec.model_validate({**DESIGN, "twin": more})
+    frame = observational().assign(never_measured=np.nan)
+    found = simulate_twin(spec, frame, trees=24, least_per_arm=100)
+    assert "never_measured" not in found.confounders
+    assert "without the confounder(s) never_measured" in found.rationale
+    assert np.isfinite(found.ate)
+
+
 def test_a_twin_is_fitted_and_drawn_without_test_and_holdout_patients(warehouse, lifecycle):
     scopes = current_policy().scopes
     spec = ExperimentSpec.model_validate({**DESIGN, "twin": {**TWIN, "scope": next(iter(scopes))}})

@@ -8,6 +8,7 @@ import pytest
 
 from e2i_dagster.config.environment import config_folder
 from e2i_dagster.config.experiment import ExperimentSpec, LifecyclePolicy
+from e2i_dagster.experiments.final import _set_result, _subgroups, effect_rows, forest_md, grow_forest
 from e2i_dagster.experiments.interim import boundaries
 from e2i_dagster.experiments.looks import _at_planned, answered, due_look, evaluate, look_boundaries
 from e2i_dagster.experiments.store import Records
@@ -227,6 +228,31 @@ def test_an_arm_without_deaths_is_judged_by_the_log_rank_test(direction):
         assert harm.harmful is False and report.advice == "stop_efficacy"
 
 
+@pytest.mark.parametrize("values", [None, [], [0.0], ["high"], [float("inf")]])
+def test_a_covariate_that_cannot_serve_leaves_look_harm_and_results_their_effect(values):
+    """Recorded for nobody, missing for all, constant, text, infinite."""
+    metric = {"name": "responded", "kind": "proportion", "baseline": 0.3}
+    stopping = {"harm": [{"metric": "responded", "relative_worsening": 0.1, "minimum_per_arm": 50}]}
+    spec = design(metrics={"primary": {**metric, "covariate": "score"}}, stopping=stopping)
+    given = records({"usual": 0.6, "treated": 0.3})
+    if values is not None:
+        attributes = pd.Series([{"score": values[0] if values else None}] * len(given.screened))
+        given = Records(
+            given.screened.assign(attributes=attributes), given.assignments, given.events, given.outcomes
+        )
+    found = look(spec, given)
+    plain = look(design(metrics={"primary": metric}, stopping=stopping), given)
+    assert found.arms[0].effect == plain.arms[0].effect
+    assert found.alpha_spent == plain.alpha_spent > 0
+    assert "without the covariate" in found.arms[0].rationale
+    assert found.harm[0].p_value == plain.harm[0].p_value
+    assert found.advice == plain.advice == "stop_safety"
+    policy = LifecyclePolicy.load(config_folder())
+    frame = given.analysis_frame(spec, policy)
+    results = _set_result(frame, spec, "responded", "itt", policy)
+    assert "without the covariate" in effect_rows([results])[0][-1]
+
+
 def test_classical_looks_are_frozen_at_the_planned_information():
     spec = design(looks={"rule": "obrien_fleming", "information_fractions": [0.5, 1.0]})
     given = records({"usual": 0.3, "treated": 0.6}, per_arm=80)
@@ -256,3 +282,22 @@ def test_alpha_is_spent_once_also_when_more_came_than_was_planned():
 )
 def test_a_look_is_due_once(information, made, ended, due):
     assert due_look(design(), information, made, ended=ended) == due
+
+
+def test_a_subgroup_and_a_forest_covariate_that_nobody_has_leave_the_others():
+    policy = LifecyclePolicy.load(config_folder())
+    spec = design(
+        subgroups=["region", "never_asked"],
+        heterogeneity={"covariates": ["size", "never_asked"], "trees": 40},
+    )
+    given = records({"usual": 0.3, "treated": 0.6}, per_arm=220)
+    frame = given.analysis_frame(spec, policy)
+    frame["size"] = np.random.default_rng(2).normal(size=len(frame))
+    (found,) = _subgroups(frame, spec, policy)
+    assert [level.comparison.status for level in found.subgroups[0].levels] == ["estimated"]
+    assert [level.level for level in found.subgroups[1].levels] == ["missing"]
+    assert spec.heterogeneity is not None
+    forest = grow_forest(frame, spec, policy, "treated", spec.heterogeneity)
+    assert forest.status == "estimated"
+    assert forest.reason == "without never_asked: no unit has a value"
+    assert forest_md(forest).startswith("without never_asked")

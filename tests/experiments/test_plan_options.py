@@ -364,8 +364,8 @@ def test_a_declared_forest_takes_numbers_texts_and_truth_values_and_misses_no_co
     assert found.p_value < 0.01
     assert max(found.importance, key=found.importance.get) == "years"
     absent = grow_forest(frame.drop(columns="region"), spec, lifecycle, "treated", plan)
-    assert absent.status == "not_estimable"
-    assert "region" in absent.reason
+    assert absent.status == "estimated"
+    assert absent.reason == "without region: no unit has a value"
 
 
 # --- scorecard ------------------------------------------------------------------------------------------------

@@ -66,14 +66,16 @@ def test_factors_multiply():
     assert design_effect(20, 0.05) == pytest.approx(1.95)
     assert design_effect(20, 0.05, 0.5) == pytest.approx(1 + (1.25 * 20 - 1) * 0.05)
     clustered = sample_size(effect=0.3, cluster_size=20, icc=0.05)
-    assert clustered.total == pytest.approx(plain.fixed_total * 1.95, abs=2)
+    # Whole clusters, and a few more for Student's t.
+    assert plain.fixed_total * 1.95 < clustered.total < plain.fixed_total * 1.95 + 4 * 20
+    assert clustered.per_arm == {arm: 20 * count for arm, count in (clustered.clusters or {}).items()}
     adjusted = sample_size(effect=0.3, covariate_correlation=0.6)
     assert adjusted.fixed_total == pytest.approx(plain.fixed_total * 0.64, rel=0.01)
     lossy = sample_size(effect=0.3, dropout=0.2)
     assert lossy.total == pytest.approx(plain.fixed_total / 0.8, abs=2)
     for found, extra in ((clustered, {"cluster_size": 20, "icc": 0.05}), (lossy, {"dropout": 0.2}),
                          (adjusted, {"covariate_correlation": 0.6})):  # fmt: skip
-        assert power(n=found.total, effect=0.3, **extra) == pytest.approx(0.80, abs=0.01)
+        assert power(n=found.total, effect=0.3, **extra) == pytest.approx(0.80, abs=0.025)
 
 
 def test_several_arms_share_alpha():

@@ -100,7 +100,7 @@ def test_few_events_are_not_adjusted_for_a_covariate():
     adjusted, plain = (
         analyze(frame, **shared, **more).comparison() for more in ({"covariate": "before"}, {})
     )
-    assert adjusted.z == plain.z and "covariate is left out" in adjusted.method
+    assert adjusted.z == plain.z and "without the covariate" in adjusted.note
     assert plain.p_value > 0.05
 
 

@@ -60,7 +60,7 @@ def test_an_arm_without_units_is_the_strongest_mismatch():
         ([0, 0], [0.5, 0.5], "0 units"),
         ([10, 10], [0.5, 0.6], "sums to 1.1"),
         ([10, 10], [0.5, 0.4], "not to 1"),
-        ([10, 10], [1.0, 0.0], "between 0 and 1"),
+        ([10, 10], [1.0, 0.0], "part is above 0"),
         ([10], [1.0], "at least two"),
         ([10, 10, 10], [0.5, 0.5], "3 values for 2 arms"),
         ([10, -1], [0.5, 0.5], "whole number"),
