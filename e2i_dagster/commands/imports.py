@@ -117,8 +117,10 @@ def _print(found: ImportCheck, hits: list[RuleHits]) -> None:
             )
         for reason, count in table.rejected.items():
             click.echo(f"A load would reject: {reason}, {count:,} rows")
-    for name in found.unassigned:
-        click.echo(f"\n{name}: holds none of our tables. Name it under `files` of a table, or move it away.")
+    for name, why in found.unassigned.items():
+        click.echo(
+            f"\n{name}: holds none of our tables ({why}). Name it under `files` of a table, or move it away."
+        )
     left = {name: reason for name, reason in found.not_read.items() if name not in found.unassigned}
     print_table("Not read", [{"file": name, "why": reason} for name, reason in left.items()])
     if found.problems:

@@ -121,7 +121,7 @@ class ImportCheck:
 
     Attributes:
         mapping: what would be written as ``mapping.yaml``.
-        unassigned: files that seem to hold none of our tables.
+        unassigned: files that hold none of our tables: the nearest table and what is missing for it.
         not_read: files and folders that a load with this mapping does not read, with the reasons.
         problems: why the folder could not be read with the mapping; empty when it could.
         delivery: the mapped rows; None when there are problems.
@@ -130,7 +130,7 @@ class ImportCheck:
     folder: Path
     tables: tuple[TableCheck, ...]
     mapping: ImportMapping
-    unassigned: tuple[str, ...]
+    unassigned: Mapping[str, str]
     problems: tuple[str, ...]
     delivery: Delivery | None
     not_read: Mapping[str, str] = field(default_factory=dict)
@@ -140,7 +140,7 @@ class ImportCheck:
         return {
             "folder": str(self.folder),
             "tables": [table.model_dump(mode="json") for table in self.tables],
-            "unassigned": list(self.unassigned),
+            "unassigned": dict(self.unassigned),
             "problems": list(self.problems),
             "not_read": dict(self.not_read),
             "mapping": mapping_document(self.mapping),
@@ -170,7 +170,7 @@ def check_folder(
         tables, unassigned, differing = _propose(paths, vocabulary)
         mapping = _mapping(tables, [path.name for path in paths])
     else:
-        tables, unassigned = [], []
+        tables, unassigned = [], {}
     try:
         delivery = read(folder, mapping, [table.table for table in tables] or None, vocabulary=vocabulary)
         problems: tuple[str, ...] = ()
@@ -183,7 +183,7 @@ def check_folder(
             for name in delivery
         ]
     return ImportCheck(
-        folder, tuple(tables), mapping, tuple(unassigned), problems, delivery, not_read(folder, mapping)
+        folder, tuple(tables), mapping, unassigned, problems, delivery, not_read(folder, mapping)
     )
 
 
@@ -210,7 +210,7 @@ def mapping_yaml(found: ImportCheck) -> str:
         for table in found.tables
         if table.unmatched
     ]
-    notes += [f"#   {name}: seems to hold none of our tables" for name in found.unassigned]
+    notes += [f"#   {name}: holds none of our tables; {why}" for name, why in found.unassigned.items()]
     head = "# Proposed by `e2i import check`: read it before you load. docs/loading.md says what each key means.\n"
     if notes:
         head += "# To look at:\n" + "\n".join(notes) + "\n"
@@ -307,10 +307,10 @@ def _sample(path: Path, form: FileFormat, rows: int) -> pd.DataFrame:
 
 def _propose(
     paths: Sequence[Path], vocabulary: VocabularyPolicy
-) -> tuple[list[TableCheck], list[str], list[str]]:
-    """Each file's best table, files without one, and files whose header is not that of their table's first."""
+) -> tuple[list[TableCheck], dict[str, str], list[str]]:
+    """Each file's best table; files without one, and why; files with another header than their table's first."""
     found: dict[str, list[tuple[Path, FileFormat, list[ColumnMatch], list[str]]]] = {}
-    unassigned = []
+    unassigned: dict[str, str] = {}
     for path, form in _formats(paths).items():
         sample = _sample(path, form, vocabulary.column_matching.sample_rows)
         columns = [_FileColumn(str(name), sample[name]) for name in sample.columns]
@@ -323,10 +323,11 @@ def _propose(
             ),
             key=lambda one: -one[0],
         )
-        score, table, matches = ranked[0]
-        if score <= 0:
-            unassigned.append(path.name)
+        possible = [one for one in ranked if named or not _lacking(one[1], one[2])]
+        if not possible or possible[0][0] <= 0:
+            unassigned[path.name] = _nearest(path, ranked)
             continue
+        _, table, matches = possible[0]
         taken = {match.file_column for match in matches}
         rest = [name for name in sample.columns if name not in taken and name not in IGNORED_COLUMNS]
         found.setdefault(table, []).append((path, form, matches, rest))
@@ -344,7 +345,6 @@ def _propose(
                     f"with {has or 'no other'}). One mapping holds for all files of a table: give them one header, "
                     "or put this file into a folder with a mapping of its own and load it after the others."
                 )
-        matched = {match.column for match in matches}
         tables.append(
             TableCheck(
                 table=table,
@@ -352,10 +352,29 @@ def _propose(
                 format=form,
                 matches=tuple(matches),
                 unmatched=tuple(rest),
-                missing_required=tuple(name for name in required_columns(table) if name not in matched),
+                missing_required=_lacking(table, matches),
             )
         )
     return tables, unassigned, differing
+
+
+def _lacking(table: str, matches: Sequence[ColumnMatch]) -> tuple[str, ...]:
+    """Required columns of a table that no file column is."""
+    matched = {match.column for match in matches}
+    return tuple(name for name in required_columns(table) if name not in matched)
+
+
+def _nearest(path: Path, ranked: Sequence[tuple[float, str, list[ColumnMatch]]]) -> str:
+    """The table that a file is nearest to, by its required columns and then by fit, and what is missing."""
+    _, table, matches = min(
+        ranked,
+        key=lambda one: (len(_lacking(one[1], one[2])) / len(required_columns(one[1])), -one[0]),
+    )
+    lacking = _lacking(table, matches)
+    if len(lacking) == len(required_columns(table)):
+        return f"no column is like a required column of any table; {table} would need {', '.join(lacking)}"
+    lacks = f"without {', '.join(lacking)}" if lacking else "but little else is alike"
+    return f"nearest to {table}, {lacks}"
 
 
 def _is_named(path: Path, table: str) -> bool:

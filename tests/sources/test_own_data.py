@@ -177,12 +177,20 @@ def test_what_cannot_be_placed_is_named(tmp_path):
     folder = write_foreign(tmp_path / "in", "prescribers")
     (folder / "weather.csv").write_text("station;rain\nA;1\n")
     found = check_folder(folder, load_vocabulary())
-    assert found.unassigned == ("weather.csv",)
+    assert set(found.unassigned) == {"weather.csv"}
     (folder / "nothing.csv").write_text("")
     with pytest.raises(InputError, match=r"nothing\.csv: the file is empty"):
         check_folder(folder, load_vocabulary())
     with pytest.raises(InputError, match="does not exist"):
         check_folder(tmp_path / "nowhere", load_vocabulary())
+
+
+def test_a_table_is_proposed_only_when_its_required_columns_can_be_had(tmp_path):
+    (tmp_path / "persons.csv").write_text("person,age,sex\nA,41,F\nB,50,M\n")
+    found = check_folder(tmp_path, load_vocabulary())
+    assert found.tables == ()
+    assert set(found.unassigned) == {"persons.csv"}
+    assert re.search(r"nearest to \w+, without \w+|would need \w+", found.unassigned["persons.csv"])
 
 
 def test_the_command_writes_once_and_says_what_the_rules_find(tmp_path, own_config):
