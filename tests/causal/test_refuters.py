@@ -64,6 +64,36 @@ def test_an_estimator_that_ignores_confounding_is_caught(on_naive):
     assert on_naive["dummy_outcome"].found > 0.1
 
 
+def test_right_answers_are_not_refuted_whatever_the_size_of_the_effect(causal_policy):
+    """Five randomized and five confounded draws, effects of 0 to 2 standard deviations."""
+    failed = []
+    for confounding in (0.0, 0.8):
+        for draw, size in enumerate((0.0, 0.5, 1.0, 1.5, 2.0)):
+            generator = np.random.default_rng([draw, int(confounding * 10)])
+            severity, academic = generator.normal(size=(2, 400))
+            treated = generator.random(400) < 1 / (1 + np.exp(-confounding * severity))
+            outcome = severity + 0.5 * academic + generator.normal(size=400)
+            outcome += size * outcome.std() * treated
+            frame = pd.DataFrame(
+                {"severity": severity, "academic": academic, "treated": treated, "outcome": outcome}
+            )
+            failed += [
+                (confounding, size, name)
+                for name, one in refuted(frame, causal_policy).items()
+                if not one.passed and name != "unobserved_confounder"
+            ]
+    assert failed == []
+
+
+def test_a_planted_unmeasured_confounder_is_not_outlasted(causal_policy):
+    generator = np.random.default_rng(3)
+    severity, academic, hidden = generator.normal(size=(3, 800))
+    treated = generator.random(800) < 1 / (1 + np.exp(-0.8 * (severity + hidden)))
+    outcome = severity + hidden + generator.normal(size=800)
+    frame = pd.DataFrame({"severity": severity, "academic": academic, "treated": treated, "outcome": outcome})
+    assert not refuted(frame, causal_policy)["unobserved_confounder"].passed
+
+
 def test_an_effect_carried_by_few_rows_is_caught_by_subsets(plant, causal_policy):
     frame = plant(0.0, rows=600)
     frame["outcome"] = np.random.default_rng(2).normal(size=600)
