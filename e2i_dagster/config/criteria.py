@@ -91,6 +91,10 @@ class Criterion(PolicyModel):
         if self.code_system is not None:
             if self.operator in ORDERING or self.operator == "between":
                 raise ValueError(f"codes have no order: operator {self.operator} cannot be used on them")
+            if self.operator == "contains" and self.code_system == "ndc":
+                raise ValueError(
+                    "a part of a drug code cannot be compared, because its spellings differ: use in, with * at the end"
+                )
             for code in self.values:
                 if not isinstance(code, str) or not re.fullmatch(r"[A-Za-z0-9. -]+\*?", code):
                     raise ValueError(

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from e2i_dagster.cohorts import build_cohort
-from e2i_dagster.config.cohort import CohortDefinition
+from e2i_dagster.config.cohort import CohortDefinition, Criterion
 
 NDC = ["00078-0946-61", "00078094661", "0078-0946-61", " 00078-0946-61 "]
 SPELLINGS = [
@@ -51,3 +51,10 @@ def test_all_spellings_of_a_code_give_the_same_cohort(system, same, undecided, e
         cohort = build_cohort(definition, patients, engine=engine)
         assert sorted(cohort.eligible["patient_id"]) == [f"P{i}" for i in range(len(same))]
         assert cohort.attrition["unknown"].sum() == len(undecided)
+
+
+def test_a_part_of_a_drug_code_is_refused_and_its_beginning_is_not():
+    shared = {"field": "drug_ndc", "description": "a drug", "code_system": "ndc"}
+    with pytest.raises(ValueError, match="its spellings differ: use in"):
+        Criterion(operator="contains", value="0946-61", **shared)
+    assert Criterion(operator="in", value=["0078-0946-*"], **shared).values == ("0078-0946-*",)
