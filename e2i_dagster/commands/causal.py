@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from e2i_dagster.commands.console import as_json, command_errors, print_table, refuse, say
+from e2i_dagster.commands.console import as_json, command_errors, mapping_option, print_table, refuse, say
 from e2i_dagster.commands.launch import launch, refuse_failed
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ def report_command(file: Path, scope: str | None, json_output: bool) -> None:
 @click.option(
     "--page", type=click.Path(path_type=Path, dir_okay=False), help="Also write a page to this file."
 )
+@mapping_option
 @as_json
 @command_errors
 def study_command(
@@ -102,6 +103,7 @@ def study_command(
     confounders: str,
     negative_controls: str,
     page: Path | None,
+    mapping: Path | None,
     json_output: bool,
 ) -> None:
     """The effect in a file of your own (CSV or Parquet, one row per unit), with refuters and heterogeneity.
@@ -112,8 +114,9 @@ def study_command(
     from e2i_dagster.causal.study import study_effect, study_heterogeneity
     from e2i_dagster.config.causal import CausalPolicy
     from e2i_dagster.config.environment import config_folder
+    from e2i_dagster.config.mapping import HandedMapping
     from e2i_dagster.errors import VerdictError
-    from e2i_dagster.sources.handed import read_handed
+    from e2i_dagster.sources.handed import identifier_notes, is_identifier, read_handed
 
     asked: dict[str, Any] = {
         "treatment": treatment,
@@ -121,7 +124,16 @@ def study_command(
         "confounders": _names(confounders),
         "policy": CausalPolicy.load(config_folder()),
     }
-    frame = read_handed(file)
+    given = HandedMapping() if mapping is None else HandedMapping.load(mapping)
+    # What is adjusted for was measured, so its dates have passed.
+    named = (treatment, outcome, *_names(confounders), *_names(negative_controls))
+    frame = read_handed(
+        file,
+        text=[name for name in named if is_identifier(name)],
+        times=[name for name in named if name in given.dates],
+        mapping=given,
+    )
+    notes = identifier_notes(frame, _names(confounders))
     study = study_effect(
         frame,
         question=f"What does {treatment} do to {outcome} in {file.name}? Adjusted for {confounders}.",
@@ -134,7 +146,7 @@ def study_command(
     )
     if page is not None:
         _write(page, study_page(study, heterogeneity))
-    record = {"estimates": study.to_record(), "heterogeneity": heterogeneity.to_record()}
+    record = {"estimates": study.to_record(), "heterogeneity": heterogeneity.to_record(), "notes": notes}
     if found.state != "estimated":
         error = VerdictError(f"{file}: the effect is not estimable: {found.reason}.", file=file)
         refuse(error.to_record(), error.exit_code, json_output=json_output, report=record)
@@ -142,6 +154,8 @@ def study_command(
         click.echo(json.dumps(record))
     else:
         _print(study, heterogeneity)
+        for note in notes:
+            click.echo(f"Note: {note}")
 
 
 def _names(text: str) -> list[str]:

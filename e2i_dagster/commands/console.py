@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -76,6 +77,11 @@ def _usage_record(error: click.ClickException) -> dict[str, Any]:
     return said.to_record() | {"code": "usage"}
 
 
+mapping_option = click.option(
+    "--mapping",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="How the file is written, in the words of an import mapping (docs/loading.md).",
+)
 as_json = click.option("--json", "json_output", is_flag=True, help="Machine-readable output.")
 
 

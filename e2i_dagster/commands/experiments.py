@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from e2i_dagster.commands.console import as_json, command_errors, print_table
+from e2i_dagster.commands.console import as_json, command_errors, mapping_option, print_table
 from e2i_dagster.commands.launch import launch, refuse_failed
 
 
@@ -144,11 +144,34 @@ def amend_command(name: str, reason: str, json_output: bool) -> None:
 @click.argument("name")
 @click.argument("kind", type=click.Choice(["units", "events", "outcomes"]))
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@mapping_option
 @as_json
 @command_errors
-def record_command(name: str, kind: str, file: Path, json_output: bool) -> None:
-    """Record screened units, enrolment events or outcomes of a CSV or Parquet FILE (job `change_experiment`)."""
-    _change(json_output, experiment=name, action="record", kind=kind, file=str(file.absolute()))
+def record_command(name: str, kind: str, file: Path, mapping: Path | None, json_output: bool) -> None:
+    """Record screened units, enrolment events or outcomes of a CSV or Parquet FILE (job `change_experiment`).
+
+    A row that cannot be used is refused with its reason and stops no other; correct it and record again.
+    """
+    from e2i_dagster.experiments.actions import refused_values
+
+    _require(name)
+    told = _perform(
+        json_output,
+        experiment=name,
+        action="record",
+        kind=kind,
+        file=str(file.absolute()),
+        mapping=None if mapping is None else str(mapping.absolute()),
+    )
+    rows = refused_values(told, mapping)
+    if json_output:
+        click.echo(json.dumps(told | ({"refused_rows": rows} if rows else {})))
+    elif rows:
+        print_table("Refused", rows)
+        left = told["refused"] - len(rows)
+        click.echo(
+            f"{f'and {left:,} more. ' if left else ''}To correct and record again: {told['refused_file']}"
+        )
 
 
 @experiment.command("simulate")
@@ -318,7 +341,13 @@ def _perform(json_output: bool, **fields: Any) -> dict[str, Any]:
     (output,) = [event for event in result.all_events if event.event_type_value == "STEP_OUTPUT"]
     told = {key: value.value for key, value in output.step_output_data.metadata.items()}
     if not json_output:
-        click.echo("  + " + ", ".join(f"{key} {value}" for key, value in told.items() if key != "experiment"))
+        shown = {
+            key: value for key, value in told.items() if key != "experiment" and not isinstance(value, list)
+        }
+        told_apart = {"refused_because", "refused_file"}
+        click.echo(
+            "  + " + ", ".join(f"{key} {value}" for key, value in shown.items() if key not in told_apart)
+        )
     return told
 
 

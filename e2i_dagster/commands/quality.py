@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from e2i_dagster.commands.console import as_json, command_errors, print_table
+from e2i_dagster.commands.console import as_json, command_errors, mapping_option, print_table
 from e2i_dagster.commands.launch import launch, refuse_failed
 
 
@@ -121,24 +121,35 @@ def docs(table: str, partition: str, json_output: bool) -> None:
 @click.option("--index-date", help="With --file: column of the index date.")
 @click.option("--splits", help="With --file: column of the split.")
 @click.option("--outcome-window", help="With --file: columns that describe the outcome window, with commas.")
+@mapping_option
 @as_json
 @command_errors
-def leakage_audit(scope: str | None, path: Path | None, json_output: bool, **columns: str | None) -> None:
+def leakage_audit(
+    scope: str | None, path: Path | None, mapping: Path | None, json_output: bool, **columns: str | None
+) -> None:
     """Audit for leakage (job `leakage_audit`); a file (CSV or Parquet) is only read. Exit code 4 if it leaks."""
     if path is not None and scope is not None:
         raise click.UsageError("--file and --scope exclude each other.")
+    if path is None and mapping is not None:
+        raise click.UsageError("--mapping says how a --file is written; name the file.")
     if path is not None:
-        _audit_file(path, json_output, columns)
+        _audit_file(path, mapping, json_output, columns)
     else:
         _audit_scope(scope or "default", json_output)
 
 
-def _audit_file(path: Path, json_output: bool, columns: dict[str, str | None]) -> None:
+def _audit_file(path: Path, mapping: Path | None, json_output: bool, columns: dict[str, str | None]) -> None:
+    from e2i_dagster.config.mapping import HandedMapping
     from e2i_dagster.quality.leakage import audit
     from e2i_dagster.sources.handed import read_handed
 
     id_column, index_date = columns["id_column"] or "patient_id", columns["index_date"]
-    frame = read_handed(path, text=(id_column,), times=(index_date,) if index_date else ())
+    frame = read_handed(
+        path,
+        text=(id_column,),
+        times=(index_date,) if index_date else (),
+        mapping=None if mapping is None else HandedMapping.load(mapping),
+    )
     report = audit(
         frame,
         target=columns["target"] or "label",

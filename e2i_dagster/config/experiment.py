@@ -528,6 +528,29 @@ class ExperimentSpec(PolicyModel):
             (*(c for c in base.exclusion_criteria if isinstance(c, Criterion)), *own.exclusion_criteria),
         )
 
+    def attribute_names(self, cohorts: Mapping[str, CohortDefinition]) -> dict[str, str]:
+        """Attributes of units that the design names -> its first place in the design.
+
+        Raises:
+            ConfigError: as :meth:`criteria`.
+        """
+        rule, forest, covariate = self.randomization, self.heterogeneity, self.metrics.primary.covariate
+        inclusion, exclusion = self.criteria(cohorts)
+        named = [
+            ("eligibility", [criterion.field for criterion in (*inclusion, *exclusion)]),
+            ("randomization.strata", rule.strata),
+            ("randomization.factors", rule.factors),
+            ("randomization.cluster", [rule.cluster] if rule.cluster else []),
+            ("subgroups", self.subgroups),
+            ("heterogeneity.covariates", forest.covariates if forest else ()),
+            ("metrics.primary.covariate", [covariate] if covariate else []),
+        ]
+        places: dict[str, str] = {}
+        for place, names in named:
+            for name in names:
+                places.setdefault(name, place)
+        return places
+
     @property
     def design_digest(self) -> str:
         """Digest of everything that decides assignment, looks and analysis; wording and twin do not count."""

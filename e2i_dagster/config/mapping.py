@@ -116,3 +116,34 @@ class ImportMapping(PolicyModel):
             ConfigError: the file is missing or a field is wrong (line, field, value, remedy).
         """
         return read_yaml(path, cls)
+
+
+class HandedMapping(FileFormat):
+    """How one file that is handed to a command is written, in the words of the import mapping.
+
+    The fields of :class:`FileFormat`, and ``rename``, ``dates``, ``values`` and ``ignore`` as for a table, where all
+    but ``rename`` name columns after renaming. ``text`` names columns that are text whatever they look like, such as
+    codes and numbers that identify.
+    """
+
+    rename: dict[str, str] = Field(default_factory=dict)
+    dates: dict[str, str] = Field(default_factory=dict)
+    values: dict[str, dict[str, str]] = Field(default_factory=dict)
+    ignore: tuple[str, ...] = ()
+    text: tuple[str, ...] = ()
+
+    @property
+    def form(self) -> FileFormat:
+        """How the file is written; only what was said is set, so that a file's name can decide the rest."""
+        return FileFormat.model_validate(
+            self.model_dump(include=set(FileFormat.model_fields), exclude_unset=True)
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> HandedMapping:
+        """Read a mapping file.
+
+        Raises:
+            ConfigError: the file is missing or a field is wrong (line, field, value, remedy).
+        """
+        return read_yaml(path, cls)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,19 +12,21 @@ import pandas as pd
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict
 
+from e2i_dagster.config.environment import state_folder
 from e2i_dagster.config.experiment import LifecyclePolicy
+from e2i_dagster.config.mapping import HandedMapping
 from e2i_dagster.config.policy import Policy
 from e2i_dagster.errors import InputError
 from e2i_dagster.experiments import simulation, store
-from e2i_dagster.experiments.enrolment import EVENT_COLUMNS
 from e2i_dagster.experiments.final import compute_results
 from e2i_dagster.experiments.looks import answered
-from e2i_dagster.sources.handed import read_handed
+from e2i_dagster.sources.handed import HandedRows, RefusedRow, read_rows_handed
 from e2i_dagster.warehouse.tables import experiments as tables
 
 Kind = Literal["units", "events", "outcomes"]
 _TIME_COLUMNS = ("screened_at", "occurred_at", "observed_at")
-_TEXT_COLUMNS = ("unit_id", *(name for name in EVENT_COLUMNS if name != "occurred_at"), "metric")
+#: Refused rows that are told one by one; all of them are in the file.
+_SHOWN = 20
 #: Who acts in a simulated stream; recorded like this, and only where the stream is simulated.
 SIMULATED_PEOPLE = "simulated:"
 
@@ -31,7 +36,8 @@ class Change(BaseModel):
 
     Attributes:
         action: ``transition`` (to ``state``, with ``decision`` for decided), ``approve`` (as ``role``), ``amend``
-            (take over the changed file), ``record`` (``kind`` of rows in ``file``), ``simulate`` (until the next
+            (take over the changed file), ``record`` (``kind`` of rows in ``file``, written as
+            the file ``mapping`` says), ``simulate`` (until the next
             look, or until ``days`` after the start).
         alignment: for decided, how well the treatment fits the strategy, from 0 to 1; scored and recorded.
         reason: why; recorded. people: name of the invented person who acts in a simulated stream.
@@ -48,6 +54,7 @@ class Change(BaseModel):
     role: str | None = None
     kind: Kind | None = None
     file: str | None = None
+    mapping: str | None = None
     days: int | None = None
     people: str | None = None
 
@@ -102,33 +109,82 @@ def _scored(
 
 
 def record_file(connection: sa.Connection, change: Change, policy: Policy, *, actor: str) -> dict[str, Any]:
-    """Record the rows of a CSV or Parquet file.
+    """Record the rows of a CSV or Parquet file that can be used; a row that cannot stops no other.
+
+    Refused rows are written as delivered, with their reasons, to a file that can be corrected and recorded
+    (:func:`refused_file`), which only its owner may read.
+
+    Returns:
+        ``rows`` = ``new`` + ``updated`` + ``known`` + ``duplicate`` + ``refused``; with refused rows their number by
+        reason, the first of them by row and column, and the file. Values are in the file alone.
 
     Raises:
-        InputError: the file cannot be read, or a row is wrong.
+        InputError: the file cannot be read, lacks a column, or none of its rows can be used.
     """
     path = Path(change.file or "")
-    frame = read_handed(path, text=_TEXT_COLUMNS, times=_TIME_COLUMNS)
-    for column in _TIME_COLUMNS:
-        if column in frame.columns and (late := int((frame[column] > pd.Timestamp.now("UTC")).sum())):
-            raise InputError(f"{path.name}: {column} has {late:,} value(s) in the future. Correct them.")
+    mapping = None if change.mapping is None else HandedMapping.load(Path(change.mapping))
+    handed = read_rows_handed(path, text=None, times=_TIME_COLUMNS, mapping=mapping)
     shared: dict[str, Any] = {"source": "observed", "actor": actor}
+    name = change.experiment
     if change.kind == "units":
-        new = store.screen(connection, change.experiment, frame, cohorts=policy.cohorts, **shared)
-        corrected = store.correct_units(
-            connection, change.experiment, frame, cohorts=policy.cohorts, actor=actor
-        )
-        known = len(frame) - new - corrected.updated - corrected.refused
-        told: dict[str, Any] = {"rows": len(frame), "new": new, "updated": corrected.updated, "known": known}
-        if corrected.refused:
-            told["refused"] = corrected.refused
-            told["refused_because"] = f"assigned already by other values of {', '.join(corrected.columns)}"
-        return told
+        taken = store.screen(connection, name, handed.frame, cohorts=policy.cohorts, **shared)
     elif change.kind == "events":
-        new = store.record_events(connection, change.experiment, frame, **shared)
+        taken = store.record_events(connection, name, handed.frame, **shared)
     else:
-        new = store.record_outcomes(connection, change.experiment, frame, **shared)
-    return {"rows": len(frame), "new": new, "known": len(frame) - new}
+        taken = store.record_outcomes(connection, name, handed.frame, **shared)
+    taken = replace(taken, refused=tuple(sorted((*handed.refused, *taken.refused), key=lambda one: one.row)))
+    rows = len(handed.delivered) + len(handed.uneven)
+    counts = {key: getattr(taken, key) for key in ("new", "updated", "known", "duplicate")}
+    told: dict[str, Any] = {"rows": rows, **counts, "refused": len(taken.refused)}
+    file = refused_file(name, change.kind or "")
+    file.unlink(missing_ok=True)
+    if not taken.refused:
+        return told
+    _write_refused(file, handed, taken.refused)
+    if len(taken.refused) == rows:
+        said = "; ".join(f"{count:,} with {reason}" for reason, count in taken.reasons.items())
+        remedy = f"The rows are in {file} with their reasons: correct them there and record that file."
+        raise InputError(
+            f"{path.name}: none of the {rows:,} rows can be used: {said}. {remedy}", file=path, remedy=remedy
+        )
+    told["refused_because"] = taken.reasons
+    told["refused_rows"] = [
+        {"row": one.row, "column": one.column, "reason": one.reason} for one in taken.refused[:_SHOWN]
+    ]
+    told["refused_file"] = str(file)
+    return told
+
+
+def refused_file(experiment: str, kind: str) -> Path:
+    """Where the refused rows of the newest delivery of ``kind`` are, to be corrected."""
+    return state_folder() / "experiments" / experiment / f"refused_{kind}.csv"
+
+
+def refused_values(told: Mapping[str, Any], mapping: Path | None) -> list[dict[str, Any]]:
+    """The refused rows that :func:`record_file` told, with what was delivered; a unit is told by its row alone."""
+    shown = told.get("refused_rows", [])
+    if not shown:
+        return []
+    given = None if mapping is None else HandedMapping.load(mapping)
+    handed = read_rows_handed(Path(told["refused_file"]), text=None, mapping=given)
+    # One row of the file for each that was refused, in their order.
+    place = {row: number for number, row in enumerate(sorted({one["row"] for one in shown}), start=1)}
+    return [
+        {
+            **one,
+            "value": None
+            if one["column"] == "unit_id"
+            else handed.value(RefusedRow(place[one["row"]], one["column"], None, "")),
+        }
+        for one in shown
+    ]
+
+
+def _write_refused(file: Path, handed: HandedRows, refused: Sequence[RefusedRow]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding=handed.mapping.encoding, newline="") as stream:
+        handed.write(stream, refused)
 
 
 def advance(
@@ -171,19 +227,19 @@ def _until(
     actor: str,
 ) -> None:
     shared: dict[str, Any] = {"source": "simulated", "actor": actor}
-    store.screen(connection, name, simulation.screened_until(stream, until), cohorts=policy.cohorts, **shared)
+    screened = simulation.screened_until(stream, until)
+    store.screen(connection, name, screened, cohorts=policy.cohorts, **shared).whole("simulated units")
     held = store.read(connection, name)
-    screened = store.read_records(connection, name).screened
-    eligible = screened.loc[screened["eligible"].astype(bool), "unit_id"]
-    agreed = simulation.consents(stream, held.spec, eligible)
-    store.record_events(connection, name, agreed[agreed["occurred_at"] < until], **shared)
+    known = store.read_records(connection, name).screened
+    agreed = simulation.consents(stream, held.spec, known.loc[known["eligible"].astype(bool), "unit_id"])
+    agreed = agreed[agreed["occurred_at"] < until]
+    store.record_events(connection, name, agreed, **shared).whole("simulated consents")
     store.randomize(connection, name, actor=actor, assigned_at=simulation.assignment_times(stream))
     assigned = store.read_records(connection, name).assignments
-    store.record_events(
-        connection, name, simulation.later_events(stream, held.spec, assigned, until), **shared
-    )
+    later = simulation.later_events(stream, held.spec, assigned, until)
+    store.record_events(connection, name, later, **shared).whole("simulated events")
     outcomes = simulation.observed_outcomes(stream, held.spec, assigned, until)
-    store.record_outcomes(connection, name, outcomes, **shared)
+    store.record_outcomes(connection, name, outcomes, **shared).whole("simulated outcomes")
 
 
 def _simulated_person(connection: sa.Connection, name: str, people: str) -> str:

@@ -8,21 +8,37 @@ assigned and adhered to the protocol, ``as_treated`` those that received somethi
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict
 
 from e2i_dagster.cohorts.columns import require_columns, typed_column
 from e2i_dagster.cohorts.disclosure import shown_count
 from e2i_dagster.cohorts.operators import decidable, holds
-from e2i_dagster.config.cohort import Criterion
+from e2i_dagster.config.base import did_you_mean
+from e2i_dagster.config.cohort import CohortDefinition, Criterion
 from e2i_dagster.config.experiment import Consent, ExperimentSpec
 from e2i_dagster.errors import InputError
-from e2i_dagster.warehouse.frames import convert
+from e2i_dagster.experiments.intake import (
+    Fault,
+    Taken,
+    attribute_kinds,
+    booleans,
+    equal,
+    numbers,
+    recorded_before,
+    same_time,
+    sift,
+    times,
+    typed_attributes,
+    with_columns,
+)
+from e2i_dagster.warehouse.frames import json_text
+from e2i_dagster.warehouse.moments import earlier
 
 EVENT_TYPES = (
     "consented", "treatment_received", "deviation", "consent_withdrawn", "withdrawn", "lost_to_followup", "completed",
@@ -69,16 +85,12 @@ def eligibility(
     return pd.Series([labels[row].tolist() for row in failed], index=units.index, dtype=object)
 
 
-def with_columns(frame: pd.DataFrame, columns: Sequence[str], what: str) -> pd.DataFrame:
-    """``frame`` with exactly ``columns``; those that are absent are null.
+@dataclass(frozen=True)
+class Judged:
+    """A delivery sorted by what becomes of its rows: ``rows`` are to be recorded, ``taken`` says the rest."""
 
-    Raises:
-        InputError: there is a column that is none of them.
-    """
-    unknown = sorted(set(frame.columns) - set(columns))
-    if unknown:
-        raise InputError(f"{what}: unknown column(s) {', '.join(unknown)}. Known: {', '.join(columns)}.")
-    return frame.reindex(columns=list(columns))
+    rows: pd.DataFrame
+    taken: Taken
 
 
 def check_events(
@@ -89,60 +101,88 @@ def check_events(
     known: pd.DataFrame,
     consent: Consent,
     arms: Sequence[str],
-) -> pd.DataFrame:
-    """The events that are new, after all of them were checked; nothing is taken when one is wrong.
+) -> Judged:
+    """The events that are new. One that cannot be used is refused with its reason, and stops no other.
 
     Args:
-        events: ``EVENT_COLUMNS``; further columns are refused, absent ones are null.
+        events: ``EVENT_COLUMNS``; absent ones are null. The index is the number of a row in its file, from 0.
         screened: unit_id, screened_at. assignments: unit_id, assigned_at. known: recorded events.
 
     Raises:
-        InputError: with the number of events of each kind of problem; no unit is named.
+        InputError: the columns are not those of events.
     """
-    given = with_columns(events, EVENT_COLUMNS, "events")
-    given["unit_id"] = given["unit_id"].astype("string[pyarrow]")
-    given["occurred_at"] = pd.to_datetime(given["occurred_at"], utc=True, errors="coerce")
-    given = given.drop_duplicates(ignore_index=True)
-    named = ["unit_id", "event_type", "occurred_at"]
-    given["event_type"] = given["event_type"].astype("string[pyarrow]")
-    seen = pd.MultiIndex.from_frame(known[named].astype(str))
-    new = given[~pd.MultiIndex.from_frame(given[named].astype(str)).isin(seen)].reset_index(drop=True)
-    kind, at, unit = new["event_type"], new["occurred_at"], new["unit_id"]
-    screened_at = _time_of(unit, screened.set_index("unit_id")["screened_at"])
-    assigned_at = _time_of(unit, assignments.set_index("unit_id")["assigned_at"])
-    everything = pd.concat(
-        [part[named] for part in (known, new) if len(part)] or [new[named]], ignore_index=True
+    key = ["unit_id", "event_type", "occurred_at"]
+    rest = [name for name in EVENT_COLUMNS if name not in key]
+    given = with_columns(events, EVENT_COLUMNS, "events", key)
+    given = given.astype(dict.fromkeys([*key[:2], *rest], "string[pyarrow]"))
+    given["occurred_at"] = times(given["occurred_at"])
+    repeated = given.duplicated().to_numpy()
+    given = given[~repeated]
+    held = known.assign(occurred_at=times(known["occurred_at"]))
+    unchanged, changed = recorded_before(given, held, key, dict.fromkeys(rest, equal))
+    twice = Fault("event_type", "is given twice with other values", given.duplicated(key, keep=False))
+    screened_at = _by_unit(screened, "screened_at")
+    assigned_at = _by_unit(assignments, "assigned_at")
+    new, refused = sift(
+        given[~unchanged],
+        lambda rows: [
+            *_faults_of_events(rows, held[key], screened_at, assigned_at, consent, arms), *changed, twice,
+        ],
+    )  # fmt: skip
+    taken = Taken(
+        new=len(new), known=int(unchanged.sum()), duplicate=int(repeated.sum()), refused=tuple(refused)
     )
-    agreed = _time_of(unit, _first(everything, "consented"))
+    return Judged(new.reset_index(drop=True), taken)
+
+
+def _faults_of_events(
+    new: pd.DataFrame,
+    known: pd.DataFrame,
+    screened: pd.Series,
+    assigned: pd.Series,
+    consent: Consent,
+    arms: Sequence[str],
+) -> list[Fault]:
+    """Rules of events in the order in which they are told; ``known``: key columns of the recorded ones."""
+    kind, at, unit = new["event_type"], new["occurred_at"], new["unit_id"]
+    screened_at, assigned_at = times(unit.map(screened)), times(unit.map(assigned))
+    everything = pd.concat([part for part in (known, new[list(known.columns)]) if len(part)] or [new])
+    agreed = times(unit.map(_first(everything, "consented")))
     ends = everything[everything["event_type"].isin(_ENDS)].groupby("unit_id").size()
-    after = kind.isin(_AFTER_ASSIGNMENT)
-    consents = kind == "consented"
-    problems = {
-        f"of unknown type (known: {', '.join(EVENT_TYPES)})": ~kind.isin(EVENT_TYPES),
-        "without a readable time": at.isna(),
-        "of units that were not screened": screened_at.isna(),
-        "before the unit was screened": earlier(at, screened_at),
-        "of units that are not assigned": after & assigned_at.isna(),
-        "before the unit was assigned": after & earlier(at, assigned_at),
-        f"consents without one of the methods {', '.join(consent.methods)} (consent is never implied)": consents
-        & ~new["consent_method"].isin(consent.methods),
-        f"consents without one of the versions {', '.join(consent.versions)}": consents
-        & ~new["consent_version"].isin(consent.versions),
-        "withdrawals of a consent that was not given before": (kind == "consent_withdrawn")
-        & (agreed.isna() | earlier(at, agreed)),
-        f"withdrawals without one of {', '.join(INITIATORS)} in initiated_by": (kind == "withdrawn")
-        & ~new["initiated_by"].isin(INITIATORS),
-        f"deviations without one of {', '.join(SEVERITIES)} in severity": (kind == "deviation")
-        & ~new["severity"].isin(SEVERITIES),
-        f"treatments without one of the arms {', '.join(arms)} in variant_received": (
-            kind == "treatment_received"
-        )
-        & ~new["variant_received"].isin(arms),
-        "of units with two different ends (withdrawn, lost_to_followup, completed)": kind.isin(_ENDS)
-        & (unit.map(ends).fillna(0) > 1),
-    }
-    refuse("events", problems, len(new))
-    return new
+    after, consents = kind.isin(_AFTER_ASSIGNMENT), kind == "consented"
+
+    def lacks(event: str, column: str, allowed: Sequence[str]) -> Fault:
+        said = f"is none of {', '.join(allowed)}, which the event {event} needs"
+        return Fault(column, said, (kind == event) & ~new[column].isin(allowed))
+
+    return [
+        Fault("unit_id", "is missing", unit.isna()),
+        Fault("event_type", f"is none of {', '.join(EVENT_TYPES)}", ~kind.isin(EVENT_TYPES)),
+        Fault("occurred_at", "is missing or no time", at.isna()),
+        Fault("unit_id", "is no unit that was screened", screened_at.isna()),
+        Fault("occurred_at", "lies before the unit was screened", earlier(at, screened_at)),
+        Fault("unit_id", "is a unit that is not assigned", after & assigned_at.isna()),
+        Fault("occurred_at", "lies before the unit was assigned", after & earlier(at, assigned_at)),
+        Fault(
+            "consent_method",
+            f"is none of {', '.join(consent.methods)} (consent is never implied)",
+            consents & ~new["consent_method"].isin(consent.methods),
+        ),
+        lacks("consented", "consent_version", consent.versions),
+        Fault(
+            "event_type",
+            "withdraws a consent that was not given before",
+            (kind == "consent_withdrawn") & (agreed.isna() | earlier(at, agreed)),
+        ),
+        lacks("withdrawn", "initiated_by", INITIATORS),
+        lacks("deviation", "severity", SEVERITIES),
+        lacks("treatment_received", "variant_received", arms),
+        Fault(
+            "event_type",
+            f"is a second end of the unit ({', '.join(_ENDS)})",
+            kind.isin(_ENDS) & (unit.map(ends).fillna(0) > 1),
+        ),
+    ]
 
 
 def check_outcomes(
@@ -152,73 +192,212 @@ def check_outcomes(
     assignments: pd.DataFrame,
     events: pd.DataFrame,
     known: pd.DataFrame,
-) -> pd.DataFrame:
-    """The outcomes that are new, after all of them were checked; nothing is taken when one is wrong.
+) -> Judged:
+    """The outcomes that are new. One that cannot be used is refused with its reason, and stops no other.
 
     Args:
-        outcomes: ``OUTCOME_COLUMNS`` (``event`` for survival metrics, ``denominator`` for ratios, only).
+        outcomes: ``OUTCOME_COLUMNS`` (``event`` for survival metrics, ``denominator`` for ratios, only). The index is
+            the number of a row in its file, from 0.
         assignments: unit_id, assigned_at. known: recorded outcomes.
 
     Raises:
-        InputError: with the number of outcomes of each kind of problem; no unit is named.
+        InputError: the columns are not those of outcomes.
     """
-    given = with_columns(outcomes, OUTCOME_COLUMNS, "outcomes")
-    given["unit_id"] = given["unit_id"].astype("string[pyarrow]")
-    given["observed_at"] = pd.to_datetime(given["observed_at"], utc=True, errors="coerce")
-    given["value"] = pd.to_numeric(given["value"], errors="coerce").astype("float64")
-    given["denominator"] = pd.to_numeric(given["denominator"], errors="coerce").astype("float64")
-    given["event"] = convert(given["event"], sa.Boolean(), where="outcomes.event")
-    given = given.drop_duplicates(ignore_index=True)
+    key = ["unit_id", "metric"]
+    delivered = with_columns(outcomes, OUTCOME_COLUMNS, "outcomes", [*key, "value", "observed_at"])
     kinds = {metric.name: metric.kind for metric in spec.metrics.all}
-    kind = given["metric"].map(kinds)
-    assigned_at = _time_of(given["unit_id"], assignments.set_index("unit_id")["assigned_at"])
-    gone = _time_of(given["unit_id"], _first(events, "consent_withdrawn"))
-    both = given.merge(
-        known[["unit_id", "metric", "value", "denominator"]].assign(there=True),
-        on=["unit_id", "metric"], how="left", suffixes=("", "_known"),
+    given = delivered.astype(dict.fromkeys(key, "string[pyarrow]"))
+    given["observed_at"] = times(given["observed_at"])
+    number, yes_no = numbers(given["value"]), booleans(given["value"]).astype("float64")
+    is_share = given["metric"].map(kinds) == "proportion"
+    given["value"] = number.where(~is_share | number.notna(), yes_no)
+    given["denominator"] = numbers(given["denominator"])
+    given["event"] = booleans(given["event"])
+    # What was delivered and cannot be read is not missing.
+    unread = {name: delivered[name].notna() & given[name].isna() for name in delivered.columns}
+    legible = ~pd.DataFrame(unread).any(axis=1)
+    repeated = (given.duplicated() & legible).to_numpy()
+    given = given[~repeated]
+    same = {"value": equal, "event": equal, "denominator": equal, "observed_at": same_time}
+    unchanged, changed = recorded_before(
+        given, known.assign(observed_at=times(known["observed_at"])), key, same
+    )
+    unchanged = unchanged & legible[~repeated]
+    twice = Fault(
+        "metric", "is given twice for the unit, with other values", given.duplicated(key, keep=False)
+    )
+    assigned_at = _by_unit(assignments, "assigned_at")
+    gone = _first(events, "consent_withdrawn")
+    new, refused = sift(
+        given[~unchanged],
+        lambda rows: [
+            *_faults_of_outcomes(rows, kinds, assigned_at, gone),
+            *(Fault(name, "cannot be read", unread[name]) for name in ("event", "denominator")),
+            *changed, twice,
+        ],
     )  # fmt: skip
-    there = both["there"].notna()
-    value = given["value"]
-    problems = {
-        f"of unknown metric (known: {', '.join(kinds)})": kind.isna(),
-        "of units that are not assigned": assigned_at.isna(),
-        "without a readable time": given["observed_at"].isna(),
-        "observed before the unit was assigned": earlier(given["observed_at"], assigned_at),
-        "observed after the unit withdrew its consent": earlier(gone, given["observed_at"]),
-        "without a finite value (leave a missing outcome out)": ~np.isfinite(value.to_numpy()),
-        "of a proportion that are neither 0 nor 1": (kind == "proportion") & ~value.isin([0.0, 1.0]),
-        "of a survival metric without a time above 0 and event true or false": (kind == "survival")
-        & ~((value > 0) & given["event"].notna()),
-        "of a ratio without a denominator of 0 or more": (kind == "ratio") & ~(given["denominator"] >= 0)
-        | (kind == "ratio") & np.isinf(given["denominator"].to_numpy()),
-        "with a denominator, of a metric that is no ratio": (kind != "ratio") & given["denominator"].notna(),
-        "given twice for a unit and metric with different values": given.duplicated(
-            ["unit_id", "metric"], keep=False
+    taken = Taken(
+        new=len(new), known=int(unchanged.sum()), duplicate=int(repeated.sum()), refused=tuple(refused)
+    )
+    return Judged(new.reset_index(drop=True), taken)
+
+
+def _faults_of_outcomes(
+    given: pd.DataFrame, kinds: Mapping[str, str], assigned: pd.Series, withdrawn: pd.Series
+) -> list[Fault]:
+    """Rules of outcomes in the order in which they are told."""
+    unit, at, value, denominator = (
+        given[name] for name in ("unit_id", "observed_at", "value", "denominator")
+    )  # fmt: skip
+    kind = given["metric"].map(kinds)
+    assigned_at, gone = times(unit.map(assigned)), times(unit.map(withdrawn))
+    is_ratio, is_survival = kind == "ratio", kind == "survival"
+    infinite = pd.Series(np.isinf(denominator.to_numpy()), index=given.index)
+    return [
+        Fault("unit_id", "is missing", unit.isna()),
+        Fault("metric", f"is none of {', '.join(kinds)}", kind.isna()),
+        Fault("unit_id", "is a unit that is not assigned", assigned_at.isna()),
+        Fault("observed_at", "is missing or no time", at.isna()),
+        Fault("observed_at", "lies before the unit was assigned", earlier(at, assigned_at)),
+        Fault("observed_at", "lies after the unit withdrew its consent", earlier(gone, at)),
+        Fault(
+            "value",
+            "is missing or no finite number (leave a missing outcome out)",
+            pd.Series(~np.isfinite(value.to_numpy()), index=given.index) & (kind != "proportion"),
         ),
-        "recorded already with another value": there
-        & (
-            (both["value"] != both["value_known"])
-            | ((kind == "ratio").to_numpy() & (both["denominator"] != both["denominator_known"]))
+        Fault(
+            "value",
+            "is neither 0 nor 1, as a proportion needs (leave a missing outcome out)",
+            (kind == "proportion") & ~value.isin([0.0, 1.0]),
         ),
-    }
-    refuse("outcomes", problems, len(given))
-    return given[~there.to_numpy()].reset_index(drop=True)
+        Fault("value", "is no time above 0, which a survival metric needs", is_survival & ~(value > 0)),
+        Fault(
+            "event",
+            "is neither true nor false, which a survival metric needs",
+            is_survival & given["event"].isna(),
+        ),
+        Fault(
+            "denominator",
+            "is no number of 0 or more, which a ratio needs",
+            is_ratio & (~(denominator >= 0) | infinite),
+        ),
+        Fault("denominator", "belongs to a ratio alone", ~is_ratio & denominator.notna()),
+    ]
 
 
-def earlier(one: pd.Series, other: pd.Series) -> pd.Series:
-    """True where ``one`` lies before ``other`` at the coarser precision of the two; false where one is null.
+def check_units(
+    units: pd.DataFrame,
+    *,
+    spec: ExperimentSpec,
+    cohorts: Mapping[str, CohortDefinition],
+    known: pd.DataFrame,
+    assignments: pd.DataFrame,
+    events: pd.DataFrame,
+) -> Judged:
+    """The units that are new or corrected. One that cannot be used is refused with its reason, and stops no other.
 
-    A time of exactly midnight in UTC is a day: it is compared with a moment by the day alone, because nobody
-    knows when on that day it was.
+    Args:
+        units: ``unit_id``, ``screened_at`` and attributes. The index is the number of a row in its file, from 0.
+        known: recorded screenings, the newest of each unit. assignments, events: what rests on them.
+
+    Returns:
+        Rows with ``unit_id``, ``screened_at`` and ``attributes`` (mappings).
+
+    Raises:
+        InputError: a column that the design needs is missing.
     """
-    days = one.dt.normalize(), other.dt.normalize()
-    by_day = (one == days[0]) | (other == days[1])
-    return (days[0] < days[1]).where(by_day, one < other)
+    needs_columns(units, spec, cohorts)
+    apart = ("unit_id", "screened_at")
+    given, untyped = typed_attributes(units, attribute_kinds(spec, cohorts), apart)
+    given["unit_id"] = given["unit_id"].astype("string[pyarrow]")
+    given["screened_at"] = times(given["screened_at"])
+    texts = given.astype(object).where(given.notna(), None).astype(str)
+    repeated = (texts.duplicated() & given["unit_id"].notna()).to_numpy()
+    given = given[~repeated]
+    faults = [
+        Fault("unit_id", "is missing", given["unit_id"].isna()),
+        Fault("screened_at", "is missing or no time", given["screened_at"].isna()),
+        *untyped,
+        Fault("unit_id", "is given twice with other values", given.duplicated("unit_id", keep=False)),
+    ]
+    usable, refused = sift(given, lambda _: faults)
+    plain = usable.drop(columns=list(apart)).astype(object)
+    values = [json.loads(json_text(row)) for row in plain.where(plain.notna(), None).to_dict("records")]
+    rows = usable[list(apart)].assign(attributes=values)
+    before = known.set_index("unit_id")
+    there = rows["unit_id"].isin(before.index)
+    held, again = before.loc[rows.loc[there, "unit_id"].tolist()], rows[there]
+    recorded = [_mapping(text) for text in held["attributes"]]
+    moved = ~same_time(again["screened_at"], times(held["screened_at"]).set_axis(again.index))
+    differing = [
+        sorted(name for name, value in row.items() if old.get(name) != value) + ["screened_at"] * late
+        for row, old, late in zip(again["attributes"], recorded, moved, strict=True)
+    ]
+    again = again.assign(
+        attributes=[old | row for row, old in zip(again["attributes"], recorded, strict=True)],
+        differing=pd.Series(differing, index=again.index, dtype=object),
+    )
+    changed = again[np.array([bool(names) for names in differing], dtype=bool)]
+    corrected, fixed = sift(changed, lambda rows: _faults_of_corrections(rows, assignments, events))
+    new = rows[~there]
+    taken = Taken(
+        new=len(new),
+        updated=len(corrected),
+        known=len(again) - len(changed),
+        duplicate=int(repeated.sum()),
+        refused=tuple([*refused, *fixed]),
+    )
+    columns = ["unit_id", "screened_at", "attributes"]
+    return Judged(pd.concat([new[columns], corrected[columns]], ignore_index=True), taken)
 
 
-def _time_of(unit: pd.Series, times: pd.Series) -> pd.Series:
-    """The time of each unit, null where there is none; a time whatever the number of rows."""
-    return pd.to_datetime(unit.map(times), utc=True)
+def _faults_of_corrections(
+    changed: pd.DataFrame, assignments: pd.DataFrame, events: pd.DataFrame
+) -> list[Fault]:
+    """An assignment stands on the values at screening, and no event lies before it."""
+    assigned = changed["unit_id"].isin(assignments["unit_id"])
+    first = times(changed["unit_id"].map(events.groupby("unit_id")["occurred_at"].min()))
+    names = changed["differing"].map(", ".join)
+    return [
+        *(
+            Fault(
+                columns[0],
+                f"differs from what the unit was assigned by, which stays (of {', '.join(columns)})",
+                assigned & (names == ", ".join(columns)),
+            )
+            for columns in {", ".join(one): one for one in changed["differing"]}.values()
+        ),
+        Fault("screened_at", "lies after an event of the unit", earlier(first, changed["screened_at"])),
+    ]
+
+
+def needs_columns(units: pd.DataFrame, spec: ExperimentSpec, cohorts: Mapping[str, CohortDefinition]) -> None:
+    """Check that ``units`` has every column that the design names.
+
+    Raises:
+        InputError: names each missing one with its place in the design and the nearest column that is there.
+    """
+    given = [str(name) for name in units.columns]
+    missing = [
+        f"{name} ({place}){' ' + near if (near := did_you_mean(name, given)) else ''}"
+        for name, place in spec.attribute_names(cohorts).items()
+        if name not in given
+    ]
+    missing = [name for name in ("unit_id", "screened_at") if name not in given] + missing
+    if missing:
+        raise InputError(
+            f"units: column(s) are missing: {'; '.join(missing)}. The design of {spec.name} names them: add them to "
+            f"the file, or correct config/experiments/{spec.name}.yaml. The file has: {', '.join(given)}.",
+            field=missing[0].split(" ")[0],
+        )
+
+
+def _mapping(attributes: Any) -> dict[str, Any]:
+    return json.loads(attributes) if isinstance(attributes, str) else dict(attributes)
+
+
+def _by_unit(frame: pd.DataFrame, column: str) -> pd.Series:
+    return frame.set_index("unit_id")[column]
 
 
 def _first(events: pd.DataFrame, kind: str) -> pd.Series:
@@ -228,17 +407,6 @@ def _first(events: pd.DataFrame, kind: str) -> pd.Series:
         .groupby("unit_id")["occurred_at"]
         .min()
     )
-
-
-def refuse(what: str, problems: dict[str, Any], total: int) -> None:
-    """Raise when any row has a problem: how many of ``total`` rows have which, and that nothing was taken."""
-    found = {text: int(np.asarray(rows, dtype=bool).sum()) for text, rows in problems.items()}
-    said = [f"{count:,} {text}" for text, count in found.items() if count]
-    if said:
-        raise InputError(
-            f"{what}: {'; '.join(said)}. None of the {total:,} {what} was recorded: correct them and record all "
-            "of them again; those that are recorded already are recognised."
-        )
 
 
 def unit_states(

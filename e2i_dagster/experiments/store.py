@@ -7,7 +7,6 @@ append-only rows rise in the order in which they become visible.
 from __future__ import annotations
 
 import datetime as dt
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,6 +19,7 @@ from e2i_dagster.config.cohort import CohortDefinition
 from e2i_dagster.config.experiment import ENDED_STATES, ExperimentSpec, LifecyclePolicy, State
 from e2i_dagster.errors import ConfigError, E2IError, InputError, VerdictError
 from e2i_dagster.experiments import enrolment
+from e2i_dagster.experiments.intake import Taken, of_one_kind
 from e2i_dagster.experiments.lifecycle import (
     Approval,
     Review,
@@ -73,7 +73,7 @@ class Records:
 
     def analysis_frame(self, spec: ExperimentSpec, policy: LifecyclePolicy) -> pd.DataFrame:
         """One row per assigned unit with sets, attributes and metrics (:func:`.enrolment.analysis_frame`)."""
-        attributes = enrolment.attribute_frame(self.screened)
+        attributes = of_one_kind(enrolment.attribute_frame(self.screened))
         return enrolment.analysis_frame(self.states(policy), self.outcomes, attributes, spec)
 
     @property
@@ -345,143 +345,60 @@ def screen(
     cohorts: Mapping[str, CohortDefinition],
     source: Source,
     actor: str,
-) -> int:
-    """Record screened units with their attributes and which criteria they fail.
+) -> Taken:
+    """Record screened units with their attributes and which criteria they fail; each row for itself.
+
+    A corrected unit is a row of its own, of which the newest holds, while the unit has no arm: an assignment stands
+    on the values at screening.
 
     Args:
         units: ``unit_id``, ``screened_at`` and the attributes that criteria, strata and covariates need.
 
-    Returns:
-        How many were new. A unit that was screened before keeps its first screening.
-
     Raises:
-        InputError: a column is missing, a unit is given twice, or invented and observed units would mix.
+        InputError: a column is missing, or invented and observed units would mix.
         VerdictError: the experiment does not enrol in its state.
     """
-    held = _enrolling(connection, name, source)
-    for column in ("unit_id", "screened_at"):
-        if column not in units.columns or units[column].isna().any():
-            raise InputError(f"units: column {column} is missing or has missing values.")
-    if units["unit_id"].duplicated().any():
-        raise InputError(
-            f"units: {int(units['unit_id'].duplicated().sum()):,} unit(s) are given more than once."
-        )
-    table = tables.ab_experiment_units
-    there = set(connection.scalars(sa.select(table.c.unit_id).where(table.c.experiment == name)))
-    new = units[~units["unit_id"].isin(there).to_numpy()].reset_index(drop=True)
-    forest, covariate = held.spec.heterogeneity, held.spec.metrics.primary.covariate
-    needed = [
-        *RandomizationPlan.of(held.spec).attributes,
-        *held.spec.subgroups,
-        *(forest.covariates if forest else ()),
-        *([covariate] if covariate else ()),
-    ]
-    absent = sorted({column for column in needed if column not in new.columns})
-    if absent:
-        raise InputError(
-            f"units: column(s) {', '.join(absent)} are missing; the design of {name} needs them."
-        )
-    failed = enrolment.eligibility(new, *held.spec.criteria(cohorts))
-    attributes = new.drop(columns=["unit_id", "screened_at"])
-    documents = [
-        json_text(row) for row in attributes.astype(object).where(attributes.notna(), None).to_dict("records")
-    ]
+    held, records = _enrolling(connection, name, source), read_records(connection, name)
+    judged = enrolment.check_units(
+        units,
+        spec=held.spec,
+        cohorts=cohorts,
+        known=records.screened,
+        assignments=records.assignments,
+        events=records.events,
+    )
+    new = judged.rows
+    if new.empty:
+        return judged.taken
+    frame = pd.DataFrame(new["attributes"].tolist(), index=new.index)
+    failed = enrolment.eligibility(frame, *held.spec.criteria(cohorts))
     rows = pd.DataFrame(
         {
             "unit_id": new["unit_id"].astype(object),
             "unit_type": held.spec.unit,
-            "screened_at": pd.to_datetime(new["screened_at"], utc=True),
-            "attributes": documents,
+            "screened_at": new["screened_at"],
+            "attributes": new["attributes"].map(json_text),
             "eligible": [not names for names in failed],
             "failed_criteria": [json_text(names) for names in failed],
         }
     )
-    _append(connection, table, name, rows, actor)
+    _append(connection, tables.ab_experiment_units, name, rows, actor)
     experiments = tables.ab_experiments
     connection.execute(experiments.update().where(experiments.c.name == name).values(source=source))
-    return len(new)
-
-
-@dataclass(frozen=True)
-class Corrections:
-    """What a repeated delivery of screened units changed.
-
-    Attributes:
-        updated: units without an arm whose attributes were corrected. refused: units with an arm and other
-            attributes than those they were assigned by. columns: attributes that differ among the refused.
-    """
-
-    updated: int
-    refused: int
-    columns: tuple[str, ...] = ()
-
-
-def correct_units(
-    connection: sa.Connection,
-    name: str,
-    units: pd.DataFrame,
-    *,
-    cohorts: Mapping[str, CohortDefinition],
-    actor: str,
-) -> Corrections:
-    """Record changed attributes of units that were screened before, as new rows, while they have no arm.
-
-    An assignment stands on the values at screening: those of an assigned unit stay, and the change is counted as
-    refused. The time of the first screening stays.
-
-    Raises:
-        InputError: a unit is given twice.
-    """
-    if units["unit_id"].duplicated().any():
-        raise InputError(
-            f"units: {int(units['unit_id'].duplicated().sum()):,} unit(s) are given more than once."
-        )
-    held, records = _held(connection, name), read_records(connection, name)
-    plain = units.drop(columns=["unit_id", "screened_at"], errors="ignore")
-    plain = plain.astype(object).where(plain.notna(), None)
-    given = dict(zip(units["unit_id"].astype(str), plain.to_dict("records"), strict=True))
-    assigned = set(records.assignments["unit_id"].astype(str))
-    changed: dict[str, dict[str, Any]] = {}
-    refused: list[set[str]] = []
-    for unit, stored in zip(records.screened["unit_id"], records.screened["attributes"], strict=True):
-        if (row := given.get(str(unit))) is None:
-            continue
-        before = json.loads(stored) if isinstance(stored, str) else stored
-        now = json.loads(json_text(row))
-        differing = {column for column, value in now.items() if before.get(column) != value}
-        if differing and str(unit) in assigned:
-            refused.append(differing)
-        elif differing:
-            changed[str(unit)] = before | now
-    if changed:
-        frame = pd.DataFrame(list(changed.values())).assign(unit_id=list(changed))
-        failed = enrolment.eligibility(frame, *held.spec.criteria(cohorts))
-        screened_at = records.screened.set_index("unit_id")["screened_at"]
-        rows = pd.DataFrame(
-            {
-                "unit_id": list(changed),
-                "unit_type": held.spec.unit,
-                "screened_at": screened_at.loc[list(changed)].to_numpy(),
-                "attributes": [json_text(attributes) for attributes in changed.values()],
-                "eligible": [not names for names in failed],
-                "failed_criteria": [json_text(names) for names in failed],
-            }
-        )
-        _append(connection, tables.ab_experiment_units, name, rows, actor)
-    return Corrections(len(changed), len(refused), tuple(sorted(set().union(*refused))))
+    return judged.taken
 
 
 def record_events(
     connection: sa.Connection, name: str, events: pd.DataFrame, *, source: Source, actor: str
-) -> int:
-    """Record enrolment events; returns how many were new. All are checked before any is recorded.
+) -> Taken:
+    """Record enrolment events that can be used; the others are refused with their reasons.
 
     Raises:
         InputError: see :func:`e2i_dagster.experiments.enrolment.check_events`.
     """
     held = _following(connection, name, source)
     records = read_records(connection, name)
-    new = enrolment.check_events(
+    judged = enrolment.check_events(
         events,
         screened=records.screened,
         assignments=records.assignments,
@@ -489,29 +406,29 @@ def record_events(
         consent=held.spec.eligibility.consent,
         arms=tuple(held.spec.ratios),
     )
-    _append(connection, tables.ab_experiment_enrollments, name, new, actor)
-    return len(new)
+    _append(connection, tables.ab_experiment_enrollments, name, judged.rows, actor)
+    return judged.taken
 
 
 def record_outcomes(
     connection: sa.Connection, name: str, outcomes: pd.DataFrame, *, source: Source, actor: str
-) -> int:
-    """Record outcomes; returns how many were new. All are checked before any is recorded.
+) -> Taken:
+    """Record outcomes that can be used; the others are refused with their reasons.
 
     Raises:
         InputError: see :func:`e2i_dagster.experiments.enrolment.check_outcomes`.
     """
     held = _following(connection, name, source)
     records = read_records(connection, name)
-    new = enrolment.check_outcomes(
+    judged = enrolment.check_outcomes(
         outcomes,
         spec=held.spec,
         assignments=records.assignments,
         events=records.events,
         known=records.outcomes,
     )
-    _append(connection, tables.ab_experiment_outcomes, name, new, actor)
-    return len(new)
+    _append(connection, tables.ab_experiment_outcomes, name, judged.rows, actor)
+    return judged.taken
 
 
 def randomize(

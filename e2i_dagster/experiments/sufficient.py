@@ -491,15 +491,31 @@ def _with_set(selected: Any, columns: _Columns, analysis_set: str) -> Any:
     return selected.with_columns(group.alias("arm"), inside.alias("in_set"))
 
 
+def _is_day(name: str) -> Any:
+    import narwhals as nw
+
+    return nw.col(name) == nw.col(name).dt.truncate("1d")
+
+
+def _earlier(one: str, other: str) -> Any:
+    """Whether a time lies before another at the coarser precision of the two (:func:`.warehouse.moments.earlier`)."""
+    import narwhals as nw
+
+    days = nw.col(one).dt.truncate("1d") < nw.col(other).dt.truncate("1d")
+    by_day = _is_day(one) | _is_day(other)
+    return (by_day & days) | (~by_day & (nw.col(one) < nw.col(other)))
+
+
 def _check_units(selected: Any, columns: _Columns) -> int:
     """Every unit has an arm and one arm only, and times are in order. Units outside the analysis set."""
     import narwhals as nw
 
     faults = {"no_arm": nw.col("assigned").is_null()}
     if columns.outcome_at:
-        faults["early_outcome"] = nw.col("outcome_at") < nw.col("assigned_at")
+        faults["early_outcome"] = _earlier("outcome_at", "assigned_at")
     if columns.covariate_at:
-        faults["late_covariate"] = nw.col("covariate_at") >= nw.col("assigned_at")
+        same_moment = (nw.col("covariate_at") == nw.col("assigned_at")) & ~_is_day("assigned_at")
+        faults["late_covariate"] = _earlier("assigned_at", "covariate_at") | same_moment
     if columns.cluster:
         faults["no_cluster"] = nw.col("cluster").is_null()
     found = _collected(

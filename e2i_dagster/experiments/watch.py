@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from e2i_dagster.config.experiment import ExperimentSpec, LifecyclePolicy
 from e2i_dagster.experiments.enrolment import attribute_frame
+from e2i_dagster.experiments.intake import of_one_kind
 from e2i_dagster.experiments.lifecycle import Review
 from e2i_dagster.experiments.looks import arm_counts
 from e2i_dagster.experiments.multiplicity import adjusted
@@ -106,7 +107,7 @@ def balance_attributes(spec: ExperimentSpec, records: Records) -> pd.DataFrame |
         *spec.subgroups,
         *([covariate] if covariate else ()),
     ]
-    attributes = attribute_frame(records.screened, names)
+    attributes = of_one_kind(attribute_frame(records.screened, names))
     return records.assignments[["unit_id"]].merge(attributes, on="unit_id", how="left")[
         list(dict.fromkeys(names))
     ]

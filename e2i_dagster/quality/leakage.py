@@ -26,6 +26,7 @@ from e2i_dagster.config.base import PolicyModel, digest_of
 from e2i_dagster.config.quality import LeakageSettings, QualityPolicy, Severity, current_quality_policy
 from e2i_dagster.errors import InputError
 from e2i_dagster.quality import proxies, twins
+from e2i_dagster.warehouse import moments
 from e2i_dagster.warehouse.tables import (
     OPTIONAL_RAW_TABLES,
     RAW_TABLES,
@@ -345,9 +346,11 @@ def _moments(column: pd.Series) -> pd.Series:
     if isinstance(column.dtype, pd.PeriodDtype):
         column = column.dt.to_timestamp()
     elif proxies.is_text(column) or not pd.api.types.is_datetime64_any_dtype(column.dtype):
-        return pd.to_datetime(
-            column.astype("string").astype(object), errors="coerce", utc=True, format="ISO8601"
-        )
+        import pyarrow as pa
+
+        # Text that is no day says nothing; the one judge of dates decides.
+        judged = moments.moments(pa.array(column.astype("string[pyarrow]").array).cast(pa.large_string()))
+        return pd.Series(judged.values.to_pandas().array, index=column.index)
     return pd.to_datetime(column, errors="coerce", utc=True)
 
 
@@ -370,11 +373,9 @@ def _temporal(
     if index is None:
         return
     day = index.dt.normalize()
-    # An index with a time of day is compared to the moment; one that is a date, by day.
-    timed = bool((index != day).any())
     for name in dates:
         moment = _moments(frame[name])
-        after = moment > index if timed else moment.dt.normalize() > day
+        after = moments.earlier(index, moment)
         late = int(after.sum())
         if not late:
             continue

@@ -378,22 +378,16 @@ def read_file(path: Path, form: FileFormat) -> FileRows:
         ) from None
 
 
-def read_rows(path: Path, form: FileFormat) -> pa.Table:
-    """All rows of one file that must be whole.
+def read_rows(path: Path, form: FileFormat) -> FileRows:
+    """All rows of one file that is no raw table.
 
     Raises:
-        InputError: it cannot be read, or rows have another number of fields than the header.
+        InputError: it cannot be read as ``form`` says; names the file.
     """
     try:
-        given = read_file(path, form)
+        return read_file(path, form)
     except _Problems as error:
         raise InputError(str(error), file=path.name) from None
-    if bad := given.malformed:
-        raise InputError(
-            f"{path.name}: {len(bad):,} row(s) have more or fewer fields than the header, the first is row "
-            f"{bad[0][0]}. Correct it, often a quote."
-        )
-    return given.rows
 
 
 def _read_parquet(path: Path) -> pa.Table:

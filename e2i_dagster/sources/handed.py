@@ -1,18 +1,23 @@
 """One file that a user hands to a command: text as delivered, and only declared or certain conversions.
 
 CSV and Parquet give the same frame. ``NA`` is text, leading zeros stay, and a column is a number or a boolean
-only where every delivered value is one without doubt.
+only where every delivered value is one without doubt. What differs is declared in the words of the import mapping.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import csv
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
-from e2i_dagster.config.mapping import FileFormat
+from e2i_dagster.config.base import did_you_mean
+from e2i_dagster.config.mapping import HandedMapping
 from e2i_dagster.errors import InputError
 from e2i_dagster.warehouse import moments
 
@@ -20,64 +25,255 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 #: Numbers as a program writes them: a code such as 00123 or +1 is text.
-_CANONICAL = r"^-?(0|[1-9]\d{0,14})(\.\d+)?([eE][+-]?\d{1,3})?$"
+CANONICAL = r"^-?(0|[1-9]\d{0,14})(\.\d+)?([eE][+-]?\d{1,3})?$"
+#: Columns of a file of refused rows that are none of the delivery: row and reasons, and the text of a row whose
+#: fields could not be told apart.
+ROW, REASONS, LINE = "_row", "_reasons", "_line"
+#: Why a row has no frame of its own.
+UNEVEN = "more or fewer fields than the header, often by a quotation mark; correct it"
+#: Names of columns that identify, such as id, patient_id, npi, mrn, zip.
+_IDENTIFIES = r"(^|_)(id|ids|npi|mrn|zip|zip_?code|ndc|uuid)$"
 _TEXT = pd.StringDtype("pyarrow")
 _TRUE, _FALSE = ("true", "yes"), ("false", "no")
 
 
+class RefusedRow(NamedTuple):
+    """A row that cannot be used: its number in the file (the header not counted), where, what and why."""
+
+    row: int
+    column: str
+    value: str | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class HandedRows:
+    """The rows of a file that can be read, and those that cannot.
+
+    Attributes:
+        frame: as :func:`read_handed` gives it; its index is the number of the row in the file, from 0.
+        delivered: text of all rows but uneven ones under the names of the file, on the same index.
+        uneven: text of those, by the same number. refused: rows that are not in ``frame``.
+        mapping: how the file is written.
+    """
+
+    frame: pd.DataFrame
+    delivered: pd.DataFrame
+    uneven: dict[int, str]
+    refused: tuple[RefusedRow, ...]
+    mapping: HandedMapping
+
+    def value(self, one: RefusedRow) -> str | None:
+        """What was delivered in the cell that ``one`` tells of."""
+        names = {final: name for name, final in self.mapping.rename.items()}
+        column = names.get(one.column, one.column)
+        if column not in self.delivered.columns or one.row - 1 not in self.delivered.index:
+            return None
+        found: Any = self.delivered.at[one.row - 1, column]
+        return None if pd.isna(found) else str(found)
+
+    def write(self, stream: IO[str], refused: Sequence[RefusedRow]) -> None:
+        """Write the ``refused`` rows as delivered, with number and reasons, so that they can be corrected and given
+        again with the same mapping."""
+        told = pd.DataFrame(refused, columns=list(RefusedRow._fields))
+        said = (told["column"] + ": " + told["reason"]).where(told["column"] != "", told["reason"])
+        reasons = said.groupby(told["row"]).agg("; ".join)
+        places = reasons.index.to_numpy() - 1
+        rows = self.delivered.reindex(places)
+        form, plain = self.mapping.form, self.mapping.quote == "none"
+        if plain:
+            reasons = reasons.astype("string").str.replace(form.separator, " ", regex=False)
+        rows.insert(0, ROW, reasons.index.to_numpy())
+        rows.insert(1, REASONS, reasons.to_numpy())
+        if self.uneven:
+            lines = pd.Series(self.uneven, dtype=object).reindex(places)
+            rows[LINE] = lines.str.replace(form.separator, " ", regex=False) if plain else lines
+        quoting: Any = {"quoting": csv.QUOTE_NONE} if plain else {"quotechar": form.quote}
+        rows.to_csv(stream, index=False, sep=form.separator, **quoting)
+
+
 def read_handed(
-    path: Path, *, text: Collection[str] = (), times: Collection[str] = (), form: FileFormat | None = None
+    path: Path,
+    *,
+    text: Collection[str] = (),
+    times: Collection[str] = (),
+    mapping: HandedMapping | None = None,
 ) -> pd.DataFrame:
     """The rows of ``path``, one column for each of the file.
 
     Args:
         text: columns that are text whatever they look like: identifiers, versions, codes.
-        times: columns of days or moments; they become ``datetime64[us, UTC]``.
-        form: how a CSV file is written.
+        times: columns of days or moments that have passed; they become ``datetime64[us, UTC]``, as those do that
+            ``mapping`` declares as dates.
+        mapping: how the file is written, and which names, dates and values differ.
 
     Returns:
         Other columns are float64 where every value is a number written canonically, boolean where every value
         is true, false, yes or no, and text as delivered otherwise.
 
     Raises:
-        InputError: the file cannot be read, a row has another number of fields than the header, or a cell of
-            ``times`` is no day, or one that is ambiguous; names file, column, row and remedy.
+        InputError: the file cannot be read, a row has another number of fields than the header, the mapping names a
+            column that is not there, or a cell of ``times`` is no day, one that is ambiguous, or in the future; names
+            file, column, row and remedy.
     """
+    handed = read_rows_handed(path, text=text, times=times, mapping=mapping)
+    if handed.refused:
+        first = handed.refused[0]
+        count = sum(one.column == first.column for one in handed.refused)
+        what = f"{first.column} has {count:,} value(s)" if first.column else f"{count:,} row(s)"
+        raise InputError(
+            f"{path.name}: {what} that cannot be used, the first in row {first.row}: {first.reason}.",
+            file=path,
+            field=first.column or None,
+        )
+    return handed.frame
+
+
+def read_rows_handed(
+    path: Path,
+    *,
+    text: Collection[str] | None = (),
+    times: Collection[str] = (),
+    mapping: HandedMapping | None = None,
+) -> HandedRows:
+    """As :func:`read_handed`, but a row that cannot be read does not stop the others.
+
+    Args:
+        text: None: every column but ``times``.
+
+    Raises:
+        InputError: the file as a whole cannot be read, or the mapping names a column that is not there.
+    """
+    import pyarrow as pa
+
     from e2i_dagster.sources.files import read_rows
 
-    rows = read_rows(path, form or FileFormat())
-    return pd.DataFrame(
-        {name: _column(path, name, rows.column(name), text, times) for name in rows.column_names},
-        index=pd.RangeIndex(rows.num_rows),
+    mapping = mapping or HandedMapping()
+    read = read_rows(path, mapping.form)
+    rows, uneven = read.rows, read.malformed
+    original = [str(name).strip() for name in rows.column_names]
+    names = _final_names(path, original, mapping)
+    numbers = np.setdiff1d(np.arange(rows.num_rows + len(uneven)), [number - 1 for number, _ in uneven])
+    index = pd.Index(numbers)
+    refused = [RefusedRow(number, "", None, UNEVEN) for number, _ in uneven]
+    columns: dict[str, Any] = {}
+    delivered: dict[str, Any] = {}
+    for place, name in enumerate(names):
+        given = rows.column(place)
+        array = pa.concat_arrays(given.chunks) if given.num_chunks else pa.array([], given.type)
+        written = _written(array, mapping)
+        delivered[original[place]] = pd.array(written.to_pylist(), dtype=_TEXT)
+        if name in (ROW, REASONS, LINE, *mapping.ignore):
+            continue
+        if name in times or name in mapping.dates:
+            columns[name], wrong = _moments(name, array, written, numbers, mapping, past=name in times)
+            refused += wrong
+        else:
+            as_text = text is None or name in text or name in mapping.text
+            columns[name] = _column(name, written, mapping, as_text)
+    frame = pd.DataFrame(columns, index=index)
+    unreadable = {one.row - 1 for one in refused}
+    lines = {number - 1: content for number, content in uneven}
+    kept = frame[~frame.index.isin(unreadable)] if refused else frame
+    return HandedRows(
+        kept,
+        pd.DataFrame(delivered, index=index).drop(columns=[ROW, REASONS, LINE], errors="ignore"),
+        lines,
+        tuple(sorted(refused, key=lambda one: one[:2])),
+        mapping,
     )
 
 
-def _column(path: Path, name: str, given: Any, text: Collection[str], times: Collection[str]) -> Any:
+def is_identifier(name: str) -> bool:
+    """Whether a column is by its name an identifier: text, whatever its values look like."""
+    return bool(re.search(_IDENTIFIES, name, re.IGNORECASE))
+
+
+def identifier_notes(frame: pd.DataFrame, names: Sequence[str]) -> list[str]:
+    """What is to be known of those columns of ``names`` that are or may be identifiers and no measurements."""
+    notes = []
+    for name in names:
+        if name not in frame.columns:
+            continue
+        column = frame[name]
+        if is_identifier(name):
+            notes.append(
+                f"{name} identifies, so each of its {column.nunique():,} values is a category and no number."
+            )
+        elif (
+            pd.api.types.is_float_dtype(column)
+            and len(column) > 1
+            and column.is_unique
+            and (column.dropna() % 1 == 0).all()
+        ):
+            notes.append(
+                f"{name} has another whole number in every row and is adjusted for as a number. If it identifies, "
+                "leave it out, or name it under `text` in --mapping."
+            )
+    return notes
+
+
+def _final_names(path: Path, names: Sequence[str], mapping: HandedMapping) -> list[str]:
+    """Names of the columns after renaming.
+
+    Raises:
+        InputError: the mapping names a column that is not there, or two columns get one name.
+    """
+    final = [mapping.rename.get(name, name) for name in names]
+    asked = [("rename", tuple(mapping.rename), names)]
+    asked += [(key, tuple(getattr(mapping, key)), final) for key in ("dates", "values", "ignore", "text")]
+    for key, given, known in asked:
+        for name in given:
+            if name not in known:
+                near = did_you_mean(name, known)
+                remedy = f"{near + ' ' if near else ''}The file has: {', '.join(known)}."
+                raise InputError(
+                    f"{path.name}: `{key}` of the mapping names {name}, which is no column of it. {remedy}",
+                    file=path, field=key, value=name, remedy=remedy,
+                )  # fmt: skip
+    twice = sorted({name for name in final if final.count(name) > 1})
+    if twice:
+        raise InputError(
+            f"{path.name}: two columns become {', '.join(twice)} after the mapping. Rename or ignore one of them.",
+            file=path,
+        )
+    return final
+
+
+def _written(array: pa.Array, mapping: HandedMapping) -> pa.Array:
+    """Text as a CSV file would have it, null where empty; whole numbers without the fraction that gaps make."""
     import pyarrow as pa
 
-    array = pa.concat_arrays(given.chunks) if given.num_chunks else pa.array([], given.type)
-    if name in times:
-        return _moments(path, name, array)
+    from e2i_dagster.warehouse.rules import as_text, compute
+
+    pc = compute()
     if pa.types.is_temporal(array.type):
-        from e2i_dagster.warehouse.rules import as_text
+        return pa.array(as_text(array.to_pandas()), pa.large_string())
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    if pa.types.is_floating(array.type):
+        array = pc.if_else(pc.is_nan(array), None, array)
+        if pc.all(pc.equal(array, pc.floor(array))).as_py() and pc.all(pc.less(pc.abs(array), 1e15)).as_py():
+            array = array.cast(pa.int64())
+    text = array.cast(pa.large_string())
+    empty = pc.is_in(text, pa.array(["", *mapping.nulls], pa.large_string()))
+    return pc.if_else(empty, pa.scalar(None, pa.large_string()), text)
 
-        return pd.array(as_text(array.to_pandas()), dtype=_TEXT)
-    delivered = _delivered(array)
-    return pd.array(delivered.to_pylist(), dtype=_TEXT) if name in text else _certain(delivered)
 
-
-def _delivered(array: pa.Array) -> pa.Array:
-    """Text as a CSV file would have it; whole numbers without a fraction, which gaps make floats in Parquet."""
+def _column(name: str, written: pa.Array, mapping: HandedMapping, as_text: bool) -> Any:
     import pyarrow as pa
 
     from e2i_dagster.warehouse.rules import compute
 
     pc = compute()
-    if pa.types.is_floating(array.type):
-        array = pc.if_else(pc.is_nan(array), None, array)
-        if pc.all(pc.equal(array, pc.floor(array))).as_py() and pc.all(pc.less(pc.abs(array), 1e15)).as_py():
-            array = array.cast(pa.int64())
-    return array.cast(pa.large_string())
+    if name in mapping.values:
+        to = mapping.values[name]
+        written = pa.array([to.get(cell, cell) or None for cell in written.to_pylist()], pa.large_string())
+    if mapping.decimal == ",":
+        # A cell alone decides, so that one that is no number changes no other.
+        number = pc.match_substring_regex(written, r"^[+-]?\d+,\d+$")
+        written = pc.if_else(number, pc.replace_substring(written, ",", "."), written)
+    return pd.array(written.to_pylist(), dtype=_TEXT) if as_text else _certain(written)
 
 
 def _certain(text: pa.Array) -> Any:
@@ -88,7 +284,7 @@ def _certain(text: pa.Array) -> Any:
     pc = compute()
     if text.null_count == len(text):
         return pd.array(text.to_pylist(), dtype=_TEXT)
-    if pc.all(pc.match_substring_regex(text, _CANONICAL)).as_py():
+    if pc.all(pc.match_substring_regex(text, CANONICAL)).as_py():
         return text.cast(pa.float64()).to_numpy(zero_copy_only=False)
     lower = pc.utf8_lower(text)
     true, false = (pc.is_in(lower, pa.array(words, pa.large_string())) for words in (_TRUE, _FALSE))
@@ -97,15 +293,34 @@ def _certain(text: pa.Array) -> Any:
     return pd.array(text.to_pylist(), dtype=_TEXT)
 
 
-def _moments(path: Path, name: str, array: pa.Array) -> Any:
+def _moments(
+    name: str, array: pa.Array, written: pa.Array, numbers: np.ndarray, mapping: HandedMapping, *, past: bool
+) -> tuple[pd.Series, list[RefusedRow]]:
+    """Times of a column, and the cells that are none or, where all are ``past``, lie in the future."""
     import pyarrow as pa
 
-    judged = moments.moments(array if pa.types.is_temporal(array.type) else array.cast(pa.large_string()))
-    for reason, mask in judged.refused.items():
-        wrong = mask.to_pylist()
-        if any(wrong):
-            raise InputError(
-                f"{path.name}: {name} has {sum(map(bool, wrong)):,} value(s) refused as {reason}, the first in row "
-                f"{wrong.index(True) + 1}. Write YYYY-MM-DD or YYYY-MM-DDTHH:MM:SSZ."
+    from e2i_dagster.sources.files import iso_text
+
+    if not pa.types.is_temporal(array.type):
+        array = written
+        if form := mapping.dates.get(name):
+            cells = array.to_pylist()
+            array = pa.array(
+                [None if cell is None else iso_text(cell, form) or cell for cell in cells], pa.large_string()
             )
-    return judged.values.to_pandas().array
+    judged = moments.moments(array)
+    values = pd.Series(judged.values.to_pandas().array, index=pd.Index(numbers))
+    remedy = f"YYYY-MM-DD or YYYY-MM-DDTHH:MM:SSZ, or declare its form: dates: {{{name}: '%d/%m/%Y'}}"
+    refused = [
+        RefusedRow(int(numbers[place]) + 1, name, written[int(place)].as_py(), f"{reason}; write {remedy}")
+        for reason, mask in judged.refused.items()
+        for place in np.flatnonzero(mask.to_numpy(zero_copy_only=False))
+    ]
+    if not past:
+        return values, refused
+    now = pd.Series(pd.Timestamp.now("UTC").as_unit("us"), index=values.index)
+    refused += [
+        RefusedRow(int(numbers[place]) + 1, name, written[int(place)].as_py(), "lies in the future")
+        for place in np.flatnonzero(moments.earlier(now, values).to_numpy(dtype=bool))
+    ]
+    return values, refused

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    import pandas as pd
     import pyarrow as pa
 
 #: Why a cell is no day, in the order in which the patterns are tried; what fits none is not a date at all.
@@ -75,6 +76,20 @@ def moments(given: pa.Array) -> Judged:
         distinct.values.take(coded.indices),
         {reason: mask.take(coded.indices) for reason, mask in distinct.refused.items()},
     )
+
+
+def earlier(one: pd.Series, other: pd.Series) -> pd.Series:
+    """True where ``one`` lies before ``other`` at the coarser precision of the two; false where one is null.
+
+    A time of exactly midnight in UTC is a day: it is compared with a moment by the day alone, because nobody
+    knows when on that day it was.
+
+    Args:
+        one, other: times of the same index, both in UTC or both without a zone.
+    """
+    days = one.dt.normalize(), other.dt.normalize()
+    by_day = (one == days[0]) | (other == days[1])
+    return (days[0] < days[1]).where(by_day, one < other)
 
 
 def _of_text(given: pa.Array) -> Judged:

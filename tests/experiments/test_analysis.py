@@ -535,6 +535,27 @@ def test_frames_of_every_make_say_the_same(units, engine):
         analyze(given_, **shared, outcome_at="spend")
 
 
+@pytest.mark.parametrize("engine", ["pandas", "arrow", "duckdb"])
+def test_a_day_of_the_assignment_is_neither_early_nor_late(units, engine):
+    """An outcome or baseline dated the day of an assignment at 13:52 is taken, the day before or after is not."""
+    import duckdb
+    import pyarrow as pa
+
+    frame = units.assign(a=pd.Timestamp("2024-02-01T13:52"), same=pd.Timestamp("2024-02-01"),
+                         before_it=pd.Timestamp("2024-01-31"), after_it=pd.Timestamp("2024-02-02"))  # fmt: skip
+    table = pa.Table.from_pandas(frame)
+    given_ = {"pandas": frame, "arrow": table, "duckdb": duckdb.from_arrow(table)}[engine]
+    shared = {"arm": "arm", "outcome": "spend", "control": "control", "assigned_at": "a"}
+    assert analyze(given_, **shared, outcome_at="same").effect is not None
+    assert analyze(given_, **shared, covariate="before", covariate_at="same").effect is not None
+    with pytest.raises(InputError, match="before the assignment"):
+        analyze(given_, **shared, outcome_at="before_it")
+    with pytest.raises(InputError, match="not measured before"):
+        analyze(given_, **shared, covariate="before", covariate_at="after_it")
+    with pytest.raises(InputError, match="not measured before"):
+        analyze(given_, **shared, covariate="before", covariate_at="a")
+
+
 @pytest.mark.parametrize(
     ("given_", "message"), [([1, 2], "is no frame"), ("nothing.parquet", "cannot be read")]
 )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import sys
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from e2i_dagster.config.cohort import Criterion
 from e2i_dagster.config.experiment import Consent, ExperimentSpec, FidelityGrades
@@ -15,6 +18,7 @@ from e2i_dagster.errors import InputError
 from e2i_dagster.experiments import enrolment
 from e2i_dagster.experiments.run import simulate_and_record
 from e2i_dagster.experiments.twin import judge_fidelity, simulate_twin
+from e2i_dagster.warehouse.moments import earlier
 from tests.experiments.conftest import DESIGN
 
 DAY = pd.Timestamp("2025-02-01", tz="UTC")
@@ -31,37 +35,89 @@ def event(unit="A", kind="consented", day=2, **more):
     return {"unit_id": unit, "event_type": kind, "occurred_at": DAY + pd.Timedelta(days=day), **given, **more}
 
 
-def checked(*events, known=NO_EVENTS):
+def judge(*events, known=NO_EVENTS):
     return enrolment.check_events(
         pd.DataFrame(list(events)), screened=SCREENED, assignments=ASSIGNED, known=known, consent=Consent(),
         arms=("usual", "treated"),
     )  # fmt: skip
 
 
+def checked(*events, known=NO_EVENTS):
+    """The events that are recorded; all that are not known have to be."""
+    found = judge(*events, known=known)
+    assert found.taken.refused == ()
+    return found.rows
+
+
 @pytest.mark.parametrize(
-    ("events", "says"),
+    ("wrong", "column", "value", "says"),
     [
-        ([event(kind="vanished")], "1 of unknown type"),
-        ([event(unit="Z")], "1 of units that were not screened"),
-        ([event(day=-1)], "before the unit was screened"),
-        ([event(occurred_at="some day")], "without a readable time"),
-        ([event(consent_method=None)], "consent is never implied"),
-        ([event(consent_method="implied")], "consent is never implied"),
-        ([event(consent_version="0.9")], "one of the versions 1.0"),
-        ([event(kind="consent_withdrawn")], "a consent that was not given before"),
-        ([event(unit="C", kind="deviation", severity="minor")], "of units that are not assigned"),
-        ([event(kind="deviation", severity="terrible")], "without one of minor, major, critical"),
-        ([event(kind="withdrawn")], "without one of subject, investigator"),
-        ([event(kind="withdrawn", day=0, initiated_by="subject")], "before the unit was assigned"),
-        ([event(kind="treatment_received", variant_received="other")], "one of the arms usual, treated"),
-        ([event(kind="completed"), event(kind="lost_to_followup", day=9)], "two different ends"),
-        ([event() | {"mood": "good"}], "unknown column.s. mood"),
+        (event(kind="vanished"), "event_type", "vanished", "is none of consented,"),
+        (event(unit="Z"), "unit_id", "Z", "is no unit that was screened"),
+        (event(unit=None), "unit_id", None, "is missing"),
+        (event(day=-1), "occurred_at", "2025-01-31 00:00:00+00:00", "lies before the unit was screened"),
+        (event(occurred_at=None), "occurred_at", None, "is missing or no time"),
+        (event(consent_method=None), "consent_method", None, "consent is never implied"),
+        (event(consent_method="implied"), "consent_method", "implied", "consent is never implied"),
+        (event(consent_version="0.9"), "consent_version", "0.9", "is none of 1.0"),
+        (event(kind="consent_withdrawn"), "event_type", "consent_withdrawn", "a consent that was not given before"),
+        (event(unit="C", kind="deviation", severity="minor"), "unit_id", "C", "is a unit that is not assigned"),
+        (event(kind="deviation", severity="terrible"), "severity", "terrible", "is none of minor, major, critical"),
+        (event(kind="withdrawn"), "initiated_by", None, "is none of subject, investigator"),
+        (event(kind="withdrawn", day=0, initiated_by="subject"), "occurred_at", "2025-02-01 00:00:00+00:00",
+         "lies before the unit was assigned"),
+        (event(kind="treatment_received", variant_received="other"), "variant_received", "other",
+         "is none of usual, treated"),
     ],
 )  # fmt: skip
-def test_a_wrong_event_is_refused_and_no_unit_is_named(events, says):
-    with pytest.raises(InputError, match=says) as error:
-        checked(*events)
-    assert "'A'" not in str(error.value)
+def test_a_wrong_event_is_refused_with_row_column_and_value_and_stops_no_other(wrong, column, value, says):
+    good = event(unit="B")
+    found = judge(good, wrong, event(unit="C"))
+    assert found.rows["unit_id"].tolist() == ["B", "C"]
+    (refused,) = found.taken.refused
+    assert (refused.row, refused.column, refused.value) == (2, column, value)
+    assert says in refused.reason
+    assert (found.taken.new, found.taken.known) == (2, 0)
+    # With the row corrected the file takes that row alone.
+    corrected = event(day=5)
+    again = judge(good, corrected, event(unit="C"), known=found.rows)
+    assert again.rows["unit_id"].tolist() == ["A"]
+    assert (again.taken.new, again.taken.known, again.taken.refused) == (1, 2, ())
+
+
+def test_what_rests_on_a_refused_event_falls_with_it_and_a_second_end_is_refused():
+    gone = event(kind="consent_withdrawn", day=10)
+    found = judge(event(consent_version="0.9"), gone, event(unit="B"))
+    assert [(one.row, one.column) for one in found.taken.refused] == [
+        (1, "consent_version"),
+        (2, "event_type"),
+    ]
+    assert found.rows["unit_id"].tolist() == ["B"]
+    both = judge(event(kind="completed"), event(kind="lost_to_followup", day=9))
+    assert [one.row for one in both.taken.refused] == [1, 2]
+    first = checked(event(kind="completed"))
+    later = judge(event(kind="completed"), event(kind="lost_to_followup", day=9), known=first)
+    assert (later.taken.known, [one.row for one in later.taken.refused]) == (1, [2])
+
+
+def test_unknown_and_missing_columns_are_told_with_the_nearest_name():
+    with pytest.raises(InputError, match=r"unknown column.s. mood"):
+        judge(event() | {"mood": "good"})
+    with pytest.raises(InputError, match=r"unknown column.s. occured_at. Did you mean 'occurred_at'"):
+        judge({"unit_id": "A", "event_type": "completed", "occured_at": DAY})
+
+
+def test_a_changed_event_is_never_called_known():
+    """The same event with another severity is told by name; given twice unchanged it is a duplicate."""
+    minor = event(kind="deviation", severity="minor")
+    first = checked(minor)
+    found = judge(minor, minor, {**minor, "severity": "major"}, known=first)
+    assert (found.taken.known, found.taken.duplicate, found.taken.new) == (1, 1, 0)
+    (refused,) = found.taken.refused
+    assert (refused.row, refused.column, refused.value) == (3, "severity", "major")
+    assert "recorded already with another value" in refused.reason
+    twice = judge(minor, {**minor, "severity": "major"})
+    assert [one.row for one in twice.taken.refused] == [1, 2]
 
 
 def test_a_day_is_compared_with_a_moment_by_the_day(monkeypatch):
@@ -69,24 +125,22 @@ def test_a_day_is_compared_with_a_moment_by_the_day(monkeypatch):
     afternoon = ASSIGNED.assign(assigned_at=DAY + pd.Timedelta("1d 13:52:00"))
     monkeypatch.setattr(sys.modules[__name__], "ASSIGNED", afternoon)
     assert len(taken(outcome(day=1))) == 1
-    with pytest.raises(InputError, match="observed before the unit was assigned"):
-        taken(outcome(observed_at=DAY + pd.Timedelta("1d 13:51:00")))
+    (early,) = outcomes_of(outcome(observed_at=DAY + pd.Timedelta("1d 13:51:00"))).taken.refused
+    assert "lies before the unit was assigned" in early.reason
     assert len(checked(event(kind="deviation", day=1, severity="minor"))) == 1
     agreed = event(occurred_at=DAY + pd.Timedelta("2d 09:00:00"))
     assert len(checked(agreed, event(kind="consent_withdrawn", day=2))) == 2
     gone = checked(event(), event(kind="consent_withdrawn", day=10))
     assert len(taken(outcome(observed_at=DAY + pd.Timedelta("10d 08:00:00")), events=gone)) == 1
+    # On day 0 the day of screening counts; the day before makes that row alone wait.
+    screened = SCREENED.assign(screened_at=DAY + pd.Timedelta("11:00:00"))
+    monkeypatch.setattr(sys.modules[__name__], "SCREENED", screened)
+    found = judge(event(day=0), event(unit="B", day=-1), event(unit="C", day=0))
+    assert found.rows["unit_id"].tolist() == ["A", "C"]
+    assert [one.row for one in found.taken.refused] == [2]
 
 
-def test_nothing_of_a_delivery_is_taken_when_a_row_is_wrong_and_known_rows_are_recognised():
-    with pytest.raises(InputError, match="None of the 2 events was recorded"):
-        checked(event(), event(unit="Z"))
-    first = checked(event(), event(unit="B"))
-    assert len(first) == 2
-    assert checked(event(), event(unit="B"), known=first).empty
-
-
-def outcome(unit="A", value: float | None = 1.0, day=30, **more):
+def outcome(unit="A", value: float | str | None = 1.0, day=30, **more):
     return {
         "unit_id": unit,
         "metric": "responded",
@@ -96,40 +150,89 @@ def outcome(unit="A", value: float | None = 1.0, day=30, **more):
     }
 
 
-def taken(*outcomes, known=NO_OUTCOMES, events=NO_EVENTS, design=DESIGN):
+def outcomes_of(*outcomes, known=NO_OUTCOMES, events=NO_EVENTS, design=DESIGN):
     return enrolment.check_outcomes(
         pd.DataFrame(list(outcomes)), spec=ExperimentSpec.model_validate(design), assignments=ASSIGNED,
         events=events, known=known,
     )  # fmt: skip
 
 
+def taken(*outcomes, **more):
+    """The outcomes that are recorded; all that are not known have to be."""
+    found = outcomes_of(*outcomes, **more)
+    assert found.taken.refused == ()
+    return found.rows
+
+
 @pytest.mark.parametrize(
-    ("outcomes", "says"),
+    ("wrong", "column", "says"),
     [
-        ([outcome(day=0)], "observed before the unit was assigned"),
-        ([outcome(unit="C")], "of units that are not assigned"),
-        ([outcome(metric="unheard_of")], "of unknown metric"),
-        ([outcome(value=0.5)], "neither 0 nor 1"),
-        ([outcome(value=None)], "leave a missing outcome out"),
-        ([outcome(value=float("inf"))], "without a finite value"),
-        ([outcome(), outcome(value=0.0)], "given twice"),
-        ([outcome(observed_at=None)], "without a readable time"),
+        (outcome(day=0), "observed_at", "lies before the unit was assigned"),
+        (outcome(unit="C"), "unit_id", "is a unit that is not assigned"),
+        (outcome(metric="unheard_of"), "metric", "is none of responded, complained"),
+        (outcome(value=0.5), "value", "is neither 0 nor 1"),
+        (outcome(value=None), "value", "leave a missing outcome out"),
+        (outcome(value=float("inf")), "value", "is neither 0 nor 1"),
+        (outcome(value="maybe"), "value", "is neither 0 nor 1"),
+        (outcome(denominator=3.0), "denominator", "belongs to a ratio alone"),
+        (outcome(event="perhaps"), "event", "cannot be read"),
+        (outcome(observed_at=None), "observed_at", "is missing or no time"),
     ],
 )
-def test_a_wrong_outcome_is_refused(outcomes, says):
-    with pytest.raises(InputError, match=says):
-        taken(*outcomes)
+def test_a_wrong_outcome_is_refused_and_stops_no_other(wrong, column, says):
+    good = outcome(unit="B", value="yes" if isinstance(wrong["value"], str) else 1.0)
+    found = outcomes_of(good, wrong)
+    assert found.rows["unit_id"].tolist() == ["B"]
+    assert found.rows["value"].tolist() == [1.0]
+    (refused,) = found.taken.refused
+    assert (refused.row, refused.column) == (2, column)
+    assert says in refused.reason
+    again = outcomes_of(good, outcome(), known=found.rows)
+    assert (again.taken.new, again.taken.known) == (1, 1)
 
 
 def test_an_outcome_is_recorded_once_and_never_after_consent_was_withdrawn():
     first = taken(outcome(), outcome(unit="B", value=0.0))
     assert taken(outcome(), known=first).empty
-    with pytest.raises(InputError, match="recorded already with another value"):
-        taken(outcome(value=0.0), known=first)
     gone = checked(event(), event(kind="consent_withdrawn", day=10))
     assert len(taken(outcome(day=9), events=gone)) == 1
-    with pytest.raises(InputError, match="after the unit withdrew its consent"):
-        taken(outcome(day=11), events=gone)
+    (late,) = outcomes_of(outcome(day=11), events=gone).taken.refused
+    assert "after the unit withdrew its consent" in late.reason
+    twice = outcomes_of(outcome(), outcome(value=0.0), outcome(unit="B"), outcome(unit="B"))
+    assert [one.row for one in twice.taken.refused] == [1, 2]
+    assert (twice.taken.new, twice.taken.duplicate) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("changed", "column"),
+    [({"value": 0.0}, "value"), ({"observed_at": DAY + pd.Timedelta(days=31)}, "observed_at"),
+     ({"event": True}, "event"), ({"denominator": 2.0}, "denominator")],
+)  # fmt: skip
+def test_a_changed_outcome_is_never_called_known(changed, column):
+    first = taken(outcome())
+    found = outcomes_of({**outcome(), **changed}, known=first)
+    assert found.taken.known == 0 and found.rows.empty
+    assert [one.column for one in found.taken.refused] == [column]
+
+
+def test_the_same_outcome_dated_by_its_day_and_by_its_moment_is_known():
+    first = taken(outcome(observed_at=DAY + pd.Timedelta("30d 10:00:00")))
+    assert outcomes_of(outcome(day=30), known=first).taken.known == 1
+
+
+MOMENTS = st.datetimes(min_value=dt.datetime(2024, 1, 1), max_value=dt.datetime(2024, 1, 4))
+
+
+@given(one=MOMENTS, other=MOMENTS)
+@settings(max_examples=200, deadline=None)
+def test_a_day_and_a_moment_are_compared_as_dates(one, other):
+    """Whatever the moment and the day: the answer of the rule is that of the two dates."""
+    moment, day = pd.Series([pd.Timestamp(one, tz="UTC")]), pd.Series([pd.Timestamp(other.date(), tz="UTC")])
+    assert earlier(moment, day)[0] == (one.date() < other.date())
+    assert earlier(day, moment)[0] == (other.date() < one.date())
+    both = pd.Series([pd.Timestamp(other, tz="UTC")])
+    if one.time() != dt.time.min and other.time() != dt.time.min:
+        assert earlier(moment, both)[0] == (one < other)
 
 
 def test_states_and_analysed_sets_derive_from_events():

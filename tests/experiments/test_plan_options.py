@@ -115,14 +115,17 @@ def test_ratio_and_survival_metrics_from_rows_to_results(warehouse, lifecycle, r
             }
         )  # fmt: skip
         observed = {"source": "observed", "actor": "site"}
-        with pytest.raises(InputError, match="without a denominator of 0 or more"):
-            store.record_outcomes(connection, name, given.drop(columns="denominator"), **observed)
-        with pytest.raises(InputError, match="with a denominator, of a metric that is no ratio"):
-            store.record_outcomes(connection, name, days.assign(denominator=1.0), **observed)
-        assert store.record_outcomes(connection, name, given, **observed) == len(given)
-        assert store.record_outcomes(connection, name, given, **observed) == 0
-        with pytest.raises(InputError, match="recorded already with another value"):
-            store.record_outcomes(connection, name, given.assign(denominator=contacts + 1), **observed)
+        bare = store.record_outcomes(connection, name, given.drop(columns="denominator"), **observed)
+        assert (bare.new, len(bare.refused)) == (0, len(given))
+        assert "is no number of 0 or more, which a ratio needs" in bare.refused[0].reason
+        foreign = store.record_outcomes(connection, name, days.assign(denominator=1.0), **observed)
+        assert (foreign.new, foreign.refused[0].column) == (0, "denominator")
+        assert store.record_outcomes(connection, name, given, **observed).new == len(given)
+        assert store.record_outcomes(connection, name, given, **observed).known == len(given)
+        other = given.assign(denominator=contacts + 1)
+        changed = store.record_outcomes(connection, name, other, **observed)
+        assert (changed.known, len(changed.refused)) == (0, len(given))
+        assert "recorded already with another value" in changed.refused[0].reason
         store.record_outcomes(connection, name, days, **observed)
         run.look_page(connection, name, lifecycle, actor="dmc")
         (look,) = store.looks(connection, name)

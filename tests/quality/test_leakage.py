@@ -340,6 +340,18 @@ def test_dates_are_found_by_their_values_whatever_the_column_is_called(
     assert [one.affected for one in found if one.kind == "temporal"] == ([affected] if affected else [])
 
 
+def test_each_date_is_compared_at_the_coarser_precision_of_its_own_row() -> None:
+    """Some index dates have a time of day, others are days: a date of the same day is after neither."""
+    days = pd.Series([pd.Timestamp("2024-03-01T13:52:00"), pd.Timestamp("2024-03-01")] * (N // 2))
+    same = pd.Series(["2024-03-01", "2024-03-01T10:00:00"] * (N // 2))
+    late = same.mask(pd.Series(np.arange(N) < 4), "2024-03-02")
+    for column, affected in ((same, 0), (late, 4), (same.mask(same.index < 4, "2024-04"), 0)):
+        found = audit(
+            _honest().assign(signed=column, index_date=days), target="label", index_date="index_date"
+        ).findings
+        assert [one.affected for one in found if one.kind == "temporal"] == ([affected] if affected else [])
+
+
 def test_events_counted_back_from_after_the_index_block() -> None:
     frame = _honest().assign(days_since_last_refill=np.where(np.arange(N) < 7, -3.0, 12.0))
     (finding,) = [one for one in _audit(frame).findings if one.kind == "temporal"]

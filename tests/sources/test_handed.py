@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from e2i_dagster.config.mapping import HandedMapping
 from e2i_dagster.errors import InputError
-from e2i_dagster.sources.handed import read_handed
+from e2i_dagster.sources.handed import identifier_notes, is_identifier, read_handed, read_rows_handed
 
 
 def both(folder, columns):
@@ -44,14 +45,85 @@ def test_nothing_that_was_delivered_is_guessed(tmp_path):
 )
 def test_a_time_that_is_none_names_its_reason_and_row(tmp_path, cell, reason):
     for path in both(tmp_path, {"at": ["2026-01-01", cell]}):
-        with pytest.raises(InputError, match=f"{path.name}: at has 1 value.* {reason}, the first in row 2"):
+        with pytest.raises(
+            InputError, match=f"{path.name}: at has 1 value.*, the first in row 2: {reason}; write"
+        ):
             read_handed(path, times=("at",))
 
 
 def test_a_row_with_too_many_fields_is_an_error_that_names_it(tmp_path):
     (tmp_path / "f.csv").write_text("a,b\n1,2\n1,2,3\n")
-    with pytest.raises(InputError, match="the first is row 2"):
+    with pytest.raises(InputError, match="the first in row 2: more or fewer fields"):
         read_handed(tmp_path / "f.csv")
+
+
+def mapped(**fields):
+    return HandedMapping.model_validate(fields)
+
+
+def test_what_differs_is_declared_in_the_words_of_the_import_mapping(tmp_path):
+    frame = pd.DataFrame(
+        {"id": ["007", "8"], "when": ["05.01.2024", "31.12.2024"], "dose": ["1,5", "2"], "arm": ["verum", "k.A."],
+         "rest": ["x", "y"]},
+        dtype="string",
+    )  # fmt: skip
+    frame.to_csv(tmp_path / "f.csv", index=False, sep=";")
+    frame.to_parquet(tmp_path / "f.parquet")
+    mapping = mapped(
+        separator=";", decimal=",", nulls=["k.A."], rename={"id": "unit"}, dates={"when": "%d.%m.%Y"},
+        values={"arm": {"verum": "treated"}}, ignore=["rest"], text=["unit"],
+    )  # fmt: skip
+    for path in (tmp_path / "f.csv", tmp_path / "f.parquet"):
+        given = read_handed(path, mapping=mapping)
+        assert given.columns.tolist() == ["unit", "when", "dose", "arm"]
+        assert given["unit"].tolist() == ["007", "8"]
+        assert given["when"].dt.strftime("%Y-%m-%d").tolist() == ["2024-01-05", "2024-12-31"]
+        assert given["dose"].tolist() == [1.5, 2.0]
+        assert given["arm"].tolist()[0] == "treated" and given["arm"].isna().tolist() == [False, True]
+
+
+@pytest.mark.parametrize("key", ["rename", "dates", "values", "ignore", "text"])
+def test_a_column_that_the_mapping_names_and_the_file_lacks_is_refused_with_the_nearest(tmp_path, key):
+    (tmp_path / "f.csv").write_text("region\nnorth\n")
+    shapes = {"rename": {"regoin": "r"}, "dates": {"regoin": "%Y"}, "values": {"regoin": {}}}
+    with pytest.raises(InputError, match=f"`{key}` of the mapping names regoin.* Did you mean 'region'"):
+        read_handed(tmp_path / "f.csv", mapping=mapped(**{key: shapes.get(key, ["regoin"])}))
+
+
+def test_a_time_in_the_future_is_refused_where_it_must_have_passed(tmp_path):
+    today = pd.Timestamp.now("UTC").strftime("%Y-%m-%d")
+    for path in both(tmp_path, {"at": [today, "2999-12-31"]}):
+        with pytest.raises(InputError, match=r"at has 1 value.*, the first in row 2: lies in the future"):
+            read_handed(path, times=("at",))
+        assert len(read_handed(path, mapping=mapped(dates={"at": "%Y-%m-%d"}))) == 2
+
+
+def test_a_row_that_cannot_be_read_stops_no_other_and_can_be_corrected(tmp_path):
+    """Also in a file that is written with a separator of its own and without quoting."""
+    (tmp_path / "f.csv").write_text('unit|at|note\n1|2024-01-05|a "b\n2|x|c\n3|2024-01-06\n4|2024-01-07|d\n')
+    mapping = mapped(separator="|", quote="none")
+    handed = read_rows_handed(tmp_path / "f.csv", text=None, times=("at",), mapping=mapping)
+    assert handed.frame["unit"].tolist() == ["1", "4"]
+    assert [(one.row, one.column) for one in handed.refused] == [(2, "at"), (3, "")]
+    assert handed.value(handed.refused[0]) == "x"
+    with (tmp_path / "refused.csv").open("w") as stream:
+        handed.write(stream, handed.refused)
+    text = (tmp_path / "refused.csv").read_text().splitlines()
+    assert text[0] == "_row|_reasons|unit|at|note|_line"
+    assert text[2].endswith("3 2024-01-06")
+    (tmp_path / "refused.csv").write_text("\n".join([text[0], text[1].replace("|x|", "|2024-01-08|")]) + "\n")
+    again = read_rows_handed(tmp_path / "refused.csv", text=None, times=("at",), mapping=mapping)
+    assert again.refused == () and again.frame.columns.tolist() == ["unit", "at", "note"]
+
+
+def test_identifiers_are_told_by_their_name_or_by_another_whole_number_in_every_row():
+    frame = pd.DataFrame({"site_id": ["1", "2", "1"], "chart": [5.0, 9.0, 7.0], "age": [50.0, 50.0, 61.0]})
+    assert [is_identifier(name) for name in ("site_id", "npi", "hcp_zip", "idle", "paid")] == [True] * 3 + [
+        False
+    ] * 2
+    first, second = identifier_notes(frame, ["site_id", "chart", "age"])
+    assert first.startswith("site_id identifies, so each of its 2 values is a category")
+    assert second.startswith("chart has another whole number in every row")
 
 
 _CELL = st.one_of(
