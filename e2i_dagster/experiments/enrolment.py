@@ -322,7 +322,9 @@ def check_units(
     ]
     usable, refused = sift(given, lambda _: faults)
     plain = usable.drop(columns=list(apart)).astype(object)
-    values = [json.loads(json_text(row)) for row in plain.where(plain.notna(), None).to_dict("records")]
+    # Without any attribute pandas has no records.
+    records = plain.where(plain.notna(), None).to_dict("records") or [{}] * len(plain)
+    values = pd.Series([json.loads(json_text(row)) for row in records], index=usable.index, dtype=object)
     rows = usable[list(apart)].assign(attributes=values)
     before = known.set_index("unit_id")
     there = rows["unit_id"].isin(before.index)
