@@ -33,6 +33,7 @@ from e2i_dagster.cohorts.plan import (
     Source,
     cohort_plan,
 )
+from e2i_dagster.config.codes import EVENT_CODE_COLUMNS
 from e2i_dagster.config.cohort import CohortDefinition
 
 if TYPE_CHECKING:
@@ -94,7 +95,11 @@ def planned(
     of_events = None
     if definition.reads_events:
         of_events = _source(
-            events, definition.event_fields, connection, f"Cohort {definition.key}, events", set()
+            _with_code_columns(events, definition.event_fields, connection),
+            definition.event_fields,
+            connection,
+            f"Cohort {definition.key}, events",
+            set(),
         )
         of_events = _dated(of_events)
     of_periods = None
@@ -215,6 +220,23 @@ def _connection(sources: Iterable[Any]) -> duckdb.DuckDBPyConnection | None:
     connection = duckdb.connect()
     connection.execute("SET TimeZone = 'UTC'")
     return connection
+
+
+def _with_code_columns(
+    events: Any, fields: Sequence[str], connection: duckdb.DuckDBPyConnection | None
+) -> Any:
+    """Events that carry one code, in ``code``, have it in the column of each system that is asked for."""
+    import narwhals as nw
+
+    if isinstance(events, (str, Path)):
+        assert connection is not None
+        events = connection.read_parquet(str(events))
+    frame = nw.from_native(events)
+    have = frame.collect_schema().names()
+    wanted = [name for name in fields if name in EVENT_CODE_COLUMNS and name not in have]
+    if not wanted or "code" not in have:
+        return events
+    return frame.with_columns(nw.col("code").alias(name) for name in wanted).to_native()
 
 
 def _source(

@@ -515,7 +515,7 @@ class CohortDefinition(PolicyModel):
             "time": self.temporal_requirements.model_dump(mode="json"),
         }
         optional = {
-            "index": self.index and self.index.model_dump(mode="json"),
+            "index": self.index and _said(self.index.model_dump(mode="json")),
             "journeys": None if self.journeys == "first_eligible" else self.journeys,
             "observation": self.observation.allowed_gap_days,
             "derived": {name: field.model_dump(mode="json") for name, field in self.derived.items()},
@@ -593,9 +593,15 @@ def read_cohort(key: str, folder: Path | None = None) -> CohortDefinition:
 def _content(condition: Criterion | EventCriterion | Group) -> Any:
     """What decides, without the words for people, at any depth."""
 
-    def bare(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: bare(v) for k, v in value.items() if k not in ("description", "clinical_rationale")}
-        return [bare(one) for one in value] if isinstance(value, list) else value
+    return _said(condition.model_dump(mode="json"), without=("description", "clinical_rationale"))
 
-    return bare(condition.model_dump(mode="json"))
+
+def _said(value: Any, without: tuple[str, ...] = ()) -> Any:
+    """A dump at any depth without the keys ``without``, and without a position that is not asked for."""
+    if isinstance(value, dict):
+        return {
+            k: _said(v, without)
+            for k, v in value.items()
+            if k not in without and (k, v) != ("position", "any")
+        }
+    return [_said(one, without) for one in value] if isinstance(value, list) else value

@@ -37,7 +37,7 @@ _EXPECTED = {
     "number": "numbers",
     "date": "dates (YYYY-MM-DD)",
     "text": "texts, which have no order",
-    "other": "lists or documents, which cannot be compared",
+    "other": "lists or documents, which cannot be compared but for lists of codes by a code_system",
 }
 
 
@@ -222,11 +222,19 @@ def _value(place: tuple[int | str, ...], criterion: Criterion, kind: Kind | None
         "text": not ordered and all(isinstance(v, str) for v in values),
         "other": False,
     }[kind]
-    if not fits or (criterion.code_system is not None and kind != "text"):
+    codes = criterion.code_system is not None
+    if kind == "other" and codes and is_list_of_codes(criterion.field):
+        return
+    if not fits or (codes and kind != "text"):
         yield (
             (*place, "value"),
             f"'{criterion.words()}' does not fit: {criterion.field} holds {_EXPECTED[kind]}",
         )
+
+
+def is_list_of_codes(name: str) -> bool:
+    """Whether the column ``name`` of the raw tables holds several codes to a cell."""
+    return name.endswith("_codes")
 
 
 def _is_day(value: Any) -> bool:

@@ -45,7 +45,9 @@ def matching(pattern, events):
     return [
         e
         for e in events
-        if e["event_date"] is not None and all(field_truth(c, e.get(c.field)) for c in pattern.conditions)
+        if e["event_date"] is not None
+        # Events with one code each have it in ``code``, whatever its system.
+        and all(field_truth(c, e.get(c.field, e.get("code"))) for c in pattern.conditions)
     ]
 
 

@@ -19,7 +19,7 @@ def maybe(s):
     return st.one_of(st.none(), s)
 
 
-codes = ["L50.1", "l501", "L50", "L50.10", "M1", " L50.1 "]
+codes = ["L50.1", "l501", "L50", "L50.10", "M10", " L50.1 "]
 fields = st.one_of(
     st.builds(
         lambda o, v: {"field": "age", "operator": o, "value": v},
@@ -49,7 +49,7 @@ fields = st.one_of(
     st.builds(
         lambda o, v, d: {"field": "diagnosis_code", "operator": o, "value": v, "descendants": d},
         st.sampled_from(["in", "not_in"]),
-        st.lists(st.sampled_from(["L50.1", "L50.*", "M1"]), min_size=1, max_size=2),
+        st.lists(st.sampled_from(["L50.1", "L50.*", "M10"]), min_size=1, max_size=2),
         st.booleans(),
     ),
     st.builds(

@@ -62,6 +62,14 @@ def read(tmp_path, fields, **change):
             ]},
             r"where.0.value: 'cost is high' does not fit: cost holds numbers",
         ),
+        (
+            {"inclusion_criteria": [{"field": "secondary_diagnosis_codes", "operator": "<", "value": 1}]},
+            "codes have no order",
+        ),
+        (
+            {"inclusion_criteria": [{"has_event": {"codes": ["95004"], "code_system": "tpc"}}]},
+            r":\d+: inclusion_criteria.0.*no code system 'tpc'",
+        ),
         ({"temporal_requirements": {"index_date_field": "diagnosis_dat"}}, "Did you mean 'diagnosis_date'"),
         ({"index": {"field": "diagnosis_dat"}}, r":\d+: index.field: no column 'diagnosis_dat'"),
         ({"index": {"field": "gender"}}, "'gender' holds texts; expected a column of dates"),
@@ -121,3 +129,18 @@ def test_definitions_of_the_configuration_are_read_against_the_tables(tmp_path, 
     assert "Did you mean 'egfr'" in str(read_cohorts(tmp_path)[1]["fabhalta_c3g"])
     with pytest.raises(CohortConfigError, match="Did you mean 'egfr'"):
         read_cohort("fabhalta_c3g", tmp_path)
+
+
+def test_lists_of_codes_are_compared_by_their_codes(tmp_path, fields):
+    rules = [
+        {"field": "secondary_diagnosis_codes", "operator": "in", "value": ["L50.*"]},
+        {"has_event": {"codes": ["95004"], "code_system": "cpt"}},
+        {
+            "has_event": {
+                "where": [{"field": "icd_codes", "operator": "==", "value": "J30.1", "position": "first"}]
+            }
+        },
+    ]
+    definition = read(tmp_path, fields, inclusion_criteria=rules)
+    assert "icd10cm" in repr(definition.inclusion_criteria[0])
+    assert "the first of icd_codes is J30.1" in definition.inclusion_criteria[2].words()
