@@ -55,25 +55,25 @@ _CPT = r"[0-9]{5}|[0-9]{4}[FTUM]"
 SYSTEMS: dict[str, CodeSystem] = {
     "icd10cm": CodeSystem(
         "ICD-10-CM diagnosis",
-        r"^[A-Z][0-9AB][0-9A-Z](\.?[0-9A-Z]{1,4})?$",
+        r"^[A-Z][0-9AB][0-9A-Z](?:\.?[0-9A-Z]{1,4})?$",
         "a letter, two characters, and up to four more after the dot, such as L50.1 or T36.0X1A",
         "icd_codes",
     ),
     "icd9cm": CodeSystem(
         "ICD-9-CM diagnosis",
-        r"^([0-9]{3}(\.?[0-9]{1,2})?|V[0-9]{2}(\.?[0-9]{1,2})?|E[0-9]{3}(\.?[0-9])?)$",
+        r"^(?:[0-9]{3}(?:\.?[0-9]{1,2})?|V[0-9]{2}(?:\.?[0-9]{1,2})?|E[0-9]{3}(?:\.?[0-9])?)$",
         "three digits (or V and two, E and three) and up to two more after the dot, such as 708.1 or V58.69",
         "icd_codes",
     ),
     "cpt": CodeSystem(
         "CPT procedure",
-        rf"^({_CPT})$",
+        rf"^(?:{_CPT})$",
         "five digits, or four and F, T, U or M, such as 95004 or 0075T",
         "cpt_codes",
     ),
     "hcpcs": CodeSystem(
         "HCPCS procedure (level I is CPT)",
-        rf"^({_CPT}|[A-V][0-9]{{4}})$",
+        rf"^(?:{_CPT}|[A-V][0-9]{{4}})$",
         "a letter and four digits, such as J2357, or a CPT code",
         "cpt_codes",
     ),
@@ -173,11 +173,28 @@ def fits(code: str, system: str) -> bool:
     text = code.strip().upper()
     if re.fullmatch(SYSTEMS[system].shape, text) is None:
         return False
+    digits = [int(one) for one in text if one.isdigit()]
     if system == "loinc":
-        return luhn_sum(_digits(text)) % 10 == 0
-    if system == "npi":
-        return (luhn_sum(_digits(text)) + NPI_PREFIX_SUM) % 10 == 0
-    return True
+        return luhn_sum(digits) % 10 == 0
+    return npi_holds(digits) if system == "npi" else True
+
+
+def cell_shape(systems: Sequence[str], *, several: bool = False) -> str:
+    """Regular expression of a cell whose codes are of one of ``systems`` and decided, in any case.
+
+    Args:
+        several: the cell is a list, ``["L50.1", "J30.1"]``. Check digits are not asked for.
+    """
+    forms = [form for form, _ in NDC_FORMS] + ["^[0-9]{11}$"]
+    shapes = [form for name in systems for form in (forms if name == "ndc" else [SYSTEMS[name].shape])]
+    code = rf"\s*(?:{'|'.join(shape.removeprefix('^').removesuffix('$') for shape in shapes)})\s*"
+    cell = rf'\[\s*(?:"{code}"(?:\s*,\s*"{code}")*)?\s*\]' if several else code
+    return f"^(?i:{cell})$"
+
+
+def npi_holds(digits: Sequence[Any]) -> Any:
+    """Whether the last of ten digits is the check digit of an NPI (CMS, 2004); args as :func:`luhn_sum`."""
+    return (luhn_sum(digits) + NPI_PREFIX_SUM) % 10 == 0
 
 
 def luhn_sum(digits: Sequence[Any]) -> Any:
@@ -194,7 +211,3 @@ def luhn_sum(digits: Sequence[Any]) -> Any:
     for place, digit in enumerate(reversed(digits)):
         total = total + (digit * 2 - digit // 5 * 9 if place % 2 else digit)
     return total
-
-
-def _digits(text: str) -> list[int]:
-    return [int(digit) for digit in text if digit.isdigit()]

@@ -22,6 +22,7 @@ import sqlalchemy as sa
 import yaml
 from pydantic import BaseModel, ConfigDict
 
+from e2i_dagster.config.codes import cell_shape
 from e2i_dagster.config.mapping import FileFormat, ImportMapping, TableMapping
 from e2i_dagster.config.vocabulary import VocabularyPolicy
 from e2i_dagster.errors import InputError
@@ -500,13 +501,13 @@ def _value_fit(
         return _numbers(text, column, form)
     if about.vocabulary:
         return _vocabulary_fit(text, about.vocabulary, vocabulary)
-    return _boolean_fit(text) if kind == "boolean" else _text_fit(text, column.name, vocabulary)
+    return _boolean_fit(text) if kind == "boolean" else _text_fit(text, column.name)
 
 
-def _text_fit(text: pd.Series, name: str, vocabulary: VocabularyPolicy) -> _Values | None:
+def _text_fit(text: pd.Series, name: str) -> _Values | None:
     if name.endswith("diagnosis_code"):
-        pattern = vocabulary.code_systems[vocabulary.default_code_system].pattern
-        share = float(text.str.upper().str.fullmatch(pattern.removeprefix("^").removesuffix("$")).mean())
+        shape = cell_shape(("icd10cm",))
+        share = float(text.str.fullmatch(shape.removeprefix("^").removesuffix("$")).mean())
         return _Values(share) if share > 0 else None
     return _Values(0.5)
 

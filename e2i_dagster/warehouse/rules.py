@@ -17,6 +17,7 @@ import pandas as pd
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
+from e2i_dagster.config.codes import npi_holds
 from e2i_dagster.errors import InputError
 from e2i_dagster.warehouse import moments
 from e2i_dagster.warehouse.tables import (
@@ -649,7 +650,7 @@ def _null_where(array: pa.Array, wrong: Any) -> pa.Array:
 
 
 def _valid_npi(npi: pa.Array) -> Any:
-    """True where a text is ten digits with the Luhn check digit over prefix 80840 (CMS, 2004)."""
+    """True where a text is ten digits with the check digit of an NPI."""
     import pyarrow as pa
 
     pc = compute()
@@ -657,12 +658,7 @@ def _valid_npi(npi: pa.Array) -> Any:
     shaped = pc.fill_null(pc.match_substring_regex(npi, r"^[0-9]{10}$"), False)
     texts = pc.if_else(shaped, npi, "0000000000").cast(pa.large_string())
     digits = np.frombuffer("".join(texts.to_pylist()).encode(), dtype=np.uint8).reshape(-1, 10) - 48
-    digits = digits.astype(np.int64)
-    doubled = digits[:, 0:9:2] * 2
-    doubled = np.where(doubled > 9, doubled - 9, doubled)
-    # 24 is what the prefix 80840 adds to the sum.
-    total = 24 + doubled.sum(axis=1) + digits[:, 1:9:2].sum(axis=1) + digits[:, 9]
-    return pc.and_(shaped, pa.array(total % 10 == 0))
+    return pc.and_(shaped, pa.array(npi_holds([*digits.T])))
 
 
 def _with_extras(frame: pd.DataFrame, extras: Sequence[str]) -> pd.Series:
