@@ -62,8 +62,9 @@ def read_observed(engine: sa.Engine, lake: Lake, tables: Sequence[str], journeys
 def event_frame(tables: Mapping[str, pd.DataFrame], journeys: pd.DataFrame) -> pd.DataFrame:
     """The events of all event tables in one frame, one row per event: what criteria on events read.
 
-    ``event_type`` and ``event_date`` are those of each table, ``code`` is the National Drug Code where there
-    is one and else the first diagnosis code; every other column keeps its name and is null for events of
+    ``event_type`` and ``event_date`` are those of each table. Codes are in the column of their system, as
+    delivered; ``code``, which is counted and shown, is the National Drug Code where there is one and else the
+    first diagnosis code. Every other column keeps its name and is null for events of
     tables that do not have it. Contacts without a patient are left out; those that name a journey only get
     its patient.
     """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import date
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -117,21 +117,9 @@ class Criterion(PolicyModel):
                 raise ValueError(
                     "a part of a drug code cannot be compared, because its spellings differ: use in, with * at the end"
                 )
-            for code in self.values:
-                if not isinstance(code, str) or not re.fullmatch(r"[A-Za-z0-9. -]+\*?", code):
-                    raise ValueError(
-                        f"{code!r} is not a code: expected letters, digits and dots, and * only at the end"
-                    )
-                if is_undecided(code, self.code_system):
-                    raise ValueError(
-                        f"{code!r} can be three drug codes: write it with hyphens or with 11 digits"
-                    )
-                if self.operator != "contains":
-                    _check_shape(code, self.code_system)
+            _check_codes(self.values, self.code_system, self.position, whole=self.operator != "contains")
         elif self.position != "any":
             raise ValueError(f"position belongs to codes: give a code_system (field {self.field!r})")
-        if self.position == "first" and self.code_system == "ndc":
-            raise ValueError("drug codes come one to a cell: remove position")
         return self
 
     @property
@@ -198,8 +186,7 @@ class EventPattern(PolicyModel):
             raise ValueError("say which events are meant: event, codes or where")
         if self.position != "any" and not self.codes:
             raise ValueError("position belongs to codes: give codes, or write it inside where")
-        # Codes of another system are refused here, where the definition is read.
-        _ = self.conditions
+        _check_codes(self.codes, self.code_system, self.position)
         return self
 
     @property
@@ -527,14 +514,26 @@ def code_patterns(criterion: Criterion) -> tuple[tuple[str, ...], tuple[str, ...
     return tuple(exact), tuple(prefixes)
 
 
-def _check_shape(code: str, system: str) -> None:
-    """A whole code that the system cannot have would never match."""
-    if code.endswith("*") or fits(code, system):
-        return
+def _check_codes(codes: Iterable[Any], system: str, position: Position, *, whole: bool = True) -> None:
+    """Raises ValueError for a code that says nothing: a whole one that the system cannot have never matches."""
+    if position == "first" and system == "ndc":
+        raise ValueError("drug codes come one to a cell: remove position")
+    for code in codes:
+        if not isinstance(code, str) or not re.fullmatch(r"[A-Za-z0-9. -]+\*?", code):
+            raise ValueError(
+                f"{code!r} is not a code: expected letters, digits and dots, and * only at the end"
+            )
+        if is_undecided(code, system):
+            raise ValueError(f"{code!r} can be three drug codes: write it with hyphens or with 11 digits")
+        if whole and not code.endswith("*") and not fits(code, system):
+            raise ValueError(_misfit(code, system))
+
+
+def _misfit(code: str, system: str) -> str:
     others = [name for name in SYSTEMS if fits(code, name)]
     other = f" It has the shape of {', '.join(others)}: say code_system." if others else ""
     about = SYSTEMS[system]
-    raise ValueError(f"{code!r} is no {about.title} code ({system}): expected {about.expected}.{other}")
+    return f"{code!r} is no {about.title} code ({system}): expected {about.expected}.{other}"
 
 
 def _checked_value(operator: str, value: Any) -> Any:

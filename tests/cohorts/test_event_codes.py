@@ -348,7 +348,7 @@ def found_by_engine(system, column, asked, cells):
     yield build_cohort(cohort_of(on_column), people(*keys).assign(x=cells), engine="pandas")
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(coded_events())
 def test_spellings_of_one_code_match_on_every_engine_and_other_codes_never(drawn):
     system, column, asked, codes, cells = drawn
