@@ -56,7 +56,8 @@ class DeliveryConfig(dg.Config):
 def source_files(context: dg.AssetExecutionContext, config: DeliveryConfig, warehouse: Warehouse) -> Produced:
     from e2i_dagster.sources.delivery import prepare_delivery, resubmit_rejects
 
-    manifest = prepare_delivery(config.request(), current_policy().sources, state_folder())
+    policy = current_policy()
+    manifest = prepare_delivery(config.request(), policy.sources, state_folder(), policy.cohorts)
     if manifest.resubmit:
         report = resubmit_rejects(manifest, engine=warehouse.engine(), run_id=context.run.run_id)
         return Produced(manifest, report)

@@ -12,6 +12,7 @@ from e2i_dagster.cohorts.build import build_cohort, date_column
 from e2i_dagster.cohorts.columns import typed_column
 from e2i_dagster.cohorts.disclosure import SMALLEST_SHOWN, is_small
 from e2i_dagster.cohorts.operators import holds
+from e2i_dagster.cohorts.own_fields import not_converted_words, with_own_fields
 from e2i_dagster.config.codes import EVENT_CODE_COLUMNS
 from e2i_dagster.config.cohort import CohortDefinition, CohortExample, Criterion, normal_code
 from e2i_dagster.config.cohort_fields import is_list_of_codes
@@ -74,7 +75,13 @@ def lint(
     """
     findings = [*_contradictions(definition), *_examples(definition)]
     if data is not None:
-        findings += _against(definition, data, events, observation_periods)
+        read, lost = with_own_fields(definition, data)
+        words = not_converted_words(definition, lost, len(read))
+        findings += [
+            Finding(kind="own_field_not_converted", severity="warning", rule=name, message=f"{said}.")
+            for name, said in zip(lost, words, strict=True)
+        ]
+        findings += _against(definition, read, events, observation_periods)
     return LintReport(
         cohort=definition.key,
         definition_hash=definition.definition_hash,

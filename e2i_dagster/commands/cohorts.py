@@ -212,6 +212,8 @@ def preview_command(file: Path, exact: bool, json_output: bool) -> None:
         click.echo(f"- {sentence}")
     click.echo(f"\n{told['input_patients']} patients came in.")
     print_table("Attrition", told["attrition"])
+    for note in told["own_fields_not_converted"]:
+        click.echo(f"Own field {note}.")
     if told["empty"]:
         click.echo(f"Nobody is left after the rule {told['empty']!r}.")
     if told["difference"] is None:

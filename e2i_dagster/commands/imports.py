@@ -74,6 +74,7 @@ def _hits(found: ImportCheck) -> list[RuleHits]:
     from e2i_dagster.cohorts import patient_frame
     from e2i_dagster.cohorts.coverage import rule_hits
     from e2i_dagster.config.cohort import read_cohorts
+    from e2i_dagster.config.own_columns import disagreements
     from e2i_dagster.config.vocabulary import load_vocabulary
     from e2i_dagster.sources.check import readable_rows
 
@@ -85,6 +86,8 @@ def _hits(found: ImportCheck) -> list[RuleHits]:
     definitions, broken = read_cohorts()
     for error in broken.values():
         click.echo(f"Not looked at: {error}", err=True)
+    for said in disagreements(found.mapping, definitions):
+        click.echo(f"A load would refuse: {said}.", err=True)
     return [hit for definition in definitions.values() for hit in rule_hits(definition, patients)]
 
 
@@ -108,6 +111,13 @@ def _print(found: ImportCheck, hits: list[RuleHits]) -> None:
         if table.unmatched:
             fate = "kept under their own names" if table.kept_as_own else "not loaded"
             click.echo(f"No match ({fate}): {', '.join(table.unmatched)}")
+        if table.own:
+            click.echo(
+                f"Types of your own columns: {', '.join(f'{n} {kind}' for n, kind in table.own.items())}."
+            )
+            click.echo(
+                "Where no other type is certain it is text, as which all are kept; declare it under `own`."
+            )
         if table.missing_required:
             click.echo(f"Required and not found: {', '.join(table.missing_required)}")
         if table.not_delivered:

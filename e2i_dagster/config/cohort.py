@@ -16,6 +16,7 @@ from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
     ValidationInfo,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -30,6 +31,7 @@ from e2i_dagster.config.cohort_fields import (
     table_fields,
 )
 from e2i_dagster.config.criteria import (
+    EVENT_KEYS,
     Condition,
     Criterion,
     EventCriterion,
@@ -41,6 +43,7 @@ from e2i_dagster.config.criteria import (
     code_patterns,
 )
 from e2i_dagster.config.environment import config_folder
+from e2i_dagster.config.own_columns import CODE_SYSTEMS, OwnType
 from e2i_dagster.errors import ConfigError
 
 __all__ = [
@@ -219,8 +222,8 @@ class CohortDefinition(PolicyModel):
             it is eligible), or ``every`` one.
         observation: how observation periods become spans.
         derived: fields computed at the index date, usable in criteria.
-        own_fields: clinical columns of one's own that criteria read; every other field has to be a column of
-            the raw tables.
+        own_fields: clinical columns of one's own that criteria read, with the type that each is read as (a list
+            of names: all text); every other field has to be a column of the raw tables.
         examples: invented patients with the expected verdict, run by ``lint``.
     """
 
@@ -235,7 +238,7 @@ class CohortDefinition(PolicyModel):
     journeys: Literal["first_eligible", "first", "every"] = "first_eligible"
     observation: Observation = Field(default_factory=Observation)
     derived: dict[str, DerivedField] = Field(default_factory=dict)
-    own_fields: tuple[str, ...] = ()
+    own_fields: dict[str, OwnType] = Field(default_factory=dict)
     inclusion_criteria: tuple[Condition, ...] = Field(min_length=1)
     exclusion_criteria: tuple[Condition, ...] = ()
     temporal_requirements: TemporalRequirements = Field(default_factory=TemporalRequirements)
@@ -259,6 +262,22 @@ class CohortDefinition(PolicyModel):
         if times.setdefault("index_date_field", index["field"]) != index["field"]:
             raise ValueError("index.field and temporal_requirements.index_date_field differ: keep one")
         return {k: v for k, v in data.items() if k != "index"} | {"temporal_requirements": times}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_codes_have_their_system(cls, data: Any) -> Any:
+        """A criterion on an own column of codes compares codes of the declared system."""
+        own = data.get("own_fields") if isinstance(data, Mapping) else None
+        if not isinstance(own, Mapping):
+            return data
+        systems = {name: kind for name, kind in own.items() if kind in CODE_SYSTEMS}
+        sides = ("inclusion_criteria", "exclusion_criteria")
+        return {**data, **{side: _with_systems(data[side], systems) for side in sides if side in data}}
+
+    @field_validator("own_fields", mode="before")
+    @classmethod
+    def _listed_fields_are_text(cls, own: Any) -> Any:
+        return dict.fromkeys(own, "text") if isinstance(own, list | tuple) else own
 
     @model_serializer(mode="wrap")
     def _one_index(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -519,6 +538,8 @@ class CohortDefinition(PolicyModel):
             "journeys": None if self.journeys == "first_eligible" else self.journeys,
             "observation": self.observation.allowed_gap_days,
             "derived": {name: field.model_dump(mode="json") for name, field in self.derived.items()},
+            # Text is what is kept: to read it as such decides nothing.
+            "own": {name: kind for name, kind in self.own_fields.items() if kind != "text"},
         }
         return digest_of(content | {name: value for name, value in optional.items() if value})
 
@@ -588,6 +609,22 @@ def read_cohort(key: str, folder: Path | None = None) -> CohortDefinition:
             + f" Known: {', '.join(known) or 'none'}. Add a file to {folder}."
         )
     return CohortDefinition.from_yaml(path, table_fields())
+
+
+def _with_systems(conditions: Any, systems: Mapping[str, str]) -> Any:
+    """Conditions as written, at any depth outside of events, with the code system of the fields in ``systems``."""
+    if isinstance(conditions, list | tuple):
+        return [_with_systems(one, systems) for one in conditions]
+    if isinstance(conditions, Criterion | Group) and set(conditions.fields) & systems.keys():
+        conditions = conditions.model_dump(exclude_unset=True)
+    if not isinstance(conditions, Mapping):
+        return conditions
+    if conditions.get("field") in systems and conditions.get("code_system") is None:
+        return {**conditions, "code_system": systems[conditions["field"]]}
+    return {
+        key: value if key in (*EVENT_KEYS, "where", "value") else _with_systems(value, systems)
+        for key, value in conditions.items()
+    }
 
 
 def _content(condition: Criterion | EventCriterion | Group) -> Any:

@@ -10,9 +10,10 @@ import codecs
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from e2i_dagster.config.base import PolicyModel, read_yaml
+from e2i_dagster.config.own_columns import OWN_TABLE, OwnType
 
 
 def _known_encoding(value: str) -> str:
@@ -59,7 +60,8 @@ class TableMapping(PolicyModel):
     ``<table>_*.csv|parquet``); ``rename`` is file column -> our column; all other keys name OUR
     columns: ``dates`` gives a strptime format, ``values`` maps delivered values to ours, ``constants``
     adds columns with one value. ``ignore`` drops file columns. ``restates: month``: the delivery holds every row of the
-    months that it has rows of, so what it does not hold is withdrawn. The format fields override the
+    months that it has rows of, so what it does not hold is withdrawn. ``own`` declares the types of columns of one's
+    own, under which their cells are checked; what it does not name is text. The format fields override the
     mapping's defaults.
     """
 
@@ -69,6 +71,7 @@ class TableMapping(PolicyModel):
     values: dict[str, dict[str, str]] = Field(default_factory=dict)
     constants: dict[str, str] = Field(default_factory=dict)
     ignore: tuple[str, ...] = ()
+    own: dict[str, OwnType] = Field(default_factory=dict)
     restates: Literal["month"] | None = None
     separator: str | None = Field(default=None, min_length=1, max_length=1)
     encoding: Encoding | None = None
@@ -94,6 +97,17 @@ class ImportMapping(PolicyModel):
 
     format: FileFormat = FileFormat()
     tables: dict[str, TableMapping] = Field(default_factory=dict)
+
+    @field_validator("tables")
+    @classmethod
+    def _own_columns_are_clinical(cls, tables: dict[str, TableMapping]) -> dict[str, TableMapping]:
+        wrong = sorted(name for name, table in tables.items() if table.own and name != OWN_TABLE)
+        if wrong:
+            raise ValueError(
+                f"`own` stands under {', '.join(wrong)}, but only {OWN_TABLE} keeps columns of your own: deliver them "
+                f"there, by patient_journey_id, and declare them under tables.{OWN_TABLE}.own"
+            )
+        return tables
 
     def table(self, name: str) -> TableMapping:
         """The mapping of table ``name``; an empty one if the mapping does not mention it."""

@@ -11,7 +11,7 @@ import fnmatch
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict
 
 from e2i_dagster.config.codes import cell_shape
 from e2i_dagster.config.mapping import FileFormat, ImportMapping, TableMapping
+from e2i_dagster.config.own_columns import OWN_TABLE, OwnType
 from e2i_dagster.config.vocabulary import VocabularyPolicy
 from e2i_dagster.errors import InputError
 from e2i_dagster.sources.files import (
@@ -39,8 +40,10 @@ from e2i_dagster.sources.files import (
     readable_files,
     records_of,
     stem_of,
+    with_decimal_point,
 )
 from e2i_dagster.warehouse import moments
+from e2i_dagster.warehouse.own_columns import read_as
 from e2i_dagster.warehouse.rules import check, kind_of
 from e2i_dagster.warehouse.tables import (
     MAINTAINED_COLUMNS,
@@ -91,10 +94,10 @@ class TableCheck(BaseModel):
 
     Attributes:
         matches: proposed columns. unmatched: file columns without one.
-        unused: file columns kept in ``extra`` (``patient_clinical`` only), usable in cohorts by their name.
         missing_required: our columns without which no row can be loaded.
         not_delivered: columns whose empty cells lower the completeness that quality control asks for
             (``config/quality.yaml``, ``expected``), of those that apply to every row.
+        own: types of the columns that are kept under their own names, as declared or proposed.
         rows: rows of the files. rejected: reason -> rows that a load would reject, references aside.
     """
 
@@ -107,13 +110,14 @@ class TableCheck(BaseModel):
     unmatched: tuple[str, ...]
     missing_required: tuple[str, ...]
     not_delivered: tuple[str, ...] = ()
+    own: dict[str, OwnType] = {}
     rows: int = 0
     rejected: dict[str, int] = {}
 
     @property
     def kept_as_own(self) -> tuple[str, ...]:
         """Columns that are kept under their own name although we have none like them."""
-        return self.unmatched if self.table == "patient_clinical" else ()
+        return self.unmatched if self.table == OWN_TABLE else ()
 
 
 @dataclass(frozen=True)
@@ -167,6 +171,7 @@ def check_folder(
     folder = Path(folder)
     paths = _files(folder)
     differing: list[str] = []
+    proposing = mapping is None
     if mapping is None:
         tables, unassigned, differing = _propose(paths, vocabulary)
         mapping = _mapping(tables, [path.name for path in paths])
@@ -178,6 +183,8 @@ def check_folder(
     except InputError as error:
         said = [line.strip(" -") for line in str(error).splitlines()[1:]]
         delivery, problems = None, (*differing, *said)
+    if delivery is not None and proposing:
+        mapping, delivery = _with_own_types(mapping, delivery)
     if delivery is not None:
         tables = [
             _judged(name, delivery, tables, mapping, vocabulary, (expected or {}).get(name, ()))
@@ -210,6 +217,11 @@ def mapping_yaml(found: ImportCheck) -> str:
         + (" (kept under their own names)" if table.kept_as_own else " (not loaded)")
         for table in found.tables
         if table.unmatched
+    ]
+    notes += [
+        f"#   {table.table}.own: types proposed from all cells; what is not certain is text, as which it is kept"
+        for table in found.tables
+        if table.own
     ]
     notes += [f"#   {name}: holds none of our tables; {why}" for name, why in found.unassigned.items()]
     head = "# Proposed by `e2i import check`: read it before you load. docs/loading.md says what each key means.\n"
@@ -634,6 +646,48 @@ def _mapping(tables: Sequence[TableCheck], names: Sequence[str]) -> ImportMappin
     return ImportMapping(format=common, tables=own)
 
 
+def _with_own_types(mapping: ImportMapping, delivery: Delivery) -> tuple[ImportMapping, Delivery]:
+    """The mapping with a type for each own column, by all of its cells, and the rows as it would read them."""
+    if OWN_TABLE not in delivery:
+        return mapping, delivery
+    known = raw_table(OWN_TABLE).columns.keys()
+    frame = delivery[OWN_TABLE]
+    comma = mapping.format_of(OWN_TABLE).decimal == ","
+    texts = {str(name): frame[name] for name in frame.columns if name not in known}
+    readings = {name: with_decimal_point(cells) if comma else cells for name, cells in texts.items()}
+    own = {name: proposed_type(cells) for name, cells in readings.items()}
+    if not own:
+        return mapping, delivery
+    numbers = {name: cells for name, cells in readings.items() if own[name] == "number"}
+    table = replace(delivery.delivered[OWN_TABLE], frame=frame.assign(**numbers), own=own)
+    described = mapping.table(OWN_TABLE).model_copy(update={"own": own})
+    return (
+        mapping.model_copy(update={"tables": {**mapping.tables, OWN_TABLE: described}}),
+        replace(delivery, delivered={**delivery.delivered, OWN_TABLE: table}),
+    )
+
+
+def proposed_type(cells: pd.Series) -> OwnType:
+    """The type to propose for an own column: another one than text only where no cell would lose anything by it.
+
+    A number: every cell can be written again from its value, so there is no leading zero, there are at most 15
+    significant digits, and zeros at the end only where all cells have as many decimals. A day: ``YYYY-MM-DD``.
+    A boolean: true and false, or yes and no, both seen.
+    """
+    given = cells.dropna()
+    if given.empty:
+        return "text"
+    if set(given.str.lower().unique()) in ({"true", "false"}, {"yes", "no"}):
+        return "boolean"
+    if given.str.fullmatch(r"\d{4}-\d{2}-\d{2}").all() and not read_as(given, "date")[1]:
+        return "date"
+    plain = given.str.fullmatch(r"-?(0|[1-9]\d*)(\.\d+)?").all()
+    digits = given.str.replace(r"^-?[0.]*|\.", "", regex=True).str.len()
+    decimals = given.str.extract(r"\.(\d+)$", expand=False).str.len().fillna(0)
+    rounded = given.str.fullmatch(r".*\.\d*0").any() and decimals.nunique() > 1
+    return "number" if plain and not (digits > 15).any() and not rounded else "text"
+
+
 def _judged(
     name: str,
     delivery: Delivery,
@@ -644,7 +698,7 @@ def _judged(
 ) -> TableCheck:
     """The table with its rows and what a load would reject, references and repeated keys aside."""
     frame = delivery[name]
-    checked = check(name, frame, vocabulary)
+    checked = check(name, frame, vocabulary, delivery.delivered[name].own)
     counts: dict[str, int] = {}
     for fault in checked.faults:
         what = f"{fault.reason} in {fault.column}" if fault.column else fault.reason
@@ -666,6 +720,7 @@ def _judged(
     columns = raw_table(name).columns
     return before.model_copy(
         update={
+            "own": dict(delivery.delivered[name].own),
             "rows": len(frame),
             "rejected": counts,
             "not_delivered": tuple(

@@ -17,12 +17,14 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
 from e2i_dagster.config.base import digest_of
+from e2i_dagster.config.own_columns import disagreements
 from e2i_dagster.config.sources import FileSource, SourcesPolicy, SyntheticSource
-from e2i_dagster.errors import VerdictError
+from e2i_dagster.errors import ConfigError, VerdictError
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
+    from e2i_dagster.config.cohort import CohortDefinition
     from e2i_dagster.sources.files import Delivery
     from e2i_dagster.warehouse.load import LoadReport
 
@@ -113,12 +115,20 @@ def write_synthetic(
     return {Path(path): len(tables[Path(path).stem]) for path in paths}
 
 
-def prepare_delivery(request: DeliveryRequest, policy: SourcesPolicy, state: Path) -> DeliveryManifest:
+def prepare_delivery(
+    request: DeliveryRequest,
+    policy: SourcesPolicy,
+    state: Path,
+    cohorts: Mapping[str, CohortDefinition] | None = None,
+) -> DeliveryManifest:
     """Find or draw the files of ``request`` and read them once, so that a wrong file stops before any work.
+
+    Args:
+        cohorts: definitions that the mapping's types of own columns have to agree with.
 
     Raises:
         InputError: every problem of the folder's files in one message.
-        ConfigError: the mapping is wrong.
+        ConfigError: the mapping is wrong, or declares an own column otherwise than a cohort does.
     """
     threshold = policy.success_threshold if request.threshold is None else request.threshold
     source = _source_of(request, policy)
@@ -130,6 +140,7 @@ def prepare_delivery(request: DeliveryRequest, policy: SourcesPolicy, state: Pat
         mapping = None
     else:
         folder, mapping = Path(source.folder).expanduser().absolute(), source.mapping
+        _agreeing(mapping, cohorts or {})
     manifest = DeliveryManifest(
         kind=source.kind,
         folder=str(folder),
@@ -147,6 +158,17 @@ def prepare_delivery(request: DeliveryRequest, policy: SourcesPolicy, state: Pat
     # The marks of a synthetic set beside its files are our own.
     left = {} if isinstance(source, SyntheticSource) else dict(read.not_read)
     return manifest.model_copy(update={"not_read": left})
+
+
+def _agreeing(mapping: str | None, cohorts: Mapping[str, CohortDefinition]) -> None:
+    """Refuse a mapping that declares an own column otherwise than a cohort."""
+    from e2i_dagster.config.mapping import ImportMapping
+
+    if mapping is None:
+        return
+    said = list(disagreements(ImportMapping.load(Path(mapping)), cohorts))
+    if said:
+        raise ConfigError.joined([ConfigError(f"{mapping}: {what}.", file=mapping) for what in said])
 
 
 def _delivered(folder: Path, mapping: str | None) -> list[Path]:
@@ -258,7 +280,7 @@ def dry_run_report(request: DeliveryRequest) -> dict[str, Any]:
     from e2i_dagster.warehouse.load import load
 
     sources = current_policy().sources
-    manifest = prepare_delivery(request, sources, state_folder())
+    manifest = prepare_delivery(request, sources, state_folder(), current_policy().cohorts)
     report: LoadReport = load(
         read_delivery(manifest),
         engine=engine(role="app"),

@@ -25,7 +25,9 @@ import numpy as np
 import pandas as pd
 
 from e2i_dagster.config.mapping import FileFormat, ImportMapping, TableMapping
+from e2i_dagster.config.own_columns import OWN_TABLE
 from e2i_dagster.errors import InputError
+from e2i_dagster.warehouse.frames import cell_text
 from e2i_dagster.warehouse.tables import (
     MAINTAINED_COLUMNS,
     OPTIONAL_RAW_TABLES,
@@ -39,6 +41,7 @@ from e2i_dagster.warehouse.tables import (
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from e2i_dagster.config.own_columns import OwnType
     from e2i_dagster.config.vocabulary import VocabularyPolicy
 
 #: Endings that are read; all but Parquet also with ``.gz`` after them.
@@ -78,6 +81,7 @@ class DeliveredTable:
         files: the files in the order of the rows.
         malformed: rows with a wrong number of fields: columns ``file``, ``row_number``, ``text``.
         restates: ``month`` when the rows are all that there are of their months.
+        own: declared types of columns of one's own.
     """
 
     frame: pd.DataFrame
@@ -86,6 +90,7 @@ class DeliveredTable:
     files: tuple[SourceFile, ...]
     malformed: pd.DataFrame
     restates: str | None = None
+    own: Mapping[str, OwnType] = field(default_factory=dict)
 
     @property
     def lines(self) -> int | None:
@@ -331,6 +336,7 @@ def _read_table(
         files=tuple(files),
         malformed=pd.DataFrame(malformed, columns=["file", "row_number", "text"]),
         restates=own.restates,
+        own=own.own,
     )
 
 
@@ -341,7 +347,7 @@ def _pandas(rows: pa.Table) -> pd.DataFrame:
         if pa.types.is_string(kind) or pa.types.is_large_string(kind):
             return _TEXT
         if pa.types.is_integer(kind):
-            return pd.Int64Dtype()
+            return pd.UInt64Dtype() if kind == pa.uint64() else pd.Int64Dtype()
         return pd.BooleanDtype() if pa.types.is_boolean(kind) else None
 
     return rows.to_pandas(types_mapper=dtype, date_as_object=True)
@@ -682,8 +688,10 @@ def apply_mapping(
     """``frame`` under our column names and values; columns that nobody knows stay as they are.
 
     Order: rename, ignored columns, known column aliases, constants, declared values, decimal mark,
-    known value aliases, date formats. A value that a date format does not fit stays as delivered and
-    is rejected by the loader, so that its reject shows what was delivered.
+    known value aliases, date formats. Columns of one's own are text, to which only what the mapping declares
+    is done: their ``values``, ``dates``, and the decimal mark where ``own`` says number. A value that a date
+    format does not fit stays as delivered and is rejected by the loader, so that its reject shows what was
+    delivered.
     """
     columns = {
         final: frame[name]
@@ -697,11 +705,13 @@ def apply_mapping(
         result[name] = pd.Series([value], dtype=_TEXT).repeat(len(frame)).set_axis(frame.index)
     known = raw_table(table).columns
     for name in result.columns:
+        if name not in known and table == OWN_TABLE:
+            result[name] = cell_text(result[name])
         if name in own.values:
             result[name] = _map_values(result[name], own.values[name])
         if name not in known:
-            if form.decimal == "," and table == "patient_clinical":
-                result[name] = _own_numbers(result[name])
+            if form.decimal == "," and own.own.get(name) == "number":
+                result[name] = with_decimal_point(result[name])
             if name in own.dates:
                 result[name] = _map_dates(result[name], own.dates[name])
             continue
@@ -716,14 +726,10 @@ def apply_mapping(
     return result
 
 
-def _own_numbers(series: pd.Series) -> pd.Series:
-    """A clinical column of the user's own with a decimal point, if all of it is numbers with a comma."""
-    if series.dtype != _TEXT:
-        return series
-    given = series.dropna()
-    if len(given) and given.str.fullmatch(r"\s*[+-]?\d+(,\d+)?\s*").all():
-        return series.str.replace(",", ".", regex=False)
-    return series
+def with_decimal_point(texts: pd.Series) -> pd.Series:
+    """Numbers with a decimal comma as numbers with a point; every other text as it is."""
+    fits = texts.str.fullmatch(r"\s*[+-]?(\d+,\d*|,\d+)([eE][+-]?\d+)?\s*").fillna(False).astype(bool)
+    return texts.mask(fits, texts.str.replace(",", ".", regex=False))
 
 
 def _is_number(column: Any) -> bool:
@@ -782,6 +788,17 @@ def _check_columns(
         f"{path.name}: {name} is a constant of the mapping, but the file has that column. Remove one of them."
         for name in own.constants
         if name in final
+    )
+    known = raw_table(table).columns
+    problems.extend(
+        f"{path.name}: the mapping's `own` declares {name}, "
+        + (
+            f"which is a column of {table} and has its type. Take it out of `own`."
+            if name in known
+            else f"no column after renaming{_near(name, final)}. Found: {', '.join(final)}."
+        )
+        for name in own.own
+        if name in known or (name not in final and name not in own.constants)
     )
     problems.extend(
         f"{path.name}: the mapping's `{part}` names {name}, no column after renaming. Use our name."

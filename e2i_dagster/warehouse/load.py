@@ -17,6 +17,7 @@ import pandas as pd
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from e2i_dagster.config.own_columns import OWN_TABLE
 from e2i_dagster.errors import ConfigError, InputError
 from e2i_dagster.warehouse import rejects, rules, staging
 from e2i_dagster.warehouse.rejects import Rejected
@@ -33,6 +34,7 @@ from e2i_dagster.warehouse.tables import (
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from e2i_dagster.config.own_columns import OwnType
     from e2i_dagster.config.vocabulary import VocabularyPolicy
 
 #: Share of rows of a table (or month) that must be accepted (prior platform's value).
@@ -168,6 +170,7 @@ def load(
     withhold_months: bool = False,
     months: Sequence[str] | None = None,
     kept: tuple[str, str] | None = None,
+    own: Mapping[str, OwnType] | None = None,
     engine: sa.Engine | None = None,
     load_id: str | None = None,
     vocabulary: VocabularyPolicy | None = None,
@@ -191,6 +194,7 @@ def load(
         kept: first and last month that event tables are kept for. Rows of other months are not written and count
             under ``before_first_month`` and ``after_data_end``, without effect on the threshold; not with
             ``months``.
+        own: declared types of columns of one's own; by default those that the delivery's mapping declares.
         engine: the warehouse (default: that of ``connection.engine("app")``).
         load_id, actor, run_id: recorded with every table; by default a new one, the login, none.
         vocabulary: accepted values (default: ``config/vocabulary.yaml``).
@@ -220,6 +224,7 @@ def load(
         withhold_months=withhold_months,
         months=months,
         kept=kept,
+        own=own,
     )
     began = time.perf_counter()
     ordered = _in_load_order(tables)
@@ -345,6 +350,7 @@ class _Loader:
     withhold_months: bool
     months: Sequence[str] | None
     kept: tuple[str, str] | None
+    own: Mapping[str, OwnType] | None
     #: Tables of this load that are not in the warehouse as delivered.
     missing: set[str] = field(default_factory=set)
     #: Keys of this load, by table (or ``patient``): a dry run writes none, so children look here.
@@ -396,7 +402,7 @@ class _Loader:
         )
 
     def _load(self, name: str, frame: pd.DataFrame, delivered: Any, began: float) -> TableLoad:
-        checked = rules.check(name, frame, self.vocabulary)
+        checked = rules.check(name, frame, self.vocabulary, self._own(name, delivered))
         rules.check_duplicates(checked)
         self._check_against_warehouse(checked)
         malformed = 0 if delivered is None else len(delivered.malformed)
@@ -556,6 +562,12 @@ class _Loader:
 
     # --- record
 
+    def _own(self, name: str, delivered: Any) -> Mapping[str, OwnType]:
+        """Declared types of the table's own columns."""
+        if name != OWN_TABLE:
+            return {}
+        return getattr(delivered, "own", {}) if self.own is None else self.own
+
     def _record(self, name: str, done: TableLoad, months: Mapping[str, int], delivered: Any) -> None:
         if self.dry_run:
             return
@@ -569,6 +581,7 @@ class _Loader:
             **_record(report, name, done),
             "source": files,
             "partitions": dict(months),
+            "own_columns": dict(self._own(name, delivered)),
             "run_id": self.run_id,
             "loaded_at": staging.utc_now(),
         }

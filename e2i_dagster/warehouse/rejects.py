@@ -356,7 +356,8 @@ def resubmit(
         rows = pd.concat(parts, ignore_index=True)
         frame = rows.drop(columns=[name for name in (ROW, REASONS, LINE) if name in rows.columns])
         before = open_rows(engine, table)[ROW] if settings.get("dry_run") else None
-        last = load_table(table, frame, **settings)
+        own = _declared(engine, table, rows[ROW]) if ROW in rows else {}
+        last = load_table(table, frame, own=own, **settings)
         done[table] = last.tables[table]
         if before is None:
             _settle(engine, table, rows[ROW] if ROW in rows else pd.Series(dtype=_TEXT), new_id)
@@ -373,6 +374,21 @@ def resubmit(
             "tables": done,
         }
     )
+
+
+def _declared(engine: sa.Engine, table: str, given: pd.Series) -> dict[str, Any]:
+    """Types that the loads of the rows ``given`` declared for own columns; of two, the newer load's."""
+    from e2i_dagster.warehouse.tables.control import ml_table_loads as loads
+
+    ids = given.dropna().str.rsplit("/", n=2).str[0].unique().tolist()
+    statement = (
+        sa.select(loads.c.own_columns)
+        .where(loads.c.table_name == table, loads.c.load_id == sa.func.any(staging.text_list(ids)))
+        .order_by(loads.c.loaded_at)
+    )
+    with engine.connect() as connection:
+        declared = connection.execute(statement).scalars().all()
+    return {name: kind for types in declared for name, kind in types.items()}
 
 
 def _keys_of(table: str) -> list[tuple[str, str]]:

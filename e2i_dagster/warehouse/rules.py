@@ -20,6 +20,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from e2i_dagster.config.codes import npi_holds
 from e2i_dagster.errors import InputError
 from e2i_dagster.warehouse import moments
+from e2i_dagster.warehouse.frames import cell_text, json_text, own_cells
 from e2i_dagster.warehouse.tables import (
     MAINTAINED_COLUMNS,
     facts,
@@ -32,6 +33,7 @@ from e2i_dagster.warehouse.tables import (
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from e2i_dagster.config.own_columns import OwnType
     from e2i_dagster.config.vocabulary import VocabularyPolicy
 
 Kind = Literal["text", "integer", "number", "boolean", "date", "timestamp", "json", "list"]
@@ -49,7 +51,8 @@ REASONS: Mapping[str, str] = {
     "partial_date": "A year or month without a day. Deliver the day, or declare `dates`, such as `%Y-%m` (its first).",
     "two_digit_year": "A year of two digits. Deliver four, or declare `dates`, such as `%d-%m-%y`.",
     "ambiguous_date": "Day and month may be swapped. Deliver YYYY-MM-DD, or declare `dates`, such as `%d/%m/%Y`.",
-    "json_format": "Not valid JSON. Correct it.",
+    "code_format": "Not a code of the declared system (its shape or its check digit). Correct it, or declare `text`.",
+    "json_format": "Not valid JSON, or in `extra` not an object. Correct it.",
     "list_format": 'Not a list of texts such as ["a", "b"] or {a,b}. Correct it.',
     "out_of_range": "Outside the range that the table description gives for the column. Correct it.",
     "unknown_value": "Not in the vocabulary. Correct it, map it, or add it to config/vocabulary.yaml.",
@@ -178,13 +181,19 @@ def kind_of(column: sa.Column[Any]) -> Kind:
     return "text"
 
 
-def check(table: str, frame: pd.DataFrame, vocabulary: VocabularyPolicy) -> Checked:
+def check(
+    table: str,
+    frame: pd.DataFrame,
+    vocabulary: VocabularyPolicy,
+    own: Mapping[str, OwnType] | None = None,
+) -> Checked:
     """Parse every column of ``frame`` and apply the rules of a single row.
 
     Args:
         table: name of the raw table.
         frame: one row per delivered row; text (as from CSV) or canonical types; never changed.
         vocabulary: the accepted values.
+        own: declared types of columns of one's own (``patient_clinical``); the others are text.
 
     Raises:
         InputError: a required column is missing, or a column occurs twice.
@@ -196,12 +205,14 @@ def check(table: str, frame: pd.DataFrame, vocabulary: VocabularyPolicy) -> Chec
     names = [name for name in frame_columns(table) if name in frame.columns]
     ignored = tuple(str(name) for name in frame.columns if name not in columns)
     source = frame
-    if "extra" in columns and ignored:
-        source = frame.assign(extra=_with_extras(frame, ignored))
-        names = [name for name in frame_columns(table) if name in source.columns]
-        ignored = ()
+    kept = "extra" in columns and (bool(ignored) or "extra" in names)
     count = len(frame)
-    checked = Checked(table, pa.table({}), frame, np.zeros(count, bool), ignored, np.zeros(count, bool))
+    checked = Checked(
+        table, pa.table({}), frame, np.zeros(count, bool), () if kept else ignored, np.zeros(count, bool)
+    )
+    if kept:
+        source = frame.assign(extra=_with_extras(checked, _own_texts(checked, ignored, own or {})))
+        names = [name for name in frame_columns(table) if name in source.columns]
     arrays: dict[str, pa.Array] = {}
     for name in names:
         arrays[name] = _check_column(checked, columns[name], _arrow(source[name]), vocabulary)
@@ -234,15 +245,9 @@ def _check_column(
     pc = compute()
 
     name, kind, about = column.name, kind_of(column), facts(column)
-    if kind in ("date", "timestamp"):
-        judged = moments.days(given) if kind == "date" else moments.moments(given)
-        parsed = judged.values
-        for reason, mask in judged.refused.items():
-            checked.add(mask, f"{kind}_format" if reason == "format" else reason, name)
-    else:
-        parsed, wrong = _PARSERS[kind](given)
-        if wrong is not None:
-            checked.add(wrong, "invalid_text" if kind == "text" else f"{kind}_format", name)
+    parsed, refused = judged(kind, given)
+    for reason, mask in refused.items():
+        checked.add(mask, reason, name)
     if not column.nullable:
         if column.server_default is not None and parsed.null_count:
             parsed = pc.fill_null(parsed, _default_of(column))
@@ -258,6 +263,31 @@ def _check_column(
     if name == "npi":
         checked.add(pc.and_(pc.invert(_valid_npi(parsed)), pc.is_valid(parsed)), "npi_check_digit", name)
     return parsed
+
+
+def judged(kind: Kind, given: pa.Array) -> tuple[Any, dict[str, Any]]:
+    """The values of cells of a kind, null where a cell is none, and for each reason which cells it refuses."""
+    if kind in ("date", "timestamp"):
+        found = moments.days(given) if kind == "date" else moments.moments(given)
+        return found.values, {
+            f"{kind}_format" if reason == "format" else reason: mask for reason, mask in found.refused.items()
+        }
+    parsed, wrong = _PARSERS[kind](given)
+    return parsed, {} if wrong is None else {"invalid_text" if kind == "text" else f"{kind}_format": wrong}
+
+
+def _own_texts(checked: Checked, names: Sequence[str], own: Mapping[str, OwnType]) -> pd.DataFrame:
+    """Columns of one's own as the text that is kept, each checked under its declared type."""
+    from e2i_dagster.warehouse.own_columns import converted
+
+    texts = {}
+    for name in names:
+        column = cell_text(checked.given[name])
+        cells, refused = judged("text", _arrow(column))
+        for reason, mask in (refused | dict(converted(cells, own.get(name, "text")).refused)).items():
+            checked.add(mask, reason, name)
+        texts[name] = cells.to_numpy(zero_copy_only=False)
+    return pd.DataFrame(texts, index=checked.given.index, dtype=object)
 
 
 def _default_of(column: sa.Column[Any]) -> Any:
@@ -661,43 +691,34 @@ def _valid_npi(npi: pa.Array) -> Any:
     return pc.and_(shaped, pa.array(npi_holds([*digits.T])))
 
 
-def _with_extras(frame: pd.DataFrame, extras: Sequence[str]) -> pd.Series:
-    """The JSON column ``extra``: the user's own columns, over what a delivered ``extra`` holds."""
+def _with_extras(checked: Checked, texts: pd.DataFrame) -> pd.Series:
+    """The JSON column ``extra``: the user's own columns as text, over what a delivered ``extra`` holds."""
+    lines = texts.to_json(orient="records", lines=True, force_ascii=False) if len(texts.columns) else ""
+    own = [line for line in (lines or "").split("\n") if line] or ["{}"] * len(texts)
+    if "extra" in checked.given.columns:
+        given = _text_documents(checked, _arrow(checked.given["extra"]))
+        # The last of two equal keys wins in JSONB.
+        own = [
+            mine if theirs in (None, "{}") else theirs if mine == "{}" else f"{theirs[:-1]},{mine[1:]}"
+            for theirs, mine in zip(given, own, strict=True)
+        ]
+    return pd.Series(pd.array(own, dtype="string[pyarrow]"), index=texts.index)
+
+
+def _text_documents(checked: Checked, given: pa.Array) -> list[str | None]:
+    """A delivered ``extra`` with every value as text; what is no JSON object is recorded and left out."""
     import pyarrow as pa
 
-    pc = compute()
-
-    own = _text_array(_typed_documents(frame[list(extras)]))
-    if "extra" in frame.columns:
-        given = pc.utf8_trim_whitespace(_arrow(frame["extra"]).cast(pa.large_string()))
-        alone = pc.or_kleene(pc.is_null(given), pc.match_substring_regex(given, r"^\{\s*\}$"))
-        # The last of two equal keys wins in JSONB.
-        opened, rest = pc.utf8_slice_codeunits(given, 0, -1), pc.utf8_slice_codeunits(own, 1)
-        both = pc.binary_join_element_wise(opened, rest, pa.scalar(",", pa.large_string()))
-        own = pc.if_else(alone, own, both)
-    return pd.Series(own.to_pandas(), index=frame.index).set_axis(frame.index)
-
-
-def _typed_documents(frame: pd.DataFrame) -> list[str]:
-    """Rows as JSON objects: columns of numbers or booleans typed, everything else text."""
-    typed = {}
-    for name in frame.columns:
-        array = _arrow(frame[name])
-        if _is_text(array):
-            for parse in (_parse_number, _parse_boolean):
-                parsed, wrong = parse(array)
-                if not _numpy(wrong).any() and not _has_leading_zero(array):
-                    array = parsed
-                    break
-        typed[str(name)] = pd.array(array.to_pylist(), dtype=object)
-    lines = pd.DataFrame(typed).to_json(orient="records", lines=True, force_ascii=False, date_format="iso")
-    return [line for line in (lines or "").split("\n") if line]
-
-
-def _has_leading_zero(array: pa.Array) -> bool:
-    pc = compute()
-
-    return bool(pc.any(pc.match_substring_regex(array, r"^[+-]?0\d")).as_py())
+    found: list[str | None] = []
+    wrong = np.zeros(len(given), bool)
+    for place, text in enumerate(given.cast(pa.large_string()).to_pylist()):
+        try:
+            found.append(None if text is None else json_text(own_cells(text)))
+        except (ValueError, RecursionError):
+            found.append(None)
+            wrong[place] = True
+    checked.add(wrong, "json_format", "extra")
+    return found
 
 
 __all__ = [

@@ -34,6 +34,8 @@ _LOCK_SPACE = 0x6532_6C64
 #: SQLSTATE classes and codes after which the same statement can succeed.
 _TRANSIENT_CLASSES = ("08", "40", "57")
 _TRANSIENT_CODES = ("53300", "55P03")
+#: The document that holds the columns of the user's own.
+OWN_CELLS = "extra"
 
 
 class StagingLostError(Exception):
@@ -373,8 +375,16 @@ class Staging:
         content = [name for name in self.rows.column_names if name != key]
         dated = date_column(self.table)
 
-        def listing(template: str, names: Sequence[str]) -> Any:
-            return sql.SQL(", ").join(_literal(template).format(c=sql.Identifier(name)) for name in names)
+        def listing(template: str, names: Sequence[str], own: str = "") -> Any:
+            return sql.SQL(", ").join(
+                _literal(own if own and name == OWN_CELLS else template).format(c=sql.Identifier(name))
+                for name in names
+            )
+
+        def both(staged: str) -> str:
+            """Own columns that a delivery does not have keep their cells, like other columns."""
+            nothing = "jsonb_build_object()"
+            return f"coalesce(t.{OWN_CELLS}, {nothing}) || coalesce({staged}.{OWN_CELLS}, {nothing})"
 
         def month(of: str) -> Any:
             if dated is None or dated not in self.rows.column_names:
@@ -396,8 +406,8 @@ class Staging:
             "names": listing("{c}", self.rows.column_names),
             "staged": listing("s.{c}", self.rows.column_names),
             "here": listing("t.{c}", content),
-            "there": listing("s.{c}", content),
-            "assigned": listing("{c} = c.{c}", content),
+            "there": listing("s.{c}", content, both("s")),
+            "assigned": listing("{c} = c.{c}", content, f"{{c}} = {both('c')}"),
             "content": content,
             "month": month,
         }

@@ -154,20 +154,29 @@ def test_wrong_headers_are_one_error_before_any_work(database, content, hcps, jo
     assert content("hcp_profiles").empty
 
 
-def test_extra_clinical_columns_are_kept_with_their_types(database, content, hcps, journeys):
+def test_own_clinical_columns_are_kept_as_text_and_by_column(database, content, hcps, journeys):
     clinical = pd.DataFrame(
         {
             "patient_journey_id": journeys["patient_journey_id"].iloc[:2],
             "own_marker": pd.array(["1.5", None], dtype="string[pyarrow]"),
             "site": pd.array(["007", "8"], dtype="string[pyarrow]"),
-            "extra": pd.array(['{"before": true}', None], dtype="string[pyarrow]"),
+            "extra": pd.array(['{"before": true, "dose": 1.50}', None], dtype="string[pyarrow]"),
         }
     )
     report = load({"hcp_profiles": hcps, "patient_journeys": journeys, "patient_clinical": clinical})
     assert report.success
     assert report.tables["patient_clinical"].ignored_columns == ()
     assert content("patient_clinical", "extra").iloc[:, 0].tolist() == [
-        {"before": True, "own_marker": 1.5, "site": "007"},
+        {"before": "true", "dose": "1.50", "own_marker": "1.5", "site": "007"},
+        {"own_marker": None, "site": "8"},
+    ]
+    # A column that a delivery does not have keeps its cells, an empty cell empties one.
+    again = clinical[["patient_journey_id"]].assign(site=pd.array([None, "8"], dtype="string[pyarrow]"))
+    dry = load({"patient_clinical": again}, dry_run=True).tables["patient_clinical"]
+    done = load({"patient_clinical": again}).tables["patient_clinical"]
+    assert (done.updated, done.unchanged) == (dry.updated, dry.unchanged) == (1, 1)
+    assert content("patient_clinical", "extra").iloc[:, 0].tolist() == [
+        {"before": "true", "dose": "1.50", "own_marker": "1.5", "site": None},
         {"own_marker": None, "site": "8"},
     ]
     other = load({"hcp_profiles": hcps.assign(shoe_size="44")})

@@ -104,6 +104,7 @@ def test_the_proposal_finds_tables_columns_and_dates(tmp_path):
     assert journeys["Rgn"].values == {"West": "west", "South": "south"}
     assert f"'{BRAND}'" in journeys["Product"].notes[0]
     assert tables["patient_clinical"].kept_as_own == ("monthly_migraine_days", "triptan_overuse")
+    assert tables["patient_clinical"].own == {"monthly_migraine_days": "number", "triptan_overuse": "boolean"}
     assert tables["treatment_events"].rejected == {
         "unknown_value in event_type": 534,
         "unknown_value in brand": 534,

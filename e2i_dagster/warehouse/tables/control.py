@@ -87,6 +87,13 @@ ml_table_loads = sa.Table(
         "reasons", JSONB, "Reason code to number of rejected rows.", nullable=False, server_default=_EMPTY
     ),
     column("partitions", JSONB, "Month to number of rows.", nullable=False, server_default=_EMPTY),
+    column(
+        "own_columns",
+        JSONB,
+        "Declared type of each column of the user's own.",
+        nullable=False,
+        server_default=_EMPTY,
+    ),
     column("batches", sa.Integer, "Batches that were copied.", nullable=False, server_default="0"),
     column("retries", sa.Integer, "Batches that were tried again.", nullable=False, server_default="0"),
     column("threshold", sa.Double, "Share of rows that had to be taken.", minimum=0, maximum=1),
