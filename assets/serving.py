@@ -134,7 +134,7 @@ def live_scores(
     registered_model: "RegisteredVersion",
     warehouse: Warehouse,
 ) -> Produced:
-    from e2i_dagster.serving.client import score_answerable, with_waiting
+    from e2i_dagster.serving.client import score_answerable, waiting_words, with_waiting
     from e2i_dagster.serving.logged import wait_until_logged
 
     answers, waiting = score_answerable(deployment.url, scoring_frame, model_name=registered_model.name)
@@ -145,4 +145,5 @@ def live_scores(
         "rows_waiting": len(waiting),
         "waiting_for": waiting["reason"].value_counts().to_dict(),
     }
-    return Produced(with_waiting(answers, waiting), metadata=metadata)
+    note = waiting_words(waiting)
+    return Produced(with_waiting(answers, waiting), metadata=metadata, note=note)

@@ -39,6 +39,7 @@ class Produced:
         value: a frame or a pydantic document, stored in the lake.
         report: anything with ``to_metadata()``, shown in the UI.
         metadata: more for the UI.
+        note: what of a good result waits for somebody; ``e2i status`` says it, too. Empty for nothing.
         withheld: month -> why it is not stored; its old version stays readable.
         partition_column: date column by which a frame of several months is cut.
         by_partition: values of several partitions, instead of ``value``.
@@ -47,6 +48,7 @@ class Produced:
     value: Any = None
     report: Any = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
     withheld: Mapping[str, str] = field(default_factory=dict)
     partition_column: str | None = None
     by_partition: Mapping[str | None, Any] | None = None
@@ -338,7 +340,7 @@ class Stage:
             rows = metadata["dagster/row_count"] = sum(version.rows for version in stored.values())
         self._state(
             "reused",
-            f"unchanged inputs, policy and code; made by run {', '.join(made_by)}",
+            _joined(told.get("note"), f"unchanged inputs, policy and code; made by run {', '.join(made_by)}"),
             rows,
             pieces.data_version,
         )
@@ -358,6 +360,7 @@ class Stage:
         self._require_declared(values)
         told = {
             **_told(produced),
+            **({"note": produced.note} if produced.note else {}),
             **({"waived": list(self.marks)} if self.marks else {}),
             **({"not_read_here": list(self.elsewhere)} if self.elsewhere else {}),
         }
@@ -395,11 +398,14 @@ class Stage:
             metadata["state"] = "reused"
             made_by = ", ".join(sorted({str(version.run_id) for version in before.values()}))
             self._state(
-                "reused", f"looked again, the same values as of run {made_by}", rows, pieces.data_version
+                "reused",
+                _joined(produced.note, f"looked again, the same values as of run {made_by}"),
+                rows,
+                pieces.data_version,
             )
         else:
             reason = f"made under waivers: {'; '.join(self.marks)}" if self.marks else ""
-            self._state("executed", reason, rows, pieces.data_version)
+            self._state("executed", _joined(produced.note, reason), rows, pieces.data_version)
         return dg.Output(pieces.stored(), metadata=metadata, data_version=dg.DataVersion(pieces.data_version))
 
     def _require_declared(self, values: Mapping[str | None, Any]) -> None:
@@ -446,6 +452,10 @@ class Stage:
         event = StageEvent(self.name, self.partition_label, state, reason, rows, seconds)
         for observer in observers:
             observer(event)
+
+
+def _joined(*reasons: str | None) -> str:
+    return "; ".join(reason for reason in reasons if reason)
 
 
 def input_versions(
