@@ -24,8 +24,9 @@ from typing import IO, TYPE_CHECKING, Any, cast
 import numpy as np
 import pandas as pd
 
-from e2i_dagster.config.mapping import FileFormat, ImportMapping, TableMapping
+from e2i_dagster.config.mapping import FileFormat, ImportMapping, ReversalRule, TableMapping
 from e2i_dagster.errors import InputError
+from e2i_dagster.warehouse.reversals import check_rule
 from e2i_dagster.warehouse.tables import (
     MAINTAINED_COLUMNS,
     OPTIONAL_RAW_TABLES,
@@ -34,6 +35,7 @@ from e2i_dagster.warehouse.tables import (
     facts,
     raw_table,
     required_columns,
+    tables_referring_to,
 )
 
 if TYPE_CHECKING:
@@ -77,7 +79,8 @@ class DeliveredTable:
         row_numbers: for each row its number within its file, from 1, the header not counted.
         files: the files in the order of the rows.
         malformed: rows with a wrong number of fields: columns ``file``, ``row_number``, ``text``.
-        restates: ``month`` when the rows are all that there are of their months.
+        restates: ``month`` when the rows are all that there are of their months, ``all`` of their table.
+        reversals: which of the rows take others back; None when none does.
     """
 
     frame: pd.DataFrame
@@ -86,6 +89,7 @@ class DeliveredTable:
     files: tuple[SourceFile, ...]
     malformed: pd.DataFrame
     restates: str | None = None
+    reversals: ReversalRule | None = None
 
     @property
     def lines(self) -> int | None:
@@ -296,10 +300,8 @@ def _read_table(
     own = mapping.table(table)
     form = mapping.format_of(table)
     problems: list[str | InputError] = []
-    if own.restates and date_column(table) is None:
-        problems.append(
-            f"{table}: the mapping says `restates: {own.restates}`, but the table is not kept by month. Leave it out."
-        )
+    if own.restates:
+        problems.extend(_cannot_restate(table, own.restates))
     raws: list[pa.Table] = []
     mapped: list[pd.DataFrame] = []
     numbers: list[np.ndarray] = []
@@ -322,6 +324,9 @@ def _read_table(
         files.append(SourceFile(path.name, first, rows.num_rows, read_rows.lines))
         malformed.extend({"file": path.name, "row_number": number, "text": text} for number, text in bad)
         first += rows.num_rows
+    if own.reversals is not None and mapped:
+        names = list(dict.fromkeys(str(name) for frame in mapped for name in frame.columns))
+        problems.extend(check_rule(table, own.reversals, names))
     if problems:
         raise _Problems(problems)
     return DeliveredTable(
@@ -331,7 +336,31 @@ def _read_table(
         files=tuple(files),
         malformed=pd.DataFrame(malformed, columns=["file", "row_number", "text"]),
         restates=own.restates,
+        reversals=own.reversals,
     )
+
+
+def _cannot_restate(table: str, restates: str) -> list[str]:
+    """Why ``restates`` cannot be said of ``table``; empty if it can."""
+    said = f"{table}: the mapping says `restates: {restates}`, but"
+    if restates == "month":
+        if date_column(table) is not None:
+            return []
+        return [f"{said} the table has no date, so it is not kept by month. {_restates_all(table)}"]
+    if date_column(table) is not None:
+        return [f"{said} the table is kept by month. Write `restates: month`."]
+    referring = tables_referring_to(table)
+    if referring:
+        return [
+            f"{said} rows of {', '.join(referring)} refer to its rows, so none can be withdrawn. Leave it out."
+        ]
+    return []
+
+
+def _restates_all(table: str) -> str:
+    if tables_referring_to(table):
+        return "Leave it out."
+    return "Write `restates: all` if the delivery holds every row of the table, else leave it out."
 
 
 def _pandas(rows: pa.Table) -> pd.DataFrame:
@@ -700,7 +729,9 @@ def apply_mapping(
         if name in own.values:
             result[name] = _map_values(result[name], own.values[name])
         if name not in known:
-            if form.decimal == "," and table == "patient_clinical":
+            if form.decimal == "," and result[name].dtype == _TEXT and _marks_reversals(own, name):
+                result[name] = result[name].str.replace(",", ".", regex=False)
+            elif form.decimal == "," and table == "patient_clinical":
                 result[name] = _own_numbers(result[name])
             if name in own.dates:
                 result[name] = _map_dates(result[name], own.dates[name])
@@ -714,6 +745,12 @@ def apply_mapping(
         if name in own.dates:
             result[name] = _map_dates(result[name], own.dates[name])
     return result
+
+
+def _marks_reversals(own: TableMapping, name: str) -> bool:
+    """True for a column that is read as a number, whose sign tells reversals from other rows."""
+    rule = own.reversals
+    return rule is not None and rule.where.sign is not None and rule.where.column == name
 
 
 def _own_numbers(series: pd.Series) -> pd.Series:
