@@ -329,3 +329,39 @@ def test_any_split_and_order_of_deliveries_gives_what_one_delivery_gives(
     assert rejects.summary(parents)["rows"].sum() == waiting
     history = content("load_withdrawals")
     assert history.loc[history["restored_load_id"].isna(), "reversal_key"].is_unique
+
+
+def test_columns_of_the_users_own_in_a_table_that_keeps_them(parents, content, tmp_path):
+    lines = "J1,A,2.50\nJ2,B,7\nJ3,A,-2.5\nJ4,B,-6\n"
+    journeys = {f"J{number}": f"P{number}" for number in range(2, 5)}
+    frame = pd.DataFrame({"patient_journey_id": journeys.keys(), "patient_id": journeys.values()})
+    load({"patient_journeys": frame.assign(journey_start_date="2023-01-01").astype("string[pyarrow]")})
+    (tmp_path / "mapping.yaml").write_text(
+        "tables: {patient_clinical: {reversals: {where: {column: units, is: negative}, matches_on: [batch], "
+        "amounts: [units]}}}\n"
+    )
+    (tmp_path / "patient_clinical.csv").write_text("patient_journey_id,batch,units\n" + lines)
+    for withdrawn in (1, 0):
+        done = load(files.read(tmp_path, tmp_path / "mapping.yaml")).tables["patient_clinical"]
+        assert (done.reversal, done.withdrawn, done.reasons) == (1, withdrawn, {"partial_reversal": 1})
+    assert content("patient_clinical", "patient_journey_id").iloc[:, 0].tolist() == ["J2"]
+
+
+def test_a_moment_and_a_status_find_the_original(parents, content, tmp_path):
+    """The moment is the same in every spelling; what was taken back is found again in its history."""
+    head = "trigger_id,patient_id,trigger_timestamp,confidence_score,state_of_row\n"
+    first = "T1,P1,2024-03-01T08:00:00Z,0.5,ok\nT2,P1,2024-03-01T08:00:01Z,0.5,ok\n"
+    (tmp_path / "mapping.yaml").write_text(
+        "tables: {triggers: {reversals: {where: {column: state_of_row, in: [void]}, "
+        "matches_on: [patient_id, trigger_timestamp], amounts: [confidence_score]}}}\n"
+    )
+
+    def delivered(text):
+        (tmp_path / "triggers.csv").write_text(head + text)
+        return load(files.read(tmp_path, tmp_path / "mapping.yaml"), success_threshold=0).tables["triggers"]
+
+    assert delivered(first).inserted == 2
+    void = "T3,P1,2024-03-01 03:00:00-05:00,0.5,void\n"
+    assert (delivered(void).withdrawn, delivered(void).reversal) == (1, 1)
+    assert delivered(first + void).unchanged == 2
+    assert content("triggers", "trigger_id").iloc[:, 0].tolist() == ["T2"]
