@@ -53,6 +53,44 @@ class FileFormat(PolicyModel):
     line_breaks: bool = False
 
 
+class ReversalMark(PolicyModel):
+    """How a reversal is told from other rows: ``is: negative`` or ``in: [R, V]`` of a delivered column."""
+
+    column: str
+    sign: Literal["negative"] | None = Field(default=None, alias="is")
+    values: tuple[str, ...] = Field(default=(), alias="in")
+
+    @model_validator(mode="after")
+    def _one_mark(self) -> ReversalMark:
+        if (self.sign is None) == (not self.values):
+            raise ValueError("say either `is: negative` or `in: [<value>, ...]`")
+        return self
+
+
+class ReversalRule(PolicyModel):
+    """Rows that take an earlier row back, and how its original is found.
+
+    ``where`` tells reversals from other rows. ``matches_on`` are columns that are equal in both rows,
+    ``amounts`` columns whose value is equal but for the sign, ``refers_to`` is a column of the reversal that
+    holds the key of its original. What is declared must hold together.
+    """
+
+    where: ReversalMark
+    matches_on: tuple[str, ...] = ()
+    amounts: tuple[str, ...] = ()
+    refers_to: str | None = None
+
+    @model_validator(mode="after")
+    def _finds_one(self) -> ReversalRule:
+        if not self.matches_on and self.refers_to is None:
+            raise ValueError("say how the original is found: `matches_on`, or `refers_to`")
+        if not self.amounts and (self.where.sign is not None or self.refers_to is None):
+            raise ValueError(
+                "`amounts` is missing: without it the reversal of a part looks like that of the whole"
+            )
+        return self
+
+
 class TableMapping(PolicyModel):
     """What differs for one table.
 
@@ -60,7 +98,8 @@ class TableMapping(PolicyModel):
     ``<table>_*.csv|parquet``); ``rename`` is file column -> our column; all other keys name OUR
     columns: ``dates`` gives a strptime format, ``values`` maps delivered values to ours, ``constants``
     adds columns with one value. ``ignore`` drops file columns. ``restates: month``: the delivery holds every row of the
-    months that it has rows of, so what it does not hold is withdrawn. ``own`` declares the types of columns of one's
+    months that it has rows of, so what it does not hold is withdrawn; ``restates: all`` says the same of a table
+    without months. ``reversals`` declares rows that take others back. ``own`` declares the types of columns of one's
     own, under which their cells are checked; what it does not name is text. The format fields override the
     mapping's defaults.
     """
@@ -72,7 +111,8 @@ class TableMapping(PolicyModel):
     constants: dict[str, str] = Field(default_factory=dict)
     ignore: tuple[str, ...] = ()
     own: dict[str, OwnType] = Field(default_factory=dict)
-    restates: Literal["month"] | None = None
+    restates: Literal["month", "all"] | None = None
+    reversals: ReversalRule | None = None
     separator: str | None = Field(default=None, min_length=1, max_length=1)
     encoding: Encoding | None = None
     decimal: str | None = Field(default=None, pattern=r"^[.,]$")

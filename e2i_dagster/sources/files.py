@@ -24,10 +24,11 @@ from typing import IO, TYPE_CHECKING, Any, cast
 import numpy as np
 import pandas as pd
 
-from e2i_dagster.config.mapping import FileFormat, ImportMapping, TableMapping
+from e2i_dagster.config.mapping import FileFormat, ImportMapping, ReversalRule, TableMapping
 from e2i_dagster.config.own_columns import OWN_TABLE
 from e2i_dagster.errors import InputError
 from e2i_dagster.warehouse.frames import cell_text
+from e2i_dagster.warehouse.reversals import check_rule
 from e2i_dagster.warehouse.tables import (
     MAINTAINED_COLUMNS,
     OPTIONAL_RAW_TABLES,
@@ -36,6 +37,7 @@ from e2i_dagster.warehouse.tables import (
     facts,
     raw_table,
     required_columns,
+    tables_referring_to,
 )
 
 if TYPE_CHECKING:
@@ -80,8 +82,9 @@ class DeliveredTable:
         row_numbers: for each row its number within its file, from 1, the header not counted.
         files: the files in the order of the rows.
         malformed: rows with a wrong number of fields: columns ``file``, ``row_number``, ``text``.
-        restates: ``month`` when the rows are all that there are of their months.
+        restates: ``month`` when the rows are all that there are of their months, ``all`` of their table.
         own: declared types of columns of one's own.
+        reversals: which of the rows take others back; None when none does.
     """
 
     frame: pd.DataFrame
@@ -91,6 +94,7 @@ class DeliveredTable:
     malformed: pd.DataFrame
     restates: str | None = None
     own: Mapping[str, OwnType] = field(default_factory=dict)
+    reversals: ReversalRule | None = None
 
     @property
     def lines(self) -> int | None:
@@ -301,10 +305,8 @@ def _read_table(
     own = mapping.table(table)
     form = mapping.format_of(table)
     problems: list[str | InputError] = []
-    if own.restates and date_column(table) is None:
-        problems.append(
-            f"{table}: the mapping says `restates: {own.restates}`, but the table is not kept by month. Leave it out."
-        )
+    if own.restates:
+        problems.extend(_cannot_restate(table, own.restates))
     raws: list[pa.Table] = []
     mapped: list[pd.DataFrame] = []
     numbers: list[np.ndarray] = []
@@ -327,6 +329,9 @@ def _read_table(
         files.append(SourceFile(path.name, first, rows.num_rows, read_rows.lines))
         malformed.extend({"file": path.name, "row_number": number, "text": text} for number, text in bad)
         first += rows.num_rows
+    if own.reversals is not None and mapped:
+        names = list(dict.fromkeys(str(name) for frame in mapped for name in frame.columns))
+        problems.extend(check_rule(table, own.reversals, names))
     if problems:
         raise _Problems(problems)
     return DeliveredTable(
@@ -337,7 +342,31 @@ def _read_table(
         malformed=pd.DataFrame(malformed, columns=["file", "row_number", "text"]),
         restates=own.restates,
         own=own.own,
+        reversals=own.reversals,
     )
+
+
+def _cannot_restate(table: str, restates: str) -> list[str]:
+    """Why ``restates`` cannot be said of ``table``; empty if it can."""
+    said = f"{table}: the mapping says `restates: {restates}`, but"
+    if restates == "month":
+        if date_column(table) is not None:
+            return []
+        return [f"{said} the table has no date, so it is not kept by month. {_restates_all(table)}"]
+    if date_column(table) is not None:
+        return [f"{said} the table is kept by month. Write `restates: month`."]
+    referring = tables_referring_to(table)
+    if referring:
+        return [
+            f"{said} rows of {', '.join(referring)} refer to its rows, so none can be withdrawn. Leave it out."
+        ]
+    return []
+
+
+def _restates_all(table: str) -> str:
+    if tables_referring_to(table):
+        return "Leave it out."
+    return "Write `restates: all` if the delivery holds every row of the table, else leave it out."
 
 
 def _pandas(rows: pa.Table) -> pd.DataFrame:
@@ -710,7 +739,8 @@ def apply_mapping(
         if name in own.values:
             result[name] = _map_values(result[name], own.values[name])
         if name not in known:
-            if form.decimal == "," and own.own.get(name) == "number":
+            number = own.own.get(name) == "number" or _marks_reversals(own, name)
+            if form.decimal == "," and number:
                 result[name] = with_decimal_point(result[name])
             if name in own.dates:
                 result[name] = _map_dates(result[name], own.dates[name])
@@ -730,6 +760,12 @@ def with_decimal_point(texts: pd.Series) -> pd.Series:
     """Numbers with a decimal comma as numbers with a point; every other text as it is."""
     fits = texts.str.fullmatch(r"\s*[+-]?(\d+,\d*|,\d+)([eE][+-]?\d+)?\s*").fillna(False).astype(bool)
     return texts.mask(fits, texts.str.replace(",", ".", regex=False))
+
+
+def _marks_reversals(own: TableMapping, name: str) -> bool:
+    """True for a column that is read as a number, whose sign tells reversals from other rows."""
+    rule = own.reversals
+    return rule is not None and rule.where.sign is not None and rule.where.column == name
 
 
 def _is_number(column: Any) -> bool:

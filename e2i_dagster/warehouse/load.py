@@ -21,6 +21,8 @@ from e2i_dagster.config.own_columns import OWN_TABLE
 from e2i_dagster.errors import ConfigError, InputError
 from e2i_dagster.warehouse import rejects, rules, staging
 from e2i_dagster.warehouse.rejects import Rejected
+from e2i_dagster.warehouse.reversals import Reversals, TakenBack
+from e2i_dagster.warehouse.reversals import find as find_reversed
 from e2i_dagster.warehouse.tables import (
     OPTIONAL_RAW_TABLES,
     RAW_TABLES,
@@ -45,7 +47,7 @@ Progress = Callable[[str], None]
 
 
 class TableLoad(BaseModel):
-    """What became of one table. ``source = loaded + unchanged + rejected + duplicate`` always.
+    """What became of one table. ``source = loaded + unchanged + rejected + duplicate + reversal`` always.
 
     Attributes:
         source: delivered rows (inside the window of months, if one was given).
@@ -55,7 +57,11 @@ class TableLoad(BaseModel):
         status: ``loaded``; ``empty`` (no rows delivered); ``partial`` (some months withheld);
             ``failed`` (below the threshold, the table is as it was); ``not_tried`` (a parent failed).
         reasons: reason code -> rows; each rejected row counts once, under its first reason.
-        withdrawn: rows of the table that a restated month did not deliver again; no part of ``source``.
+        reversal: rows that take another row back, now or since an earlier load; they are no rows of the table.
+        withdrawn: rows that left the table, because a restated month did not deliver them again or a reversal took
+            them back; no part of ``source``.
+        restored: reversed rows that came back, because a more recent row is reversed in their place.
+        going: the withdrawn rows by key; only of a dry run.
         partitions: months ``YYYY-MM`` in which rows were written or withdrawn.
         withheld: month -> why nothing of it was written.
         lines: lines of the delivered text files below their headers, blank ones aside, counted apart from
@@ -73,7 +79,10 @@ class TableLoad(BaseModel):
     unchanged: int = Field(default=0, ge=0)
     rejected: int = Field(default=0, ge=0)
     duplicate: int = Field(default=0, ge=0)
+    reversal: int = Field(default=0, ge=0)
     withdrawn: int = Field(default=0, ge=0)
+    restored: int = Field(default=0, ge=0)
+    going: tuple[staging.Going, ...] = ()
     seconds: float = Field(default=0.0, ge=0)
     status: Status
     reasons: dict[str, int] = Field(default_factory=dict)
@@ -90,8 +99,8 @@ class TableLoad(BaseModel):
     def _reconciles(self) -> TableLoad:
         if self.loaded != self.inserted + self.updated:
             raise ValueError("loaded is not inserted + updated")
-        if self.source != self.loaded + self.unchanged + self.rejected + self.duplicate:
-            raise ValueError("source is not loaded + unchanged + rejected + duplicate")
+        if self.source != self.loaded + self.unchanged + self.rejected + self.duplicate + self.reversal:
+            raise ValueError("source is not loaded + unchanged + rejected + duplicate + reversal")
         if self.rejected != sum(self.reasons.values()):
             raise ValueError("rejected is not the sum of its reasons")
         return self
@@ -125,15 +134,19 @@ class LoadReport(BaseModel):
         """Plain values for the UI: totals and one table of counts."""
         total = {
             name: sum(getattr(done, name) for done in self.tables.values())
-            for name in ("source", "loaded", "unchanged", "rejected", "duplicate")
+            for name in ("source", "loaded", "unchanged", "rejected", "duplicate", "reversal", "withdrawn")
         }
-        columns = ["source", "inserted", "updated", "unchanged", "rejected", "duplicate", "withdrawn"]
+        columns = [
+            *("source", "lines", "inserted", "updated", "unchanged", "rejected", "duplicate", "reversal"),
+            *("withdrawn", "restored"),
+        ]
         lines = [
             f"| table | status | {' | '.join(columns)} | reasons | s |",
             "|---|---|" + "---:|" * len(columns) + "---|---:|",
         ]
         for name, done in self.tables.items():
-            counts = " | ".join(f"{getattr(done, column):,}" for column in columns)
+            given = [getattr(done, column) for column in columns]
+            counts = " | ".join("" if count is None else f"{count:,}" for count in given)
             why = ", ".join(f"{code} {rows:,}" for code, rows in done.reasons.items())
             lines.append(f"| {name} | {done.status} | {counts} | {why} | {done.seconds:.1f} |")
         problems = [f"* **{name}**: {text}" for name, text in self.failures.items()]
@@ -228,28 +241,37 @@ def load(
     )
     began = time.perf_counter()
     ordered = _in_load_order(tables)
-    delivered = getattr(tables, "delivered", {})
+    delivered, declared = getattr(tables, "delivered", {}), getattr(tables, "reversals", {})
     done: dict[str, TableLoad] = {}
     for name in ordered:
-        done[name] = loader.run(name, tables[name], delivered.get(name))
+        done[name] = loader.run(name, tables[name], delivered.get(name), declared.get(name))
     return loader.report(done, time.perf_counter() - began)
 
 
-def load_table(name: str, frame: pd.DataFrame, *, delivered: Any = None, **settings: Any) -> LoadReport:
+def load_table(
+    name: str,
+    frame: pd.DataFrame,
+    *,
+    delivered: Any = None,
+    reversals: Reversals | None = None,
+    **settings: Any,
+) -> LoadReport:
     """Load one table, for example in an asset of its own; its parents are in the warehouse by now.
 
     Args:
         name: raw table.
         frame: its rows.
         delivered: ``sources.files.DeliveredTable`` of the rows, for file names and untouched rows.
+        reversals: rows that take others back (default: by the rule that was delivered with the rows).
         settings: those of :func:`load`.
     """
-    return load(_OneTable(name, frame, delivered), **settings)
+    return load(_OneTable(name, frame, delivered, reversals), **settings)
 
 
 class _OneTable(Mapping[str, pd.DataFrame]):
-    def __init__(self, name: str, frame: pd.DataFrame, delivered: Any) -> None:
+    def __init__(self, name: str, frame: pd.DataFrame, delivered: Any, reversals: Reversals | None) -> None:
         self._frames = {name: frame}
+        self.reversals = {name: reversals}
         self.delivered = {name: delivered} if delivered is not None else {}
 
     def __getitem__(self, name: str) -> pd.DataFrame:
@@ -373,18 +395,23 @@ class _Loader:
             tables=done,
         )
 
-    def run(self, name: str, frame: pd.DataFrame, delivered: Any) -> TableLoad:
+    def run(
+        self, name: str, frame: pd.DataFrame, delivered: Any, reversals: Reversals | None = None
+    ) -> TableLoad:
         began = time.perf_counter()
+        rule = getattr(delivered, "reversals", None)
+        if reversals is None and rule is not None:
+            reversals = Reversals.of(rule, frame)
         lost = [parent for parent in loaded_after(name) if parent in self.missing]
         with staging.speaking_errors(self.engine):
             if lost:
                 done = self._not_tried(name, frame, lost, began)
-                self._record(name, done, {}, delivered)
+                self._record(name, done, {}, delivered, reversals)
             elif self.dry_run:
-                done = self._load(name, frame, delivered, began)
+                done = self._load(name, frame, delivered, reversals, began)
             else:
                 with staging.only_load_of(self.engine, name, self.say):
-                    done = self._load(name, frame, delivered, began)
+                    done = self._load(name, frame, delivered, reversals, began)
         if done.status in ("failed", "not_tried"):
             self.missing.add(name)
         self.say(_line(name, done))
@@ -401,16 +428,25 @@ class _Loader:
             message=f"not tried: {', '.join(lost)} was not loaded. Correct it, then load both.",
         )
 
-    def _load(self, name: str, frame: pd.DataFrame, delivered: Any, began: float) -> TableLoad:
-        checked = rules.check(name, frame, self.vocabulary, self._own(name, delivered))
+    def _load(
+        self, name: str, frame: pd.DataFrame, delivered: Any, reversals: Reversals | None, began: float
+    ) -> TableLoad:
+        taking = None if reversals is None else reversals.rows
+        checked = rules.check(name, frame, self.vocabulary, self._own(name, delivered), taking)
+        if reversals is not None:
+            checked.add(reversals.unreadable & ~checked.bad, "number_format", reversals.rule.where.column)
         rules.check_duplicates(checked)
         self._check_against_warehouse(checked)
         malformed = 0 if delivered is None else len(delivered.malformed)
         counts = self._decide(checked, malformed)
+        accepted = checked.accepted & counts.considered & ~counts.withheld_rows
+        taken = TakenBack.nothing(len(accepted))
+        if counts.failure is None:
+            taken = find_reversed(self.engine, checked, accepted, reversals, rejects.documents_of(checked))
         rejected = Rejected.of(checked, counts.considered, delivered)
         if not self.dry_run:
             rejects.store(self.engine, self.load_id, rejected)
-        accepted = checked.accepted & counts.considered & ~counts.withheld_rows
+        accepted &= checked.accepted & ~checked.reversal & ~taken.known
         merged = staging.Merged(0, 0, 0, {})
         attempts = staging.Retries(self.retries)
         staged = staging.Staging(
@@ -420,9 +456,13 @@ class _Loader:
             load_id=self.load_id,
             batch_size=self.batch_size,
             retries=attempts,
-            restated=_restated(checked, ~accepted, delivered),
+            restated=_restated(checked, ~accepted, delivered) if accepted.any() else None,
+            taken=taken,
         )
-        if counts.failure is None and accepted.any():
+        keys = checked.rows.column(primary_key(name))
+        staged.settled = keys.filter(_arrow_mask(taken.known)).to_pylist()
+        staged.settled_reversals = keys.filter(_arrow_mask(taken.counted)).to_pylist()
+        if counts.failure is None and (accepted.any() or taken.counted.any() or taken.known.any()):
             merged = (
                 staged.compare() if self.dry_run else staged.merge(self.load_id, self._ticker(name, staged))
             )
@@ -435,10 +475,13 @@ class _Loader:
             loaded=merged.inserted + merged.updated,
             inserted=merged.inserted,
             updated=merged.updated,
-            unchanged=merged.unchanged,
+            unchanged=merged.unchanged + int(taken.known.sum()),
             rejected=sum(reasons.values()),
             duplicate=int((checked.duplicate & ~checked.bad & counts.considered).sum()),
+            reversal=int(taken.counted.sum()),
             withdrawn=merged.withdrawn,
+            restored=merged.restored,
+            going=merged.going,
             seconds=time.perf_counter() - began,
             status=_status(source, counts),
             reasons=reasons,
@@ -451,7 +494,7 @@ class _Loader:
             retries=attempts.used,
             message=_message(name, counts, self.kept) or _not_withdrawn(name, delivered),
         )
-        self._record(name, done, merged.months, delivered)
+        self._record(name, done, merged.months, delivered, reversals)
         return done
 
     # --- against the warehouse
@@ -568,7 +611,14 @@ class _Loader:
             return {}
         return getattr(delivered, "own", {}) if self.own is None else self.own
 
-    def _record(self, name: str, done: TableLoad, months: Mapping[str, int], delivered: Any) -> None:
+    def _record(
+        self,
+        name: str,
+        done: TableLoad,
+        months: Mapping[str, int],
+        delivered: Any,
+        reversals: Reversals | None,
+    ) -> None:
         if self.dry_run:
             return
         from sqlalchemy.dialects.postgresql import insert
@@ -580,6 +630,9 @@ class _Loader:
         record = {
             **_record(report, name, done),
             "source": files,
+            "reversal_rule": sa.null()
+            if reversals is None
+            else reversals.rule.model_dump(mode="json", by_alias=True, exclude_defaults=True),
             "partitions": dict(months),
             "own_columns": dict(self._own(name, delivered)),
             "run_id": self.run_id,
@@ -619,7 +672,10 @@ def _record(report: LoadReport, name: str, done: TableLoad) -> dict[str, Any]:
         "unchanged": done.unchanged,
         "duplicates": done.duplicate,
         "rejected": done.rejected,
+        "reversals": done.reversal,
         "withdrawn": done.withdrawn,
+        "restored": done.restored,
+        "lines": done.lines,
         "reasons": done.reasons,
         "batches": done.batches,
         "retries": done.retries,
@@ -710,9 +766,10 @@ def _not_withdrawn(name: str, delivered: Any) -> str | None:
 
 def _line(name: str, done: TableLoad) -> str:
     withdrawn = f", {done.withdrawn:,} withdrawn" if done.withdrawn else ""
+    reversal = f" + {done.reversal:,} reversal" if done.reversal else ""
     text = (
         f"{name}: {done.status}, {done.source:,} rows = {done.inserted:,} inserted + {done.updated:,} updated "
-        f"+ {done.unchanged:,} unchanged + {done.rejected:,} rejected + {done.duplicate:,} duplicate{withdrawn}"
-        f" ({done.seconds:.1f} s)"
+        f"+ {done.unchanged:,} unchanged + {done.rejected:,} rejected + {done.duplicate:,} duplicate"
+        f"{reversal}{withdrawn} ({done.seconds:.1f} s)"
     )
     return f"{text}. {done.message}" if done.message else text

@@ -135,7 +135,7 @@ def _selected(table: str) -> Callable[[str], sql.Composable]:
 def recorded_load(engine: sa.Engine, load_id: str) -> dict[str, Any]:
     """What ``ml_table_loads`` says of a load, in the form of ``e2i load --json``.
 
-    ``source = loaded + unchanged + rejected + duplicate`` for each table, in load order. A load that
+    ``source = loaded + unchanged + rejected + duplicate + reversal`` for each table, in load order. A load that
     ended before its first table has no tables and no success.
     """
     from e2i_dagster.warehouse.tables.control import ml_table_loads
@@ -155,7 +155,10 @@ def recorded_load(engine: sa.Engine, load_id: str) -> dict[str, Any]:
             "unchanged": row["unchanged"],
             "rejected": row["rejected"],
             "duplicate": row["duplicates"],
+            "reversal": row["reversals"],
             "withdrawn": row["withdrawn"],
+            "restored": row["restored"],
+            "lines": row["lines"],
             "seconds": row["seconds"],
             "status": row["status"],
             "reasons": dict(row["reasons"]),

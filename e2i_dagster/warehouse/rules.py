@@ -63,6 +63,10 @@ REASONS: Mapping[str, str] = {
     "orphan_<table>": "The row refers to nothing in <table>. Deliver the parent or correct the key.",
     "orphan_patient": "No journey has this patient_id. Deliver the journey or correct the patient.",
     "parent_rejected": "The row it refers to was rejected. Resubmitting that one resubmits this one.",
+    "unmatched_reversal": "No row that it takes back is there. Deliver the original, then resubmit; or correct it.",
+    "partial_reversal": "Takes back less than the row that it matches. Deliver what remains as a row of its own.",
+    "changed_reversal": "Took a row back before, and comes again with other values. Deliver it under a new key.",
+    "changed_after_reversal": "Was reversed, and comes again with other content. Deliver it under a new key.",
     "below_threshold": "Nothing wrong with the row: too many others of its table or month were rejected.",
     "not_tried": "Nothing was looked at, because a parent table was not loaded. Load the parent.",
 }
@@ -77,7 +81,7 @@ _SPANS: Mapping[str, tuple[tuple[str, str], ...]] = {
 
 _TRUE = ("true", "t", "yes", "y", "1", "1.0")
 _FALSE = ("false", "f", "no", "n", "0", "0.0")
-_NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 _INT32 = 2**31
 
 
@@ -103,6 +107,7 @@ class Checked:
         bad: True for rows that break a rule.
         ignored: delivered columns that the table has no place for.
         duplicate: True for rows that repeat an earlier row of the frame.
+        reversal: True for rows that take another row back; they are no rows of the table themselves.
     """
 
     table: str
@@ -111,6 +116,7 @@ class Checked:
     bad: np.ndarray
     ignored: tuple[str, ...]
     duplicate: np.ndarray
+    reversal: np.ndarray
     faults: list[Fault] = field(default_factory=list)
 
     @property
@@ -186,6 +192,7 @@ def check(
     frame: pd.DataFrame,
     vocabulary: VocabularyPolicy,
     own: Mapping[str, OwnType] | None = None,
+    reversal: np.ndarray | None = None,
 ) -> Checked:
     """Parse every column of ``frame`` and apply the rules of a single row.
 
@@ -194,6 +201,7 @@ def check(
         frame: one row per delivered row; text (as from CSV) or canonical types; never changed.
         vocabulary: the accepted values.
         own: declared types of columns of one's own (``patient_clinical``); the others are text.
+        reversal: True for rows that take another row back: their amounts may be negative.
 
     Raises:
         InputError: a required column is missing, or a column occurs twice.
@@ -207,9 +215,10 @@ def check(
     source = frame
     kept = "extra" in columns and (bool(ignored) or "extra" in names)
     count = len(frame)
-    checked = Checked(
-        table, pa.table({}), frame, np.zeros(count, bool), () if kept else ignored, np.zeros(count, bool)
-    )
+    none = np.zeros(count, bool)
+    taking = none if reversal is None else reversal
+    left = () if kept else ignored
+    checked = Checked(table, pa.table({}), frame, none.copy(), left, none.copy(), taking)
     if kept:
         source = frame.assign(extra=_with_extras(checked, _own_texts(checked, ignored, own or {})))
         names = [name for name in frame_columns(table) if name in source.columns]
@@ -312,7 +321,8 @@ def _add_range(checked: Checked, column: sa.Column[Any], parsed: pa.Array) -> No
     about = facts(column)
     outside = []
     if about.minimum is not None:
-        outside.append(pc.less(parsed, about.minimum))
+        below = pc.less(parsed, about.minimum)
+        outside.append(_numpy(below) & ~checked.reversal if checked.reversal.any() else below)
     if about.maximum is not None:
         outside.append(pc.greater(parsed, about.maximum))
     precision, scale = getattr(column.type, "precision", None), getattr(column.type, "scale", None)
@@ -361,7 +371,11 @@ def check_duplicates(checked: Checked) -> None:
     """
     key = primary_key(checked.table)
     keys = checked.rows.column(key).to_pandas()
-    repeated = (keys.duplicated(keep=False) & keys.notna() & keys.ne("")).to_numpy(dtype=bool)
+    # A reversal may have the key of its original.
+    identity = keys
+    if checked.reversal.any():
+        identity = pd.Series(pd.factorize(keys)[0] * 2 + checked.reversal)
+    repeated = (identity.duplicated(keep=False) & keys.notna() & keys.ne("")).to_numpy(dtype=bool)
     if not repeated.any():
         return
     positions = np.flatnonzero(repeated)
@@ -371,16 +385,18 @@ def check_duplicates(checked: Checked) -> None:
     same["__broken"] = broken
     delivered = checked.given.iloc[positions].reset_index(drop=True)
     content = pd.util.hash_pandas_object(same.astype(str), index=False).to_numpy()
-    if broken.any():
+    # Of a reversal the delivered columns count, whether the table keeps them or not.
+    as_delivered = broken | checked.reversal[positions]
+    if as_delivered.any():
         shown = pd.util.hash_pandas_object(delivered.astype(str), index=False).to_numpy()
-        content = np.where(broken, shown, content)
-    groups = pd.Series(content).groupby(same[key].to_numpy())
+        content = np.where(as_delivered, shown, content)
+    groups = pd.Series(content).groupby(identity.to_numpy()[positions])
     conflict = (groups.transform("nunique") > 1).to_numpy()
     mask = np.zeros(len(keys), bool)
     mask[positions[conflict & ~broken]] = True
     checked.add(mask, "duplicate_key_conflict", key)
     agreeing = positions[~conflict & ~broken]
-    again = pd.Series(keys.to_numpy()[agreeing]).duplicated(keep="first").to_numpy()
+    again = pd.Series(identity.to_numpy()[agreeing]).duplicated(keep="first").to_numpy()
     checked.duplicate[agreeing[again]] = True
 
 
@@ -393,7 +409,7 @@ def check_unique(checked: Checked, column: str, held: pd.Series) -> None:
     if column not in checked.rows.column_names:
         return
     key = primary_key(checked.table)
-    values = checked.rows.column(column).to_pandas().mask(~checked.accepted)
+    values = checked.rows.column(column).to_pandas().mask(~checked.accepted | checked.reversal)
     keys = checked.rows.column(key).to_pandas()
     twice = values.duplicated(keep=False) & values.notna()
     holder = values.map(held)
@@ -417,6 +433,13 @@ def as_text(values: pd.Series) -> list[str | None]:
         form = "%Y-%m-%dT%H:%M:%SZ" if array.type.tz else "%Y-%m-%dT%H:%M:%S"
         return pc.strftime(array.cast(pa.timestamp("s", array.type.tz), safe=False), form).to_pylist()
     return array.cast(pa.large_string()).to_pylist()
+
+
+def numbers_of(values: pd.Series) -> pd.Series:
+    """Values as numbers (float64); NaN where there is none or it is no number."""
+    number, wrong = _parse_number(_arrow(values))
+    parsed = _null_where(number, wrong)
+    return pd.Series(parsed.to_numpy(zero_copy_only=False), index=values.index, dtype="float64")
 
 
 def row_documents(frame: pd.DataFrame) -> list[str]:
@@ -551,7 +574,7 @@ def _parse_number(given: pa.Array) -> Parsed:
     try:
         number = trimmed.cast(pa.float64())
     except pa.ArrowInvalid:
-        fits = pc.match_substring_regex(trimmed, _NUMBER)
+        fits = pc.match_substring_regex(trimmed, NUMBER)
         number = pc.if_else(pc.fill_null(fits, False), trimmed, None).cast(pa.float64())
     wrong = pc.invert(pc.is_finite(number))
     if fits is not None:
@@ -733,6 +756,7 @@ __all__ = [
     "check_reference",
     "check_unique",
     "kind_of",
+    "numbers_of",
     "row_documents",
     "unique_columns",
 ]

@@ -304,5 +304,49 @@ def test_nothing_is_withdrawn_without_the_declaration_or_beside_malformed_rows(
 def test_a_table_that_is_not_kept_by_month_cannot_be_restated(tmp_path, hcps):
     hcps.to_csv(tmp_path / "hcp_profiles.csv", index=False)
     (tmp_path / "mapping.yaml").write_text("tables: {hcp_profiles: {restates: month}}\n")
-    with pytest.raises(InputError, match=r"hcp_profiles: the mapping says `restates: month`"):
+    with pytest.raises(InputError, match=r"hcp_profiles: the mapping says `restates: month`.*Leave it out"):
         files.read(tmp_path, tmp_path / "mapping.yaml")
+    (tmp_path / "mapping.yaml").write_text("tables: {hcp_profiles: {restates: all}}\n")
+    with pytest.raises(
+        InputError, match=r"`restates: all`, but rows of patient_journeys, .* refer to its rows"
+    ):
+        files.read(tmp_path, tmp_path / "mapping.yaml")
+
+
+def test_a_table_without_months_is_restated_as_a_whole(
+    database, content, hcps, journeys, make_events, tmp_path
+):
+    periods = pd.DataFrame(
+        {
+            "observation_period_id": [f"O{i}" for i in range(40)],
+            "patient_id": journeys["patient_id"],
+            "start_date": "2023-01-01",
+            "end_date": "2023-12-31",
+        }
+    )
+    load({"hcp_profiles": hcps, "patient_journeys": journeys, "observation_periods": periods})
+
+    def delivered(rows, restates):
+        rows.to_csv(tmp_path / "observation_periods.csv", index=False)
+        mapping = tmp_path / "mapping.yaml"
+        mapping.write_text(f"tables: {{observation_periods: {{restates: {restates}}}}}\n")
+        return files.read(tmp_path, mapping)
+
+    # The remedy of each message is one that is accepted.
+    with pytest.raises(InputError, match=r"no date, so it is not kept by month\. Write `restates: all`"):
+        delivered(periods, "month")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(InputError, match=r"kept by month\. Write `restates: month`"):
+        restated(tmp_path / "other", make_events(1), "tables: {treatment_events: {restates: all}}\n")
+    again = periods.iloc[2:].copy()
+    again.loc[5, "start_date"] = "no date"
+    dry = load(delivered(again, "all"), dry_run=True, success_threshold=0.9).tables["observation_periods"]
+    assert [(one.row, one.month, one.reason) for one in dry.going] == [
+        ("O0", None, "not_delivered"),
+        ("O1", None, "not_delivered"),
+    ]
+    done = load(delivered(again, "all"), success_threshold=0.9).tables["observation_periods"]
+    assert (done.withdrawn, done.unchanged, done.rejected, done.partitions) == (2, 37, 1, ())
+    assert len(content("observation_periods")) == 38
+    # Without an accepted row nothing is restated.
+    assert load(delivered(again.iloc[:0], "all")).tables["observation_periods"].withdrawn == 0
