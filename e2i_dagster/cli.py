@@ -236,6 +236,9 @@ def status(json_output: bool) -> None:
         return
     print_table("Stages", [_stage_row(stage) for stage in report["stages"]])
     print_table("Tables", [{"table": name, "rows": f"{rows:,}"} for name, rows in report["tables"].items()])
+    for name, reasons in report["not_kept"].items():
+        said = ", ".join(f"{reason} {rows:,}" for reason, rows in reasons.items())
+        click.echo(f"Not kept, read by nothing: {name}: {said}")
     if report["endpoints"]:
         print_table("Endpoints", report["endpoints"], drop=("example",))
         for endpoint in filter(_is_offered, report["endpoints"]):

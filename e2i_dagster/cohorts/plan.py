@@ -286,13 +286,91 @@ def _event_counts(
     truths = {}
     for criterion in criteria:
         found = nw.col(name[id(criterion)])
+        if criterion.occurrence != "any":
+            truths[id(criterion)] = _occurrence_truth(criterion, found, definition, covered)
+            continue
         found = nw.when(found.is_null()).then(nw.lit(0)).otherwise(found)
-        truths[id(criterion)] = _count_truth(criterion, found, covered)
+        truths[id(criterion)] = _count_truth(criterion, found, definition, covered)
     return rows, truths
 
 
+def _seen_since(day: nw.Expr, covered: tuple[date | None, date | None]) -> nw.Expr:
+    """Whether the patient was observed, and rows are kept, from ``day`` on."""
+    import narwhals as nw
+
+    seen = day >= nw.col(_FIRST)
+    return seen if covered[0] is None else seen & (day >= nw.lit(covered[0]))
+
+
+def _seen_until(day: nw.Expr, covered: tuple[date | None, date | None]) -> nw.Expr:
+    """Whether the patient was observed, and rows are kept, up to ``day``."""
+    import narwhals as nw
+
+    seen = day <= nw.col(_LAST)
+    return seen if covered[1] is None else seen & (day <= nw.lit(covered[1]))
+
+
+def _window_observed(
+    criterion: EventCriterion, definition: CohortDefinition, covered: tuple[date | None, date | None]
+) -> nw.Expr:
+    """Whether the window was observed as a whole.
+
+    An open end goes as far as observation does, by the convention of incident users: it is observed where the
+    definition's lookback is before the index date, and its follow-up after it (Ray, Am J Epidemiol 2003;158:915).
+    """
+    import narwhals as nw
+
+    first, last = criterion.within
+    times = definition.temporal_requirements
+    since = _shifted(nw.col(INDEX), -times.lookback_days if first is None else first)
+    until = _shifted(nw.col(INDEX), times.required_followup if last is None else last)
+    return _false_if_null(_seen_since(since, covered) & _seen_until(until, covered))
+
+
+def _occurrence_truth(
+    criterion: EventCriterion,
+    seen: nw.Expr,
+    definition: CohortDefinition,
+    covered: tuple[date | None, date | None],
+) -> Truth:
+    """Whether the first (last) event of all lies in the window, as far as what was ``seen`` can say.
+
+    The first event that was seen is the first of all when the definition's lookback before it was observed, the
+    last when the follow-up after it was. What was not seen can only be earlier than the first (later than the
+    last): one on the far side of the window settles that it is not in it. Else absence needs an observed window.
+    """
+    import narwhals as nw
+
+    first, last = criterion.within
+    times = definition.temporal_requirements
+    before = nw.lit(False) if first is None else seen < _shifted(nw.col(INDEX), first)
+    after = nw.lit(False) if last is None else seen > _shifted(nw.col(INDEX), last)
+    before, after = _false_if_null(before), _false_if_null(after)
+    inside = ~seen.is_null() & ~before & ~after
+    if criterion.occurrence == "first":
+        settled = _seen_since(_shifted(seen, -times.lookback_days), covered)
+        out = before
+    else:
+        settled = _seen_until(_shifted(seen, times.required_followup), covered)
+        out = after
+    observed = _window_observed(criterion, definition, covered)
+    sure_in = inside & _false_if_null(settled)
+    sure_out = out | (~inside & observed)
+    if_in, if_out = (
+        count >= criterion.at_least and (criterion.at_most is None or count <= criterion.at_most)
+        for count in (1, 0)
+    )
+    undecided = nw.lit(False) if if_in == if_out else ~sure_in & ~sure_out
+    unknown = nw.col(INDEX).is_null() | undecided
+    holds = nw.lit(if_in) if if_in == if_out else sure_in if if_in else sure_out
+    return Truth(true=holds & ~unknown, unknown=unknown)
+
+
 def _count_truth(
-    criterion: EventCriterion, count: nw.Expr, covered: tuple[date | None, date | None]
+    criterion: EventCriterion,
+    count: nw.Expr,
+    definition: CohortDefinition,
+    covered: tuple[date | None, date | None],
 ) -> Truth:
     """Presence is proved by what was seen; absence only in time that was observed.
 
@@ -301,19 +379,7 @@ def _count_truth(
     """
     import narwhals as nw
 
-    data_start, data_end = covered
-    first, last = criterion.within
-    observed = ~nw.col(_FIRST).is_null() & ~nw.col(_LAST).is_null()
-    if first is not None:
-        since = _shifted(nw.col(INDEX), first)
-        observed = observed & (since >= nw.col(_FIRST))
-        if data_start is not None:
-            observed = observed & (since >= nw.lit(data_start))
-    if last is not None:
-        until = _shifted(nw.col(INDEX), last)
-        observed = observed & (until <= nw.col(_LAST))
-        if data_end is not None:
-            observed = observed & (until <= nw.lit(data_end))
+    observed = _window_observed(criterion, definition, covered)
     if criterion.gap_days is not None:
         holds = undecided = count > 0
     elif criterion.at_most is None:
@@ -321,7 +387,7 @@ def _count_truth(
     else:
         undecided = count <= criterion.at_most
         holds = undecided & (count >= criterion.at_least)
-    unknown = nw.col(INDEX).is_null() | (undecided & ~_false_if_null(observed))
+    unknown = nw.col(INDEX).is_null() | (undecided & ~observed)
     return Truth(true=holds & ~unknown, unknown=unknown)
 
 
@@ -408,6 +474,7 @@ def _own(name: str) -> str:
 def _with_occurrence(
     rows: nw.LazyFrame, criterion: EventCriterion, column: str, events: Source
 ) -> nw.LazyFrame:
+    """Adds the day of the first or last event that was seen; null where none was."""
     import narwhals as nw
 
     day = nw.col(EVENT_DAY)
@@ -416,16 +483,9 @@ def _with_occurrence(
         _matching(criterion, events)
         .group_by(PATIENT)
         .agg(chosen.alias("_day"))
-        .select(nw.col(PATIENT).alias("_event_patient"), nw.col("_day").alias(f"{column}_day"))
+        .select(nw.col(PATIENT).alias("_event_patient"), nw.col("_day").alias(column))
     )
-    rows = rows.join(found, left_on=PATIENT, right_on="_event_patient", how="left")
-    first, last = criterion.within
-    inside = ~nw.col(f"{column}_day").is_null() & ~nw.col(INDEX).is_null()
-    if first is not None:
-        inside = inside & (nw.col(f"{column}_day") >= _shifted(nw.col(INDEX), first))
-    if last is not None:
-        inside = inside & (nw.col(f"{column}_day") <= _shifted(nw.col(INDEX), last))
-    return rows.with_columns(nw.when(inside).then(nw.lit(1)).otherwise(nw.lit(0)).alias(column))
+    return rows.join(found, left_on=PATIENT, right_on="_event_patient", how="left")
 
 
 def _with_gap(
@@ -621,7 +681,7 @@ def _time_rules(
     index, first, last = nw.col(INDEX), nw.col(_FIRST), nw.col(_LAST)
     known = ~index.is_null()
     known_before, known_after = known & ~first.is_null(), known & ~last.is_null()
-    required = times.followup_days if times.followup == "require" else 0
+    required = times.required_followup
     long_enough = known_after & (_shifted(index, required) <= last)
     failed = {
         "index_date": ~known,

@@ -397,10 +397,13 @@ class _Loader:
 
     def _load(self, name: str, frame: pd.DataFrame, delivered: Any, began: float) -> TableLoad:
         checked = rules.check(name, frame, self.vocabulary)
-        rules.check_duplicates(checked)
+        months, unkept = self._unkept(checked)
+        beyond = np.logical_or.reduce([*unkept.values(), np.zeros(len(checked.bad), bool)])
+        rules.check_duplicates(checked, beyond)
         self._check_against_warehouse(checked)
         malformed = 0 if delivered is None else len(delivered.malformed)
-        counts = self._decide(checked, malformed)
+        counts = self._decide(checked, months, beyond, malformed)
+        counts.unkept = {reason: int(rows.sum()) for reason, rows in unkept.items() if rows.any()}
         rejected = Rejected.of(checked, counts.considered, delivered)
         if not self.dry_run:
             rejects.store(self.engine, self.load_id, rejected)
@@ -414,7 +417,7 @@ class _Loader:
             load_id=self.load_id,
             batch_size=self.batch_size,
             retries=attempts,
-            restated=_restated(checked, ~accepted, delivered),
+            restated=_restated(checked, ~accepted & ~beyond, delivered),
         )
         if counts.failure is None and accepted.any():
             merged = (
@@ -422,8 +425,7 @@ class _Loader:
             )
         self._remember(checked, counts)
         reasons = _reasons(checked, counts, malformed)
-        beyond = sum(counts.unkept.values())
-        source = int(counts.considered.sum()) + malformed + beyond
+        source = int((counts.considered | beyond).sum()) + malformed
         done = TableLoad(
             source=source,
             loaded=merged.inserted + merged.updated,
@@ -439,7 +441,7 @@ class _Loader:
             partitions=tuple(merged.months),
             withheld=counts.withheld,
             lines=None if delivered is None else delivered.lines,
-            outside=int((~counts.considered).sum()) - beyond,
+            outside=int((~(counts.considered | beyond)).sum()),
             ignored_columns=checked.ignored,
             batches=staged.batches,
             retries=attempts.used,
@@ -498,25 +500,27 @@ class _Loader:
 
     # --- threshold
 
-    def _decide(self, checked: rules.Checked, malformed: int) -> _Counts:
+    def _unkept(self, checked: rules.Checked) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
+        """The month of each row (None: a table without months), and by reason the rows that are not kept."""
+        dated = date_column(checked.table)
+        if dated is None or dated not in checked.rows.column_names:
+            return None, {}
+        months = staging.months_of(checked.rows.column(dated))
+        if self.kept is None or self.months is not None:
+            return months, {}
+        first, last = (np.datetime64(month, "M") for month in self.kept)
+        return months, {"before_first_month": months < first, "after_data_end": months > last}
+
+    def _decide(
+        self, checked: rules.Checked, months: np.ndarray | None, beyond: np.ndarray, malformed: int
+    ) -> _Counts:
         """Which rows are looked at, and which months or whole tables stay out."""
         rows = len(checked.bad)
-        dated = date_column(checked.table)
-        months = None
-        if dated is not None and dated in checked.rows.column_names:
-            months = staging.months_of(checked.rows.column(dated))
-        considered = np.ones(rows, bool)
+        considered = ~beyond
         if self.months is not None and months is not None:
             window = np.array(list(self.months), dtype="datetime64[M]")
             considered = np.isnat(months) | np.isin(months, window)
-        unkept: dict[str, int] = {}
-        if self.kept is not None and self.months is None and months is not None:
-            first, last = (np.datetime64(month, "M") for month in self.kept)
-            for reason, beyond in (("before_first_month", months < first), ("after_data_end", months > last)):
-                considered &= ~beyond
-                if beyond.any():
-                    unkept[reason] = int(beyond.sum())
-        counts = _Counts(considered, np.zeros(rows, bool), unkept=unkept)
+        counts = _Counts(considered, np.zeros(rows, bool))
         if self.withhold_months and months is not None:
             self._decide_months(checked, counts, months, malformed)
         else:

@@ -322,15 +322,17 @@ def check_reference(
     checked.add(_numpy(lost) & ~waiting, f"orphan_{parent}", column)
 
 
-def check_duplicates(checked: Checked) -> None:
+def check_duplicates(checked: Checked, unkept: np.ndarray) -> None:
     """Repeated keys: same content is a duplicate of the first row, other content rejects all of them.
 
     Rows that already broke a rule stay out of the comparison, but not out of the conflict: a broken
-    row and a good row of one key contradict each other.
+    row and a good row of one key contradict each other. ``unkept``: True for rows that are no part of what is
+    kept; they speak neither for nor against another.
     """
     key = primary_key(checked.table)
     keys = checked.rows.column(key).to_pandas()
-    repeated = (keys.duplicated(keep=False) & keys.notna() & keys.ne("")).to_numpy(dtype=bool)
+    present = keys.notna() & keys.ne("") & ~unkept
+    repeated = (keys.where(present).duplicated(keep=False) & present).to_numpy(dtype=bool)
     if not repeated.any():
         return
     positions = np.flatnonzero(repeated)
