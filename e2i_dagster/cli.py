@@ -400,6 +400,9 @@ def _print_load(report: dict[str, Any], json_output: bool) -> None:
         if counts.get("lines") is not None:
             rows[-1]["lines"] = f"{counts['lines']:,}"
     print_table("Load", rows)
+    for table, counts in report["tables"].items():
+        for words, count in counts.get("faults", {}).items():
+            click.echo(f"{table}: {words}: {count:,} rows")
     for name, reason in report.get("not_read", {}).items():
         click.echo(f"Not read: {name}: {reason}")
 

@@ -53,6 +53,7 @@ class TableLoad(BaseModel):
         status: ``loaded``; ``empty`` (no rows delivered); ``partial`` (some months withheld);
             ``failed`` (below the threshold, the table is as it was); ``not_tried`` (a parent failed).
         reasons: reason code -> rows; each rejected row counts once, under its first reason.
+        faults: reason, column and its limits in words -> rows; a row that breaks two rules is in both.
         withdrawn: rows of the table that a restated month did not deliver again; no part of ``source``.
         partitions: months ``YYYY-MM`` in which rows were written or withdrawn.
         withheld: month -> why nothing of it was written.
@@ -75,6 +76,7 @@ class TableLoad(BaseModel):
     seconds: float = Field(default=0.0, ge=0)
     status: Status
     reasons: dict[str, int] = Field(default_factory=dict)
+    faults: dict[str, int] = Field(default_factory=dict)
     partitions: tuple[str, ...] = ()
     withheld: dict[str, str] = Field(default_factory=dict)
     lines: int | None = None
@@ -438,6 +440,7 @@ class _Loader:
             seconds=time.perf_counter() - began,
             status=_status(source, counts),
             reasons=reasons,
+            faults=_faults(checked, counts),
             partitions=tuple(merged.months),
             withheld=counts.withheld,
             lines=None if delivered is None else delivered.lines,
@@ -655,6 +658,17 @@ def _reasons(checked: rules.Checked, counts: _Counts, malformed: int) -> dict[st
         reasons["below_threshold"] = int(held.sum())
     reasons |= counts.unkept
     return dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _faults(checked: rules.Checked, counts: _Counts) -> dict[str, int]:
+    """Rows per reason and column, most frequent first; with the limits of a column whose values lie outside."""
+    found: dict[str, np.ndarray] = {}
+    for fault in checked.faults:
+        words = rules.fault_words(checked.table, fault.reason, fault.column)
+        # A value may be outside in two ways; its row is one.
+        found[words] = np.union1d(found.get(words, fault.positions), fault.positions)
+    rows = {words: int(counts.considered[positions].sum()) for words, positions in found.items()}
+    return dict(sorted(((words, n) for words, n in rows.items() if n), key=lambda one: (-one[1], one[0])))
 
 
 def _status(source: int, counts: _Counts) -> Status:

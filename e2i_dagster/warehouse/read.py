@@ -166,9 +166,15 @@ def recorded_load(engine: sa.Engine, load_id: str) -> dict[str, Any]:
     ``source = loaded + unchanged + rejected + duplicate`` for each table, in load order. A load that
     ended before its first table has no tables and no success.
     """
+    from e2i_dagster.warehouse.rejects import summary
+    from e2i_dagster.warehouse.rules import fault_words
     from e2i_dagster.warehouse.tables.control import ml_table_loads
 
     table = ml_table_loads
+    faults: dict[str, dict[str, int]] = {}
+    for one in summary(engine, load_id=load_id).to_dict("records"):
+        words = fault_words(one["table"], one["reason"], one["column"])
+        faults.setdefault(one["table"], {})[words] = int(one["rows"])
     with engine.connect() as connection:
         rows = {
             row["table_name"]: row
@@ -187,6 +193,7 @@ def recorded_load(engine: sa.Engine, load_id: str) -> dict[str, Any]:
             "seconds": row["seconds"],
             "status": row["status"],
             "reasons": dict(row["reasons"]),
+            "faults": faults.get(name, {}),
             "partitions": sorted(row["partitions"]),
             "message": row["message"],
         }
