@@ -43,6 +43,7 @@ def policy() -> CausalPolicy:
 @scope_asset(
     kinds={"pandas"},
     ins={"engagement_events": dg.AssetIn("engagement_events", partition_mapping=ALL_MONTHS)},
+    definition=lambda key: [policy().digest(), current_policy().sources.covered],
     description="Train and validation patients with treatment, outcome and what was fixed before the treatment.",
 )
 def treated_patients(
@@ -51,9 +52,12 @@ def treated_patients(
     splits: "pd.DataFrame",
     engagement_events: "pd.DataFrame",
 ) -> Produced:
-    from e2i_dagster.causal.question import causal_frame
+    from e2i_dagster.causal.question import causal_frame, visible_rows
 
-    return Produced(causal_frame(scope_spec, training_frame, splits, engagement_events, policy()))
+    start = current_policy().sources.first_day
+    frame = causal_frame(scope_spec, training_frame, splits, engagement_events, policy(), data_start=start)
+    unknown = len(visible_rows(scope_spec, training_frame, splits)) - len(frame)
+    return Produced(frame, metadata={"treatment_unknown": unknown})
 
 
 @scope_asset(

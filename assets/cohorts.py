@@ -65,14 +65,15 @@ def cohort(
 
     patients = patient_frame(patient_journeys, patient_clinical)
     tables = cohort_definition.tables_read
-    observed = read_observed(warehouse.engine(), lake.lake(), tables, patient_journeys)
+    sources = current_policy().sources
+    observed = read_observed(warehouse.engine(), lake.lake(), tables, patient_journeys, months=sources.months)
     built = build_cohort(
         cohort_definition,
         patients,
         observed.events,
         observation_periods=observed.periods,
-        data_start=current_policy().sources.first_day,
-        data_end=current_policy().sources.data_end,
+        data_start=sources.first_day,
+        data_end=sources.data_end,
     )
     with warehouse.engine().begin() as connection:
         record_cohort(

@@ -57,9 +57,12 @@ def source_files(context: dg.AssetExecutionContext, config: DeliveryConfig, ware
     from e2i_dagster.sources.delivery import prepare_delivery, resubmit_rejects
 
     policy = current_policy()
-    manifest = prepare_delivery(config.request(), policy.sources, state_folder(), policy.cohorts)
+    sources = policy.sources
+    manifest = prepare_delivery(config.request(), sources, state_folder(), policy.cohorts)
     if manifest.resubmit:
-        report = resubmit_rejects(manifest, engine=warehouse.engine(), run_id=context.run.run_id)
+        report = resubmit_rejects(
+            manifest, engine=warehouse.engine(), run_id=context.run.run_id, kept=sources.kept_months
+        )
         return Produced(manifest, report)
     return Produced(manifest, manifest)
 
@@ -93,7 +96,7 @@ def raw_asset(table: str) -> dg.AssetsDefinition:
             run_id=context.run.run_id,
             months=months,
             all_months=months == sources.months,
-            kept=(sources.months[0], sources.months[-1]),
+            kept=sources.kept_months,
         )
         return Produced(delivered.frame, delivered, withheld=delivered.withheld, partition_column=dated_by)
 

@@ -480,11 +480,13 @@ def input_versions(
 
 
 def current_versions(tables: Sequence[str], warehouse: Warehouse) -> Iterator[tuple[str, str | None, str]]:
-    """(table, month, digest) of everything that the ledger has of ``tables``."""
+    """(table, month, digest) of everything that the ledger has of ``tables`` in the months that are kept."""
+    from e2i_dagster.config.policy import current_policy
     from e2i_dagster.warehouse import ledger
 
+    months = current_policy().sources.months
     for table in tables:
-        for partition, version in ledger.current(warehouse.engine(), table).items():
+        for partition, version in ledger.current(warehouse.engine(), table, months=months).items():
             yield table, partition, version.digest
 
 

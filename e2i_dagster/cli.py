@@ -240,6 +240,9 @@ def status(json_output: bool) -> None:
         return
     print_table("Stages", [_stage_row(stage) for stage in report["stages"]])
     print_table("Tables", [{"table": name, "rows": f"{rows:,}"} for name, rows in report["tables"].items()])
+    for name, reasons in report["not_kept"].items():
+        said = ", ".join(f"{reason} {rows:,}" for reason, rows in reasons.items())
+        click.echo(f"Not kept, read by nothing: {name}: {said}")
     if report["endpoints"]:
         print_table("Endpoints", report["endpoints"], drop=("example",))
         for endpoint in filter(_is_offered, report["endpoints"]):
@@ -404,6 +407,8 @@ def _print_load(report: dict[str, Any], json_output: bool) -> None:
         )
     print_table("Load", rows)
     for table, counts in report["tables"].items():
+        for words, count in counts.get("faults", {}).items():
+            click.echo(f"{table}: {words}: {count:,} rows")
         if going := counts.get("going"):
             _print_going(table, going)
     for name, reason in report.get("not_read", {}).items():

@@ -101,7 +101,7 @@ def planned(
             f"Cohort {definition.key}, events",
             set(),
         )
-        of_events = _dated(of_events)
+        of_events = _dated(of_events, data_start, data_end)
     of_periods = None
     if observation_periods is not None:
         what = "The table observation_periods"
@@ -321,12 +321,16 @@ def _arrow(column: TypedColumn) -> Any:
             return pa.nulls(len(column.values), type=pa.string())
 
 
-def _dated(events: Source) -> Source:
-    """Events by day; one without a date lies in no window."""
+def _dated(events: Source, data_start: date | None, data_end: date | None) -> Source:
+    """Events by day; one without a date lies in no window, one outside the covered days was not observed."""
     import narwhals as nw
 
     day = nw.col(EVENT_DAY).cast(nw.Date)
     frame = events.frame.with_columns(day.alias(EVENT_DAY)).filter(~nw.col(EVENT_DAY).is_null())
+    if data_start is not None:
+        frame = frame.filter(nw.col(EVENT_DAY) >= nw.lit(data_start))
+    if data_end is not None:
+        frame = frame.filter(nw.col(EVENT_DAY) <= nw.lit(data_end))
     return Source(frame, events.kinds)
 
 

@@ -275,7 +275,7 @@ def _against(
     both = first.known & last.known
     if both.any():
         span = int((last.values[both].max() - first.values[both].min()).astype("int64"))
-        needed = times.lookback_days + (times.followup_days if times.followup == "require" else 0)
+        needed = times.lookback_days + times.required_followup
         if needed > span:
             yield Finding(
                 kind="windows_longer_than_data",

@@ -11,7 +11,6 @@ from dataclasses import replace
 from datetime import date
 
 import numpy as np
-import pandas as pd
 
 from e2i_dagster.cohorts.columns import Kind, TypedColumn
 from e2i_dagster.cohorts.errors import CohortInputError
@@ -132,10 +131,13 @@ def _as_kind(criterion: Criterion, column: TypedColumn, value: object) -> object
         return value
     if kind == "number" and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
-    if kind == "date" and isinstance(value, (str, date)):
-        day = pd.to_datetime(value, errors="coerce")  # pyright: ignore[reportArgumentType, reportCallIssue]
-        if not pd.isna(day):
-            return np.datetime64(day.date(), "D")
+    if kind == "date" and isinstance(value, date):
+        return np.datetime64(value, "D")
+    if kind == "date" and isinstance(value, str):
+        try:
+            return np.datetime64(date.fromisoformat(value), "D")
+        except ValueError:
+            raise _misfit(criterion, column, f"the definition compares it with {value!r}") from None
     raise _misfit(criterion, column, f"the definition compares it with {value!r}")
 
 

@@ -326,9 +326,13 @@ def _event_counts(
                 rows = _with_gap(rows, at, keys, criterion, open_[one], events, undecided=True)
     truths = {}
     for criterion in criteria:
+        if criterion.occurrence != "any":
+            found, most = nw.col(name[id(criterion)]), _open_column(open_.get(id(criterion)))
+            truths[id(criterion)] = _occurrence_truth(criterion, found, most, definition, covered)
+            continue
         found = _or_none(name[id(criterion)])
-        most = _or_none(open_[id(criterion)]) if id(criterion) in open_ else None
-        truths[id(criterion)] = _count_truth(criterion, found, most, covered)
+        most = _open_column(open_.get(id(criterion)))
+        truths[id(criterion)] = _count_truth(criterion, found, most, definition, covered)
     return rows, truths
 
 
@@ -338,10 +342,91 @@ def _or_none(column: str) -> nw.Expr:
     return nw.when(nw.col(column).is_null()).then(nw.lit(0)).otherwise(nw.col(column))
 
 
+def _open_column(column: str | None) -> nw.Expr | None:
+    return None if column is None else _or_none(column)
+
+
+def _seen_since(day: nw.Expr, covered: tuple[date | None, date | None]) -> nw.Expr:
+    """Whether the patient was observed, and rows are kept, from ``day`` on."""
+    import narwhals as nw
+
+    seen = day >= nw.col(_FIRST)
+    return seen if covered[0] is None else seen & (day >= nw.lit(covered[0]))
+
+
+def _seen_until(day: nw.Expr, covered: tuple[date | None, date | None]) -> nw.Expr:
+    """Whether the patient was observed, and rows are kept, up to ``day``."""
+    import narwhals as nw
+
+    seen = day <= nw.col(_LAST)
+    return seen if covered[1] is None else seen & (day <= nw.lit(covered[1]))
+
+
+def _window_observed(
+    criterion: EventCriterion, definition: CohortDefinition, covered: tuple[date | None, date | None]
+) -> nw.Expr:
+    """Whether the window was observed as a whole.
+
+    An open end goes as far as observation does, by the convention of incident users: it is observed where the
+    definition's lookback is before the index date, and its follow-up after it (Ray, Am J Epidemiol 2003;158:915).
+    """
+    import narwhals as nw
+
+    first, last = criterion.within
+    times = definition.temporal_requirements
+    since = _shifted(nw.col(INDEX), -times.lookback_days if first is None else first)
+    until = _shifted(nw.col(INDEX), times.required_followup if last is None else last)
+    return _false_if_null(_seen_since(since, covered) & _seen_until(until, covered))
+
+
+def _occurrence_truth(
+    criterion: EventCriterion,
+    seen: nw.Expr,
+    most: nw.Expr | None,
+    definition: CohortDefinition,
+    covered: tuple[date | None, date | None],
+) -> Truth:
+    """Whether the first (last) event of all lies in the window, as far as what was ``seen`` can say.
+
+    The first event that was seen is the first of all when the definition's lookback before it was observed, the
+    last when the follow-up after it was. What was not seen can only be earlier than the first (later than the
+    last): one on the far side of the window settles that it is not in it. Else absence needs an observed window.
+    ``most``: 1 where an event whose code cannot be decided would be the first (last) and decide otherwise.
+    """
+    import narwhals as nw
+
+    first, last = criterion.within
+    times = definition.temporal_requirements
+    before = nw.lit(False) if first is None else seen < _shifted(nw.col(INDEX), first)
+    after = nw.lit(False) if last is None else seen > _shifted(nw.col(INDEX), last)
+    before, after = _false_if_null(before), _false_if_null(after)
+    inside = ~seen.is_null() & ~before & ~after
+    if criterion.occurrence == "first":
+        settled = _seen_since(_shifted(seen, -times.lookback_days), covered)
+        out = before
+    else:
+        settled = _seen_until(_shifted(seen, times.required_followup), covered)
+        out = after
+    observed = _window_observed(criterion, definition, covered)
+    sure_in = inside & _false_if_null(settled)
+    sure_out = out | (~inside & observed)
+    if_in, if_out = (
+        count >= criterion.at_least and (criterion.at_most is None or count <= criterion.at_most)
+        for count in (1, 0)
+    )
+    undecided = nw.lit(False) if if_in == if_out else ~sure_in & ~sure_out
+    unknown = nw.col(INDEX).is_null() | undecided
+    if most is not None and if_in != if_out:
+        unknown = unknown | (most > 0)
+    holds = nw.lit(if_in) if if_in == if_out else sure_in if if_in else sure_out
+    return Truth(true=holds & ~unknown, unknown=unknown)
+
+
 def _count_truth(
     criterion: EventCriterion,
     count: nw.Expr,
     most: nw.Expr | None,
+    definition: CohortDefinition,
     covered: tuple[date | None, date | None],
 ) -> Truth:
     """Presence is proved by what was seen; absence only in time that was observed.
@@ -351,24 +436,11 @@ def _count_truth(
 
     Args:
         most: ``count`` with the events that are of the pattern or not by what their drug code is read as: where
-            they decide, the answer is unknown. For the first or last of all events, 1 where they decide. None
-            where there can be no such events.
+            they decide, the answer is unknown. None where there can be no such events.
     """
     import narwhals as nw
 
-    data_start, data_end = covered
-    first, last = criterion.within
-    observed = ~nw.col(_FIRST).is_null() & ~nw.col(_LAST).is_null()
-    if first is not None:
-        since = _shifted(nw.col(INDEX), first)
-        observed = observed & (since >= nw.col(_FIRST))
-        if data_start is not None:
-            observed = observed & (since >= nw.lit(data_start))
-    if last is not None:
-        until = _shifted(nw.col(INDEX), last)
-        observed = observed & (until <= nw.col(_LAST))
-        if data_end is not None:
-            observed = observed & (until <= nw.lit(data_end))
+    observed = _window_observed(criterion, definition, covered)
     by_reading = None
     if criterion.gap_days is not None:
         holds = undecided = count > 0
@@ -385,9 +457,7 @@ def _count_truth(
             too_few = count < criterion.at_least
             rises = (too_few & (most >= criterion.at_least)) | (~too_few & (most > criterion.at_most))
             by_reading = undecided & rises
-    if most is not None and criterion.occurrence != "any":
-        by_reading = most > 0
-    unknown = nw.col(INDEX).is_null() | (undecided & ~_false_if_null(observed))
+    unknown = nw.col(INDEX).is_null() | (undecided & ~observed)
     if by_reading is not None:
         unknown = unknown | by_reading
     return Truth(true=holds & ~unknown, unknown=unknown)
@@ -399,16 +469,16 @@ def _false_if_null(condition: nw.Expr) -> nw.Expr:
     return nw.when(condition).then(nw.lit(True)).otherwise(nw.lit(False))
 
 
-def _inside(criterion: EventCriterion) -> nw.Expr:
-    """Whether the event's day lies in the window around the index date."""
+def _inside(criterion: EventCriterion, day: str = EVENT_DAY) -> nw.Expr:
+    """Whether the event's ``day`` lies in the window around the index date."""
     import narwhals as nw
 
     first, last = criterion.within
-    inside = ~nw.col(INDEX).is_null() & ~nw.col(EVENT_DAY).is_null()
+    inside = ~nw.col(INDEX).is_null() & ~nw.col(day).is_null()
     if first is not None:
-        inside = inside & (nw.col(EVENT_DAY) >= _shifted(nw.col(INDEX), first))
+        inside = inside & (nw.col(day) >= _shifted(nw.col(INDEX), first))
     if last is not None:
-        inside = inside & (nw.col(EVENT_DAY) <= _shifted(nw.col(INDEX), last))
+        inside = inside & (nw.col(day) <= _shifted(nw.col(INDEX), last))
     return _false_if_null(inside)
 
 
@@ -480,6 +550,7 @@ def _own(name: str) -> str:
 def _with_occurrence(
     rows: nw.LazyFrame, criterion: EventCriterion, column: str, events: Source
 ) -> nw.LazyFrame:
+    """Adds the day of the first or last event that was seen; null where none was."""
     import narwhals as nw
 
     day = nw.col(EVENT_DAY)
@@ -488,16 +559,9 @@ def _with_occurrence(
         _matching(criterion, events)
         .group_by(PATIENT)
         .agg(chosen.alias("_day"))
-        .select(nw.col(PATIENT).alias("_event_patient"), nw.col("_day").alias(f"{column}_day"))
+        .select(nw.col(PATIENT).alias("_event_patient"), nw.col("_day").alias(column))
     )
-    rows = rows.join(found, left_on=PATIENT, right_on="_event_patient", how="left")
-    first, last = criterion.within
-    inside = ~nw.col(f"{column}_day").is_null() & ~nw.col(INDEX).is_null()
-    if first is not None:
-        inside = inside & (nw.col(f"{column}_day") >= _shifted(nw.col(INDEX), first))
-    if last is not None:
-        inside = inside & (nw.col(f"{column}_day") <= _shifted(nw.col(INDEX), last))
-    return rows.with_columns(nw.when(inside).then(nw.lit(1)).otherwise(nw.lit(0)).alias(column))
+    return rows.join(found, left_on=PATIENT, right_on="_event_patient", how="left")
 
 
 def _with_open_occurrence(
@@ -510,23 +574,22 @@ def _with_open_occurrence(
 ) -> nw.LazyFrame:
     """1 where an undecided event would be the first (or last) of all and would decide otherwise.
 
-    Reads what :func:`_with_occurrence` has added: ``column`` and the day of the first (or last) sure event.
+    Reads what :func:`_with_occurrence` has added: in ``column`` the day of the first (or last) sure event.
     """
     import narwhals as nw
 
     possible = _matching(criterion, events, undecided=True).select(
         nw.col(PATIENT).alias("_event_patient"), EVENT_DAY
     )
-    day = f"{column}_day"
-    known = _keyed(rows, keys, column, day)
+    known = _keyed(rows, keys, column)
     met = _joined(at.join(possible, left_on=PATIENT, right_on="_event_patient", how="inner"), known, keys)
     before = (
-        nw.col(EVENT_DAY) < nw.col(day)
+        nw.col(EVENT_DAY) < nw.col(column)
         if criterion.occurrence == "first"
-        else nw.col(EVENT_DAY) > nw.col(day)
+        else nw.col(EVENT_DAY) > nw.col(column)
     )
-    answer = nw.when(_inside(criterion)).then(nw.lit(1)).otherwise(nw.lit(0))
-    met = met.filter((nw.col(day).is_null() | before) & (answer != nw.col(column)))
+    would_be, now = _inside(criterion), _inside(criterion, column)
+    met = met.filter((nw.col(column).is_null() | before) & (would_be != now))
     found = met.with_columns(nw.lit(1).alias("_found")).group_by(keys).agg(nw.col("_found").max())
     return _joined(rows, _keyed(found, keys, "_found"), keys).rename({"_found": f"{column}_open"})
 
@@ -754,7 +817,7 @@ def _time_rules(
     index, first, last = nw.col(INDEX), nw.col(_FIRST), nw.col(_LAST)
     known = ~index.is_null()
     known_before, known_after = known & ~first.is_null(), known & ~last.is_null()
-    required = times.followup_days if times.followup == "require" else 0
+    required = times.required_followup
     long_enough = known_after & (_shifted(index, required) <= last)
     failed = {
         "index_date": ~known,

@@ -329,7 +329,9 @@ def _side_words(side: RecordedCohort | CohortDefinition) -> str:
 def _current_tables(*names: str) -> dict[str, pd.DataFrame]:
     from e2i_dagster.cohorts.inputs import read_current
     from e2i_dagster.config.environment import lake_url
+    from e2i_dagster.config.policy import current_policy
     from e2i_dagster.warehouse.connection import engine
     from e2i_dagster.warehouse.lake import Lake
 
-    return read_current(engine(role="app"), Lake(lake_url()), names)
+    months = current_policy().sources.months
+    return read_current(engine(role="app"), Lake(lake_url()), names, months=months)

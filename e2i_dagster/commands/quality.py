@@ -147,7 +147,11 @@ def _audit_file(path: Path, json_output: bool, columns: dict[str, str | None]) -
         splits=columns["splits"],
         outcome_window=[one.strip() for one in (columns["outcome_window"] or "").split(",") if one.strip()],
     )
-    rows = [_finding(one.rule, one.severity, ", ".join(one.columns), one.evidence) for one in report.findings]
+    rows = [
+        _finding(one.rule, one.severity, ", ".join(one.columns), one.evidence)
+        | {"remedy": one.remedy, "proposal": one.proposal}
+        for one in report.findings
+    ]
     skipped = [f"{one.kind}: {one.reason}" for one in report.checks if not one.ran]
     _print_audit(rows, skipped, report.blocking, json_output)
 
@@ -179,7 +183,12 @@ def _print_audit(rows: list[dict[str, Any]], skipped: list[str], blocking: bool,
     if json_output:
         click.echo(json.dumps({"blocking": blocking, "findings": rows, "not_run": skipped}))
     else:
-        print_table("Leakage", rows)
+        print_table("Leakage", rows, drop=("proposal",))
+        for one in rows:
+            if one.get("proposal"):
+                click.echo(
+                    f"{one['columns']}: {one['evidence']}. Rule for the cohort file:\n  {one['proposal']}"
+                )
         for one in skipped:
             click.echo(f"not run: {one}")
         click.echo("It leaks: do not train on it." if blocking else "No leak that blocks was found.")

@@ -96,6 +96,11 @@ class TemporalRequirements(PolicyModel):
     index_date_field: str = Field(default="diagnosis_date", min_length=1)
     followup: Literal["require", "censor"] = "require"
 
+    @property
+    def required_followup(self) -> int:
+        """Days after the index date that a patient must be observed; 0 where follow-up is censored."""
+        return self.followup_days if self.followup == "require" else 0
+
 
 class EventIndex(EventPattern):
     """The index date is the day of an event.
@@ -426,7 +431,7 @@ class CohortDefinition(PolicyModel):
                         on_unknown=criterion.unknown_policy(side),
                     )
                 )
-        required = times.followup_days if times.followup == "require" else 0
+        required = times.required_followup
         followup = (
             f"Observed for at least {required} days after the index date"
             if times.followup == "require"
@@ -567,9 +572,33 @@ class CohortDefinition(PolicyModel):
                 said = verbs_of_events if isinstance(rule.criterion, EventCriterion) else verbs
                 sentences.append(
                     f"{said[rule.side]} {rule.criterion.words()}. {unknown[rule.on_unknown]}"
+                    + "".join(f" {words}" for words in self._open_words(rule.criterion))
                     + (f" {rule.criterion.description}." if rule.criterion.description else "")
                 )
         return tuple(sentences)
+
+    def _open_words(self, condition: Criterion | EventCriterion | Group) -> tuple[str, ...]:
+        """What an open end of a window, and the first or last event of all, mean where observation has an end."""
+        times = self.temporal_requirements
+        back = f"it is unknown where fewer than {times.lookback_days} days before"
+        ahead = f"it is unknown where fewer than {times.required_followup} days after"
+        words = []
+        for event in condition.events():
+            if event.occurrence == "first":
+                words.append(f"First means since observation began; {back} that event were observed.")
+            elif event.occurrence == "last":
+                words.append(f"Last means until observation ends; {ahead} that event were observed.")
+            if event.within[0] is None:
+                words.append(
+                    f"The window begins where observation began; unless such an event was seen, {back} the index date "
+                    "were observed."
+                )
+            if event.within[1] is None:
+                words.append(
+                    f"The window ends where observation ends; unless such an event was seen, {ahead} the index date "
+                    "were observed."
+                )
+        return tuple(dict.fromkeys(words))
 
 
 def cohort_folder() -> Path:

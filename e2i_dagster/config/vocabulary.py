@@ -47,11 +47,14 @@ class ColumnMatching(PolicyModel):
 
     Attributes:
         words: parts of column names and the words that they stand for (``dt``: ``date``).
+        generic_words: the same for words of many meanings, which count only where another column of the file says a
+            word of the meaning.
         minimum: score from 0 to 1 (three quarters name, one quarter values) below which nothing is proposed.
         sample_rows: rows of each file that the proposal looks at.
     """
 
     words: dict[str, str] = {}
+    generic_words: dict[str, str] = {}
     minimum: float = Field(default=0.6, gt=0, le=1)
     sample_rows: int = Field(default=20_000, ge=100)
 

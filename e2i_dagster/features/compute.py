@@ -13,7 +13,8 @@ digest does not depend on the order in which rows are added.
 
 Counts are 0 where an entity is known and has no such row, and null where the entity is unknown (a
 patient without a journey, a professional without a profile). A feature over a window that reaches
-before the first day that is kept is null for everybody: what happened then is unknown.
+before the first day that is kept is null for everybody: what happened then is unknown. So is a feature of
+what is on record on a day before that one; rows dated before it are no part of the record.
 """
 
 from __future__ import annotations
@@ -291,14 +292,16 @@ def compute_view(
                     f"{definition.name} reads the table {name}, which was not given. "
                     f"Given: {', '.join(sorted(tables)) or 'none'}."
                 )
-            _register(connection, name, raw_columns(name, tables[name], columns), source_lag_days)
+            rows = raw_columns(name, tables[name], columns)
+            _register(connection, name, rows, source_lag_days, data_start)
         found = connection.sql(f"{_STATEMENTS[definition.name]} ORDER BY e.row").to_arrow_table()
     values = found.select(list(definition.feature_names)).to_pandas()
     if data_start is not None:
         days = (pd.to_datetime(asked["as_of"]).dt.normalize() - pd.Timestamp(data_start)).dt.days + 1
         for feature in definition.features:
-            if feature.window_days is not None:
-                values[feature.name] = values[feature.name].where((days >= feature.window_days).to_numpy())
+            needed = feature.observed_days
+            if needed is not None:
+                values[feature.name] = values[feature.name].where((days >= needed).to_numpy())
     result = asked[list(definition.keys)].astype("string[pyarrow]").reset_index(drop=True)
     result[TIMESTAMP] = end_of_day(asked["as_of"]).reset_index(drop=True)
     return pd.concat([result, conform_features(values, (definition,))], axis=1)
@@ -318,10 +321,13 @@ def compute_views(
     }
 
 
-def _register(connection: Any, name: str, rows: pa.Table, source_lag_days: int) -> None:
+def _register(
+    connection: Any, name: str, rows: pa.Table, source_lag_days: int, data_start: dt.date | None
+) -> None:
     """Make ``rows`` the table ``name``, with the day ``known_on`` where rows have a date or an arrival.
 
-    Journeys also get ``begin_known_on``, from which on others count the journey, not only its patient.
+    One that is kept by month begins on ``data_start``. Journeys also get ``begin_known_on``, from which on others
+    count the journey, not only its patient.
     """
     from e2i_dagster.warehouse.tables import date_column
 
@@ -342,7 +348,8 @@ def _register(connection: Any, name: str, rows: pa.Table, source_lag_days: int) 
     if ARRIVAL in rows.column_names:
         known = f"coalesce({ARRIVAL}::DATE, {known})"
     connection.execute(
-        f"CREATE VIEW {name} AS SELECT *, greatest({dated_by}::DATE, {known}) AS known_on FROM {name}_rows"
+        f"CREATE VIEW {name} AS SELECT *, greatest({dated_by}::DATE, {known}) AS known_on FROM {name}_rows "
+        f"WHERE {dated_by}::DATE >= DATE '{data_start or dt.date.min}'"
     )
 
 

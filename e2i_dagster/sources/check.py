@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict
 from e2i_dagster.config.codes import cell_shape
 from e2i_dagster.config.mapping import FileFormat, ImportMapping, TableMapping
 from e2i_dagster.config.own_columns import OWN_TABLE, OwnType
-from e2i_dagster.config.vocabulary import VocabularyPolicy
+from e2i_dagster.config.vocabulary import ColumnMatching, VocabularyPolicy
 from e2i_dagster.errors import InputError
 from e2i_dagster.sources.files import (
     IGNORED_COLUMNS,
@@ -336,9 +336,9 @@ def _propose(
             ),
             key=lambda one: -one[0],
         )
-        possible = [one for one in ranked if named or not _lacking(one[1], one[2])]
+        possible = [one for one in ranked if not _lacking(one[1], one[2])]
         if not possible or possible[0][0] <= 0:
-            unassigned[path.name] = _nearest(path, ranked)
+            unassigned[path.name] = _nearest(named, ranked)
             continue
         _, table, matches = possible[0]
         taken = {match.file_column for match in matches}
@@ -377,13 +377,21 @@ def _lacking(table: str, matches: Sequence[ColumnMatch]) -> tuple[str, ...]:
     return tuple(name for name in required_columns(table) if name not in matched)
 
 
-def _nearest(path: Path, ranked: Sequence[tuple[float, str, list[ColumnMatch]]]) -> str:
-    """The table that a file is nearest to, by its required columns and then by fit, and what is missing."""
+def _nearest(named: Sequence[str], ranked: Sequence[tuple[float, str, list[ColumnMatch]]]) -> str:
+    """The table that a file is nearest to, by its required columns and then by fit, and what is missing.
+
+    A file with the name of a table (``named``) is nearest to that one.
+    """
     _, table, matches = min(
         ranked,
         key=lambda one: (len(_lacking(one[1], one[2])) / len(required_columns(one[1])), -one[0]),
     )
     lacking = _lacking(table, matches)
+    if named:
+        return (
+            f"named like {table}, without {', '.join(lacking)}: a load takes it for that table and refuses it. "
+            "Deliver these columns, map columns to them, or rename the file"
+        )
     if len(lacking) == len(required_columns(table)):
         return f"no column is like a required column of any table; {table} would need {', '.join(lacking)}"
     lacks = f"without {', '.join(lacking)}" if lacking else "but little else is alike"
@@ -414,6 +422,7 @@ def _match_columns(
     """Pairs of file column and ours, best first, each column once."""
     rules = vocabulary.column_matching
     aliases = vocabulary.column_aliases.get(table, {})
+    meanings = _meanings(given, rules)
     candidates = []
     for one in given:
         if one.name in IGNORED_COLUMNS:
@@ -421,7 +430,7 @@ def _match_columns(
         for column in raw_table(table).columns:
             if column.name in MAINTAINED_COLUMNS or column.name == "extra":
                 continue
-            name = 1.0 if aliases.get(one.name) == column.name else _alike(one.name, column.name, rules.words)
+            name = 1.0 if aliases.get(one.name) == column.name else _alike(one.name, column.name, meanings)
             if name < rules.minimum * 2 / 3:
                 continue
             values = _value_fit(one, column, form, vocabulary)
@@ -445,11 +454,31 @@ def _match_columns(
                 score=round(score, 2),
                 date_format=values.date_format,
                 values=values.values,
-                notes=values.notes,
+                notes=(*values.notes, *_generic_notes(file_column, name, rules, aliases)),
             )
         )
     order = {one.name: place for place, one in enumerate(given)}
     return sorted(matches, key=lambda match: order[match.file_column])
+
+
+def _meanings(given: Sequence[_FileColumn], rules: ColumnMatching) -> dict[str, str]:
+    """What words stand for in this file; a generic one where another column says a word of its meaning."""
+    said = {word for one in given for word in _words(one.name, rules.words)}
+    generic = {word: meaning for word, meaning in rules.generic_words.items() if said & set(meaning.split())}
+    return {**generic, **rules.words}
+
+
+def _generic_notes(
+    given: str, ours: str, rules: ColumnMatching, aliases: Mapping[str, str]
+) -> tuple[str, ...]:
+    if given == ours or aliases.get(given) == ours:
+        return ()
+    # Only its own words are compared: none of them is translated here.
+    return tuple(
+        f"{word!r} has many meanings: is it really the {rules.generic_words[word]}?"
+        for word in _words(given, {})
+        if word in rules.generic_words
+    )
 
 
 def _words(name: str, meanings: Mapping[str, str]) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -203,17 +203,24 @@ def _read(folder: str, mapping: str | None, digests: tuple[str, ...]) -> Deliver
 
 @dataclass(frozen=True)
 class DeliveredRows:
-    """One raw table after its load: accepted rows of the asked months, counts, months withheld."""
+    """One raw table after its load: accepted rows of the asked months, counts, months withheld.
+
+    ``not_kept``: rows of earlier loads that lie outside the range of today, by reason.
+    """
 
     frame: pd.DataFrame
     report: LoadReport | None
     withheld: Mapping[str, str]
+    not_kept: Mapping[str, int] = field(default_factory=dict)
 
     def to_metadata(self) -> dict[str, Any]:
         """Counts of the load; says so when the delivery had nothing for the table."""
-        if self.report is None:
-            return {"load": "the delivery has no file of this table; rows of earlier loads are kept"}
-        return self.report.to_metadata()
+        told: dict[str, Any] = {
+            "load": "the delivery has no file of this table; rows of earlier loads are kept"
+        }
+        if self.report is not None:
+            told = self.report.to_metadata()
+        return told | ({"warehouse_rows_not_kept": dict(self.not_kept)} if self.not_kept else {})
 
 
 def deliver_table(
@@ -237,7 +244,7 @@ def deliver_table(
         LoadRefusedError: too few rows were accepted, or a parent table failed; the table is as it was.
     """
     from e2i_dagster.warehouse.load import load_table
-    from e2i_dagster.warehouse.read import read_accepted
+    from e2i_dagster.warehouse.read import read_accepted, rows_not_kept
 
     report = None
     if not manifest.resubmit and table in (delivered := read_delivery(manifest)):
@@ -258,18 +265,29 @@ def deliver_table(
         if done.status in ("failed", "not_tried"):
             raise LoadRefusedError(f"{table}: {done.message or done.status}")
     withheld = {} if report is None else report.tables[table].withheld
+    not_kept: dict[str, int] = {}
+    if kept is not None:
+        with engine.connect() as connection:
+            not_kept = rows_not_kept(connection, table, kept)
     return DeliveredRows(
         read_accepted(engine, table, months),
         report,
         {month: why for month, why in withheld.items() if months is not None and month in months},
+        not_kept,
     )
 
 
-def resubmit_rejects(manifest: DeliveryManifest, *, engine: sa.Engine, run_id: str) -> LoadReport:
-    """Load the corrected rejects in the folder of ``manifest``, parents first, with waiting children."""
+def resubmit_rejects(
+    manifest: DeliveryManifest, *, engine: sa.Engine, run_id: str, kept: tuple[str, str] | None = None
+) -> LoadReport:
+    """Load the corrected rejects in the folder of ``manifest``, parents first, with waiting children.
+
+    Args:
+        kept: first and last month that event tables are kept for; see :func:`.load.load`.
+    """
     from e2i_dagster.warehouse import rejects
 
-    return rejects.resubmit(engine, manifest.folder, new_load_id=run_id, run_id=run_id)
+    return rejects.resubmit(engine, manifest.folder, new_load_id=run_id, run_id=run_id, kept=kept)
 
 
 def dry_run_report(request: DeliveryRequest) -> dict[str, Any]:
@@ -286,7 +304,7 @@ def dry_run_report(request: DeliveryRequest) -> dict[str, Any]:
         engine=engine(role="app"),
         success_threshold=manifest.success_threshold,
         withhold_months=True,
-        kept=(sources.months[0], sources.months[-1]),
+        kept=sources.kept_months,
         dry_run=True,
     )
     return report.model_dump(mode="json") | {"not_read": manifest.not_read}

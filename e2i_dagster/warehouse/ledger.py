@@ -122,13 +122,19 @@ def latest(bind: Bind, asset: str, partition: str | None = None) -> DataVersion 
     return None if row is None else _version(row)
 
 
-def current(bind: Bind, asset: str) -> dict[str | None, DataVersion]:
-    """The current version of each partition of ``asset``, sorted by partition."""
+def current(bind: Bind, asset: str, *, months: Sequence[str] | None = None) -> dict[str | None, DataVersion]:
+    """The current version of each partition of ``asset``, sorted by partition.
+
+    Args:
+        months: of an asset kept by month only these (``YYYY-MM``): the range may have been wider once. An asset
+            without partitions is none of them less.
+    """
     table = ml_data_versions
     query = sa.select(table).where(table.c.version_id.in_(_newest([asset]))).order_by(table.c.partition)
     with _connection(bind) as connection:
         found = [_version(row) for row in connection.execute(query)]
-    return {version.partition: version for version in found}
+    kept = None if months is None else {None, *months}
+    return {version.partition: version for version in found if kept is None or version.partition in kept}
 
 
 def versions(

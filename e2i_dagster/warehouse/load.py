@@ -57,6 +57,7 @@ class TableLoad(BaseModel):
         status: ``loaded``; ``empty`` (no rows delivered); ``partial`` (some months withheld);
             ``failed`` (below the threshold, the table is as it was); ``not_tried`` (a parent failed).
         reasons: reason code -> rows; each rejected row counts once, under its first reason.
+        faults: reason, column and its limits in words -> rows; a row that breaks two rules is in both.
         reversal: rows that take another row back, now or since an earlier load; they are no rows of the table.
         withdrawn: rows that left the table, because a restated month did not deliver them again or a reversal took
             them back; no part of ``source``.
@@ -86,6 +87,7 @@ class TableLoad(BaseModel):
     seconds: float = Field(default=0.0, ge=0)
     status: Status
     reasons: dict[str, int] = Field(default_factory=dict)
+    faults: dict[str, int] = Field(default_factory=dict)
     partitions: tuple[str, ...] = ()
     withheld: dict[str, str] = Field(default_factory=dict)
     lines: int | None = None
@@ -435,10 +437,13 @@ class _Loader:
         checked = rules.check(name, frame, self.vocabulary, self._own(name, delivered), taking)
         if reversals is not None:
             checked.add(reversals.unreadable & ~checked.bad, "number_format", reversals.rule.where.column)
-        rules.check_duplicates(checked)
+        months, unkept = self._unkept(checked)
+        beyond = np.logical_or.reduce([*unkept.values(), np.zeros(len(checked.bad), bool)])
+        rules.check_duplicates(checked, beyond)
         self._check_against_warehouse(checked)
         malformed = 0 if delivered is None else len(delivered.malformed)
-        counts = self._decide(checked, malformed)
+        counts = self._decide(checked, months, beyond, malformed)
+        counts.unkept = {reason: int(rows.sum()) for reason, rows in unkept.items() if rows.any()}
         accepted = checked.accepted & counts.considered & ~counts.withheld_rows
         taken = TakenBack.nothing(len(accepted))
         if counts.failure is None:
@@ -456,7 +461,7 @@ class _Loader:
             load_id=self.load_id,
             batch_size=self.batch_size,
             retries=attempts,
-            restated=_restated(checked, ~accepted, delivered) if accepted.any() else None,
+            restated=_restated(checked, ~accepted & ~beyond, delivered) if accepted.any() else None,
             taken=taken,
         )
         keys = checked.rows.column(primary_key(name))
@@ -468,8 +473,7 @@ class _Loader:
             )
         self._remember(checked, counts)
         reasons = _reasons(checked, counts, malformed)
-        beyond = sum(counts.unkept.values())
-        source = int(counts.considered.sum()) + malformed + beyond
+        source = int((counts.considered | beyond).sum()) + malformed
         done = TableLoad(
             source=source,
             loaded=merged.inserted + merged.updated,
@@ -485,10 +489,11 @@ class _Loader:
             seconds=time.perf_counter() - began,
             status=_status(source, counts),
             reasons=reasons,
+            faults=_faults(checked, counts),
             partitions=tuple(merged.months),
             withheld=counts.withheld,
             lines=None if delivered is None else delivered.lines,
-            outside=int((~counts.considered).sum()) - beyond,
+            outside=int((~(counts.considered | beyond)).sum()),
             ignored_columns=checked.ignored,
             batches=staged.batches,
             retries=attempts.used,
@@ -547,25 +552,27 @@ class _Loader:
 
     # --- threshold
 
-    def _decide(self, checked: rules.Checked, malformed: int) -> _Counts:
+    def _unkept(self, checked: rules.Checked) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
+        """The month of each row (None: a table without months), and by reason the rows that are not kept."""
+        dated = date_column(checked.table)
+        if dated is None or dated not in checked.rows.column_names:
+            return None, {}
+        months = staging.months_of(checked.rows.column(dated))
+        if self.kept is None or self.months is not None:
+            return months, {}
+        first, last = (np.datetime64(month, "M") for month in self.kept)
+        return months, {"before_first_month": months < first, "after_data_end": months > last}
+
+    def _decide(
+        self, checked: rules.Checked, months: np.ndarray | None, beyond: np.ndarray, malformed: int
+    ) -> _Counts:
         """Which rows are looked at, and which months or whole tables stay out."""
         rows = len(checked.bad)
-        dated = date_column(checked.table)
-        months = None
-        if dated is not None and dated in checked.rows.column_names:
-            months = staging.months_of(checked.rows.column(dated))
-        considered = np.ones(rows, bool)
+        considered = ~beyond
         if self.months is not None and months is not None:
             window = np.array(list(self.months), dtype="datetime64[M]")
             considered = np.isnat(months) | np.isin(months, window)
-        unkept: dict[str, int] = {}
-        if self.kept is not None and self.months is None and months is not None:
-            first, last = (np.datetime64(month, "M") for month in self.kept)
-            for reason, beyond in (("before_first_month", months < first), ("after_data_end", months > last)):
-                considered &= ~beyond
-                if beyond.any():
-                    unkept[reason] = int(beyond.sum())
-        counts = _Counts(considered, np.zeros(rows, bool), unkept=unkept)
+        counts = _Counts(considered, np.zeros(rows, bool))
         if self.withhold_months and months is not None:
             self._decide_months(checked, counts, months, malformed)
         else:
@@ -720,6 +727,17 @@ def _reasons(checked: rules.Checked, counts: _Counts, malformed: int) -> dict[st
         reasons["below_threshold"] = int(held.sum())
     reasons |= counts.unkept
     return dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _faults(checked: rules.Checked, counts: _Counts) -> dict[str, int]:
+    """Rows per reason and column, most frequent first; with the limits of a column whose values lie outside."""
+    found: dict[str, np.ndarray] = {}
+    for fault in checked.faults:
+        words = rules.fault_words(checked.table, fault.reason, fault.column)
+        # A value may be outside in two ways; its row is one.
+        found[words] = np.union1d(found.get(words, fault.positions), fault.positions)
+    rows = {words: int(counts.considered[positions].sum()) for words, positions in found.items()}
+    return dict(sorted(((words, n) for words, n in rows.items() if n), key=lambda one: (-one[1], one[0])))
 
 
 def _status(source: int, counts: _Counts) -> Status:

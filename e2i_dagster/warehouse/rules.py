@@ -332,6 +332,26 @@ def _add_range(checked: Checked, column: sa.Column[Any], parsed: pa.Array) -> No
         checked.add(mask, "out_of_range", column.name)
 
 
+def fault_words(table: str, reason: str, column: str | None) -> str:
+    """Reason and column of a fault, with the limits of a column whose values lie outside."""
+    if column is None:
+        return reason
+    limits = f" ({_range_words(raw_table(table).columns[column])})" if reason == "out_of_range" else ""
+    return f"{reason} in {column}{limits}"
+
+
+def _range_words(column: sa.Column[Any]) -> str:
+    """What a number of ``column`` may be: ``0 to 10``, ``at least 0``, or how many digits it has room for."""
+    about = facts(column)
+    low, high = (None if limit is None else f"{limit:g}" for limit in (about.minimum, about.maximum))
+    if low is not None and high is not None:
+        return f"{low} to {high}"
+    if low is not None or high is not None:
+        return f"at least {low}" if low is not None else f"at most {high}"
+    precision, scale = getattr(column.type, "precision", None) or 0, getattr(column.type, "scale", None) or 0
+    return f"less than {10.0 ** (precision - scale):g}"
+
+
 def _add_spans(checked: Checked, arrays: Mapping[str, pa.Array], start: str, end: str) -> None:
     pc = compute()
 
@@ -363,19 +383,21 @@ def check_reference(
     checked.add(_numpy(lost) & ~waiting, f"orphan_{parent}", column)
 
 
-def check_duplicates(checked: Checked) -> None:
+def check_duplicates(checked: Checked, unkept: np.ndarray) -> None:
     """Repeated keys: same content is a duplicate of the first row, other content rejects all of them.
 
     Rows that already broke a rule stay out of the comparison, but not out of the conflict: a broken
-    row and a good row of one key contradict each other.
+    row and a good row of one key contradict each other. ``unkept``: True for rows that are no part of what is
+    kept; they speak neither for nor against another.
     """
     key = primary_key(checked.table)
     keys = checked.rows.column(key).to_pandas()
+    present = keys.notna() & keys.ne("") & ~unkept
     # A reversal may have the key of its original.
-    identity = keys
+    identity = keys.where(present)
     if checked.reversal.any():
-        identity = pd.Series(pd.factorize(keys)[0] * 2 + checked.reversal)
-    repeated = (identity.duplicated(keep=False) & keys.notna() & keys.ne("")).to_numpy(dtype=bool)
+        identity = pd.Series(pd.factorize(identity)[0] * 2 + checked.reversal)
+    repeated = (identity.duplicated(keep=False) & present).to_numpy(dtype=bool)
     if not repeated.any():
         return
     positions = np.flatnonzero(repeated)

@@ -232,9 +232,9 @@ def found_by(cohort):
     return reasons, {(j, day_or_none(i)): day_or_none(x) for j, i, x in zip(*columns, strict=True)}
 
 
-def expected(built, rs, es, ps, data_end):
+def expected(built, rs, es, ps, data_end, data_start=None):
     bits = {rule.name: rule.bit for rule in built.rules}
-    plain = evaluate(built, rs, es, ps, data_end)
+    plain = evaluate(built, rs, es, ps, data_end, data_start)
     reasons = {
         (row[1], row[2]): (sum(bits[n] for n in set(row[3])), sum(bits[n] for n in set(row[4])))
         for row in plain
@@ -265,19 +265,24 @@ STEPS = ("criterion", "removed", "remaining", "unknown", "marginal_gain")
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(definition(), rows, events, periods, maybe(day))
-def test_engines_agree_with_a_plain_evaluation(built, rs, es, ps, data_end):
+@given(definition(), rows, events, periods, maybe(day), maybe(day))
+def test_engines_agree_with_a_plain_evaluation(built, rs, es, ps, data_start, data_end):
     rs = [{**row, "patient_journey_id": f"J{k}"} for k, row in enumerate(rs)]
     patients, happened, observed = frames(rs, es, ps)
-    wanted = expected(built, rs, es, ps, data_end)
+    wanted = expected(built, rs, es, ps, data_end, data_start)
     assert CohortDefinition.model_validate(built.model_dump(mode="json")) == built
-    cohort = build_cohort(
-        built, patients, happened, observation_periods=observed, data_end=data_end, engine="duckdb"
-    )
+    known = {"observation_periods": observed, "data_start": data_start, "data_end": data_end}
+    cohort = build_cohort(built, patients, happened, engine="duckdb", **known)
     assert found_by(cohort) == wanted
     assert list(zip(*(cohort.attrition[n] for n in STEPS), strict=True)) == plain_attrition(built, cohort)
-    counted = count_cohort(built, patients, happened, observation_periods=observed, data_end=data_end)
+    counted = count_cohort(built, patients, happened, **known)
     pd.testing.assert_frame_equal(counted, cohort.attrition)
+    # Events outside the covered days were never there.
+    first, last = data_start or date.min, data_end or date.max
+    covered = [one for one in es if one["event_date"] is None or first <= one["event_date"] <= last]
+    if len(covered) < len(es):
+        fewer = build_cohort(built, patients, frames(rs, covered, None)[1], **known)
+        assert found_by(fewer) == wanted
 
 
 columns_only = fields.filter(lambda criterion: criterion["field"] != "years")

@@ -233,6 +233,43 @@ def test_rows_outside_the_kept_range_are_counted_by_reason_and_not_written(
     assert again.tables["treatment_events"].inserted == 5
 
 
+def test_rows_outside_the_range_decide_nothing_about_rows_inside(
+    database, content, hcps, journeys, make_events
+):
+    """A row that is not kept contradicts no other, repeats no other, and is no reject."""
+    inside = make_events(60)
+    beyond = inside.head(8).assign(event_date=["2023-12-31"] * 4 + ["2024-05-01"] * 4)
+    beyond.loc[[0, 5], "event_type"] = "no such type"
+    parents = {"hcp_profiles": hcps, "patient_journeys": journeys}
+    load({**parents, "treatment_events": inside}, kept=("2024-01", "2024-04"))
+    alone = content("treatment_events")
+    with database.begin() as session:
+        session.exec_driver_sql("DELETE FROM treatment_events")
+    both = pd.concat([beyond, inside], ignore_index=True)
+    done = load_table("treatment_events", both, kept=("2024-01", "2024-04")).tables["treatment_events"]
+    assert (done.source, done.inserted, done.duplicate) == (68, 60, 0)
+    assert done.reasons == {"after_data_end": 4, "before_first_month": 4}
+    again = content("treatment_events")
+    pd.testing.assert_frame_equal(alone, again)
+
+
+def test_rows_of_a_range_that_was_wider_are_counted_by_reason(database, hcps, journeys, make_events):
+    from e2i_dagster.warehouse.read import rows_not_kept
+
+    events = make_events(100)
+    events.loc[:1, "event_date"] = "2023-12-31"
+    events.loc[2:4, "event_date"] = "2024-05-01"
+    load({"hcp_profiles": hcps, "patient_journeys": journeys, "treatment_events": events})
+    with database.connect() as connection:
+        kept = ("2024-01", "2024-04")
+        assert rows_not_kept(connection, "treatment_events", kept) == {
+            "before_first_month": 2,
+            "after_data_end": 3,
+        }
+        assert rows_not_kept(connection, "treatment_events", ("2023-12", "2024-05")) == {}
+        assert rows_not_kept(connection, "hcp_profiles", kept) == {}
+
+
 RESTATED = "tables: {treatment_events: {restates: month}}\n"
 
 
