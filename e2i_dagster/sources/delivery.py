@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +16,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
 from e2i_dagster.config.base import digest_of
+from e2i_dagster.config.observed import kept
 from e2i_dagster.config.sources import FileSource, SourcesPolicy, SyntheticSource
 from e2i_dagster.errors import VerdictError
 
@@ -172,7 +172,7 @@ def read_delivery(manifest: DeliveryManifest) -> Delivery:
     return _read(manifest.folder, manifest.mapping, tuple(file.digest for file in manifest.files))
 
 
-@lru_cache(maxsize=1)
+@kept(maxsize=1)
 def _read(folder: str, mapping: str | None, digests: tuple[str, ...]) -> Delivery:
     from e2i_dagster.sources.files import read
 
