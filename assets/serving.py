@@ -73,6 +73,7 @@ def health_result(deployment: "Deployment", serving: Serving) -> dg.AssetCheckRe
 
 
 @scope_asset(
+    code=["e2i_dagster.serving.service"],
     produces="e2i_dagster.serving.release:Release",
     kinds={"bentoml"},
     still_valid=lambda release: release.path.exists(),
@@ -92,6 +93,7 @@ def bento(serving: Serving, mlflow: MlflowResource) -> Produced:
 
 
 @scope_asset(
+    outside=True,
     produces="e2i_dagster.serving.deployment:Deployment",
     kinds={"bentoml"},
     still_valid=is_live,
@@ -124,6 +126,7 @@ def endpoint_health(deployment: "Deployment", serving: Serving) -> dg.AssetCheck
 
 
 @scope_asset(
+    outside=True,
     kinds={"bentoml"},
     description="The patients whose outcome is not known yet, scored through the live endpoint and logged; a row "
     "without a value that the model needs waits with its reason.",

@@ -298,6 +298,7 @@ def _event_counts(
 
     Counts of all criteria come from one join and one grouping.
     """
+    import narwhals as nw
 
     criteria = [event for condition in definition.conditions for event in condition.events()]
     name = {id(criterion): f"_events_{place}" for place, criterion in enumerate(criteria)}

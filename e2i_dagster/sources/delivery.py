@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
+from e2i_dagster.config import observed
 from e2i_dagster.config.base import digest_of
 from e2i_dagster.config.own_columns import disagreements
 from e2i_dagster.config.sources import FileSource, SourcesPolicy, SyntheticSource
@@ -191,10 +191,13 @@ def _delivered(folder: Path, mapping: str | None) -> list[Path]:
 
 def read_delivery(manifest: DeliveryManifest) -> Delivery:
     """All tables of ``manifest``; kept for the process, because eleven assets read the same delivery."""
-    return _read(manifest.folder, manifest.mapping, tuple(file.digest for file in manifest.files))
+    files = [file.digest for file in manifest.files]
+    if manifest.mapping is not None and Path(manifest.mapping).is_file():
+        files.append(_described(Path(manifest.mapping), "mapping").digest)
+    return _read(manifest.folder, manifest.mapping, tuple(files))
 
 
-@lru_cache(maxsize=1)
+@observed.kept(maxsize=1)
 def _read(folder: str, mapping: str | None, digests: tuple[str, ...]) -> Delivery:
     from e2i_dagster.sources.files import read
 

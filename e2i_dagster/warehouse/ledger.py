@@ -149,24 +149,16 @@ def versions(
         return [_version(row) for row in connection.execute(query)]
 
 
-def find_by_fingerprint(
-    bind: Bind, asset: str, partition: str | None, fingerprint: str
-) -> DataVersion | None:
-    """The newest version of ``asset`` and ``partition`` that was made from the same inputs, or None."""
+def with_fingerprint(bind: Bind, asset: str, fingerprint: str) -> list[DataVersion]:
+    """Versions of ``asset`` that were made from the same inputs by the same code, newest first."""
     table = ml_data_versions
     query = (
         sa.select(table)
-        .where(
-            table.c.fingerprint == fingerprint,
-            table.c.asset == asset,
-            table.c.partition == (partition or ""),
-        )
+        .where(table.c.fingerprint == fingerprint, table.c.asset == asset)
         .order_by(table.c.version_id.desc())
-        .limit(1)
     )
     with _connection(bind) as connection:
-        row = connection.execute(query).one_or_none()
-    return None if row is None else _version(row)
+        return [_version(row) for row in connection.execute(query)]
 
 
 def _newest(assets: Sequence[str]) -> sa.Select[tuple[int]]:
@@ -301,7 +293,6 @@ __all__ = [
     "combined_digest",
     "current",
     "current_snapshot",
-    "find_by_fingerprint",
     "latest",
     "read_snapshot",
     "record",
@@ -310,4 +301,5 @@ __all__ = [
     "snapshot_of",
     "states",
     "versions",
+    "with_fingerprint",
 ]
