@@ -397,6 +397,10 @@ def _print_load(report: dict[str, Any], json_output: bool) -> None:
         if counts.get("lines") is not None:
             rows[-1]["lines"] = f"{counts['lines']:,}"
     print_table("Load", rows)
+    for table, counts in report["tables"].items():
+        for column, cells in counts.get("completed", {}).items():
+            found = " and ".join(f"{count:,} of a {precision}" for precision, count in cells.items())
+            click.echo(f"Completed by `partial_dates`: {table}.{column}: {found} without a day")
     for name, reason in report.get("not_read", {}).items():
         click.echo(f"Not read: {name}: {reason}")
 

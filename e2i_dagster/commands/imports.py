@@ -115,6 +115,8 @@ def _print(found: ImportCheck, hits: list[RuleHits]) -> None:
                 f"Not delivered, counted as empty by quality control: {', '.join(table.not_delivered)}. "
                 f"If that is how these data are, take them out of config/quality.yaml, tables.{table.table}.expected."
             )
+        for partial in table.partial_dates:
+            click.echo(f"To choose: {partial.column}: {partial.note}.")
         for reason, count in table.rejected.items():
             click.echo(f"A load would reject: {reason}, {count:,} rows")
     for name, why in found.unassigned.items():

@@ -54,6 +54,8 @@ class TableLoad(BaseModel):
             ``failed`` (below the threshold, the table is as it was); ``not_tried`` (a parent failed).
         reasons: reason code -> rows; each rejected row counts once, under its first reason.
         withdrawn: rows of the table that a restated month did not deliver again; no part of ``source``.
+        completed: date column -> precision (``month``, ``year``) -> cells of accepted rows that were delivered so and
+            completed by the mapping's ``partial_dates``.
         partitions: months ``YYYY-MM`` in which rows were written or withdrawn.
         withheld: month -> why nothing of it was written.
         lines: lines of the delivered text files below their headers, blank ones aside, counted apart from
@@ -72,6 +74,7 @@ class TableLoad(BaseModel):
     rejected: int = Field(default=0, ge=0)
     duplicate: int = Field(default=0, ge=0)
     withdrawn: int = Field(default=0, ge=0)
+    completed: dict[str, dict[str, int]] = Field(default_factory=dict)
     seconds: float = Field(default=0.0, ge=0)
     status: Status
     reasons: dict[str, int] = Field(default_factory=dict)
@@ -406,6 +409,7 @@ class _Loader:
             rejects.store(self.engine, self.load_id, rejected)
         accepted = checked.accepted & counts.considered & ~counts.withheld_rows
         merged = staging.Merged(0, 0, 0, {})
+        completed = _completed(checked, accepted, delivered)
         attempts = staging.Retries(self.retries)
         staged = staging.Staging(
             self.engine,
@@ -415,6 +419,7 @@ class _Loader:
             batch_size=self.batch_size,
             retries=attempts,
             restated=_restated(checked, ~accepted, delivered),
+            completed=list(completed[list(_CELL)].itertuples(index=False, name=None)),
         )
         if counts.failure is None and accepted.any():
             merged = (
@@ -433,6 +438,7 @@ class _Loader:
             rejected=sum(reasons.values()),
             duplicate=int((checked.duplicate & ~checked.bad & counts.considered).sum()),
             withdrawn=merged.withdrawn,
+            completed={} if counts.failure else _by_precision(completed),
             seconds=time.perf_counter() - began,
             status=_status(source, counts),
             reasons=reasons,
@@ -675,6 +681,26 @@ def _message(name: str, counts: _Counts, kept: tuple[str, str] | None) -> str | 
             "widen first_month and data_end in config/sources.yaml, then load again."
         )
     return None
+
+
+_CELL = ("row_key", "column", "delivered", "precision", "rule")
+
+
+def _completed(checked: rules.Checked, accepted: np.ndarray, delivered: Any) -> pd.DataFrame:
+    """Dates of accepted rows that were delivered without their day: ``_CELL`` as columns."""
+    given = getattr(delivered, "completed", None)
+    if given is None or given.empty:
+        return pd.DataFrame(columns=list(_CELL))
+    given = given[accepted[given["position"].to_numpy(dtype=np.int64)]]
+    keys = checked.rows.column(primary_key(checked.table)).take(given["position"].to_numpy(dtype=np.int64))
+    return given.assign(row_key=keys.to_pylist())
+
+
+def _by_precision(completed: pd.DataFrame) -> dict[str, dict[str, int]]:
+    counts: dict[str, dict[str, int]] = {}
+    for (column, precision), cells in completed.groupby(["column", "precision"]).size().items():  # type: ignore[misc]
+        counts.setdefault(str(column), {})[str(precision)] = int(cells)
+    return counts
 
 
 def _restated(checked: rules.Checked, left_out: np.ndarray, delivered: Any) -> list[str] | None:

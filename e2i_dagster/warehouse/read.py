@@ -138,14 +138,23 @@ def recorded_load(engine: sa.Engine, load_id: str) -> dict[str, Any]:
     ``source = loaded + unchanged + rejected + duplicate`` for each table, in load order. A load that
     ended before its first table has no tables and no success.
     """
-    from e2i_dagster.warehouse.tables.control import ml_table_loads
+    from e2i_dagster.warehouse.tables.control import load_completed_dates, ml_table_loads
 
-    table = ml_table_loads
+    table, cells = ml_table_loads, load_completed_dates
     with engine.connect() as connection:
         rows = {
             row["table_name"]: row
             for row in connection.execute(sa.select(table).where(table.c.load_id == load_id)).mappings()
         }
+        counted = connection.execute(
+            sa.select(cells.c.table_name, cells.c.column_name, cells.c.precision, sa.func.count())
+            .where(cells.c.load_id == load_id)
+            .group_by(cells.c.table_name, cells.c.column_name, cells.c.precision)
+            .order_by(cells.c.table_name, cells.c.column_name, cells.c.precision)
+        ).all()
+    completed: dict[str, dict[str, dict[str, int]]] = {}
+    for name, column, precision, count in counted:
+        completed.setdefault(name, {}).setdefault(column, {})[precision] = count
     tables = {
         name: {
             "source": row["delivered"],
@@ -156,6 +165,7 @@ def recorded_load(engine: sa.Engine, load_id: str) -> dict[str, Any]:
             "rejected": row["rejected"],
             "duplicate": row["duplicates"],
             "withdrawn": row["withdrawn"],
+            "completed": completed.get(name, {}),
             "seconds": row["seconds"],
             "status": row["status"],
             "reasons": dict(row["reasons"]),

@@ -201,6 +201,8 @@ class Staging:
         batch_size: rows of one COPY, the unit that is tried again.
         restated: the rows are all of their months: what the table has of these months beside them is withdrawn,
             but for the keys ``restated``, which were delivered too and not taken. None: nothing is withdrawn.
+        completed: dates of these rows that were delivered without their day: (row key, column, delivered text,
+            precision, rule).
     """
 
     def __init__(
@@ -213,6 +215,7 @@ class Staging:
         batch_size: int,
         retries: Retries,
         restated: Sequence[str] | None = None,
+        completed: Sequence[tuple[str, str, str, str, str]] = (),
     ) -> None:
         self.engine = engine
         self.table = table
@@ -220,6 +223,7 @@ class Staging:
         self.batch_size = batch_size
         self.retries = retries
         self.restated = restated
+        self.completed = completed
         self.name = (_staging_prefix(table) + load_id.replace("-", ""))[:63]
         self._schema = STAGING_SCHEMA
         self.batches = 0
@@ -363,6 +367,7 @@ class Staging:
                 new = connection.execute(self._insert_query()).fetchall()
                 merged = self._counted(new, changed, self._withdrawn(connection, load_id))
             self._settle_rejects(connection, load_id)
+            self._keep_precision(connection, load_id)
             connection.commit()
             return merged
 
@@ -522,6 +527,25 @@ class Staging:
             ).format(staging=self._where, key=sql.Identifier(primary_key(self.table))),
             (load_id, self.table, load_id),
         )
+
+    def _keep_precision(self, connection: psycopg.Connection[Any], load_id: str) -> None:
+        """What was delivered of dates without a day, in place of what earlier loads said of these cells."""
+        from psycopg import sql
+
+        connection.execute(
+            sql.SQL(
+                "DELETE FROM load_completed_dates d USING {staging} s WHERE d.table_name = %s "
+                "AND d.row_key = s.{key} AND d.column_name = ANY(%s)"
+            ).format(staging=self._where, key=sql.Identifier(primary_key(self.table))),
+            (self.table, list(self.rows.column_names)),
+        )
+        if not self.completed:
+            return
+        columns = "table_name, row_key, column_name, delivered, precision, rule, load_id"
+        statement = sql.SQL("COPY load_completed_dates ({}) FROM STDIN").format(_literal(columns))
+        with connection.cursor().copy(statement) as copy:
+            for cell in self.completed:
+                copy.write_row((self.table, *cell, load_id))
 
 
 def _literal(text: str) -> Any:
