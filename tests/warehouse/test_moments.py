@@ -23,6 +23,7 @@ TABLE = [
     ("2024-05-10T23:30:00-05:00", dt.date(2024, 5, 11), None),
     ("1960-01-01T00:30:00.5+01:00", dt.date(1959, 12, 31), None),
     ("9999-12-31", dt.date(9999, 12, 31), None),
+    ("99991231", dt.date(9999, 12, 31), None),
     ("2013", None, "partial_date"),
     ("2013-07", None, "partial_date"),
     ("07/2013", None, "partial_date"),
