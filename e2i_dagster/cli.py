@@ -411,6 +411,9 @@ def _print_load(report: dict[str, Any], json_output: bool) -> None:
             click.echo(f"{table}: {words}: {count:,} rows")
         if going := counts.get("going"):
             _print_going(table, going)
+        for column, cells in counts.get("completed", {}).items():
+            found = " and ".join(f"{count:,} of a {precision}" for precision, count in cells.items())
+            click.echo(f"Completed by `partial_dates`: {table}.{column}: {found} without a day")
     for name, reason in report.get("not_read", {}).items():
         click.echo(f"Not read: {name}: {reason}")
 

@@ -13,7 +13,7 @@ from e2i_dagster.commands.console import as_json, command_errors, print_table
 
 if TYPE_CHECKING:
     from e2i_dagster.cohorts.coverage import RuleHits
-    from e2i_dagster.sources.check import ImportCheck
+    from e2i_dagster.sources.check import ImportCheck, TableCheck
 
 
 @click.group("import")
@@ -91,6 +91,20 @@ def _hits(found: ImportCheck) -> list[RuleHits]:
     return [hit for definition in definitions.values() for hit in rule_hits(definition, patients)]
 
 
+def _print_findings(table: TableCheck) -> None:
+    if table.missing_required:
+        click.echo(f"Required and not found: {', '.join(table.missing_required)}")
+    if table.not_delivered:
+        click.echo(
+            f"Not delivered, counted as empty by quality control: {', '.join(table.not_delivered)}. "
+            f"If that is how these data are, take them out of config/quality.yaml, tables.{table.table}.expected."
+        )
+    for partial in table.partial_dates:
+        click.echo(f"To choose: {partial.column}: {partial.note}.")
+    for reason, count in table.rejected.items():
+        click.echo(f"A load would reject: {reason}, {count:,} rows")
+
+
 def _print(found: ImportCheck, hits: list[RuleHits]) -> None:
     for table in found.tables:
         click.echo(f"\n{table.table}: {', '.join(table.files)}, {table.rows:,} rows")
@@ -118,15 +132,7 @@ def _print(found: ImportCheck, hits: list[RuleHits]) -> None:
             click.echo(
                 "Where no other type is certain it is text, as which all are kept; declare it under `own`."
             )
-        if table.missing_required:
-            click.echo(f"Required and not found: {', '.join(table.missing_required)}")
-        if table.not_delivered:
-            click.echo(
-                f"Not delivered, counted as empty by quality control: {', '.join(table.not_delivered)}. "
-                f"If that is how these data are, take them out of config/quality.yaml, tables.{table.table}.expected."
-            )
-        for reason, count in table.rejected.items():
-            click.echo(f"A load would reject: {reason}, {count:,} rows")
+        _print_findings(table)
     for name, why in found.unassigned.items():
         click.echo(
             f"\n{name}: holds none of our tables ({why}). Name it under `files` of a table, or move it away."

@@ -7,6 +7,8 @@ separator, file names. Rows and values that the mapping does not mention pass th
 from __future__ import annotations
 
 import codecs
+import datetime as dt
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -33,6 +35,20 @@ def _quoting(value: str) -> str:
 
 
 Quote = Annotated[str, AfterValidator(_quoting)]
+
+
+def _date_format(value: str) -> str:
+    example = dt.datetime(2013, 7, 15, tzinfo=dt.UTC)
+    try:
+        dt.datetime.strptime(example.strftime(value), value)
+    except ValueError:
+        raise ValueError("not a strptime format; for example %d.%m.%Y, %Y%m%d, %d-%b-%Y") from None
+    if not re.search("%[YyGxc]", value):
+        raise ValueError("a date without a year; for example %d.%m.%Y") from None
+    return value
+
+
+DateFormat = Annotated[str, AfterValidator(_date_format)]
 
 
 class FileFormat(PolicyModel):
@@ -96,17 +112,19 @@ class TableMapping(PolicyModel):
 
     ``files`` are patterns relative to the folder (default: ``<table>.csv|parquet`` and
     ``<table>_*.csv|parquet``); ``rename`` is file column -> our column; all other keys name OUR
-    columns: ``dates`` gives a strptime format, ``values`` maps delivered values to ours, ``constants``
-    adds columns with one value. ``ignore`` drops file columns. ``restates: month``: the delivery holds every row of the
-    months that it has rows of, so what it does not hold is withdrawn; ``restates: all`` says the same of a table
-    without months. ``reversals`` declares rows that take others back. ``own`` declares the types of columns of one's
-    own, under which their cells are checked; what it does not name is text. The format fields override the
-    mapping's defaults.
+    columns: ``dates`` gives a strptime format, ``partial_dates`` says what becomes of a year or month without a
+    day (``first``, ``middle`` or ``last`` day of it, or ``reject``, as without it), ``values`` maps delivered
+    values to ours, ``constants`` adds columns with one value. ``ignore`` drops file columns. ``restates: month``:
+    the delivery holds every row of the months that it has rows of, so what it does not hold is withdrawn;
+    ``restates: all`` says the same of a table without months. ``reversals`` declares rows that take others back.
+    ``own`` declares the types of columns of one's own, under which their cells are checked; what it does not name
+    is text. The format fields override the mapping's defaults.
     """
 
     files: tuple[str, ...] = ()
     rename: dict[str, str] = Field(default_factory=dict)
-    dates: dict[str, str] = Field(default_factory=dict)
+    dates: dict[str, DateFormat] = Field(default_factory=dict)
+    partial_dates: dict[str, Literal["first", "middle", "last", "reject"]] = Field(default_factory=dict)
     values: dict[str, dict[str, str]] = Field(default_factory=dict)
     constants: dict[str, str] = Field(default_factory=dict)
     ignore: tuple[str, ...] = ()

@@ -30,6 +30,7 @@ from e2i_dagster.errors import InputError
 from e2i_dagster.sources.files import (
     IGNORED_COLUMNS,
     Delivery,
+    complete_dates,
     ending_of,
     iso_text,
     not_read,
@@ -43,8 +44,9 @@ from e2i_dagster.sources.files import (
     with_decimal_point,
 )
 from e2i_dagster.warehouse import moments
+from e2i_dagster.warehouse.moments import Completion
 from e2i_dagster.warehouse.own_columns import read_as
-from e2i_dagster.warehouse.rules import check, kind_of
+from e2i_dagster.warehouse.rules import SPANS, check, kind_of
 from e2i_dagster.warehouse.tables import (
     MAINTAINED_COLUMNS,
     OPTIONAL_RAW_TABLES,
@@ -61,7 +63,7 @@ _SEPARATORS = (",", ";", "\t", "|")
 #: Formats of days that are tried, those without ambiguity first.
 _DATE_FORMATS = (
     "%Y-%m-%d", "%Y%m%d", "%d.%m.%Y", "%Y/%m/%d", "%d-%b-%Y", "%d %b %Y", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y",
-    "%m-%d-%Y",
+    "%m-%d-%Y", "%b %Y", "%b-%Y",
 )  # fmt: skip
 _BOOLEANS = {"true", "false", "t", "f", "1", "0", "yes", "no", "y", "n"}
 #: So many values without a match are named; further ones are counted.
@@ -89,6 +91,29 @@ class ColumnMatch(BaseModel):
     notes: tuple[str, ...] = ()
 
 
+class PartialDates(BaseModel):
+    """Cells of a date column that are a month or a year without a day, and the rule that completes them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    column: str
+    rule: str
+    months: int
+    years: int
+
+    @property
+    def note(self) -> str:
+        """How many there are, and what each rule would make of them."""
+        found = [
+            f"{count:,} {what}" for count, what in ((self.months, "a month"), (self.years, "a year")) if count
+        ]
+        return (
+            f"{' and '.join(found)} without a day; `partial_dates: {self.rule}` completes them. `first` is up to 30 "
+            "days (of a year 365) too early, so that something may be known before it happened; `last` is as much "
+            "too late; `middle` (the 15th, 1 July) is off by about half of that at most; `reject` leaves the rows out"
+        )
+
+
 class TableCheck(BaseModel):
     """What one file, or several of the same kind, seem to hold.
 
@@ -99,6 +124,7 @@ class TableCheck(BaseModel):
             (``config/quality.yaml``, ``expected``), of those that apply to every row.
         own: types of the columns that are kept under their own names, as declared or proposed.
         rows: rows of the files. rejected: reason -> rows that a load would reject, references aside.
+        partial_dates: date columns with cells that have no day, and what the mapping makes of them.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -113,6 +139,7 @@ class TableCheck(BaseModel):
     own: dict[str, OwnType] = {}
     rows: int = 0
     rejected: dict[str, int] = {}
+    partial_dates: tuple[PartialDates, ...] = ()
 
     @property
     def kept_as_own(self) -> tuple[str, ...]:
@@ -171,19 +198,23 @@ def check_folder(
     folder = Path(folder)
     paths = _files(folder)
     differing: list[str] = []
-    proposing = mapping is None
     if mapping is None:
         tables, unassigned, differing = _propose(paths, vocabulary)
         mapping = _mapping(tables, [path.name for path in paths])
+        proposed = True
     else:
-        tables, unassigned = [], {}
+        tables, unassigned, proposed = [], {}, False
+    delivery: Delivery | None = None
+    problems: tuple[str, ...] = ()
+    asked = [table.table for table in tables] or None
     try:
-        delivery = read(folder, mapping, [table.table for table in tables] or None, vocabulary=vocabulary)
-        problems: tuple[str, ...] = ()
+        delivery = read(folder, mapping, asked, vocabulary=vocabulary)
+        if proposed and (completions := _completions(delivery)):
+            mapping = _with_completions(mapping, completions)
+            delivery = read(folder, mapping, asked, vocabulary=vocabulary)
     except InputError as error:
-        said = [line.strip(" -") for line in str(error).splitlines()[1:]]
-        delivery, problems = None, (*differing, *said)
-    if delivery is not None and proposing:
+        problems = (*differing, *(line.strip(" -") for line in str(error).splitlines()[1:]))
+    if delivery is not None and proposed:
         mapping, delivery = _with_own_types(mapping, delivery)
     if delivery is not None:
         tables = [
@@ -211,6 +242,11 @@ def mapping_yaml(found: ImportCheck) -> str:
         for table in found.tables
         for match in table.matches
         for note in match.notes
+    ]
+    notes += [
+        f"#   {table.table}.{partial.column}: {partial.note}"
+        for table in found.tables
+        for partial in table.partial_dates
     ]
     notes += [
         f"#   {table.table}: no match for file column(s) {', '.join(table.unmatched)}"
@@ -572,7 +608,10 @@ def _dates(text: pd.Series) -> _Values | None:
 
     distinct = pd.Series(text.unique()[:_MOST_DAYS], dtype=object)
     judged = moments.days(pa.array(distinct.tolist(), pa.large_string()))
-    taken = 1 - judged.values.null_count / len(distinct)
+    # A month or year without a day is one by a rule that the mapping declares.
+    known = judged.values.is_valid().to_numpy(zero_copy_only=False)
+    partial = np.array([moments.completed(value, "first") is not None for value in distinct], dtype=bool)
+    taken = float((known | partial).mean())
     fits = {
         form: float(np.mean([iso_text(value, form) is not None for value in distinct]))
         for form in _DATE_FORMATS
@@ -717,6 +756,46 @@ def proposed_type(cells: pd.Series) -> OwnType:
     return "number" if plain and not (digits > 15).any() and not rounded else "text"
 
 
+def _completions(delivery: Delivery) -> dict[str, dict[str, Completion]]:
+    """Table -> date column with cells that have no day -> the rule to propose.
+
+    The first day, as is usual, and the last for what ends a span, so that no end comes to lie before its start.
+    """
+    found: dict[str, dict[str, Completion]] = {}
+    for name, frame in delivery.items():
+        ends = {end for _, end in SPANS.get(name, ())}
+        for column in raw_table(name).columns:
+            if kind_of(column) not in ("date", "timestamp") or column.name not in frame.columns:
+                continue
+            rule: Completion = "last" if column.name in ends else "first"
+            if len(complete_dates(frame, {column.name: rule})[1]):
+                found.setdefault(name, {})[column.name] = rule
+    return found
+
+
+def _with_completions(
+    mapping: ImportMapping, completions: Mapping[str, Mapping[str, Completion]]
+) -> ImportMapping:
+    tables = {
+        name: mapping.table(name).model_copy(update={"partial_dates": dict(rules)})
+        for name, rules in completions.items()
+    }
+    return mapping.model_copy(update={"tables": {**mapping.tables, **tables}})
+
+
+def _partial_dates(delivery: Delivery, name: str) -> tuple[PartialDates, ...]:
+    cells = delivery.delivered[name].completed
+    return tuple(
+        PartialDates(
+            column=str(column),
+            rule=str(of_column["rule"].iloc[0]),
+            months=int((of_column["precision"] == "month").sum()),
+            years=int((of_column["precision"] == "year").sum()),
+        )
+        for column, of_column in cells.groupby("column", sort=False)
+    )
+
+
 def _judged(
     name: str,
     delivery: Delivery,
@@ -752,6 +831,7 @@ def _judged(
             "own": dict(delivery.delivered[name].own),
             "rows": len(frame),
             "rejected": counts,
+            "partial_dates": _partial_dates(delivery, name),
             "not_delivered": tuple(
                 column
                 for column in expected

@@ -27,8 +27,10 @@ import pandas as pd
 from e2i_dagster.config.mapping import FileFormat, ImportMapping, ReversalRule, TableMapping
 from e2i_dagster.config.own_columns import OWN_TABLE
 from e2i_dagster.errors import InputError
+from e2i_dagster.warehouse import moments
 from e2i_dagster.warehouse.frames import cell_text
 from e2i_dagster.warehouse.reversals import check_rule
+from e2i_dagster.warehouse.rules import kind_of
 from e2i_dagster.warehouse.tables import (
     MAINTAINED_COLUMNS,
     OPTIONAL_RAW_TABLES,
@@ -59,6 +61,9 @@ _ALL_TABLES = RAW_TABLES + OPTIONAL_RAW_TABLES
 IGNORED_COLUMNS = ("data_split", "split_config_id", *MAINTAINED_COLUMNS)
 
 
+_COMPLETED = ("position", "column", "delivered", "precision", "rule")
+
+
 @dataclass(frozen=True)
 class SourceFile:
     """One file of a table and the rows that came from it (``first_row`` counts from 0 in the frame).
@@ -82,6 +87,8 @@ class DeliveredTable:
         row_numbers: for each row its number within its file, from 1, the header not counted.
         files: the files in the order of the rows.
         malformed: rows with a wrong number of fields: columns ``file``, ``row_number``, ``text``.
+        completed: cells that were delivered without a day and completed by ``partial_dates``: columns
+            ``position`` (in ``frame``), ``column``, ``delivered``, ``precision``, ``rule``.
         restates: ``month`` when the rows are all that there are of their months, ``all`` of their table.
         own: declared types of columns of one's own.
         reversals: which of the rows take others back; None when none does.
@@ -95,6 +102,7 @@ class DeliveredTable:
     restates: str | None = None
     own: Mapping[str, OwnType] = field(default_factory=dict)
     reversals: ReversalRule | None = None
+    completed: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(_COMPLETED)))
 
     @property
     def lines(self) -> int | None:
@@ -307,22 +315,29 @@ def _read_table(
     problems: list[str | InputError] = []
     if own.restates:
         problems.extend(_cannot_restate(table, own.restates))
-    raws: list[pa.Table] = []
+    found: list[tuple[Path, FileRows]] = []
     mapped: list[pd.DataFrame] = []
     numbers: list[np.ndarray] = []
     files: list[SourceFile] = []
     malformed: list[dict[str, Any]] = []
+    completed: list[pd.DataFrame] = []
     first = 0
     for path in paths:
         try:
             read_rows = read_file(path, form)
-            rows, bad = read_rows.rows, read_rows.malformed
-            _check_columns(table, path, rows.column_names, own, vocabulary)
+            _check_columns(table, path, read_rows.rows.column_names, own, vocabulary)
         except _Problems as error:
             problems.extend(error.found)
             continue
+        found.append((path, read_rows))
+    if problems:
+        raise _Problems(problems)
+    raws = _of_one_type([read_rows.rows for _, read_rows in found])
+    for (path, read_rows), rows in zip(found, raws, strict=True):
+        bad = read_rows.malformed
         frame = apply_mapping(table, _pandas(rows), own, form, vocabulary)
-        raws.append(rows)
+        frame, filled = complete_dates(frame, own.partial_dates)
+        completed.append(filled.assign(position=filled["position"] + first))
         mapped.append(frame)
         bad_numbers = np.array([number for number, _ in bad], dtype=np.int64)
         numbers.append(np.setdiff1d(np.arange(1, rows.num_rows + len(bad) + 1), bad_numbers))
@@ -331,9 +346,8 @@ def _read_table(
         first += rows.num_rows
     if own.reversals is not None and mapped:
         names = list(dict.fromkeys(str(name) for frame in mapped for name in frame.columns))
-        problems.extend(check_rule(table, own.reversals, names))
-    if problems:
-        raise _Problems(problems)
+        if wrong := check_rule(table, own.reversals, names):
+            raise _Problems(list(wrong))
     return DeliveredTable(
         frame=mapped[0] if len(mapped) == 1 else pd.concat(mapped, ignore_index=True),
         raw=_pandas(pa.concat_tables(raws, promote_options="permissive")),
@@ -343,6 +357,7 @@ def _read_table(
         restates=own.restates,
         own=own.own,
         reversals=own.reversals,
+        completed=pd.concat(completed, ignore_index=True),
     )
 
 
@@ -403,7 +418,7 @@ def read_file(path: Path, form: FileFormat) -> FileRows:
     """
     try:
         if path.suffix.lower() == ".parquet":
-            return FileRows(_read_parquet(path), [], None)
+            return FileRows(_read_parquet(path, form), [], None)
         return _read_csv(path, form)
     except PermissionError:
         raise _Problems([f"{path.name}: no permission to read it. Correct the file's permissions."]) from None
@@ -431,7 +446,8 @@ def read_rows(path: Path, form: FileFormat) -> pa.Table:
     return given.rows
 
 
-def _read_parquet(path: Path) -> pa.Table:
+def _read_parquet(path: Path, form: FileFormat) -> pa.Table:
+    """The rows of a Parquet file; text that is an empty field in CSV is null here, too."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -439,12 +455,53 @@ def _read_parquet(path: Path) -> pa.Table:
         raise _Problems([f"{path.name}: the file is empty (0 bytes). Deliver it again."])
     try:
         with pq.ParquetFile(path) as parquet:
-            return parquet.read()
+            rows = parquet.read()
     except (pa.ArrowInvalid, pa.ArrowIOError) as error:
         reason = str(error).split("\n", 1)[0]
         raise _Problems(
             [f"{path.name}: not readable as Parquet ({reason[:120]}). Deliver it again."]
         ) from None
+    return _with_nulls(rows, form)
+
+
+def _with_nulls(rows: pa.Table, form: FileFormat) -> pa.Table:
+    import pyarrow as pa
+
+    from e2i_dagster.warehouse.rules import compute
+
+    pc = compute()
+    for number, kind in enumerate(rows.schema.types):
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            continue
+        empty = pc.is_in(rows.column(number), value_set=pa.array(["", *form.nulls], kind))
+        if pc.any(empty).as_py():
+            filled = pc.if_else(empty, pa.scalar(None, kind), rows.column(number))
+            rows = rows.set_column(number, rows.field(number), filled)
+    return rows
+
+
+def _of_one_type(files: Sequence[pa.Table]) -> list[pa.Table]:
+    """Files of one table, with columns as text where their types in Parquet cannot be brought together."""
+    import pyarrow as pa
+
+    from e2i_dagster.warehouse.rules import as_text
+
+    unlike = []
+    for name in dict.fromkeys(name for rows in files for name in rows.column_names):
+        fields = [pa.schema([rows.field(name)]) for rows in files if name in rows.column_names]
+        try:
+            pa.unify_schemas(fields, promote_options="permissive")
+        except pa.ArrowTypeError:
+            unlike.append(name)
+
+    def column(rows: pa.Table, name: str) -> Any:
+        given = rows.select([name])
+        return pa.array(as_text(_pandas(given)[name]), pa.string()) if name in unlike else given.column(0)
+
+    return [
+        pa.table({name: column(rows, name) for name in rows.column_names}) if unlike else rows
+        for rows in files
+    ]
 
 
 def _read_csv(path: Path, form: FileFormat, block_size: int = 1 << 22) -> FileRows:
@@ -842,6 +899,13 @@ def _check_columns(
         for name in given
         if name not in final and name not in own.constants
     )
+    dated = [column.name for column in raw_table(table).columns if kind_of(column) in ("date", "timestamp")]
+    problems.extend(
+        f"{path.name}: the mapping's `partial_dates` names {name}, no date column of {table} that the file has. "
+        f"Date columns are {', '.join(dated)}."
+        for name in own.partial_dates
+        if name not in dated or (name not in final and name not in own.constants)
+    )
     if problems:
         raise _Problems(problems)
 
@@ -856,22 +920,62 @@ def _map_values(series: pd.Series, to: Mapping[str, str | None]) -> pd.Series:
 
 
 def _map_dates(series: pd.Series, form: str) -> pd.Series:
-    """Values that fit ``form`` as ISO text in UTC, all others unchanged.
-
-    What ``form`` leaves out is the first of its kind: ``%Y-%m`` is the first day of the month.
-    """
+    """Values that fit ``form`` as ISO text, all others unchanged; by ``%Y-%m`` it is a month without a day."""
     codes, distinct = pd.factorize(series.astype(_TEXT))
     values = [iso_text(str(value), form) or value for value in distinct]
     taken = pd.array(values, dtype=_TEXT).take(codes, allow_fill=True)
     return pd.Series(taken, index=series.index, name=series.name)
 
 
+def complete_dates(frame: pd.DataFrame, rules: Mapping[str, str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """``frame`` with the dates that have no day completed by ``rules`` (column to rule), and which these are.
+
+    Returns:
+        The second frame has ``position`` in ``frame``, ``column``, ``delivered``, ``precision`` (month or year) and
+        ``rule``, one row for each completed cell.
+    """
+    found = [pd.DataFrame(columns=list(_COMPLETED)).astype({"position": np.int64})]
+    result = frame.copy(deep=False)
+    for name, rule in rules.items():
+        if rule == "reject" or pd.api.types.is_datetime64_any_dtype(frame[name]):
+            continue
+        codes, distinct = pd.factorize(frame[name].astype(_TEXT))
+        filled = [moments.completed(str(value), cast("moments.Completion", rule)) for value in distinct]
+        positions = np.flatnonzero(np.array([*(one is not None for one in filled), False])[codes])
+        if not len(positions):
+            continue
+        values = [
+            value if one is None else one.day.isoformat() for value, one in zip(distinct, filled, strict=True)
+        ]
+        taken = pd.array(values, dtype=_TEXT).take(codes, allow_fill=True)
+        result[name] = pd.Series(taken, index=frame.index)
+        precisions = np.array([one and one.precision for one in filled], dtype=object)
+        found.append(
+            pd.DataFrame(
+                {
+                    "position": positions,
+                    "column": name,
+                    "delivered": np.asarray(distinct, dtype=object)[codes[positions]],
+                    "precision": precisions[codes[positions]],
+                    "rule": rule,
+                }
+            )
+        )
+    return result, pd.concat(found, ignore_index=True)
+
+
 def iso_text(text: str, form: str) -> str | None:
     """``text`` read by the strptime format ``form``, as ISO text; None where it does not fit."""
     # Not pandas, whose nanoseconds end in 2262 while open ends are written as 9999-12-31.
+    text = text.strip()
     try:
-        moment = dt.datetime.strptime(text.strip(), form)
+        moment = dt.datetime.strptime(text, form)
     except ValueError:
         return None
+    if re.search("%[YymdjHMS]%[mdjHMS]", form) and len(text) < len(moment.strftime(form)):
+        # Without separators 201312 would be 2 January by %Y%m%d.
+        return None
+    if not re.search("%[djxcuwaA]", form):
+        return f"{moment.year:04d}-{moment.month:02d}" if re.search("%[mbB]", form) else f"{moment.year:04d}"
     plain = moment.tzinfo is None and moment.time() == dt.time.min
     return moment.date().isoformat() if plain else moment.isoformat()

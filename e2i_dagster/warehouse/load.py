@@ -63,6 +63,8 @@ class TableLoad(BaseModel):
             them back; no part of ``source``.
         restored: reversed rows that came back, because a more recent row is reversed in their place.
         going: the withdrawn rows by key; only of a dry run.
+        completed: date column -> precision (``month``, ``year``) -> cells of accepted rows that were delivered so and
+            completed by the mapping's ``partial_dates``.
         partitions: months ``YYYY-MM`` in which rows were written or withdrawn.
         withheld: month -> why nothing of it was written.
         lines: lines of the delivered text files below their headers, blank ones aside, counted apart from
@@ -84,6 +86,7 @@ class TableLoad(BaseModel):
     withdrawn: int = Field(default=0, ge=0)
     restored: int = Field(default=0, ge=0)
     going: tuple[staging.Going, ...] = ()
+    completed: dict[str, dict[str, int]] = Field(default_factory=dict)
     seconds: float = Field(default=0.0, ge=0)
     status: Status
     reasons: dict[str, int] = Field(default_factory=dict)
@@ -453,6 +456,7 @@ class _Loader:
             rejects.store(self.engine, self.load_id, rejected)
         accepted &= checked.accepted & ~checked.reversal & ~taken.known
         merged = staging.Merged(0, 0, 0, {})
+        completed = _completed(checked, accepted, delivered)
         attempts = staging.Retries(self.retries)
         staged = staging.Staging(
             self.engine,
@@ -463,6 +467,7 @@ class _Loader:
             retries=attempts,
             restated=_restated(checked, ~accepted & ~beyond, delivered) if accepted.any() else None,
             taken=taken,
+            completed=list(completed[list(_CELL)].itertuples(index=False, name=None)),
         )
         keys = checked.rows.column(primary_key(name))
         staged.settled = keys.filter(_arrow_mask(taken.known)).to_pylist()
@@ -486,6 +491,7 @@ class _Loader:
             withdrawn=merged.withdrawn,
             restored=merged.restored,
             going=merged.going,
+            completed={} if counts.failure else _by_precision(completed),
             seconds=time.perf_counter() - began,
             status=_status(source, counts),
             reasons=reasons,
@@ -762,6 +768,26 @@ def _message(name: str, counts: _Counts, kept: tuple[str, str] | None) -> str | 
             "widen first_month and data_end in config/sources.yaml, then load again."
         )
     return None
+
+
+_CELL = ("row_key", "column", "delivered", "precision", "rule")
+
+
+def _completed(checked: rules.Checked, accepted: np.ndarray, delivered: Any) -> pd.DataFrame:
+    """Dates of accepted rows that were delivered without their day: ``_CELL`` as columns."""
+    given = getattr(delivered, "completed", None)
+    if given is None or given.empty:
+        return pd.DataFrame(columns=list(_CELL))
+    given = given[accepted[given["position"].to_numpy(dtype=np.int64)]]
+    keys = checked.rows.column(primary_key(checked.table)).take(given["position"].to_numpy(dtype=np.int64))
+    return given.assign(row_key=keys.to_pylist())
+
+
+def _by_precision(completed: pd.DataFrame) -> dict[str, dict[str, int]]:
+    counts: dict[str, dict[str, int]] = {}
+    for (column, precision), cells in completed.groupby(["column", "precision"]).size().items():  # type: ignore[misc]
+        counts.setdefault(str(column), {})[str(precision)] = int(cells)
+    return counts
 
 
 def _restated(checked: rules.Checked, left_out: np.ndarray, delivered: Any) -> list[str] | None:

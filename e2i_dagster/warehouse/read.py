@@ -168,9 +168,9 @@ def recorded_load(engine: sa.Engine, load_id: str) -> dict[str, Any]:
     """
     from e2i_dagster.warehouse.rejects import summary
     from e2i_dagster.warehouse.rules import fault_words
-    from e2i_dagster.warehouse.tables.control import ml_table_loads
+    from e2i_dagster.warehouse.tables.control import load_completed_dates, ml_table_loads
 
-    table = ml_table_loads
+    table, cells = ml_table_loads, load_completed_dates
     faults: dict[str, dict[str, int]] = {}
     for one in summary(engine, load_id=load_id).to_dict("records"):
         words = fault_words(one["table"], one["reason"], one["column"])
@@ -180,6 +180,15 @@ def recorded_load(engine: sa.Engine, load_id: str) -> dict[str, Any]:
             row["table_name"]: row
             for row in connection.execute(sa.select(table).where(table.c.load_id == load_id)).mappings()
         }
+        counted = connection.execute(
+            sa.select(cells.c.table_name, cells.c.column_name, cells.c.precision, sa.func.count())
+            .where(cells.c.load_id == load_id)
+            .group_by(cells.c.table_name, cells.c.column_name, cells.c.precision)
+            .order_by(cells.c.table_name, cells.c.column_name, cells.c.precision)
+        ).all()
+    completed: dict[str, dict[str, dict[str, int]]] = {}
+    for name, column, precision, count in counted:
+        completed.setdefault(name, {}).setdefault(column, {})[precision] = count
     tables = {
         name: {
             "source": row["delivered"],
@@ -193,6 +202,7 @@ def recorded_load(engine: sa.Engine, load_id: str) -> dict[str, Any]:
             "withdrawn": row["withdrawn"],
             "restored": row["restored"],
             "lines": row["lines"],
+            "completed": completed.get(name, {}),
             "seconds": row["seconds"],
             "status": row["status"],
             "reasons": dict(row["reasons"]),

@@ -48,7 +48,7 @@ REASONS: Mapping[str, str] = {
     "boolean_format": "Not true or false (t/f, yes/no, 1/0). Correct it or map the value.",
     "date_format": "Not a date YYYY-MM-DD of the calendar. Correct it or give `dates` in the mapping.",
     "timestamp_format": "Not an ISO timestamp (UTC where it has no offset). Correct it or give `dates`.",
-    "partial_date": "A year or month without a day. Deliver the day, or declare `dates`, such as `%Y-%m` (its first).",
+    "partial_date": "A year or month without a day. Deliver it, or declare `partial_dates`: first, middle or last.",
     "two_digit_year": "A year of two digits. Deliver four, or declare `dates`, such as `%d-%m-%y`.",
     "ambiguous_date": "Day and month may be swapped. Deliver YYYY-MM-DD, or declare `dates`, such as `%d/%m/%Y`.",
     "code_format": "Not a code of the declared system (its shape or its check digit). Correct it, or declare `text`.",
@@ -72,7 +72,7 @@ REASONS: Mapping[str, str] = {
 }
 
 #: Pairs (start, end) that must not be the wrong way round.
-_SPANS: Mapping[str, tuple[tuple[str, str], ...]] = {
+SPANS: Mapping[str, tuple[tuple[str, str], ...]] = {
     "patient_journeys": (("journey_start_date", "journey_end_date"),),
     "patient_clinical": (("first_observation_date", "last_observation_date"),),
     "observation_periods": (("start_date", "end_date"),),
@@ -226,7 +226,7 @@ def check(
     for name in names:
         arrays[name] = _check_column(checked, columns[name], _arrow(source[name]), vocabulary)
     checked.rows = pa.table(arrays)
-    for start, end in _SPANS.get(table, ()):
+    for start, end in SPANS.get(table, ()):
         if start in arrays and end in arrays:
             _add_spans(checked, arrays, start, end)
     return checked
@@ -453,7 +453,9 @@ def as_text(values: pd.Series) -> list[str | None]:
     array = _arrow(values)
     if pa.types.is_timestamp(array.type):
         form = "%Y-%m-%dT%H:%M:%SZ" if array.type.tz else "%Y-%m-%dT%H:%M:%S"
-        return pc.strftime(array.cast(pa.timestamp("s", array.type.tz), safe=False), form).to_pylist()
+        # What has a zone is written by its clock, and this text says that the clock is that of UTC.
+        zone = "UTC" if array.type.tz else None
+        return pc.strftime(array.cast(pa.timestamp("s", zone), safe=False), form).to_pylist()
     return array.cast(pa.large_string()).to_pylist()
 
 

@@ -224,6 +224,8 @@ class Staging:
             these months beside them is withdrawn, but for the keys ``restated``, which were delivered too and
             not taken. None: nothing is withdrawn for that reason.
         taken: rows that reversals take back and give back.
+        completed: dates of these rows that were delivered without their day: (row key, column, delivered text,
+            precision, rule).
     """
 
     def __init__(
@@ -237,6 +239,7 @@ class Staging:
         retries: Retries,
         restated: Sequence[str] | None = None,
         taken: TakenBack | None = None,
+        completed: Sequence[tuple[str, str, str, str, str]] = (),
     ) -> None:
         self.engine = engine
         self.table = table
@@ -248,6 +251,7 @@ class Staging:
         self.restored = [] if taken is None else taken.restored
         self.settled: Sequence[str] = ()
         self.settled_reversals: Sequence[str] = ()
+        self.completed = completed
         self.name = (_staging_prefix(table) + load_id.replace("-", ""))[:63]
         self._schema = STAGING_SCHEMA
         self.batches = 0
@@ -418,6 +422,7 @@ class Staging:
             gone = [*gone, *self._withdraw_reversed(connection, load_id)]
             merged = self._counted(new, changed, gone, self._restore(connection, load_id))
             self._settle_rejects(connection, load_id)
+            self._keep_precision(connection, load_id)
             connection.commit()
             return merged
 
@@ -676,6 +681,25 @@ class Staging:
                 keys=keys, key=key, mark=sql.Literal(REVERSAL_MARK), reversal=sql.Literal(reversal)
             )
             connection.execute(statement, (load_id, *named, self.table, load_id))
+
+    def _keep_precision(self, connection: psycopg.Connection[Any], load_id: str) -> None:
+        """What was delivered of dates without a day, in place of what earlier loads said of these cells."""
+        from psycopg import sql
+
+        connection.execute(
+            sql.SQL(
+                "DELETE FROM load_completed_dates d USING {staging} s WHERE d.table_name = %s "
+                "AND d.row_key = s.{key} AND d.column_name = ANY(%s)"
+            ).format(staging=self._where, key=sql.Identifier(primary_key(self.table))),
+            (self.table, list(self.rows.column_names)),
+        )
+        if not self.completed:
+            return
+        columns = "table_name, row_key, column_name, delivered, precision, rule, load_id"
+        statement = sql.SQL("COPY load_completed_dates ({}) FROM STDIN").format(literal(columns))
+        with connection.cursor().copy(statement) as copy:
+            for cell in self.completed:
+                copy.write_row((self.table, *cell, load_id))
 
 
 def changed_since_withdrawal(engine: sa.Engine, table: str, rows: pa.Table) -> list[str]:

@@ -75,6 +75,21 @@ load_withdrawals = sa.Table(
     comment="Rows that left a raw table, as they were: not delivered again, or reversed.",
 )
 
+load_completed_dates = sa.Table(
+    "load_completed_dates",
+    metadata,
+    column("table_name", sa.Text, "Raw table of the row.", primary_key=True),
+    column("row_key", sa.Text, "Key of the row.", primary_key=True, privacy="pseudonym"),
+    column("column_name", sa.Text, "Date column that was delivered without its day.", primary_key=True),
+    column("delivered", sa.Text, "What was delivered, such as 2013-07.", nullable=False, privacy="quasi"),
+    column("precision", sa.Text, "month or year.", nullable=False),
+    column("rule", sa.Text, "first, middle or last: the day that stands in the row.", nullable=False),
+    column("load_id", sa.Text, "Newest load that delivered it so.", nullable=False, index=True),
+    sa.CheckConstraint("precision IN ('month', 'year')", name="precision_known"),
+    sa.CheckConstraint("rule IN ('first', 'middle', 'last')", name="rule_known"),
+    comment="Dates of the raw tables that were delivered without their day and completed by a declared rule.",
+)
+
 ml_table_loads = sa.Table(
     "ml_table_loads",
     metadata,
