@@ -43,7 +43,6 @@ def policy() -> CausalPolicy:
     pure=True,
     kinds={"pandas"},
     ins={"engagement_events": dg.AssetIn("engagement_events", partition_mapping=ALL_MONTHS)},
-    definition=lambda key: [policy().digest(), current_policy().sources.covered],
     description="Train and validation patients with treatment, outcome and what was fixed before the treatment.",
 )
 def treated_patients(

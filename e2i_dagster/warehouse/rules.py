@@ -383,7 +383,7 @@ def check_reference(
     checked.add(_numpy(lost) & ~waiting, f"orphan_{parent}", column)
 
 
-def check_duplicates(checked: Checked, unkept: np.ndarray) -> None:
+def check_duplicates(checked: Checked, unkept: np.ndarray | None = None) -> None:
     """Repeated keys: same content is a duplicate of the first row, other content rejects all of them.
 
     Rows that already broke a rule stay out of the comparison, but not out of the conflict: a broken
@@ -392,7 +392,9 @@ def check_duplicates(checked: Checked, unkept: np.ndarray) -> None:
     """
     key = primary_key(checked.table)
     keys = checked.rows.column(key).to_pandas()
-    present = keys.notna() & keys.ne("") & ~unkept
+    present = keys.notna() & keys.ne("")
+    if unkept is not None:
+        present &= ~unkept
     # A reversal may have the key of its original.
     identity = keys.where(present)
     if checked.reversal.any():

@@ -160,7 +160,7 @@ def test_an_own_column_of_codes_is_compared_by_its_system(tmp_path, fields):
     group = found.inclusion_criteria[1]
     assert isinstance(group, Group) and isinstance(group.members[0], Criterion)
     assert group.members[0].code_system == "ndc"
-    change = {"inclusion_criteria": [ADULT, coded | {"code_system": "icd10cm"}]}
+    change = {"inclusion_criteria": [ADULT, coded | {"value": ["L50.1"], "code_system": "icd10cm"}]}
     with pytest.raises(CohortConfigError, match="declared as ndc in own_fields and compared as icd10cm"):
         read(tmp_path, fields, own_fields={"kit": "ndc"}, **change)
     with pytest.raises(CohortConfigError, match="'text', 'number', 'boolean', 'date', 'icd10cm'"):

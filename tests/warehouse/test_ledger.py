@@ -36,12 +36,12 @@ def test_partitions_and_assets_do_not_mix(database):
 
 
 def test_a_fingerprint_finds_what_was_made_from_the_same_inputs(database):
-    ledger.record(database, version(fingerprint="f1"))
+    first = ledger.record(database, version(fingerprint="f1"))
     made = ledger.record(database, version(digest="b", fingerprint="f1"))
     ledger.record(database, version(digest="c", fingerprint="f2"))
-    assert ledger.find_by_fingerprint(database, "raw/triggers", "2024-01", "f1") == made
-    assert ledger.find_by_fingerprint(database, "raw/triggers", "2024-02", "f1") is None
-    assert ledger.find_by_fingerprint(database, "raw/other", "2024-01", "f1") is None
+    assert ledger.with_fingerprint(database, "raw/triggers", "f1") == [made, first]
+    assert ledger.with_fingerprint(database, "raw/triggers", "f3") == []
+    assert ledger.with_fingerprint(database, "raw/other", "f1") == []
 
 
 def test_a_caller_s_transaction_is_the_caller_s(database):
