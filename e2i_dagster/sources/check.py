@@ -157,6 +157,7 @@ class ImportCheck:
         not_read: files and folders that a load with this mapping does not read, with the reasons.
         problems: why the folder could not be read with the mapping; empty when it could.
         delivery: the mapped rows; None when there are problems.
+        errors: one for each problem, with its file, column and remedy.
     """
 
     folder: Path
@@ -166,6 +167,7 @@ class ImportCheck:
     problems: tuple[str, ...]
     delivery: Delivery | None
     not_read: Mapping[str, str] = field(default_factory=dict)
+    errors: tuple[InputError, ...] = ()
 
     def to_record(self) -> dict[str, Any]:
         """Everything but the rows, for ``--json``."""
@@ -198,6 +200,7 @@ def check_folder(
     folder = Path(folder)
     paths = _files(folder)
     differing: list[str] = []
+    errors: tuple[InputError, ...] = ()
     if mapping is None:
         tables, unassigned, differing = _propose(paths, vocabulary)
         mapping = _mapping(tables, [path.name for path in paths])
@@ -213,7 +216,10 @@ def check_folder(
             mapping = _with_completions(mapping, completions)
             delivery = read(folder, mapping, asked, vocabulary=vocabulary)
     except InputError as error:
-        problems = (*differing, *(line.strip(" -") for line in str(error).splitlines()[1:]))
+        said = [line.strip(" -") for line in str(error).splitlines()[1:]]
+        delivery, problems = None, (*differing, *said)
+        ours = tuple(one for one in (error.parts or (error,)) if isinstance(one, InputError))
+        errors = (*(InputError(one, file=folder) for one in differing), *ours)
     if delivery is not None and proposed:
         mapping, delivery = _with_own_types(mapping, delivery)
     if delivery is not None:
@@ -222,7 +228,7 @@ def check_folder(
             for name in delivery
         ]
     return ImportCheck(
-        folder, tuple(tables), mapping, unassigned, problems, delivery, not_read(folder, mapping)
+        folder, tuple(tables), mapping, unassigned, problems, delivery, not_read(folder, mapping), errors
     )
 
 

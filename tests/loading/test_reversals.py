@@ -95,7 +95,8 @@ def test_the_example_of_the_page(parents, content, active, tmp_path):
         "2024-03",
     )
     assert kept["reversal"]["cost"] == "-412.50" and kept["content"]["cost"] == 412.5
-    recorded = content("ml_table_loads").iloc[-1]
+    loads = content("ml_table_loads")
+    recorded = loads[loads["table_name"] == "treatment_events"].iloc[0]
     assert (recorded["reversals"], recorded["withdrawn"], recorded["lines"]) == (1, 1, 5)
 
 
