@@ -31,7 +31,6 @@ scope_asset = partial(
     stage_asset,
     group_name="causal",
     partitions_def=SCOPES,
-    definition=lambda key: policy().digest(),
 )
 
 
@@ -41,6 +40,7 @@ def policy() -> CausalPolicy:
 
 
 @scope_asset(
+    pure=True,
     kinds={"pandas"},
     ins={"engagement_events": dg.AssetIn("engagement_events", partition_mapping=ALL_MONTHS)},
     description="Train and validation patients with treatment, outcome and what was fixed before the treatment.",
@@ -51,9 +51,12 @@ def treated_patients(
     splits: "pd.DataFrame",
     engagement_events: "pd.DataFrame",
 ) -> Produced:
-    from e2i_dagster.causal.question import causal_frame
+    from e2i_dagster.causal.question import causal_frame, visible_rows
 
-    return Produced(causal_frame(scope_spec, training_frame, splits, engagement_events, policy()))
+    start = current_policy().sources.first_day
+    frame = causal_frame(scope_spec, training_frame, splits, engagement_events, policy(), data_start=start)
+    unknown = len(visible_rows(scope_spec, training_frame, splits)) - len(frame)
+    return Produced(frame, metadata={"treatment_unknown": unknown})
 
 
 @scope_asset(
@@ -129,6 +132,7 @@ def refutation(causal_estimates: "CausalEstimates") -> dg.AssetCheckResult:
 
 
 @scope_asset(
+    pure=True,
     produces="e2i_dagster.causal.heterogeneity:EffectHeterogeneity",
     kinds={"scikitlearn"},
     description="For whom the effect is larger, whether that is more than noise, and what treating them is worth.",
@@ -153,7 +157,6 @@ def effect_heterogeneity(treated_patients: "pd.DataFrame", causal_estimates: "Ca
 @scope_asset(
     produces="e2i_dagster.causal.registration:EffectModel",
     kinds={"scikitlearn", "mlflow"},
-    definition=lambda key: [policy().digest(), cohort_approved(str(key))],
     description="The model of individual effects: registered and staged only when its criteria are met.",
 )
 def effect_model(
@@ -212,6 +215,7 @@ def effect_bento(effect_model: "EffectModel", serving: Serving, mlflow: MlflowRe
 
 
 @scope_asset(
+    outside=True,
     produces="e2i_dagster.serving.deployment:Deployment",
     kinds={"bentoml"},
     still_valid=is_live,

@@ -7,7 +7,6 @@ import dagster as dg
 from assets.partitions import COHORTS
 from assets.stage import (
     Produced,
-    code_version,
     current_versions,
     input_versions,
     shown,
@@ -31,7 +30,6 @@ GROUP = "cohorts"
     group_name=GROUP,
     kinds={"yaml"},
     partitions_def=COHORTS,
-    definition=lambda key: current_policy().cohorts[str(key)].digest(),
     description="The definition file of a cohort; its data version is the digest of its content.",
 )
 def cohort_definition(context: dg.AssetExecutionContext, warehouse: Warehouse) -> Produced:
@@ -47,7 +45,6 @@ def cohort_definition(context: dg.AssetExecutionContext, warehouse: Warehouse) -
     group_name=GROUP,
     kinds={"python"},
     partitions_def=COHORTS,
-    definition=lambda key: current_policy().sources.covered,
     also_reads=lambda key: current_policy().cohorts[str(key)].tables_read,
     description="Eligible patients with index date and follow-up, and those whose follow-up is not over yet.",
 )
@@ -65,14 +62,15 @@ def cohort(
 
     patients = patient_frame(patient_journeys, patient_clinical)
     tables = cohort_definition.tables_read
-    observed = read_observed(warehouse.engine(), lake.lake(), tables, patient_journeys)
+    sources = current_policy().sources
+    observed = read_observed(warehouse.engine(), lake.lake(), tables, patient_journeys, months=sources.months)
     built = build_cohort(
         cohort_definition,
         patients,
         observed.events,
         observation_periods=observed.periods,
-        data_start=current_policy().sources.first_day,
-        data_end=current_policy().sources.data_end,
+        data_start=sources.first_day,
+        data_end=sources.data_end,
     )
     with warehouse.engine().begin() as connection:
         record_cohort(
@@ -84,7 +82,7 @@ def cohort(
                 *(one for one in input_versions(context, warehouse) if one[0] != "cohort_definition"),
                 *current_versions(tables, warehouse),
             ],
-            code_version=code_version(),
+            code_version=context.assets_def.code_versions_by_key[context.asset_key],
         )
     lost = characteristics_markdown(characteristics(built, patients))
     return Produced(cohort_frame(built), built, metadata={"lost_by_step_md": lost})

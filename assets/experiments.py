@@ -134,7 +134,6 @@ def sample_ratio(context: dg.AssetCheckExecutionContext, warehouse: Warehouse) -
         "training_frame": dg.AssetIn("training_frame", partition_mapping=EXPERIMENT_OF_SCOPE),
         "splits": dg.AssetIn("splits", partition_mapping=EXPERIMENT_OF_SCOPE),
     },
-    definition=lambda key: current_policy().experiment(str(key)).model_dump(mode="json"),
     description="The experiment predicted on twins of the cohort by a fitted model of effects.",
 )
 def twin_simulation(

@@ -33,9 +33,9 @@ def all_months(asset: str) -> dg.AssetIn:
 
 
 @scope_asset(
+    pure=True,
     produces="e2i_dagster.config.scope:ScopeSpec",
     kinds={"yaml"},
-    definition=lambda key: current_policy().scope(str(key)).digest(),
     description="The question of a scope: outcome, criteria, constraints; its data version is its content.",
 )
 def scope_spec(context: dg.AssetExecutionContext) -> Produced:
@@ -44,6 +44,7 @@ def scope_spec(context: dg.AssetExecutionContext) -> Produced:
 
 
 @scope_asset(
+    pure=True,
     kinds={"pandas"},
     ins={
         "cohort": dg.AssetIn("cohort", partition_mapping=COHORT_OF_SCOPE),
@@ -51,7 +52,6 @@ def scope_spec(context: dg.AssetExecutionContext) -> Produced:
         "engagement_events": all_months("engagement_events"),
         "outcome_events": all_months("outcome_events"),
     },
-    definition=lambda key: current_policy().sources.data_end.isoformat(),
     description="Labels from dated events after the index date; who is to be scored; refusal of too small samples.",
 )
 def outcome_labels(
@@ -84,7 +84,6 @@ def outcome_labels(
         "triggers": all_months("triggers"),
         "business_metrics": all_months("business_metrics"),
     },
-    definition=lambda key: [_feast().snapshots.digest(), current_policy().sources.covered],
     reads=columns_read(),
     description="Feature rows stamped at the end of the day they describe, from rows dated before each index date.",
 )
@@ -166,6 +165,7 @@ def _point_in_time(
 
 
 @scope_asset(
+    pure=True,
     kinds={"feast", "parquet"},
     description="Labelled patients with the features known before each index date; one row for each patient.",
 )
@@ -183,6 +183,7 @@ def training_frame(
 
 
 @scope_asset(
+    pure=True,
     kinds={"feast", "parquet"},
     description="Patients whose outcome window is not closed: the same features, to be scored.",
 )
@@ -202,7 +203,6 @@ def scoring_frame(
 @scope_asset(
     produces="e2i_dagster.features.selection:FeatureSelection",
     kinds={"pandas"},
-    definition=lambda key: FeatureSelectionPolicy.load(config_folder()).digest(),
     description="Which features are kept, judged on training rows only; every drop has a reason.",
 )
 def feature_selection(

@@ -7,8 +7,7 @@ import dagster as dg
 
 from assets.partitions import SCOPES
 from assets.stage import Produced, input_versions, stage_asset, stage_check
-from e2i_dagster.config.base import read_digest
-from e2i_dagster.config.environment import actor, config_folder
+from e2i_dagster.config.environment import actor
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.config.scope import ScopeSpec
 from resources.mlflow import MlflowResource
@@ -28,11 +27,6 @@ if TYPE_CHECKING:
 scope_asset = partial(stage_asset, group_name="models", partitions_def=SCOPES)
 
 
-def policy_file(name: str) -> str:
-    """Digest of a policy file that a stage depends on."""
-    return read_digest(config_folder() / name)
-
-
 def cohort_approved(scope: str) -> bool:
     """Whether the definition that ``scope`` is built on is approved, not a draft."""
     policy = current_policy()
@@ -40,9 +34,9 @@ def cohort_approved(scope: str) -> bool:
 
 
 @scope_asset(
+    pure=True,
     produces="e2i_dagster.selection.choose:AlgorithmChoice",
     kinds={"scikitlearn"},
-    definition=lambda key: policy_file("algorithms.yaml"),
     description="The algorithm: filtered by the scope's constraints, ranked by a benchmark on training rows.",
 )
 def algorithm(
@@ -60,9 +54,9 @@ def algorithm(
 
 
 @scope_asset(
+    pure=True,
     produces="e2i_dagster.training.search:SearchResult",
     kinds={"optuna"},
-    definition=lambda key: policy_file("optuna_config.yaml"),
     description="Hyperparameters: fitted on training rows, scored on validation rows.",
 )
 def hyperparameters(
@@ -88,9 +82,9 @@ def hyperparameters(
 
 
 @scope_asset(
+    pure=True,
     produces="e2i_dagster.registry.storage:StoredModel",
     kinds={"scikitlearn"},
-    definition=lambda key: policy_file("optuna_config.yaml"),
     description="Preprocessing and model as one pipeline, fitted on train, calibrated on validation.",
 )
 def trained_model(
@@ -151,6 +145,7 @@ def evaluation(
 
 
 @scope_asset(
+    outside=True,
     produces="e2i_dagster.registry.track:TrackedRun",
     kinds={"mlflow"},
     description="The attempt on record in MLflow and the warehouse, accepted or rejected.",
@@ -228,7 +223,6 @@ def explanations(
     produces="e2i_dagster.registry.versions:RegisteredVersion",
     group_name="registry",
     kinds={"mlflow"},
-    definition=lambda key: [policy_file("registry.yaml"), cohort_approved(str(key))],
     description="The model version: registered when every criterion is met, staged on its measured evidence.",
 )
 def registered_model(

@@ -68,7 +68,6 @@ def prediction_log(
         "trained_model": of_scope("trained_model"),
         "registered_model": of_scope("registered_model"),
     },
-    definition=lambda key: DriftPolicy.load(config_folder()).digest(),
     description="Drift of every feature and of the predictions against the training rows, with what follows.",
 )
 def drift_report(

@@ -35,7 +35,6 @@ def quality_asset(table: str) -> dg.AssetsDefinition:
         deps=[dg.AssetKey(name) for name in related_tables(table)],
         partitions_def=MONTHS if dated_by else None,
         backfill_policy=dg.BackfillPolicy.single_run() if dated_by else None,
-        definition=lambda partition: _rules(table),
         description=f"Schema, five dimensions and expectations of {table}, judged "
         + ("month by month." if dated_by else "as a whole."),
     )
@@ -54,12 +53,6 @@ def quality_asset(table: str) -> dg.AssetsDefinition:
         return Produced(report=judged.report, by_partition=judged.parts, metadata=judged.pages)
 
     return report
-
-
-def _rules(table: str) -> str:
-    from e2i_dagster.quality import current_quality_policy, ruleset_hash
-
-    return ruleset_hash(current_quality_policy(), table)
 
 
 quality_reports = [quality_asset(table) for table in (*RAW_TABLES, *OPTIONAL_RAW_TABLES)]

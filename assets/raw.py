@@ -56,9 +56,13 @@ class DeliveryConfig(dg.Config):
 def source_files(context: dg.AssetExecutionContext, config: DeliveryConfig, warehouse: Warehouse) -> Produced:
     from e2i_dagster.sources.delivery import prepare_delivery, resubmit_rejects
 
-    manifest = prepare_delivery(config.request(), current_policy().sources, state_folder())
+    policy = current_policy()
+    sources = policy.sources
+    manifest = prepare_delivery(config.request(), sources, state_folder(), policy.cohorts)
     if manifest.resubmit:
-        report = resubmit_rejects(manifest, engine=warehouse.engine(), run_id=context.run.run_id)
+        report = resubmit_rejects(
+            manifest, engine=warehouse.engine(), run_id=context.run.run_id, kept=sources.kept_months
+        )
         return Produced(manifest, report)
     return Produced(manifest, manifest)
 
@@ -92,7 +96,7 @@ def raw_asset(table: str) -> dg.AssetsDefinition:
             run_id=context.run.run_id,
             months=months,
             all_months=months == sources.months,
-            kept=(sources.months[0], sources.months[-1]),
+            kept=sources.kept_months,
         )
         return Produced(delivered.frame, delivered, withheld=delivered.withheld, partition_column=dated_by)
 

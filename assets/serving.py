@@ -73,6 +73,7 @@ def health_result(deployment: "Deployment", serving: Serving) -> dg.AssetCheckRe
 
 
 @scope_asset(
+    code=["e2i_dagster.serving.service"],
     produces="e2i_dagster.serving.release:Release",
     kinds={"bentoml"},
     still_valid=lambda release: release.path.exists(),
@@ -92,6 +93,7 @@ def bento(serving: Serving, mlflow: MlflowResource) -> Produced:
 
 
 @scope_asset(
+    outside=True,
     produces="e2i_dagster.serving.deployment:Deployment",
     kinds={"bentoml"},
     still_valid=is_live,
@@ -124,6 +126,7 @@ def endpoint_health(deployment: "Deployment", serving: Serving) -> dg.AssetCheck
 
 
 @scope_asset(
+    outside=True,
     kinds={"bentoml"},
     description="The patients whose outcome is not known yet, scored through the live endpoint and logged; a row "
     "without a value that the model needs waits with its reason.",
@@ -134,7 +137,7 @@ def live_scores(
     registered_model: "RegisteredVersion",
     warehouse: Warehouse,
 ) -> Produced:
-    from e2i_dagster.serving.client import score_answerable, with_waiting
+    from e2i_dagster.serving.client import score_answerable, waiting_words, with_waiting
     from e2i_dagster.serving.logged import wait_until_logged
 
     answers, waiting = score_answerable(deployment.url, scoring_frame, model_name=registered_model.name)
@@ -145,4 +148,5 @@ def live_scores(
         "rows_waiting": len(waiting),
         "waiting_for": waiting["reason"].value_counts().to_dict(),
     }
-    return Produced(with_waiting(answers, waiting), metadata=metadata)
+    note = waiting_words(waiting)
+    return Produced(with_waiting(answers, waiting), metadata=metadata, note=note)

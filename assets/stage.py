@@ -5,19 +5,19 @@ returns :class:`Produced`; this module does the rest, so that no stage can forge
 """
 
 import functools
-import hashlib
 import inspect
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from e2i_dagster.config import observed
 from e2i_dagster.errors import ConfigError, E2IError, InputError, UnavailableError, VerdictError
+from e2i_dagster.pipeline.code import source_code
 from resources.lake import DOCUMENT, LakeIOManager, Pieces, asset_name, document_type, split_by_month
 from resources.warehouse import Warehouse
 
@@ -39,6 +39,7 @@ class Produced:
         value: a frame or a pydantic document, stored in the lake.
         report: anything with ``to_metadata()``, shown in the UI.
         metadata: more for the UI.
+        note: what of a good result waits for somebody; ``e2i status`` says it, too. Empty for nothing.
         withheld: month -> why it is not stored; its old version stays readable.
         partition_column: date column by which a frame of several months is cut.
         by_partition: values of several partitions, instead of ``value``.
@@ -47,6 +48,7 @@ class Produced:
     value: Any = None
     report: Any = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
     withheld: Mapping[str, str] = field(default_factory=dict)
     partition_column: str | None = None
     by_partition: Mapping[str | None, Any] | None = None
@@ -77,23 +79,14 @@ class StageEvent:
 observers: list[Callable[[StageEvent], None]] = []
 
 
-@functools.cache
-def code_version() -> str:
-    """Digest of the source of core and assets: stored versions made by other code are not reused."""
-    root = Path(__file__).resolve().parents[1]
-    digest = hashlib.sha256()
-    for package in ("e2i_dagster", "assets"):
-        for path in sorted((root / package).rglob("*.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
 def stage_asset(
     *,
     produces: str | None = None,
-    definition: Callable[[str | None], Any] = lambda partition: None,
     still_valid: Callable[[Any], bool] | None = None,
     always: bool = False,
+    pure: bool = False,
+    outside: bool = False,
+    code: Sequence[str] = (),
     gated: bool = True,
     reads: Mapping[str, Sequence[str]] | None = None,
     also_reads: Callable[[str | None], Sequence[str]] = lambda partition: (),
@@ -107,10 +100,12 @@ def stage_asset(
 
     Args:
         produces: type of the value, a pydantic model as ``module:name``; None for a frame.
-        definition: policy that the value depends on, as JSON-like data, for the partition of the run
-            (None without one, or for a range); a change makes the stored version stale.
         still_valid: asked before a stored version is reused (is the endpoint still there?).
         always: never reuse, because the value depends on more than inputs, policy and code.
+        pure: it makes nothing but its value, so that any stored version is as good as the newest.
+        outside: its work is done outside (a live endpoint, a tracked run), so that a change of its code does not
+            do it again; a change of inputs or of policy does.
+        code: modules that the body reaches by other ways than imports.
         gated: raw tables among the inputs need a passed quality gate for exactly their versions, a training
             frame and its splits a passed leakage audit. In a run that checks them, too, the asset waits for
             their gate.
@@ -130,13 +125,15 @@ def stage_asset(
     def decorate(body: Callable[..., Produced]) -> dg.AssetsDefinition:
         wanted = inspect.signature(body).parameters
 
+        reached = source_code().digest_of(body, [*code, *([produces] if produces else [])])
+
         @functools.wraps(body)
         def run(context: dg.AssetExecutionContext, **given: Any) -> Any:
-            stage = Stage(context, given["lake"], given["warehouse"], gated, reads or {})
+            stage = Stage(context, given["lake"], given["warehouse"], gated, reads or {}, reached)
             inputs = {name: value for name, value in given.items() if name in wanted}
             with stage.recorded():
-                stage.look_at_inputs(definition, also_reads)
-                reused = None if always else stage.reusable(still_valid)
+                stage.look_at_inputs(also_reads, outside=outside)
+                reused = None if always else stage.reusable(still_valid, any_version=pure)
                 if reused is not None:
                     return reused
                 made = body(context, **inputs) if "context" in wanted else body(**inputs)
@@ -153,7 +150,7 @@ def stage_asset(
         )
         if gated:
             asset_arguments["deps"] = [*asset_arguments.get("deps", ()), *_gates(wanted, asset_arguments)]
-        return dg.asset(io_manager_key="lake", code_version=code_version(), **asset_arguments)(run)
+        return dg.asset(io_manager_key="lake", code_version=reached, **asset_arguments)(run)
 
     return decorate
 
@@ -207,7 +204,10 @@ class Stage:
     Attributes:
         inputs: exact version of each input, once :meth:`look_at_inputs` was called.
         marks: waivers under which the inputs passed the gate, and those that their makers stood under.
-        fingerprint: digest of inputs, marks, policy and code.
+        code: digest of the code that the asset reaches.
+        readings: values of policy files that were read since the execution began.
+        changed: what is not as it was when the current version was made; empty when there is none.
+        fingerprint: digest of inputs, marks and code.
     """
 
     def __init__(
@@ -217,6 +217,7 @@ class Stage:
         warehouse: Warehouse,
         gated: bool,
         reads: Mapping[str, Sequence[str]],
+        code: str,
     ) -> None:
         self.context = context
         self.lake = lake
@@ -227,24 +228,23 @@ class Stage:
         self.partitions: Sequence[str | None] = list(context.partition_keys) if partitioned else [None]
         self.gated = gated
         self.reads = reads
+        self.code = code
+        self.readings = observed.Readings()
+        self.changed = ""
         self.inputs: Sequence[tuple[str, str | None, str]] = ()
         self.marks: Sequence[str] = ()
         self.elsewhere: Sequence[str] = ()
         self.fingerprint = ""
         self.started = time.monotonic()
 
-    def look_at_inputs(
-        self,
-        definition: Callable[[str | None], Any],
-        also_reads: Callable[[str | None], Sequence[str]],
-    ) -> None:
+    def look_at_inputs(self, also_reads: Callable[[str | None], Sequence[str]], *, outside: bool) -> None:
         """Exact versions of all inputs, what the gate says of them, and the fingerprint.
 
         Raises:
             QCGateBlockedError: an input has no passing verdict.
             ConfigError: the policy that the asset depends on cannot be read.
         """
-        from e2i_dagster.config.base import digest_of
+        from e2i_dagster.pipeline.reuse import fingerprint_of
 
         tables = also_reads(_only(self.partitions))
         self.inputs = [
@@ -252,12 +252,7 @@ class Stage:
             *current_versions(tables, self.warehouse),
         ]
         self._require_gate()
-        parts: list[Any] = [
-            sorted(map(list, self.inputs), key=str),
-            definition(_only(self.partitions)),
-            code_version(),
-        ]
-        self.fingerprint = digest_of([*parts, list(self.marks)] if self.marks else parts)
+        self.fingerprint = fingerprint_of(self.inputs, self.marks, "" if outside else self.code)
 
     @property
     def partition_label(self) -> str:
@@ -277,7 +272,8 @@ class Stage:
                 self.context.run.run_id,
                 self.context.log.info,
             )
-            yield
+            with observed.recording() as self.readings:
+                yield
         except VerdictError as error:
             self._state("blocked", str(error))
             raise refusal(error) from error
@@ -318,27 +314,41 @@ class Stage:
         """The declared type of the value; None for a frame."""
         return document_type(self.context.assets_def.metadata_by_key[self.context.asset_key])
 
-    def reusable(self, still_valid: Callable[[Any], bool] | None) -> dg.Output[Pieces] | None:
+    def reusable(
+        self, still_valid: Callable[[Any], bool] | None, *, any_version: bool
+    ) -> dg.Output[Pieces] | None:
         """The stored version, when inputs, policy and code are those that made it."""
-        stored = self._stored()
-        fits = len(stored) == len(self.partitions) and all(
-            version.fingerprint == self.fingerprint for version in stored.values()
+        from e2i_dagster.pipeline.reuse import find_reusable
+
+        found = find_reusable(
+            self.warehouse.engine(),
+            self.name,
+            self.partitions,
+            self.fingerprint,
+            code=self.code,
+            any_version=any_version,
         )
-        if not fits:
+        stored = found.versions
+        self.changed = found.reason
+        if not stored:
             return None
-        if still_valid and not still_valid(self.lake.load(self.name, self.partitions, self.document)):
-            return None
+        if found.older:
+            self.lake.make_current(stored.values())
+        with observed.unobserved():
+            if still_valid and not still_valid(self.lake.load(self.name, self.partitions, self.document)):
+                self.changed = "no longer there"
+                return None
         digests = {partition: stored[partition].digest for partition in self.partitions}
-        pieces = Pieces({}, digests, self.fingerprint, code_version())
+        pieces = Pieces({}, digests, self.fingerprint, self.code)
         made_by = sorted({str(version.run_id) for version in stored.values()})
-        told = dict(next((version.metadata["told"] for version in stored.values() if version.metadata), []))
+        told = dict(next((kept for version in stored.values() if (kept := version.metadata.get("told"))), []))
         metadata = {**shown(told), "state": "reused", "made_by_run": ", ".join(made_by)}
         rows = None
         if self.document is None:
             rows = metadata["dagster/row_count"] = sum(version.rows for version in stored.values())
         self._state(
             "reused",
-            f"unchanged inputs, policy and code; made by run {', '.join(made_by)}",
+            _joined(told.get("note"), f"unchanged inputs, policy and code; made by run {', '.join(made_by)}"),
             rows,
             pieces.data_version,
         )
@@ -358,15 +368,18 @@ class Stage:
         self._require_declared(values)
         told = {
             **_told(produced),
+            **({"note": produced.note} if produced.note else {}),
             **({"waived": list(self.marks)} if self.marks else {}),
             **({"not_read_here": list(self.elsewhere)} if self.elsewhere else {}),
         }
+        digests = value_digests(values)
         pieces = Pieces(
             values,
-            value_digests(values),
+            digests,
             self.fingerprint,
-            code_version(),
+            self.code,
             {"told": list(told.items()), **({"waived": list(self.marks)} if self.marks else {})},
+            self.readings.to_record(),
         )
         metadata = {"state": "executed", **shown(told)}
         frames = self.document is None
@@ -395,11 +408,14 @@ class Stage:
             metadata["state"] = "reused"
             made_by = ", ".join(sorted({str(version.run_id) for version in before.values()}))
             self._state(
-                "reused", f"looked again, the same values as of run {made_by}", rows, pieces.data_version
+                "reused",
+                _joined(produced.note, f"looked again, the same values as of run {made_by}"),
+                rows,
+                pieces.data_version,
             )
         else:
-            reason = f"made under waivers: {'; '.join(self.marks)}" if self.marks else ""
-            self._state("executed", reason, rows, pieces.data_version)
+            waivers = f"made under waivers: {'; '.join(self.marks)}" if self.marks else ""
+            self._state("executed", _joined(produced.note, self.changed, waivers), rows, pieces.data_version)
         return dg.Output(pieces.stored(), metadata=metadata, data_version=dg.DataVersion(pieces.data_version))
 
     def _require_declared(self, values: Mapping[str | None, Any]) -> None:
@@ -448,6 +464,10 @@ class Stage:
             observer(event)
 
 
+def _joined(*reasons: str | None) -> str:
+    return "; ".join(reason for reason in reasons if reason)
+
+
 def input_versions(
     context: dg.AssetExecutionContext, warehouse: Warehouse
 ) -> Iterator[tuple[str, str | None, str]]:
@@ -470,11 +490,13 @@ def input_versions(
 
 
 def current_versions(tables: Sequence[str], warehouse: Warehouse) -> Iterator[tuple[str, str | None, str]]:
-    """(table, month, digest) of everything that the ledger has of ``tables``."""
+    """(table, month, digest) of everything that the ledger has of ``tables`` in the months that are kept."""
+    from e2i_dagster.config.policy import current_policy
     from e2i_dagster.warehouse import ledger
 
+    months = current_policy().sources.months
     for table in tables:
-        for partition, version in ledger.current(warehouse.engine(), table).items():
+        for partition, version in ledger.current(warehouse.engine(), table, months=months).items():
             yield table, partition, version.digest
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from e2i_dagster.experiments import analyze, boundaries, final_estimate
 from e2i_dagster.experiments.interim import RULES
@@ -27,6 +28,7 @@ ALPHA = 0.05
 LOOKS = (2, 3, 5, 10)
 RANGE = (0.047, 0.053)
 LEVEL_OF_CLUSTERS = 0.055
+GOAL_OF_REFUTERS = 0.05
 SECONDS_PER_ANALYSIS = 5.0
 
 
@@ -102,6 +104,67 @@ def level_of_few_clusters(options: argparse.Namespace) -> dict[str, Any]:
             round(largest, 4), f"of {draws:,} null trials", goal=LEVEL_OF_CLUSTERS, peer=where,
             holds=largest <= LEVEL_OF_CLUSTERS,
         )
+    }  # fmt: skip
+
+
+def refuters(options: argparse.Namespace) -> dict[str, Any]:
+    """Share of right answers that a refuter fails, and of planted unmeasured confounders that are caught.
+
+    Trials of 400 units, randomized and confounded by measured columns alike, with effects of 0 to 2 standard
+    deviations. The refuter of an unobserved confounder bounds an effect and is judged where one is planted.
+    """
+    from e2i_dagster.causal.nuisances import fit_nuisances
+    from e2i_dagster.causal.refute import refute, unobserved_confounder
+    from e2i_dagster.causal.rows import CausalRows, causal_rows
+    from e2i_dagster.causal.sensitivity import judge_sensitivity
+    from e2i_dagster.config.causal import CausalPolicy
+    from e2i_dagster.config.environment import CHECKOUT
+
+    policy = CausalPolicy.load(CHECKOUT / "config")
+
+    def trial(rng: np.random.Generator, confounding: float, size: float, hidden: float) -> CausalRows:
+        severity, academic, unseen = rng.normal(size=(3, 400))
+        treated = rng.random(400) < 1 / (1 + np.exp(-confounding * severity - hidden * unseen))
+        outcome = severity + 0.5 * academic + hidden * unseen + rng.normal(size=400)
+        outcome += size * outcome.std() * treated
+        columns = {"severity": severity, "academic": academic, "treated": treated, "outcome": outcome}
+        return causal_rows(
+            pd.DataFrame(columns),
+            treatment="treated",
+            outcome="outcome",
+            confounders=["severity", "academic"],
+        )
+
+    failed: dict[str, int] = {}
+    trials = 0
+    for draw in range(options.draws):
+        for confounding in (0.0, 0.8):
+            for size in (0.0, 0.5, 1.0, 1.5, 2.0):
+                seeds = [options.seed, draw, int(10 * confounding), int(10 * size)]
+                rows = trial(np.random.default_rng(seeds), confounding, size, 0.0)
+                nuisances = fit_nuisances(rows, floor=policy.propensity_floor, seed=options.seed)
+                bounds = judge_sensitivity(rows, nuisances, level=policy.level)
+                trials += 1
+                for one in refute(rows, nuisances, bounds, policy, seed=options.seed):
+                    if one.name != "unobserved_confounder":
+                        failed[one.name] = failed.get(one.name, 0) + (not one.passed)
+    for name, count in failed.items():
+        print(f"refuter {name}: fails {count} of {trials} right answers", flush=True)
+    planted, caught = 5 * options.draws, 0
+    for draw in range(planted):
+        rows = trial(np.random.default_rng([options.seed, draw]), 0.8, 0.0, 0.8)
+        nuisances = fit_nuisances(rows, floor=policy.propensity_floor, seed=options.seed)
+        bounds = judge_sensitivity(rows, nuisances, level=policy.level)
+        caught += not unobserved_confounder(bounds, policy).passed
+    worst = max(failed, key=lambda name: failed[name])
+    share, missed = failed[worst] / trials, 1 - caught / planted
+    return {
+        "largest_false_failures_of_a_refuter": figure(
+            round(share, 4), f"of {trials} draws", goal=GOAL_OF_REFUTERS, peer=worst, holds=share <= GOAL_OF_REFUTERS
+        ),
+        "planted_unmeasured_confounder_missed": figure(
+            round(missed, 4), f"of {planted} draws", goal=GOAL_OF_REFUTERS, holds=missed <= GOAL_OF_REFUTERS
+        ),
     }  # fmt: skip
 
 
@@ -272,6 +335,7 @@ def analysis_of_many_units(options: argparse.Namespace) -> dict[str, Any]:
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "type_one_error": type_one_error,
     "level_of_few_clusters": level_of_few_clusters,
+    "refuters": refuters,
     "boundary_time": boundary_time,
     "error_of_rates": error_of_rates,
     "coverage_after_stopping": coverage_after_stopping,
@@ -285,6 +349,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="*", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--trials", type=int, default=100_000)
     parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument("--draws", type=int, default=6, help="of each kind of trial in refuters")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=42)
     options = parser.parse_args()

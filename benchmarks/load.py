@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 import psycopg
 
+from e2i_dagster.sources.synthetic_tables import npi
 from e2i_dagster.warehouse import staging
 from e2i_dagster.warehouse.load import load, load_table
 
@@ -35,21 +36,12 @@ def _keys(prefix: str, width: int, count: int) -> np.ndarray:
     return np.char.add(prefix, np.char.zfill(np.arange(1, count + 1).astype(str), width))
 
 
-def _npi(count: int) -> np.ndarray:
-    """Ten-digit identifiers with the check digit over prefix 80840."""
-    base = 100_000_000 + np.arange(count)
-    digits = base[:, None] // 10 ** np.arange(8, -1, -1) % 10
-    doubled = digits[:, ::2] * 2
-    total = 24 + np.where(doubled > 9, doubled - 9, doubled).sum(axis=1) + digits[:, 1::2].sum(axis=1)
-    return (base * 10 + -total % 10).astype(str)
-
-
 def parents(journeys: int, professionals: int) -> dict[str, pd.DataFrame]:
     """HCPs and journeys that the events refer to."""
     hcps = _keys("HCP", 8, professionals)
     start = np.datetime64("2022-01-01") + (np.arange(journeys) % 700)
     return {
-        "hcp_profiles": pd.DataFrame({"hcp_id": hcps, "npi": _npi(professionals)}, dtype=TEXT),
+        "hcp_profiles": pd.DataFrame({"hcp_id": hcps, "npi": npi(np.arange(professionals))}, dtype=TEXT),
         "patient_journeys": pd.DataFrame(
             {
                 "patient_journey_id": pd.array(_keys("PJ", 16, journeys), dtype=TEXT),

@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     import dagster as dg
 
     from assets.stage import StageEvent
+
+
+#: Rows of each table that a dry run shows of those that would leave it.
+SHOWN_GOING = 10
 
 
 def _known_process(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
@@ -236,6 +240,9 @@ def status(json_output: bool) -> None:
         return
     print_table("Stages", [_stage_row(stage) for stage in report["stages"]])
     print_table("Tables", [{"table": name, "rows": f"{rows:,}"} for name, rows in report["tables"].items()])
+    for name, reasons in report["not_kept"].items():
+        said = ", ".join(f"{reason} {rows:,}" for reason, rows in reasons.items())
+        click.echo(f"Not kept, read by nothing: {name}: {said}")
     if report["endpoints"]:
         print_table("Endpoints", report["endpoints"], drop=("example",))
         for endpoint in filter(_is_offered, report["endpoints"]):
@@ -382,23 +389,49 @@ def _print_load(report: dict[str, Any], json_output: bool) -> None:
     for table, counts in report["tables"].items():
         shown = {
             key: f"{counts[key]:,}"
-            for key in ("source", "inserted", "updated", "unchanged", "rejected", "duplicate", "withdrawn")
+            for key in (
+                *("source", "inserted", "updated", "unchanged", "rejected", "duplicate", "reversal"),
+                *("withdrawn", "restored"),
+            )
         }
         reasons = ", ".join(f"{code} {rows:,}" for code, rows in counts["reasons"].items())
         rows.append(
             {
                 "table": table,
+                "lines": "" if counts.get("lines") is None else f"{counts['lines']:,}",
                 **shown,
                 "seconds": f"{counts['seconds']:.1f}",
                 "status": counts["status"],
                 "reasons": reasons,
             }
         )
-        if counts.get("lines") is not None:
-            rows[-1]["lines"] = f"{counts['lines']:,}"
     print_table("Load", rows)
+    for table, counts in report["tables"].items():
+        for words, count in counts.get("faults", {}).items():
+            click.echo(f"{table}: {words}: {count:,} rows")
+        if going := counts.get("going"):
+            _print_going(table, going)
+        for column, cells in counts.get("completed", {}).items():
+            found = " and ".join(f"{count:,} of a {precision}" for precision, count in cells.items())
+            click.echo(f"Completed by `partial_dates`: {table}.{column}: {found} without a day")
     for name, reason in report.get("not_read", {}).items():
         click.echo(f"Not read: {name}: {reason}")
+
+
+def _print_going(table: str, going: Sequence[Mapping[str, Any]]) -> None:
+    """The first rows that a load would withdraw, and how many it leaves out."""
+    rows = [
+        {
+            "row": one["row"],
+            "month": one["month"] or "",
+            "reason": one["reason"],
+            "reversal": one["reversal"] or "",
+        }
+        for one in going[:SHOWN_GOING]
+    ]
+    print_table(f"Would leave {table}", rows)
+    if left := len(going) - len(rows):
+        click.echo(f"... and {left:,} more rows of {table}; --json names all of them.")
 
 
 def _print_run(events: list[StageEvent], seconds: float) -> None:

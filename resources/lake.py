@@ -1,6 +1,6 @@
 """The lake as Dagster's IO manager: partitioned, immutable, entered in the ledger of versions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from e2i_dagster.warehouse.lake import Lake, Value
+    from e2i_dagster.warehouse.ledger import DataVersion
 
 #: Metadata of an asset that is no frame: the type of its value.
 DOCUMENT = "document"
@@ -25,8 +26,9 @@ DOCUMENT = "document"
 class Pieces:
     """What a step hands to the lake: a value and its digest for each partition (None: unpartitioned).
 
-    ``fingerprint`` covers the inputs' digests, the definition and the code version; an asset whose
-    fingerprint is that of its stored version need not be computed again. ``metadata`` is what the UI
+    ``fingerprint`` covers the inputs' digests and the code version; an asset whose fingerprint is that of a
+    stored version need not be computed again when the policy values that this was made from (``read``) still
+    stand. ``metadata`` is what the UI
     shows (``told``: pairs, because JSONB forgets their order), kept with the first partition so that a
     reused version shows it again.
     """
@@ -36,6 +38,7 @@ class Pieces:
     fingerprint: str
     code_version: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    read: Mapping[str, Any] = field(default_factory=dict)
 
     def stored(self) -> "Pieces":
         """The same digests without values: the stage has stored them before it said that it is done."""
@@ -95,9 +98,17 @@ class LakeIOManager(dg.ConfigurableIOManager):
                         rows=version.rows,
                         path=version.path,
                         run_id=run_id,
-                        metadata=pieces.metadata if position == 0 else {},
+                        metadata={**(pieces.metadata if position == 0 else {}), "read": dict(pieces.read)},
                     ),
                 )
+
+    def make_current(self, versions: "Iterable[DataVersion]") -> None:
+        """Enter ``versions``, which the lake has, as the newest of their partitions."""
+        from e2i_dagster.warehouse import ledger
+
+        with self.warehouse.engine().begin() as connection:
+            for version in versions:
+                ledger.record(connection, replace(version, at=None))
 
     def load(
         self, asset: str, partitions: Sequence[str | None], document: "type[BaseModel] | None" = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+
 import pandas as pd
 
 from e2i_dagster.config.causal import CausalPolicy, QuestionRule
@@ -15,7 +17,11 @@ SPLIT = "split"
 
 
 def treated_before(
-    patients: pd.DataFrame, engagement_events: pd.DataFrame, question: QuestionRule
+    patients: pd.DataFrame,
+    engagement_events: pd.DataFrame,
+    question: QuestionRule,
+    *,
+    data_start: dt.date | None = None,
 ) -> pd.Series:
     """Whether the best contact in the window before the index date reaches the threshold.
 
@@ -25,16 +31,24 @@ def treated_before(
     Args:
         patients: patient_journey_id, index_date. engagement_events: patient_journey_id, engagement_date,
             quality_score.
+        data_start: first day that the contacts cover, None where that is not said.
 
     Returns:
-        Booleans in the order of ``patients``. No contact in the window is not treated.
+        Nullable booleans in the order of ``patients``. No contact in the window is not treated; null where part of
+        the window lies before ``data_start`` and no contact was seen in the rest.
     """
     contacts = engagement_events[["patient_journey_id", "engagement_date", "quality_score"]].dropna()
+    if data_start is not None:
+        contacts = contacts[pd.to_datetime(contacts["engagement_date"]) >= pd.Timestamp(data_start)]
     joined = patients[["patient_journey_id", "index_date"]].merge(contacts, on="patient_journey_id")
     ahead = (pd.to_datetime(joined["index_date"]) - pd.to_datetime(joined["engagement_date"])).dt.days
     counted = ahead.between(1, question.window_days) & (joined["quality_score"] >= question.threshold)
     treated = joined.loc[counted, "patient_journey_id"].unique()
-    return patients["patient_journey_id"].isin(treated).rename(question.treatment)
+    found = patients["patient_journey_id"].isin(treated).astype("boolean").rename(question.treatment)
+    if data_start is None:
+        return found
+    begins = pd.to_datetime(patients["index_date"]) - pd.Timedelta(days=question.window_days)
+    return found.mask(~found & (begins < pd.Timestamp(data_start)))
 
 
 def causal_frame(
@@ -43,10 +57,13 @@ def causal_frame(
     splits: pd.DataFrame,
     engagement_events: pd.DataFrame,
     policy: CausalPolicy,
+    *,
+    data_start: dt.date | None = None,
 ) -> pd.DataFrame:
     """Train and validation patients (column ``split``) with treatment, label, confounders and negative controls.
 
-    Test and holdout rows stay sealed.
+    Test and holdout rows stay sealed. Who cannot be said to be treated or not, because part of the window lies before
+    ``data_start``, is left out.
 
     Raises:
         InputError: a confounder or negative control is no feature of the scope, or a patient has no split.
@@ -59,14 +76,21 @@ def causal_frame(
             f"config/causal.yaml names {', '.join(absent)}, which the features of scope {scope.key} do not have. "
             "Name features of docs/features.md."
         )
+    rows = visible_rows(scope, training_frame, splits)
+    treated = treated_before(rows, engagement_events, question, data_start=data_start)
+    known = treated.notna().to_numpy()
+    frame = rows[["patient_id", SPLIT, OUTCOME, *wanted]].copy()
+    frame.insert(2, question.treatment, treated)
+    frame = frame[known].reset_index(drop=True)
+    return frame.astype({question.treatment: bool})
+
+
+def visible_rows(scope: ScopeSpec, training_frame: pd.DataFrame, splits: pd.DataFrame) -> pd.DataFrame:
+    """Rows of ``training_frame`` in train and validation, which the column ``split`` says."""
     seen = Seal(scope.key, scope.split.salt, splits).visible(training_frame)
-    rows = pd.concat([seen["train"], seen["validation"]], ignore_index=True)
-    split = ["train"] * len(seen["train"]) + ["validation"] * len(seen["validation"])
-    treated = treated_before(rows, engagement_events, question)
-    frame = rows[["patient_id", OUTCOME, *wanted]].copy()
-    frame.insert(1, SPLIT, split)
-    frame.insert(2, question.treatment, treated.to_numpy())
-    return frame
+    return pd.concat(
+        [seen[name].assign(**{SPLIT: name}) for name in ("train", "validation")], ignore_index=True
+    )
 
 
 def question_words(scope: ScopeSpec, question: QuestionRule) -> str:

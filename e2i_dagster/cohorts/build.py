@@ -22,6 +22,7 @@ from e2i_dagster.cohorts.engine import Engine, counts_of_plan, planned, written_
 from e2i_dagster.cohorts.errors import CohortInputError
 from e2i_dagster.cohorts.files import ELIGIBLE, REASONS, ROW_FIELDS, pass_over
 from e2i_dagster.cohorts.on_columns import answers, date_fields, one_index_failed, reads_columns_only
+from e2i_dagster.cohorts.own_fields import with_own_fields
 from e2i_dagster.cohorts.result import Cohort
 from e2i_dagster.config.cohort import CohortDefinition, Criterion, Rule
 from e2i_dagster.warehouse.frames import extra_frame
@@ -34,7 +35,7 @@ def patient_frame(journeys: pd.DataFrame, clinical: pd.DataFrame) -> pd.DataFram
 
     A journey without a clinical row keeps nulls there and is counted as unknown by the rules. A column
     that both tables have (other than the key) is the journey's; the clinical one becomes ``clinical_<name>``.
-    The user's own clinical columns (``extra``) are columns like the others.
+    The user's own clinical columns (``extra``) are columns like the others, of text as it was delivered.
 
     Raises:
         CohortInputError: CC_002 without the key column, CC_004 when a table repeats a journey.
@@ -76,7 +77,8 @@ def build_cohort(
     Args:
         patients: one row per journey (see :func:`patient_frame`) with ``definition.required_fields``.
             A pandas frame, the path of a Parquet file, a DuckDB relation or a Spark frame. It is not
-            changed; its order does not matter.
+            changed; its order does not matter. Own columns of a pandas frame are read under the types of
+            ``definition.own_fields``; elsewhere they have the types of the frame.
         events: patient_id, event_date and ``definition.event_fields``; needed when a rule reads events.
             Events of other patients and events without a date count nowhere.
         observation_periods: patient_id, start_date, end_date. With it, observed time is the span that holds
@@ -99,15 +101,17 @@ def build_cohort(
     start, end = _day(data_start), _day(data_end)
     frames = (patients, events, observation_periods)
     in_memory = all(frame is None or isinstance(frame, pd.DataFrame) for frame in frames)
+    patients, lost = with_own_fields(definition, patients)
     if in_memory and engine != "duckdb" and observation_periods is None and reads_columns_only(definition):
-        return _build_on_columns(definition, patients, start, end)
+        return replace(_build_on_columns(definition, patients, start, end), not_converted=lost)
     if engine == "pandas":
         raise CohortInputError(
             "CC_004",
             f"Cohort {definition.key}: engine pandas computes rules on columns of a patient frame in memory. Rules "
             "on events, groups, derived fields, observation periods and files need engine duckdb.",
         )
-    return _build_on_engine(definition, patients, events, observation_periods, (start, end), engine)
+    built = _build_on_engine(definition, patients, events, observation_periods, (start, end), engine)
+    return replace(built, not_converted=lost)
 
 
 def write_cohort(
@@ -135,6 +139,7 @@ def write_cohort(
     import narwhals as nw
 
     start, end = _day(data_start), _day(data_end)
+    patients, _ = with_own_fields(definition, patients)
     counts = None
     if events is None and observation_periods is None:
         counts = pass_over(definition, patients, (start, end), folder=folder)
@@ -165,6 +170,7 @@ def count_cohort(
         CohortInputError: as :func:`build_cohort`.
     """
     start, end = _day(data_start), _day(data_end)
+    patients, _ = with_own_fields(definition, patients)
     counts = None
     if events is None and observation_periods is None:
         counts = pass_over(definition, patients, (start, end))

@@ -11,13 +11,14 @@ from e2i_dagster.cohorts.columns import typed_column
 from e2i_dagster.cohorts.disclosure import shown_count
 from e2i_dagster.cohorts.errors import CohortInputError
 from e2i_dagster.cohorts.operators import decidable, holds
+from e2i_dagster.cohorts.own_fields import not_converted_words, with_own_fields
 from e2i_dagster.config.cohort import CohortDefinition, Criterion
 
 
 class RuleHits(BaseModel):
     """How a rule fares in the rows: ``known`` and ``true`` are rows (journeys), None when it cannot be asked.
 
-    ``codes``: rows of each code of a rule on codes. ``problem``: why it cannot be asked.
+    ``codes``: rows of each code of a rule on codes. ``problem``: why it cannot be asked, or for which rows not.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -52,6 +53,8 @@ def rule_hits(definition: CohortDefinition, patients: pd.DataFrame) -> tuple[Rul
     Args:
         patients: one row per journey (:func:`.patient_frame`); columns may be missing.
     """
+    patients, lost = with_own_fields(definition, patients)
+    notes = dict(zip(lost, not_converted_words(definition, lost, len(patients)), strict=True))
     found = []
     for rule in definition.rules:
         if not isinstance(rule.criterion, Criterion):
@@ -77,5 +80,13 @@ def rule_hits(definition: CohortDefinition, patients: pd.DataFrame) -> tuple[Rul
             for code in rule.criterion.values:
                 one = rule.criterion.model_copy(update={"operator": "in", "value": (code,)})
                 codes[str(code)] = int(holds(one, column).sum())
-        found.append(RuleHits(**facts, known=int(column.known.sum()), true=int(true.sum()), codes=codes))
+        found.append(
+            RuleHits(
+                **facts,
+                known=int(column.known.sum()),
+                true=int(true.sum()),
+                codes=codes,
+                problem=notes.get(field),
+            )
+        )
     return tuple(found)

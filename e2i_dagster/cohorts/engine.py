@@ -33,6 +33,7 @@ from e2i_dagster.cohorts.plan import (
     Source,
     cohort_plan,
 )
+from e2i_dagster.config.codes import EVENT_CODE_COLUMNS
 from e2i_dagster.config.cohort import CohortDefinition
 
 if TYPE_CHECKING:
@@ -94,9 +95,13 @@ def planned(
     of_events = None
     if definition.reads_events:
         of_events = _source(
-            events, definition.event_fields, connection, f"Cohort {definition.key}, events", set()
+            _with_code_columns(events, definition.event_fields, connection),
+            definition.event_fields,
+            connection,
+            f"Cohort {definition.key}, events",
+            set(),
         )
-        of_events = _dated(of_events)
+        of_events = _dated(of_events, data_start, data_end)
     of_periods = None
     if observation_periods is not None:
         what = "The table observation_periods"
@@ -217,6 +222,23 @@ def _connection(sources: Iterable[Any]) -> duckdb.DuckDBPyConnection | None:
     return connection
 
 
+def _with_code_columns(
+    events: Any, fields: Sequence[str], connection: duckdb.DuckDBPyConnection | None
+) -> Any:
+    """Events that carry one code, in ``code``, have it in the column of each system that is asked for."""
+    import narwhals as nw
+
+    if isinstance(events, (str, Path)):
+        assert connection is not None
+        events = connection.read_parquet(str(events))
+    frame = nw.from_native(events)
+    have = frame.collect_schema().names()
+    wanted = [name for name in fields if name in EVENT_CODE_COLUMNS and name not in have]
+    if not wanted or "code" not in have:
+        return events
+    return frame.with_columns(nw.col("code").alias(name) for name in wanted).to_native()
+
+
 def _source(
     data: Any,
     fields: Sequence[str],
@@ -299,12 +321,16 @@ def _arrow(column: TypedColumn) -> Any:
             return pa.nulls(len(column.values), type=pa.string())
 
 
-def _dated(events: Source) -> Source:
-    """Events by day; one without a date lies in no window."""
+def _dated(events: Source, data_start: date | None, data_end: date | None) -> Source:
+    """Events by day; one without a date lies in no window, one outside the covered days was not observed."""
     import narwhals as nw
 
     day = nw.col(EVENT_DAY).cast(nw.Date)
     frame = events.frame.with_columns(day.alias(EVENT_DAY)).filter(~nw.col(EVENT_DAY).is_null())
+    if data_start is not None:
+        frame = frame.filter(nw.col(EVENT_DAY) >= nw.lit(data_start))
+    if data_end is not None:
+        frame = frame.filter(nw.col(EVENT_DAY) <= nw.lit(data_end))
     return Source(frame, events.kinds)
 
 

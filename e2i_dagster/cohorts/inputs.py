@@ -16,13 +16,18 @@ from e2i_dagster.warehouse.lake import Lake
 PATIENT_TABLES = ("patient_journeys", "patient_clinical")
 
 
-def read_current(engine: sa.Engine, lake: Lake, tables: Sequence[str]) -> dict[str, pd.DataFrame]:
-    """The current rows of raw ``tables``, all months of each.
+def read_current(
+    engine: sa.Engine, lake: Lake, tables: Sequence[str], *, months: Sequence[str]
+) -> dict[str, pd.DataFrame]:
+    """The current rows of raw ``tables``.
+
+    Args:
+        months: months (``YYYY-MM``) that event tables are kept for; what the lake has of others is not read.
 
     Raises:
         InputError: a table was never materialized; all of them are named.
     """
-    versions = {table: ledger.current(engine, table) for table in tables}
+    versions = {table: ledger.current(engine, table, months=months) for table in tables}
     missing = [table for table, found in versions.items() if not found]
     if missing:
         raise InputError(
@@ -46,24 +51,31 @@ class Observed:
     periods: pd.DataFrame | None
 
 
-def read_observed(engine: sa.Engine, lake: Lake, tables: Sequence[str], journeys: pd.DataFrame) -> Observed:
+def read_observed(
+    engine: sa.Engine, lake: Lake, tables: Sequence[str], journeys: pd.DataFrame, *, months: Sequence[str]
+) -> Observed:
     """The current rows of ``tables``; observation periods only where some were delivered.
+
+    Args:
+        months: as in :func:`read_current`.
 
     Raises:
         InputError: an event table was never materialized.
     """
     wanted = [table for table in tables if table != OBSERVATION]
-    events = event_frame(read_current(engine, lake, wanted), journeys) if wanted else None
+    found = read_current(engine, lake, wanted, months=months)
+    events = event_frame(found, journeys) if wanted else None
     delivered = ledger.current(engine, OBSERVATION) if OBSERVATION in tables else {}
-    periods = read_current(engine, lake, [OBSERVATION])[OBSERVATION] if delivered else None
+    periods = read_current(engine, lake, [OBSERVATION], months=months)[OBSERVATION] if delivered else None
     return Observed(events, periods if periods is not None and len(periods) else None)
 
 
 def event_frame(tables: Mapping[str, pd.DataFrame], journeys: pd.DataFrame) -> pd.DataFrame:
     """The events of all event tables in one frame, one row per event: what criteria on events read.
 
-    ``event_type`` and ``event_date`` are those of each table, ``code`` is the National Drug Code where there
-    is one and else the first diagnosis code; every other column keeps its name and is null for events of
+    ``event_type`` and ``event_date`` are those of each table. Codes are in the column of their system, as
+    delivered; ``code``, which is counted and shown, is the National Drug Code where there is one and else the
+    first diagnosis code. Every other column keeps its name and is null for events of
     tables that do not have it. Contacts without a patient are left out; those that name a journey only get
     its patient.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import pandas as pd
@@ -12,7 +12,10 @@ from e2i_dagster.cohorts.build import build_cohort, date_column
 from e2i_dagster.cohorts.columns import typed_column
 from e2i_dagster.cohorts.disclosure import SMALLEST_SHOWN, is_small
 from e2i_dagster.cohorts.operators import holds
+from e2i_dagster.cohorts.own_fields import not_converted_words, with_own_fields
+from e2i_dagster.config.codes import EVENT_CODE_COLUMNS
 from e2i_dagster.config.cohort import CohortDefinition, CohortExample, Criterion, normal_code
+from e2i_dagster.config.cohort_fields import is_list_of_codes
 
 #: A column with more nulls than this is reported (share of the patients who reach the rule).
 MOSTLY_NULL = 0.5
@@ -72,7 +75,13 @@ def lint(
     """
     findings = [*_contradictions(definition), *_examples(definition)]
     if data is not None:
-        findings += _against(definition, data, events, observation_periods)
+        read, lost = with_own_fields(definition, data)
+        words = not_converted_words(definition, lost, len(read))
+        findings += [
+            Finding(kind="own_field_not_converted", severity="warning", rule=name, message=f"{said}.")
+            for name, said in zip(lost, words, strict=True)
+        ]
+        findings += _against(definition, read, events, observation_periods)
     return LintReport(
         cohort=definition.key,
         definition_hash=definition.definition_hash,
@@ -114,7 +123,7 @@ def _verdicts(definition: CohortDefinition, numbers: Sequence[int]) -> Iterable[
         nothing | example.patient | {"patient_id": key, "patient_journey_id": key}
         for key, example in examples.items()
     ]
-    events = [{"patient_id": key, **row} for key, one in examples.items() for row in one.events]
+    events = [{"patient_id": key, **_coded(row)} for key, one in examples.items() for row in one.events]
     periods = [{"patient_id": key, **row} for key, one in examples.items() for row in one.observation_periods]
     cohort = build_cohort(
         definition,
@@ -130,6 +139,16 @@ def _verdicts(definition: CohortDefinition, numbers: Sequence[int]) -> Iterable[
     eligible, pending = set(cohort.eligible["patient_id"]), set(cohort.pending["patient_id"])
     for number, key in zip(numbers, examples, strict=True):
         yield number, "pending" if key in pending else "in" if key in eligible else str(words[key])
+
+
+def _coded(event: Mapping[str, Any]) -> dict[str, Any]:
+    """An event of an example: its ``code`` is one of whatever system a rule asks for, its lists are cells."""
+    of_code = dict.fromkeys(EVENT_CODE_COLUMNS, event["code"]) if "code" in event else {}
+    written = {
+        name: "; ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+        for name, value in event.items()
+    }
+    return {**of_code, **written}
 
 
 def _examples(definition: CohortDefinition) -> Iterable[Finding]:
@@ -205,8 +224,8 @@ def _empty_range(inclusion: list[Criterion], exclusion: list[Criterion]) -> str 
 
 
 def _empty_set(inclusion: list[Criterion], exclusion: list[Criterion]) -> str | None:
-    """Whether the listed values leave none. Code lists with wildcards are not judged."""
-    if any(_has_wildcards(c) for c in (*inclusion, *exclusion)):
+    """Whether the listed values leave none. Not judged: codes with wildcards, cells that hold several codes."""
+    if any(_has_wildcards(c) or is_list_of_codes(c.field) for c in (*inclusion, *exclusion)):
         return None
     allowed: set[Any] | None = None
     for c in inclusion:
@@ -256,7 +275,7 @@ def _against(
     both = first.known & last.known
     if both.any():
         span = int((last.values[both].max() - first.values[both].min()).astype("int64"))
-        needed = times.lookback_days + (times.followup_days if times.followup == "require" else 0)
+        needed = times.lookback_days + times.required_followup
         if needed > span:
             yield Finding(
                 kind="windows_longer_than_data",

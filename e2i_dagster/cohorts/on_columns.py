@@ -130,7 +130,7 @@ def _time_rules(
     known_after = index.known & last.known
     before = (index.values - first.values).astype("int64")
     after = (last.values - index.values).astype("int64")
-    required = times.followup_days if times.followup == "require" else 0
+    required = times.required_followup
     failed = {
         "index_date": ~index.known,
         "lookback": ~(known_before & (before >= times.lookback_days)),

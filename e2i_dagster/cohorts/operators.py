@@ -6,15 +6,15 @@ unknown patient is the criterion's ``on_unknown``, decided elsewhere.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
 
 import numpy as np
-import pandas as pd
 
 from e2i_dagster.cohorts.columns import Kind, TypedColumn
 from e2i_dagster.cohorts.errors import CohortInputError
-from e2i_dagster.config.codes import is_undecided, normal_code
+from e2i_dagster.config.codes import BAR, is_undecided, normal_list, readings
 from e2i_dagster.config.cohort import Criterion, code_patterns
 
 _EXPECTED: dict[str, str] = {
@@ -28,11 +28,20 @@ _NO_ORDER = frozenset({">", ">=", "<", "<=", "between"})
 
 
 def decidable(criterion: Criterion, column: TypedColumn) -> TypedColumn:
-    """``column`` without the codes of which it cannot be known which code is meant: they are unknown."""
+    """``column`` without the codes that decide otherwise by what they are read as: they are unknown.
+
+    A drug code of ten digits without hyphens that is none of the criterion's codes, whatever it is read as,
+    is known not to be one of them.
+    """
     if criterion.code_system is None or column.kind != "text":
         return column
-    decided = np.array([*(not is_undecided(t, criterion.code_system) for t in column.texts), False])
-    return replace(column, known=column.known & decided[column.values])
+    matches = _code_matcher(criterion)
+    decided = [
+        not is_undecided(text, criterion.code_system)
+        or len({matches(one) for one in readings(text, criterion.code_system)}) == 1
+        for text in column.texts
+    ]
+    return replace(column, known=column.known & np.array([*decided, False])[column.values])
 
 
 def holds(criterion: Criterion, column: TypedColumn) -> np.ndarray:
@@ -85,15 +94,13 @@ def _text(criterion: Criterion, column: TypedColumn) -> np.ndarray:
     if wrong:
         raise _misfit(criterion, column, f"the definition compares it with {wrong[0]!r}")
     texts = column.texts
-    contains = criterion.operator == "contains"
-    if criterion.code_system is not None:
-        exact, prefixes = code_patterns(criterion)
-        found = [normal_code(text, criterion.code_system) for text in texts]
-        if contains:
-            answers = [any(pattern in text for pattern in exact + prefixes) for text in found]
-        else:
-            answers = [text in exact or text.startswith(prefixes) for text in found]
-    elif contains:
+    if criterion.code_system == "ndc":
+        matches = _code_matcher(criterion)
+        # Where the readings differ the caller masks the answer as unknown.
+        answers = [all(map(matches, readings(text, "ndc"))) for text in texts]
+    elif criterion.code_system is not None:
+        answers = list(map(_code_matcher(criterion), map(normal_list, texts)))
+    elif criterion.operator == "contains":
         answers = [criterion.value in text for text in texts]
     else:
         answers = [text in criterion.values for text in texts]
@@ -104,16 +111,33 @@ def _text(criterion: Criterion, column: TypedColumn) -> np.ndarray:
     return answered[column.values]
 
 
+def _code_matcher(criterion: Criterion) -> Callable[[str], bool]:
+    """Whether codes in the form in which they are compared are, or have among them, one of the criterion's."""
+    exact, prefixes = code_patterns(criterion)
+    if criterion.code_system == "ndc":
+        return lambda code: code in exact or code.startswith(prefixes)
+    if criterion.operator == "contains":
+        sought = exact + prefixes
+    else:
+        sought = (*(f"{BAR}{code}{BAR}" for code in exact), *(f"{BAR}{prefix}" for prefix in prefixes))
+    if criterion.position == "first":
+        return lambda codes: any(one in codes[: codes.find(BAR, 1) + 1] for one in sought)
+    return lambda codes: any(one in codes for one in sought)
+
+
 def _as_kind(criterion: Criterion, column: TypedColumn, value: object) -> object:
     kind: Kind = column.kind
     if kind == "boolean" and isinstance(value, bool):
         return value
     if kind == "number" and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
-    if kind == "date" and isinstance(value, (str, date)):
-        day = pd.to_datetime(value, errors="coerce")  # pyright: ignore[reportArgumentType, reportCallIssue]
-        if not pd.isna(day):
-            return np.datetime64(day.date(), "D")
+    if kind == "date" and isinstance(value, date):
+        return np.datetime64(value, "D")
+    if kind == "date" and isinstance(value, str):
+        try:
+            return np.datetime64(date.fromisoformat(value), "D")
+        except ValueError:
+            raise _misfit(criterion, column, f"the definition compares it with {value!r}") from None
     raise _misfit(criterion, column, f"the definition compares it with {value!r}")
 
 

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from e2i_dagster.cohorts.columns import Kind
 from e2i_dagster.cohorts.errors import CohortInputError
-from e2i_dagster.config.codes import NDC_FORMS, NDC_UNDECIDED
+from e2i_dagster.config.codes import (
+    BAR,
+    LIST_MARKS,
+    LIST_SEPARATOR,
+    NDC_FORMS,
+    NDC_SEPARATOR,
+    NDC_UNDECIDED,
+    NDC_ZEROS,
+)
 from e2i_dagster.config.cohort import CohortDefinition, Rule
 from e2i_dagster.config.criteria import Criterion, EventCriterion, EventPattern, Group, code_patterns
 
@@ -146,8 +154,13 @@ def _indexed(
         field = definition.temporal_requirements.index_date_field
         return patients.frame.with_columns(nw.col(field).cast(nw.Date).alias(INDEX)), [JOURNEY]
     assert events is not None
-    matching = _matching(index, events).select(
-        nw.col(PATIENT).alias("_event_patient"), nw.col(EVENT_DAY).alias("_index")
+    # Where an event that may be of the pattern or not would be the first or last, the index date is unknown.
+    undecided = _can_be_undecided(index) and index.occurrence != "every"
+    day = nw.col(EVENT_DAY)
+    matching = _matching(index, events, undecided=undecided).select(
+        nw.col(PATIENT).alias("_event_patient"),
+        day.alias("_index"),
+        (nw.when(_matches(index, events.kinds)).then(day) if undecided else day).alias("_sure"),
     )
     of_patient = [PATIENT, JOURNEY, *([index.after] if index.after else [])]
     found = patients.frame.select(list(dict.fromkeys(of_patient))).join(
@@ -156,11 +169,12 @@ def _indexed(
     if index.after is not None:
         start = _shifted(nw.col(index.after).cast(nw.Date), index.after_days)
         found = found.filter(~nw.col(index.after).is_null()).filter(nw.col("_index") >= start)
-    chosen = {"first": nw.col("_index").min(), "last": nw.col("_index").max()}
     if index.occurrence == "every":
         found = found.select(JOURNEY, "_index").unique()
     else:
-        found = found.group_by(JOURNEY).agg(chosen[index.occurrence])
+        first = index.occurrence == "first"
+        days = [nw.col(name).min() if first else nw.col(name).max() for name in ("_index", "_sure")]
+        found = found.group_by(JOURNEY).agg(*days).filter(nw.col("_index") == nw.col("_sure"))
     found = found.select(nw.col(JOURNEY).alias("_journey"), nw.col("_index").alias(INDEX))
     rows = patients.frame.join(found, left_on=JOURNEY, right_on="_journey", how="left")
     return rows, [JOURNEY, INDEX]
@@ -248,15 +262,29 @@ def _years(field: str, kinds: Mapping[str, Kind]) -> nw.Expr:
     return years - nw.when(before_birthday).then(nw.lit(1.0)).otherwise(nw.lit(0.0))
 
 
-def _matching(pattern: EventPattern, events: Source) -> nw.LazyFrame:
-    return events.frame.filter(_matches(pattern, events.kinds))
+def _matching(pattern: EventPattern, events: Source, *, undecided: bool = False) -> nw.LazyFrame:
+    return events.frame.filter(_matches(pattern, events.kinds, undecided=undecided))
 
 
-def _matches(pattern: EventPattern, kinds: Mapping[str, Kind]) -> nw.Expr:
-    """Events of the pattern; a null is not one of them."""
-    return reduce(
-        lambda left, right: left & right, [condition_truth(c, kinds).true for c in pattern.conditions]
-    )
+def _matches(pattern: EventPattern, kinds: Mapping[str, Kind], *, undecided: bool = False) -> nw.Expr:
+    """Events of the pattern; a null is not one of them.
+
+    Args:
+        undecided: those, too, that are events of the pattern or not by what their drug code is read as.
+    """
+    import narwhals as nw
+
+    def meets(criterion: Criterion) -> nw.Expr:
+        truth = condition_truth(criterion, kinds)
+        if undecided and criterion.code_system == "ndc":
+            return truth.true | (truth.unknown & ~nw.col(criterion.field).is_null())
+        return truth.true
+
+    return reduce(lambda left, right: left & right, map(meets, pattern.conditions))
+
+
+def _can_be_undecided(pattern: EventPattern) -> bool:
+    return any(criterion.code_system == "ndc" for criterion in pattern.conditions)
 
 
 def _event_counts(
@@ -273,55 +301,166 @@ def _event_counts(
     import narwhals as nw
 
     criteria = [event for condition in definition.conditions for event in condition.events()]
-    counts = [c for c in criteria if c.gap_days is None and c.occurrence == "any"]
     name = {id(criterion): f"_events_{place}" for place, criterion in enumerate(criteria)}
+    open_ = {
+        id(criterion): f"{name[id(criterion)]}_open" for criterion in criteria if _can_be_undecided(criterion)
+    }
     at = rows.select(list(dict.fromkeys([PATIENT, *keys, INDEX])))
+    counts = [
+        (column[id(c)], c, column is open_)
+        for c in criteria
+        if c.gap_days is None and c.occurrence == "any"
+        for column in (name, open_)
+        if id(c) in column
+    ]
     if counts:
-        rows = _with_counts(rows, at, keys, [(name[id(c)], c) for c in counts], events)
+        rows = _with_counts(rows, at, keys, counts, events)
     for criterion in criteria:
+        one = id(criterion)
         if criterion.occurrence != "any":
-            rows = _with_occurrence(rows, criterion, name[id(criterion)], events)
+            rows = _with_occurrence(rows, criterion, name[one], events)
+            if one in open_:
+                rows = _with_open_occurrence(rows, at, keys, criterion, name[one], events)
         elif criterion.gap_days is not None:
-            rows = _with_gap(rows, at, keys, criterion, name[id(criterion)], events)
+            rows = _with_gap(rows, at, keys, criterion, name[one], events)
+            if one in open_:
+                rows = _with_gap(rows, at, keys, criterion, open_[one], events, undecided=True)
     truths = {}
     for criterion in criteria:
-        found = nw.col(name[id(criterion)])
-        found = nw.when(found.is_null()).then(nw.lit(0)).otherwise(found)
-        truths[id(criterion)] = _count_truth(criterion, found, covered)
+        if criterion.occurrence != "any":
+            found, most = nw.col(name[id(criterion)]), _open_column(open_.get(id(criterion)))
+            truths[id(criterion)] = _occurrence_truth(criterion, found, most, definition, covered)
+            continue
+        found = _or_none(name[id(criterion)])
+        most = _open_column(open_.get(id(criterion)))
+        truths[id(criterion)] = _count_truth(criterion, found, most, definition, covered)
     return rows, truths
 
 
+def _or_none(column: str) -> nw.Expr:
+    import narwhals as nw
+
+    return nw.when(nw.col(column).is_null()).then(nw.lit(0)).otherwise(nw.col(column))
+
+
+def _open_column(column: str | None) -> nw.Expr | None:
+    return None if column is None else _or_none(column)
+
+
+def _seen_since(day: nw.Expr, covered: tuple[date | None, date | None]) -> nw.Expr:
+    """Whether the patient was observed, and rows are kept, from ``day`` on."""
+    import narwhals as nw
+
+    seen = day >= nw.col(_FIRST)
+    return seen if covered[0] is None else seen & (day >= nw.lit(covered[0]))
+
+
+def _seen_until(day: nw.Expr, covered: tuple[date | None, date | None]) -> nw.Expr:
+    """Whether the patient was observed, and rows are kept, up to ``day``."""
+    import narwhals as nw
+
+    seen = day <= nw.col(_LAST)
+    return seen if covered[1] is None else seen & (day <= nw.lit(covered[1]))
+
+
+def _window_observed(
+    criterion: EventCriterion, definition: CohortDefinition, covered: tuple[date | None, date | None]
+) -> nw.Expr:
+    """Whether the window was observed as a whole.
+
+    An open end goes as far as observation does, by the convention of incident users: it is observed where the
+    definition's lookback is before the index date, and its follow-up after it (Ray, Am J Epidemiol 2003;158:915).
+    """
+    import narwhals as nw
+
+    first, last = criterion.within
+    times = definition.temporal_requirements
+    since = _shifted(nw.col(INDEX), -times.lookback_days if first is None else first)
+    until = _shifted(nw.col(INDEX), times.required_followup if last is None else last)
+    return _false_if_null(_seen_since(since, covered) & _seen_until(until, covered))
+
+
+def _occurrence_truth(
+    criterion: EventCriterion,
+    seen: nw.Expr,
+    most: nw.Expr | None,
+    definition: CohortDefinition,
+    covered: tuple[date | None, date | None],
+) -> Truth:
+    """Whether the first (last) event of all lies in the window, as far as what was ``seen`` can say.
+
+    The first event that was seen is the first of all when the definition's lookback before it was observed, the
+    last when the follow-up after it was. What was not seen can only be earlier than the first (later than the
+    last): one on the far side of the window settles that it is not in it. Else absence needs an observed window.
+    ``most``: 1 where an event whose code cannot be decided would be the first (last) and decide otherwise.
+    """
+    import narwhals as nw
+
+    first, last = criterion.within
+    times = definition.temporal_requirements
+    before = nw.lit(False) if first is None else seen < _shifted(nw.col(INDEX), first)
+    after = nw.lit(False) if last is None else seen > _shifted(nw.col(INDEX), last)
+    before, after = _false_if_null(before), _false_if_null(after)
+    inside = ~seen.is_null() & ~before & ~after
+    if criterion.occurrence == "first":
+        settled = _seen_since(_shifted(seen, -times.lookback_days), covered)
+        out = before
+    else:
+        settled = _seen_until(_shifted(seen, times.required_followup), covered)
+        out = after
+    observed = _window_observed(criterion, definition, covered)
+    sure_in = inside & _false_if_null(settled)
+    sure_out = out | (~inside & observed)
+    if_in, if_out = (
+        count >= criterion.at_least and (criterion.at_most is None or count <= criterion.at_most)
+        for count in (1, 0)
+    )
+    undecided = nw.lit(False) if if_in == if_out else ~sure_in & ~sure_out
+    unknown = nw.col(INDEX).is_null() | undecided
+    if most is not None and if_in != if_out:
+        unknown = unknown | (most > 0)
+    holds = nw.lit(if_in) if if_in == if_out else sure_in if if_in else sure_out
+    return Truth(true=holds & ~unknown, unknown=unknown)
+
+
 def _count_truth(
-    criterion: EventCriterion, count: nw.Expr, covered: tuple[date | None, date | None]
+    criterion: EventCriterion,
+    count: nw.Expr,
+    most: nw.Expr | None,
+    definition: CohortDefinition,
+    covered: tuple[date | None, date | None],
 ) -> Truth:
     """Presence is proved by what was seen; absence only in time that was observed.
 
     Events that were not seen can raise a count and close a gap: a count that may still rise to ``at_least`` or
     above ``at_most``, and a gap, are unknown where the window was not observed as a whole.
+
+    Args:
+        most: ``count`` with the events that are of the pattern or not by what their drug code is read as: where
+            they decide, the answer is unknown. None where there can be no such events.
     """
     import narwhals as nw
 
-    data_start, data_end = covered
-    first, last = criterion.within
-    observed = ~nw.col(_FIRST).is_null() & ~nw.col(_LAST).is_null()
-    if first is not None:
-        since = _shifted(nw.col(INDEX), first)
-        observed = observed & (since >= nw.col(_FIRST))
-        if data_start is not None:
-            observed = observed & (since >= nw.lit(data_start))
-    if last is not None:
-        until = _shifted(nw.col(INDEX), last)
-        observed = observed & (until <= nw.col(_LAST))
-        if data_end is not None:
-            observed = observed & (until <= nw.lit(data_end))
+    observed = _window_observed(criterion, definition, covered)
+    by_reading = None
     if criterion.gap_days is not None:
         holds = undecided = count > 0
+        if most is not None:
+            by_reading = holds & (most == 0)
     elif criterion.at_most is None:
         holds, undecided = count >= criterion.at_least, count < criterion.at_least
+        if most is not None:
+            by_reading = undecided & (most >= criterion.at_least)
     else:
         undecided = count <= criterion.at_most
         holds = undecided & (count >= criterion.at_least)
-    unknown = nw.col(INDEX).is_null() | (undecided & ~_false_if_null(observed))
+        if most is not None:
+            too_few = count < criterion.at_least
+            rises = (too_few & (most >= criterion.at_least)) | (~too_few & (most > criterion.at_most))
+            by_reading = undecided & rises
+    unknown = nw.col(INDEX).is_null() | (undecided & ~observed)
+    if by_reading is not None:
+        unknown = unknown | by_reading
     return Truth(true=holds & ~unknown, unknown=unknown)
 
 
@@ -331,16 +470,16 @@ def _false_if_null(condition: nw.Expr) -> nw.Expr:
     return nw.when(condition).then(nw.lit(True)).otherwise(nw.lit(False))
 
 
-def _inside(criterion: EventCriterion) -> nw.Expr:
-    """Whether the event's day lies in the window around the index date."""
+def _inside(criterion: EventCriterion, day: str = EVENT_DAY) -> nw.Expr:
+    """Whether the event's ``day`` lies in the window around the index date."""
     import narwhals as nw
 
     first, last = criterion.within
-    inside = ~nw.col(INDEX).is_null() & ~nw.col(EVENT_DAY).is_null()
+    inside = ~nw.col(INDEX).is_null() & ~nw.col(day).is_null()
     if first is not None:
-        inside = inside & (nw.col(EVENT_DAY) >= _shifted(nw.col(INDEX), first))
+        inside = inside & (nw.col(day) >= _shifted(nw.col(INDEX), first))
     if last is not None:
-        inside = inside & (nw.col(EVENT_DAY) <= _shifted(nw.col(INDEX), last))
+        inside = inside & (nw.col(day) <= _shifted(nw.col(INDEX), last))
     return _false_if_null(inside)
 
 
@@ -358,15 +497,19 @@ def _with_counts(
     rows: nw.LazyFrame,
     at: nw.LazyFrame,
     keys: list[str],
-    criteria: list[tuple[str, EventCriterion]],
+    criteria: list[tuple[str, EventCriterion, bool]],
     events: Source,
 ) -> nw.LazyFrame:
+    """Adds a count for each of ``criteria``: its column, the criterion, whether with the undecided events."""
     import narwhals as nw
 
-    flags = {column: f"{column}_is" for column, _ in criteria}
-    distinct = {column: criterion.distinct for column, criterion in criteria if criterion.distinct}
+    flags = {column: f"{column}_is" for column, _, _ in criteria}
+    distinct = {column: criterion.distinct for column, criterion, _ in criteria if criterion.distinct}
     flagged = events.frame.with_columns(
-        **{flags[column]: _matches(criterion, events.kinds) for column, criterion in criteria}
+        **{
+            flags[column]: _matches(criterion, events.kinds, undecided=undecided)
+            for column, criterion, undecided in criteria
+        }
     )
     relevant = reduce(lambda left, right: left | right, [nw.col(flag) for flag in flags.values()])
     kept = dict.fromkeys([EVENT_DAY, *flags.values(), *distinct.values()])
@@ -376,11 +519,11 @@ def _with_counts(
     # What has no index date or lies in no window counts nothing: it is left out before it is grouped.
     indexed = at.filter(~nw.col(INDEX).is_null())
     met = indexed.join(flagged, left_on=PATIENT, right_on="_event_patient", how="inner")
-    inside = [nw.col(_own(flags[column])) & _inside(criterion) for column, criterion in criteria]
+    inside = [nw.col(_own(flags[column])) & _inside(criterion) for column, criterion, _ in criteria]
     met = met.filter(reduce(lambda left, right: left | right, inside))
     # Columns first, then plain aggregates of them: no engine takes less in a grouping.
     hits, aggregates, counts = {}, [], []
-    for (column, criterion), hit in zip(criteria, inside, strict=True):
+    for (column, criterion, _), hit in zip(criteria, inside, strict=True):
         if criterion.distinct is None:
             hits[column] = nw.when(hit).then(nw.lit(1)).otherwise(nw.lit(0))
             aggregates.append(nw.col(column).sum())
@@ -397,7 +540,7 @@ def _with_counts(
             # A null among the values is counted as a value, so it is taken away again.
             counts.append((nw.col(values) - nw.col(none)).alias(column))
     counted = met.with_columns(**hits).group_by(keys).agg(*aggregates).select(*keys, *counts)
-    return _joined(rows, _keyed(counted, keys, *(column for column, _ in criteria)), keys)
+    return _joined(rows, _keyed(counted, keys, *(column for column, _, _ in criteria)), keys)
 
 
 def _own(name: str) -> str:
@@ -408,6 +551,7 @@ def _own(name: str) -> str:
 def _with_occurrence(
     rows: nw.LazyFrame, criterion: EventCriterion, column: str, events: Source
 ) -> nw.LazyFrame:
+    """Adds the day of the first or last event that was seen; null where none was."""
     import narwhals as nw
 
     day = nw.col(EVENT_DAY)
@@ -416,16 +560,39 @@ def _with_occurrence(
         _matching(criterion, events)
         .group_by(PATIENT)
         .agg(chosen.alias("_day"))
-        .select(nw.col(PATIENT).alias("_event_patient"), nw.col("_day").alias(f"{column}_day"))
+        .select(nw.col(PATIENT).alias("_event_patient"), nw.col("_day").alias(column))
     )
-    rows = rows.join(found, left_on=PATIENT, right_on="_event_patient", how="left")
-    first, last = criterion.within
-    inside = ~nw.col(f"{column}_day").is_null() & ~nw.col(INDEX).is_null()
-    if first is not None:
-        inside = inside & (nw.col(f"{column}_day") >= _shifted(nw.col(INDEX), first))
-    if last is not None:
-        inside = inside & (nw.col(f"{column}_day") <= _shifted(nw.col(INDEX), last))
-    return rows.with_columns(nw.when(inside).then(nw.lit(1)).otherwise(nw.lit(0)).alias(column))
+    return rows.join(found, left_on=PATIENT, right_on="_event_patient", how="left")
+
+
+def _with_open_occurrence(
+    rows: nw.LazyFrame,
+    at: nw.LazyFrame,
+    keys: list[str],
+    criterion: EventCriterion,
+    column: str,
+    events: Source,
+) -> nw.LazyFrame:
+    """1 where an undecided event would be the first (or last) of all and would decide otherwise.
+
+    Reads what :func:`_with_occurrence` has added: in ``column`` the day of the first (or last) sure event.
+    """
+    import narwhals as nw
+
+    possible = _matching(criterion, events, undecided=True).select(
+        nw.col(PATIENT).alias("_event_patient"), EVENT_DAY
+    )
+    known = _keyed(rows, keys, column)
+    met = _joined(at.join(possible, left_on=PATIENT, right_on="_event_patient", how="inner"), known, keys)
+    before = (
+        nw.col(EVENT_DAY) < nw.col(column)
+        if criterion.occurrence == "first"
+        else nw.col(EVENT_DAY) > nw.col(column)
+    )
+    would_be, now = _inside(criterion), _inside(criterion, column)
+    met = met.filter((nw.col(column).is_null() | before) & (would_be != now))
+    found = met.with_columns(nw.lit(1).alias("_found")).group_by(keys).agg(nw.col("_found").max())
+    return _joined(rows, _keyed(found, keys, "_found"), keys).rename({"_found": f"{column}_open"})
 
 
 def _with_gap(
@@ -435,6 +602,8 @@ def _with_gap(
     criterion: EventCriterion,
     column: str,
     events: Source,
+    *,
+    undecided: bool = False,
 ) -> nw.LazyFrame:
     """1 where some stretch of the window without events is longer than allowed; null without any event."""
     import narwhals as nw
@@ -444,7 +613,8 @@ def _with_gap(
     assert first is not None
     assert last is not None
     longest = criterion.gap_days
-    days = _matching(criterion, events).select(nw.col(PATIENT).alias("_event_patient"), EVENT_DAY).unique()
+    matching = _matching(criterion, events, undecided=undecided)
+    days = matching.select(nw.col(PATIENT).alias("_event_patient"), EVENT_DAY).unique()
     met = at.join(days, left_on=PATIENT, right_on="_event_patient", how="inner").filter(_inside(criterion))
     before = met.with_columns(nw.col(EVENT_DAY).shift(1).over(*keys, order_by=EVENT_DAY).alias("_previous"))
     since = nw.when(nw.col("_previous").is_null()).then(_shifted(nw.col(INDEX), first - 1).cast(nw.Date))
@@ -509,7 +679,7 @@ def condition_truth(criterion: Criterion, kinds: Mapping[str, Kind]) -> Truth:
     if kind == "date":
         column = column.cast(nw.Date)
     if criterion.code_system == "ndc" and kind == "text":
-        known = known & ~_false_if_null(column.str.strip_chars().str.contains(NDC_UNDECIDED))
+        return _drug_truth(criterion, column)
     answer = (
         _text(criterion, kind)
         if kind == "text" or criterion.code_system
@@ -555,13 +725,7 @@ def _text(criterion: Criterion, kind: Kind) -> nw.Expr:
         raise _misfit(criterion, kind, f"the definition compares it with {wrong[0]!r}")
     column = nw.col(criterion.field)
     if criterion.code_system is not None:
-        column = _normal_code(column, criterion.code_system)
-        exact, prefixes = code_patterns(criterion)
-        if criterion.operator == "contains":
-            answers = [column.str.contains(pattern, literal=True) for pattern in exact + prefixes]
-        else:
-            answers = [column.str.starts_with(prefix) for prefix in prefixes]
-            answers += [column.is_in(list(exact))] if exact else []
+        answers = _listed(criterion, column)
     elif criterion.operator == "contains":
         answers = [column.str.contains(criterion.value, literal=True)]
     else:
@@ -570,22 +734,55 @@ def _text(criterion: Criterion, kind: Kind) -> nw.Expr:
     return ~answer if criterion.operator in ("!=", "not_in") else answer
 
 
-def _normal_code(column: nw.Expr, system: str) -> nw.Expr:
-    """As :func:`e2i_dagster.config.codes.normal_code`."""
+def _listed(criterion: Criterion, column: nw.Expr) -> list[nw.Expr]:
+    """For each code of the criterion whether it is among those of the cell: as :func:`.codes.normal_list`."""
     import narwhals as nw
 
+    text = column.str.to_uppercase().str.replace_all(LIST_MARKS, "").str.strip_chars()
+    codes = nw.concat_str(nw.lit(BAR), text.str.replace_all(LIST_SEPARATOR, BAR), nw.lit(BAR))
+    exact, prefixes = code_patterns(criterion)
+    if criterion.operator == "contains":
+        # Codes are letters, digits, blanks and hyphens: in an expression they stand for themselves.
+        inside = "" if criterion.position == "any" else rf"^\{BAR}[^{BAR}]*"
+        return [codes.str.contains(inside + pattern, literal=not inside) for pattern in (*exact, *prefixes)]
+    sought = [*(f"{BAR}{code}{BAR}" for code in exact), *(f"{BAR}{prefix}" for prefix in prefixes)]
+    if criterion.position == "first":
+        return [codes.str.starts_with(one) for one in sought]
+    return [codes.str.contains(one, literal=True) for one in sought]
+
+
+def _drug_truth(criterion: Criterion, column: nw.Expr) -> Truth:
+    """Drug codes as 11 digits (:func:`.codes.normal_code`); unknown where the readings of one decide otherwise."""
+    import narwhals as nw
+
+    exact, prefixes = code_patterns(criterion)
+
+    def among(code: nw.Expr) -> nw.Expr:
+        answers = [code.str.starts_with(prefix) for prefix in prefixes]
+        answers += [code.is_in(list(exact))] if exact else []
+        return reduce(lambda left, right: left | right, answers)
+
     text = column.str.strip_chars().str.to_uppercase()
-    if system != "ndc":
-        return text.str.replace_all(".", "", literal=True)
-    digits = text.str.replace_all("-", "", literal=True)
+    digits = text.str.replace_all(NDC_SEPARATOR, "")
     normal = text
     for form, place in NDC_FORMS:
-        zero = digits
-        if place is not None:
-            tail = nw.concat_str(nw.lit("0"), digits.str.slice(place))
-            zero = nw.concat_str(digits.str.slice(0, place), tail) if place else tail
-        normal = nw.when(text.str.contains(form)).then(zero).otherwise(normal)
-    return normal
+        filled = digits if place is None else _with_zero(digits, place)
+        normal = nw.when(text.str.contains(form)).then(filled).otherwise(normal)
+    read_as = [among(_with_zero(text, place)) for place in NDC_ZEROS]
+    open_ = _false_if_null(text.str.contains(NDC_UNDECIDED))
+    every = reduce(lambda left, right: left & right, read_as)
+    some = reduce(lambda left, right: left | right, read_as)
+    found = _false_if_null(nw.when(open_).then(every).otherwise(among(normal)))
+    unknown = column.is_null() | _false_if_null(open_ & some & ~every)
+    true = ~found if criterion.operator in ("!=", "not_in") else found
+    return Truth(true=true & ~unknown, unknown=unknown)
+
+
+def _with_zero(digits: nw.Expr, place: int) -> nw.Expr:
+    import narwhals as nw
+
+    tail = nw.concat_str(nw.lit("0"), digits.str.slice(place))
+    return nw.concat_str(digits.str.slice(0, place), tail) if place else tail
 
 
 def _as_kind(criterion: Criterion, kind: Kind, value: object) -> Any:
@@ -621,7 +818,7 @@ def _time_rules(
     index, first, last = nw.col(INDEX), nw.col(_FIRST), nw.col(_LAST)
     known = ~index.is_null()
     known_before, known_after = known & ~first.is_null(), known & ~last.is_null()
-    required = times.followup_days if times.followup == "require" else 0
+    required = times.required_followup
     long_enough = known_after & (_shifted(index, required) <= last)
     failed = {
         "index_date": ~known,

@@ -88,6 +88,7 @@ class Preview:
             "input_patients": _count(self.cohort.input_patients, exact),
             "eligible_patients": f"{count:,}" if exact else steps[-1]["remaining"] if steps else "0",
             "empty": self.cohort.emptied_by,
+            "own_fields_not_converted": list(self.cohort.own_field_notes),
             "attrition": steps,
             "difference": None if self.comparison is None else self.comparison.to_metadata(exact=exact),
             "scopes": [effect.to_metadata(exact=exact) for effect in self.scopes],

@@ -15,6 +15,7 @@ import pandas as pd
 from e2i_dagster.cohorts.consort import consort_svg, svg_markdown
 from e2i_dagster.cohorts.definition_page import examples_markdown, sentences_markdown
 from e2i_dagster.cohorts.disclosure import HIDDEN, ShownStep, is_small, shown_count, shown_steps
+from e2i_dagster.cohorts.own_fields import not_converted_words
 from e2i_dagster.config.cohort import CohortDefinition
 
 
@@ -35,6 +36,7 @@ class Cohort:
             ``order - 1`` set when that rule failed; 0 is eligible), unknown_mask, words.
         kept_with_unknown: eligible patients kept although a rule that reports unknowns was unknown.
         milliseconds: time of each part of the work.
+        not_converted: own field -> rows whose value is none of the declared type; they are unknown to the rules.
     """
 
     definition: CohortDefinition
@@ -47,6 +49,7 @@ class Cohort:
     reasons: pd.DataFrame
     kept_with_unknown: int
     milliseconds: dict[str, int] = field(compare=False)
+    not_converted: dict[str, int] = field(default_factory=dict)
 
     @property
     def eligible_count(self) -> int:
@@ -83,6 +86,11 @@ class Cohort:
             return "no patients"
         return str(self.attrition.loc[self.attrition["remaining"] == 0, "criterion"].iloc[0])
 
+    @property
+    def own_field_notes(self) -> tuple[str, ...]:
+        """``not_converted`` in words, as it may be shown."""
+        return not_converted_words(self.definition, self.not_converted, self.input_records)
+
     def shown(self) -> tuple[ShownStep, ...]:
         """The attrition as it may be shown, small cells suppressed."""
         return shown_steps(self.attrition, self.input_patients)
@@ -109,6 +117,8 @@ class Cohort:
             "consort_md": svg_markdown(self.consort_svg(), f"CONSORT figure of {self.definition.key}"),
             "examples_md": examples_markdown(self.definition),
         }
+        if notes := self.own_field_notes:
+            metadata["own_fields_not_converted"] = "; ".join(notes)
         if self.data_end is not None:
             metadata["data_end"] = self.data_end.isoformat()
         if self.emptied_by is not None:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from e2i_dagster.commands.console import as_json, command_errors, print_table
+from e2i_dagster.commands.console import as_json, command_errors, print_table, stop
 from e2i_dagster.commands.omop import omop_command
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from e2i_dagster.cohorts import Cohort, CohortConfigError, CohortDefinition, LintReport
+    from e2i_dagster.cohorts.lint import Finding
     from e2i_dagster.cohorts.recorded import RecordedCohort
+    from e2i_dagster.errors import VerdictError
 
 exact_option = click.option(
     "--exact", is_flag=True, help="Without suppression; needs E2I_ALLOW_PATIENT_LEVEL=1, recorded."
@@ -93,7 +94,8 @@ def lint_command(names: tuple[str, ...], data: bool, json_output: bool) -> None:
     """
     from e2i_dagster.cohorts import lint, patient_frame
     from e2i_dagster.cohorts.inputs import EVENT_TABLES, event_frame
-    from e2i_dagster.config.cohort import read_cohorts
+    from e2i_dagster.config.cohort import CohortConfigError, read_cohorts
+    from e2i_dagster.errors import VerdictError
 
     broken: dict[str, CohortConfigError] = {}
     if names:
@@ -110,17 +112,33 @@ def lint_command(names: tuple[str, ...], data: bool, json_output: bool) -> None:
         patients = patient_frame(tables["patient_journeys"], tables["patient_clinical"])
         events = event_frame(tables, tables["patient_journeys"]) if reads_events else None
     reports = [lint(one, patients, events if one.reads_events else None) for one in definitions]
-    if json_output:
-        unreadable = [{"cohort": key, "error": error.to_record()} for key, error in broken.items()]
-        click.echo(json.dumps([*(report.model_dump(mode="json") for report in reports), *unreadable]))
-    else:
+    unreadable = [{"cohort": key, "error": error.to_record()} for key, error in broken.items()]
+    told = {"cohorts": [*(report.model_dump(mode="json") for report in reports), *unreadable]}
+    if not json_output:
         for report in reports:
             _print_lint(report)
-    for error in broken.values():
-        click.echo(f"Error: {error}", err=True)
     if broken:
-        sys.exit(2)
-    sys.exit(0 if all(report.passed for report in reports) else 4)
+        stop(CohortConfigError.joined(list(broken.values())), json_output=json_output, report=told)
+    if not all(report.passed for report in reports):
+        faults = [_fault(report.cohort, one) for report in reports for one in report.findings]
+        stop(
+            VerdictError.joined([one for one in faults if one is not None]),
+            json_output=json_output,
+            report=told,
+        )
+    if json_output:
+        click.echo(json.dumps(told))
+
+
+def _fault(cohort: str, finding: Finding) -> VerdictError | None:
+    """A finding that is an error; None for a warning."""
+    from e2i_dagster.errors import VerdictError
+
+    if finding.severity != "error":
+        return None
+    remedy = "Correct the rule in the definition, then lint again."
+    said = f"{cohort}: {finding.rule}: {finding.kind}: {finding.message} {remedy}"
+    return VerdictError(said, file=cohort, field=finding.rule, value=finding.kind, remedy=remedy)
 
 
 @cohort.command("diff")
@@ -212,6 +230,8 @@ def preview_command(file: Path, exact: bool, json_output: bool) -> None:
         click.echo(f"- {sentence}")
     click.echo(f"\n{told['input_patients']} patients came in.")
     print_table("Attrition", told["attrition"])
+    for note in told["own_fields_not_converted"]:
+        click.echo(f"Own field {note}.")
     if told["empty"]:
         click.echo(f"Nobody is left after the rule {told['empty']!r}.")
     if told["difference"] is None:
@@ -327,7 +347,9 @@ def _side_words(side: RecordedCohort | CohortDefinition) -> str:
 def _current_tables(*names: str) -> dict[str, pd.DataFrame]:
     from e2i_dagster.cohorts.inputs import read_current
     from e2i_dagster.config.environment import lake_url
+    from e2i_dagster.config.policy import current_policy
     from e2i_dagster.warehouse.connection import engine
     from e2i_dagster.warehouse.lake import Lake
 
-    return read_current(engine(role="app"), Lake(lake_url()), names)
+    months = current_policy().sources.months
+    return read_current(engine(role="app"), Lake(lake_url()), names, months=months)

@@ -29,6 +29,14 @@ def refuse(
     sys.exit(exit_code)
 
 
+def stop(error: E2IError, *, json_output: bool, report: dict[str, Any] | None = None) -> NoReturn:
+    """End a command that has an answer, and the answer is no: ``report`` is what was found, ``error`` why it stops.
+
+    People have been shown what was found before; programs get it here, beside the error.
+    """
+    refuse(error.to_record(), error.exit_code, json_output=json_output, report=report)
+
+
 def command_errors(function: Callable[..., Any]) -> Callable[..., Any]:
     """End with the error's message and exit code instead of a traceback when a user can mend it."""
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from e2i_dagster.commands.console import as_json, command_errors, mapping_option, print_table
+from e2i_dagster.commands.console import as_json, command_errors, mapping_option, print_table, stop
 from e2i_dagster.commands.launch import launch, refuse_failed
+
+if TYPE_CHECKING:
+    from e2i_dagster.errors import VerdictError
 
 
 @click.group()
@@ -218,11 +220,30 @@ def audit_command(name: str, json_output: bool) -> None:
         "broken_seals": list(found.broken_seals), "different_units": found.different,
         "looks_unchanged": sum(frozen.values()), "looks": len(frozen),
     }  # fmt: skip
+    if not json_output:
+        print_table("Audit", [{"what": key, "found": str(value)} for key, value in told.items()])
+    if not passed:
+        stop(_not_as_sealed(name, told), json_output=json_output, report=told)
     if json_output:
         click.echo(json.dumps(told))
-    else:
-        print_table("Audit", [{"what": key, "found": str(value)} for key, value in told.items()])
-    sys.exit(0 if passed else 4)
+
+
+def _not_as_sealed(name: str, told: dict[str, Any]) -> VerdictError:
+    """The first thing that is not as it was recorded; the counts of all are in the message."""
+    from e2i_dagster.errors import VerdictError
+
+    wrong = {
+        "broken_seals": len(told["broken_seals"]),
+        "different_units": told["different_units"],
+        "changed_looks": told["looks"] - told["looks_unchanged"],
+    }
+    found = {key: count for key, count in wrong.items() if count}
+    remedy = "Restore the experiment's rows from a backup of the warehouse: what was recorded was changed."
+    counted = ", ".join(f"{count} {key.replace('_', ' ')}" for key, count in found.items())
+    return VerdictError(
+        f"Experiment {name} is not as it was recorded: {counted or 'the audit did not pass'}. {remedy}",
+        file=name, field=next(iter(found), None), value=next(iter(found.values()), None), remedy=remedy,
+    )  # fmt: skip
 
 
 @experiment.command("twin")

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from e2i_dagster.commands.console import as_json, command_errors, print_table
+from e2i_dagster.commands.console import as_json, command_errors, print_table, stop
 
 if TYPE_CHECKING:
     from e2i_dagster.cohorts.coverage import RuleHits
-    from e2i_dagster.sources.check import ImportCheck
+    from e2i_dagster.errors import InputError
+    from e2i_dagster.sources.check import ImportCheck, TableCheck
 
 
 @click.group("import")
@@ -38,7 +38,7 @@ def check_command(folder: Path, mapping: Path | None, write_mapping: bool, json_
     from e2i_dagster.config.mapping import ImportMapping
     from e2i_dagster.config.quality import QualityPolicy
     from e2i_dagster.config.vocabulary import load_vocabulary
-    from e2i_dagster.errors import ConfigError
+    from e2i_dagster.errors import ConfigError, InputError
     from e2i_dagster.sources.check import check_folder, mapping_yaml
 
     if write_mapping and mapping is not None:
@@ -55,10 +55,8 @@ def check_command(folder: Path, mapping: Path | None, write_mapping: bool, json_
     hits = _hits(found)
     if write_mapping:
         target.write_text(mapping_yaml(found), encoding="utf-8")
-    if json_output:
-        record = found.to_record() | {"rules": [one.to_metadata() for one in hits]}
-        click.echo(json.dumps(record))
-    else:
+    record = found.to_record() | {"rules": [one.to_metadata() for one in hits]}
+    if not json_output:
         _print(found, hits)
         if write_mapping:
             click.echo(f"\nWritten: {target}. Read it, then:")
@@ -66,7 +64,28 @@ def check_command(folder: Path, mapping: Path | None, write_mapping: bool, json_
             click.echo("\n`--write-mapping` writes this proposal to mapping.yaml in the folder. Then:")
         named = mapping or target
         click.echo(f"  e2i load --from {folder} --mapping {named} --dry-run")
-    sys.exit(3 if found.problems or found.unassigned else 0)
+    if found.problems or found.unassigned:
+        stop(InputError.joined(_unread(folder, found)), json_output=json_output, report=record)
+    if json_output:
+        click.echo(json.dumps(record))
+
+
+def _unread(folder: Path, found: ImportCheck) -> list[InputError]:
+    """Each thing that keeps the folder from being read: files of no table, then what is wrong with the mapping."""
+    from e2i_dagster.errors import InputError
+
+    known = found.errors or [InputError(said, file=folder) for said in found.problems]
+    refused = {one.file for one in known}
+    remedy = "Name it under `files` of a table in the mapping, or move it out of the folder."
+    files = [
+        InputError(
+            f"{folder / name}: holds none of our tables ({why}). {remedy}",
+            file=folder / name, field="files", value=name, remedy=remedy,
+        )
+        for name, why in found.unassigned.items()
+        if str(folder / name) not in refused
+    ]  # fmt: skip
+    return [*files, *known]
 
 
 def _hits(found: ImportCheck) -> list[RuleHits]:
@@ -74,6 +93,7 @@ def _hits(found: ImportCheck) -> list[RuleHits]:
     from e2i_dagster.cohorts import patient_frame
     from e2i_dagster.cohorts.coverage import rule_hits
     from e2i_dagster.config.cohort import read_cohorts
+    from e2i_dagster.config.own_columns import disagreements
     from e2i_dagster.config.vocabulary import load_vocabulary
     from e2i_dagster.sources.check import readable_rows
 
@@ -85,7 +105,23 @@ def _hits(found: ImportCheck) -> list[RuleHits]:
     definitions, broken = read_cohorts()
     for error in broken.values():
         click.echo(f"Not looked at: {error}", err=True)
+    for said in disagreements(found.mapping, definitions):
+        click.echo(f"A load would refuse: {said}.", err=True)
     return [hit for definition in definitions.values() for hit in rule_hits(definition, patients)]
+
+
+def _print_findings(table: TableCheck) -> None:
+    if table.missing_required:
+        click.echo(f"Required and not found: {', '.join(table.missing_required)}")
+    if table.not_delivered:
+        click.echo(
+            f"Not delivered, counted as empty by quality control: {', '.join(table.not_delivered)}. "
+            f"If that is how these data are, take them out of config/quality.yaml, tables.{table.table}.expected."
+        )
+    for partial in table.partial_dates:
+        click.echo(f"To choose: {partial.column}: {partial.note}.")
+    for reason, count in table.rejected.items():
+        click.echo(f"A load would reject: {reason}, {count:,} rows")
 
 
 def _print(found: ImportCheck, hits: list[RuleHits]) -> None:
@@ -108,15 +144,14 @@ def _print(found: ImportCheck, hits: list[RuleHits]) -> None:
         if table.unmatched:
             fate = "kept under their own names" if table.kept_as_own else "not loaded"
             click.echo(f"No match ({fate}): {', '.join(table.unmatched)}")
-        if table.missing_required:
-            click.echo(f"Required and not found: {', '.join(table.missing_required)}")
-        if table.not_delivered:
+        if table.own:
             click.echo(
-                f"Not delivered, counted as empty by quality control: {', '.join(table.not_delivered)}. "
-                f"If that is how these data are, take them out of config/quality.yaml, tables.{table.table}.expected."
+                f"Types of your own columns: {', '.join(f'{n} {kind}' for n, kind in table.own.items())}."
             )
-        for reason, count in table.rejected.items():
-            click.echo(f"A load would reject: {reason}, {count:,} rows")
+            click.echo(
+                "Where no other type is certain it is text, as which all are kept; declare it under `own`."
+            )
+        _print_findings(table)
     for name, why in found.unassigned.items():
         click.echo(
             f"\n{name}: holds none of our tables ({why}). Name it under `files` of a table, or move it away."

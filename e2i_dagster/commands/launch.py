@@ -67,8 +67,15 @@ def failure_record(result: dg.ExecuteInProcessResult) -> dict[str, Any]:
 
     record: dict[str, Any] = {**E2IError("").to_record(), "code": "failed"}
     events = list(result.get_step_failure_events())
-    if not events and any(not one.passed and one.blocking for one in result.get_asset_check_evaluations()):
-        record["code"] = VerdictError.code
+    said_no = next(
+        (one for one in result.get_asset_check_evaluations() if not one.passed and one.blocking), None
+    )
+    if said_no is not None and all(map(_of_a_check, events)):
+        asset = said_no.asset_key.to_user_string()
+        waivable = said_no.check_name == "qc_gate"
+        remedy = "Correct the data and load them again, or `e2i gate waive --help`." if waivable else None
+        known = {"file": asset, "field": said_no.check_name, "remedy": remedy}
+        record = VerdictError(str(said_no.description), **known).to_record()
     for event in events:
         failure = event.step_failure_data.user_failure_data
         if failure is not None and "error" in failure.metadata:
@@ -82,6 +89,8 @@ def failure_text(result: dg.ExecuteInProcessResult) -> str:
     """What each failed step said: its own description, or the innermost cause."""
     ours, texts = _exit_codes(), []
     for event in result.get_step_failure_events():
+        if _of_a_check(event):
+            continue  # the check itself is told below
         failure, error = event.step_failure_data.user_failure_data, event.step_failure_data.error
         while error is not None and error.cause is not None:
             error = error.cause
@@ -97,6 +106,12 @@ def failure_text(result: dg.ExecuteInProcessResult) -> str:
         if not check.passed and check.blocking
     ]
     return "\n".join(texts) or "the run failed; see its page in the UI (make ui)"
+
+
+def _of_a_check(event: dg.DagsterEvent) -> bool:
+    """The step failed because a blocking check said no, which Dagster words for developers."""
+    error = event.step_failure_data.error
+    return error is not None and error.cls_name == "DagsterAssetCheckFailedError"
 
 
 def exit_code(result: dg.ExecuteInProcessResult) -> int:

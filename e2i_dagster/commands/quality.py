@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from e2i_dagster.commands.console import as_json, command_errors, mapping_option, print_table
+from e2i_dagster.commands.console import as_json, command_errors, mapping_option, print_table, stop
 from e2i_dagster.commands.launch import launch, refuse_failed
+from e2i_dagster.errors import VerdictError
 
 
 @click.group()
@@ -29,17 +29,29 @@ def show(table: str | None, everything: bool, json_output: bool) -> None:
     from e2i_dagster.warehouse.connection import engine
 
     states = gate_state(engine(role="app"), table)
-    if json_output:
-        click.echo(json.dumps(states))
-    else:
+    barred = [row for row in states if row["state"] in ("blocked", "not_checked")]
+    found = {"data_versions": states}
+    if not json_output:
         rows = [row for row in states if everything or row["state"] != "passed"]
         print_table("Gate", rows)
         passed = sum(row["state"] in ("passed", "warning") for row in states)
         click.echo(
             f"{passed} of {len(states)} data versions pass." if states else "Nothing is loaded: `e2i load`."
         )
-    if any(row["state"] in ("blocked", "not_checked") for row in states):
-        sys.exit(4)
+    if barred:
+        stop(VerdictError.joined([_barred(row) for row in barred]), json_output=json_output, report=found)
+    if json_output:
+        click.echo(json.dumps(found))
+
+
+def _barred(row: dict[str, Any]) -> VerdictError:
+    """Why one data version may not be used, and how it may."""
+    remedy = f"Correct the data and load them again, or `e2i gate waive {row['table']} --help`."
+    if row["state"] == "not_checked":
+        remedy = "Check it: `e2i run` does what is missing."
+    why = f" ({row['rules']})" if row["rules"] else ""
+    said = f"{row['table']} {row['partition']}: {row['state'].replace('_', ' ')}{why}. {remedy}"
+    return VerdictError(said, file=row["table"], field=row["partition"], value=row["rules"], remedy=remedy)
 
 
 @gate.command("waive")
@@ -158,9 +170,13 @@ def _audit_file(path: Path, mapping: Path | None, json_output: bool, columns: di
         splits=columns["splits"],
         outcome_window=[one.strip() for one in (columns["outcome_window"] or "").split(",") if one.strip()],
     )
-    rows = [_finding(one.rule, one.severity, ", ".join(one.columns), one.evidence) for one in report.findings]
+    rows = [
+        _finding(one.rule, one.severity, ", ".join(one.columns), one.evidence)
+        | {"remedy": one.remedy, "proposal": one.proposal}
+        for one in report.findings
+    ]
     skipped = [f"{one.kind}: {one.reason}" for one in report.checks if not one.ran]
-    _print_audit(rows, skipped, report.blocking, json_output)
+    _print_audit(rows, skipped, report.blocking, json_output, file=str(path))
 
 
 def _audit_scope(scope: str, json_output: bool) -> None:
@@ -179,22 +195,43 @@ def _audit_scope(scope: str, json_output: bool) -> None:
         for verdict in verdicts
         for one in verdict.rules
     ]
-    _print_audit(rows, [], any(verdict.blocking for verdict in verdicts), json_output)
+    _print_audit(rows, [], any(verdict.blocking for verdict in verdicts), json_output, file=name)
 
 
 def _finding(rule: str, severity: str, columns: str, evidence: str) -> dict[str, Any]:
     return {"rule": rule, "severity": severity, "columns": columns, "evidence": evidence}
 
 
-def _print_audit(rows: list[dict[str, Any]], skipped: list[str], blocking: bool, json_output: bool) -> None:
-    if json_output:
-        click.echo(json.dumps({"blocking": blocking, "findings": rows, "not_run": skipped}))
-    else:
-        print_table("Leakage", rows)
+def _print_audit(
+    rows: list[dict[str, Any]], skipped: list[str], blocking: bool, json_output: bool, *, file: str
+) -> None:
+    found = {"blocking": blocking, "findings": rows, "not_run": skipped}
+    if not json_output:
+        print_table("Leakage", rows, drop=("proposal",))
+        for one in rows:
+            if one.get("proposal"):
+                click.echo(
+                    f"{one['columns']}: {one['evidence']}. Rule for the cohort file:\n  {one['proposal']}"
+                )
         for one in skipped:
             click.echo(f"not run: {one}")
         click.echo("It leaks: do not train on it." if blocking else "No leak that blocks was found.")
-    sys.exit(4 if blocking else 0)
+    if blocking:
+        leaks = [_leak(file, one) for one in rows if one["severity"] == "fatal"]
+        stop(VerdictError.joined(leaks), json_output=json_output, report=found)
+    if json_output:
+        click.echo(json.dumps(found))
+
+
+def _leak(file: str, finding: dict[str, Any]) -> VerdictError:
+    advice = finding.get("remedy") or "mend what the finding names, then audit again"
+    remedy = f"{advice[0].upper()}{advice[1:]}."
+    said = (
+        f"{file}: {finding['columns'] or finding['rule']}: {finding['rule']}: {finding['evidence']}. {remedy}"
+    )
+    return VerdictError(
+        said, file=file, field=finding["columns"] or None, value=finding["rule"], remedy=remedy
+    )
 
 
 def _plain(waiver: Any) -> dict[str, Any]:

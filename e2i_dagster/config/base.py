@@ -7,11 +7,12 @@ import json
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from e2i_dagster.config import observed
 from e2i_dagster.errors import ConfigError
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -27,6 +28,24 @@ class PolicyModel(BaseModel):
     """Base of every policy value: frozen, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def __getattribute__(self, name: str) -> Any:
+        value = object.__getattribute__(self, name)
+        if observed.is_recording() and name in type(self).model_fields:
+            observed.read_field(self, name, value)
+        return value
+
+    def model_dump(self, **settings: Any) -> dict[str, Any]:
+        """As pydantic's; notes that the model was read, or of it what was asked for."""
+        observed.read_fields(self, settings.get("include"), settings.get("exclude"))
+        return super().model_dump(**settings)
+
+    def model_copy(self, **settings: Any) -> Self:
+        """As pydantic's; a copy with other values is no longer what stands in a file."""
+        copied = super().model_copy(**settings)
+        if settings.get("update"):
+            vars(copied).pop(observed.PLACE, None)
+        return copied
 
     def digest(self) -> str:
         """Content digest (SHA-256, 16 hex digits) over the canonical JSON of all fields."""
@@ -85,6 +104,7 @@ def read_yaml(
     problems = [_problem(path, node, *one) for one in check(value)] if check else []
     if problems:
         raise ConfigError.joined(problems)
+    observed.note_file(path, model, value)
     return value
 
 
@@ -171,8 +191,3 @@ def _placed(
 def _line_of(node: yaml.Node | None, location: tuple[int | str, ...]) -> int:
     """Line (from 1) of the deepest key of ``location`` that the document has."""
     return _placed(node, location, missing=False)[0]
-
-
-def read_digest(path: Path) -> str:
-    """SHA-256 (first 16 hex digits) of a policy file's content, comments and order of keys aside."""
-    return digest_of(yaml.load(path.read_text(encoding="utf-8"), Loader=YAML_LOADER))

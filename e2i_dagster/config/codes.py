@@ -1,18 +1,121 @@
-"""Codes as they are compared: one form for all spellings of a code, by its system."""
+"""Codes as they are compared: the systems, their shapes, and one form for all spellings of a code."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
 
-#: Lengths of the parts of a National Drug Code with hyphens, and where the missing zero belongs.
+#: Forms of a National Drug Code with its parts separated, and where the missing zero belongs.
 NDC_FORMS: tuple[tuple[str, int | None], ...] = (
-    (r"^[0-9]{5}-[0-9]{4}-[0-9]{2}$", None),
-    (r"^[0-9]{4}-[0-9]{4}-[0-9]{2}$", 0),
-    (r"^[0-9]{5}-[0-9]{3}-[0-9]{2}$", 5),
-    (r"^[0-9]{5}-[0-9]{4}-[0-9]$", 9),
+    (r"^[0-9]{5}[- ][0-9]{4}[- ][0-9]{2}$", None),
+    (r"^[0-9]{4}[- ][0-9]{4}[- ][0-9]{2}$", 0),
+    (r"^[0-9]{5}[- ][0-9]{3}[- ][0-9]{2}$", 5),
+    (r"^[0-9]{5}[- ][0-9]{4}[- ][0-9]$", 9),
 )
+#: What separates the parts of a National Drug Code.
+NDC_SEPARATOR = "[- ]"
 #: Ten digits without hyphens: which part lacks its zero cannot be told.
 NDC_UNDECIDED = r"^[0-9]{10}$"
+#: Where the zero can belong that ten digits lack.
+NDC_ZEROS: tuple[int, ...] = tuple(place for _, place in NDC_FORMS if place is not None)
+
+#: A cell with several codes: ``["L50.1", "J30.1"]``, ``{L50.1,J30.1}`` or ``L50.1; J30.1``. Of it these
+#: characters are no part of a code, and these separate two.
+LIST_MARKS = r'[\[\]{}".]'
+LIST_SEPARATOR = r"\s*[,;|]\s*"
+#: What stands before, between and after the codes of a cell in the form in which they are compared.
+BAR = "|"
+
+
+@dataclass(frozen=True)
+class CodeSystem:
+    """A system of codes.
+
+    Attributes:
+        title: its name for people.
+        shape: regular expression of one code in upper case, without outer blanks.
+        expected: the shape in words.
+        event_column: column of the events that holds its codes; ``code`` where no table has one.
+    """
+
+    title: str
+    shape: str
+    expected: str
+    event_column: str = "code"
+
+
+_CPT = r"[0-9]{5}|[0-9]{4}[FTUM]"
+
+#: Shapes: ICD-10-CM and ICD-9-CM Official Guidelines (CDC, CMS); CPT (AMA: five digits, category II ``F``,
+#: category III ``T``, laboratory analyses ``U`` and ``M``); HCPCS level II (CMS); NDC (21 CFR 207.33 and the
+#: 11 digits of claims); LOINC Users' Guide (check digit mod 10); NPI (CMS, check digit over prefix 80840).
+SYSTEMS: dict[str, CodeSystem] = {
+    "icd10cm": CodeSystem(
+        "ICD-10-CM diagnosis",
+        r"^[A-Z][0-9AB][0-9A-Z](?:\.?[0-9A-Z]{1,4})?$",
+        "a letter, two characters, and up to four more after the dot, such as L50.1 or T36.0X1A",
+        "icd_codes",
+    ),
+    "icd9cm": CodeSystem(
+        "ICD-9-CM diagnosis",
+        r"^(?:[0-9]{3}(?:\.?[0-9]{1,2})?|V[0-9]{2}(?:\.?[0-9]{1,2})?|E[0-9]{3}(?:\.?[0-9])?)$",
+        "three digits (or V and two, E and three) and up to two more after the dot, such as 708.1 or V58.69",
+        "icd_codes",
+    ),
+    "cpt": CodeSystem(
+        "CPT procedure",
+        rf"^(?:{_CPT})$",
+        "five digits, or four and F, T, U or M, such as 95004 or 0075T",
+        "cpt_codes",
+    ),
+    "hcpcs": CodeSystem(
+        "HCPCS procedure (level I is CPT)",
+        rf"^(?:{_CPT}|[A-V][0-9]{{4}})$",
+        "a letter and four digits, such as J2357, or a CPT code",
+        "cpt_codes",
+    ),
+    "ndc": CodeSystem(
+        "National Drug Code",
+        "|".join([form for form, _ in NDC_FORMS] + ["^[0-9]{10,11}$"]),
+        "5-4-2, 4-4-2, 5-3-2 or 5-4-1 digits with hyphens, or 11 digits, such as 00078-0946-61",
+        "drug_ndc",
+    ),
+    "loinc": CodeSystem(
+        "LOINC laboratory test",
+        r"^[0-9]{1,7}-[0-9]$",
+        "digits, a hyphen and the check digit, such as 718-7",
+        "loinc_codes",
+    ),
+    "npi": CodeSystem(
+        "National Provider Identifier",
+        r"^[0-9]{10}$",
+        "ten digits whose last is the check digit over prefix 80840",
+    ),
+}
+#: Columns of the events that hold the codes of a system; frames with one code to an event have ``code``.
+EVENT_CODE_COLUMNS = frozenset(system.event_column for system in SYSTEMS.values()) - {"code"}
+#: Other names of a system; case, hyphens, blanks and underscores do not count in any name.
+ALIASES = {"icd10": "icd10cm", "icd9": "icd9cm", "cpt4": "cpt"}
+#: What the digits 80840 before an NPI add to the sum of its digits.
+NPI_PREFIX_SUM = 24
+
+
+def known_system(name: str) -> str:
+    """The system called ``name``: ``NDC``, ``ICD-10-CM`` and ``icd10`` are understood.
+
+    Raises:
+        ValueError: there is no such system; lists the known ones and the nearest.
+    """
+    plain = re.sub(r"[^a-z0-9]", "", name.lower())
+    plain = ALIASES.get(plain, plain)
+    if plain not in SYSTEMS:
+        near = get_close_matches(plain, [*SYSTEMS, *ALIASES], n=1)
+        meant = f" Did you mean {ALIASES.get(near[0], near[0])!r}?" if near else ""
+        raise ValueError(f"no code system {name!r}.{meant} Known: {', '.join(SYSTEMS)}")
+    return plain
 
 
 def normal_code(code: str, system: str | None = None) -> str:
@@ -25,7 +128,7 @@ def normal_code(code: str, system: str | None = None) -> str:
         return text.replace(".", "")
     for form, place in NDC_FORMS:
         if re.match(form, text):
-            digits = text.replace("-", "")
+            digits = re.sub(NDC_SEPARATOR, "", text)
             return digits if place is None else f"{digits[:place]}0{digits[place:]}"
     return text
 
@@ -35,10 +138,76 @@ def normal_prefix(code: str, system: str | None = None) -> str:
     text = code.strip().upper()
     if system != "ndc":
         return text.replace(".", "")
-    *closed, last = text.removesuffix(".").split("-")
+    *closed, last = re.split(NDC_SEPARATOR, text.removesuffix("."))
     return "".join(part.zfill(width) for part, width in zip(closed, (5, 4, 2), strict=False)) + last
 
 
 def is_undecided(code: str, system: str | None) -> bool:
     """Whether it cannot be known which code is meant: a drug code of ten digits without hyphens."""
     return system == "ndc" and re.match(NDC_UNDECIDED, code.strip()) is not None
+
+
+def readings(code: str, system: str | None) -> tuple[str, ...]:
+    """The codes, as they are compared, that ``code`` can stand for: three where it is undecided, else one."""
+    if not is_undecided(code, system):
+        return (normal_code(code, system),)
+    digits = code.strip()
+    return tuple(f"{digits[:place]}0{digits[place:]}" for place in NDC_ZEROS)
+
+
+def normal_list(cell: str) -> str:
+    """The codes of a cell in their order, as they are compared, each between bars: ``|L501|J301|``.
+
+    Takes one code, ``["L50.1", "J30.1"]``, ``{L50.1,J30.1}`` and codes separated by comma, semicolon or bar.
+    For every system but ``ndc``, whose codes come one to a cell.
+    """
+    text = re.sub(LIST_MARKS, "", cell.upper()).strip()
+    return f"{BAR}{re.sub(LIST_SEPARATOR, BAR, text)}{BAR}"
+
+
+def fits(code: str, system: str) -> bool:
+    """Whether ``code`` has the shape of ``system``, and the check digit where it has one (LOINC, NPI).
+
+    An undecided drug code does.
+    """
+    text = code.strip().upper()
+    if re.fullmatch(SYSTEMS[system].shape, text) is None:
+        return False
+    digits = [int(one) for one in text if one.isdigit()]
+    if system == "loinc":
+        return luhn_sum(digits) % 10 == 0
+    return npi_holds(digits) if system == "npi" else True
+
+
+def cell_shape(systems: Sequence[str], *, several: bool = False) -> str:
+    """Regular expression of a cell whose codes are of one of ``systems`` and decided, in any case.
+
+    Args:
+        several: the cell is a list, ``["L50.1", "J30.1"]``. Check digits are not asked for.
+    """
+    forms = [form for form, _ in NDC_FORMS] + ["^[0-9]{11}$"]
+    shapes = [form for name in systems for form in (forms if name == "ndc" else [SYSTEMS[name].shape])]
+    code = rf"\s*(?:{'|'.join(shape.removeprefix('^').removesuffix('$') for shape in shapes)})\s*"
+    cell = rf'\[\s*(?:"{code}"(?:\s*,\s*"{code}")*)?\s*\]' if several else code
+    return f"^(?i:{cell})$"
+
+
+def npi_holds(digits: Sequence[Any]) -> Any:
+    """Whether the last of ten digits is the check digit of an NPI (CMS, 2004); args as :func:`luhn_sum`."""
+    return (luhn_sum(digits) + NPI_PREFIX_SUM) % 10 == 0
+
+
+def luhn_sum(digits: Sequence[Any]) -> Any:
+    """The sum of the Luhn formula (ISO/IEC 7812-1): a multiple of 10 when the last digit is the check digit.
+
+    Args:
+        digits: from the first to the check digit, each a whole number from 0 to 9, or an array or column
+            expression of such numbers.
+
+    Returns:
+        From the right, every second digit doubled (less 9 above 9), all of them added.
+    """
+    total: Any = 0
+    for place, digit in enumerate(reversed(digits)):
+        total = total + (digit * 2 - digit // 5 * 9 if place % 2 else digit)
+    return total

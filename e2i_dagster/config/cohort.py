@@ -16,6 +16,7 @@ from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
     ValidationInfo,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -30,6 +31,7 @@ from e2i_dagster.config.cohort_fields import (
     table_fields,
 )
 from e2i_dagster.config.criteria import (
+    EVENT_KEYS,
     Condition,
     Criterion,
     EventCriterion,
@@ -41,6 +43,7 @@ from e2i_dagster.config.criteria import (
     code_patterns,
 )
 from e2i_dagster.config.environment import config_folder
+from e2i_dagster.config.own_columns import CODE_SYSTEMS, OwnType
 from e2i_dagster.errors import ConfigError
 
 __all__ = [
@@ -92,6 +95,11 @@ class TemporalRequirements(PolicyModel):
     followup_days: int = Field(default=90, ge=0)  # prior platform's default
     index_date_field: str = Field(default="diagnosis_date", min_length=1)
     followup: Literal["require", "censor"] = "require"
+
+    @property
+    def required_followup(self) -> int:
+        """Days after the index date that a patient must be observed; 0 where follow-up is censored."""
+        return self.followup_days if self.followup == "require" else 0
 
 
 class EventIndex(EventPattern):
@@ -219,8 +227,8 @@ class CohortDefinition(PolicyModel):
             it is eligible), or ``every`` one.
         observation: how observation periods become spans.
         derived: fields computed at the index date, usable in criteria.
-        own_fields: clinical columns of one's own that criteria read; every other field has to be a column of
-            the raw tables.
+        own_fields: clinical columns of one's own that criteria read, with the type that each is read as (a list
+            of names: all text); every other field has to be a column of the raw tables.
         examples: invented patients with the expected verdict, run by ``lint``.
     """
 
@@ -235,7 +243,7 @@ class CohortDefinition(PolicyModel):
     journeys: Literal["first_eligible", "first", "every"] = "first_eligible"
     observation: Observation = Field(default_factory=Observation)
     derived: dict[str, DerivedField] = Field(default_factory=dict)
-    own_fields: tuple[str, ...] = ()
+    own_fields: dict[str, OwnType] = Field(default_factory=dict)
     inclusion_criteria: tuple[Condition, ...] = Field(min_length=1)
     exclusion_criteria: tuple[Condition, ...] = ()
     temporal_requirements: TemporalRequirements = Field(default_factory=TemporalRequirements)
@@ -259,6 +267,22 @@ class CohortDefinition(PolicyModel):
         if times.setdefault("index_date_field", index["field"]) != index["field"]:
             raise ValueError("index.field and temporal_requirements.index_date_field differ: keep one")
         return {k: v for k, v in data.items() if k != "index"} | {"temporal_requirements": times}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_codes_have_their_system(cls, data: Any) -> Any:
+        """A criterion on an own column of codes compares codes of the declared system."""
+        own = data.get("own_fields") if isinstance(data, Mapping) else None
+        if not isinstance(own, Mapping):
+            return data
+        systems = {name: kind for name, kind in own.items() if kind in CODE_SYSTEMS}
+        sides = ("inclusion_criteria", "exclusion_criteria")
+        return {**data, **{side: _with_systems(data[side], systems) for side in sides if side in data}}
+
+    @field_validator("own_fields", mode="before")
+    @classmethod
+    def _listed_fields_are_text(cls, own: Any) -> Any:
+        return dict.fromkeys(own, "text") if isinstance(own, list | tuple) else own
 
     @model_serializer(mode="wrap")
     def _one_index(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -407,7 +431,7 @@ class CohortDefinition(PolicyModel):
                         on_unknown=criterion.unknown_policy(side),
                     )
                 )
-        required = times.followup_days if times.followup == "require" else 0
+        required = times.required_followup
         followup = (
             f"Observed for at least {required} days after the index date"
             if times.followup == "require"
@@ -515,10 +539,12 @@ class CohortDefinition(PolicyModel):
             "time": self.temporal_requirements.model_dump(mode="json"),
         }
         optional = {
-            "index": self.index and self.index.model_dump(mode="json"),
+            "index": self.index and _said(self.index.model_dump(mode="json")),
             "journeys": None if self.journeys == "first_eligible" else self.journeys,
             "observation": self.observation.allowed_gap_days,
             "derived": {name: field.model_dump(mode="json") for name, field in self.derived.items()},
+            # Text is what is kept: to read it as such decides nothing.
+            "own": {name: kind for name, kind in self.own_fields.items() if kind != "text"},
         }
         return digest_of(content | {name: value for name, value in optional.items() if value})
 
@@ -546,9 +572,33 @@ class CohortDefinition(PolicyModel):
                 said = verbs_of_events if isinstance(rule.criterion, EventCriterion) else verbs
                 sentences.append(
                     f"{said[rule.side]} {rule.criterion.words()}. {unknown[rule.on_unknown]}"
+                    + "".join(f" {words}" for words in self._open_words(rule.criterion))
                     + (f" {rule.criterion.description}." if rule.criterion.description else "")
                 )
         return tuple(sentences)
+
+    def _open_words(self, condition: Criterion | EventCriterion | Group) -> tuple[str, ...]:
+        """What an open end of a window, and the first or last event of all, mean where observation has an end."""
+        times = self.temporal_requirements
+        back = f"it is unknown where fewer than {times.lookback_days} days before"
+        ahead = f"it is unknown where fewer than {times.required_followup} days after"
+        words = []
+        for event in condition.events():
+            if event.occurrence == "first":
+                words.append(f"First means since observation began; {back} that event were observed.")
+            elif event.occurrence == "last":
+                words.append(f"Last means until observation ends; {ahead} that event were observed.")
+            if event.within[0] is None:
+                words.append(
+                    f"The window begins where observation began; unless such an event was seen, {back} the index date "
+                    "were observed."
+                )
+            if event.within[1] is None:
+                words.append(
+                    f"The window ends where observation ends; unless such an event was seen, {ahead} the index date "
+                    "were observed."
+                )
+        return tuple(dict.fromkeys(words))
 
 
 def cohort_folder() -> Path:
@@ -590,12 +640,34 @@ def read_cohort(key: str, folder: Path | None = None) -> CohortDefinition:
     return CohortDefinition.from_yaml(path, table_fields())
 
 
+def _with_systems(conditions: Any, systems: Mapping[str, str]) -> Any:
+    """Conditions as written, at any depth outside of events, with the code system of the fields in ``systems``."""
+    if isinstance(conditions, list | tuple):
+        return [_with_systems(one, systems) for one in conditions]
+    if isinstance(conditions, Criterion | Group) and set(conditions.fields) & systems.keys():
+        conditions = conditions.model_dump(exclude_unset=True)
+    if not isinstance(conditions, Mapping):
+        return conditions
+    if conditions.get("field") in systems and conditions.get("code_system") is None:
+        return {**conditions, "code_system": systems[conditions["field"]]}
+    return {
+        key: value if key in (*EVENT_KEYS, "where", "value") else _with_systems(value, systems)
+        for key, value in conditions.items()
+    }
+
+
 def _content(condition: Criterion | EventCriterion | Group) -> Any:
     """What decides, without the words for people, at any depth."""
 
-    def bare(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: bare(v) for k, v in value.items() if k not in ("description", "clinical_rationale")}
-        return [bare(one) for one in value] if isinstance(value, list) else value
+    return _said(condition.model_dump(mode="json"), without=("description", "clinical_rationale"))
 
-    return bare(condition.model_dump(mode="json"))
+
+def _said(value: Any, without: tuple[str, ...] = ()) -> Any:
+    """A dump at any depth without the keys ``without``, and without a position that is not asked for."""
+    if isinstance(value, dict):
+        return {
+            k: _said(v, without)
+            for k, v in value.items()
+            if k not in without and (k, v) != ("position", "any")
+        }
+    return [_said(one, without) for one in value] if isinstance(value, list) else value

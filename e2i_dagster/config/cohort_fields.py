@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from e2i_dagster.config.criteria import EVENT_KEYS, ORDERING, Criterion, EventPattern, Group
+from e2i_dagster.config.own_columns import CODE_SYSTEMS, OwnType
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -37,7 +38,7 @@ _EXPECTED = {
     "number": "numbers",
     "date": "dates (YYYY-MM-DD)",
     "text": "texts, which have no order",
-    "other": "lists or documents, which cannot be compared",
+    "other": "lists or documents, which cannot be compared but for lists of codes by a code_system",
 }
 
 
@@ -93,9 +94,9 @@ def table_fields(config: Path | None = None) -> TableFields:
 
 def field_problems(definition: CohortDefinition, fields: TableFields) -> Iterator[Problem]:
     """Every field, event type and value of ``definition`` that the raw tables cannot answer."""
-    own = set(definition.own_fields)
-    patient = _Patient(fields, own | set(definition.derived))
-    for name in sorted(own & {*fields.patient, *definition.derived}):
+    own = definition.own_fields
+    patient = _Patient(fields, own, set(definition.derived))
+    for name in sorted(own.keys() & {*fields.patient, *definition.derived}):
         what = "a column of the raw tables" if name in fields.patient else "a derived field"
         yield ("own_fields",), f"{name!r} is {what} already: take it out of own_fields"
     times = definition.temporal_requirements
@@ -161,42 +162,53 @@ class _Patient:
     """Fields of the patient frame, with those that the definition adds."""
 
     fields: TableFields
-    added: set[str]
+    own: Mapping[str, OwnType]
+    derived: set[str]
 
     def criterion(self, place: tuple[int | str, ...], criterion: Criterion) -> Iterator[Problem]:
         name = criterion.field
-        if name in self.added:
+        if name in self.derived:
             return
-        if name not in self.fields.patient:
-            yield (*place, "field"), self.missing(name)
+        if name in self.own:
+            yield from _own_value(place, criterion, self.own[name])
+        elif name not in self.fields.patient:
+            yield (*place, "field"), self.missing(name, _own_type_for(criterion))
         else:
             yield from _value(place, criterion, self.fields.patient[name])
 
     def dated(
         self, place: tuple[int | str, ...], name: str, *, also: Kind | None = None
     ) -> Iterator[Problem]:
-        if name in self.added:
+        if name in self.derived:
+            return
+        if name in self.own:
+            if self.own[name] not in ("date", also):
+                yield (
+                    place,
+                    f"own field {name!r} is read as {self.own[name]}; expected a column of dates. Declare "
+                    f"own_fields: {{{name}: date}}",
+                )
             return
         kind = self.fields.patient.get(name)
         if kind is None:
-            yield place, self.missing(name)
+            yield place, self.missing(name, "date")
         elif kind not in ("date", also):
             yield place, f"{name!r} holds {_EXPECTED[kind].split(',')[0]}; expected a column of dates"
 
-    def missing(self, name: str) -> str:
+    def missing(self, name: str, own_type: OwnType) -> str:
         if name in self.fields.events:
             return (
                 f"{name!r} is a column of the events, of which a patient has many: ask for it in an event "
                 f"criterion, such as has_event: {{event: prescription, where: [{{field: {name}, ...}}]}}"
             )
-        near = _nearest(name, [*self.fields.patient, *self.added])
+        near = _nearest(name, [*self.fields.patient, *self.own, *self.derived])
         if name in self.fields.elsewhere:
             return (
                 f"{name!r} is a column of {self.fields.elsewhere[name]}, which is no table of patients.{near}"
             )
         return (
             f"no column {name!r} in patient_journeys or patient_clinical.{near} A clinical column of your own "
-            f"is declared: own_fields: [{name}]"
+            f"is declared: own_fields: {{{name}: {own_type}}}"
         )
 
 
@@ -207,6 +219,38 @@ def _not_of_events(name: str, fields: TableFields) -> str:
             "the event criterion"
         )
     return f"the events have no column {name!r}.{_nearest(name, fields.events)}"
+
+
+def _own_value(place: tuple[int | str, ...], criterion: Criterion, kind: OwnType) -> Iterator[Problem]:
+    """What is wrong with a criterion on an own column that is read as ``kind``."""
+    if kind == "text" and _own_type_for(criterion) != "text":
+        yield (
+            (*place, "value"),
+            f"'{criterion.words()}' does not fit: {criterion.field} is read as text, as it was delivered. Declare "
+            f"what it is: own_fields: {{{criterion.field}: {_own_type_for(criterion)}}}",
+        )
+    elif kind in CODE_SYSTEMS and criterion.code_system != kind:
+        yield (
+            (*place, "code_system"),
+            f"{criterion.field!r} is declared as {kind} in own_fields and compared as {criterion.code_system}: "
+            "keep one",
+        )
+    elif kind != "text":
+        as_kind: Kind = "text" if kind in CODE_SYSTEMS else kind  # type: ignore[assignment]
+        yield from _value(place, criterion, as_kind)
+
+
+def _own_type_for(criterion: Criterion) -> OwnType:
+    """The type that an own column needs for a criterion."""
+    values = criterion.values
+    if all(isinstance(value, bool) for value in values):
+        return "boolean"
+    if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
+        return "number"
+    ordered = criterion.operator in ORDERING or criterion.operator == "between"
+    if any(not isinstance(value, str) for value in values) or (ordered and all(_is_day(v) for v in values)):
+        return "date"
+    return "number" if ordered else "text"
 
 
 def _value(place: tuple[int | str, ...], criterion: Criterion, kind: Kind | None) -> Iterator[Problem]:
@@ -222,11 +266,19 @@ def _value(place: tuple[int | str, ...], criterion: Criterion, kind: Kind | None
         "text": not ordered and all(isinstance(v, str) for v in values),
         "other": False,
     }[kind]
-    if not fits or (criterion.code_system is not None and kind != "text"):
+    codes = criterion.code_system is not None
+    if kind == "other" and codes and is_list_of_codes(criterion.field):
+        return
+    if not fits or (codes and kind != "text"):
         yield (
             (*place, "value"),
             f"'{criterion.words()}' does not fit: {criterion.field} holds {_EXPECTED[kind]}",
         )
+
+
+def is_list_of_codes(name: str) -> bool:
+    """Whether the column ``name`` of the raw tables holds several codes to a cell."""
+    return name.endswith("_codes")
 
 
 def _is_day(value: Any) -> bool:

@@ -8,18 +8,26 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import date
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from e2i_dagster.config.base import PolicyModel
-from e2i_dagster.config.codes import is_undecided, normal_code, normal_prefix
+from e2i_dagster.config.codes import (
+    SYSTEMS,
+    fits,
+    is_undecided,
+    known_system,
+    normal_code,
+    normal_prefix,
+)
 
 Operator = Literal["==", "!=", ">", ">=", "<", "<=", "in", "not_in", "between", "contains"]
 OnUnknown = Literal["exclude", "include", "report"]
 Side = Literal["inclusion", "exclusion", "temporal"]
+Position = Literal["any", "first"]
 
 ORDERING = frozenset({">", ">=", "<", "<="})
 #: Keys by which an event criterion and a group are written.
@@ -27,6 +35,14 @@ EVENT_KEYS = ("has_event", "no_event", "washout", "prior_outcome", "gap")
 GROUP_KEYS = ("all_of", "any_of", "at_least")
 #: Which ends of a window belong to it; both when it is not said.
 WINDOW_ENDS = ("[]", "[)", "(]", "()")
+
+#: System of the codes in each code column of the events, where a criterion does not say it.
+_SYSTEM_OF_COLUMN = {
+    "drug_ndc": "ndc",
+    "icd_codes": "icd10cm",
+    "cpt_codes": "hcpcs",
+    "loinc_codes": "loinc",
+}
 
 _WORDS = {
     "==": "is",
@@ -54,9 +70,11 @@ class Criterion(PolicyModel):
         on_unknown: what happens to a patient whose value is null: ``exclude``, ``include``, or
             ``report`` (kept, counted, warned about). Default: exclude for an inclusion rule, report
             for an exclusion rule.
-        code_system: says that the values are codes, compared without dots and case, where ``L50.*``
-            means the code and all its descendants. Fields ending in ``diagnosis_code`` are ``icd10cm``.
+        code_system: says that the values are codes of a system of :mod:`.codes`, compared by what they mean,
+            where ``L50.*`` means the code and all its descendants. Fields ending in ``diagnosis_code(s)`` are
+            ``icd10cm``, the code columns of the events those of their system.
         descendants: each code of ``value`` stands for itself and all codes below it.
+        position: which codes of a cell with several count, ``any`` or the ``first``.
     """
 
     field: str = Field(min_length=1)
@@ -68,6 +86,7 @@ class Criterion(PolicyModel):
     on_unknown: OnUnknown | None = None
     code_system: str | None = Field(default=None, validate_default=True)
     descendants: bool = False
+    position: Position = "any"
 
     @field_validator("value")
     @classmethod
@@ -79,10 +98,13 @@ class Criterion(PolicyModel):
 
     @field_validator("code_system")
     @classmethod
-    def _diagnosis_codes_are_icd(cls, code_system: str | None, info: ValidationInfo) -> str | None:
-        if code_system is None and str(info.data.get("field", "")).lower().endswith("diagnosis_code"):
+    def _system_of_the_field(cls, code_system: str | None, info: ValidationInfo) -> str | None:
+        if code_system is not None:
+            return known_system(code_system)
+        field = str(info.data.get("field", "")).lower()
+        if field.endswith(("diagnosis_code", "diagnosis_codes")):
             return "icd10cm"
-        return code_system
+        return _SYSTEM_OF_COLUMN.get(field)
 
     @model_validator(mode="after")
     def _codes_are_text(self) -> Criterion:
@@ -95,15 +117,9 @@ class Criterion(PolicyModel):
                 raise ValueError(
                     "a part of a drug code cannot be compared, because its spellings differ: use in, with * at the end"
                 )
-            for code in self.values:
-                if not isinstance(code, str) or not re.fullmatch(r"[A-Za-z0-9. -]+\*?", code):
-                    raise ValueError(
-                        f"{code!r} is not a code: expected letters, digits and dots, and * only at the end"
-                    )
-                if is_undecided(code, self.code_system):
-                    raise ValueError(
-                        f"{code!r} can be three drug codes: write it with hyphens or with 11 digits"
-                    )
+            _check_codes(self.values, self.code_system, self.position, whole=self.operator != "contains")
+        elif self.position != "any":
+            raise ValueError(f"position belongs to codes: give a code_system (field {self.field!r})")
         return self
 
     @property
@@ -130,7 +146,8 @@ class Criterion(PolicyModel):
         between = self.operator == "between"
         value = f"{shown[0]} and {shown[1]} (both included)" if between else ", ".join(shown)
         below = " or a code below" if self.descendants else ""
-        return f"{self.field} {_WORDS[self.operator]} {value}{below}"
+        first = "the first of " if self.position == "first" else ""
+        return f"{first}{self.field} {_WORDS[self.operator]} {value}{below}"
 
 
 class EventPattern(PolicyModel):
@@ -138,9 +155,11 @@ class EventPattern(PolicyModel):
 
     Attributes:
         event: value, or values, of the column ``event_type``; every event when it is not given.
-        codes: codes of the column ``code``, with literal wildcards (``L50.*``).
-        code_system: how codes are compared (without dots and case); ``icd10cm`` by default.
+        codes: codes that the events have, with literal wildcards (``L50.*``), in the column of their system:
+            ``drug_ndc``, ``icd_codes``, ``cpt_codes`` or ``loinc_codes``; of events without it, in ``code``.
+        code_system: the system of the codes (:mod:`.codes`); ``icd10cm`` by default.
         descendants: each code stands for itself and all codes below it.
+        position: which codes of an event with several count, ``any`` or the ``first``.
         where: further conditions on columns of the events; all must be true. A null is not true.
     """
 
@@ -148,6 +167,7 @@ class EventPattern(PolicyModel):
     codes: tuple[str, ...] = ()
     code_system: str = "icd10cm"
     descendants: bool = False
+    position: Position = "any"
     where: tuple[Criterion, ...] = ()
 
     @field_validator("event", mode="before")
@@ -155,10 +175,18 @@ class EventPattern(PolicyModel):
     def _one_or_several(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
+    @field_validator("code_system")
+    @classmethod
+    def _known(cls, code_system: str) -> str:
+        return known_system(code_system)
+
     @model_validator(mode="after")
     def _says_something(self) -> EventPattern:
         if not (self.event or self.codes or self.where):
             raise ValueError("say which events are meant: event, codes or where")
+        if self.position != "any" and not self.codes:
+            raise ValueError("position belongs to codes: give codes, or write it inside where")
+        _check_codes(self.codes, self.code_system, self.position)
         return self
 
     @property
@@ -170,11 +198,12 @@ class EventPattern(PolicyModel):
         if self.codes:
             found.append(
                 Criterion(
-                    field="code",
+                    field=SYSTEMS[self.code_system].event_column,
                     operator="in",
                     value=self.codes,
                     code_system=self.code_system,
                     descendants=self.descendants,
+                    position=self.position,
                 )
             )
         return (*found, *self.where)
@@ -184,7 +213,8 @@ class EventPattern(PolicyModel):
         said = " or ".join(self.event) or "event"
         if self.codes:
             below = " or below" if self.descendants else ""
-            said += f" with code {', '.join(self.codes)}{below}"
+            first = "first " if self.position == "first" else ""
+            said += f" with {first}code {', '.join(self.codes)}{below}"
         if self.where:
             said += " where " + " and ".join(criterion.words() for criterion in self.where)
         return said
@@ -482,6 +512,28 @@ def code_patterns(criterion: Criterion) -> tuple[tuple[str, ...], tuple[str, ...
         else:
             exact.append(normal_code(value, criterion.code_system))
     return tuple(exact), tuple(prefixes)
+
+
+def _check_codes(codes: Iterable[Any], system: str, position: Position, *, whole: bool = True) -> None:
+    """Raises ValueError for a code that says nothing: a whole one that the system cannot have never matches."""
+    if position == "first" and system == "ndc":
+        raise ValueError("drug codes come one to a cell: remove position")
+    for code in codes:
+        if not isinstance(code, str) or not re.fullmatch(r"[A-Za-z0-9. -]+\*?", code):
+            raise ValueError(
+                f"{code!r} is not a code: expected letters, digits and dots, and * only at the end"
+            )
+        if is_undecided(code, system):
+            raise ValueError(f"{code!r} can be three drug codes: write it with hyphens or with 11 digits")
+        if whole and not code.endswith("*") and not fits(code, system):
+            raise ValueError(_misfit(code, system))
+
+
+def _misfit(code: str, system: str) -> str:
+    others = [name for name in SYSTEMS if fits(code, name)]
+    other = f" It has the shape of {', '.join(others)}: say code_system." if others else ""
+    about = SYSTEMS[system]
+    return f"{code!r} is no {about.title} code ({system}): expected {about.expected}.{other}"
 
 
 def _checked_value(operator: str, value: Any) -> Any:

@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from e2i_dagster.config.allocation import RATIO_TOLERANCE, allocation_shares
 from e2i_dagster.config.base import Place, PolicyModel, digest_of, read_yaml
 from e2i_dagster.config.cohort import CohortDefinition, Criterion
+from e2i_dagster.config.observed import note_file
 from e2i_dagster.errors import ConfigError
 
 Unit = Literal["hcp", "patient", "territory", "account"]
@@ -608,11 +609,13 @@ class ExperimentSpec(PolicyModel):
                 f"{path}: the file is called {path.stem!r} and the experiment {spec.name!r}. Make them the same."
             )
         try:
-            return cls.model_validate({**spec.model_dump(), "name": path.stem})
+            named = cls.model_validate({**spec.model_dump(), "name": path.stem})
         except ValueError:
             raise ConfigError(
                 f"{path}: the name of the file becomes the name of the experiment: lower case letters, digits and _."
             ) from None
+        note_file(path, cls, named)
+        return named
 
 
 class Approvals(PolicyModel):

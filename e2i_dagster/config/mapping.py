@@ -7,12 +7,15 @@ separator, file names. Rows and values that the mapping does not mention pass th
 from __future__ import annotations
 
 import codecs
+import datetime as dt
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from e2i_dagster.config.base import PolicyModel, read_yaml
+from e2i_dagster.config.own_columns import OWN_TABLE, OwnType
 
 
 def _known_encoding(value: str) -> str:
@@ -34,6 +37,20 @@ def _quoting(value: str) -> str:
 Quote = Annotated[str, AfterValidator(_quoting)]
 
 
+def _date_format(value: str) -> str:
+    example = dt.datetime(2013, 7, 15, tzinfo=dt.UTC)
+    try:
+        dt.datetime.strptime(example.strftime(value), value)
+    except ValueError:
+        raise ValueError("not a strptime format; for example %d.%m.%Y, %Y%m%d, %d-%b-%Y") from None
+    if not re.search("%[YyGxc]", value):
+        raise ValueError("a date without a year; for example %d.%m.%Y") from None
+    return value
+
+
+DateFormat = Annotated[str, AfterValidator(_date_format)]
+
+
 class FileFormat(PolicyModel):
     """How CSV files are written.
 
@@ -52,24 +69,68 @@ class FileFormat(PolicyModel):
     line_breaks: bool = False
 
 
+class ReversalMark(PolicyModel):
+    """How a reversal is told from other rows: ``is: negative`` or ``in: [R, V]`` of a delivered column."""
+
+    column: str
+    sign: Literal["negative"] | None = Field(default=None, alias="is")
+    values: tuple[str, ...] = Field(default=(), alias="in")
+
+    @model_validator(mode="after")
+    def _one_mark(self) -> ReversalMark:
+        if (self.sign is None) == (not self.values):
+            raise ValueError("say either `is: negative` or `in: [<value>, ...]`")
+        return self
+
+
+class ReversalRule(PolicyModel):
+    """Rows that take an earlier row back, and how its original is found.
+
+    ``where`` tells reversals from other rows. ``matches_on`` are columns that are equal in both rows,
+    ``amounts`` columns whose value is equal but for the sign, ``refers_to`` is a column of the reversal that
+    holds the key of its original. What is declared must hold together.
+    """
+
+    where: ReversalMark
+    matches_on: tuple[str, ...] = ()
+    amounts: tuple[str, ...] = ()
+    refers_to: str | None = None
+
+    @model_validator(mode="after")
+    def _finds_one(self) -> ReversalRule:
+        if not self.matches_on and self.refers_to is None:
+            raise ValueError("say how the original is found: `matches_on`, or `refers_to`")
+        if not self.amounts and (self.where.sign is not None or self.refers_to is None):
+            raise ValueError(
+                "`amounts` is missing: without it the reversal of a part looks like that of the whole"
+            )
+        return self
+
+
 class TableMapping(PolicyModel):
     """What differs for one table.
 
     ``files`` are patterns relative to the folder (default: ``<table>.csv|parquet`` and
     ``<table>_*.csv|parquet``); ``rename`` is file column -> our column; all other keys name OUR
-    columns: ``dates`` gives a strptime format, ``values`` maps delivered values to ours, ``constants``
-    adds columns with one value. ``ignore`` drops file columns. ``restates: month``: the delivery holds every row of the
-    months that it has rows of, so what it does not hold is withdrawn. The format fields override the
-    mapping's defaults.
+    columns: ``dates`` gives a strptime format, ``partial_dates`` says what becomes of a year or month without a
+    day (``first``, ``middle`` or ``last`` day of it, or ``reject``, as without it), ``values`` maps delivered
+    values to ours, ``constants`` adds columns with one value. ``ignore`` drops file columns. ``restates: month``:
+    the delivery holds every row of the months that it has rows of, so what it does not hold is withdrawn;
+    ``restates: all`` says the same of a table without months. ``reversals`` declares rows that take others back.
+    ``own`` declares the types of columns of one's own, under which their cells are checked; what it does not name
+    is text. The format fields override the mapping's defaults.
     """
 
     files: tuple[str, ...] = ()
     rename: dict[str, str] = Field(default_factory=dict)
-    dates: dict[str, str] = Field(default_factory=dict)
+    dates: dict[str, DateFormat] = Field(default_factory=dict)
+    partial_dates: dict[str, Literal["first", "middle", "last", "reject"]] = Field(default_factory=dict)
     values: dict[str, dict[str, str]] = Field(default_factory=dict)
     constants: dict[str, str] = Field(default_factory=dict)
     ignore: tuple[str, ...] = ()
-    restates: Literal["month"] | None = None
+    own: dict[str, OwnType] = Field(default_factory=dict)
+    restates: Literal["month", "all"] | None = None
+    reversals: ReversalRule | None = None
     separator: str | None = Field(default=None, min_length=1, max_length=1)
     encoding: Encoding | None = None
     decimal: str | None = Field(default=None, pattern=r"^[.,]$")
@@ -94,6 +155,17 @@ class ImportMapping(PolicyModel):
 
     format: FileFormat = FileFormat()
     tables: dict[str, TableMapping] = Field(default_factory=dict)
+
+    @field_validator("tables")
+    @classmethod
+    def _own_columns_are_clinical(cls, tables: dict[str, TableMapping]) -> dict[str, TableMapping]:
+        wrong = sorted(name for name, table in tables.items() if table.own and name != OWN_TABLE)
+        if wrong:
+            raise ValueError(
+                f"`own` stands under {', '.join(wrong)}, but only {OWN_TABLE} keeps columns of your own: deliver them "
+                f"there, by patient_journey_id, and declare them under tables.{OWN_TABLE}.own"
+            )
+        return tables
 
     def table(self, name: str) -> TableMapping:
         """The mapping of table ``name``; an empty one if the mapping does not mention it."""

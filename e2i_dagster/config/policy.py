@@ -8,8 +8,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from e2i_dagster.config.base import Place, PolicyModel, did_you_mean
+from e2i_dagster.config import base
+from e2i_dagster.config.base import PolicyModel, did_you_mean
 from e2i_dagster.config.environment import config_folder
+from e2i_dagster.config.observed import ObservedDict, Place, unobserved
 from e2i_dagster.config.sources import SourcesPolicy
 from e2i_dagster.errors import ConfigError, InputError
 
@@ -122,6 +124,7 @@ class PolicySummary(PolicyModel):
         }
 
 
+@unobserved()
 def load_policy(folder: Path) -> Policy:
     """Read ``sources.yaml``, ``cohorts/*.yaml``, ``scopes/*.yaml`` and ``experiments/*.yaml`` of ``folder``.
 
@@ -164,7 +167,7 @@ def load_policy(folder: Path) -> Policy:
     experiments: dict[str, ExperimentSpec] = {}
     designs = sorted((folder / "experiments").glob("*.yaml"))
 
-    def unmatched(spec: ExperimentSpec) -> Iterable[Place]:
+    def unmatched(spec: ExperimentSpec) -> Iterable[base.Place]:
         files = ([one.stem for one in scope_files], [one.stem for one in designs])
         return experiment_problems(spec, known, *files) if known else ()
 
@@ -180,7 +183,19 @@ def load_policy(folder: Path) -> Policy:
             experiments[path.stem] = experiment
         except ConfigError as error:
             problems[str(path)] = error
-    return Policy(folder, SourcesPolicy.load(folder), cohorts, scopes, problems, experiments)
+    return Policy(
+        folder,
+        SourcesPolicy.load(folder),
+        _observed("cohorts", cohorts),
+        _observed("scopes", scopes),
+        problems,
+        _observed("experiments", experiments),
+    )
+
+
+def _observed(folder: str, valid: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Who goes through all files of a folder depends on which there are."""
+    return ObservedDict(valid, Place(folder, ""))
 
 
 @lru_cache(maxsize=8)

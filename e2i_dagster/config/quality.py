@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 
 from e2i_dagster.config.base import YAML_LOADER, PolicyModel, _line_of, read_yaml
 from e2i_dagster.config.environment import config_folder
+from e2i_dagster.config.observed import unobserved
 from e2i_dagster.config.vocabulary import VocabularyPolicy, load_vocabulary
 from e2i_dagster.errors import ConfigError
 
@@ -303,6 +304,7 @@ class QualityPolicy:
         return self.vocabularies.values(name)
 
     @classmethod
+    @unobserved()
     def load(cls, folder: Path | None = None) -> QualityPolicy:
         """Read ``quality.yaml``, ``expectations/*.yaml`` and ``vocabulary.yaml`` of ``folder``.
 

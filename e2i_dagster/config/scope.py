@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from e2i_dagster.config.base import PolicyModel, read_yaml
 from e2i_dagster.config.environment import config_folder
 from e2i_dagster.config.names import KnownNames, scope_problems
+from e2i_dagster.config.observed import note_file
 from e2i_dagster.errors import ConfigError
 
 ProblemType = Literal["binary_classification", "multiclass_classification", "regression", "causal_inference"]
@@ -335,7 +336,9 @@ class ScopeSpec(PolicyModel):
             raise ConfigError(
                 f"{path}: the file is called {path.stem!r}, the scope {scope.key!r}. Use one name."
             )
-        return scope.model_copy(update={"key": path.stem})
+        scope = scope.model_copy(update={"key": path.stem})
+        note_file(path, cls, scope)
+        return scope
 
     @property
     def horizon_days(self) -> int:

@@ -93,6 +93,11 @@ class SourcesPolicy(PolicyModel):
         return self.first_day.isoformat(), self.data_end.isoformat()
 
     @property
+    def kept_months(self) -> tuple[str, str]:
+        """First and last month that event tables are kept for."""
+        return self.months[0], self.months[-1]
+
+    @property
     def months(self) -> list[str]:
         """All months ``YYYY-MM`` from ``first_month`` to the month of ``data_end``."""
         year, month = (int(part) for part in self.first_month.split("-"))

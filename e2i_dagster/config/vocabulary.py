@@ -1,8 +1,7 @@
-"""``config/vocabulary.yaml``: accepted values, their aliases, code systems and code sets."""
+"""``config/vocabulary.yaml``: accepted values and their aliases."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,41 +42,19 @@ class Vocabulary(PolicyModel):
         return self
 
 
-class CodeSystem(PolicyModel):
-    """Shape of the codes of one system."""
-
-    title: str
-    pattern: str
-
-    @field_validator("pattern")
-    @classmethod
-    def _compiles(cls, pattern: str) -> str:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"not a regular expression: {error}") from None
-        return pattern
-
-
-class CodeSet(PolicyModel):
-    """Named codes of one system; ``.*`` at the end means the code and all its descendants."""
-
-    title: str
-    code_system: str
-    codes: tuple[str, ...] = Field(min_length=1)
-    brand: str | None = None
-
-
 class ColumnMatching(PolicyModel):
     """How ``e2i import check`` finds our column for a supplier's.
 
     Attributes:
         words: parts of column names and the words that they stand for (``dt``: ``date``).
+        generic_words: the same for words of many meanings, which count only where another column of the file says a
+            word of the meaning.
         minimum: score from 0 to 1 (three quarters name, one quarter values) below which nothing is proposed.
         sample_rows: rows of each file that the proposal looks at.
     """
 
     words: dict[str, str] = {}
+    generic_words: dict[str, str] = {}
     minimum: float = Field(default=0.6, gt=0, le=1)
     sample_rows: int = Field(default=20_000, ge=100)
 
@@ -89,9 +66,6 @@ class VocabularyPolicy(PolicyModel):
     column_aliases: dict[str, dict[str, str]] = {}
     column_matching: ColumnMatching = Field(default_factory=ColumnMatching)
     region_states: dict[str, tuple[str, ...]] = {}
-    code_systems: dict[str, CodeSystem] = {}
-    default_code_system: str = "icd10cm"
-    code_sets: dict[str, CodeSet] = {}
 
     @model_validator(mode="after")
     def _references(self) -> VocabularyPolicy:
@@ -103,14 +77,6 @@ class VocabularyPolicy(PolicyModel):
                 problems.append(f"region_states has {part} values that are not listed: {', '.join(missing)}")
         if sum(map(len, self.region_states.values())) != len(self.state_region):
             problems.append("region_states lists a state in two regions")
-        if self.default_code_system not in self.code_systems:
-            problems.append(f"default_code_system {self.default_code_system!r} is not among code_systems")
-        brands = self.vocabularies["brand"].values if "brand" in self.vocabularies else {}
-        for name, codes in self.code_sets.items():
-            if codes.code_system not in self.code_systems:
-                problems.append(f"code_sets.{name}: unknown code_system {codes.code_system!r}")
-            if codes.brand is not None and codes.brand not in brands:
-                problems.append(f"code_sets.{name}: unknown brand {codes.brand!r}")
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -3,14 +3,18 @@
 Each statement sees only the columns that :mod:`e2i_dagster.features.definitions` declares for its
 view (no other column is handed to DuckDB) and joins rows known at the end of the ``as_of`` day: a
 dated row is known from its arrival (``source_timestamp``) where that is on record, else so many days
-after its date as the source needs to deliver, and never before its date. Windows go by the date. A
+after its date as the source needs to deliver, and never before its date. Windows go by the date. The
+patient's own row in ``patient_journeys`` counts when it had arrived by the day after ``as_of``, the day on
+which the values are used: it is the row that makes the patient known, and sources write it on the index
+date. One without an arrival time counts as always known. A
 window of n days is the n days that end with ``as_of``; with ``as_of`` the day before the index date it
 is ``[index - n, index - 1]``. Means are rounded to nine decimals, so that their
 digest does not depend on the order in which rows are added.
 
 Counts are 0 where an entity is known and has no such row, and null where the entity is unknown (a
 patient without a journey, a professional without a profile). A feature over a window that reaches
-before the first day that is kept is null for everybody: what happened then is unknown.
+before the first day that is kept is null for everybody: what happened then is unknown. So is a feature of
+what is on record on a day before that one; rows dated before it are no part of the record.
 """
 
 from __future__ import annotations
@@ -38,7 +42,8 @@ if TYPE_CHECKING:
 _PATIENT_SQL = """
 WITH journey AS (
     SELECT e.row, j.*
-    FROM entities e JOIN patient_journeys j ON j.patient_id = e.patient_id
+    FROM entities e
+    JOIN patient_journeys j ON j.patient_id = e.patient_id AND j.known_on <= e.as_of + 1
     QUALIFY row_number() OVER (
         PARTITION BY e.row
         ORDER BY coalesce(j.patient_journey_id = e.patient_journey_id, false) DESC,
@@ -83,7 +88,7 @@ _ENGAGEMENT_SQL = """
 WITH contact AS (
     SELECT e.row, e.as_of, c.engagement_date, c.channel, c.quality_score, c.duration_minutes
     FROM entities e
-    JOIN patient_journeys j ON j.patient_id = e.patient_id
+    JOIN patient_journeys j ON j.patient_id = e.patient_id AND j.known_on <= e.as_of + 1
     JOIN engagement_events c
         ON c.patient_journey_id = j.patient_journey_id AND c.known_on <= e.as_of
 ), summary AS (
@@ -112,7 +117,12 @@ SELECT e.row,
     CASE WHEN e.known AND coalesce(s.contacts, 0) = 0 THEN 0.0 ELSE s.minutes END AS contact_minutes,
     e.as_of - s.last_contact AS days_since_last_contact,
     p.channel AS channel_preferences
-FROM (SELECT *, patient_id IN (SELECT patient_id FROM patient_journeys) AS known FROM entities) e
+FROM (
+    SELECT *, EXISTS (
+        SELECT 1 FROM patient_journeys j WHERE j.patient_id = e.patient_id AND j.known_on <= e.as_of + 1
+    ) AS known
+    FROM entities e
+) e
 LEFT JOIN summary s USING (row)
 LEFT JOIN preferred p USING (row)
 """
@@ -136,14 +146,21 @@ SELECT e.row,
     CASE WHEN e.known THEN coalesce(s.urgent, 0) END AS urgent_triggers_180d,
     s.trigger_confidence,
     e.as_of - s.last_trigger AS days_since_last_trigger
-FROM (SELECT *, patient_id IN (SELECT patient_id FROM patient_journeys) AS known FROM entities) e
+FROM (
+    SELECT *, EXISTS (
+        SELECT 1 FROM patient_journeys j WHERE j.patient_id = e.patient_id AND j.known_on <= e.as_of + 1
+    ) AS known
+    FROM entities e
+) e
 LEFT JOIN summary s USING (row)
 """
 
 _HCP_SQL = """
 WITH begun AS (
     SELECT e.row, e.as_of, j.patient_journey_id, j.patient_id, j.journey_start_date
-    FROM entities e JOIN patient_journeys j ON j.hcp_id = e.hcp_id AND j.journey_start_date <= e.as_of
+    FROM entities e
+    JOIN patient_journeys j
+        ON j.hcp_id = e.hcp_id AND j.journey_start_date <= e.as_of AND j.begin_known_on <= e.as_of
 ), volume AS (
     SELECT row, count(*) AS journeys, count(DISTINCT patient_id) AS patients,
         count(*) FILTER (journey_start_date > as_of - 365) AS recent
@@ -183,11 +200,13 @@ LEFT JOIN scripts s ON s.row = e.row
 
 _MARKET_SQL = """
 WITH prescription AS (
-    SELECT j.geographic_region AS region, t.brand, t.patient_id, t.event_date, t.known_on
+    SELECT j.geographic_region AS region, t.brand, t.patient_id, t.event_date,
+        greatest(t.known_on, j.known_on) AS known_on
     FROM treatment_events t JOIN patient_journeys j USING (patient_journey_id)
     WHERE t.event_type = 'prescription'
 ), contact AS (
-    SELECT j.geographic_region AS region, c.brand, c.engagement_date, c.known_on
+    SELECT j.geographic_region AS region, c.brand, c.engagement_date,
+        greatest(c.known_on, j.known_on) AS known_on
     FROM engagement_events c JOIN patient_journeys j USING (patient_journey_id)
 ), scripts AS (
     SELECT e.row,
@@ -273,14 +292,16 @@ def compute_view(
                     f"{definition.name} reads the table {name}, which was not given. "
                     f"Given: {', '.join(sorted(tables)) or 'none'}."
                 )
-            _register(connection, name, raw_columns(name, tables[name], columns), source_lag_days)
+            rows = raw_columns(name, tables[name], columns)
+            _register(connection, name, rows, source_lag_days, data_start)
         found = connection.sql(f"{_STATEMENTS[definition.name]} ORDER BY e.row").to_arrow_table()
     values = found.select(list(definition.feature_names)).to_pandas()
     if data_start is not None:
         days = (pd.to_datetime(asked["as_of"]).dt.normalize() - pd.Timestamp(data_start)).dt.days + 1
         for feature in definition.features:
-            if feature.window_days is not None:
-                values[feature.name] = values[feature.name].where((days >= feature.window_days).to_numpy())
+            needed = feature.observed_days
+            if needed is not None:
+                values[feature.name] = values[feature.name].where((days >= needed).to_numpy())
     result = asked[list(definition.keys)].astype("string[pyarrow]").reset_index(drop=True)
     result[TIMESTAMP] = end_of_day(asked["as_of"]).reset_index(drop=True)
     return pd.concat([result, conform_features(values, (definition,))], axis=1)
@@ -300,20 +321,35 @@ def compute_views(
     }
 
 
-def _register(connection: Any, name: str, rows: pa.Table, source_lag_days: int) -> None:
-    """Make ``rows`` the table ``name``; a table that is kept by month gets the day ``known_on``."""
+def _register(
+    connection: Any, name: str, rows: pa.Table, source_lag_days: int, data_start: dt.date | None
+) -> None:
+    """Make ``rows`` the table ``name``, with the day ``known_on`` where rows have a date or an arrival.
+
+    One that is kept by month begins on ``data_start``. Journeys also get ``begin_known_on``, from which on others
+    count the journey, not only its patient.
+    """
     from e2i_dagster.warehouse.tables import date_column
 
     dated_by = date_column(name)
-    if dated_by is None:
+    if dated_by is None and ARRIVAL not in rows.column_names:
         connection.register(name, rows)
         return
     connection.register(f"{name}_rows", rows)
+    if dated_by is None:
+        known = f"coalesce({ARRIVAL}::DATE, DATE '0001-01-01') AS known_on"
+        if "journey_start_date" in rows.column_names:
+            known += (
+                f", coalesce({ARRIVAL}::DATE, journey_start_date + {source_lag_days:d}) AS begin_known_on"
+            )
+        connection.execute(f"CREATE VIEW {name} AS SELECT *, {known} FROM {name}_rows")
+        return
     known = f"{dated_by}::DATE + {source_lag_days:d}"
     if ARRIVAL in rows.column_names:
         known = f"coalesce({ARRIVAL}::DATE, {known})"
     connection.execute(
-        f"CREATE VIEW {name} AS SELECT *, greatest({dated_by}::DATE, {known}) AS known_on FROM {name}_rows"
+        f"CREATE VIEW {name} AS SELECT *, greatest({dated_by}::DATE, {known}) AS known_on FROM {name}_rows "
+        f"WHERE {dated_by}::DATE >= DATE '{data_start or dt.date.min}'"
     )
 
 

@@ -48,6 +48,19 @@ class Feature:
     unit: str | None = None
     window_days: int | None = None
 
+    @property
+    def observed_days(self) -> int | None:
+        """Kept days, up to and including the day of the value, without which it is unknown.
+
+        None: its tables are not kept by month. What is on record needs one day: with none there is no record.
+        """
+        from e2i_dagster.warehouse.tables import date_column
+
+        if self.window_days is not None:
+            return self.window_days
+        dated = any(date_column(source.split(".", 1)[0]) is not None for source in self.sources)
+        return 1 if dated else None
+
 
 @dataclass(frozen=True)
 class FeatureViewDefinition:
@@ -126,6 +139,7 @@ PATIENT_FEATURES = FeatureViewDefinition(
         "patient_journeys.patient_id",
         "patient_journeys.patient_journey_id",
         "patient_journeys.journey_start_date",
+        "patient_journeys.source_timestamp",
         "treatment_events.patient_id",
         "treatment_events.event_date",
         "treatment_events.source_timestamp",
@@ -188,6 +202,7 @@ ENGAGEMENT_FEATURES = FeatureViewDefinition(
     links=(
         "patient_journeys.patient_id",
         "patient_journeys.patient_journey_id",
+        "patient_journeys.source_timestamp",
         "engagement_events.patient_journey_id",
         "engagement_events.engagement_date",
     ),
@@ -229,7 +244,12 @@ TRIGGER_FEATURES = FeatureViewDefinition(
             "days",
         ),
     ),
-    links=("patient_journeys.patient_id", "triggers.patient_id", "triggers.trigger_timestamp"),
+    links=(
+        "patient_journeys.patient_id",
+        "patient_journeys.source_timestamp",
+        "triggers.patient_id",
+        "triggers.trigger_timestamp",
+    ),
 )
 
 HCP_FEATURES = FeatureViewDefinition(
@@ -283,6 +303,7 @@ HCP_FEATURES = FeatureViewDefinition(
         "patient_journeys.hcp_id",
         "patient_journeys.patient_journey_id",
         "patient_journeys.journey_start_date",
+        "patient_journeys.source_timestamp",
         "engagement_events.hcp_id",
         "engagement_events.engagement_date",
         "treatment_events.hcp_id",
@@ -342,6 +363,7 @@ MARKET_FEATURES = FeatureViewDefinition(
     ),
     links=(
         "patient_journeys.patient_journey_id",
+        "patient_journeys.source_timestamp",
         "treatment_events.patient_journey_id",
         "treatment_events.event_date",
         "treatment_events.source_timestamp",
@@ -422,7 +444,9 @@ def source_columns(view: FeatureViewDefinition) -> dict[str, tuple[str, ...]]:
     declared: dict[str, dict[str, None]] = {}
     for feature in view.features:
         refuse_extract_columns(feature.sources, f"feature {view.name}.{feature.name}")
-    refuse_extract_columns(view.links, f"feature view {view.name}")
+    # The arrival of a row tells nothing of the patient: it only says from when on the row may be read.
+    links = [name for name in view.links if not name.endswith(f".{ARRIVAL}")]
+    refuse_extract_columns(links, f"feature view {view.name}")
     for name in (*view.links, *(source for feature in view.features for source in feature.sources)):
         table, _, column = name.partition(".")
         declared.setdefault(table, {})[column] = None

@@ -20,7 +20,7 @@ from upath import UPath
 from e2i_dagster.config.base import digest_of
 from e2i_dagster.config.feast_materialization import SnapshotPolicy
 from e2i_dagster.errors import InputError, UnavailableError
-from e2i_dagster.features.definitions import TIMESTAMP, VIEWS, view_named
+from e2i_dagster.features.definitions import ARRIVAL, TIMESTAMP, VIEWS, view_named
 
 _SPINE = ("patient_id", "patient_journey_id", "hcp_id", "index_date")
 
@@ -80,11 +80,12 @@ def spine(cohort: pd.DataFrame, tables: Mapping[str, pd.DataFrame], *, brand: st
     Args:
         cohort: patient_id, patient_journey_id, hcp_id (may be null), index_date; one row per patient.
             ``label``, ``set`` and any other column are carried along.
-        tables: raw tables; ``patient_journeys`` gives the region.
+        tables: raw tables; ``patient_journeys`` gives the region and says when its rows arrived.
         brand: the scope's brand.
 
     Returns:
-        ``cohort`` with ``brand`` and ``region`` (null where the patient's region is), in its order.
+        ``cohort`` with ``brand`` and ``region`` (null where the patient's region is), in its order. Region and
+        professional come from the patient's row, so both are null where it arrived after the index date.
 
     Raises:
         InputError: a column is missing, a patient is repeated, an index date is null.
@@ -100,12 +101,17 @@ def spine(cohort: pd.DataFrame, tables: Mapping[str, pd.DataFrame], *, brand: st
         raise InputError(
             f"{repeated} rows of the cohort repeat a patient; expected one index journey per patient."
         )
-    journeys = tables["patient_journeys"][["patient_journey_id", "geographic_region"]]
+    journeys = tables["patient_journeys"][["patient_journey_id", "geographic_region", ARRIVAL]]
     regions = journeys.drop_duplicates("patient_journey_id").set_index("patient_journey_id")
     result = cohort.reset_index(drop=True)
     result["brand"] = pd.Series(brand, index=result.index, dtype="string[pyarrow]")
     found = result["patient_journey_id"].map(regions["geographic_region"])
     result["region"] = found.astype("string[pyarrow]")
+    arrived = pd.to_datetime(result["patient_journey_id"].map(regions[ARRIVAL]), utc=True).dt.tz_localize(
+        None
+    )
+    late = arrived.dt.normalize() > pd.to_datetime(result["index_date"]).dt.normalize()
+    result.loc[late, ["hcp_id", "region"]] = pd.NA
     return result
 
 

@@ -18,6 +18,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import pandas as pd
 
+from e2i_dagster.config.codes import npi_holds
 from e2i_dagster.config.quality import QualityPolicy
 from e2i_dagster.quality.rules import Rule, families, rules_for
 from e2i_dagster.quality.schemas import SAMPLE, TypedFrame, typed
@@ -226,7 +227,7 @@ def conforms(rule: Rule, on: EngineFrame) -> Any:
         case "key_format":
             return _shaped(column, rule.pattern or "")
         case "check_digit":
-            return _luhn(column)
+            return _npi_holds(column)
         case _:
             return column <= nw.col(cast(str, rule.other))
 
@@ -257,18 +258,12 @@ def _shaped(column: Any, pattern: str) -> Any:
     return column.str.contains(pattern) & ~column.str.contains("\n", literal=True)
 
 
-def _luhn(npi: Any) -> Any:
+def _npi_holds(npi: Any) -> Any:
     import narwhals as nw
 
     shaped = _shaped(npi, r"^[0-9]{10}$")
     digits = nw.when(shaped).then(npi).otherwise(nw.lit("0000000000"))
-    total = nw.lit(24)  # what the prefix 80840 adds to the sum
-    for place in range(10):
-        digit = digits.str.slice(place, 1).cast(nw.Int64())
-        if place % 2 == 0:
-            digit = digit * 2 - nw.when(digit > 4).then(nw.lit(9)).otherwise(nw.lit(0))
-        total = total + digit
-    return shaped & (total % 10 == 0)
+    return shaped & npi_holds([digits.str.slice(place, 1).cast(nw.Int64()) for place in range(10)])
 
 
 def check_on_engine(

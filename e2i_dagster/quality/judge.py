@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import sqlalchemy as sa
 
+from e2i_dagster.config.policy import current_policy
 from e2i_dagster.config.quality import QualityPolicy, current_quality_policy
 from e2i_dagster.errors import InputError, VerdictError
 from e2i_dagster.quality.data_docs import DataDocs, build_data_docs
@@ -118,11 +119,11 @@ def judge_table(
 def gate_result(
     engine: sa.Engine, table: str, months: Sequence[str] | None, *, waivers: bool = True
 ) -> GateResult:
-    """The gate over the current versions of ``table``: of ``months``, or of all that the ledger has.
+    """The gate over the current versions of ``table``: of ``months``, or of all months that are kept.
 
     ``waivers=False`` tells what the data is like, whatever somebody answers for.
     """
-    current = ledger.current(engine, table)
+    current = _kept(engine, table)
     wanted = [
         (table, partition, version.digest)
         for partition, version in current.items()
@@ -268,7 +269,7 @@ def gate_state(engine: sa.Engine, table: str | None = None) -> list[dict[str, An
     rows: list[dict[str, Any]] = []
     with engine.connect() as connection:
         for name in [table] if table else [*RAW_TABLES, *OPTIONAL_RAW_TABLES, FRAME]:
-            for partition, version in ledger.current(connection, name).items():
+            for partition, version in _kept(connection, name).items():
                 inputs = [(name, partition, version.digest)]
                 if name == FRAME:
                     splits = ledger.latest(connection, SPLITS, partition)
@@ -338,7 +339,13 @@ def _versions(engine: sa.Engine, table: str) -> dict[str | None, ledger.DataVers
     known = (*RAW_TABLES, *OPTIONAL_RAW_TABLES)
     if table not in known:
         raise InputError(f"No raw table is called {table!r}. Known: {', '.join(known)}.")
-    return ledger.current(engine, table)
+    return _kept(engine, table)
+
+
+def _kept(bind: ledger.Bind, table: str) -> dict[str | None, ledger.DataVersion]:
+    """The current versions of ``table``; of an event table in the months that are kept, whatever was kept before."""
+    by_month = table != FRAME and date_column(table) is not None
+    return ledger.current(bind, table, months=current_policy().sources.months if by_month else None)
 
 
 def _version(

@@ -2,7 +2,8 @@
 
 Five checks. *known_at*: columns whose value is as of the extract, refused by name. *temporal*: dates
 after the index date, events counted back from after it, rows of one patient whose outcome windows overlap.
-*target*: single columns that give the label away, by themselves or by being missing. *window*: dates and
+*target*: single columns that give the label away, by themselves or by being missing, and large categories that
+cannot have the outcome. *window*: dates and
 lengths of windows that depend on the label. *contamination*: patients, equal rows or nearly equal rows
 shared by any two splits. Each finding names the columns, the evidence and the remedy; no value of a row is
 in it. An error inside a check is a finding that blocks.
@@ -21,12 +22,13 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from e2i_dagster.config.base import PolicyModel, digest_of
 from e2i_dagster.config.quality import LeakageSettings, QualityPolicy, Severity, current_quality_policy
 from e2i_dagster.errors import InputError
 from e2i_dagster.quality import proxies, twins
-from e2i_dagster.warehouse import moments
+from e2i_dagster.warehouse.moments import Judged, earlier, moments
 from e2i_dagster.warehouse.tables import (
     OPTIONAL_RAW_TABLES,
     RAW_TABLES,
@@ -38,9 +40,13 @@ from e2i_dagster.warehouse.tables import (
 Kind = Literal["known_at", "temporal", "target", "window", "contamination"]
 CHECKS: tuple[Kind, ...] = ("known_at", "temporal", "target", "window", "contamination")
 #: Raised when a check changes its meaning: audits of before no longer count.
-AUDIT_VERSION = 2
+AUDIT_VERSION = 3
 _SEED = 20240229
 _MOST_DATES_PAIRED = 10
+#: A category without an event is a finding when chance makes one in any column of the frame less often than this.
+_BY_CHANCE = 1e-4
+#: Smaller categories are not named: they could tell of persons.
+_LEAST_OF_A_CATEGORY = 11
 _HOLDOUT = "holdout"
 _ISO_DATE = re.compile(r"\s*\d{4}-\d{2}-\d{2}")
 _SINCE = re.compile(r"(^|_)(days|weeks|months|hours)_since(_|$)")
@@ -51,7 +57,8 @@ _BOOKKEEPING = frozenset({"patient_journey_id", "hcp_id", "set", "reason", "even
 class LeakageFinding(PolicyModel):
     """One leak: what, where, how it was seen, what to do.
 
-    ``severity`` ``fatal`` blocks, ``convention`` warns.
+    ``severity`` ``fatal`` blocks, ``convention`` warns. ``proposal``: a rule for a cohort file (YAML) that removes
+    the rows it is about.
     """
 
     kind: Kind
@@ -61,6 +68,7 @@ class LeakageFinding(PolicyModel):
     evidence: str
     remedy: str
     affected: int | None = None
+    proposal: str | None = None
 
     @property
     def page(self) -> str:
@@ -99,9 +107,12 @@ class LeakageReport(PolicyModel):
         ]
         for one in self.findings:
             rows = "–" if one.affected is None else f"{one.affected:,}"
-            columns = ", ".join(one.columns).replace("|", "\\|")
+            remedy = one.remedy if one.proposal is None else f"{one.remedy}: `{one.proposal}`"
+            columns, evidence, remedy = (
+                text.replace("|", "\\|") for text in (", ".join(one.columns), one.evidence, remedy)
+            )
             lines.append(
-                f"| {one.severity} | {one.kind} | {columns} | {rows} | {one.evidence} | {one.remedy} | {one.page} |"
+                f"| {one.severity} | {one.kind} | {columns} | {rows} | {evidence} | {remedy} | {one.page} |"
             )
         states = ["| check | state |", "|---|---|"]
         states += [
@@ -127,7 +138,7 @@ class LeakageReport(PolicyModel):
                 "severity": level[one.severity],
                 "details": f"{', '.join(one.columns)}: {one.evidence}",
                 "affected_records": one.affected,
-                "remediation_action": one.remedy,
+                "remediation_action": one.remedy if one.proposal is None else f"{one.remedy}: {one.proposal}",
             }
             for one in self.findings
         ]
@@ -190,6 +201,7 @@ def audit(
     parts = _parts(frame, splits, id_column)
     dates = list(date_columns) if date_columns is not None else _dates(frame)
     dates = [name for name in dates if name not in {index_column, target, "event_timestamp", *outcome_window}]
+    _require_days(frame, [*(date_columns or ()), *([index_column] if index_column else [])])
     apart = {target, id_column, index_column, split_column, *outcome_window, *dates} | _BOOKKEEPING
     features = [name for name in frame.columns if name not in apart]
     refused = extract_only_columns() if extract_columns is None else frozenset(extract_columns)
@@ -320,11 +332,25 @@ def _holds_dates(column: pd.Series) -> bool:
         return True
     if not proxies.is_text(column):
         return False
-    sample = column.dropna().head(1_000).tolist()
-    dated = sum(
-        isinstance(one, dt.date) or (isinstance(one, str) and bool(_ISO_DATE.match(one))) for one in sample
-    )
-    return dated > len(sample) / 2
+    cells = column.dropna().head(1_000).tolist()
+    # Any other Python value is no date, whatever its text is.
+    written = [one.isoformat() if isinstance(one, dt.date) else one for one in cells]
+    sample = [one if isinstance(one, str) else "" for one in written]
+    judged = _judged(pd.Series(sample, dtype=object))
+    dated = judged.values.is_valid().to_numpy(zero_copy_only=False)
+    if "ambiguous_date" in judged.refused:
+        dated = dated | judged.refused["ambiguous_date"].to_numpy(zero_copy_only=False)
+    # A day with a word behind it is a date that cannot be read, not another kind of text.
+    dated = dated | np.array([bool(_ISO_DATE.match(one)) for one in sample], dtype=bool)
+    return bool(dated.sum() > len(sample) / 2)
+
+
+def _judged(column: pd.Series) -> Judged:
+    import pyarrow as pa
+
+    if pd.api.types.is_datetime64_any_dtype(column.dtype):
+        return moments(pa.array(column))
+    return moments(pa.array(column.astype("string").astype(object), pa.large_string(), from_pandas=True))
 
 
 def _known_at(names: Sequence[str], refused: Collection[str]) -> list[LeakageFinding]:
@@ -343,15 +369,27 @@ def _known_at(names: Sequence[str], refused: Collection[str]) -> list[LeakageFin
 
 
 def _moments(column: pd.Series) -> pd.Series:
+    """Moments in UTC as the loader reads them; null where a cell is empty or refused."""
     if isinstance(column.dtype, pd.PeriodDtype):
         column = column.dt.to_timestamp()
-    elif proxies.is_text(column) or not pd.api.types.is_datetime64_any_dtype(column.dtype):
-        import pyarrow as pa
+    return _judged(column).values.to_pandas().set_axis(column.index)
 
-        # Text that is no day says nothing; the one judge of dates decides.
-        judged = moments.moments(pa.array(column.astype("string[pyarrow]").array).cast(pa.large_string()))
-        return pd.Series(judged.values.to_pandas().array, index=column.index)
-    return pd.to_datetime(column, errors="coerce", utc=True)
+
+def _unread(column: pd.Series) -> dict[str, int]:
+    """Cells of a date column that the loader would refuse, by reason."""
+    if isinstance(column.dtype, pd.PeriodDtype):
+        return {}
+    refused = _judged(column).refused.items()
+    counts = {reason: int(mask.to_numpy(zero_copy_only=False).astype(bool).sum()) for reason, mask in refused}
+    return {reason: rows for reason, rows in counts.items() if rows}
+
+
+def _require_days(frame: pd.DataFrame, named: Sequence[str]) -> None:
+    for name in named:
+        for reason, rows in _unread(frame[name]).items():
+            raise InputError(
+                f"Column {name} has {rows:,} value(s) refused as {reason}. Write YYYY-MM-DD or YYYY-MM-DDTHH:MM:SSZ."
+            )
 
 
 def _index(frame: pd.DataFrame, index_date: str | dt.date) -> pd.Series:
@@ -374,8 +412,18 @@ def _temporal(
         return
     day = index.dt.normalize()
     for name in dates:
+        for reason, rows in _unread(frame[name]).items():
+            yield LeakageFinding(
+                kind="temporal",
+                rule="leakage_temporal",
+                columns=(str(name),),
+                severity="convention",
+                evidence=f"{rows:,} values are refused as {reason}: whether they are after the index date is unknown",
+                remedy="write YYYY-MM-DD or YYYY-MM-DDTHH:MM:SSZ",
+                affected=rows,
+            )
         moment = _moments(frame[name])
-        after = moments.earlier(index, moment)
+        after = earlier(index, moment)
         late = int(after.sum())
         if not late:
             continue
@@ -437,6 +485,22 @@ def _target(
     limits: LeakageSettings,
 ) -> Iterator[LeakageFinding]:
     asked = _Asked(labelled[target], limits)
+    told_of: set[str] = set()
+    for found in _telling(labelled, features, dates, asked, limits):
+        told_of.update(found.columns)
+        yield found
+    left = [name for name in features if str(name) not in told_of]
+    yield from _without_event(labelled, left, target)
+
+
+def _telling(
+    labelled: pd.DataFrame,
+    features: Sequence[str],
+    dates: Sequence[str],
+    asked: _Asked,
+    limits: LeakageSettings,
+) -> Iterator[LeakageFinding]:
+    """Features and dates that give the label away."""
     for name in features:
         column = labelled[name]
         related = proxies.correlation(proxies.as_numbers(column), asked.number)
@@ -459,6 +523,57 @@ def _target(
         missing = asked.missing(_moments(labelled[name]))
         if missing is not None:
             yield _proxy("target", "leakage_missing", (name,), *missing)
+
+
+def _without_event(labelled: pd.DataFrame, features: Sequence[str], target: str) -> Iterator[LeakageFinding]:
+    """Categories too large to have no event by chance: who is in them cannot have the outcome.
+
+    If events came at the overall rate ``p``, ``n`` rows would have none with probability ``(1 - p)**n``, the
+    binomial probability of zero (an exact upper bound for a rate of 0 of n: Clopper and Pearson, Biometrika
+    1934;26:404). It is held against 1e-4 divided by the number of categories looked at (Bonferroni). Asked of
+    labels that are 0 or 1, of every value of a text or boolean column, and of the most frequent value of a number.
+    """
+    number = proxies.as_numbers(labelled[target])
+    if number is None or not np.isin(number, (0.0, 1.0)).all():
+        return
+    event, rate = number == 1.0, float((number == 1.0).mean())
+    found: list[tuple[str, Any, int]] = []
+    asked = 0
+    for name in features:
+        column = labelled[name]
+        of_number = proxies.as_numbers(column) is not None and not pd.api.types.is_bool_dtype(column.dtype)
+        values = proxies.hashable(column)
+        counts = pd.DataFrame({"value": values.to_numpy(), "event": event}).groupby("value", observed=True)
+        sizes = counts["event"].agg(["size", "sum"])
+        if of_number:
+            sizes = sizes.nlargest(1, "size")
+        sizes = sizes[sizes["size"] >= _LEAST_OF_A_CATEGORY]
+        asked += len(sizes)
+        none = sizes.loc[sizes["sum"] == 0, "size"]
+        found += [(str(name), value, int(rows)) for value, rows in zip(none.index, none, strict=True)]
+    for name, value, rows in found:
+        if (1.0 - rate) ** rows >= _BY_CHANCE / asked:
+            continue
+        rule = {"field": name, "operator": "==", "value": _plain(value)}
+        shown = yaml.safe_dump(
+            [rule], default_flow_style=True, width=1_000, sort_keys=False, allow_unicode=True
+        )
+        yield LeakageFinding(
+            kind="target",
+            rule="leakage_no_event",
+            columns=(name,),
+            severity="convention",
+            evidence=f"cannot have the outcome: none of {rows:,} rows has it, {rate:.1%} of all rows have it",
+            remedy="leave them out by a rule of the cohort, unless the outcome is possible for them",
+            affected=rows,
+            proposal=f"exclusion_criteria: {shown.strip()}",
+        )
+
+
+def _plain(value: Any) -> Any:
+    """A value as YAML writes it: whole numbers without a fraction."""
+    plain = value.item() if isinstance(value, np.generic) else value
+    return int(plain) if isinstance(plain, float) and plain.is_integer() else plain
 
 
 def _windows(

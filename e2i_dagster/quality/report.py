@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from e2i_dagster.config.base import PolicyModel
+from e2i_dagster.config.codes import SYSTEMS
 from e2i_dagster.config.quality import DIMENSIONS, QualityPolicy, Severity
 from e2i_dagster.quality import dimensions, expectations, plausibility, schemas, shift
 from e2i_dagster.quality.dimensions import WHOLE, ColumnScore, DimensionScores, Scores
@@ -22,7 +23,7 @@ from e2i_dagster.quality.expectations import PartExpectations
 from e2i_dagster.quality.pseudonyms import pseudonym
 from e2i_dagster.quality.rules import Rule, ruleset_hash
 from e2i_dagster.quality.shift import ColumnProfile
-from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES
+from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, facts, raw_table
 
 Verdict = Literal["passed", "warning", "failed", "error"]
 Layer = Literal["schema", "plausibility", "dimensions", "expectations", "shift"]
@@ -491,7 +492,12 @@ def _asked(rule: Rule) -> str:  # noqa: PLR0911 - one for each kind
         case "check_digit":
             return "numbers that are not ten digits ending in the Luhn digit over prefix 80840"
         case _:
-            return f"keys of another shape than {rule.pattern}"
+            systems = facts(raw_table(rule.table).columns[rule.column]).codes
+            if not systems:
+                return f"keys of another shape than {rule.pattern}"
+            about = [f"{SYSTEMS[name].title}: {SYSTEMS[name].expected}" for name in systems]
+            open_ = " (ten digits of an NDC without hyphens can be three codes)" if "ndc" in systems else ""
+            return f"codes of another shape than {'; or '.join(about)}{open_}"
 
 
 def _score_findings(scores: Scores, label: str, policy: QualityPolicy) -> list[Finding]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 import sqlalchemy as sa
 
 from e2i_dagster.config.base import digest_of
+from e2i_dagster.config.observed import kept
 from e2i_dagster.config.quality import QualityPolicy, Severity
 from e2i_dagster.warehouse.tables import (
     facts,
@@ -97,7 +97,7 @@ def families(table: str) -> dict[str, Family]:
     return {name: family(columns[name]) for name in frame_columns(table)}
 
 
-@lru_cache(maxsize=64)
+@kept(maxsize=64)
 def rules_for(table: str, policy: QualityPolicy) -> tuple[Rule, ...]:
     """All layer 1 rules of ``table`` under ``policy``, in the order of the columns.
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from e2i_dagster.config.codes import npi_holds
 from e2i_dagster.config.quality import QualityPolicy
 from e2i_dagster.errors import InputError
 from e2i_dagster.quality.rules import Family, Rule, families, rules_for
@@ -244,14 +245,11 @@ def _empty(data: pd.Series) -> np.ndarray:
 
 
 def _npi_holds(npi: pd.Series) -> np.ndarray:
-    """Ten digits whose last is the Luhn digit over prefix 80840 (CMS, NPI check digit, 2004)."""
+    """Ten digits whose last is the check digit of an NPI."""
     shaped = npi.str.fullmatch("[0-9]{10}").to_numpy(dtype=bool, na_value=False)
     texts = npi.where(shaped, "0000000000").to_numpy(dtype="S10")
-    digits = texts.view("uint8").reshape(-1, 10).astype(np.int64) - 48
-    doubled = digits[:, 0::2] * 2
-    doubled -= np.where(doubled > 9, 9, 0)
-    total = 24 + doubled.sum(axis=1) + digits[:, 1::2].sum(axis=1)  # the prefix adds 24
-    return shaped & (total % 10 == 0)
+    digits = texts.view("uint8").reshape(-1, 10) - 48
+    return shaped & npi_holds([*digits.T])
 
 
 def _unanchored(pattern: str) -> str:

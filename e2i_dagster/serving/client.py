@@ -50,7 +50,36 @@ def score(
         InputError: a feature is missing or of another type, or the service refuses the rows.
         UnavailableError: the service cannot be reached (retried) or fails to answer.
     """
+    answers, refused = _score(
+        endpoint_url,
+        frame,
+        model_name=model_name,
+        id_column=id_column,
+        headers=headers,
+        timeout=timeout,
+        progress=progress,
+    )
+    if refused:
+        raise InputError(
+            f"{len(refused)} of {len(frame)} rows are refused, the first because {next(iter(refused.values()))}. "
+            "Correct them, or leave them out."
+        )
+    return answers
+
+
+def _score(
+    endpoint_url: str,
+    frame: pd.DataFrame,
+    *,
+    model_name: str | None,
+    id_column: str | None,
+    headers: Mapping[str, str] | None = None,
+    timeout: float = 30.0,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[pd.DataFrame, dict[int, str]]:
+    """The answers of :func:`score`, and why each row without one was refused, by its place in ``frame``."""
     import httpx
+    import numpy as np
     import pandas as pd
 
     if id_column is not None and id_column not in frame.columns:
@@ -61,8 +90,13 @@ def score(
         described, max_batch = _described(client, model_name)
         signature = Signature(features=described["features"])
         records = to_records(signature, frame)
-        patients = [None] * len(frame) if id_column is None else frame[id_column].astype("object").tolist()
+        patients = (
+            [None] * len(frame)
+            if id_column is None
+            else frame[id_column].astype("object").where(frame[id_column].notna(), None).tolist()
+        )
         answers: list[dict[str, Any]] = []
+        refused: dict[int, str] = {}
         for start in range(0, len(records), max_batch):
             instances = [
                 {"features": features} | ({} if patient is None else {"patient_id": str(patient)})
@@ -70,18 +104,23 @@ def score(
                     records[start : start + max_batch], patients[start : start + max_batch], strict=True
                 )
             ]
-            answers.append(
-                _ask(client, f"/{described['model_name']}/predict_batch", {"instances": instances})
+            answer, wrong = _ask(
+                client, f"/{described['model_name']}/predict_batch", {"instances": instances}
             )
+            refused |= {start + place: reason for place, reason in wrong.items()}
+            if answer is not None:
+                answers.append(answer)
             if progress is not None:
                 progress(min(start + max_batch, len(records)), len(records))
     scored = _frame(answers, described["classes"])
-    scored.index = frame.index
+    answered = np.ones(len(frame), dtype=bool)
+    answered[list(refused)] = False
+    scored.index = frame.index[answered]
     if id_column is not None:
-        scored.insert(0, id_column, frame[id_column])
+        scored.insert(0, id_column, frame.loc[answered, id_column])
     if scored.empty:
         scored["prediction_timestamp"] = pd.to_datetime(scored["prediction_timestamp"], utc=True)
-    return scored
+    return scored, refused
 
 
 def score_answerable(
@@ -91,32 +130,35 @@ def score_answerable(
 
     Returns:
         The answers, and of each row that waits the id column and ``reason``: the features without a value that the
-        model never saw missing.
+        model never saw missing, or what the service says against the row.
 
     Raises:
         InputError, UnavailableError: as :func:`score`, for what is wrong with the whole frame.
     """
     import httpx
+    import numpy as np
     import pandas as pd
 
     with httpx.Client(base_url=endpoint_url, timeout=options.get("timeout", 30.0)) as client:
         described, _ = _described(client, model_name)
     features = Signature(features=described["features"]).features
+    numbers = [one.name for one in features if one.type in ("double", "long") and one.name in frame.columns]
+    # JSON has no infinity, so a request with one could not even be written.
+    infinite = frame[numbers].isin([float("inf"), float("-inf")])
     always = [one.name for one in features if not one.may_be_missing and one.name in frame.columns]
     lacking = frame[always].isna()
-    rows = lacking.any(axis=1).to_numpy(dtype=bool)
-    reasons = [
-        f"no value of {', '.join(name for name, gone in zip(always, row, strict=True) if gone)}, which the model never "
-        "saw missing"
-        for row in lacking[rows].to_numpy(dtype=bool)
+    reasons = pd.Series(pd.NA, frame.index, dtype="string")
+    reasons[infinite.any(axis=1)] = [f"{names} is not finite" for names in _named(infinite)]
+    reasons[lacking.any(axis=1)] = [
+        f"no value of {names}, which the model never saw missing" for names in _named(lacking)
     ]
-    waiting = pd.DataFrame(
-        {
-            id_column: frame.loc[rows, id_column],
-            "reason": pd.Series(reasons, frame.index[rows], dtype="string"),
-        }
+    asked = reasons.isna().to_numpy(dtype=bool)
+    answers, refused = _score(
+        endpoint_url, frame[asked], model_name=model_name, id_column=id_column, **options
     )
-    return score(endpoint_url, frame[~rows], model_name=model_name, id_column=id_column, **options), waiting
+    reasons.iloc[np.flatnonzero(asked)[list(refused)]] = list(refused.values())
+    waiting = pd.DataFrame({id_column: frame[id_column], "reason": reasons})[reasons.notna()]
+    return answers, waiting
 
 
 def with_waiting(answers: pd.DataFrame, waiting: pd.DataFrame) -> pd.DataFrame:
@@ -126,6 +168,15 @@ def with_waiting(answers: pd.DataFrame, waiting: pd.DataFrame) -> pd.DataFrame:
     answers = answers.assign(reason=pd.Series(pd.NA, answers.index, dtype="string"))
     rest = waiting.reindex(columns=answers.columns).astype(answers.dtypes.to_dict(), errors="ignore")
     return pd.concat([answers, rest]) if len(waiting) else answers
+
+
+def waiting_words(waiting: pd.DataFrame) -> str:
+    """How many rows wait, and for what; empty when none does."""
+    reasons = [f"{count} with {reason}" for reason, count in waiting["reason"].value_counts().items()]
+    if not reasons:
+        return ""
+    more = f"; {len(reasons) - 3} more reasons" if len(reasons) > 3 else ""
+    return f"{len(waiting)} patients wait without an answer: {'; '.join(reasons[:3])}{more}"
 
 
 def _frame(answers: list[dict[str, Any]], classes: list[Any] | None) -> pd.DataFrame:
@@ -170,11 +221,54 @@ def _described(client: httpx.Client, model_name: str | None) -> tuple[dict[str, 
     return models[model_name], body["max_batch"]
 
 
-def _ask(client: httpx.Client, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    return _send(client, "POST", path, body)
+def _named(wrong: pd.DataFrame) -> list[str]:
+    """The columns that are true in each row with one."""
+    cells = wrong.to_numpy(dtype=bool)
+    return [
+        ", ".join(name for name, one in zip(wrong.columns, row, strict=True) if one)
+        for row in cells[cells.any(axis=1)]
+    ]
+
+
+def _ask(
+    client: httpx.Client, path: str, body: dict[str, Any]
+) -> tuple[dict[str, Any] | None, dict[int, str]]:
+    """The answers of a batch (None when no row got one), and why each row without one was refused, by its place.
+
+    Raises:
+        InputError: something else than single rows is wrong.
+    """
+    response = _sent(client, "POST", path, body)
+    if response.status_code == 207:
+        answer = response.json()
+        wrong = _wrong_rows(answer["problems"])
+        for name in ("predictions", "probabilities", "measured_effects"):
+            if answer.get(name) is not None:
+                answer[name] = [one for place, one in enumerate(answer[name]) if place not in wrong]
+        return answer, wrong
+    if response.status_code == 422:
+        wrong = _wrong_rows(response.json()["error"]["problems"])
+        if len(wrong) == len(body["instances"]):
+            return None, wrong
+    return _answer(response), {}
+
+
+def _wrong_rows(problems: list[dict[str, str]]) -> dict[int, str]:
+    """What is wrong with each row of a batch, in order, from the fields ``instances.<place>.<field>``."""
+    found: dict[int, list[str]] = {}
+    for one in problems:
+        parts = one["field"].split(".", 2)
+        if len(parts) > 1 and parts[0] == "instances":
+            name = parts[2].removeprefix("features.") if len(parts) > 2 else "the row"
+            found.setdefault(int(parts[1]), []).append(f"{name} {one['problem']}")
+    return {place: "; ".join(found[place]) for place in sorted(found)}
 
 
 def _send(client: httpx.Client, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+    return _answer(_sent(client, method, path, body))
+
+
+def _sent(client: httpx.Client, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
     """One request; connections that fail, and a service that is just starting, are tried again."""
     import httpx
 
@@ -191,7 +285,7 @@ def _send(client: httpx.Client, method: str, path: str, body: dict[str, Any] | N
                 ) from None
         else:
             if response.status_code != 503 or pause is None:
-                return _answer(response)
+                return response
         time.sleep(pause)
     raise AssertionError("unreachable")
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,6 +198,19 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Batch:
+    """The rows of a batch in order: None for one that cannot be used, with what is wrong in ``problems``."""
+
+    rows: list[Row | None]
+    problems: list[dict[str, str]]
+
+    @property
+    def usable(self) -> list[Row]:
+        """The rows that the model is asked for."""
+        return [row for row in self.rows if row is not None]
+
+
+@dataclass(frozen=True)
 class RequestSchema:
     """The request bodies of one model as pydantic models; make it with :func:`request_schema`."""
 
@@ -213,11 +227,11 @@ class RequestSchema:
         """
         return self._row(_validate(self.single, payload))
 
-    def rows(self, payload: Any) -> list[Row]:
-        """Validate the body of ``/predict_batch``.
+    def rows(self, payload: Any) -> Batch:
+        """Validate the body of ``/predict_batch``; a row that cannot be used does not stop the others.
 
         Raises:
-            RequestError: 413 for too many rows, else 422, every wrong field named with its row.
+            RequestError: 413 for too many rows, else 422: something else than a row is wrong, or every row is.
         """
         instances = payload.get("instances") if isinstance(payload, dict) else None
         if isinstance(instances, list) and len(instances) > self.max_batch:
@@ -226,8 +240,22 @@ class RequestSchema:
                 "batch_too_large",
                 [("instances", f"has {len(instances)} rows; at most {self.max_batch} are answered at once")],
             )
-        validated: Any = _validate(self.batch, payload)
-        return [self._row(instance) for instance in validated.instances]
+        validated, wrong = _checked(self.batch, payload)
+        in_rows = {loc[1] for loc, _ in wrong if len(loc) > 1 and loc[0] == "instances"}
+        elsewhere = any(len(loc) < 2 or loc[0] != "instances" for loc, _ in wrong)
+        if elsewhere or (wrong and isinstance(instances, list) and len(in_rows) == len(instances)):
+            raise _refused(wrong)
+        if wrong:
+            given = [one for number, one in enumerate(payload["instances"]) if number not in in_rows]
+            validated, _ = _checked(self.batch, payload | {"instances": given})
+        usable = iter(validated.instances)
+        return Batch(
+            [
+                None if number in in_rows else self._row(next(usable))
+                for number in range(len(payload["instances"]))
+            ],
+            [{"field": _field(loc), "problem": problem} for loc, problem in wrong],
+        )
 
     def _row(self, validated: Any) -> Row:
         return Row(validated.features.model_dump(by_alias=True), validated.patient_id)
@@ -275,22 +303,42 @@ _SHORT: Mapping[str, str] = {
 }
 
 
-def _validate(model: type[BaseModel], payload: Any) -> BaseModel:
+#: Where something is wrong in a body, and what.
+_Wrong = tuple[tuple[int | str, ...], str]
+
+#: A row or body with more wrong fields is told these many of them.
+_TOLD = 50
+
+
+def _validate(model: type[BaseModel], payload: Any) -> Any:
+    validated, wrong = _checked(model, payload)
+    if wrong:
+        raise _refused(wrong)
+    return validated
+
+
+def _checked(model: type[BaseModel], payload: Any) -> tuple[Any, list[_Wrong]]:
+    """``payload`` as ``model``, or what is wrong with it without its values; at most :data:`_TOLD` of each row."""
     try:
-        return model.model_validate(payload)
+        return model.model_validate(payload), []
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False, include_context=False)
-        raise RequestError(
-            422,
-            "invalid_request",
-            [
-                (
-                    ".".join(str(part) for part in problem["loc"]) or "body",
-                    _SHORT.get(problem["type"], problem["msg"]),
-                )
-                for problem in found[:50]
-            ],
-        ) from None
+        told: Counter[tuple[int | str, ...]] = Counter()
+        kept: list[_Wrong] = []
+        for problem in found:
+            row = problem["loc"][:2] if problem["loc"][:1] == ("instances",) else ()
+            told[row] += 1
+            if told[row] <= _TOLD:
+                kept.append((problem["loc"], _SHORT.get(problem["type"], problem["msg"])))
+        return None, kept
+
+
+def _refused(wrong: Sequence[_Wrong]) -> RequestError:
+    return RequestError(422, "invalid_request", [(_field(loc), problem) for loc, problem in wrong])
+
+
+def _field(loc: tuple[int | str, ...]) -> str:
+    return ".".join(map(str, loc)) or "body"
 
 
 def decode(body: bytes) -> Any:
@@ -351,6 +399,11 @@ def to_records(signature: Signature, frame: pd.DataFrame) -> list[dict[str, Any]
     columns: dict[str, list[Any]] = {}
     for feature in signature.features:
         if feature.name in frame.columns:
+            if frame[feature.name].isin([math.inf, -math.inf]).any():
+                raise InputError(
+                    f"Column {feature.name} has an infinite value; JSON has none. Correct those rows, or leave them "
+                    "out."
+                )
             try:
                 columns[feature.name] = _json_values(frame[feature.name], feature.type)
             except (TypeError, ValueError):
@@ -393,6 +446,13 @@ class ResponseMetadata(BaseModel):
     release: str
 
 
+class Problem(BaseModel):
+    """One thing wrong with a request."""
+
+    field: str
+    problem: str
+
+
 class MeasuredEffect(BaseModel):
     """The mean effect measured among held-out patients with a predicted effect like the row's."""
 
@@ -402,7 +462,7 @@ class MeasuredEffect(BaseModel):
 
 
 class PredictionResponse(BaseModel):
-    """The answer of ``/predict`` and ``/predict_batch``: one entry per row, in order."""
+    """The answer when every row has one: one entry per row, in order."""
 
     model_config = ConfigDict(protected_namespaces=(), populate_by_name=True)
 
@@ -418,11 +478,25 @@ class PredictionResponse(BaseModel):
     metadata: ResponseMetadata = Field(alias="_metadata")
 
 
-class Problem(BaseModel):
-    """One thing wrong with a request."""
+class PartialResponse(BaseModel):
+    """The answer to a batch in which some rows cannot be used: null in their place, the others answered."""
 
-    field: str
-    problem: str
+    model_config = ConfigDict(protected_namespaces=(), populate_by_name=True)
+
+    predictions: list[bool | int | float | str | None]
+    probabilities: list[dict[str, float] | None] | None = Field(
+        description="Probability of each class; null for models without classes."
+    )
+    measured_effects: list[MeasuredEffect | None] | None = Field(
+        default=None, description="Only of models of effects, whose predictions are effects."
+    )
+    problems: list[Problem] = Field(
+        description="What is wrong with each row without an answer; the field begins with `instances.` and the "
+        "place of the row, counted from 0."
+    )
+    model_id: str = Field(description="Registered model, name/version.")
+    prediction_time_ms: float = Field(description="Time inside the model, milliseconds.")
+    metadata: ResponseMetadata = Field(alias="_metadata")
 
 
 class ErrorBody(BaseModel):

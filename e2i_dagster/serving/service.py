@@ -18,7 +18,7 @@ import re
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,11 +34,12 @@ from e2i_dagster.serving.health import GAUGE, Answers, Level
 from e2i_dagster.serving.models import LoadedModel, Predicted, load_model
 from e2i_dagster.serving.release import Manifest, ReleasedModel
 from e2i_dagster.serving.schema import (
+    Batch,
     ErrorResponse,
+    PartialResponse,
     PredictionResponse,
     RequestError,
     RequestSchema,
-    Row,
     decode,
     request_schema,
     to_frame,
@@ -199,9 +200,9 @@ class Application:
             model = self._model(name_in_path, payload)
             name = model.released.model_name
             schema = self.schemas[name]
-            rows = [schema.row(payload)] if route == "predict" else schema.rows(payload)
-            body = await self._predict(model, rows, request_id, began, probe=probe)
-            status = 200
+            batch = Batch([schema.row(payload)], []) if route == "predict" else schema.rows(payload)
+            body = await self._predict(model, batch, request_id, began, probe=probe)
+            status = 207 if batch.problems else 200
         except RequestError as error:
             status, error_code, body = (
                 error.status,
@@ -261,11 +262,12 @@ class Application:
         return models[name]
 
     async def _predict(
-        self, model: ServedModel, rows: list[Row], request_id: str, began: float, *, probe: bool
+        self, model: ServedModel, batch: Batch, request_id: str, began: float, *, probe: bool
     ) -> bytes:
         from anyio.to_thread import run_sync
 
         runtime = self._running()
+        rows = batch.usable
         features = [row.features for row in rows]
         started = time.perf_counter()
         predicted: Predicted = await run_sync(
@@ -297,10 +299,15 @@ class Application:
                 runtime.meters.dropped.inc(len(rows))
         return json.dumps(
             {
-                "predictions": predicted.predictions,
-                "probabilities": predicted.probabilities,
+                "predictions": _in_place(batch, predicted.predictions),
+                "probabilities": _in_place(batch, predicted.probabilities),
                 "model_id": model.released.model_id,
-                **({} if predicted.measured is None else {"measured_effects": predicted.measured}),
+                **(
+                    {}
+                    if predicted.measured is None
+                    else {"measured_effects": _in_place(batch, predicted.measured)}
+                ),
+                **({"problems": batch.problems} if batch.problems else {}),
                 "prediction_time_ms": round(inside * 1000, 3),
                 "_metadata": {
                     "model_name": model.released.model_name,
@@ -320,11 +327,11 @@ class Application:
         runtime = self._running()
         runtime.meters.requests.labels(name, route, str(status)).inc()
         runtime.meters.latency.labels(name, route).observe(latency)
-        if status != 200:
+        if status >= 400:
             runtime.meters.errors.labels(name, code).inc()
         model = runtime.models.get(name)
         # A refused request says nothing about the model.
-        if model is not None and (status == 200 or status >= 500):
+        if model is not None and (status < 400 or status >= 500):
             model.answers.add(latency * 1000, failed=status >= 500)
             runtime.meters.health.labels(name).set(GAUGE[model.answers.health().level])
 
@@ -426,6 +433,14 @@ class Application:
         return self.runtime
 
 
+def _in_place(batch: Batch, answers: Sequence[Any] | None) -> list[Any] | None:
+    """``answers`` of the usable rows at the places of their rows, None at the others."""
+    if answers is None:
+        return None
+    given = iter(answers)
+    return [None if row is None else next(given) for row in batch.rows]
+
+
 def _error(code: str, message: str, problems: list[dict[str, str]]) -> bytes:
     return json.dumps({"error": {"code": code, "message": message, "problems": problems}}).encode()
 
@@ -461,9 +476,21 @@ def application(manifest: Manifest, version: str) -> tuple[FastAPI, Application]
             (400, "The body is not JSON."),
             (404, "The model is not served."),
             (413, "Too many rows, or too large a body."),
-            (422, "A field is missing, unknown or of the wrong type; each is named."),
+            (
+                422,
+                "A field is missing, unknown or of the wrong type; each is named. Of a batch: no row can be used, or "
+                "what is wrong is no row.",
+            ),
             (500, "The model failed."),
         )
+    }
+
+    partly: dict[int | str, dict[str, Any]] = {
+        207: {
+            "model": PartialResponse,
+            "description": "Some rows cannot be used: null in their place, each wrong field named in `problems`; the "
+            "others are answered and are in the prediction log.",
+        }
     }
 
     def post(
@@ -478,7 +505,7 @@ def application(manifest: Manifest, version: str) -> tuple[FastAPI, Application]
             summary=summary,
             name=f"{route} {name_in_path or ''}".strip(),
             response_model=PredictionResponse,
-            responses=errors,
+            responses=errors if route == "predict" else errors | partly,
             openapi_extra={
                 "requestBody": {
                     "required": True,

@@ -11,7 +11,7 @@ import fnmatch
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,15 @@ import sqlalchemy as sa
 import yaml
 from pydantic import BaseModel, ConfigDict
 
+from e2i_dagster.config.codes import cell_shape
 from e2i_dagster.config.mapping import FileFormat, ImportMapping, TableMapping
-from e2i_dagster.config.vocabulary import VocabularyPolicy
+from e2i_dagster.config.own_columns import OWN_TABLE, OwnType
+from e2i_dagster.config.vocabulary import ColumnMatching, VocabularyPolicy
 from e2i_dagster.errors import InputError
 from e2i_dagster.sources.files import (
     IGNORED_COLUMNS,
     Delivery,
+    complete_dates,
     ending_of,
     iso_text,
     not_read,
@@ -38,9 +41,12 @@ from e2i_dagster.sources.files import (
     readable_files,
     records_of,
     stem_of,
+    with_decimal_point,
 )
 from e2i_dagster.warehouse import moments
-from e2i_dagster.warehouse.rules import check, kind_of
+from e2i_dagster.warehouse.moments import Completion
+from e2i_dagster.warehouse.own_columns import read_as
+from e2i_dagster.warehouse.rules import SPANS, check, kind_of
 from e2i_dagster.warehouse.tables import (
     MAINTAINED_COLUMNS,
     OPTIONAL_RAW_TABLES,
@@ -57,7 +63,7 @@ _SEPARATORS = (",", ";", "\t", "|")
 #: Formats of days that are tried, those without ambiguity first.
 _DATE_FORMATS = (
     "%Y-%m-%d", "%Y%m%d", "%d.%m.%Y", "%Y/%m/%d", "%d-%b-%Y", "%d %b %Y", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y",
-    "%m-%d-%Y",
+    "%m-%d-%Y", "%b %Y", "%b-%Y",
 )  # fmt: skip
 _BOOLEANS = {"true", "false", "t", "f", "1", "0", "yes", "no", "y", "n"}
 #: So many values without a match are named; further ones are counted.
@@ -85,16 +91,40 @@ class ColumnMatch(BaseModel):
     notes: tuple[str, ...] = ()
 
 
+class PartialDates(BaseModel):
+    """Cells of a date column that are a month or a year without a day, and the rule that completes them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    column: str
+    rule: str
+    months: int
+    years: int
+
+    @property
+    def note(self) -> str:
+        """How many there are, and what each rule would make of them."""
+        found = [
+            f"{count:,} {what}" for count, what in ((self.months, "a month"), (self.years, "a year")) if count
+        ]
+        return (
+            f"{' and '.join(found)} without a day; `partial_dates: {self.rule}` completes them. `first` is up to 30 "
+            "days (of a year 365) too early, so that something may be known before it happened; `last` is as much "
+            "too late; `middle` (the 15th, 1 July) is off by about half of that at most; `reject` leaves the rows out"
+        )
+
+
 class TableCheck(BaseModel):
     """What one file, or several of the same kind, seem to hold.
 
     Attributes:
         matches: proposed columns. unmatched: file columns without one.
-        unused: file columns kept in ``extra`` (``patient_clinical`` only), usable in cohorts by their name.
         missing_required: our columns without which no row can be loaded.
         not_delivered: columns whose empty cells lower the completeness that quality control asks for
             (``config/quality.yaml``, ``expected``), of those that apply to every row.
+        own: types of the columns that are kept under their own names, as declared or proposed.
         rows: rows of the files. rejected: reason -> rows that a load would reject, references aside.
+        partial_dates: date columns with cells that have no day, and what the mapping makes of them.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -106,13 +136,15 @@ class TableCheck(BaseModel):
     unmatched: tuple[str, ...]
     missing_required: tuple[str, ...]
     not_delivered: tuple[str, ...] = ()
+    own: dict[str, OwnType] = {}
     rows: int = 0
     rejected: dict[str, int] = {}
+    partial_dates: tuple[PartialDates, ...] = ()
 
     @property
     def kept_as_own(self) -> tuple[str, ...]:
         """Columns that are kept under their own name although we have none like them."""
-        return self.unmatched if self.table == "patient_clinical" else ()
+        return self.unmatched if self.table == OWN_TABLE else ()
 
 
 @dataclass(frozen=True)
@@ -125,6 +157,7 @@ class ImportCheck:
         not_read: files and folders that a load with this mapping does not read, with the reasons.
         problems: why the folder could not be read with the mapping; empty when it could.
         delivery: the mapped rows; None when there are problems.
+        errors: one for each problem, with its file, column and remedy.
     """
 
     folder: Path
@@ -134,6 +167,7 @@ class ImportCheck:
     problems: tuple[str, ...]
     delivery: Delivery | None
     not_read: Mapping[str, str] = field(default_factory=dict)
+    errors: tuple[InputError, ...] = ()
 
     def to_record(self) -> dict[str, Any]:
         """Everything but the rows, for ``--json``."""
@@ -166,24 +200,35 @@ def check_folder(
     folder = Path(folder)
     paths = _files(folder)
     differing: list[str] = []
+    errors: tuple[InputError, ...] = ()
     if mapping is None:
         tables, unassigned, differing = _propose(paths, vocabulary)
         mapping = _mapping(tables, [path.name for path in paths])
+        proposed = True
     else:
-        tables, unassigned = [], {}
+        tables, unassigned, proposed = [], {}, False
+    delivery: Delivery | None = None
+    problems: tuple[str, ...] = ()
+    asked = [table.table for table in tables] or None
     try:
-        delivery = read(folder, mapping, [table.table for table in tables] or None, vocabulary=vocabulary)
-        problems: tuple[str, ...] = ()
+        delivery = read(folder, mapping, asked, vocabulary=vocabulary)
+        if proposed and (completions := _completions(delivery)):
+            mapping = _with_completions(mapping, completions)
+            delivery = read(folder, mapping, asked, vocabulary=vocabulary)
     except InputError as error:
         said = [line.strip(" -") for line in str(error).splitlines()[1:]]
         delivery, problems = None, (*differing, *said)
+        ours = tuple(one for one in (error.parts or (error,)) if isinstance(one, InputError))
+        errors = (*(InputError(one, file=folder) for one in differing), *ours)
+    if delivery is not None and proposed:
+        mapping, delivery = _with_own_types(mapping, delivery)
     if delivery is not None:
         tables = [
             _judged(name, delivery, tables, mapping, vocabulary, (expected or {}).get(name, ()))
             for name in delivery
         ]
     return ImportCheck(
-        folder, tuple(tables), mapping, unassigned, problems, delivery, not_read(folder, mapping)
+        folder, tuple(tables), mapping, unassigned, problems, delivery, not_read(folder, mapping), errors
     )
 
 
@@ -205,10 +250,20 @@ def mapping_yaml(found: ImportCheck) -> str:
         for note in match.notes
     ]
     notes += [
+        f"#   {table.table}.{partial.column}: {partial.note}"
+        for table in found.tables
+        for partial in table.partial_dates
+    ]
+    notes += [
         f"#   {table.table}: no match for file column(s) {', '.join(table.unmatched)}"
         + (" (kept under their own names)" if table.kept_as_own else " (not loaded)")
         for table in found.tables
         if table.unmatched
+    ]
+    notes += [
+        f"#   {table.table}.own: types proposed from all cells; what is not certain is text, as which it is kept"
+        for table in found.tables
+        if table.own
     ]
     notes += [f"#   {name}: holds none of our tables; {why}" for name, why in found.unassigned.items()]
     head = "# Proposed by `e2i import check`: read it before you load. docs/loading.md says what each key means.\n"
@@ -323,9 +378,9 @@ def _propose(
             ),
             key=lambda one: -one[0],
         )
-        possible = [one for one in ranked if named or not _lacking(one[1], one[2])]
+        possible = [one for one in ranked if not _lacking(one[1], one[2])]
         if not possible or possible[0][0] <= 0:
-            unassigned[path.name] = _nearest(path, ranked)
+            unassigned[path.name] = _nearest(named, ranked)
             continue
         _, table, matches = possible[0]
         taken = {match.file_column for match in matches}
@@ -364,13 +419,21 @@ def _lacking(table: str, matches: Sequence[ColumnMatch]) -> tuple[str, ...]:
     return tuple(name for name in required_columns(table) if name not in matched)
 
 
-def _nearest(path: Path, ranked: Sequence[tuple[float, str, list[ColumnMatch]]]) -> str:
-    """The table that a file is nearest to, by its required columns and then by fit, and what is missing."""
+def _nearest(named: Sequence[str], ranked: Sequence[tuple[float, str, list[ColumnMatch]]]) -> str:
+    """The table that a file is nearest to, by its required columns and then by fit, and what is missing.
+
+    A file with the name of a table (``named``) is nearest to that one.
+    """
     _, table, matches = min(
         ranked,
         key=lambda one: (len(_lacking(one[1], one[2])) / len(required_columns(one[1])), -one[0]),
     )
     lacking = _lacking(table, matches)
+    if named:
+        return (
+            f"named like {table}, without {', '.join(lacking)}: a load takes it for that table and refuses it. "
+            "Deliver these columns, map columns to them, or rename the file"
+        )
     if len(lacking) == len(required_columns(table)):
         return f"no column is like a required column of any table; {table} would need {', '.join(lacking)}"
     lacks = f"without {', '.join(lacking)}" if lacking else "but little else is alike"
@@ -401,6 +464,7 @@ def _match_columns(
     """Pairs of file column and ours, best first, each column once."""
     rules = vocabulary.column_matching
     aliases = vocabulary.column_aliases.get(table, {})
+    meanings = _meanings(given, rules)
     candidates = []
     for one in given:
         if one.name in IGNORED_COLUMNS:
@@ -408,7 +472,7 @@ def _match_columns(
         for column in raw_table(table).columns:
             if column.name in MAINTAINED_COLUMNS or column.name == "extra":
                 continue
-            name = 1.0 if aliases.get(one.name) == column.name else _alike(one.name, column.name, rules.words)
+            name = 1.0 if aliases.get(one.name) == column.name else _alike(one.name, column.name, meanings)
             if name < rules.minimum * 2 / 3:
                 continue
             values = _value_fit(one, column, form, vocabulary)
@@ -432,11 +496,31 @@ def _match_columns(
                 score=round(score, 2),
                 date_format=values.date_format,
                 values=values.values,
-                notes=values.notes,
+                notes=(*values.notes, *_generic_notes(file_column, name, rules, aliases)),
             )
         )
     order = {one.name: place for place, one in enumerate(given)}
     return sorted(matches, key=lambda match: order[match.file_column])
+
+
+def _meanings(given: Sequence[_FileColumn], rules: ColumnMatching) -> dict[str, str]:
+    """What words stand for in this file; a generic one where another column says a word of its meaning."""
+    said = {word for one in given for word in _words(one.name, rules.words)}
+    generic = {word: meaning for word, meaning in rules.generic_words.items() if said & set(meaning.split())}
+    return {**generic, **rules.words}
+
+
+def _generic_notes(
+    given: str, ours: str, rules: ColumnMatching, aliases: Mapping[str, str]
+) -> tuple[str, ...]:
+    if given == ours or aliases.get(given) == ours:
+        return ()
+    # Only its own words are compared: none of them is translated here.
+    return tuple(
+        f"{word!r} has many meanings: is it really the {rules.generic_words[word]}?"
+        for word in _words(given, {})
+        if word in rules.generic_words
+    )
 
 
 def _words(name: str, meanings: Mapping[str, str]) -> list[str]:
@@ -500,13 +584,13 @@ def _value_fit(
         return _numbers(text, column, form)
     if about.vocabulary:
         return _vocabulary_fit(text, about.vocabulary, vocabulary)
-    return _boolean_fit(text) if kind == "boolean" else _text_fit(text, column.name, vocabulary)
+    return _boolean_fit(text) if kind == "boolean" else _text_fit(text, column.name)
 
 
-def _text_fit(text: pd.Series, name: str, vocabulary: VocabularyPolicy) -> _Values | None:
+def _text_fit(text: pd.Series, name: str) -> _Values | None:
     if name.endswith("diagnosis_code"):
-        pattern = vocabulary.code_systems[vocabulary.default_code_system].pattern
-        share = float(text.str.upper().str.fullmatch(pattern.removeprefix("^").removesuffix("$")).mean())
+        shape = cell_shape(("icd10cm",))
+        share = float(text.str.fullmatch(shape.removeprefix("^").removesuffix("$")).mean())
         return _Values(share) if share > 0 else None
     return _Values(0.5)
 
@@ -530,7 +614,10 @@ def _dates(text: pd.Series) -> _Values | None:
 
     distinct = pd.Series(text.unique()[:_MOST_DAYS], dtype=object)
     judged = moments.days(pa.array(distinct.tolist(), pa.large_string()))
-    taken = 1 - judged.values.null_count / len(distinct)
+    # A month or year without a day is one by a rule that the mapping declares.
+    known = judged.values.is_valid().to_numpy(zero_copy_only=False)
+    partial = np.array([moments.completed(value, "first") is not None for value in distinct], dtype=bool)
+    taken = float((known | partial).mean())
     fits = {
         form: float(np.mean([iso_text(value, form) is not None for value in distinct]))
         for form in _DATE_FORMATS
@@ -633,6 +720,88 @@ def _mapping(tables: Sequence[TableCheck], names: Sequence[str]) -> ImportMappin
     return ImportMapping(format=common, tables=own)
 
 
+def _with_own_types(mapping: ImportMapping, delivery: Delivery) -> tuple[ImportMapping, Delivery]:
+    """The mapping with a type for each own column, by all of its cells, and the rows as it would read them."""
+    if OWN_TABLE not in delivery:
+        return mapping, delivery
+    known = raw_table(OWN_TABLE).columns.keys()
+    frame = delivery[OWN_TABLE]
+    comma = mapping.format_of(OWN_TABLE).decimal == ","
+    texts = {str(name): frame[name] for name in frame.columns if name not in known}
+    readings = {name: with_decimal_point(cells) if comma else cells for name, cells in texts.items()}
+    own = {name: proposed_type(cells) for name, cells in readings.items()}
+    if not own:
+        return mapping, delivery
+    numbers = {name: cells for name, cells in readings.items() if own[name] == "number"}
+    table = replace(delivery.delivered[OWN_TABLE], frame=frame.assign(**numbers), own=own)
+    described = mapping.table(OWN_TABLE).model_copy(update={"own": own})
+    return (
+        mapping.model_copy(update={"tables": {**mapping.tables, OWN_TABLE: described}}),
+        replace(delivery, delivered={**delivery.delivered, OWN_TABLE: table}),
+    )
+
+
+def proposed_type(cells: pd.Series) -> OwnType:
+    """The type to propose for an own column: another one than text only where no cell would lose anything by it.
+
+    A number: every cell can be written again from its value, so there is no leading zero, there are at most 15
+    significant digits, and zeros at the end only where all cells have as many decimals. A day: ``YYYY-MM-DD``.
+    A boolean: true and false, or yes and no, both seen.
+    """
+    given = cells.dropna()
+    if given.empty:
+        return "text"
+    if set(given.str.lower().unique()) in ({"true", "false"}, {"yes", "no"}):
+        return "boolean"
+    if given.str.fullmatch(r"\d{4}-\d{2}-\d{2}").all() and not read_as(given, "date")[1]:
+        return "date"
+    plain = given.str.fullmatch(r"-?(0|[1-9]\d*)(\.\d+)?").all()
+    digits = given.str.replace(r"^-?[0.]*|\.", "", regex=True).str.len()
+    decimals = given.str.extract(r"\.(\d+)$", expand=False).str.len().fillna(0)
+    rounded = given.str.fullmatch(r".*\.\d*0").any() and decimals.nunique() > 1
+    return "number" if plain and not (digits > 15).any() and not rounded else "text"
+
+
+def _completions(delivery: Delivery) -> dict[str, dict[str, Completion]]:
+    """Table -> date column with cells that have no day -> the rule to propose.
+
+    The first day, as is usual, and the last for what ends a span, so that no end comes to lie before its start.
+    """
+    found: dict[str, dict[str, Completion]] = {}
+    for name, frame in delivery.items():
+        ends = {end for _, end in SPANS.get(name, ())}
+        for column in raw_table(name).columns:
+            if kind_of(column) not in ("date", "timestamp") or column.name not in frame.columns:
+                continue
+            rule: Completion = "last" if column.name in ends else "first"
+            if len(complete_dates(frame, {column.name: rule})[1]):
+                found.setdefault(name, {})[column.name] = rule
+    return found
+
+
+def _with_completions(
+    mapping: ImportMapping, completions: Mapping[str, Mapping[str, Completion]]
+) -> ImportMapping:
+    tables = {
+        name: mapping.table(name).model_copy(update={"partial_dates": dict(rules)})
+        for name, rules in completions.items()
+    }
+    return mapping.model_copy(update={"tables": {**mapping.tables, **tables}})
+
+
+def _partial_dates(delivery: Delivery, name: str) -> tuple[PartialDates, ...]:
+    cells = delivery.delivered[name].completed
+    return tuple(
+        PartialDates(
+            column=str(column),
+            rule=str(of_column["rule"].iloc[0]),
+            months=int((of_column["precision"] == "month").sum()),
+            years=int((of_column["precision"] == "year").sum()),
+        )
+        for column, of_column in cells.groupby("column", sort=False)
+    )
+
+
 def _judged(
     name: str,
     delivery: Delivery,
@@ -643,7 +812,7 @@ def _judged(
 ) -> TableCheck:
     """The table with its rows and what a load would reject, references and repeated keys aside."""
     frame = delivery[name]
-    checked = check(name, frame, vocabulary)
+    checked = check(name, frame, vocabulary, delivery.delivered[name].own)
     counts: dict[str, int] = {}
     for fault in checked.faults:
         what = f"{fault.reason} in {fault.column}" if fault.column else fault.reason
@@ -665,8 +834,10 @@ def _judged(
     columns = raw_table(name).columns
     return before.model_copy(
         update={
+            "own": dict(delivery.delivered[name].own),
             "rows": len(frame),
             "rejected": counts,
+            "partial_dates": _partial_dates(delivery, name),
             "not_delivered": tuple(
                 column
                 for column in expected

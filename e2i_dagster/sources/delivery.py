@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
+from e2i_dagster.config import observed
 from e2i_dagster.config.base import digest_of
+from e2i_dagster.config.own_columns import disagreements
 from e2i_dagster.config.sources import FileSource, SourcesPolicy, SyntheticSource
-from e2i_dagster.errors import VerdictError
+from e2i_dagster.errors import ConfigError, VerdictError
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
+    from e2i_dagster.config.cohort import CohortDefinition
     from e2i_dagster.sources.files import Delivery
     from e2i_dagster.warehouse.load import LoadReport
 
@@ -113,12 +115,20 @@ def write_synthetic(
     return {Path(path): len(tables[Path(path).stem]) for path in paths}
 
 
-def prepare_delivery(request: DeliveryRequest, policy: SourcesPolicy, state: Path) -> DeliveryManifest:
+def prepare_delivery(
+    request: DeliveryRequest,
+    policy: SourcesPolicy,
+    state: Path,
+    cohorts: Mapping[str, CohortDefinition] | None = None,
+) -> DeliveryManifest:
     """Find or draw the files of ``request`` and read them once, so that a wrong file stops before any work.
+
+    Args:
+        cohorts: definitions that the mapping's types of own columns have to agree with.
 
     Raises:
         InputError: every problem of the folder's files in one message.
-        ConfigError: the mapping is wrong.
+        ConfigError: the mapping is wrong, or declares an own column otherwise than a cohort does.
     """
     threshold = policy.success_threshold if request.threshold is None else request.threshold
     source = _source_of(request, policy)
@@ -130,6 +140,7 @@ def prepare_delivery(request: DeliveryRequest, policy: SourcesPolicy, state: Pat
         mapping = None
     else:
         folder, mapping = Path(source.folder).expanduser().absolute(), source.mapping
+        _agreeing(mapping, cohorts or {})
     manifest = DeliveryManifest(
         kind=source.kind,
         folder=str(folder),
@@ -147,6 +158,17 @@ def prepare_delivery(request: DeliveryRequest, policy: SourcesPolicy, state: Pat
     # The marks of a synthetic set beside its files are our own.
     left = {} if isinstance(source, SyntheticSource) else dict(read.not_read)
     return manifest.model_copy(update={"not_read": left})
+
+
+def _agreeing(mapping: str | None, cohorts: Mapping[str, CohortDefinition]) -> None:
+    """Refuse a mapping that declares an own column otherwise than a cohort."""
+    from e2i_dagster.config.mapping import ImportMapping
+
+    if mapping is None:
+        return
+    said = list(disagreements(ImportMapping.load(Path(mapping)), cohorts))
+    if said:
+        raise ConfigError.joined([ConfigError(f"{mapping}: {what}.", file=mapping) for what in said])
 
 
 def _delivered(folder: Path, mapping: str | None) -> list[Path]:
@@ -169,10 +191,13 @@ def _delivered(folder: Path, mapping: str | None) -> list[Path]:
 
 def read_delivery(manifest: DeliveryManifest) -> Delivery:
     """All tables of ``manifest``; kept for the process, because eleven assets read the same delivery."""
-    return _read(manifest.folder, manifest.mapping, tuple(file.digest for file in manifest.files))
+    files = [file.digest for file in manifest.files]
+    if manifest.mapping is not None and Path(manifest.mapping).is_file():
+        files.append(_described(Path(manifest.mapping), "mapping").digest)
+    return _read(manifest.folder, manifest.mapping, tuple(files))
 
 
-@lru_cache(maxsize=1)
+@observed.kept(maxsize=1)
 def _read(folder: str, mapping: str | None, digests: tuple[str, ...]) -> Delivery:
     from e2i_dagster.sources.files import read
 
@@ -181,17 +206,24 @@ def _read(folder: str, mapping: str | None, digests: tuple[str, ...]) -> Deliver
 
 @dataclass(frozen=True)
 class DeliveredRows:
-    """One raw table after its load: accepted rows of the asked months, counts, months withheld."""
+    """One raw table after its load: accepted rows of the asked months, counts, months withheld.
+
+    ``not_kept``: rows of earlier loads that lie outside the range of today, by reason.
+    """
 
     frame: pd.DataFrame
     report: LoadReport | None
     withheld: Mapping[str, str]
+    not_kept: Mapping[str, int] = field(default_factory=dict)
 
     def to_metadata(self) -> dict[str, Any]:
         """Counts of the load; says so when the delivery had nothing for the table."""
-        if self.report is None:
-            return {"load": "the delivery has no file of this table; rows of earlier loads are kept"}
-        return self.report.to_metadata()
+        told: dict[str, Any] = {
+            "load": "the delivery has no file of this table; rows of earlier loads are kept"
+        }
+        if self.report is not None:
+            told = self.report.to_metadata()
+        return told | ({"warehouse_rows_not_kept": dict(self.not_kept)} if self.not_kept else {})
 
 
 def deliver_table(
@@ -215,7 +247,7 @@ def deliver_table(
         LoadRefusedError: too few rows were accepted, or a parent table failed; the table is as it was.
     """
     from e2i_dagster.warehouse.load import load_table
-    from e2i_dagster.warehouse.read import read_accepted
+    from e2i_dagster.warehouse.read import read_accepted, rows_not_kept
 
     report = None
     if not manifest.resubmit and table in (delivered := read_delivery(manifest)):
@@ -236,18 +268,29 @@ def deliver_table(
         if done.status in ("failed", "not_tried"):
             raise LoadRefusedError(f"{table}: {done.message or done.status}")
     withheld = {} if report is None else report.tables[table].withheld
+    not_kept: dict[str, int] = {}
+    if kept is not None:
+        with engine.connect() as connection:
+            not_kept = rows_not_kept(connection, table, kept)
     return DeliveredRows(
         read_accepted(engine, table, months),
         report,
         {month: why for month, why in withheld.items() if months is not None and month in months},
+        not_kept,
     )
 
 
-def resubmit_rejects(manifest: DeliveryManifest, *, engine: sa.Engine, run_id: str) -> LoadReport:
-    """Load the corrected rejects in the folder of ``manifest``, parents first, with waiting children."""
+def resubmit_rejects(
+    manifest: DeliveryManifest, *, engine: sa.Engine, run_id: str, kept: tuple[str, str] | None = None
+) -> LoadReport:
+    """Load the corrected rejects in the folder of ``manifest``, parents first, with waiting children.
+
+    Args:
+        kept: first and last month that event tables are kept for; see :func:`.load.load`.
+    """
     from e2i_dagster.warehouse import rejects
 
-    return rejects.resubmit(engine, manifest.folder, new_load_id=run_id, run_id=run_id)
+    return rejects.resubmit(engine, manifest.folder, new_load_id=run_id, run_id=run_id, kept=kept)
 
 
 def dry_run_report(request: DeliveryRequest) -> dict[str, Any]:
@@ -258,13 +301,13 @@ def dry_run_report(request: DeliveryRequest) -> dict[str, Any]:
     from e2i_dagster.warehouse.load import load
 
     sources = current_policy().sources
-    manifest = prepare_delivery(request, sources, state_folder())
+    manifest = prepare_delivery(request, sources, state_folder(), current_policy().cohorts)
     report: LoadReport = load(
         read_delivery(manifest),
         engine=engine(role="app"),
         success_threshold=manifest.success_threshold,
         withhold_months=True,
-        kept=(sources.months[0], sources.months[-1]),
+        kept=sources.kept_months,
         dry_run=True,
     )
     return report.model_dump(mode="json") | {"not_read": manifest.not_read}

@@ -24,8 +24,13 @@ from typing import IO, TYPE_CHECKING, Any, cast
 import numpy as np
 import pandas as pd
 
-from e2i_dagster.config.mapping import FileFormat, ImportMapping, TableMapping
+from e2i_dagster.config.mapping import FileFormat, ImportMapping, ReversalRule, TableMapping
+from e2i_dagster.config.own_columns import OWN_TABLE
 from e2i_dagster.errors import InputError
+from e2i_dagster.warehouse import moments
+from e2i_dagster.warehouse.frames import cell_text
+from e2i_dagster.warehouse.reversals import check_rule
+from e2i_dagster.warehouse.rules import kind_of
 from e2i_dagster.warehouse.tables import (
     MAINTAINED_COLUMNS,
     OPTIONAL_RAW_TABLES,
@@ -34,11 +39,13 @@ from e2i_dagster.warehouse.tables import (
     facts,
     raw_table,
     required_columns,
+    tables_referring_to,
 )
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from e2i_dagster.config.own_columns import OwnType
     from e2i_dagster.config.vocabulary import VocabularyPolicy
 
 #: Endings that are read; all but Parquet also with ``.gz`` after them.
@@ -52,6 +59,9 @@ _ALL_TABLES = RAW_TABLES + OPTIONAL_RAW_TABLES
 #: Columns that a file may have and that nobody reads: the split registry says which split a patient
 #: is in, and the database keeps its own times.
 IGNORED_COLUMNS = ("data_split", "split_config_id", *MAINTAINED_COLUMNS)
+
+
+_COMPLETED = ("position", "column", "delivered", "precision", "rule")
 
 
 @dataclass(frozen=True)
@@ -77,7 +87,11 @@ class DeliveredTable:
         row_numbers: for each row its number within its file, from 1, the header not counted.
         files: the files in the order of the rows.
         malformed: rows with a wrong number of fields: columns ``file``, ``row_number``, ``text``.
-        restates: ``month`` when the rows are all that there are of their months.
+        completed: cells that were delivered without a day and completed by ``partial_dates``: columns
+            ``position`` (in ``frame``), ``column``, ``delivered``, ``precision``, ``rule``.
+        restates: ``month`` when the rows are all that there are of their months, ``all`` of their table.
+        own: declared types of columns of one's own.
+        reversals: which of the rows take others back; None when none does.
     """
 
     frame: pd.DataFrame
@@ -86,6 +100,9 @@ class DeliveredTable:
     files: tuple[SourceFile, ...]
     malformed: pd.DataFrame
     restates: str | None = None
+    own: Mapping[str, OwnType] = field(default_factory=dict)
+    reversals: ReversalRule | None = None
+    completed: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(_COMPLETED)))
 
     @property
     def lines(self) -> int | None:
@@ -296,34 +313,41 @@ def _read_table(
     own = mapping.table(table)
     form = mapping.format_of(table)
     problems: list[str | InputError] = []
-    if own.restates and date_column(table) is None:
-        problems.append(
-            f"{table}: the mapping says `restates: {own.restates}`, but the table is not kept by month. Leave it out."
-        )
-    raws: list[pa.Table] = []
+    if own.restates:
+        problems.extend(_cannot_restate(table, own.restates))
+    found: list[tuple[Path, FileRows]] = []
     mapped: list[pd.DataFrame] = []
     numbers: list[np.ndarray] = []
     files: list[SourceFile] = []
     malformed: list[dict[str, Any]] = []
+    completed: list[pd.DataFrame] = []
     first = 0
     for path in paths:
         try:
             read_rows = read_file(path, form)
-            rows, bad = read_rows.rows, read_rows.malformed
-            _check_columns(table, path, rows.column_names, own, vocabulary)
+            _check_columns(table, path, read_rows.rows.column_names, own, vocabulary)
         except _Problems as error:
             problems.extend(error.found)
             continue
+        found.append((path, read_rows))
+    if problems:
+        raise _Problems(problems)
+    raws = _of_one_type([read_rows.rows for _, read_rows in found])
+    for (path, read_rows), rows in zip(found, raws, strict=True):
+        bad = read_rows.malformed
         frame = apply_mapping(table, _pandas(rows), own, form, vocabulary)
-        raws.append(rows)
+        frame, filled = complete_dates(frame, own.partial_dates)
+        completed.append(filled.assign(position=filled["position"] + first))
         mapped.append(frame)
         bad_numbers = np.array([number for number, _ in bad], dtype=np.int64)
         numbers.append(np.setdiff1d(np.arange(1, rows.num_rows + len(bad) + 1), bad_numbers))
         files.append(SourceFile(path.name, first, rows.num_rows, read_rows.lines))
         malformed.extend({"file": path.name, "row_number": number, "text": text} for number, text in bad)
         first += rows.num_rows
-    if problems:
-        raise _Problems(problems)
+    if own.reversals is not None and mapped:
+        names = list(dict.fromkeys(str(name) for frame in mapped for name in frame.columns))
+        if wrong := check_rule(table, own.reversals, names):
+            raise _Problems(list(wrong))
     return DeliveredTable(
         frame=mapped[0] if len(mapped) == 1 else pd.concat(mapped, ignore_index=True),
         raw=_pandas(pa.concat_tables(raws, promote_options="permissive")),
@@ -331,7 +355,33 @@ def _read_table(
         files=tuple(files),
         malformed=pd.DataFrame(malformed, columns=["file", "row_number", "text"]),
         restates=own.restates,
+        own=own.own,
+        reversals=own.reversals,
+        completed=pd.concat(completed, ignore_index=True),
     )
+
+
+def _cannot_restate(table: str, restates: str) -> list[str]:
+    """Why ``restates`` cannot be said of ``table``; empty if it can."""
+    said = f"{table}: the mapping says `restates: {restates}`, but"
+    if restates == "month":
+        if date_column(table) is not None:
+            return []
+        return [f"{said} the table has no date, so it is not kept by month. {_restates_all(table)}"]
+    if date_column(table) is not None:
+        return [f"{said} the table is kept by month. Write `restates: month`."]
+    referring = tables_referring_to(table)
+    if referring:
+        return [
+            f"{said} rows of {', '.join(referring)} refer to its rows, so none can be withdrawn. Leave it out."
+        ]
+    return []
+
+
+def _restates_all(table: str) -> str:
+    if tables_referring_to(table):
+        return "Leave it out."
+    return "Write `restates: all` if the delivery holds every row of the table, else leave it out."
 
 
 def _pandas(rows: pa.Table) -> pd.DataFrame:
@@ -341,7 +391,7 @@ def _pandas(rows: pa.Table) -> pd.DataFrame:
         if pa.types.is_string(kind) or pa.types.is_large_string(kind):
             return _TEXT
         if pa.types.is_integer(kind):
-            return pd.Int64Dtype()
+            return pd.UInt64Dtype() if kind == pa.uint64() else pd.Int64Dtype()
         return pd.BooleanDtype() if pa.types.is_boolean(kind) else None
 
     return rows.to_pandas(types_mapper=dtype, date_as_object=True)
@@ -368,7 +418,7 @@ def read_file(path: Path, form: FileFormat) -> FileRows:
     """
     try:
         if path.suffix.lower() == ".parquet":
-            return FileRows(_read_parquet(path), [], None)
+            return FileRows(_read_parquet(path, form), [], None)
         return _read_csv(path, form)
     except PermissionError:
         raise _Problems([f"{path.name}: no permission to read it. Correct the file's permissions."]) from None
@@ -390,7 +440,8 @@ def read_rows(path: Path, form: FileFormat) -> FileRows:
         raise InputError(str(error), file=path.name) from None
 
 
-def _read_parquet(path: Path) -> pa.Table:
+def _read_parquet(path: Path, form: FileFormat) -> pa.Table:
+    """The rows of a Parquet file; text that is an empty field in CSV is null here, too."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -398,12 +449,53 @@ def _read_parquet(path: Path) -> pa.Table:
         raise _Problems([f"{path.name}: the file is empty (0 bytes). Deliver it again."])
     try:
         with pq.ParquetFile(path) as parquet:
-            return parquet.read()
+            rows = parquet.read()
     except (pa.ArrowInvalid, pa.ArrowIOError) as error:
         reason = str(error).split("\n", 1)[0]
         raise _Problems(
             [f"{path.name}: not readable as Parquet ({reason[:120]}). Deliver it again."]
         ) from None
+    return _with_nulls(rows, form)
+
+
+def _with_nulls(rows: pa.Table, form: FileFormat) -> pa.Table:
+    import pyarrow as pa
+
+    from e2i_dagster.warehouse.rules import compute
+
+    pc = compute()
+    for number, kind in enumerate(rows.schema.types):
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            continue
+        empty = pc.is_in(rows.column(number), value_set=pa.array(["", *form.nulls], kind))
+        if pc.any(empty).as_py():
+            filled = pc.if_else(empty, pa.scalar(None, kind), rows.column(number))
+            rows = rows.set_column(number, rows.field(number), filled)
+    return rows
+
+
+def _of_one_type(files: Sequence[pa.Table]) -> list[pa.Table]:
+    """Files of one table, with columns as text where their types in Parquet cannot be brought together."""
+    import pyarrow as pa
+
+    from e2i_dagster.warehouse.rules import as_text
+
+    unlike = []
+    for name in dict.fromkeys(name for rows in files for name in rows.column_names):
+        fields = [pa.schema([rows.field(name)]) for rows in files if name in rows.column_names]
+        try:
+            pa.unify_schemas(fields, promote_options="permissive")
+        except pa.ArrowTypeError:
+            unlike.append(name)
+
+    def column(rows: pa.Table, name: str) -> Any:
+        given = rows.select([name])
+        return pa.array(as_text(_pandas(given)[name]), pa.string()) if name in unlike else given.column(0)
+
+    return [
+        pa.table({name: column(rows, name) for name in rows.column_names}) if unlike else rows
+        for rows in files
+    ]
 
 
 def _read_csv(path: Path, form: FileFormat, block_size: int = 1 << 22) -> FileRows:
@@ -676,8 +768,10 @@ def apply_mapping(
     """``frame`` under our column names and values; columns that nobody knows stay as they are.
 
     Order: rename, ignored columns, known column aliases, constants, declared values, decimal mark,
-    known value aliases, date formats. A value that a date format does not fit stays as delivered and
-    is rejected by the loader, so that its reject shows what was delivered.
+    known value aliases, date formats. Columns of one's own are text, to which only what the mapping declares
+    is done: their ``values``, ``dates``, and the decimal mark where ``own`` says number. A value that a date
+    format does not fit stays as delivered and is rejected by the loader, so that its reject shows what was
+    delivered.
     """
     columns = {
         final: frame[name]
@@ -691,11 +785,14 @@ def apply_mapping(
         result[name] = pd.Series([value], dtype=_TEXT).repeat(len(frame)).set_axis(frame.index)
     known = raw_table(table).columns
     for name in result.columns:
+        if name not in known and table == OWN_TABLE:
+            result[name] = cell_text(result[name])
         if name in own.values:
             result[name] = _map_values(result[name], own.values[name])
         if name not in known:
-            if form.decimal == "," and table == "patient_clinical":
-                result[name] = _own_numbers(result[name])
+            number = own.own.get(name) == "number" or _marks_reversals(own, name)
+            if form.decimal == "," and number:
+                result[name] = with_decimal_point(result[name])
             if name in own.dates:
                 result[name] = _map_dates(result[name], own.dates[name])
             continue
@@ -710,14 +807,16 @@ def apply_mapping(
     return result
 
 
-def _own_numbers(series: pd.Series) -> pd.Series:
-    """A clinical column of the user's own with a decimal point, if all of it is numbers with a comma."""
-    if series.dtype != _TEXT:
-        return series
-    given = series.dropna()
-    if len(given) and given.str.fullmatch(r"\s*[+-]?\d+(,\d+)?\s*").all():
-        return series.str.replace(",", ".", regex=False)
-    return series
+def with_decimal_point(texts: pd.Series) -> pd.Series:
+    """Numbers with a decimal comma as numbers with a point; every other text as it is."""
+    fits = texts.str.fullmatch(r"\s*[+-]?(\d+,\d*|,\d+)([eE][+-]?\d+)?\s*").fillna(False).astype(bool)
+    return texts.mask(fits, texts.str.replace(",", ".", regex=False))
+
+
+def _marks_reversals(own: TableMapping, name: str) -> bool:
+    """True for a column that is read as a number, whose sign tells reversals from other rows."""
+    rule = own.reversals
+    return rule is not None and rule.where.sign is not None and rule.where.column == name
 
 
 def _is_number(column: Any) -> bool:
@@ -777,11 +876,29 @@ def _check_columns(
         for name in own.constants
         if name in final
     )
+    known = raw_table(table).columns
+    problems.extend(
+        f"{path.name}: the mapping's `own` declares {name}, "
+        + (
+            f"which is a column of {table} and has its type. Take it out of `own`."
+            if name in known
+            else f"no column after renaming{_near(name, final)}. Found: {', '.join(final)}."
+        )
+        for name in own.own
+        if name in known or (name not in final and name not in own.constants)
+    )
     problems.extend(
         f"{path.name}: the mapping's `{part}` names {name}, no column after renaming. Use our name."
         for part, given in (("dates", own.dates), ("values", own.values))
         for name in given
         if name not in final and name not in own.constants
+    )
+    dated = [column.name for column in raw_table(table).columns if kind_of(column) in ("date", "timestamp")]
+    problems.extend(
+        f"{path.name}: the mapping's `partial_dates` names {name}, no date column of {table} that the file has. "
+        f"Date columns are {', '.join(dated)}."
+        for name in own.partial_dates
+        if name not in dated or (name not in final and name not in own.constants)
     )
     if problems:
         raise _Problems(problems)
@@ -797,22 +914,62 @@ def _map_values(series: pd.Series, to: Mapping[str, str | None]) -> pd.Series:
 
 
 def _map_dates(series: pd.Series, form: str) -> pd.Series:
-    """Values that fit ``form`` as ISO text in UTC, all others unchanged.
-
-    What ``form`` leaves out is the first of its kind: ``%Y-%m`` is the first day of the month.
-    """
+    """Values that fit ``form`` as ISO text, all others unchanged; by ``%Y-%m`` it is a month without a day."""
     codes, distinct = pd.factorize(series.astype(_TEXT))
     values = [iso_text(str(value), form) or value for value in distinct]
     taken = pd.array(values, dtype=_TEXT).take(codes, allow_fill=True)
     return pd.Series(taken, index=series.index, name=series.name)
 
 
+def complete_dates(frame: pd.DataFrame, rules: Mapping[str, str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """``frame`` with the dates that have no day completed by ``rules`` (column to rule), and which these are.
+
+    Returns:
+        The second frame has ``position`` in ``frame``, ``column``, ``delivered``, ``precision`` (month or year) and
+        ``rule``, one row for each completed cell.
+    """
+    found = [pd.DataFrame(columns=list(_COMPLETED)).astype({"position": np.int64})]
+    result = frame.copy(deep=False)
+    for name, rule in rules.items():
+        if rule == "reject" or pd.api.types.is_datetime64_any_dtype(frame[name]):
+            continue
+        codes, distinct = pd.factorize(frame[name].astype(_TEXT))
+        filled = [moments.completed(str(value), cast("moments.Completion", rule)) for value in distinct]
+        positions = np.flatnonzero(np.array([*(one is not None for one in filled), False])[codes])
+        if not len(positions):
+            continue
+        values = [
+            value if one is None else one.day.isoformat() for value, one in zip(distinct, filled, strict=True)
+        ]
+        taken = pd.array(values, dtype=_TEXT).take(codes, allow_fill=True)
+        result[name] = pd.Series(taken, index=frame.index)
+        precisions = np.array([one and one.precision for one in filled], dtype=object)
+        found.append(
+            pd.DataFrame(
+                {
+                    "position": positions,
+                    "column": name,
+                    "delivered": np.asarray(distinct, dtype=object)[codes[positions]],
+                    "precision": precisions[codes[positions]],
+                    "rule": rule,
+                }
+            )
+        )
+    return result, pd.concat(found, ignore_index=True)
+
+
 def iso_text(text: str, form: str) -> str | None:
     """``text`` read by the strptime format ``form``, as ISO text; None where it does not fit."""
     # Not pandas, whose nanoseconds end in 2262 while open ends are written as 9999-12-31.
+    text = text.strip()
     try:
-        moment = dt.datetime.strptime(text.strip(), form)
+        moment = dt.datetime.strptime(text, form)
     except ValueError:
         return None
+    if re.search("%[YymdjHMS]%[mdjHMS]", form) and len(text) < len(moment.strftime(form)):
+        # Without separators 201312 would be 2 January by %Y%m%d.
+        return None
+    if not re.search("%[djxcuwaA]", form):
+        return f"{moment.year:04d}-{moment.month:02d}" if re.search("%[mbB]", form) else f"{moment.year:04d}"
     plain = moment.tzinfo is None and moment.time() == dt.time.min
     return moment.date().isoformat() if plain else moment.isoformat()

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from e2i_dagster.config.codes import NPI_PREFIX_SUM, luhn_sum
 from e2i_dagster.errors import InputError
 from e2i_dagster.sources.synthetic_population import (
     ENGAGEMENT_WINDOW,
@@ -195,14 +196,10 @@ def draw_professionals(size: int, streams: Streams) -> Professionals:
 
 
 def npi(numbers_: Ints) -> Any:
-    """National Provider Identifiers: nine digits from ``numbers_`` and the Luhn digit over prefix 80840."""
-    base = 100_000_000 + numbers_
-    total = np.full(len(base), 24)
-    for position in range(9):
-        digit = base // 10**position % 10
-        doubled = digit * 2
-        total = total + (np.where(doubled > 9, doubled - 9, doubled) if position % 2 == 0 else digit)
-    return keys("", base * 10 + (-total) % 10, 10)
+    """National Provider Identifiers: nine digits from ``numbers_`` and the check digit."""
+    base = (100_000_000 + numbers_) * 10
+    digits = [base // 10**position % 10 for position in range(9, -1, -1)]
+    return keys("", base + -(luhn_sum(digits) + NPI_PREFIX_SUM) % 10, 10)
 
 
 def hcp_profiles(hcps: Professionals, streams: Streams) -> pd.DataFrame:

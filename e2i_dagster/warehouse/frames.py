@@ -6,7 +6,9 @@ Text, and JSON and arrays as JSON text: ``string[pyarrow]``; DATE: ``datetime64[
 
 from __future__ import annotations
 
+import datetime as dt
 import json
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -97,38 +99,112 @@ def conform(table: str | sa.Table, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _with_extra(target: sa.Table, frame: pd.DataFrame) -> dict[str, pd.Series]:
-    """The column ``extra`` of the clinical table, with the frame's own columns packed into it."""
+    """The column ``extra`` of the clinical table, with the frame's own columns packed into it as text."""
     ignored = {*target.columns.keys(), *MAINTAINED_COLUMNS, "data_split", "split_config_id"}
     own = [name for name in frame.columns if name not in ignored]
     if "extra" not in target.columns or not own:
         return {}
-    packed = json.loads(frame[own].to_json(orient="records", date_format="iso", double_precision=15))
+    cells = pd.DataFrame({name: cell_text(frame[name]).astype(object) for name in own})
     given = frame["extra"] if "extra" in frame.columns else [None] * len(frame)
     merged = [
-        json_text({**_mapping(before), **{k: v for k, v in own_values.items() if v is not None}})
-        for before, own_values in zip(given, packed, strict=True)
+        json_text({**own_cells(before), **{k: v for k, v in row.items() if isinstance(v, str)}})
+        for before, row in zip(given, cells.to_dict("records"), strict=True)
     ]
     return {"extra": pd.Series(merged, dtype=TEXT)}
 
 
-def _mapping(value: Any) -> dict[str, Any]:
-    if isinstance(value, dict):
-        return value
-    return {} if _is_missing(value) else json.loads(value)
+def own_cells(document: Any) -> dict[str, str | None]:
+    """The cells of one ``extra``, text as delivered; a value that was given as another kind as its JSON text.
+
+    Raises:
+        ValueError: the text is not a JSON object.
+    """
+    if not isinstance(document, dict) and _is_missing(document):
+        return {}
+    values = document
+    if not isinstance(document, dict):
+        # Digits are kept as they are written: 250.00 is not 250.
+        values = json.loads(document, parse_float=str, parse_int=str, parse_constant=_no_number)
+    if not isinstance(values, dict):
+        raise ValueError("not a JSON object")
+    if any(isinstance(value, dict | list) for value in values.values()) and not isinstance(document, dict):
+        whole = json.loads(document)
+        values |= {key: whole[key] for key, value in values.items() if isinstance(value, dict | list)}
+    return {str(key): None if value is None else rendered(value) for key, value in values.items()}
+
+
+def _no_number(token: str) -> Any:
+    raise ValueError(f"{token} is no JSON")
 
 
 def extra_frame(clinical: pd.DataFrame) -> pd.DataFrame:
     """The user's own clinical columns: ``extra`` of a ``patient_clinical`` frame, unpacked.
 
     Returns:
-        A frame with the index of ``clinical`` and one column for each key that occurs, in
-        alphabetical order, with the dtype that its values have.
+        A frame with the index of ``clinical`` and one text column for each key that occurs, in
+        alphabetical order: what was delivered. :func:`.own_columns.read_as` reads it under a declared type.
     """
     if "extra" not in clinical.columns:
         return pd.DataFrame(index=clinical.index)
-    rows = [_mapping(value) for value in clinical["extra"]]
-    unpacked = pd.DataFrame(rows, index=clinical.index).convert_dtypes()
-    return unpacked[sorted(unpacked.columns)]
+    rows = [own_cells(value) for value in clinical["extra"]]
+    names = sorted({name for row in rows for name in row})
+    return pd.DataFrame(
+        {name: pd.array([row.get(name) for row in rows], dtype=TEXT) for name in names}, index=clinical.index
+    )
+
+
+def cell_text(column: pd.Series) -> pd.Series:
+    """``column`` as the text that its cells are kept as, whatever kind of file they came from.
+
+    Text stays as it is; an empty text is a missing cell, since CSV cannot tell them apart. Typed cells have
+    one form: ``true``/``false``, digits, the shortest decimal that reads back as the same number (without an
+    exponent, whole numbers without a point), a decimal with its own digits, ISO days and moments, JSON.
+
+    Returns:
+        ``string[pyarrow]`` with the index of ``column``.
+    """
+    dtype = column.dtype
+    if isinstance(dtype, pd.CategoricalDtype):
+        column = column.astype(dtype.categories.dtype)
+        dtype = column.dtype
+    if isinstance(dtype, pd.StringDtype):
+        text = column.astype(TEXT)
+        return text.mask(text == "")
+    if pd.api.types.is_integer_dtype(dtype):
+        return column.astype(TEXT)
+    if pd.api.types.is_object_dtype(dtype):
+        # Lists and mappings have no hash: each value by itself.
+        texts = [None if _is_missing(value) else rendered(value) or None for value in column]
+    else:
+        # As an array a short float stays short: 0.1 of 32 bits is not 0.1 of 64.
+        plain = column.to_numpy(na_value=np.nan) if pd.api.types.is_float_dtype(dtype) else column
+        codes, distinct = pd.factorize(plain, use_na_sentinel=True)
+        texts = np.array([*map(rendered, distinct), None], dtype=object)[codes]
+    return pd.Series(texts, index=column.index, dtype=TEXT)
+
+
+def rendered(value: Any) -> str:  # noqa: PLR0911 - one line for each kind of value
+    """One value in the form of :func:`cell_text`."""
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, bool | np.bool_):
+        return "true" if value else "false"
+    if isinstance(value, float | np.floating):
+        # Zero has no sign, whatever it was written with.
+        return np.format_float_positional(value + 0, trim="-") if np.isfinite(value) else str(value)
+    if isinstance(value, Decimal):
+        return format(value, "f")
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            # As PostgreSQL writes bytes.
+            return f"\\x{value.hex()}"
+    if isinstance(value, dt.date | dt.time):
+        return value.isoformat()
+    if isinstance(value, dict | list | tuple | set | np.ndarray):
+        return json_text(value)
+    return str(value)
 
 
 def months_of(dates: pd.Series) -> pd.Series:
@@ -258,4 +334,14 @@ def _time(column: pd.Series, where: str, *, zoned: bool) -> pd.Series:
     return midnights
 
 
-__all__ = ["canonical_dtype", "conform", "convert", "extra_frame", "is_document", "json_text", "months_of"]
+__all__ = [
+    "canonical_dtype",
+    "cell_text",
+    "conform",
+    "convert",
+    "extra_frame",
+    "is_document",
+    "json_text",
+    "months_of",
+    "own_cells",
+]

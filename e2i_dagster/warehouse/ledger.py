@@ -122,13 +122,19 @@ def latest(bind: Bind, asset: str, partition: str | None = None) -> DataVersion 
     return None if row is None else _version(row)
 
 
-def current(bind: Bind, asset: str) -> dict[str | None, DataVersion]:
-    """The current version of each partition of ``asset``, sorted by partition."""
+def current(bind: Bind, asset: str, *, months: Sequence[str] | None = None) -> dict[str | None, DataVersion]:
+    """The current version of each partition of ``asset``, sorted by partition.
+
+    Args:
+        months: of an asset kept by month only these (``YYYY-MM``): the range may have been wider once. An asset
+            without partitions is none of them less.
+    """
     table = ml_data_versions
     query = sa.select(table).where(table.c.version_id.in_(_newest([asset]))).order_by(table.c.partition)
     with _connection(bind) as connection:
         found = [_version(row) for row in connection.execute(query)]
-    return {version.partition: version for version in found}
+    kept = None if months is None else {None, *months}
+    return {version.partition: version for version in found if kept is None or version.partition in kept}
 
 
 def versions(
@@ -143,24 +149,16 @@ def versions(
         return [_version(row) for row in connection.execute(query)]
 
 
-def find_by_fingerprint(
-    bind: Bind, asset: str, partition: str | None, fingerprint: str
-) -> DataVersion | None:
-    """The newest version of ``asset`` and ``partition`` that was made from the same inputs, or None."""
+def with_fingerprint(bind: Bind, asset: str, fingerprint: str) -> list[DataVersion]:
+    """Versions of ``asset`` that were made from the same inputs by the same code, newest first."""
     table = ml_data_versions
     query = (
         sa.select(table)
-        .where(
-            table.c.fingerprint == fingerprint,
-            table.c.asset == asset,
-            table.c.partition == (partition or ""),
-        )
+        .where(table.c.fingerprint == fingerprint, table.c.asset == asset)
         .order_by(table.c.version_id.desc())
-        .limit(1)
     )
     with _connection(bind) as connection:
-        row = connection.execute(query).one_or_none()
-    return None if row is None else _version(row)
+        return [_version(row) for row in connection.execute(query)]
 
 
 def _newest(assets: Sequence[str]) -> sa.Select[tuple[int]]:
@@ -295,7 +293,6 @@ __all__ = [
     "combined_digest",
     "current",
     "current_snapshot",
-    "find_by_fingerprint",
     "latest",
     "read_snapshot",
     "record",
@@ -304,4 +301,5 @@ __all__ = [
     "snapshot_of",
     "states",
     "versions",
+    "with_fingerprint",
 ]

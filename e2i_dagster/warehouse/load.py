@@ -17,9 +17,12 @@ import pandas as pd
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from e2i_dagster.config.own_columns import OWN_TABLE
 from e2i_dagster.errors import ConfigError, InputError
 from e2i_dagster.warehouse import rejects, rules, staging
 from e2i_dagster.warehouse.rejects import Rejected
+from e2i_dagster.warehouse.reversals import Reversals, TakenBack
+from e2i_dagster.warehouse.reversals import find as find_reversed
 from e2i_dagster.warehouse.tables import (
     OPTIONAL_RAW_TABLES,
     RAW_TABLES,
@@ -33,6 +36,7 @@ from e2i_dagster.warehouse.tables import (
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from e2i_dagster.config.own_columns import OwnType
     from e2i_dagster.config.vocabulary import VocabularyPolicy
 
 #: Share of rows of a table (or month) that must be accepted (prior platform's value).
@@ -43,7 +47,7 @@ Progress = Callable[[str], None]
 
 
 class TableLoad(BaseModel):
-    """What became of one table. ``source = loaded + unchanged + rejected + duplicate`` always.
+    """What became of one table. ``source = loaded + unchanged + rejected + duplicate + reversal`` always.
 
     Attributes:
         source: delivered rows (inside the window of months, if one was given).
@@ -53,7 +57,14 @@ class TableLoad(BaseModel):
         status: ``loaded``; ``empty`` (no rows delivered); ``partial`` (some months withheld);
             ``failed`` (below the threshold, the table is as it was); ``not_tried`` (a parent failed).
         reasons: reason code -> rows; each rejected row counts once, under its first reason.
-        withdrawn: rows of the table that a restated month did not deliver again; no part of ``source``.
+        faults: reason, column and its limits in words -> rows; a row that breaks two rules is in both.
+        reversal: rows that take another row back, now or since an earlier load; they are no rows of the table.
+        withdrawn: rows that left the table, because a restated month did not deliver them again or a reversal took
+            them back; no part of ``source``.
+        restored: reversed rows that came back, because a more recent row is reversed in their place.
+        going: the withdrawn rows by key; only of a dry run.
+        completed: date column -> precision (``month``, ``year``) -> cells of accepted rows that were delivered so and
+            completed by the mapping's ``partial_dates``.
         partitions: months ``YYYY-MM`` in which rows were written or withdrawn.
         withheld: month -> why nothing of it was written.
         lines: lines of the delivered text files below their headers, blank ones aside, counted apart from
@@ -71,10 +82,15 @@ class TableLoad(BaseModel):
     unchanged: int = Field(default=0, ge=0)
     rejected: int = Field(default=0, ge=0)
     duplicate: int = Field(default=0, ge=0)
+    reversal: int = Field(default=0, ge=0)
     withdrawn: int = Field(default=0, ge=0)
+    restored: int = Field(default=0, ge=0)
+    going: tuple[staging.Going, ...] = ()
+    completed: dict[str, dict[str, int]] = Field(default_factory=dict)
     seconds: float = Field(default=0.0, ge=0)
     status: Status
     reasons: dict[str, int] = Field(default_factory=dict)
+    faults: dict[str, int] = Field(default_factory=dict)
     partitions: tuple[str, ...] = ()
     withheld: dict[str, str] = Field(default_factory=dict)
     lines: int | None = None
@@ -88,8 +104,8 @@ class TableLoad(BaseModel):
     def _reconciles(self) -> TableLoad:
         if self.loaded != self.inserted + self.updated:
             raise ValueError("loaded is not inserted + updated")
-        if self.source != self.loaded + self.unchanged + self.rejected + self.duplicate:
-            raise ValueError("source is not loaded + unchanged + rejected + duplicate")
+        if self.source != self.loaded + self.unchanged + self.rejected + self.duplicate + self.reversal:
+            raise ValueError("source is not loaded + unchanged + rejected + duplicate + reversal")
         if self.rejected != sum(self.reasons.values()):
             raise ValueError("rejected is not the sum of its reasons")
         return self
@@ -123,15 +139,19 @@ class LoadReport(BaseModel):
         """Plain values for the UI: totals and one table of counts."""
         total = {
             name: sum(getattr(done, name) for done in self.tables.values())
-            for name in ("source", "loaded", "unchanged", "rejected", "duplicate")
+            for name in ("source", "loaded", "unchanged", "rejected", "duplicate", "reversal", "withdrawn")
         }
-        columns = ["source", "inserted", "updated", "unchanged", "rejected", "duplicate", "withdrawn"]
+        columns = [
+            *("source", "lines", "inserted", "updated", "unchanged", "rejected", "duplicate", "reversal"),
+            *("withdrawn", "restored"),
+        ]
         lines = [
             f"| table | status | {' | '.join(columns)} | reasons | s |",
             "|---|---|" + "---:|" * len(columns) + "---|---:|",
         ]
         for name, done in self.tables.items():
-            counts = " | ".join(f"{getattr(done, column):,}" for column in columns)
+            given = [getattr(done, column) for column in columns]
+            counts = " | ".join("" if count is None else f"{count:,}" for count in given)
             why = ", ".join(f"{code} {rows:,}" for code, rows in done.reasons.items())
             lines.append(f"| {name} | {done.status} | {counts} | {why} | {done.seconds:.1f} |")
         problems = [f"* **{name}**: {text}" for name, text in self.failures.items()]
@@ -168,6 +188,7 @@ def load(
     withhold_months: bool = False,
     months: Sequence[str] | None = None,
     kept: tuple[str, str] | None = None,
+    own: Mapping[str, OwnType] | None = None,
     engine: sa.Engine | None = None,
     load_id: str | None = None,
     vocabulary: VocabularyPolicy | None = None,
@@ -191,6 +212,7 @@ def load(
         kept: first and last month that event tables are kept for. Rows of other months are not written and count
             under ``before_first_month`` and ``after_data_end``, without effect on the threshold; not with
             ``months``.
+        own: declared types of columns of one's own; by default those that the delivery's mapping declares.
         engine: the warehouse (default: that of ``connection.engine("app")``).
         load_id, actor, run_id: recorded with every table; by default a new one, the login, none.
         vocabulary: accepted values (default: ``config/vocabulary.yaml``).
@@ -220,31 +242,41 @@ def load(
         withhold_months=withhold_months,
         months=months,
         kept=kept,
+        own=own,
     )
     began = time.perf_counter()
     ordered = _in_load_order(tables)
-    delivered = getattr(tables, "delivered", {})
+    delivered, declared = getattr(tables, "delivered", {}), getattr(tables, "reversals", {})
     done: dict[str, TableLoad] = {}
     for name in ordered:
-        done[name] = loader.run(name, tables[name], delivered.get(name))
+        done[name] = loader.run(name, tables[name], delivered.get(name), declared.get(name))
     return loader.report(done, time.perf_counter() - began)
 
 
-def load_table(name: str, frame: pd.DataFrame, *, delivered: Any = None, **settings: Any) -> LoadReport:
+def load_table(
+    name: str,
+    frame: pd.DataFrame,
+    *,
+    delivered: Any = None,
+    reversals: Reversals | None = None,
+    **settings: Any,
+) -> LoadReport:
     """Load one table, for example in an asset of its own; its parents are in the warehouse by now.
 
     Args:
         name: raw table.
         frame: its rows.
         delivered: ``sources.files.DeliveredTable`` of the rows, for file names and untouched rows.
+        reversals: rows that take others back (default: by the rule that was delivered with the rows).
         settings: those of :func:`load`.
     """
-    return load(_OneTable(name, frame, delivered), **settings)
+    return load(_OneTable(name, frame, delivered, reversals), **settings)
 
 
 class _OneTable(Mapping[str, pd.DataFrame]):
-    def __init__(self, name: str, frame: pd.DataFrame, delivered: Any) -> None:
+    def __init__(self, name: str, frame: pd.DataFrame, delivered: Any, reversals: Reversals | None) -> None:
         self._frames = {name: frame}
+        self.reversals = {name: reversals}
         self.delivered = {name: delivered} if delivered is not None else {}
 
     def __getitem__(self, name: str) -> pd.DataFrame:
@@ -345,6 +377,7 @@ class _Loader:
     withhold_months: bool
     months: Sequence[str] | None
     kept: tuple[str, str] | None
+    own: Mapping[str, OwnType] | None
     #: Tables of this load that are not in the warehouse as delivered.
     missing: set[str] = field(default_factory=set)
     #: Keys of this load, by table (or ``patient``): a dry run writes none, so children look here.
@@ -367,18 +400,23 @@ class _Loader:
             tables=done,
         )
 
-    def run(self, name: str, frame: pd.DataFrame, delivered: Any) -> TableLoad:
+    def run(
+        self, name: str, frame: pd.DataFrame, delivered: Any, reversals: Reversals | None = None
+    ) -> TableLoad:
         began = time.perf_counter()
+        rule = getattr(delivered, "reversals", None)
+        if reversals is None and rule is not None:
+            reversals = Reversals.of(rule, frame)
         lost = [parent for parent in loaded_after(name) if parent in self.missing]
         with staging.speaking_errors(self.engine):
             if lost:
                 done = self._not_tried(name, frame, lost, began)
-                self._record(name, done, {}, delivered)
+                self._record(name, done, {}, delivered, reversals)
             elif self.dry_run:
-                done = self._load(name, frame, delivered, began)
+                done = self._load(name, frame, delivered, reversals, began)
             else:
                 with staging.only_load_of(self.engine, name, self.say):
-                    done = self._load(name, frame, delivered, began)
+                    done = self._load(name, frame, delivered, reversals, began)
         if done.status in ("failed", "not_tried"):
             self.missing.add(name)
         self.say(_line(name, done))
@@ -395,17 +433,30 @@ class _Loader:
             message=f"not tried: {', '.join(lost)} was not loaded. Correct it, then load both.",
         )
 
-    def _load(self, name: str, frame: pd.DataFrame, delivered: Any, began: float) -> TableLoad:
-        checked = rules.check(name, frame, self.vocabulary)
-        rules.check_duplicates(checked)
+    def _load(
+        self, name: str, frame: pd.DataFrame, delivered: Any, reversals: Reversals | None, began: float
+    ) -> TableLoad:
+        taking = None if reversals is None else reversals.rows
+        checked = rules.check(name, frame, self.vocabulary, self._own(name, delivered), taking)
+        if reversals is not None:
+            checked.add(reversals.unreadable & ~checked.bad, "number_format", reversals.rule.where.column)
+        months, unkept = self._unkept(checked)
+        beyond = np.logical_or.reduce([*unkept.values(), np.zeros(len(checked.bad), bool)])
+        rules.check_duplicates(checked, beyond)
         self._check_against_warehouse(checked)
         malformed = 0 if delivered is None else len(delivered.malformed)
-        counts = self._decide(checked, malformed)
+        counts = self._decide(checked, months, beyond, malformed)
+        counts.unkept = {reason: int(rows.sum()) for reason, rows in unkept.items() if rows.any()}
+        accepted = checked.accepted & counts.considered & ~counts.withheld_rows
+        taken = TakenBack.nothing(len(accepted))
+        if counts.failure is None:
+            taken = find_reversed(self.engine, checked, accepted, reversals, rejects.documents_of(checked))
         rejected = Rejected.of(checked, counts.considered, delivered)
         if not self.dry_run:
             rejects.store(self.engine, self.load_id, rejected)
-        accepted = checked.accepted & counts.considered & ~counts.withheld_rows
+        accepted &= checked.accepted & ~checked.reversal & ~taken.known
         merged = staging.Merged(0, 0, 0, {})
+        completed = _completed(checked, accepted, delivered)
         attempts = staging.Retries(self.retries)
         staged = staging.Staging(
             self.engine,
@@ -414,38 +465,47 @@ class _Loader:
             load_id=self.load_id,
             batch_size=self.batch_size,
             retries=attempts,
-            restated=_restated(checked, ~accepted, delivered),
+            restated=_restated(checked, ~accepted & ~beyond, delivered) if accepted.any() else None,
+            taken=taken,
+            completed=list(completed[list(_CELL)].itertuples(index=False, name=None)),
         )
-        if counts.failure is None and accepted.any():
+        keys = checked.rows.column(primary_key(name))
+        staged.settled = keys.filter(_arrow_mask(taken.known)).to_pylist()
+        staged.settled_reversals = keys.filter(_arrow_mask(taken.counted)).to_pylist()
+        if counts.failure is None and (accepted.any() or taken.counted.any() or taken.known.any()):
             merged = (
                 staged.compare() if self.dry_run else staged.merge(self.load_id, self._ticker(name, staged))
             )
         self._remember(checked, counts)
         reasons = _reasons(checked, counts, malformed)
-        beyond = sum(counts.unkept.values())
-        source = int(counts.considered.sum()) + malformed + beyond
+        source = int((counts.considered | beyond).sum()) + malformed
         done = TableLoad(
             source=source,
             loaded=merged.inserted + merged.updated,
             inserted=merged.inserted,
             updated=merged.updated,
-            unchanged=merged.unchanged,
+            unchanged=merged.unchanged + int(taken.known.sum()),
             rejected=sum(reasons.values()),
             duplicate=int((checked.duplicate & ~checked.bad & counts.considered).sum()),
+            reversal=int(taken.counted.sum()),
             withdrawn=merged.withdrawn,
+            restored=merged.restored,
+            going=merged.going,
+            completed={} if counts.failure else _by_precision(completed),
             seconds=time.perf_counter() - began,
             status=_status(source, counts),
             reasons=reasons,
+            faults=_faults(checked, counts),
             partitions=tuple(merged.months),
             withheld=counts.withheld,
             lines=None if delivered is None else delivered.lines,
-            outside=int((~counts.considered).sum()) - beyond,
+            outside=int((~(counts.considered | beyond)).sum()),
             ignored_columns=checked.ignored,
             batches=staged.batches,
             retries=attempts.used,
             message=_message(name, counts, self.kept) or _not_withdrawn(name, delivered),
         )
-        self._record(name, done, merged.months, delivered)
+        self._record(name, done, merged.months, delivered, reversals)
         return done
 
     # --- against the warehouse
@@ -498,25 +558,27 @@ class _Loader:
 
     # --- threshold
 
-    def _decide(self, checked: rules.Checked, malformed: int) -> _Counts:
+    def _unkept(self, checked: rules.Checked) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
+        """The month of each row (None: a table without months), and by reason the rows that are not kept."""
+        dated = date_column(checked.table)
+        if dated is None or dated not in checked.rows.column_names:
+            return None, {}
+        months = staging.months_of(checked.rows.column(dated))
+        if self.kept is None or self.months is not None:
+            return months, {}
+        first, last = (np.datetime64(month, "M") for month in self.kept)
+        return months, {"before_first_month": months < first, "after_data_end": months > last}
+
+    def _decide(
+        self, checked: rules.Checked, months: np.ndarray | None, beyond: np.ndarray, malformed: int
+    ) -> _Counts:
         """Which rows are looked at, and which months or whole tables stay out."""
         rows = len(checked.bad)
-        dated = date_column(checked.table)
-        months = None
-        if dated is not None and dated in checked.rows.column_names:
-            months = staging.months_of(checked.rows.column(dated))
-        considered = np.ones(rows, bool)
+        considered = ~beyond
         if self.months is not None and months is not None:
             window = np.array(list(self.months), dtype="datetime64[M]")
             considered = np.isnat(months) | np.isin(months, window)
-        unkept: dict[str, int] = {}
-        if self.kept is not None and self.months is None and months is not None:
-            first, last = (np.datetime64(month, "M") for month in self.kept)
-            for reason, beyond in (("before_first_month", months < first), ("after_data_end", months > last)):
-                considered &= ~beyond
-                if beyond.any():
-                    unkept[reason] = int(beyond.sum())
-        counts = _Counts(considered, np.zeros(rows, bool), unkept=unkept)
+        counts = _Counts(considered, np.zeros(rows, bool))
         if self.withhold_months and months is not None:
             self._decide_months(checked, counts, months, malformed)
         else:
@@ -556,7 +618,20 @@ class _Loader:
 
     # --- record
 
-    def _record(self, name: str, done: TableLoad, months: Mapping[str, int], delivered: Any) -> None:
+    def _own(self, name: str, delivered: Any) -> Mapping[str, OwnType]:
+        """Declared types of the table's own columns."""
+        if name != OWN_TABLE:
+            return {}
+        return getattr(delivered, "own", {}) if self.own is None else self.own
+
+    def _record(
+        self,
+        name: str,
+        done: TableLoad,
+        months: Mapping[str, int],
+        delivered: Any,
+        reversals: Reversals | None,
+    ) -> None:
         if self.dry_run:
             return
         from sqlalchemy.dialects.postgresql import insert
@@ -568,7 +643,11 @@ class _Loader:
         record = {
             **_record(report, name, done),
             "source": files,
+            "reversal_rule": sa.null()
+            if reversals is None
+            else reversals.rule.model_dump(mode="json", by_alias=True, exclude_defaults=True),
             "partitions": dict(months),
+            "own_columns": dict(self._own(name, delivered)),
             "run_id": self.run_id,
             "loaded_at": staging.utc_now(),
         }
@@ -606,7 +685,10 @@ def _record(report: LoadReport, name: str, done: TableLoad) -> dict[str, Any]:
         "unchanged": done.unchanged,
         "duplicates": done.duplicate,
         "rejected": done.rejected,
+        "reversals": done.reversal,
         "withdrawn": done.withdrawn,
+        "restored": done.restored,
+        "lines": done.lines,
         "reasons": done.reasons,
         "batches": done.batches,
         "retries": done.retries,
@@ -653,6 +735,17 @@ def _reasons(checked: rules.Checked, counts: _Counts, malformed: int) -> dict[st
     return dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
 
 
+def _faults(checked: rules.Checked, counts: _Counts) -> dict[str, int]:
+    """Rows per reason and column, most frequent first; with the limits of a column whose values lie outside."""
+    found: dict[str, np.ndarray] = {}
+    for fault in checked.faults:
+        words = rules.fault_words(checked.table, fault.reason, fault.column)
+        # A value may be outside in two ways; its row is one.
+        found[words] = np.union1d(found.get(words, fault.positions), fault.positions)
+    rows = {words: int(counts.considered[positions].sum()) for words, positions in found.items()}
+    return dict(sorted(((words, n) for words, n in rows.items() if n), key=lambda one: (-one[1], one[0])))
+
+
 def _status(source: int, counts: _Counts) -> Status:
     if counts.failure is not None:
         return "failed"
@@ -677,6 +770,26 @@ def _message(name: str, counts: _Counts, kept: tuple[str, str] | None) -> str | 
     return None
 
 
+_CELL = ("row_key", "column", "delivered", "precision", "rule")
+
+
+def _completed(checked: rules.Checked, accepted: np.ndarray, delivered: Any) -> pd.DataFrame:
+    """Dates of accepted rows that were delivered without their day: ``_CELL`` as columns."""
+    given = getattr(delivered, "completed", None)
+    if given is None or given.empty:
+        return pd.DataFrame(columns=list(_CELL))
+    given = given[accepted[given["position"].to_numpy(dtype=np.int64)]]
+    keys = checked.rows.column(primary_key(checked.table)).take(given["position"].to_numpy(dtype=np.int64))
+    return given.assign(row_key=keys.to_pylist())
+
+
+def _by_precision(completed: pd.DataFrame) -> dict[str, dict[str, int]]:
+    counts: dict[str, dict[str, int]] = {}
+    for (column, precision), cells in completed.groupby(["column", "precision"]).size().items():  # type: ignore[misc]
+        counts.setdefault(str(column), {})[str(precision)] = int(cells)
+    return counts
+
+
 def _restated(checked: rules.Checked, left_out: np.ndarray, delivered: Any) -> list[str] | None:
     """Keys that were delivered and not taken, if the delivery restates its months; None if it does not."""
     if getattr(delivered, "restates", None) is None or len(delivered.malformed):
@@ -697,9 +810,10 @@ def _not_withdrawn(name: str, delivered: Any) -> str | None:
 
 def _line(name: str, done: TableLoad) -> str:
     withdrawn = f", {done.withdrawn:,} withdrawn" if done.withdrawn else ""
+    reversal = f" + {done.reversal:,} reversal" if done.reversal else ""
     text = (
         f"{name}: {done.status}, {done.source:,} rows = {done.inserted:,} inserted + {done.updated:,} updated "
-        f"+ {done.unchanged:,} unchanged + {done.rejected:,} rejected + {done.duplicate:,} duplicate{withdrawn}"
-        f" ({done.seconds:.1f} s)"
+        f"+ {done.unchanged:,} unchanged + {done.rejected:,} rejected + {done.duplicate:,} duplicate"
+        f"{reversal}{withdrawn} ({done.seconds:.1f} s)"
     )
     return f"{text}. {done.message}" if done.message else text

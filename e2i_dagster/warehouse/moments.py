@@ -2,13 +2,17 @@
 
 Every door asks here: the loader, `import check`, OMOP folders, files of experiments and audits. The table in
 docs/loading.md says the same in words. A moment without an offset is UTC, and a moment belongs to its UTC day,
-so that one moment is one day whichever kind of file holds it.
+so that one moment is one day whichever kind of file holds it. A year or a month without a day is no day; where
+the user declares a rule it is completed by it, and its precision is told beside it.
 """
 
 from __future__ import annotations
 
+import calendar
+import datetime as dt
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -18,7 +22,9 @@ if TYPE_CHECKING:
 
 #: Why a cell is no day, in the order in which the patterns are tried; what fits none is not a date at all.
 REFUSED: dict[str, str] = {
-    "partial_date": r"^(\d{4}|\d{4}[-/.]\d{1,2}|\d{1,2}[-/.]\d{4}|(18|19|20|21)\d{2}(0[1-9]|1[0-2])|\d{4}-?W\d{2})$",
+    "partial_date": (
+        r"^((18|19|20|21)\d{2}(0[1-9]|1[0-2])?|\d{4}([-/.](0[1-9]|1[0-2])|[-/][1-9])|(0?[1-9]|1[0-2])[-/.]\d{4})$"
+    ),
     "two_digit_year": r"^\d{1,2}[-/. ](\d{1,2}|[A-Za-z]{3})[-/. ]\d{2}([T ].*)?$",
     "ambiguous_date": r"^(0?[1-9]|1[0-2])[-/. ](0?[1-9]|1[0-2])[-/. ]\d{4}([T ,].*)?$",
 }
@@ -33,6 +39,20 @@ _CLOCK = (
 _MOMENT = f"^{_DAY}{_CLOCK}$"
 _SECOND = 1_000_000
 
+#: How a date without its day is completed: to the first, middle (the 15th, 1 July) or last day of what it says.
+Completion = Literal["first", "middle", "last"]
+Precision = Literal["month", "year"]
+_CENTURY = r"(?P<y>(?:18|19|20|21)\d{2})"
+_PARTIAL = tuple(
+    re.compile(pattern)
+    for pattern in (
+        _CENTURY,
+        _CENTURY + r"(?P<m>0[1-9]|1[0-2])",
+        r"(?P<y>\d{4})(?:[-/.](?P<m>\d{2})|[-/](?P<s>\d))",
+        r"(?P<m>\d{1,2})[-/.](?P<y>\d{4})",
+    )
+)
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -45,6 +65,34 @@ class Judged:
 
     values: pa.Array
     refused: dict[str, pa.Array]
+
+
+@dataclass(frozen=True)
+class Completed:
+    """A date that was delivered without its day, its day by the rule, and what was delivered of it."""
+
+    day: dt.date
+    precision: Precision
+
+
+def completed(text: str, rule: Completion) -> Completed | None:
+    """The day of a year (1800 to 2199) or a month that ``text`` is; None where it is neither.
+
+    A week, and what only looks like a month (``2013-13``), is not completed.
+    """
+    for pattern in _PARTIAL:
+        found = pattern.fullmatch(text.strip())
+        if found is None:
+            continue
+        parts = found.groupdict()
+        year, month = int(parts["y"]), int(parts.get("m") or parts.get("s") or 0)
+        if "m" not in parts:
+            day = {"first": (1, 1), "middle": (7, 1), "last": (12, 31)}[rule]
+            return Completed(dt.date(year, *day), "year")
+        if year and 1 <= month <= 12:
+            last = calendar.monthrange(year, month)[1]
+            return Completed(dt.date(year, month, {"first": 1, "middle": 15, "last": last}[rule]), "month")
+    return None
 
 
 def days(given: pa.Array) -> Judged:

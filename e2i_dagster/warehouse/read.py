@@ -58,6 +58,34 @@ def read_accepted(engine: sa.Engine, table: str, months: Sequence[str] | None = 
         return conform(table, _copied(connection, query, table, names))
 
 
+def rows_not_kept(connection: sa.Connection, table: str, kept: tuple[str, str]) -> dict[str, int]:
+    """Rows of the raw ``table`` by why they are not kept: loaded when the range was wider, read by nothing now.
+
+    Args:
+        kept: first and last month (``YYYY-MM``) that event tables are kept for.
+
+    Returns:
+        Rows under ``before_first_month`` and ``after_data_end``, where there are some; nothing of tables without
+        months.
+    """
+    dated_by = date_column(table)
+    if dated_by is None:
+        return {}
+    found = raw_table(table)
+    day = found.c[dated_by]
+    if isinstance(day.type, sa.DateTime):
+        day = sa.func.timezone("UTC", day)
+    month = sa.func.to_char(day, "YYYY-MM")
+    counted = sa.select(
+        sa.func.count().filter(month < kept[0]).label("before_first_month"),
+        sa.func.count().filter(month > kept[1]).label("after_data_end"),
+    ).select_from(found)
+    if table == "ml_predictions":
+        counted = counted.where(found.c.origin == "import")
+    row = connection.execute(counted).one()
+    return {reason: rows for reason, rows in row._mapping.items() if rows}
+
+
 def read_columns(connection: sa.Connection, table: str, columns: Sequence[str]) -> pd.DataFrame:
     """Those ``columns`` of all rows of the raw ``table``, in any order.
 
@@ -135,17 +163,32 @@ def _selected(table: str) -> Callable[[str], sql.Composable]:
 def recorded_load(engine: sa.Engine, load_id: str) -> dict[str, Any]:
     """What ``ml_table_loads`` says of a load, in the form of ``e2i load --json``.
 
-    ``source = loaded + unchanged + rejected + duplicate`` for each table, in load order. A load that
+    ``source = loaded + unchanged + rejected + duplicate + reversal`` for each table, in load order. A load that
     ended before its first table has no tables and no success.
     """
-    from e2i_dagster.warehouse.tables.control import ml_table_loads
+    from e2i_dagster.warehouse.rejects import summary
+    from e2i_dagster.warehouse.rules import fault_words
+    from e2i_dagster.warehouse.tables.control import load_completed_dates, ml_table_loads
 
-    table = ml_table_loads
+    table, cells = ml_table_loads, load_completed_dates
+    faults: dict[str, dict[str, int]] = {}
+    for one in summary(engine, load_id=load_id).to_dict("records"):
+        words = fault_words(one["table"], one["reason"], one["column"])
+        faults.setdefault(one["table"], {})[words] = int(one["rows"])
     with engine.connect() as connection:
         rows = {
             row["table_name"]: row
             for row in connection.execute(sa.select(table).where(table.c.load_id == load_id)).mappings()
         }
+        counted = connection.execute(
+            sa.select(cells.c.table_name, cells.c.column_name, cells.c.precision, sa.func.count())
+            .where(cells.c.load_id == load_id)
+            .group_by(cells.c.table_name, cells.c.column_name, cells.c.precision)
+            .order_by(cells.c.table_name, cells.c.column_name, cells.c.precision)
+        ).all()
+    completed: dict[str, dict[str, dict[str, int]]] = {}
+    for name, column, precision, count in counted:
+        completed.setdefault(name, {}).setdefault(column, {})[precision] = count
     tables = {
         name: {
             "source": row["delivered"],
@@ -155,10 +198,15 @@ def recorded_load(engine: sa.Engine, load_id: str) -> dict[str, Any]:
             "unchanged": row["unchanged"],
             "rejected": row["rejected"],
             "duplicate": row["duplicates"],
+            "reversal": row["reversals"],
             "withdrawn": row["withdrawn"],
+            "restored": row["restored"],
+            "lines": row["lines"],
+            "completed": completed.get(name, {}),
             "seconds": row["seconds"],
             "status": row["status"],
             "reasons": dict(row["reasons"]),
+            "faults": faults.get(name, {}),
             "partitions": sorted(row["partitions"]),
             "message": row["message"],
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from e2i_dagster.errors import InputError, UnavailableError
 from e2i_dagster.warehouse import rules, staging
+from e2i_dagster.warehouse.reversals import Reversals, rules_of
 from e2i_dagster.warehouse.tables import (
     OPTIONAL_RAW_TABLES,
     RAW_TABLES,
@@ -45,6 +46,7 @@ class Rejected:
         faults: one line per row and broken rule: ``position``, ``reason``, ``column``, ``value``,
             ``parent_table``, ``parent_key``.
         frame: the delivered rows under our names; ``raw``: untouched, None if that is the same.
+        reversal: True for rows of ``frame`` that take another row back.
         row_numbers: number of each row of ``frame`` in its file.
         files: file of each position, or None.
         malformed: ``file``, ``row_number``, ``text`` of lines that are no rows.
@@ -54,6 +56,7 @@ class Rejected:
     faults: pd.DataFrame
     frame: pd.DataFrame
     raw: pd.DataFrame | None
+    reversal: np.ndarray
     row_numbers: np.ndarray
     delivered: Any
     malformed: pd.DataFrame
@@ -75,6 +78,7 @@ class Rejected:
             faults=faults,
             frame=checked.given,
             raw=None if delivered is None else delivered.raw,
+            reversal=checked.reversal,
             row_numbers=np.arange(1, len(checked.bad) + 1) if delivered is None else delivered.row_numbers,
             delivered=delivered,
             malformed=none if delivered is None else delivered.malformed,
@@ -178,8 +182,21 @@ def _documents(rejected: Rejected, positions: np.ndarray) -> list[str]:
     if rejected.delivered is not None and len(rejected.delivered.files) > 1:
         names = rejected.delivered.file_of_rows(positions)
         rows = [_with_key(row, FILE, json.dumps(name)) for row, name in zip(rows, names, strict=True)]
-    # JSONB cannot hold NUL; the reason invalid_text says that there was one.
-    return [_NUL.sub(r"\1", row) if "\\u0000" in row else row for row in rows]
+    rows = [
+        _with_key(row, staging.REVERSAL_MARK, "true") if reversal else row
+        for row, reversal in zip(rows, rejected.reversal[positions], strict=True)
+    ]
+    return [_without_nul(row) for row in rows]
+
+
+def documents_of(checked: rules.Checked) -> Callable[[np.ndarray], list[str]]:
+    """Gives rows of ``checked`` by position, as delivered under our names, as JSON."""
+    return lambda positions: [_without_nul(row) for row in rules.row_documents(checked.given.iloc[positions])]
+
+
+def _without_nul(document: str) -> str:
+    """JSONB cannot hold NUL; the reason invalid_text says that there was one."""
+    return _NUL.sub(r"\1", document) if "\\u0000" in document else document
 
 
 def _with_key(document: str, key: str, value: str) -> str:
@@ -312,7 +329,8 @@ def _text(column: Any) -> Any:
 
 def _unpacked(table: str, rows: Sequence[Any]) -> pd.DataFrame:
     documents = pd.DataFrame.from_records([json.loads(row["row"]) for row in rows])
-    documents = documents.drop(columns=[name for name in (AS_DELIVERED, FILE) if name in documents.columns])
+    marks = (AS_DELIVERED, FILE, staging.REVERSAL_MARK)
+    documents = documents.drop(columns=[name for name in marks if name in documents.columns])
     known = [name for name in frame_columns(table) if name in documents.columns]
     others = [name for name in documents.columns if name not in known]
     heads = pd.DataFrame({ROW: [row[ROW] for row in rows], REASONS: [row[REASONS] for row in rows]})
@@ -356,7 +374,10 @@ def resubmit(
         rows = pd.concat(parts, ignore_index=True)
         frame = rows.drop(columns=[name for name in (ROW, REASONS, LINE) if name in rows.columns])
         before = open_rows(engine, table)[ROW] if settings.get("dry_run") else None
-        last = load_table(table, frame, **settings)
+        own = _declared(engine, table, rows[ROW]) if ROW in rows else {}
+        last = load_table(
+            table, frame, own=own, reversals=_reversals_among(engine, table, rows, frame), **settings
+        )
         done[table] = last.tables[table]
         if before is None:
             _settle(engine, table, rows[ROW] if ROW in rows else pd.Series(dtype=_TEXT), new_id)
@@ -373,6 +394,35 @@ def resubmit(
             "tables": done,
         }
     )
+
+
+def _declared(engine: sa.Engine, table: str, given: pd.Series) -> dict[str, Any]:
+    """Types that the loads of the rows ``given`` declared for own columns; of two, the newer load's."""
+    from e2i_dagster.warehouse.tables.control import ml_table_loads as loads
+
+    ids = given.dropna().str.rsplit("/", n=2).str[0].unique().tolist()
+    statement = (
+        sa.select(loads.c.own_columns)
+        .where(loads.c.table_name == table, loads.c.load_id == sa.func.any(staging.text_list(ids)))
+        .order_by(loads.c.loaded_at)
+    )
+    with engine.connect() as connection:
+        declared = connection.execute(statement).scalars().all()
+    return {name: kind for types in declared for name, kind in types.items()}
+
+
+def _reversals_among(
+    engine: sa.Engine, table: str, rows: pd.DataFrame, frame: pd.DataFrame
+) -> Reversals | None:
+    """Reversals among resubmitted rows: of those whose load had a rule, by the rule of the newest such load."""
+    if ROW not in rows:
+        return None
+    loads = rows[ROW].str.rsplit("/", n=2).str[0]
+    rules_by_load = rules_of(engine, table, loads.dropna().unique().tolist())
+    if not rules_by_load:
+        return None
+    newest = list(rules_by_load.values())[-1]
+    return Reversals.of(newest, frame, loads.isin(list(rules_by_load)).to_numpy(dtype=bool))
 
 
 def _keys_of(table: str) -> list[tuple[str, str]]:

@@ -17,8 +17,10 @@ import pandas as pd
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
+from e2i_dagster.config.codes import npi_holds
 from e2i_dagster.errors import InputError
 from e2i_dagster.warehouse import moments
+from e2i_dagster.warehouse.frames import cell_text, json_text, own_cells
 from e2i_dagster.warehouse.tables import (
     MAINTAINED_COLUMNS,
     facts,
@@ -31,6 +33,7 @@ from e2i_dagster.warehouse.tables import (
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from e2i_dagster.config.own_columns import OwnType
     from e2i_dagster.config.vocabulary import VocabularyPolicy
 
 Kind = Literal["text", "integer", "number", "boolean", "date", "timestamp", "json", "list"]
@@ -45,10 +48,11 @@ REASONS: Mapping[str, str] = {
     "boolean_format": "Not true or false (t/f, yes/no, 1/0). Correct it or map the value.",
     "date_format": "Not a date YYYY-MM-DD of the calendar. Correct it or give `dates` in the mapping.",
     "timestamp_format": "Not an ISO timestamp (UTC where it has no offset). Correct it or give `dates`.",
-    "partial_date": "A year or month without a day. Deliver the day, or declare `dates`, such as `%Y-%m` (its first).",
+    "partial_date": "A year or month without a day. Deliver it, or declare `partial_dates`: first, middle or last.",
     "two_digit_year": "A year of two digits. Deliver four, or declare `dates`, such as `%d-%m-%y`.",
     "ambiguous_date": "Day and month may be swapped. Deliver YYYY-MM-DD, or declare `dates`, such as `%d/%m/%Y`.",
-    "json_format": "Not valid JSON. Correct it.",
+    "code_format": "Not a code of the declared system (its shape or its check digit). Correct it, or declare `text`.",
+    "json_format": "Not valid JSON, or in `extra` not an object. Correct it.",
     "list_format": 'Not a list of texts such as ["a", "b"] or {a,b}. Correct it.',
     "out_of_range": "Outside the range that the table description gives for the column. Correct it.",
     "unknown_value": "Not in the vocabulary. Correct it, map it, or add it to config/vocabulary.yaml.",
@@ -59,12 +63,16 @@ REASONS: Mapping[str, str] = {
     "orphan_<table>": "The row refers to nothing in <table>. Deliver the parent or correct the key.",
     "orphan_patient": "No journey has this patient_id. Deliver the journey or correct the patient.",
     "parent_rejected": "The row it refers to was rejected. Resubmitting that one resubmits this one.",
+    "unmatched_reversal": "No row that it takes back is there. Deliver the original, then resubmit; or correct it.",
+    "partial_reversal": "Takes back less than the row that it matches. Deliver what remains as a row of its own.",
+    "changed_reversal": "Took a row back before, and comes again with other values. Deliver it under a new key.",
+    "changed_after_reversal": "Was reversed, and comes again with other content. Deliver it under a new key.",
     "below_threshold": "Nothing wrong with the row: too many others of its table or month were rejected.",
     "not_tried": "Nothing was looked at, because a parent table was not loaded. Load the parent.",
 }
 
 #: Pairs (start, end) that must not be the wrong way round.
-_SPANS: Mapping[str, tuple[tuple[str, str], ...]] = {
+SPANS: Mapping[str, tuple[tuple[str, str], ...]] = {
     "patient_journeys": (("journey_start_date", "journey_end_date"),),
     "patient_clinical": (("first_observation_date", "last_observation_date"),),
     "observation_periods": (("start_date", "end_date"),),
@@ -73,7 +81,7 @@ _SPANS: Mapping[str, tuple[tuple[str, str], ...]] = {
 
 _TRUE = ("true", "t", "yes", "y", "1", "1.0")
 _FALSE = ("false", "f", "no", "n", "0", "0.0")
-_NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 _INT32 = 2**31
 
 
@@ -99,6 +107,7 @@ class Checked:
         bad: True for rows that break a rule.
         ignored: delivered columns that the table has no place for.
         duplicate: True for rows that repeat an earlier row of the frame.
+        reversal: True for rows that take another row back; they are no rows of the table themselves.
     """
 
     table: str
@@ -107,6 +116,7 @@ class Checked:
     bad: np.ndarray
     ignored: tuple[str, ...]
     duplicate: np.ndarray
+    reversal: np.ndarray
     faults: list[Fault] = field(default_factory=list)
 
     @property
@@ -177,13 +187,21 @@ def kind_of(column: sa.Column[Any]) -> Kind:
     return "text"
 
 
-def check(table: str, frame: pd.DataFrame, vocabulary: VocabularyPolicy) -> Checked:
+def check(
+    table: str,
+    frame: pd.DataFrame,
+    vocabulary: VocabularyPolicy,
+    own: Mapping[str, OwnType] | None = None,
+    reversal: np.ndarray | None = None,
+) -> Checked:
     """Parse every column of ``frame`` and apply the rules of a single row.
 
     Args:
         table: name of the raw table.
         frame: one row per delivered row; text (as from CSV) or canonical types; never changed.
         vocabulary: the accepted values.
+        own: declared types of columns of one's own (``patient_clinical``); the others are text.
+        reversal: True for rows that take another row back: their amounts may be negative.
 
     Raises:
         InputError: a required column is missing, or a column occurs twice.
@@ -195,17 +213,20 @@ def check(table: str, frame: pd.DataFrame, vocabulary: VocabularyPolicy) -> Chec
     names = [name for name in frame_columns(table) if name in frame.columns]
     ignored = tuple(str(name) for name in frame.columns if name not in columns)
     source = frame
-    if "extra" in columns and ignored:
-        source = frame.assign(extra=_with_extras(frame, ignored))
-        names = [name for name in frame_columns(table) if name in source.columns]
-        ignored = ()
+    kept = "extra" in columns and (bool(ignored) or "extra" in names)
     count = len(frame)
-    checked = Checked(table, pa.table({}), frame, np.zeros(count, bool), ignored, np.zeros(count, bool))
+    none = np.zeros(count, bool)
+    taking = none if reversal is None else reversal
+    left = () if kept else ignored
+    checked = Checked(table, pa.table({}), frame, none.copy(), left, none.copy(), taking)
+    if kept:
+        source = frame.assign(extra=_with_extras(checked, _own_texts(checked, ignored, own or {})))
+        names = [name for name in frame_columns(table) if name in source.columns]
     arrays: dict[str, pa.Array] = {}
     for name in names:
         arrays[name] = _check_column(checked, columns[name], _arrow(source[name]), vocabulary)
     checked.rows = pa.table(arrays)
-    for start, end in _SPANS.get(table, ()):
+    for start, end in SPANS.get(table, ()):
         if start in arrays and end in arrays:
             _add_spans(checked, arrays, start, end)
     return checked
@@ -233,15 +254,9 @@ def _check_column(
     pc = compute()
 
     name, kind, about = column.name, kind_of(column), facts(column)
-    if kind in ("date", "timestamp"):
-        judged = moments.days(given) if kind == "date" else moments.moments(given)
-        parsed = judged.values
-        for reason, mask in judged.refused.items():
-            checked.add(mask, f"{kind}_format" if reason == "format" else reason, name)
-    else:
-        parsed, wrong = _PARSERS[kind](given)
-        if wrong is not None:
-            checked.add(wrong, "invalid_text" if kind == "text" else f"{kind}_format", name)
+    parsed, refused = judged(kind, given)
+    for reason, mask in refused.items():
+        checked.add(mask, reason, name)
     if not column.nullable:
         if column.server_default is not None and parsed.null_count:
             parsed = pc.fill_null(parsed, _default_of(column))
@@ -257,6 +272,31 @@ def _check_column(
     if name == "npi":
         checked.add(pc.and_(pc.invert(_valid_npi(parsed)), pc.is_valid(parsed)), "npi_check_digit", name)
     return parsed
+
+
+def judged(kind: Kind, given: pa.Array) -> tuple[Any, dict[str, Any]]:
+    """The values of cells of a kind, null where a cell is none, and for each reason which cells it refuses."""
+    if kind in ("date", "timestamp"):
+        found = moments.days(given) if kind == "date" else moments.moments(given)
+        return found.values, {
+            f"{kind}_format" if reason == "format" else reason: mask for reason, mask in found.refused.items()
+        }
+    parsed, wrong = _PARSERS[kind](given)
+    return parsed, {} if wrong is None else {"invalid_text" if kind == "text" else f"{kind}_format": wrong}
+
+
+def _own_texts(checked: Checked, names: Sequence[str], own: Mapping[str, OwnType]) -> pd.DataFrame:
+    """Columns of one's own as the text that is kept, each checked under its declared type."""
+    from e2i_dagster.warehouse.own_columns import converted
+
+    texts = {}
+    for name in names:
+        column = cell_text(checked.given[name])
+        cells, refused = judged("text", _arrow(column))
+        for reason, mask in (refused | dict(converted(cells, own.get(name, "text")).refused)).items():
+            checked.add(mask, reason, name)
+        texts[name] = cells.to_numpy(zero_copy_only=False)
+    return pd.DataFrame(texts, index=checked.given.index, dtype=object)
 
 
 def _default_of(column: sa.Column[Any]) -> Any:
@@ -281,7 +321,8 @@ def _add_range(checked: Checked, column: sa.Column[Any], parsed: pa.Array) -> No
     about = facts(column)
     outside = []
     if about.minimum is not None:
-        outside.append(pc.less(parsed, about.minimum))
+        below = pc.less(parsed, about.minimum)
+        outside.append(_numpy(below) & ~checked.reversal if checked.reversal.any() else below)
     if about.maximum is not None:
         outside.append(pc.greater(parsed, about.maximum))
     precision, scale = getattr(column.type, "precision", None), getattr(column.type, "scale", None)
@@ -289,6 +330,26 @@ def _add_range(checked: Checked, column: sa.Column[Any], parsed: pa.Array) -> No
         outside.append(pc.greater_equal(pc.abs(parsed), 10.0 ** (precision - (scale or 0))))
     for mask in outside:
         checked.add(mask, "out_of_range", column.name)
+
+
+def fault_words(table: str, reason: str, column: str | None) -> str:
+    """Reason and column of a fault, with the limits of a column whose values lie outside."""
+    if column is None:
+        return reason
+    limits = f" ({_range_words(raw_table(table).columns[column])})" if reason == "out_of_range" else ""
+    return f"{reason} in {column}{limits}"
+
+
+def _range_words(column: sa.Column[Any]) -> str:
+    """What a number of ``column`` may be: ``0 to 10``, ``at least 0``, or how many digits it has room for."""
+    about = facts(column)
+    low, high = (None if limit is None else f"{limit:g}" for limit in (about.minimum, about.maximum))
+    if low is not None and high is not None:
+        return f"{low} to {high}"
+    if low is not None or high is not None:
+        return f"at least {low}" if low is not None else f"at most {high}"
+    precision, scale = getattr(column.type, "precision", None) or 0, getattr(column.type, "scale", None) or 0
+    return f"less than {10.0 ** (precision - scale):g}"
 
 
 def _add_spans(checked: Checked, arrays: Mapping[str, pa.Array], start: str, end: str) -> None:
@@ -322,15 +383,23 @@ def check_reference(
     checked.add(_numpy(lost) & ~waiting, f"orphan_{parent}", column)
 
 
-def check_duplicates(checked: Checked) -> None:
+def check_duplicates(checked: Checked, unkept: np.ndarray | None = None) -> None:
     """Repeated keys: same content is a duplicate of the first row, other content rejects all of them.
 
     Rows that already broke a rule stay out of the comparison, but not out of the conflict: a broken
-    row and a good row of one key contradict each other.
+    row and a good row of one key contradict each other. ``unkept``: True for rows that are no part of what is
+    kept; they speak neither for nor against another.
     """
     key = primary_key(checked.table)
     keys = checked.rows.column(key).to_pandas()
-    repeated = (keys.duplicated(keep=False) & keys.notna() & keys.ne("")).to_numpy(dtype=bool)
+    present = keys.notna() & keys.ne("")
+    if unkept is not None:
+        present &= ~unkept
+    # A reversal may have the key of its original.
+    identity = keys.where(present)
+    if checked.reversal.any():
+        identity = pd.Series(pd.factorize(identity)[0] * 2 + checked.reversal)
+    repeated = (identity.duplicated(keep=False) & present).to_numpy(dtype=bool)
     if not repeated.any():
         return
     positions = np.flatnonzero(repeated)
@@ -340,16 +409,18 @@ def check_duplicates(checked: Checked) -> None:
     same["__broken"] = broken
     delivered = checked.given.iloc[positions].reset_index(drop=True)
     content = pd.util.hash_pandas_object(same.astype(str), index=False).to_numpy()
-    if broken.any():
+    # Of a reversal the delivered columns count, whether the table keeps them or not.
+    as_delivered = broken | checked.reversal[positions]
+    if as_delivered.any():
         shown = pd.util.hash_pandas_object(delivered.astype(str), index=False).to_numpy()
-        content = np.where(broken, shown, content)
-    groups = pd.Series(content).groupby(same[key].to_numpy())
+        content = np.where(as_delivered, shown, content)
+    groups = pd.Series(content).groupby(identity.to_numpy()[positions])
     conflict = (groups.transform("nunique") > 1).to_numpy()
     mask = np.zeros(len(keys), bool)
     mask[positions[conflict & ~broken]] = True
     checked.add(mask, "duplicate_key_conflict", key)
     agreeing = positions[~conflict & ~broken]
-    again = pd.Series(keys.to_numpy()[agreeing]).duplicated(keep="first").to_numpy()
+    again = pd.Series(identity.to_numpy()[agreeing]).duplicated(keep="first").to_numpy()
     checked.duplicate[agreeing[again]] = True
 
 
@@ -362,7 +433,7 @@ def check_unique(checked: Checked, column: str, held: pd.Series) -> None:
     if column not in checked.rows.column_names:
         return
     key = primary_key(checked.table)
-    values = checked.rows.column(column).to_pandas().mask(~checked.accepted)
+    values = checked.rows.column(column).to_pandas().mask(~checked.accepted | checked.reversal)
     keys = checked.rows.column(key).to_pandas()
     twice = values.duplicated(keep=False) & values.notna()
     holder = values.map(held)
@@ -384,8 +455,17 @@ def as_text(values: pd.Series) -> list[str | None]:
     array = _arrow(values)
     if pa.types.is_timestamp(array.type):
         form = "%Y-%m-%dT%H:%M:%SZ" if array.type.tz else "%Y-%m-%dT%H:%M:%S"
-        return pc.strftime(array.cast(pa.timestamp("s", array.type.tz), safe=False), form).to_pylist()
+        # What has a zone is written by its clock, and this text says that the clock is that of UTC.
+        zone = "UTC" if array.type.tz else None
+        return pc.strftime(array.cast(pa.timestamp("s", zone), safe=False), form).to_pylist()
     return array.cast(pa.large_string()).to_pylist()
+
+
+def numbers_of(values: pd.Series) -> pd.Series:
+    """Values as numbers (float64); NaN where there is none or it is no number."""
+    number, wrong = _parse_number(_arrow(values))
+    parsed = _null_where(number, wrong)
+    return pd.Series(parsed.to_numpy(zero_copy_only=False), index=values.index, dtype="float64")
 
 
 def row_documents(frame: pd.DataFrame) -> list[str]:
@@ -520,7 +600,7 @@ def _parse_number(given: pa.Array) -> Parsed:
     try:
         number = trimmed.cast(pa.float64())
     except pa.ArrowInvalid:
-        fits = pc.match_substring_regex(trimmed, _NUMBER)
+        fits = pc.match_substring_regex(trimmed, NUMBER)
         number = pc.if_else(pc.fill_null(fits, False), trimmed, None).cast(pa.float64())
     wrong = pc.invert(pc.is_finite(number))
     if fits is not None:
@@ -649,7 +729,7 @@ def _null_where(array: pa.Array, wrong: Any) -> pa.Array:
 
 
 def _valid_npi(npi: pa.Array) -> Any:
-    """True where a text is ten digits with the Luhn check digit over prefix 80840 (CMS, 2004)."""
+    """True where a text is ten digits with the check digit of an NPI."""
     import pyarrow as pa
 
     pc = compute()
@@ -657,51 +737,37 @@ def _valid_npi(npi: pa.Array) -> Any:
     shaped = pc.fill_null(pc.match_substring_regex(npi, r"^[0-9]{10}$"), False)
     texts = pc.if_else(shaped, npi, "0000000000").cast(pa.large_string())
     digits = np.frombuffer("".join(texts.to_pylist()).encode(), dtype=np.uint8).reshape(-1, 10) - 48
-    digits = digits.astype(np.int64)
-    doubled = digits[:, 0:9:2] * 2
-    doubled = np.where(doubled > 9, doubled - 9, doubled)
-    # 24 is what the prefix 80840 adds to the sum.
-    total = 24 + doubled.sum(axis=1) + digits[:, 1:9:2].sum(axis=1) + digits[:, 9]
-    return pc.and_(shaped, pa.array(total % 10 == 0))
+    return pc.and_(shaped, pa.array(npi_holds([*digits.T])))
 
 
-def _with_extras(frame: pd.DataFrame, extras: Sequence[str]) -> pd.Series:
-    """The JSON column ``extra``: the user's own columns, over what a delivered ``extra`` holds."""
+def _with_extras(checked: Checked, texts: pd.DataFrame) -> pd.Series:
+    """The JSON column ``extra``: the user's own columns as text, over what a delivered ``extra`` holds."""
+    lines = texts.to_json(orient="records", lines=True, force_ascii=False) if len(texts.columns) else ""
+    own = [line for line in (lines or "").split("\n") if line] or ["{}"] * len(texts)
+    if "extra" in checked.given.columns:
+        given = _text_documents(checked, _arrow(checked.given["extra"]))
+        # The last of two equal keys wins in JSONB.
+        own = [
+            mine if theirs in (None, "{}") else theirs if mine == "{}" else f"{theirs[:-1]},{mine[1:]}"
+            for theirs, mine in zip(given, own, strict=True)
+        ]
+    return pd.Series(pd.array(own, dtype="string[pyarrow]"), index=texts.index)
+
+
+def _text_documents(checked: Checked, given: pa.Array) -> list[str | None]:
+    """A delivered ``extra`` with every value as text; what is no JSON object is recorded and left out."""
     import pyarrow as pa
 
-    pc = compute()
-
-    own = _text_array(_typed_documents(frame[list(extras)]))
-    if "extra" in frame.columns:
-        given = pc.utf8_trim_whitespace(_arrow(frame["extra"]).cast(pa.large_string()))
-        alone = pc.or_kleene(pc.is_null(given), pc.match_substring_regex(given, r"^\{\s*\}$"))
-        # The last of two equal keys wins in JSONB.
-        opened, rest = pc.utf8_slice_codeunits(given, 0, -1), pc.utf8_slice_codeunits(own, 1)
-        both = pc.binary_join_element_wise(opened, rest, pa.scalar(",", pa.large_string()))
-        own = pc.if_else(alone, own, both)
-    return pd.Series(own.to_pandas(), index=frame.index).set_axis(frame.index)
-
-
-def _typed_documents(frame: pd.DataFrame) -> list[str]:
-    """Rows as JSON objects: columns of numbers or booleans typed, everything else text."""
-    typed = {}
-    for name in frame.columns:
-        array = _arrow(frame[name])
-        if _is_text(array):
-            for parse in (_parse_number, _parse_boolean):
-                parsed, wrong = parse(array)
-                if not _numpy(wrong).any() and not _has_leading_zero(array):
-                    array = parsed
-                    break
-        typed[str(name)] = pd.array(array.to_pylist(), dtype=object)
-    lines = pd.DataFrame(typed).to_json(orient="records", lines=True, force_ascii=False, date_format="iso")
-    return [line for line in (lines or "").split("\n") if line]
-
-
-def _has_leading_zero(array: pa.Array) -> bool:
-    pc = compute()
-
-    return bool(pc.any(pc.match_substring_regex(array, r"^[+-]?0\d")).as_py())
+    found: list[str | None] = []
+    wrong = np.zeros(len(given), bool)
+    for place, text in enumerate(given.cast(pa.large_string()).to_pylist()):
+        try:
+            found.append(None if text is None else json_text(own_cells(text)))
+        except (ValueError, RecursionError):
+            found.append(None)
+            wrong[place] = True
+    checked.add(wrong, "json_format", "extra")
+    return found
 
 
 __all__ = [
@@ -716,6 +782,7 @@ __all__ = [
     "check_reference",
     "check_unique",
     "kind_of",
+    "numbers_of",
     "row_documents",
     "unique_columns",
 ]

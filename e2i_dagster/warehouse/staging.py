@@ -11,8 +11,8 @@ import contextlib
 import datetime as dt
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import numpy as np
 import sqlalchemy as sa
@@ -27,13 +27,19 @@ if TYPE_CHECKING:
     import psycopg
     import pyarrow as pa
 
+    from e2i_dagster.warehouse.reversals import TakenBack
+
 Result = TypeVar("Result")
 
 #: Namespace of the advisory locks of loading.
 _LOCK_SPACE = 0x6532_6C64
+#: Key of ``load_rejects.raw_row`` that marks a reversal.
+REVERSAL_MARK = "_reversal"
 #: SQLSTATE classes and codes after which the same statement can succeed.
 _TRANSIENT_CLASSES = ("08", "40", "57")
 _TRANSIENT_CODES = ("53300", "55P03")
+#: The document that holds the columns of the user's own.
+OWN_CELLS = "extra"
 
 
 class StagingLostError(Exception):
@@ -183,14 +189,29 @@ def encode(rows: pa.Table) -> pa.Buffer:
 
 
 @dataclass(frozen=True)
+class Going:
+    """A row that leaves the table: its key, its month, why, and the key of the row that takes it back."""
+
+    row: str
+    month: str | None
+    reason: Literal["not_delivered", "reversed"]
+    reversal: str | None = None
+
+
+@dataclass(frozen=True)
 class Merged:
-    """What a merge did; ``months`` gives the rows written (inserted, updated or withdrawn) of each month."""
+    """What a merge did; ``months`` gives the rows written (inserted, updated, withdrawn or restored) of each month.
+
+    ``going`` names the withdrawn rows, by key; only :meth:`Staging.compare` does.
+    """
 
     inserted: int
     updated: int
     unchanged: int
     months: dict[str, int]
     withdrawn: int = 0
+    restored: int = 0
+    going: tuple[Going, ...] = ()
 
 
 class Staging:
@@ -199,8 +220,12 @@ class Staging:
     Args:
         rows: parsed rows in the column order of the table (``rules.Checked.rows``).
         batch_size: rows of one COPY, the unit that is tried again.
-        restated: the rows are all of their months: what the table has of these months beside them is withdrawn,
-            but for the keys ``restated``, which were delivered too and not taken. None: nothing is withdrawn.
+        restated: the rows are all of their months (of the table, where it has no months): what the table has of
+            these months beside them is withdrawn, but for the keys ``restated``, which were delivered too and
+            not taken. None: nothing is withdrawn for that reason.
+        taken: rows that reversals take back and give back.
+        completed: dates of these rows that were delivered without their day: (row key, column, delivered text,
+            precision, rule).
     """
 
     def __init__(
@@ -213,6 +238,8 @@ class Staging:
         batch_size: int,
         retries: Retries,
         restated: Sequence[str] | None = None,
+        taken: TakenBack | None = None,
+        completed: Sequence[tuple[str, str, str, str, str]] = (),
     ) -> None:
         self.engine = engine
         self.table = table
@@ -220,6 +247,11 @@ class Staging:
         self.batch_size = batch_size
         self.retries = retries
         self.restated = restated
+        self.reversed = [] if taken is None else taken.withdrawn
+        self.restored = [] if taken is None else taken.restored
+        self.settled: Sequence[str] = ()
+        self.settled_reversals: Sequence[str] = ()
+        self.completed = completed
         self.name = (_staging_prefix(table) + load_id.replace("-", ""))[:63]
         self._schema = STAGING_SCHEMA
         self.batches = 0
@@ -243,22 +275,46 @@ class Staging:
 
     def compare(self) -> Merged:
         """What :meth:`merge` would do, without writing: a temporary table in a transaction rolled back."""
-        from psycopg import sql
-
         with connected(self.engine) as connection:
-            self._schema = "pg_temp"
-            connection.execute(
-                sql.SQL("CREATE TEMPORARY TABLE {} ({}) ON COMMIT DROP").format(
-                    sql.Identifier(self.name), self._column_definitions()
-                )
-            )
-            for first, batch in self._batches(50_000):
-                self._copy_batch(connection, first, batch)
+            self._copy_temporary(connection)
             changed = connection.execute(self._changed_query(count=True)).fetchall()
             new = connection.execute(self._new_query()).fetchall()
-            gone = self._withdrawn(connection, None)
+            going = [*self._missing(connection), *self._going_reversed(connection)]
+            back = self._coming_back(connection)
             connection.rollback()
-        return self._counted(new, changed, gone)
+        gone = [(one.month, 1) for one in going]
+        merged = self._counted(new, changed, gone, back)
+        return replace(merged, going=tuple(sorted(going, key=lambda one: one.row)))
+
+    def _copy_temporary(self, connection: psycopg.Connection[Any]) -> None:
+        """Copy into a temporary table, which the transaction's end drops."""
+        from psycopg import sql
+
+        self._schema = "pg_temp"
+        connection.execute(
+            sql.SQL("CREATE TEMPORARY TABLE {} ({}) ON COMMIT DROP").format(
+                sql.Identifier(self.name), self._column_definitions()
+            )
+        )
+        for first, batch in self._batches(50_000):
+            self._copy_batch(connection, first, batch)
+
+    def changed_since_withdrawal(self) -> list[str]:
+        """Keys of the rows whose delivered columns are not as they were when the row was reversed."""
+        from psycopg import sql
+
+        statement = sql.SQL(
+            "SELECT s.{key} FROM {staging} s JOIN load_withdrawals h ON h.row_key = s.{key} CROSS JOIN LATERAL "
+            "jsonb_populate_record(NULL::{target}, h.content) t WHERE h.table_name = %s AND h.reason = 'reversed' "
+            "AND h.restored_load_id IS NULL AND ROW({here}) IS DISTINCT FROM ROW({there})"
+        )
+        with connected(self.engine) as connection:
+            self._copy_temporary(connection)
+            parts = self._parts()
+            query = statement.format(**{k: parts[k] for k in ("staging", "target", "key", "here", "there")})
+            found = connection.execute(query, (self.table,)).fetchall()
+            connection.rollback()
+        return [row[0] for row in found]
 
     @property
     def _where(self) -> Any:
@@ -327,7 +383,7 @@ class Staging:
         columns = raw_table(self.table).columns
         definitions = [sql.SQL("_row bigint")]
         definitions += [
-            sql.SQL("{} {}").format(sql.Identifier(name), _literal(columns[name].type.compile(dialect)))
+            sql.SQL("{} {}").format(sql.Identifier(name), literal(columns[name].type.compile(dialect)))
             for name in self.rows.column_names
         ]
         return sql.SQL(", ").join(definitions)
@@ -357,12 +413,16 @@ class Staging:
                 connection.execute(
                     sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {}").format(target, names, names, self._where)
                 )
-                merged = Merged(staged, 0, 0, self._months_of_rows())
+                changed, new = [], list(self._months_of_rows().items()) or [(None, staged)]
+                gone = []
             else:
                 changed = connection.execute(self._changed_query(count=False)).fetchall()
                 new = connection.execute(self._insert_query()).fetchall()
-                merged = self._counted(new, changed, self._withdrawn(connection, load_id))
+                gone = self._withdraw_missing(connection, load_id)
+            gone = [*gone, *self._withdraw_reversed(connection, load_id)]
+            merged = self._counted(new, changed, gone, self._restore(connection, load_id))
             self._settle_rejects(connection, load_id)
+            self._keep_precision(connection, load_id)
             connection.commit()
             return merged
 
@@ -373,19 +433,27 @@ class Staging:
         content = [name for name in self.rows.column_names if name != key]
         dated = date_column(self.table)
 
-        def listing(template: str, names: Sequence[str]) -> Any:
-            return sql.SQL(", ").join(_literal(template).format(c=sql.Identifier(name)) for name in names)
+        def listing(template: str, names: Sequence[str], own: str = "") -> Any:
+            return sql.SQL(", ").join(
+                literal(own if own and name == OWN_CELLS else template).format(c=sql.Identifier(name))
+                for name in names
+            )
+
+        def both(staged: str) -> str:
+            """Own columns that a delivery does not have keep their cells, like other columns."""
+            nothing = "jsonb_build_object()"
+            return f"coalesce(t.{OWN_CELLS}, {nothing}) || coalesce({staged}.{OWN_CELLS}, {nothing})"
 
         def month(of: str) -> Any:
             if dated is None or dated not in self.rows.column_names:
                 return sql.SQL("NULL::text")
             return (
                 sql.SQL("to_char({} AT TIME ZONE 'UTC', 'YYYY-MM')").format(
-                    _literal(of + ".{}").format(sql.Identifier(dated))
+                    literal(of + ".{}").format(sql.Identifier(dated))
                 )
                 if isinstance(raw_table(self.table).columns[dated].type, sa.DateTime)
                 else sql.SQL("to_char({}, 'YYYY-MM')").format(
-                    _literal(of + ".{}").format(sql.Identifier(dated))
+                    literal(of + ".{}").format(sql.Identifier(dated))
                 )
             )
 
@@ -396,8 +464,8 @@ class Staging:
             "names": listing("{c}", self.rows.column_names),
             "staged": listing("s.{c}", self.rows.column_names),
             "here": listing("t.{c}", content),
-            "there": listing("s.{c}", content),
-            "assigned": listing("{c} = c.{c}", content),
+            "there": listing("s.{c}", content, both("s")),
+            "assigned": listing("{c} = c.{c}", content, f"{{c}} = {both('c')}"),
             "content": content,
             "month": month,
         }
@@ -451,42 +519,122 @@ class Staging:
             **{k: parts[k] for k in ("target", "names", "staged", "staging", "key")},
         )
 
-    def _withdrawn(self, connection: psycopg.Connection[Any], load_id: str | None) -> Sequence[Any]:
-        """Move what a restated month did not deliver again to ``load_withdrawals``; rows by month.
+    def _missing_condition(self) -> Any:
+        """True for rows ``t`` that a restated month or table did not deliver again; takes the spared keys."""
+        from psycopg import sql
 
-        Without ``load_id`` they are only counted.
-        """
+        parts = self._parts()
+        condition = sql.SQL(
+            "NOT t.{key} = ANY(%s) AND NOT EXISTS (SELECT FROM {staging} s WHERE s.{key} = t.{key})"
+        ).format(**{k: parts[k] for k in ("staging", "key")})
+        if date_column(self.table) is not None:
+            condition += sql.SQL(" AND {} IN (SELECT {} FROM {} s)").format(
+                parts["month"]("t"), parts["month"]("s"), parts["staging"]
+            )
+        if self.table == "ml_predictions":
+            # Live answers are nobody's delivery.
+            condition += sql.SQL(" AND t.origin = 'import'")
+        return condition
+
+    def _spared(self) -> list[str]:
+        return [*(self.restated or ()), *(row for row, _, _ in self.reversed)]
+
+    def _missing(self, connection: psycopg.Connection[Any]) -> list[Going]:
+        """Rows that :meth:`_withdraw_missing` would withdraw."""
         from psycopg import sql
 
         if self.restated is None:
             return []
         parts = self._parts()
-        condition = sql.SQL(
-            "{month} IN (SELECT {staged} FROM {staging} s) AND NOT t.{key} = ANY(%s) "
-            "AND NOT EXISTS (SELECT FROM {staging} s WHERE s.{key} = t.{key})"
-        ).format(
-            month=parts["month"]("t"), staged=parts["month"]("s"), **{k: parts[k] for k in ("staging", "key")}
+        statement = sql.SQL("SELECT t.{key}, {month} FROM {target} t WHERE {condition}").format(
+            month=parts["month"]("t"),
+            condition=self._missing_condition(),
+            **{k: parts[k] for k in ("target", "key")},
         )
-        if self.table == "ml_predictions":
-            # Live answers are nobody's delivery.
-            condition += sql.SQL(" AND t.origin = 'import'")
-        spared = list(self.restated)
-        if load_id is None:
-            counted = sql.SQL("SELECT {month}, count(*) FROM {target} t WHERE {condition} GROUP BY 1")
-            return connection.execute(
-                counted.format(month=parts["month"]("t"), target=parts["target"], condition=condition),
-                (spared,),
-            ).fetchall()
+        found = connection.execute(statement, (self._spared(),))
+        return [Going(row, month, "not_delivered") for row, month in found]
+
+    def _withdraw_missing(self, connection: psycopg.Connection[Any], load_id: str) -> Sequence[Any]:
+        """Move what a restated month did not deliver again to ``load_withdrawals``; rows by month."""
+        from psycopg import sql
+
+        if self.restated is None:
+            return []
+        parts = self._parts()
         moved = sql.SQL(
             "WITH gone AS (DELETE FROM {target} t WHERE {condition} RETURNING t.*), kept AS (INSERT INTO "
             "load_withdrawals (load_id, table_name, row_key, month, content) SELECT %s, %s, g.{key}, {month}, "
             "to_jsonb(g) FROM gone g RETURNING month) SELECT month, count(*) FROM kept GROUP BY 1"
-        ).format(month=parts["month"]("g"), condition=condition, **{k: parts[k] for k in ("target", "key")})
-        return connection.execute(moved, (spared, load_id, self.table)).fetchall()
+        ).format(
+            month=parts["month"]("g"),
+            condition=self._missing_condition(),
+            **{k: parts[k] for k in ("target", "key")},
+        )
+        return connection.execute(moved, (self._spared(), load_id, self.table)).fetchall()
 
-    def _counted(self, new: Sequence[Any], changed: Sequence[Any], gone: Sequence[Any]) -> Merged:
+    def _going_reversed(self, connection: psycopg.Connection[Any]) -> list[Going]:
+        """Rows that :meth:`_withdraw_reversed` would withdraw; some of them are only delivered now."""
+        from psycopg import sql
+
+        if not self.reversed:
+            return []
+        parts = self._parts()
+        keys = [row for row, _, _ in self.reversed]
+        statement = sql.SQL(
+            "SELECT s.{key}, {staged} FROM {staging} s WHERE s.{key} = ANY(%s) UNION ALL SELECT t.{key}, {month} FROM "
+            "{target} t WHERE t.{key} = ANY(%s) AND NOT EXISTS (SELECT FROM {staging} s WHERE s.{key} = t.{key})"
+        ).format(
+            staged=parts["month"]("s"),
+            month=parts["month"]("t"),
+            **{k: parts[k] for k in ("staging", "target", "key")},
+        )
+        months = dict(connection.execute(statement, (keys, keys)).fetchall())
+        return [Going(row, months.get(row), "reversed", by) for row, by, _ in self.reversed]
+
+    def _withdraw_reversed(self, connection: psycopg.Connection[Any], load_id: str) -> Sequence[Any]:
+        """Move the originals of reversals to ``load_withdrawals``, each with its reversal; rows by month."""
+        from psycopg import sql
+
+        if not self.reversed:
+            return []
+        parts = self._parts()
+        moved = sql.SQL(
+            "WITH named AS (SELECT * FROM unnest(%s::text[], %s::text[], %s::text[]) AS n(original, by, reversal)), "
+            "gone AS (DELETE FROM {target} t USING named n WHERE t.{key} = n.original RETURNING t.*), kept AS ("
+            "INSERT INTO load_withdrawals (load_id, table_name, row_key, month, reason, reversal_key, reversal, "
+            "content) SELECT %s, %s, g.{key}, {month}, 'reversed', n.by, n.reversal::jsonb, to_jsonb(g) FROM gone g "
+            "JOIN named n ON n.original = g.{key} RETURNING month) SELECT month, count(*) FROM kept GROUP BY 1"
+        ).format(month=parts["month"]("g"), **{k: parts[k] for k in ("target", "key")})
+        columns = [list(column) for column in zip(*self.reversed, strict=True)]
+        return connection.execute(moved, (*columns, load_id, self.table)).fetchall()
+
+    def _coming_back(self, connection: psycopg.Connection[Any]) -> Sequence[Any]:
+        """Rows that :meth:`_restore` would give back, by month."""
+        return connection.execute(
+            "SELECT month, count(*) FROM load_withdrawals WHERE table_name = %s AND reason = 'reversed' AND "
+            "restored_load_id IS NULL AND row_key = ANY(%s) GROUP BY 1",
+            (self.table, self.restored),
+        ).fetchall()
+
+    def _restore(self, connection: psycopg.Connection[Any], load_id: str) -> Sequence[Any]:
+        """Give reversed rows back to the table as they were; rows by month."""
+        from psycopg import sql
+
+        if not self.restored:
+            return []
+        statement = sql.SQL(
+            "WITH back AS (UPDATE load_withdrawals SET restored_load_id = %s WHERE table_name = %s AND "
+            "reason = 'reversed' AND restored_load_id IS NULL AND row_key = ANY(%s) RETURNING month, content), "
+            "written AS (INSERT INTO {target} SELECT (jsonb_populate_record(NULL::{target}, content)).* FROM back) "
+            "SELECT month, count(*) FROM back GROUP BY 1"
+        ).format(target=sql.Identifier(self.table))
+        return connection.execute(statement, (load_id, self.table, self.restored)).fetchall()
+
+    def _counted(
+        self, new: Sequence[Any], changed: Sequence[Any], gone: Sequence[Any], back: Sequence[Any]
+    ) -> Merged:
         months: dict[str, int] = {}
-        for month, rows in (*new, *gone):
+        for month, rows in (*new, *gone, *back):
             months[month] = months.get(month, 0) + rows
         for before, after, rows in changed:
             # A row that moves to another month touches both.
@@ -494,8 +642,8 @@ class Staging:
                 months[month] = months.get(month, 0) + rows
         inserted, updated = sum(row[-1] for row in new), sum(row[-1] for row in changed)
         known = {month: rows for month, rows in sorted(months.items(), key=str) if month is not None}
-        withdrawn = sum(row[-1] for row in gone)
-        return Merged(inserted, updated, self.rows.num_rows - inserted - updated, known, withdrawn)
+        withdrawn, restored = (sum(row[-1] for row in rows) for rows in (gone, back))
+        return Merged(inserted, updated, self.rows.num_rows - inserted - updated, known, withdrawn, restored)
 
     def _months_of_rows(self) -> dict[str, int]:
         dated = date_column(self.table)
@@ -515,16 +663,52 @@ class Staging:
         )
         if not open_rejects:
             return
+        # A reversal may have the key of its original: each settles only rejects of its kind.
+        settled = sql.SQL(
+            "UPDATE load_rejects r SET state = 'resubmitted', resubmitted_load_id = %s FROM {keys} "
+            "WHERE r.table_name = %s AND r.state = 'open' AND r.load_id <> %s AND r.row_key = s.{key} AND "
+            "jsonb_exists(r.raw_row, {mark}) = {reversal}"
+        )
+        key = sql.Identifier(primary_key(self.table))
+        given = sql.SQL("unnest(%s::text[]) AS s({})").format(key)
+        staged = sql.SQL("{} s").format(self._where)
+        for keys, named, reversal in (
+            (staged, (), False),
+            (given, (list(self.settled),), False),
+            (given, (list(self.settled_reversals),), True),
+        ):
+            statement = settled.format(
+                keys=keys, key=key, mark=sql.Literal(REVERSAL_MARK), reversal=sql.Literal(reversal)
+            )
+            connection.execute(statement, (load_id, *named, self.table, load_id))
+
+    def _keep_precision(self, connection: psycopg.Connection[Any], load_id: str) -> None:
+        """What was delivered of dates without a day, in place of what earlier loads said of these cells."""
+        from psycopg import sql
+
         connection.execute(
             sql.SQL(
-                "UPDATE load_rejects r SET state = 'resubmitted', resubmitted_load_id = %s FROM {staging} s "
-                "WHERE r.table_name = %s AND r.state = 'open' AND r.load_id <> %s AND r.row_key = s.{key}"
+                "DELETE FROM load_completed_dates d USING {staging} s WHERE d.table_name = %s "
+                "AND d.row_key = s.{key} AND d.column_name = ANY(%s)"
             ).format(staging=self._where, key=sql.Identifier(primary_key(self.table))),
-            (load_id, self.table, load_id),
+            (self.table, list(self.rows.column_names)),
         )
+        if not self.completed:
+            return
+        columns = "table_name, row_key, column_name, delivered, precision, rule, load_id"
+        statement = sql.SQL("COPY load_completed_dates ({}) FROM STDIN").format(literal(columns))
+        with connection.cursor().copy(statement) as copy:
+            for cell in self.completed:
+                copy.write_row((self.table, *cell, load_id))
 
 
-def _literal(text: str) -> Any:
+def changed_since_withdrawal(engine: sa.Engine, table: str, rows: pa.Table) -> list[str]:
+    """Keys of ``rows`` (parsed, of reversed rows of ``table``) whose content is not that of the reversed row."""
+    staged = Staging(engine, table, rows, load_id="again", batch_size=50_000, retries=Retries(0))
+    return staged.changed_since_withdrawal()
+
+
+def literal(text: str) -> Any:
     """SQL from our own table description."""
     from psycopg import sql
 

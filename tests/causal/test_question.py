@@ -37,6 +37,31 @@ def test_only_contacts_of_quality_in_the_window_treat(causal_policy):
     assert treated.tolist() == [True, True, False, False, False, False, False]
 
 
+def test_no_contact_in_days_that_are_not_kept_is_unknown_and_not_untreated(scope, causal_policy):
+    start = dt.date(2023, 12, 1)
+    window = dt.timedelta(days=causal_policy.question.window_days)
+    whole, reaches = start + window, start + window - dt.timedelta(days=1)
+    patients = pd.DataFrame(
+        {"patient_journey_id": list("abcd"), "index_date": [whole, reaches, reaches, reaches]}
+    )
+    contacts = pd.DataFrame(
+        {
+            "patient_journey_id": ["c", "d"],
+            "engagement_date": [start, start - dt.timedelta(days=1)],
+            "quality_score": 9.0,
+        }
+    )
+    treated = treated_before(patients, contacts, causal_policy.question, data_start=start)
+    assert [None if one is pd.NA else bool(one) for one in treated] == [False, None, True, None]
+    frame = patients.assign(
+        patient_id=list("abcd"), label=[0, 1, 0, 1], disease_severity=1.0, academic_hcp=1, age_at_diagnosis=40,
+        insurance_type="medicare", gender="F", geographic_region="west",
+    )  # fmt: skip
+    splits = pd.DataFrame({"patient_id": list("abcd"), "split": "train"})
+    found = causal_frame(scope, frame, splits, contacts, causal_policy, data_start=start)
+    assert dict(zip(found["patient_id"], found["high_engagement"], strict=True)) == {"a": False, "c": True}
+
+
 def test_sealed_rows_stay_sealed_and_unknown_features_are_named(scope, causal_policy):
     size = 40
     frame = pd.DataFrame(

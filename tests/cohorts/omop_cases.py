@@ -27,7 +27,7 @@ def write_folder(folder: Path, tables: Tables, file_format: str = "csv") -> Path
         else:
             for column in frame:
                 if column.endswith("_date"):
-                    frame[column] = pd.to_datetime(frame[column])
+                    frame[column] = frame[column].astype("datetime64[us]")
             frame.to_parquet(folder / f"{table}.parquet", index=False)
     return folder
 
@@ -39,7 +39,9 @@ def rows(cohort: OmopCohort) -> list[tuple[int, str, str]]:
     ]
 
 
-def period(person: int, start: str = "2000-01-01", end: str = "2001-01-01", **more: Any) -> dict[str, Any]:
+def period(
+    person: int, start: str = "2000-01-01", end: str | None = "2001-01-01", **more: Any
+) -> dict[str, Any]:
     return {
         "observation_period_id": more.pop("number", person),
         "person_id": person,

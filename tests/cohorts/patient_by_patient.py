@@ -45,20 +45,30 @@ def matching(pattern, events):
     return [
         e
         for e in events
-        if e["event_date"] is not None and all(field_truth(c, e.get(c.field)) for c in pattern.conditions)
+        if e["event_date"] is not None
+        # Events with one code each have it in ``code``, whatever its system.
+        and all(field_truth(c, e.get(c.field, e.get("code"))) for c in pattern.conditions)
     ]
 
 
-def event_truth(c, index, span, events, data_end):
+def event_truth(c, index, span, events, covered, lookback, followup):
+    """``covered``: first and last day of the data or None; ``lookback``, ``followup``: days the definition needs."""
     if index is None:
         return None
+    data_start, data_end = covered
+
+    def since(day):
+        return span is not None and day >= span[0] and (data_start is None or day >= data_start)
+
+    def until(day):
+        return span is not None and day <= span[1] and (data_end is None or day <= data_end)
+
     a, b = c.within
     lo = date.min if a is None else index + timedelta(a)
     hi = date.max if b is None else index + timedelta(b)
-    observed = (
-        span is not None
-        and (a is None or lo >= span[0])
-        and (b is None or (hi <= span[1] and (data_end is None or hi <= data_end)))
+    # An open end goes as far as observation does; it takes the definition's days on that side to say no.
+    observed = since(index - timedelta(lookback) if a is None else lo) and until(
+        index + timedelta(followup) if b is None else hi
     )
     m = matching(c, events)
     if c.gap_days is not None:
@@ -68,8 +78,19 @@ def event_truth(c, index, span, events, data_end):
         return holds if observed or not holds else None
     if c.occurrence != "any":
         ds = [e["event_date"] for e in m]
-        count = int(bool(ds) and lo <= (min(ds) if c.occurrence == "first" else max(ds)) <= hi)
-    elif c.distinct:
+        seen = None if not ds else min(ds) if c.occurrence == "first" else max(ds)
+        first = c.occurrence == "first"
+        possible = {0, 1}
+        if seen is not None and (seen < lo if first else seen > hi):
+            possible = {0}
+        elif seen is not None and lo <= seen <= hi:
+            if since(seen - timedelta(lookback)) if first else until(seen + timedelta(followup)):
+                possible = {1}
+        elif observed:
+            possible = {0}
+        answers = {n >= c.at_least and (c.at_most is None or n <= c.at_most) for n in possible}
+        return answers.pop() if len(answers) == 1 else None
+    if c.distinct:
         count = len({e[c.distinct] for e in m if lo <= e["event_date"] <= hi and e[c.distinct] is not None})
     else:
         count = sum(lo <= e["event_date"] <= hi for e in m)
@@ -79,13 +100,13 @@ def event_truth(c, index, span, events, data_end):
     return None if could_rise and not observed else holds
 
 
-def truth(c, row, index, span, events, data_end):
+def truth(c, row, index, span, events, *known):
     if hasattr(c, "members"):
-        ts = [truth(m, row, index, span, events, data_end) for m in c.members]
+        ts = [truth(m, row, index, span, events, *known) for m in c.members]
         yes, maybe = sum(t is True for t in ts), sum(t is None for t in ts)
         return True if yes >= c.needed else (None if yes + maybe >= c.needed else False)
     if hasattr(c, "within"):
-        return event_truth(c, index, span, events, data_end)
+        return event_truth(c, index, span, events, *known)
     return field_truth(c, row[c.field])
 
 
@@ -102,13 +123,20 @@ def spans(periods, gap, data_end):
     return out
 
 
-def evaluate(d, rows, events, periods, data_end):  # noqa: PLR0912
+def evaluate(d, rows, events, periods, data_end, data_start=None):  # noqa: PLR0912
     """{(journey, index): [failed rule names]}, {..: [unknown rule names]}, {...: followup_end}."""
     t = d.temporal_requirements
     need = t.followup_days if t.followup == "require" else 0
     res = []
     for row in rows:
-        mine = [e for e in events if e["patient_id"] == row["patient_id"]]
+        mine = [
+            e
+            for e in events
+            if e["patient_id"] == row["patient_id"]
+            and e["event_date"] is not None
+            and (data_start is None or e["event_date"] >= data_start)
+            and (data_end is None or e["event_date"] <= data_end)
+        ]
         if d.index is None:
             idx = [row[t.index_date_field]]
         else:
@@ -147,7 +175,7 @@ def evaluate(d, rows, events, periods, data_end):  # noqa: PLR0912
             for rule in d.rules:
                 if rule.criterion is None:
                     continue
-                x = truth(rule.criterion, r, index, span, mine, data_end)
+                x = truth(rule.criterion, r, index, span, mine, (data_start, data_end), t.lookback_days, need)
                 if x is None:
                     unknown.append(rule.name)
                     if rule.on_unknown == "exclude":
@@ -163,6 +191,9 @@ def evaluate(d, rows, events, periods, data_end):  # noqa: PLR0912
                 unknown.append("followup")
             if index is None or first is None or (index - first).days < t.lookback_days:
                 failed.append("lookback")
+            elif data_start is not None and index - timedelta(t.lookback_days) < data_start:
+                failed.append("lookback")
+                unknown.append("lookback")
             openw = (
                 t.followup == "require"
                 and data_end is not None

@@ -2,9 +2,15 @@
 
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from e2i_dagster.cohorts import build_cohort
+from e2i_dagster.cohorts.columns import typed_column
+from e2i_dagster.cohorts.operators import decidable, holds
+from e2i_dagster.config.codes import SYSTEMS, fits, luhn_sum
 from e2i_dagster.config.cohort import CohortDefinition, Criterion
+from e2i_dagster.config.criteria import EventPattern
 
 NDC = ["00078-0946-61", "00078094661", "0078-0946-61", " 00078-0946-61 "]
 SPELLINGS = [
@@ -58,3 +64,100 @@ def test_a_part_of_a_drug_code_is_refused_and_its_beginning_is_not():
     with pytest.raises(ValueError, match="its spellings differ: use in"):
         Criterion(operator="contains", value="0946-61", **shared)
     assert Criterion(operator="in", value=["0078-0946-*"], **shared).values == ("0078-0946-*",)
+
+
+VALID = {
+    "icd10cm": ["L50.1", "d59.5", "C50911", "M1A.00X0", "T36.0X1A", "N03.A", "QA0.0101", "Z3A.39"],
+    "icd9cm": ["708", "708.1", "7081", "V58.69", "V5869", "E905.3", "e9053", "001.0"],
+    "cpt": ["95004", "00100", "0001F", "0075t", "0001U", "0002M"],
+    "hcpcs": ["J2357", "G0008", "95004", "0075T"],
+    "ndc": ["00078-0946-61", "0078-0946-61", "12345-678-90", "12345-6789-0", "00078094661", "0078094661",
+            "00078 0946 61"],
+    "loinc": ["718-7", "2532-0", "14804-9", "100746-7", "2160-0", "4548-4"],
+    "npi": ["1234567893", "1245319599"],
+}  # fmt: skip
+INVALID = {
+    "icd10cm": ["50.1", "L5", "L50.", "L50.12345", "95004", "LL0.1"],
+    "icd9cm": ["70", "708.123", "V5", "E90", "E905.33", "L50.1"],
+    "cpt": ["9500", "J2357", "0001X", "950044"],
+    "hcpcs": ["W0001", "JJ123", "J235"],
+    "ndc": ["12345", "123-45-6", "0007-80946-61", "ABCDE-0946-61", "123456789012"],
+    "loinc": ["718-8", "2532-1", "25320", "2532-", "100746-8"],
+    "npi": ["1234567890", "123456789", "12345678930"],
+}
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_codes_that_a_system_can_have(system):
+    assert [code for code in VALID[system] if not fits(code, system)] == []
+    assert [code for code in INVALID[system] if fits(code, system)] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("NDC", "ndc"), ("ICD-10-CM", "icd10cm"), ("icd10", "icd10cm"), ("ICD9", "icd9cm"), ("icd_9_cm", "icd9cm"),
+     ("CPT-4", "cpt"), ("HCPCS", "hcpcs"), ("Loinc", "loinc")],
+)  # fmt: skip
+def test_a_system_is_known_by_its_usual_names(name, meant):
+    rule = {"field": "x", "operator": "in", "value": [VALID[meant][0]]}
+    assert Criterion.model_validate({**rule, "code_system": name}).code_system == meant
+    assert EventPattern(codes=(VALID[meant][0],), code_system=name).code_system == meant
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("typo", "no code system 'typo'. Known: icd10cm, icd9cm"), ("ncd", "Did you mean 'ndc'"),
+     ("icd10pm", "Did you mean 'icd10cm'"), ("loin", "Did you mean 'loinc'")],
+)  # fmt: skip
+def test_an_unknown_system_is_refused_with_the_nearest_and_the_list(name, words):
+    for read in (
+        lambda: Criterion(field="x", operator="==", value="L50.1", code_system=name),
+        lambda: EventPattern(codes=("L50.1",), code_system=name),
+    ):
+        with pytest.raises(ValueError, match=words):
+            read()
+
+
+def test_a_code_of_another_system_is_refused_with_the_systems_that_have_it():
+    with pytest.raises(ValueError, match=r"'95004' is no ICD-10-CM.*shape of icd9cm, cpt, hcpcs: say"):
+        EventPattern(codes=("95004",))
+    with pytest.raises(ValueError, match="'718-8' is no LOINC"):
+        EventPattern(codes=("718-7", "718-8"), code_system="loinc")
+    with pytest.raises(ValueError, match="drug codes come one to a cell"):
+        EventPattern(codes=("00078-0946-61",), code_system="ndc", position="first")
+    with pytest.raises(ValueError, match="position belongs to codes"):
+        EventPattern(event=("rx",), position="first")
+    with pytest.raises(ValueError, match="position belongs to codes"):
+        Criterion(field="stage", operator="==", value="a", position="first")
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=18))
+def test_exactly_one_check_digit_fits_and_one_wrong_digit_never_does(digits):
+    fitting = [d for d in range(10) if luhn_sum([*digits, d]) % 10 == 0]
+    assert len(fitting) == 1
+    # By the definition of ISO/IEC 7812-1: from the check digit leftwards every second digit doubled, digits added.
+    doubled = [sum(map(int, str(2 * d))) if place % 2 == 0 else d for place, d in enumerate(reversed(digits))]
+    assert fitting == [-sum(doubled) % 10]
+    whole = [*digits, fitting[0]]
+    for place, digit in enumerate(whole):
+        others = [d for d in range(10) if d != digit]
+        assert all(luhn_sum([*whole[:place], d, *whole[place + 1 :]]) % 10 for d in others)
+
+
+@given(st.integers(0, 10**9 - 1).map("{:09d}".format), st.integers(0, 9))
+def test_the_prefix_of_an_npi_is_a_part_of_its_number(base, digit):
+    npi = f"{base}{digit}"
+    assert fits(npi, "npi") == (luhn_sum([int(d) for d in f"80840{npi}"]) % 10 == 0)
+
+
+def test_an_unclear_drug_code_that_is_none_of_the_codes_is_not_unknown():
+    rule = Criterion(field="x", operator="in", value=["00078094661"], code_system="ndc")
+    column = typed_column(pd.Series(["0078094661", "1234567890", "00078094661", None]), "x")
+    assert decidable(rule, column).known.tolist() == [False, True, True, False]
+    assert holds(rule, column).tolist() == [False, False, True, False]
+    assert holds(rule.model_copy(update={"operator": "not_in"}), column).tolist() == [
+        False,
+        True,
+        False,
+        False,
+    ]

@@ -1,11 +1,14 @@
 """Fields of a definition against the raw tables: the grain and the names are checked when it is read."""
 
+import re
+
 import pytest
 import yaml
 
 from e2i_dagster.cohorts import CohortConfigError, CohortDefinition, read_cohort, read_cohorts
 from e2i_dagster.config.cohort import cohort_folder
 from e2i_dagster.config.cohort_fields import table_fields
+from e2i_dagster.config.criteria import Criterion, Group
 from e2i_dagster.config.environment import CHECKOUT
 
 ADULT = {"field": "age_at_diagnosis", "operator": ">=", "value": 18}
@@ -28,7 +31,7 @@ def read(tmp_path, fields, **change):
     [
         (
             {"inclusion_criteria": [ADULT, {"field": "egf", "operator": ">=", "value": 30}]},
-            r"demo.yaml:7: inclusion_criteria.1.field: no column 'egf'.*Did you mean 'egfr'.*own_fields: \[egf\]",
+            r"demo.yaml:7: inclusion_criteria.1.field: no column 'egf'.*'egfr'.*own_fields: \{egf: number\}",
         ),
         (
             {"exclusion_criteria": [{"field": "drug_name", "operator": "==", "value": "x"}]},
@@ -61,6 +64,14 @@ def read(tmp_path, fields, **change):
                 {"has_event": {"where": [{"field": "cost", "operator": "==", "value": "high"}]}}
             ]},
             r"where.0.value: 'cost is high' does not fit: cost holds numbers",
+        ),
+        (
+            {"inclusion_criteria": [{"field": "secondary_diagnosis_codes", "operator": "<", "value": 1}]},
+            "codes have no order",
+        ),
+        (
+            {"inclusion_criteria": [{"has_event": {"codes": ["95004"], "code_system": "tpc"}}]},
+            r":\d+: inclusion_criteria.0.*no code system 'tpc'",
         ),
         ({"temporal_requirements": {"index_date_field": "diagnosis_dat"}}, "Did you mean 'diagnosis_date'"),
         ({"index": {"field": "diagnosis_dat"}}, r":\d+: index.field: no column 'diagnosis_dat'"),
@@ -100,8 +111,60 @@ def test_own_columns_and_derived_fields_are_declared_and_decide_nothing(tmp_path
         "inclusion_criteria": [ADULT, own, years],
         "derived": {"years_observed": {"years_since": "first_observation_date"}},
     }
-    declared = read(tmp_path, fields, own_fields=["tryptase"], **change)
-    assert declared.definition_hash == CohortDefinition.model_validate(MINIMAL | change).definition_hash
+    # How a column is read decides who is in; that it is kept as text decides nothing.
+    bare = CohortDefinition.model_validate(MINIMAL | change)
+    listed = {"inclusion_criteria": [ADULT, own | {"operator": "==", "value": "8"}, years]}
+    text = read(tmp_path, fields, own_fields=["tryptase"], **(change | listed))
+    number = read(tmp_path, fields, own_fields={"tryptase": "number"}, **change)
+    assert text.own_fields == {"tryptase": "text"}
+    assert text.definition_hash == CohortDefinition.model_validate(MINIMAL | change | listed).definition_hash
+    assert number.definition_hash != bare.definition_hash
+    assert CohortDefinition.model_validate(number.model_dump(mode="json")) == number
+
+
+@pytest.mark.parametrize(
+    ("criterion", "kind"),
+    [
+        ({"operator": ">=", "value": 8}, "number"),
+        ({"operator": "between", "value": [1, 2.5]}, "number"),
+        ({"operator": "==", "value": 8}, "number"),
+        ({"operator": "in", "value": [True]}, "boolean"),
+        ({"operator": "<", "value": "2024-01-01"}, "date"),
+    ],
+)
+def test_an_own_column_that_is_text_is_compared_with_texts_and_the_remedy_works(
+    tmp_path, fields, criterion, kind
+):
+    change = {"inclusion_criteria": [ADULT, {"field": "tryptase", **criterion}]}
+    for listed in (["tryptase"], {"tryptase": "text"}):
+        with pytest.raises(CohortConfigError, match="read as text") as caught:
+            read(tmp_path, fields, own_fields=listed, **change)
+    remedy = re.search(r"own_fields: (\{.*\})", str(caught.value))
+    assert remedy and yaml.safe_load(remedy[1]) == {"tryptase": kind}
+    assert read(tmp_path, fields, own_fields=yaml.safe_load(remedy[1]), **change).own_fields == {
+        "tryptase": kind
+    }
+
+
+def test_an_own_column_is_an_index_date_only_as_a_date(tmp_path, fields):
+    times = {"temporal_requirements": {"index_date_field": "biopsy_day"}}
+    with pytest.raises(CohortConfigError, match=r"own_fields: \{biopsy_day: date\}"):
+        read(tmp_path, fields, own_fields=["biopsy_day"], **times)
+    assert read(tmp_path, fields, own_fields={"biopsy_day": "date"}, **times)
+
+
+def test_an_own_column_of_codes_is_compared_by_its_system(tmp_path, fields):
+    coded = {"field": "kit", "operator": "in", "value": ["0002-8215-01"]}
+    change = {"inclusion_criteria": [ADULT, {"any_of": [coded, ADULT | {"value": 90}]}]}
+    found = read(tmp_path, fields, own_fields={"kit": "ndc"}, **change)
+    group = found.inclusion_criteria[1]
+    assert isinstance(group, Group) and isinstance(group.members[0], Criterion)
+    assert group.members[0].code_system == "ndc"
+    change = {"inclusion_criteria": [ADULT, coded | {"value": ["L50.1"], "code_system": "icd10cm"}]}
+    with pytest.raises(CohortConfigError, match="declared as ndc in own_fields and compared as icd10cm"):
+        read(tmp_path, fields, own_fields={"kit": "ndc"}, **change)
+    with pytest.raises(CohortConfigError, match="'text', 'number', 'boolean', 'date', 'icd10cm'"):
+        read(tmp_path, fields, own_fields={"kit": "integer"}, inclusion_criteria=[ADULT])
 
 
 def test_every_problem_is_named_at_once(tmp_path, fields):
@@ -121,3 +184,18 @@ def test_definitions_of_the_configuration_are_read_against_the_tables(tmp_path, 
     assert "Did you mean 'egfr'" in str(read_cohorts(tmp_path)[1]["fabhalta_c3g"])
     with pytest.raises(CohortConfigError, match="Did you mean 'egfr'"):
         read_cohort("fabhalta_c3g", tmp_path)
+
+
+def test_lists_of_codes_are_compared_by_their_codes(tmp_path, fields):
+    rules = [
+        {"field": "secondary_diagnosis_codes", "operator": "in", "value": ["L50.*"]},
+        {"has_event": {"codes": ["95004"], "code_system": "cpt"}},
+        {
+            "has_event": {
+                "where": [{"field": "icd_codes", "operator": "==", "value": "J30.1", "position": "first"}]
+            }
+        },
+    ]
+    definition = read(tmp_path, fields, inclusion_criteria=rules)
+    assert "icd10cm" in repr(definition.inclusion_criteria[0])
+    assert "the first of icd_codes is J30.1" in definition.inclusion_criteria[2].words()

@@ -268,10 +268,10 @@ def test_values_of_another_type_name_the_column_and_no_value(tmp_path, column, v
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_a_period_without_its_end_is_an_error_that_names_it(tmp_path, kind):
+def test_a_period_without_its_start_is_an_error_that_names_it(tmp_path, kind):
     tables = copy.deepcopy(TABLES)
-    tables["observation_period"][0]["observation_period_end_date"] = None
-    with pytest.raises(InputError, match="observation_period_end_date is empty in 1 rows"):
+    tables["observation_period"][0]["observation_period_start_date"] = None
+    with pytest.raises(InputError, match="observation_period_start_date is empty in 1 rows"):
         build(expression(), write_folder(tmp_path, tables, kind))
 
 

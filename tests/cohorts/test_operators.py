@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from e2i_dagster.cohorts import build_cohort
 from e2i_dagster.cohorts.columns import typed_column
 from e2i_dagster.cohorts.errors import CohortInputError
 from e2i_dagster.cohorts.operators import holds
-from e2i_dagster.config.cohort import Criterion
+from e2i_dagster.config.cohort import CohortDefinition, Criterion
 
 
 def verdicts(values, **criterion) -> list[str]:
@@ -146,3 +147,30 @@ def test_wrong_kind_is_an_error_that_names_the_column(values, criterion):
 
 def test_infinite_numbers_are_values_and_not_a_number_is_unknown():
     assert verdicts([np.inf, -np.inf, np.nan], operator=">", value=0) == ["in", "out", "unknown"]
+
+
+@pytest.mark.parametrize("engine", ["pandas", "duckdb"])
+def test_a_date_of_a_rule_is_read_the_same_on_every_engine(engine):
+    """05/01/2027 is 5 January or 1 May: no engine decides."""
+    seen = pd.Timestamp("2027-05-01")
+    patients = pd.DataFrame(
+        {
+            "patient_id": ["A"],
+            "patient_journey_id": ["J"],
+            "diagnosis_date": [seen],
+            "first_observation_date": [seen],
+            "last_observation_date": [seen],
+        }
+    )
+
+    def eligible(value):
+        rule = {"field": "diagnosis_date", "operator": "==", "value": value}
+        times = {"lookback_days": 0, "followup_days": 0}
+        built = CohortDefinition.model_validate(
+            {"brand": "X", "indication": "y", "inclusion_criteria": [rule], "temporal_requirements": times}
+        )
+        return len(build_cohort(built, patients, engine=engine).eligible)
+
+    assert eligible("2027-05-01") == 1
+    with pytest.raises(CohortInputError, match="compares it with '05/01/2027'"):
+        eligible("05/01/2027")

@@ -5,7 +5,7 @@ from datetime import date, timedelta
 
 import pandas as pd
 import pytest
-from test_engines import EVENTS, PATIENTS, PERIODS, expected, found_by, frames
+from test_engines import EVENTS, PATIENTS, PERIODS, expected, found_by, frame, frames
 
 from e2i_dagster.cohorts import CohortInputError, build_cohort, write_cohort
 from e2i_dagster.config.cohort import CohortDefinition
@@ -56,7 +56,7 @@ def delivered(seed: int = 4, persons: int = 30):
             "age": some(0, 1, 2, 3, 4),
             "pregnant": some(True, False),
             "stage": some("a", "ab", "", "%"),
-            "diagnosis_code": some("L50.1", "l501", " L50.1 ", "M1"),
+            "diagnosis_code": some("L50.1", "l501", " L50.1 ", "M10"),
             "seen": day(),
             "born": some(date(2004, 2, 29), date(2004, 3, 3)),
             "year_born": some(2003, 2004),
@@ -71,7 +71,7 @@ def delivered(seed: int = 4, persons: int = 30):
             "patient_id": f"P{chance.randrange(5, persons + 5)}",
             "event_date": day(),
             "event_type": some("rx", "dx"),
-            "code": some("L50.1", "l501", "M1"),
+            "code": some("L50.1", "l501", "M10"),
             "dose": some(0, 1, 2, 3),
         }
         for _ in range(8 * persons)
@@ -179,3 +179,53 @@ def test_frames_of_two_engines_are_refused_by_name(spark):
         build_cohort(built, patients, frames([], [], None)[1])
     with pytest.raises(CohortInputError, match="engine duckdb was asked for, but the frames are on spark"):
         build_cohort(built, patients, on_spark(spark, [], EVENTS), engine="duckdb")
+
+
+def test_codes_on_spark_are_those_of_duckdb(spark):
+    """Spellings, lists, positions and undecided codes, in counts, first events, gaps and the index date."""
+    drug, unclear = "00078-0946-61", "0078094661"
+    of_drug = {"codes": [drug], "code_system": "ndc"}
+    built = CohortDefinition.model_validate(
+        {
+            "brand": "X",
+            "indication": "y",
+            "index": {**of_drug, "occurrence": "last"},
+            "inclusion_criteria": [
+                {"name": "listed", "has_event": {"codes": ["L50.*"]}},
+                {"name": "first", "has_event": {"codes": ["L50.1", "J30.*"], "position": "first"}},
+                {"name": "fills", "has_event": {**of_drug, "within": [-5, 5], "at_least": 2}},
+                {"name": "new", "has_event": {**of_drug, "within": [-3, 3], "occurrence": "first"}},
+                {"name": "none", "no_event": {"where": [
+                    {"field": "icd_codes", "operator": "not_in", "value": ["J30.1", "L50.*"]},
+                    {"field": "icd_codes", "operator": "contains", "value": "30", "position": "first"},
+                ]}},
+                {"name": "gap", "gap": {**of_drug, "days": 4, "within": [-6, 0]}},
+            ],
+            "temporal_requirements": {"lookback_days": 0, "followup_days": 0},
+        }
+    )  # fmt: skip
+    chance = random.Random(8)
+    rows, _, _ = delivered(persons=20)
+    columns = {"patient_id": EVENTS["patient_id"], "event_date": "date", "drug_ndc": "string[pyarrow]",
+               "icd_codes": "string[pyarrow]"}  # fmt: skip
+    spellings = [drug, "0078-0946-61", " 00078094661 ", unclear, "1234567890", None]
+    lists = ['["L50.1", "J30.1"]', "{j301,l50.8}", "L501", " M30.0; l50.10", "[]", "J30.2|M10.0", None]
+    events = [
+        {
+            "patient_id": f"P{chance.randrange(20)}",
+            "event_date": date(2024, 3, 1) + timedelta(chance.randrange(12)),
+            "drug_ndc": chance.choice(spellings),
+            "icd_codes": chance.choice(lists),
+        }
+        for _ in range(90)
+    ]
+    cohort = build_cohort(built, on_spark(spark, rows, PATIENTS), on_spark(spark, events, columns))
+    other = build_cohort(built, frames(rows, [], None)[0], frame(events, list(columns), columns))
+    assert found_by(cohort) == found_by(other)
+    pd.testing.assert_frame_equal(cohort.attrition, other.attrition)
+    seen = other.reasons[["mask", "unknown_mask"]]
+    for rule in built.rules[:7]:
+        assert any(seen["mask"] & rule.bit) and not all(seen["mask"] & rule.bit)
+    for name in ("index_date", "fills", "new", "gap"):
+        bit = next(rule.bit for rule in built.rules if rule.name == name)
+        assert any(seen["unknown_mask"] & bit)

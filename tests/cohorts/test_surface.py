@@ -326,4 +326,4 @@ def test_the_command_refuses_or_records_each_opening(cohort_command, database, t
     assert cohort_command("preview", str(wrong)).exit_code == 2
     assert cohort_command("lint").exit_code == 0
     listed = cohort_command("lint", "kisqali_hr_her2_bc", "--json")
-    assert json.loads(listed.output)[0]["cohort"] == "kisqali_hr_her2_bc"
+    assert json.loads(listed.output)["cohorts"][0]["cohort"] == "kisqali_hr_her2_bc"

@@ -4,7 +4,7 @@ import dagster as dg
 import pytest
 
 from e2i_dagster.cli import endpoint_text
-from e2i_dagster.commands.launch import exit_code, failure_text
+from e2i_dagster.commands.launch import exit_code, failure_record, failure_text
 from e2i_dagster.errors import InputError, UnavailableError
 
 ENDPOINT = {
@@ -47,3 +47,24 @@ def test_only_a_model_in_health_is_offered():
     )
     assert endpoint_text({**ENDPOINT, "health": "unhealthy"}) == "e2i-one/1 is unhealthy."
     assert "curl" not in endpoint_text({**ENDPOINT, "example": "", "reason": "its release is gone"})
+
+
+@pytest.mark.parametrize(("name", "waivable"), [("qc_gate", True), ("cohort_not_empty", False)])
+def test_a_blocking_check_is_told_as_a_refusal_with_a_remedy_of_its_own(name, waivable):
+    spec = dg.AssetCheckSpec(name, asset="table", blocking=True)
+
+    @dg.asset(check_specs=[spec])
+    def table():
+        yield dg.MaterializeResult()
+        yield dg.AssetCheckResult(check_name=name, passed=False, description="nothing is left.")
+
+    @dg.asset(deps=[table])
+    def after():
+        raise AssertionError("what is blocked is not read")
+
+    result = dg.materialize([table, after], raise_on_error=False)
+    record = failure_record(result)
+    assert not result.success and exit_code(result) == 4
+    assert (record["code"], record["file"], record["field"]) == ("refused", "table", name)
+    assert record["message"] == f"table {name}: nothing is left."
+    assert ("gate waive" in (record["remedy"] or "")) == waivable

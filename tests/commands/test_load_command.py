@@ -6,7 +6,7 @@ import shutil
 import pandas as pd
 import pytest
 
-ROWS = ("loaded", "unchanged", "rejected", "duplicate")
+ROWS = ("loaded", "unchanged", "rejected", "duplicate", "reversal")
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +41,33 @@ def test_a_delivery_with_a_bad_row_from_load_to_correction(command, process, del
     tables = json.loads(first.stdout)["tables"]
     assert {name: counts["source"] for name, counts in tables.items()} == source
     for name, counts in tables.items():
-        assert counts["source"] == sum(counts[kind] for kind in ROWS), name
+        assert counts["source"] == sum(counts[kind] for kind in ROWS) == counts["lines"], name
     assert tables["hcp_profiles"]["rejected"] == 1
 
     second = json.loads(command("load", "--from", str(files), "--json").stdout)["tables"]
     for name, counts in second.items():
         assert counts["loaded"] == 0, name
         assert counts["unchanged"] == tables[name]["loaded"], name
+
+    events = rows_of(files / "treatment_events.csv")
+    restated = tmp_path / "restated"
+    restated.mkdir()
+    written = events[events["event_date"].str[:7].isin(tables["treatment_events"]["partitions"])]
+    left = written.drop_duplicates("event_date").iloc[:3]
+    written = written[written["event_date"].str[:7].isin(left["event_date"].str[:7])]
+    gone = sorted(set(written["treatment_event_id"]) - set(left["treatment_event_id"]))
+    left.to_csv(restated / "treatment_events.csv", index=False)
+    mapping = tmp_path / "mapping.yaml"
+    mapping.write_text("tables: {treatment_events: {restates: month}}\n")
+    planned = ("load", "--from", str(restated), "--mapping", str(mapping), "--dry-run")
+    done = command(*planned)
+    shown = done.stdout
+    assert done.returncode == 0 and len(gone) > 10, done.stderr
+    assert all(key in shown for key in gone[:10]) and not any(key in shown for key in gone[10:])
+    assert f"... and {len(gone) - 10} more rows of treatment_events; --json names all of them." in shown
+    going = json.loads(command(*planned, "--json").stdout)["tables"]["treatment_events"]["going"]
+    assert [one["row"] for one in going] == gone
+    assert {one["reason"] for one in going} == {"not_delivered"}
 
     listed = json.loads(command("rejects", "list", "--table", "hcp_profiles", "--json").stdout)
     assert [(row["reason"], row["rows"]) for row in listed] == [("npi_check_digit", 1)]

@@ -1,5 +1,6 @@
 """A refused command says the same to people and to programs, whichever command it is."""
 
+import ast
 import json
 import shutil
 
@@ -9,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from e2i_dagster.cli import main
+from e2i_dagster.config.environment import CHECKOUT
 
 #: They stay in the foreground or hand over to another program: there is no result to print as JSON.
 WITHOUT_JSON = {"ui", "serve", "feast"}
@@ -156,3 +158,91 @@ def test_without_a_valid_scope_there_is_one_clear_error(command, configuration, 
     assert status.returncode == 0
     told = json.dumps(json.loads(status.stdout)["configuration"])
     assert ("not valid YAML" if broken else "no file of scopes") in told
+
+
+def test_only_the_console_ends_a_command():
+    """Whatever ends with another code than 0 goes through one door, which tells programs why."""
+    ends = {
+        f"{path.name}:{node.lineno}"
+        for path in (*(CHECKOUT / "e2i_dagster/commands").glob("*.py"), CHECKOUT / "e2i_dagster/cli.py")
+        if path.name != "console.py"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in ("sys.exit", "exit", "os._exit", "SystemExit", "click.exceptions.Exit")
+        and not ast.unparse(node).startswith("sys.exit(supervise(")
+    }
+    assert ends == set()
+
+
+def leaking_file(tmp_path):
+    path = tmp_path / "frame.csv"
+    answer = [number % 3 == 0 for number in range(300)]
+    rows = {
+        "patient_id": [f"P{n}" for n in range(300)],
+        "label": answer,
+        "call": [7 if a else 3 for a in answer],
+    }
+    pd.DataFrame(rows).assign(label=lambda one: one["label"].astype(int)).to_csv(path, index=False)
+    return ("leakage-audit", "--file", str(path)), 4, {"file": str(path), "field": "call"}
+
+
+def folder_of_no_table(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "menu.csv").write_text("dish,price\nsoup,3\n", encoding="utf-8")
+    return ("import", "check", str(folder)), 3, {"file": str(folder / "menu.csv"), "field": "files"}
+
+
+def folder_without_a_required_column(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "hcp_profiles.csv").write_text("dish,price\nsoup,3\n", encoding="utf-8")
+    known = {"file": str(folder / "hcp_profiles.csv"), "field": "hcp_id"}
+    return ("import", "check", str(folder)), 3, known
+
+
+def cohort_against_its_example(tmp_path):
+    path = tmp_path / "mine.yaml"
+    text = (CHECKOUT / "config/cohorts/fabhalta_pnh.yaml").read_text(encoding="utf-8")
+    path.write_text(text.replace("    expect: in\n", "    expect: pending\n", 1), encoding="utf-8")
+    return ("cohort", "lint", str(path)), 4, {"code": "refused"}
+
+
+NO = (leaking_file, folder_of_no_table, folder_without_a_required_column, cohort_against_its_example)
+
+
+@pytest.mark.parametrize("case", NO)
+def test_an_answer_of_no_is_an_error_with_its_particulars(case, command, tmp_path):
+    arguments, code, known = case(tmp_path)
+    told, as_json = command(*arguments), command(*arguments, "--json")
+    assert told.returncode == as_json.returncode == code, told.stderr
+    answer = json.loads(as_json.stdout)
+    error = answer["error"]
+    assert answer["success"] is False and set(error) - {"problems"} == SHAPE
+    assert {name: error[name] for name in known} == known and error["remedy"] in error["message"]
+    assert f"Error: {error['message']}" in told.stderr and told.stdout.strip()
+
+
+def test_a_delivery_that_the_gate_blocks_says_why(command, tmp_path):
+    files = tmp_path / "files"
+    assert command("generate", str(files), "--patients", "60").returncode == 0
+    path = files / "patient_journeys.csv"
+    sparse = pd.read_csv(path, dtype=str)
+    empty = ("insurance_type", "gender", "age_group", "geographic_region")
+    sparse.assign(**dict.fromkeys(empty, "")).to_csv(path, index=False)
+    done = command("load", "--from", str(files), "--json")
+    assert done.returncode == 4, done.stderr
+    told = json.loads(done.stdout)
+    error = told["error"]
+    assert told["success"] is False and error["code"] == "refused", error
+    assert "dimension_completeness" in error["message"] and error["message"] in done.stderr
+    assert "Error: dagster" not in done.stderr and "DagsterAssetCheck" not in error["message"]
+    assert "patient_journeys" in error["file"] and "e2i gate waive" in error["remedy"]
+    shown = command("gate", "show", "--json")
+    assert shown.returncode == 4
+    told = json.loads(shown.stdout)
+    assert told["success"] is False and told["data_versions"]
+    problems = {one["file"]: one for one in told["error"].get("problems", [told["error"]])}
+    blocked = problems["patient_journeys"]
+    assert "dimension_completeness" in blocked["value"] and "e2i gate waive" in blocked["remedy"]
+    assert told["error"]["message"] in shown.stderr

@@ -382,6 +382,32 @@ def test_a_feature_over_days_that_are_not_kept_is_missing_and_not_zero(hand_writ
     assert everything["contact_minutes"] == 10 and everything["channel_preferences"] == "email"
 
 
+def test_what_is_on_record_begins_on_the_first_kept_day(hand_written):
+    tables = hand_written(patient_journeys=[journey()], engagement_events=[contacted(30), contacted(3)])
+    asked = pd.DataFrame([{"patient_id": "P1", "as_of": AS_OF}])
+    care = [
+        name
+        for name, needed in ((one.name, one.observed_days) for one in view_named("patient_features").features)
+        if needed == 1
+    ]
+    assert {"treatment_count", "prior_prescriptions", "days_since_last_event"} <= set(care)
+    first = compute_view("patient_features", asked, tables, data_start=AS_OF).iloc[0]
+    assert first["treatment_count"] == 0
+    # The day before the first kept one has no record at all: not "none", unknown.
+    none = compute_view("patient_features", asked, tables, data_start=AS_OF + dt.timedelta(days=1)).iloc[0]
+    assert all(pd.isna(none[name]) for name in care)
+    # Rows before it are no part of the record, whoever hands them over.
+    contacts = compute_view(
+        "engagement_features", asked, tables, data_start=AS_OF - dt.timedelta(days=10)
+    ).iloc[0]
+    alone = hand_written(patient_journeys=[journey()], engagement_events=[contacted(3)])
+    assert contacts["days_since_last_contact"] == 2
+    pd.testing.assert_series_equal(
+        contacts,
+        compute_view("engagement_features", asked, alone, data_start=AS_OF - dt.timedelta(days=10)).iloc[0],
+    )
+
+
 def test_the_declared_window_of_a_feature_is_the_one_that_is_computed():
     described = {
         feature.name: feature.window_days

@@ -43,7 +43,8 @@ def database(module_database: str, monkeypatch: pytest.MonkeyPatch) -> sa.Engine
     engine = connection.engine("owner")
     # Several statements of DELETE are faster than TRUNCATE on tables with few rows.
     with engine.begin() as session:
-        for table in ("load_rejects", "ml_table_loads", *reversed(RAW_TABLES + OPTIONAL_RAW_TABLES)):
+        records = ("load_rejects", "load_completed_dates", "ml_table_loads")
+        for table in (*records, *reversed(RAW_TABLES + OPTIONAL_RAW_TABLES)):
             session.exec_driver_sql(f"DELETE FROM {table}")
     return engine
 

@@ -49,6 +49,9 @@ def test_each_kind_of_bad_cell_has_its_reason(with_parents, content, make_events
         ("treatment_events", row + 1): reason for row, (_, _, reason) in bad.items()
     }
     assert (done.inserted, done.rejected) == (386, 14)
+    # By column, and what its values may be.
+    assert done.faults["out_of_range in cost (at least 0)"] == 1
+    assert done.faults["number_format in cost"] == 2
     stored = content("load_rejects").set_index("row_number")
     assert stored.loc[3, "value"] == "01.02.2024"
     assert stored.loc[3, "row_key"] == f"TE{2:025d}"

@@ -154,20 +154,29 @@ def test_wrong_headers_are_one_error_before_any_work(database, content, hcps, jo
     assert content("hcp_profiles").empty
 
 
-def test_extra_clinical_columns_are_kept_with_their_types(database, content, hcps, journeys):
+def test_own_clinical_columns_are_kept_as_text_and_by_column(database, content, hcps, journeys):
     clinical = pd.DataFrame(
         {
             "patient_journey_id": journeys["patient_journey_id"].iloc[:2],
             "own_marker": pd.array(["1.5", None], dtype="string[pyarrow]"),
             "site": pd.array(["007", "8"], dtype="string[pyarrow]"),
-            "extra": pd.array(['{"before": true}', None], dtype="string[pyarrow]"),
+            "extra": pd.array(['{"before": true, "dose": 1.50}', None], dtype="string[pyarrow]"),
         }
     )
     report = load({"hcp_profiles": hcps, "patient_journeys": journeys, "patient_clinical": clinical})
     assert report.success
     assert report.tables["patient_clinical"].ignored_columns == ()
     assert content("patient_clinical", "extra").iloc[:, 0].tolist() == [
-        {"before": True, "own_marker": 1.5, "site": "007"},
+        {"before": "true", "dose": "1.50", "own_marker": "1.5", "site": "007"},
+        {"own_marker": None, "site": "8"},
+    ]
+    # A column that a delivery does not have keeps its cells, an empty cell empties one.
+    again = clinical[["patient_journey_id"]].assign(site=pd.array([None, "8"], dtype="string[pyarrow]"))
+    dry = load({"patient_clinical": again}, dry_run=True).tables["patient_clinical"]
+    done = load({"patient_clinical": again}).tables["patient_clinical"]
+    assert (done.updated, done.unchanged) == (dry.updated, dry.unchanged) == (1, 1)
+    assert content("patient_clinical", "extra").iloc[:, 0].tolist() == [
+        {"before": "true", "dose": "1.50", "own_marker": "1.5", "site": None},
         {"own_marker": None, "site": "8"},
     ]
     other = load({"hcp_profiles": hcps.assign(shoe_size="44")})
@@ -222,6 +231,43 @@ def test_rows_outside_the_kept_range_are_counted_by_reason_and_not_written(
     # With a wider range the same files bring them.
     again = load_table("treatment_events", events, kept=("2023-12", "2024-05"), withhold_months=True)
     assert again.tables["treatment_events"].inserted == 5
+
+
+def test_rows_outside_the_range_decide_nothing_about_rows_inside(
+    database, content, hcps, journeys, make_events
+):
+    """A row that is not kept contradicts no other, repeats no other, and is no reject."""
+    inside = make_events(60)
+    beyond = inside.head(8).assign(event_date=["2023-12-31"] * 4 + ["2024-05-01"] * 4)
+    beyond.loc[[0, 5], "event_type"] = "no such type"
+    parents = {"hcp_profiles": hcps, "patient_journeys": journeys}
+    load({**parents, "treatment_events": inside}, kept=("2024-01", "2024-04"))
+    alone = content("treatment_events")
+    with database.begin() as session:
+        session.exec_driver_sql("DELETE FROM treatment_events")
+    both = pd.concat([beyond, inside], ignore_index=True)
+    done = load_table("treatment_events", both, kept=("2024-01", "2024-04")).tables["treatment_events"]
+    assert (done.source, done.inserted, done.duplicate) == (68, 60, 0)
+    assert done.reasons == {"after_data_end": 4, "before_first_month": 4}
+    again = content("treatment_events")
+    pd.testing.assert_frame_equal(alone, again)
+
+
+def test_rows_of_a_range_that_was_wider_are_counted_by_reason(database, hcps, journeys, make_events):
+    from e2i_dagster.warehouse.read import rows_not_kept
+
+    events = make_events(100)
+    events.loc[:1, "event_date"] = "2023-12-31"
+    events.loc[2:4, "event_date"] = "2024-05-01"
+    load({"hcp_profiles": hcps, "patient_journeys": journeys, "treatment_events": events})
+    with database.connect() as connection:
+        kept = ("2024-01", "2024-04")
+        assert rows_not_kept(connection, "treatment_events", kept) == {
+            "before_first_month": 2,
+            "after_data_end": 3,
+        }
+        assert rows_not_kept(connection, "treatment_events", ("2023-12", "2024-05")) == {}
+        assert rows_not_kept(connection, "hcp_profiles", kept) == {}
 
 
 RESTATED = "tables: {treatment_events: {restates: month}}\n"
@@ -295,5 +341,49 @@ def test_nothing_is_withdrawn_without_the_declaration_or_beside_malformed_rows(
 def test_a_table_that_is_not_kept_by_month_cannot_be_restated(tmp_path, hcps):
     hcps.to_csv(tmp_path / "hcp_profiles.csv", index=False)
     (tmp_path / "mapping.yaml").write_text("tables: {hcp_profiles: {restates: month}}\n")
-    with pytest.raises(InputError, match=r"hcp_profiles: the mapping says `restates: month`"):
+    with pytest.raises(InputError, match=r"hcp_profiles: the mapping says `restates: month`.*Leave it out"):
         files.read(tmp_path, tmp_path / "mapping.yaml")
+    (tmp_path / "mapping.yaml").write_text("tables: {hcp_profiles: {restates: all}}\n")
+    with pytest.raises(
+        InputError, match=r"`restates: all`, but rows of patient_journeys, .* refer to its rows"
+    ):
+        files.read(tmp_path, tmp_path / "mapping.yaml")
+
+
+def test_a_table_without_months_is_restated_as_a_whole(
+    database, content, hcps, journeys, make_events, tmp_path
+):
+    periods = pd.DataFrame(
+        {
+            "observation_period_id": [f"O{i}" for i in range(40)],
+            "patient_id": journeys["patient_id"],
+            "start_date": "2023-01-01",
+            "end_date": "2023-12-31",
+        }
+    )
+    load({"hcp_profiles": hcps, "patient_journeys": journeys, "observation_periods": periods})
+
+    def delivered(rows, restates):
+        rows.to_csv(tmp_path / "observation_periods.csv", index=False)
+        mapping = tmp_path / "mapping.yaml"
+        mapping.write_text(f"tables: {{observation_periods: {{restates: {restates}}}}}\n")
+        return files.read(tmp_path, mapping)
+
+    # The remedy of each message is one that is accepted.
+    with pytest.raises(InputError, match=r"no date, so it is not kept by month\. Write `restates: all`"):
+        delivered(periods, "month")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(InputError, match=r"kept by month\. Write `restates: month`"):
+        restated(tmp_path / "other", make_events(1), "tables: {treatment_events: {restates: all}}\n")
+    again = periods.iloc[2:].copy()
+    again.loc[5, "start_date"] = "no date"
+    dry = load(delivered(again, "all"), dry_run=True, success_threshold=0.9).tables["observation_periods"]
+    assert [(one.row, one.month, one.reason) for one in dry.going] == [
+        ("O0", None, "not_delivered"),
+        ("O1", None, "not_delivered"),
+    ]
+    done = load(delivered(again, "all"), success_threshold=0.9).tables["observation_periods"]
+    assert (done.withdrawn, done.unchanged, done.rejected, done.partitions) == (2, 37, 1, ())
+    assert len(content("observation_periods")) == 38
+    # Without an accepted row nothing is restated.
+    assert load(delivered(again.iloc[:0], "all")).tables["observation_periods"].withdrawn == 0

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from e2i_dagster.errors import InputError
 from e2i_dagster.sources import files
+from e2i_dagster.sources.delivery import DeliveryManifest, resubmit_rejects
 from e2i_dagster.warehouse import rejects
 from e2i_dagster.warehouse.load import load, load_table
 
@@ -218,3 +219,30 @@ def test_a_second_load_of_a_table_waits_for_the_first(database, hcps):
     thread.join(timeout=20)
     assert done == [True]
     assert json.dumps(said).count("waiting for another load") == 1
+
+
+def test_corrected_rows_outside_the_kept_range_are_counted_and_not_written(
+    database, content, three_tables, tmp_path
+):
+    hcps, journeys, events = (three_tables[name].copy() for name in ORDER)
+    inside = [f"2024-0{1 + row % 3}-10" for row in range(len(events))]
+    events["event_date"] = pd.array(inside, dtype=events["event_date"].dtype)
+    events.loc[:2, "event_date"] = "no date"
+    kept = ("2024-01", "2024-03")
+    load({"hcp_profiles": hcps, "patient_journeys": journeys, "treatment_events": events}, kept=kept)
+    (path,) = rejects.export(database, tmp_path)
+    exported = pd.read_csv(path, dtype="string[pyarrow]")
+    exported["event_date"] = ["2023-12-31", "2024-04-01", "2024-02-01"]
+    exported.to_csv(path, index=False)
+    manifest = DeliveryManifest(
+        kind="files", folder=str(tmp_path), mapping=None, files=(), success_threshold=0.95, resubmit=True
+    )
+    report = resubmit_rejects(manifest, engine=database, run_id="corrected", kept=kept)
+    done = report.tables["treatment_events"]
+    assert (done.source, done.inserted) == (3, 1)
+    assert done.reasons == {"after_data_end": 1, "before_first_month": 1}
+    assert "2 rows lie outside 2024-01..2024-03" in str(done.message)
+    assert len(content("treatment_events")) == len(events) - 2
+    # A wider range takes the same corrected files.
+    wider = resubmit_rejects(manifest, engine=database, run_id="wider", kept=("2023-12", "2024-04"))
+    assert wider.tables["treatment_events"].inserted == 2

@@ -30,7 +30,7 @@ def test_a_block_is_shown_waived_and_shown_as_waived(pipeline, delivery, drawn):
     shown = e2i("gate", "show", "--json")
 
     assert shown.exit_code == 4
-    states = {row["table"]: row for row in json.loads(shown.stdout)}
+    states = {row["table"]: row for row in json.loads(shown.stdout)["data_versions"]}
     assert states["patient_journeys"]["state"] == "blocked" and states["patient_journeys"]["rules"] == RULE
     assert states["hcp_profiles"]["state"] == "not_checked"
     assert states["patient_clinical"]["state"] in ("passed", "warning")
@@ -46,7 +46,7 @@ def test_a_block_is_shown_waived_and_shown_as_waived(pipeline, delivery, drawn):
     (waiver,) = json.loads(e2i("gate", "waivers", "--json").stdout)
     assert (waiver["rule"], waiver["reason"]) == (RULE, "resent on Monday")
     shown = e2i("gate", "show", "--table", "patient_journeys", "--json")
-    assert shown.exit_code == 0 and json.loads(shown.stdout)[0]["state"] == "waived"
+    assert shown.exit_code == 0 and json.loads(shown.stdout)["data_versions"][0]["state"] == "waived"
 
 
 def test_data_docs_of_a_table_are_built_on_demand(pipeline, delivery, drawn):

@@ -83,6 +83,46 @@ def test_the_check_digit_of_an_npi(policy: QualityPolicy, engine: Engine) -> Non
     assert _by_pandera(frame, "hcp_profiles", policy) == _on_engine(frame, "hcp_profiles", policy, engine)
 
 
+CODES = {
+    "drug_ndc": (
+        [
+            "00078-0946-61",
+            "0078-0946-61",
+            "00078094661",
+            "12345-678-90",
+            "12345-6789-0",
+            " 00078 0946 61 ",
+            None,
+        ],
+        ["0078094661", "12345", "unknown", "", "000780946611"],
+    ),
+    "icd_codes": (
+        ['["L50.1", "j301"]', '["708.1"]', "[]", '["V58.69"]', None],
+        ['["L50.1", "itch"]', '["L5"]', "L50.1", '["L50.1" "J30.1"]'],
+    ),
+    "cpt_codes": (['["95004", "J2357"]', '["0001F", "0075T", "0001U", "0002M"]'], ['["9500"]', '["W0001"]']),
+    "loinc_codes": (['["718-7", "100746-7"]'], ['["7187"]']),
+}
+
+
+@pytest.mark.parametrize("engine", ["duckdb", "pandas"])
+@pytest.mark.parametrize("column", CODES)
+def test_codes_of_every_spelling_pass_and_what_is_none_or_undecided_is_named(
+    policy: QualityPolicy, engine: Engine, column: str
+) -> None:
+    right, wrong = CODES[column]
+    frame = pd.DataFrame({column: pd.array([*right, *wrong], dtype="string[pyarrow]")})
+    frame["treatment_event_id"] = [f"TE{i:025d}" for i in range(len(frame))]
+    found = {one.rule.label: one for one in check_on_engine(frame, "treatment_events", policy, engine=engine)}
+    fault = found[f"schema_key_format.treatment_events.{column}"]
+    assert fault.rule.severity == "convention"
+    assert fault.count == len(wrong)
+    assert set(fault.keys) <= set(frame["treatment_event_id"].iloc[len(right) :])
+    assert _by_pandera(frame, "treatment_events", policy) == _on_engine(
+        frame, "treatment_events", policy, engine
+    )
+
+
 def test_a_relation_is_asked_without_leaving_its_engine(policy: QualityPolicy) -> None:
     frame = pd.DataFrame(
         {

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from e2i_dagster.errors import InputError
 from e2i_dagster.quality.leakage import LeakageReport, audit, extract_only_columns
@@ -349,7 +351,8 @@ def test_each_date_is_compared_at_the_coarser_precision_of_its_own_row() -> None
         found = audit(
             _honest().assign(signed=column, index_date=days), target="label", index_date="index_date"
         ).findings
-        assert [one.affected for one in found if one.kind == "temporal"] == ([affected] if affected else [])
+        after = [one.affected for one in found if one.kind == "temporal" and one.severity == "fatal"]
+        assert after == ([affected] if affected else [])
 
 
 def test_events_counted_back_from_after_the_index_block() -> None:
@@ -439,3 +442,96 @@ def test_the_report_holds_no_value_of_a_patient_and_the_frame_is_unchanged() -> 
     shown = str(report.to_metadata()) + str(report.to_record())
     assert "canary" not in shown
     assert "P0" not in shown
+
+
+Drawn = Callable[[int, int, np.random.Generator], Any]
+
+
+def _readmissions(column: Drawn, rows: int) -> pd.DataFrame:
+    """2,000 stays, 10 % of them readmitted; the first ``rows`` are a category of ``column`` without a readmission."""
+    rng = np.random.default_rng(4)
+    n = 2_000
+    readmitted = np.zeros(n, dtype=int)
+    readmitted[rng.choice(np.arange(rows, n), 200, replace=False)] = 1
+    return pd.DataFrame(
+        {
+            "patient_id": [f"P{i}" for i in range(n)],
+            "patient_journey_id": [f"J{i}" for i in range(n)],
+            "readmitted": readmitted,
+            "age": rng.normal(60, 10, n),
+            "ward": rng.choice(["surgery", "internal"], n),
+            "discharge": column(n, rows, rng),
+        }
+    )
+
+
+def _text(n: int, rows: int, rng: np.random.Generator) -> Any:
+    return np.where(np.arange(n) < rows, "expired: in hospital", rng.choice(["home", "transfer"], n))
+
+
+def _flag(n: int, rows: int, rng: np.random.Generator) -> Any:
+    return pd.array(np.arange(n) < rows, dtype="boolean")
+
+
+def _number(n: int, rows: int, rng: np.random.Generator) -> Any:
+    return np.where(np.arange(n) < rows, 11.0, rng.permutation(n).astype(float) + 100)
+
+
+@pytest.mark.parametrize("column", [_text, _flag, _number])
+def test_a_large_category_without_an_event_cannot_have_the_outcome(column: Drawn) -> None:
+    from e2i_dagster.cohorts import build_cohort
+    from e2i_dagster.config.cohort import CohortDefinition
+
+    frame = _readmissions(column, 300)
+    (finding,) = audit(frame, target="readmitted").findings
+    assert (finding.rule, finding.columns, finding.severity) == (
+        "leakage_no_event",
+        ("discharge",),
+        "convention",
+    )
+    assert finding.affected == 300
+    assert finding.evidence == "cannot have the outcome: none of 300 rows has it, 10.0% of all rows have it"
+    # The proposed rule, in a cohort file, leaves exactly them out, and nothing is found any more.
+    rule = yaml.safe_load(str(finding.proposal))
+    definition = CohortDefinition.model_validate(
+        {
+            "brand": "Examplumab",
+            "indication": "demo",
+            "inclusion_criteria": [{"field": "age", "operator": ">", "value": 0}],
+            "temporal_requirements": {"lookback_days": 0, "followup_days": 0, "index_date_field": "seen"},
+            **rule,
+        }
+    )
+    seen = pd.Timestamp("2024-01-01")
+    patients = frame.assign(seen=seen, first_observation_date=seen, last_observation_date=seen)
+    eligible = build_cohort(definition, patients).eligible["patient_id"]
+    left = frame[frame["patient_id"].isin(set(eligible))]
+    assert len(left) == 1_700 and left["readmitted"].sum() == 200
+    assert not audit(left, target="readmitted").findings
+    # Twenty of them may have none by chance.
+    assert not audit(_readmissions(column, 20), target="readmitted").findings
+
+
+def test_the_page_and_the_record_tell_the_rule_that_leaves_them_out() -> None:
+    report = audit(_readmissions(_text, 300), target="readmitted")
+    assert "exclusion_criteria:" in report.to_metadata()["findings_md"]
+    (row,) = [one for one in report.to_record()["rows"] if "cannot have" in one["details"]]
+    assert "expired: in hospital" in row["remediation_action"]
+
+
+def test_dates_are_read_as_the_loader_reads_them() -> None:
+    frame = _honest().drop(columns="last_visit_date")
+    index = frame["index_date"].dt.strftime("%Y-%m-%d")
+    # A compact day and a moment with an offset that is the day before: both are read.
+    visits = ["20240228", "2024-03-01T00:30:00+02:00"] * (len(frame) // 2)
+    assert not _audit(frame.assign(index_date=index, visit=visits)).findings
+    late = [*visits[:-1], "20240302"]
+    assert [one.rule for one in _audit(frame.assign(index_date=index, visit=late)).findings] == [
+        "leakage_temporal"
+    ]
+    # What could be two days is none, and it is told: it may lie after the index date.
+    swapped = _audit(frame.assign(visit=["05/01/2024", "2024-02-28"] * (len(frame) // 2)))
+    (finding,) = swapped.findings
+    assert finding.columns == ("visit",) and "600 values are refused as ambiguous_date" in finding.evidence
+    with pytest.raises(InputError, match=r"index_date has 1,200 value.*refused as ambiguous_date"):
+        _audit(frame.assign(index_date="05/01/2024"))

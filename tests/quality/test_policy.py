@@ -140,6 +140,6 @@ def test_every_rule_has_a_page() -> None:
     rules |= {"overall_score", "expectation", "expectation_critical", "expectation_pass_rate", "no_rows"}
     rules |= {"check_error", "not_checked", "leakage_known_at", "leakage_temporal", "leakage_target"}
     rules |= {"leakage_missing", "leakage_shared_patients", "leakage_duplicate_rows"}
-    rules |= {"leakage_window", "leakage_outcome_window", "leakage_near_duplicate_rows"}
+    rules |= {"leakage_window", "leakage_outcome_window", "leakage_near_duplicate_rows", "leakage_no_event"}
     pages = {page.stem for page in (CHECKOUT / "docs" / "rules").glob("*.md")}
     assert rules == pages

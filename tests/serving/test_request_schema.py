@@ -57,7 +57,7 @@ rows = st.fixed_dictionaries(
 def test_a_row_survives_request_frame_and_back(made: list[dict[str, Any]]) -> None:
     schema = request_schema(SIGNATURE, "e2i-x", 100)
     sent = json.loads(json.dumps({"instances": [{"features": row} for row in made]}))
-    received = [row.features for row in schema.rows(sent)]
+    received = [row.features for row in schema.rows(sent).usable]
     assert received == made
     frame = to_frame(SIGNATURE, received)
     assert list(frame.columns) == SIGNATURE.names
@@ -125,7 +125,7 @@ def test_frames_of_the_warehouse_become_requests() -> None:
 def test_examples_fit_their_signature() -> None:
     schema = request_schema(SIGNATURE, "e2i-x", 100)
     assert schema.row(example_row(SIGNATURE)).features.keys() == set(SIGNATURE.names)
-    assert len(schema.rows(example_batch(SIGNATURE, 3))) == 3
+    assert len(schema.rows(example_batch(SIGNATURE, 3)).usable) == 3
 
 
 def test_signatures_that_cannot_be_served_are_refused(stored: Any, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ import sqlalchemy as sa
 
 from e2i_dagster.config.serving import ServingPolicy
 from e2i_dagster.errors import InputError, UnavailableError
-from e2i_dagster.serving.client import score, score_answerable, with_waiting
+from e2i_dagster.serving.client import score, score_answerable, waiting_words, with_waiting
 from e2i_dagster.serving.control import DeploymentError
 from e2i_dagster.serving.deployment import Deployment, ParitySample, deploy
 from e2i_dagster.serving.endpoints import endpoints, restart_recorded, stop_all
@@ -331,10 +331,66 @@ def test_batches_have_a_limit_and_name_the_row(live: Live) -> None:
     assert "at most 100" in problems(too_many)["instances"]
     assert ask(live, {"instances": []}, "/predict_batch").status_code == 422
     wrong = ask(
-        live, {"instances": [*rows[:3], {"features": GOOD | {"region": 1}}]}, f"/{MODEL}/predict_batch"
+        live,
+        {"instances": [{"features": GOOD | {"region": 1}}, {"features": GOOD | {"other": 1}}]},
+        f"/{MODEL}/predict_batch",
     )
     assert wrong.status_code == 422
-    assert list(problems(wrong)) == ["instances.3.features.region"]
+    assert list(problems(wrong)) == ["instances.0.features.region", "instances.1.features.other"]
+    elsewhere = ask(live, {"instances": [rows[0], {}], "threshold": 1}, "/predict_batch")
+    assert elsewhere.status_code == 422 and "threshold" in problems(elsewhere)
+
+
+@pytest.mark.parametrize(
+    ("bad", "field"),
+    [
+        ({"features": GOOD | {"region": 1}}, "features.region"),
+        ({"features": GOOD | {"treatment_count": None}}, "features.treatment_count"),
+        ({"features": {k: v for k, v in GOOD.items() if k != "academic_hcp"}}, "features.academic_hcp"),
+        ({"features": GOOD, "patient_id": ""}, "patient_id"),
+        ({}, "features"),
+    ],
+)
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_one_row_of_a_batch_does_not_stop_the_others(
+    live: Live, warehouse: sa.Engine, bad: dict[str, Any], field: str, place: int
+) -> None:
+    rows = [{"features": GOOD}, {"features": GOOD | {"disease severity": 1.0}}]
+    whole = ask(live, {"instances": rows}, "/predict_batch").json()
+    rows.insert(place, bad)
+    request_id = f"partial-{place}-{field}"
+    answer = ask(live, {"instances": rows}, "/predict_batch", **{"x-request-id": request_id})
+    assert answer.status_code == 207
+    body = answer.json()
+    assert [one["field"] for one in body["problems"]] == [f"instances.{place}.{field}"]
+    assert body["predictions"].pop(place) is None and body["probabilities"].pop(place) is None
+    assert body["predictions"] == whole["predictions"]
+    assert body["probabilities"] == whole["probabilities"]
+    _eventually(lambda: len(logged(warehouse, request_id=request_id)) == 2)
+
+
+def test_a_row_the_service_refuses_waits_with_what_the_service_says(live: Live, stored: Stored) -> None:
+    frame = stored.rows.head(102).astype({"treatment_count": "Int64"}).reset_index(drop=True)
+    frame["patient_id"] = [f"PAT{i:08d}" for i in range(102)]
+    frame.loc[3, "disease severity"] = np.inf
+    frame.loc[5, "region"] = "a\x00b"
+    # The last two rows are a batch of their own, of which none can be used.
+    frame.loc[[100, 101], "patient_id"] = "x" * 101
+    answers, waiting = score_answerable(live.deployment.url, frame, model_name=MODEL)
+    assert waiting.index.tolist() == [3, 5, 100, 101] and len(answers) == 98
+    assert waiting["reason"].loc[3] == "disease severity is not finite"
+    assert waiting["reason"].loc[5].startswith("region ")
+    assert waiting["reason"].loc[101].startswith("patient_id ")
+    expected = np.delete(stored.scores[:102], [3, 5, 100, 101])
+    np.testing.assert_allclose(answers["prediction_value"], expected, atol=1e-12)
+    assert answers["patient_id"].tolist() == frame["patient_id"].drop([3, 5, 100, 101]).tolist()
+    assert waiting_words(waiting).startswith("4 patients wait without an answer: ")
+    none, all_wait = score_answerable(live.deployment.url, frame.loc[[3, 101]], model_name=MODEL)
+    assert none.empty and len(with_waiting(none, all_wait)) == 2
+    with pytest.raises(InputError, match="2 of 3 rows are refused, the first because patient_id"):
+        score(live.deployment.url, frame.loc[[99, 100, 101]])
+    with pytest.raises(InputError, match="disease severity has an infinite value"):
+        score(live.deployment.url, frame)
 
 
 def test_errors_do_not_repeat_values(live: Live) -> None:
@@ -393,6 +449,8 @@ def test_health_models_metrics_and_openapi(live: Live) -> None:
         assert f"{name}{{" in metrics
     assert 'code="unknown_model",model_name="none"' in metrics or "e2i-other" not in metrics
     document = HTTP.get(f"{url}/openapi.json").json()
+    assert "207" in document["paths"]["/predict_batch"]["post"]["responses"]
+    assert "207" not in document["paths"]["/predict"]["post"]["responses"]
     assert {"/predict", "/predict_batch", f"/{MODEL}/predict", "/health"} <= set(document["paths"])
     reference = document["paths"][f"/{MODEL}/predict"]["post"]["requestBody"]["content"]["application/json"]
     body = document["components"]["schemas"][reference["schema"]["$ref"].rsplit("/", 1)[1]]

@@ -91,7 +91,7 @@ indication: migraine
 title: Adults with frequent migraine
 version: 1.0.0
 status: draft
-own_fields: [monthly_migraine_days, triptan_overuse]
+own_fields: {monthly_migraine_days: number, triptan_overuse: boolean}
 inclusion_criteria:
   - {field: age_at_diagnosis, operator: ">=", value: 18}
   - {field: diagnosis_code, operator: in, value: ["G43.7.*"]}

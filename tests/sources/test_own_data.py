@@ -104,6 +104,7 @@ def test_the_proposal_finds_tables_columns_and_dates(tmp_path):
     assert journeys["Rgn"].values == {"West": "west", "South": "south"}
     assert f"'{BRAND}'" in journeys["Product"].notes[0]
     assert tables["patient_clinical"].kept_as_own == ("monthly_migraine_days", "triptan_overuse")
+    assert tables["patient_clinical"].own == {"monthly_migraine_days": "number", "triptan_overuse": "boolean"}
     assert tables["treatment_events"].rejected == {
         "unknown_value in event_type": 534,
         "unknown_value in brand": 534,
@@ -254,3 +255,36 @@ def test_load_quality_and_cohort_with_configuration_only(tmp_path, own_config, d
     assert recorded.input_patients == 400 and len(recorded.reasons) == 534
     assert recorded.execution.data_version and recorded.execution.code_version
     assert recorded.definition.approval is None
+
+
+def _checked(folder, **files):
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / f"{name}.csv").write_text(text, encoding="utf-8")
+    return check_folder(folder, load_vocabulary())
+
+
+def test_a_case_is_no_patient_journey_by_that_word_alone(tmp_path):
+    """A CRM log with cases has all that contacts need; its cases are nobody's journeys."""
+    header = "case.id,hcp_id,engagement_event_id,engagement_date,engagement_type,brand"
+    contacts = f"{header}\nC1,H1,E1,2024-01-02,visit,Kisqali\n"
+    (alone,) = _checked(tmp_path / "crm", log=contacts).tables
+    assert alone.table == "engagement_events" and "case.id" in alone.unmatched
+    # Beside a patient it may be one, and a person is asked.
+    episodes = "case.id,patient_id,start_date,brand\nC1,P1,2024-01-02,Kisqali\n"
+    (table,) = _checked(tmp_path / "clinic", cases=episodes).tables
+    (match,) = [one for one in table.matches if one.file_column == "case.id"]
+    assert (table.table, match.column) == ("patient_journeys", "patient_journey_id")
+    assert match.notes == ("'case' has many meanings: is it really the patient journey?",)
+
+
+def test_a_file_with_the_name_of_a_table_needs_its_required_columns_too(tmp_path):
+    good = "hcp_id,npi\nH1,1234567893\n"
+    found = _checked(
+        tmp_path / "in", treatment_events="patient_id,event_date\nP1,2024-01-02\n", hcp_profiles=good
+    )
+    assert [table.table for table in found.tables] == ["hcp_profiles"]
+    why = found.unassigned["treatment_events.csv"]
+    assert why.startswith(
+        "named like treatment_events, without treatment_event_id, patient_journey_id: a load takes it"
+    )

@@ -219,3 +219,71 @@ def test_a_broken_gzip_file_is_said(tmp_path):
     (tmp_path / "treatment_events.csv.gz").write_bytes(gzip.compress(EVENTS.encode() * 9)[:40])
     with pytest.raises(InputError, match="not readable as gzip"):
         files.read(tmp_path)
+
+
+KINDS = [
+    ("marks.csv", ","),
+    ("marks.csv.gz", ","),
+    ("marks.tsv", "\t"),
+    ("marks.tsv.gz", "\t"),
+    ("marks.txt", "|"),
+]
+
+
+def delivered(path, text: str, separator: str) -> FileFormat:
+    """Write ``text`` as the file's name says; its format, with a separator only where the name has none."""
+    content = text.replace(",", separator).encode()
+    path.write_bytes(gzip.compress(content, 1) if path.suffix == ".gz" else content)
+    return FileFormat() if separator in ",\t" else FileFormat(separator=separator)
+
+
+@pytest.mark.parametrize(("name", "separator"), KINDS)
+def test_the_mark_is_doubled_inside_a_quoted_cell(tmp_path, name, separator):
+    path = tmp_path / name
+    text = 'a,b,c\n1,"a 6" tube",x\n2,y,"z"\n'
+    form = delivered(path, text, separator)
+    with pytest.raises(
+        InputError, match=r'line 2: text follows .* double the mark inside quoted cells \(""\)'
+    ):
+        files.read_file(path, form)
+    delivered(path, text.replace('6"', '6""'), separator)
+    read = files.read_file(path, form)
+    assert read.rows["b"].to_pylist() == ['a 6" tube', "y"]
+    assert (read.rows.num_rows, read.lines, read.malformed) == (2, 2, [])
+    # A cell that opens and is never closed is closed, its own mark doubled.
+    delivered(path, 'a,b,c\n1,"6 tube,x\n2,y,z\n', separator)
+    with pytest.raises(InputError, match=r"line 2: a quotation mark is never closed.*double the mark"):
+        files.read_file(path, form)
+    delivered(path, 'a,b,c\n1,"""6 tube",x\n2,y,z\n', separator)
+    assert files.read_file(path, form).rows["b"].to_pylist() == ['"6 tube', "y"]
+
+
+@pytest.mark.parametrize(("name", "separator"), KINDS)
+@pytest.mark.parametrize("offset", [-1, 0])
+def test_a_mark_at_the_border_of_a_block(tmp_path, name, separator, offset):
+    """The mark is the last byte of one block of four MiB, or the first of the next."""
+    path = tmp_path / name
+    border = (1 << 22) + offset
+    head, line = "a,b,c\n", "1," + "drug " * 200 + ",x\n"
+    before = head + line * ((border - len(head)) // len(line) - 1)
+    filled = before + "1," + "y" * (border - len(before) - 7) + ",x\n2,"
+    assert len(filled) == border
+    text = filled + '"6 tube,x\n' + line * 3
+    form = delivered(path, text, separator)
+    rows = text.count("\n") - 1
+    with pytest.raises(InputError, match=rf"{name}, line {rows - 2}: a quotation mark is never closed"):
+        files.read_file(path, form)
+    plain = files.read_file(path, form.model_copy(update={"quote": "none"}))
+    assert plain.rows.num_rows == plain.lines == rows
+    assert plain.rows["b"][rows - 4].as_py() == '"6 tube'
+
+
+def test_a_parser_that_gives_fewer_rows_than_there_are_lines_is_not_believed(tmp_path, monkeypatch):
+    from pyarrow import csv
+
+    real = csv.read_csv
+    monkeypatch.setattr(csv, "read_csv", lambda *given, **options: real(*given, **options).slice(1))
+    path = tmp_path / "treatment_events.csv"
+    path.write_text(EVENTS + "e1,j1,p1,2024-03-01,drug\ne2,j1,p1,2024-03-01,drug\n")
+    with pytest.raises(InputError, match=r"2 rows by its lines, 1 by the parser"):
+        files.read(tmp_path)

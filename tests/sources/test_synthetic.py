@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from e2i_dagster.config.environment import CHECKOUT
 from e2i_dagster.config.vocabulary import load_vocabulary
 from e2i_dagster.errors import InputError, UnavailableError
 from e2i_dagster.sources import Tables
@@ -353,6 +354,18 @@ def test_the_bayes_auc_of_each_scope_is_as_stated(truth: Truth):
     for cohort, value in truth.bayes_auc.items():
         assert value is not None
         assert 0.86 <= value <= 0.90, cohort
+
+
+def test_the_figures_of_the_page_are_those_of_the_generator():
+    page = (CHECKOUT / "docs/synthetic.md").read_text(encoding="utf-8")
+    small, large = true_effects(), true_effects(n_patients=660_000, seed=7)
+    for cohort, value in small.bayes_auc.items():
+        fresh, share = large.bayes_auc[cohort], small.prevalence[cohort]
+        assert f"| {cohort}_initiation | {value:.3f} | {fresh:.3f} | {share:.2f} |" in page
+    effects = {name: f"{true_effects(name).ate:.3f}" for name in DGPS}
+    for name, effect in effects.items():
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{name}`"))
+        assert f" {effect} " in row
 
 
 def test_the_truth_is_in_no_table(full: Tables, truth: Truth):

@@ -1,13 +1,15 @@
 """Frames in canonical form: what is accepted, what is refused, and that it is a fixed point."""
 
 import datetime as dt
+from decimal import Decimal
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from e2i_dagster.errors import InputError
 from e2i_dagster.warehouse.digest import frame_digest
-from e2i_dagster.warehouse.frames import conform, extra_frame, months_of
+from e2i_dagster.warehouse.frames import cell_text, conform, extra_frame, months_of
 from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, frame_columns
 
 EVENTS = pd.DataFrame(
@@ -101,22 +103,40 @@ def test_months_of_dates(dtype):
     assert months_of(days.iloc[:0]).tolist() == []
 
 
-def test_own_clinical_columns_are_kept_as_typed_extras():
+def test_own_clinical_columns_are_kept_as_text_as_they_were_given():
     given = pd.DataFrame(
         {
             "patient_journey_id": ["PJ1", "PJ2"],
             "kidney_biopsy": [True, None],
             "c3_level": [0.7, 0.9],
-            "extra": ['{"site": "x"}', None],
+            "code9": ["250.00", "0250.0"],
+            "extra": ['{"site": "x", "dose": 1.50}', None],
         }
     )
     clinical = conform("patient_clinical", given)
     assert clinical["extra"].tolist() == [
-        '{"c3_level":0.7,"kidney_biopsy":true,"site":"x"}',
-        '{"c3_level":0.9}',
+        '{"c3_level":"0.7","code9":"250.00","dose":"1.50","kidney_biopsy":"true","site":"x"}',
+        '{"c3_level":"0.9","code9":"0250.0"}',
     ]
     own = extra_frame(clinical)
-    assert list(own.columns) == ["c3_level", "kidney_biopsy", "site"]
-    assert own["kidney_biopsy"].dtype == "boolean"
-    assert own["c3_level"].tolist() == [0.7, 0.9]
+    assert list(own.columns) == ["c3_level", "code9", "dose", "kidney_biopsy", "site"]
+    assert set(own.dtypes.astype(str)) == {"string"}
+    assert own["kidney_biopsy"].tolist() == ["true", pd.NA]
     assert extra_frame(conform("patient_clinical", pd.DataFrame())).empty
+
+
+@pytest.mark.parametrize(
+    ("cells", "texts"),
+    [
+        (pd.Series([250.0, 1e16, 1e-7, np.nan, -0.0]), ["250", "10000000000000000", "0.0000001", None, "0"]),
+        (pd.Series([0.1, 2.5], dtype="float32"), ["0.1", "2.5"]),
+        (pd.Series([2**63 + 1, None], dtype="UInt64"), ["9223372036854775809", None]),
+        (pd.Series([Decimal("250.00"), None, Decimal("1E+2")]), ["250.00", None, "100"]),
+        (pd.Series([dt.date(2024, 1, 2), None]), ["2024-01-02", None]),
+        (pd.Series(["2024-01-02", None], dtype="datetime64[us]"), ["2024-01-02T00:00:00", None]),
+        (pd.Series([[1.5], {"b": 1, "a": None}, b"x", b"\xff"]), ["[1.5]", '{"a":null,"b":1}', "x", "\\xff"]),
+        (pd.Series(["F", "", " 007 ", None], dtype="category"), ["F", None, " 007 ", None]),
+    ],
+)
+def test_typed_cells_have_one_form_as_text(cells, texts):
+    assert cell_text(cells).astype(object).where(cell_text(cells).notna(), None).tolist() == texts

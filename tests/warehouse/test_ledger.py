@@ -1,5 +1,6 @@
 """The ledger: the newest row of an asset and partition is its version."""
 
+import pandas as pd
 import pytest
 
 from e2i_dagster.errors import InputError
@@ -35,12 +36,12 @@ def test_partitions_and_assets_do_not_mix(database):
 
 
 def test_a_fingerprint_finds_what_was_made_from_the_same_inputs(database):
-    ledger.record(database, version(fingerprint="f1"))
+    first = ledger.record(database, version(fingerprint="f1"))
     made = ledger.record(database, version(digest="b", fingerprint="f1"))
     ledger.record(database, version(digest="c", fingerprint="f2"))
-    assert ledger.find_by_fingerprint(database, "raw/triggers", "2024-01", "f1") == made
-    assert ledger.find_by_fingerprint(database, "raw/triggers", "2024-02", "f1") is None
-    assert ledger.find_by_fingerprint(database, "raw/other", "2024-01", "f1") is None
+    assert ledger.with_fingerprint(database, "raw/triggers", "f1") == [made, first]
+    assert ledger.with_fingerprint(database, "raw/triggers", "f3") == []
+    assert ledger.with_fingerprint(database, "raw/other", "f1") == []
 
 
 def test_a_caller_s_transaction_is_the_caller_s(database):
@@ -105,3 +106,33 @@ def test_a_stage_has_one_state(database):
     ]
     assert all(s.at is not None for s in states)
     assert [s.stage for s in ledger.states(database, "qc")] == ["qc"]
+
+
+def test_months_that_are_not_kept_any_more_are_neither_read_nor_shown_as_checked(database, tmp_path):
+    """The range was wider once: its months stay in ledger and lake, and nothing takes them for current."""
+    from e2i_dagster.cohorts.inputs import read_current
+    from e2i_dagster.config.policy import current_policy
+    from e2i_dagster.quality.judge import document_table, gate_result, gate_state
+    from e2i_dagster.status import status_report
+    from e2i_dagster.warehouse.lake import Lake
+
+    table, months = "treatment_events", current_policy().sources.months
+    lake = Lake(str(tmp_path))
+    for month in ("1999-12", months[0]):
+        stored = lake.write(table, month, pd.DataFrame({"treatment_event_id": [month]}), month)
+        ledger.record(database, ledger.DataVersion(table, month, month, 1, path=stored.path))
+        ledger.record_state(database, ledger.StageState(f"raw/{table}", month, "executed"))
+    ledger.record_state(database, ledger.StageState("cohort", "remibrutinib_csu", "executed"))
+    assert set(ledger.current(database, table)) == {"1999-12", months[0]}
+    assert set(ledger.current(database, table, months=months)) == {months[0]}
+    read = read_current(database, lake, [table], months=months)[table]
+    assert read["treatment_event_id"].tolist() == [months[0]]
+    assert {row["partition"] for row in gate_state(database) if row["table"] == table} == {months[0]}
+    assert gate_result(database, table, None).versions == 1
+    with pytest.raises(InputError, match="has no partition '1999-12'"):
+        document_table(database, table, "1999-12", lambda partitions: read)
+    stages = status_report()["stages"]
+    assert {(one["name"], one["partition"]) for one in stages} == {
+        (f"raw/{table}", months[0]),
+        ("cohort", "remibrutinib_csu"),
+    }

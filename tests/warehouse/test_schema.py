@@ -175,7 +175,6 @@ def _dated(row):
 def with_brands(*brands: str) -> VocabularyPolicy:
     given = load_vocabulary().model_dump()
     given["vocabularies"]["brand"] = {"values": list(brands)}
-    given["code_sets"] = {}
     return VocabularyPolicy.model_validate(given)
 
 

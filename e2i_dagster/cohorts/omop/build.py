@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import datetime as dt
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import pandas as pd
 
 from e2i_dagster.cohorts.disclosure import HIDDEN, is_small, shown_count
 from e2i_dagster.cohorts.omop.expression import CohortExpression, read_expression
-from e2i_dagster.cohorts.omop.folder import find_tables, load_tables
+from e2i_dagster.cohorts.omop.folder import OpenPeriods, find_tables, load_tables
 from e2i_dagster.cohorts.omop.plan import Plan, compile_plan
 from e2i_dagster.errors import InputError
 
@@ -30,12 +31,14 @@ class OmopCohort:
             of OHDSI's ``cohort_inclusion_result``). Empty without inclusion rules, as there.
         event_masks: mask to qualified events (mode 0 of ``cohort_inclusion_result``).
         rules: names of the inclusion rules, bit 0 first.
+        open_periods: observation periods without an end, their persons, and the day taken for their end.
     """
 
     rows: pd.DataFrame
     inclusion_masks: dict[int, int]
     event_masks: dict[int, int]
     rules: tuple[str, ...]
+    open_periods: OpenPeriods = field(default_factory=OpenPeriods)
 
     @property
     def persons(self) -> int:
@@ -78,6 +81,11 @@ class OmopCohort:
     def to_metadata(self) -> dict[str, Any]:
         """Counts that may be shown: cells of 1 to 10 persons are suppressed."""
         shown = {"persons": shown_count(self.persons), "periods": shown_count(len(self.rows))}
+        if self.open_periods.count:
+            shown |= {
+                "open_periods": shown_count(self.open_periods.count),
+                "observed_until": str(self.open_periods.until),
+            }
         if not self.rules:
             return shown
         table = "".join(
@@ -90,18 +98,25 @@ class OmopCohort:
         return {
             "persons": self.persons,
             "periods": len(self.rows),
+            "open_periods": self.open_periods.count,
+            "observed_until": self.open_periods.until and self.open_periods.until.isoformat(),
             "rules": self.rule_counts.to_dict("records"),
             "inclusion_masks": {str(mask): n for mask, n in self.inclusion_masks.items()},
             "event_masks": {str(mask): n for mask, n in self.event_masks.items()},
         }
 
 
-def build(circe_json: str | Path | dict[str, Any], folder: str | Path) -> OmopCohort:
+def build(
+    circe_json: str | Path | dict[str, Any], folder: str | Path, *, data_end: dt.date | None = None
+) -> OmopCohort:
     """Evaluate a cohort expression of OHDSI Circe over a folder of OMOP tables.
 
     Args:
         circe_json: path, JSON text or parsed document, in the subset that docs/omop.md lists.
         folder: CSV or Parquet files named as the OMOP tables; only those that the expression reads.
+        data_end: the end of observation periods that have none. By default the last day of the data: the
+            latest day on which something begins, or an observation period ends, in the tables that are read
+            (days from 2099-12-31 on aside).
 
     Raises:
         ConfigError: the expression is not in the subset; each part with its path in the JSON.
@@ -114,9 +129,9 @@ def build(circe_json: str | Path | dict[str, Any], folder: str | Path) -> OmopCo
     files = find_tables(Path(folder), plan)
     settings: dict[Any, Any] = {"python_enable_replacements": False, "preserve_insertion_order": False}
     with duckdb.connect(config=settings) as connection:
-        load_tables(connection, files, plan)
+        open_periods = load_tables(connection, files, plan, data_end)
         try:
-            return _run(connection, expression, plan)
+            return replace(_run(connection, expression, plan), open_periods=open_periods)
         except (duckdb.IOException, duckdb.InvalidInputException) as error:
             said = str(error).splitlines()[0]
             raise InputError(f"{folder}: a file cannot be read ({said[:200]}). Write it again.") from None

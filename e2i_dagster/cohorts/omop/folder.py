@@ -6,6 +6,7 @@ names in any case, delimiters as found. In CSV an empty cell, NA, NULL and NaN a
 
 from __future__ import annotations
 
+import datetime as dt
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,11 +17,12 @@ from e2i_dagster.errors import InputError
 from e2i_dagster.warehouse import moments
 
 if TYPE_CHECKING:
-    from duckdb import DuckDBPyConnection
+    from duckdb import DuckDBPyConnection, DuckDBPyRelation
 
 Kind = Literal["csv", "parquet"]
 SUFFIXES: dict[str, Kind] = {".csv": "csv", ".csv.gz": "csv", ".parquet": "parquet"}
 MISSING_IN_CSV = ["", "NA", "NULL", "NaN"]
+_MISSING_SQL = ", ".join(f"'{text}'" for text in MISSING_IN_CSV)
 #: Marks an error of ours among those of DuckDB.
 READ_MARK = "omop column "
 DAY_FUNCTION = "day_of_text"
@@ -29,7 +31,26 @@ TYPES = {"id": "BIGINT", "date": "DATE", "number": "DOUBLE", "text": "VARCHAR"}
 UNIQUE = {"person": "person_id", "visit_occurrence": "visit_occurrence_id"}
 INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER"}
 DATES = {"DATE", "TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS"}
+MOMENTS = {"TIMESTAMP WITH TIME ZONE", "TIMESTAMPTZ_NS"}
+#: Days from here on (2099-12-31, 9999-12-31) are written for an end that nobody knows.
+FAR_AWAY = dt.date(2099, 12, 31)
+PERIOD_START, PERIOD_END = "observation_period_start_date", "observation_period_end_date"
 EXPECTED = {"id": "whole numbers", "date": "dates (YYYY-MM-DD)", "number": "numbers", "text": "text"}
+
+
+@dataclass(frozen=True)
+class OpenPeriods:
+    """Observation periods that were delivered without an end: their persons were still observed.
+
+    Attributes:
+        count: number of such periods.
+        subjects: their persons, ascending.
+        until: the day that stands for their end; None when there are none.
+    """
+
+    count: int = 0
+    subjects: tuple[int, ...] = ()
+    until: dt.date | None = None
 
 
 @dataclass(frozen=True)
@@ -91,11 +112,16 @@ def _suffix(name: str) -> str | None:
     return next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), None)
 
 
-def load_tables(connection: DuckDBPyConnection, files: list[TableFiles], plan: Plan) -> None:
+def load_tables(
+    connection: DuckDBPyConnection, files: list[TableFiles], plan: Plan, data_end: dt.date | None = None
+) -> OpenPeriods:
     """Make ``cdm_<table>`` of each, with the columns of :data:`.domains.TABLES`.
 
     Parquet with the right types is read by the statements that need it; everything else is read and
     checked once, here. Without a file ``concept`` there is no concept known to be invalid.
+
+    Args:
+        data_end: the end of observation periods that have none; the last day of the data by default.
 
     Raises:
         InputError: a file cannot be read, or a column that the definition asks for is missing.
@@ -119,15 +145,61 @@ def load_tables(connection: DuckDBPyConnection, files: list[TableFiles], plan: P
             }
             columns = _columns(one, types, plan)
             wanted = given.project(", ".join(columns))
-            if one.kind == "parquet" and not any(READ_MARK in column for column in columns):
+            checked = any(READ_MARK in column for column in columns)
+            if one.kind == "parquet" and not checked and one.table != "observation_period":
                 wanted.create_view(f"cdm_{one.table}")
             else:
-                wanted.create(f"cdm_{one.table}")
+                _create(wanted, one, given, types)
             _check_unique(connection, one)
-            _check_ends(connection, one)
+            _check_starts(connection, one)
         except duckdb.Error as error:
             raise _unreadable(one, error) from None
     connection.execute("CREATE TABLE IF NOT EXISTS cdm_concept (concept_id BIGINT, invalid_reason VARCHAR)")
+    return _close_periods(connection, [one.table for one in files], data_end)
+
+
+def _create(
+    wanted: DuckDBPyRelation, files: TableFiles, given: DuckDBPyRelation, types: dict[str, tuple[str, str]]
+) -> None:
+    """The checked columns as a table; a cell that is no certain day is counted by its reason."""
+    import duckdb
+
+    try:
+        wanted.create(f"cdm_{files.table}")
+    except duckdb.Error as error:
+        said = str(error).splitlines()[0]
+        column = said.partition(READ_MARK)[2].partition(":")[0]
+        if TABLES[files.table].get(column, TABLES[files.table].get(f"{column}*")) != "date":
+            raise
+        name, kind = types[column]
+        reasons = _reasons(given, _quoted(name), kind)
+        raise InputError(
+            f"{files.name}: {column}: a value is not one of {EXPECTED['date']}"
+            + (f": {reasons}. Write the days as YYYY-MM-DD." if reasons else ". Correct the file."),
+            file=files.name,
+            field=column,
+        ) from None
+
+
+def _reasons(given: DuckDBPyRelation, quoted: str, kind: str) -> str:
+    """How many cells of a column are refused for which reason; empty where no cell is text."""
+    import pyarrow as pa
+
+    if kind.split("(", maxsplit=1)[0] not in {"VARCHAR", *INTEGERS}:
+        return ""
+    cells = given.filter(f"{quoted}::VARCHAR NOT IN ({_MISSING_SQL})")
+    cells = cells.aggregate(f"{quoted}::VARCHAR AS cell, count(*) AS rows").to_arrow_table()
+    texts = pa.concat_arrays(cells.column("cell").chunks).cast(pa.large_string())
+    rows = cells.column("rows").to_numpy()
+    counts = {
+        reason: int(rows[mask.to_numpy(zero_copy_only=False)].sum())
+        for reason, mask in moments.days(texts).refused.items()
+    }
+    return ", ".join(
+        f"{count:,} {'date_format' if reason == 'format' else reason}"
+        for reason, count in counts.items()
+        if count
+    )
 
 
 def _check_unique(connection: DuckDBPyConnection, files: TableFiles) -> None:
@@ -172,15 +244,22 @@ def _columns(files: TableFiles, types: dict[str, tuple[str, str]], plan: Plan) -
 
 def _typed(column: str, kind: str, name: str, given: str) -> str:
     """SQL that gives the column in its type, or stops with a message that carries no value."""
-    quoted = '"' + name.replace('"', '""') + '"'
+    quoted = _quoted(name)
     base = given.split("(", maxsplit=1)[0]
     if kind == "text" or (kind == "id" and base in INTEGERS) or (kind == "date" and base in DATES):
         return f"{quoted}::{TYPES[kind]}"
     value, missing = _value(kind, quoted, base), f"{quoted} IS NULL"
     if kind != "date" and base in ("DOUBLE", "FLOAT"):
         missing += f" OR isnan({quoted})"
+    if kind == "date" and base == "VARCHAR":
+        # Text in Parquet says missing as text in CSV does.
+        missing += f" OR {quoted} IN ({_MISSING_SQL})"
     stop = f"error('{READ_MARK}{column}: a value is not one of {EXPECTED[kind]}')"
     return f"CASE WHEN {missing} THEN NULL WHEN {value} IS NULL THEN {stop} ELSE {value} END"
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _value(kind: str, quoted: str, base: str) -> str:
@@ -191,8 +270,8 @@ def _value(kind: str, quoted: str, base: str) -> str:
         # Columns of whole numbers with gaps arrive as 12.0 from many tools.
         number = f"TRY_CAST({quoted} AS DOUBLE)"
         return f"CASE WHEN {number} = floor({number}) THEN TRY_CAST({quoted} AS BIGINT) END"
-    if base == "TIMESTAMP WITH TIME ZONE":
-        return f"({quoted} AT TIME ZONE 'UTC')::DATE"
+    if base in MOMENTS:
+        return f"({quoted}::TIMESTAMPTZ AT TIME ZONE 'UTC')::DATE"
     if base == "VARCHAR" or base in INTEGERS:
         return f"{DAY_FUNCTION}({quoted}::VARCHAR)"
     return "NULL::DATE"
@@ -205,16 +284,50 @@ def _day(cells: Any) -> Any:
     return moments.days(array.cast(pa.large_string())).values
 
 
-def _check_ends(connection: DuckDBPyConnection, files: TableFiles) -> None:
-    """A period without its end would leave out its person without a word."""
+def _check_starts(connection: DuckDBPyConnection, files: TableFiles) -> None:
+    """A period without its start would leave out its person without a word."""
     if files.table != "observation_period":
         return
-    days = ("observation_period_start_date", "observation_period_end_date")
-    counts = ", ".join(f"count(*) - count({day})" for day in days)
-    ((*empty,),) = connection.execute(f"SELECT {counts} FROM cdm_observation_period").fetchall()
-    for day, count in zip(days, empty, strict=True):
-        if count:
-            raise InputError(
-                f"{files.name}: {day} is empty in {count:,} rows. OMOP requires it: write the first or the last "
-                "day that the data cover."
-            )
+    empty = f"SELECT count(*) - count({PERIOD_START}) FROM cdm_observation_period"
+    ((count,),) = connection.execute(empty).fetchall()
+    if count:
+        raise InputError(
+            f"{files.name}: {PERIOD_START} is empty in {count:,} rows. OMOP requires it: write the first day "
+            "that the data cover.",
+            file=files.name,
+            field=PERIOD_START,
+        )
+
+
+def _close_periods(
+    connection: DuckDBPyConnection, tables: list[str], data_end: dt.date | None
+) -> OpenPeriods:
+    """Give periods without an end the last day of the data: their persons were observed when it was taken.
+
+    OMOP requires the end and has no spelling for a period that goes on; OHDSI's own loads take the day on which
+    the data were last collected (ETL-LambdaBuilder, CPRD Aurum, OBSERVATION_PERIOD).
+    """
+    still = f"FROM cdm_observation_period WHERE {PERIOD_END} IS NULL"
+    ((count,),) = connection.execute(f"SELECT count(*) {still}").fetchall()
+    if not count:
+        return OpenPeriods()
+    subjects = connection.execute(f"SELECT DISTINCT person_id {still} ORDER BY person_id").fetchall()
+    until = data_end or _last_day(connection, tables)
+    connection.execute(
+        f"UPDATE cdm_observation_period SET {PERIOD_END} = greatest({PERIOD_START}, $until) "
+        f"WHERE {PERIOD_END} IS NULL",
+        {"until": until},
+    )
+    return OpenPeriods(count, tuple(int(one) for (one,) in subjects), until)
+
+
+def _last_day(connection: DuckDBPyConnection, tables: list[str]) -> dt.date:
+    """The latest day on which something begins, or an observation ends, in the tables that are read."""
+    days = " UNION ALL ".join(
+        f"SELECT max({column}) FILTER ({column} < $far) AS day FROM cdm_{table}"
+        for table in tables
+        for column in (key.removesuffix("*") for key, kind in TABLES.get(table, {}).items() if kind == "date")
+        if "_end_" not in column or column == PERIOD_END
+    )
+    ((day,),) = connection.execute(f"SELECT max(day) FROM ({days})", {"far": FAR_AWAY}).fetchall()
+    return day or FAR_AWAY

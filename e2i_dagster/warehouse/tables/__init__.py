@@ -128,6 +128,11 @@ def loaded_after(name: str) -> tuple[str, ...]:
     return tuple(sorted(named))
 
 
+def tables_referring_to(name: str) -> tuple[str, ...]:
+    """Raw tables with rows that refer to rows of ``name``, in load order."""
+    return tuple(other for other in RAW_TABLES + OPTIONAL_RAW_TABLES if name in loaded_after(other))
+
+
 def related_tables(name: str) -> tuple[str, ...]:
     """Raw tables that rows of ``name`` can be held against, in the order of their names.
 
@@ -158,4 +163,5 @@ __all__ = [
     "related_tables",
     "required_columns",
     "row_date_column",
+    "tables_referring_to",
 ]

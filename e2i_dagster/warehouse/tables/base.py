@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
+from e2i_dagster.config.codes import cell_shape
+
 #: Naming convention, so that migrations can name constraints.
 metadata = sa.MetaData(
     naming_convention={
@@ -39,6 +41,8 @@ class ColumnFacts:
         minimum, maximum: accepted closed range.
         pattern: shape of a key; a convention (finding), never fatal.
         check_digit: how the last digit of a number is made from the others.
+        codes: code systems whose codes the column holds (:mod:`e2i_dagster.config.codes`), of which the
+            pattern is made.
         privacy: ``direct`` identifies a person, ``quasi`` may in combination, ``pseudonym`` is a key.
         known_at: ``static``, ``row`` (dated by the table's ``date_column``) or ``extract``.
         applies_to: cohort keys for which a clinical column is expected; empty means all rows.
@@ -54,6 +58,7 @@ class ColumnFacts:
     known_at: KnownAt = "static"
     applies_to: tuple[str, ...] = ()
     check_digit: CheckDigit | None = None
+    codes: tuple[str, ...] = ()
 
 
 def column(
@@ -70,6 +75,7 @@ def column(
     known_at: KnownAt = "static",
     applies_to: Sequence[str] = (),
     check_digit: CheckDigit | None = None,
+    codes: Sequence[str] = (),
     **kwargs: Any,
 ) -> sa.Column[Any]:
     """A SQLAlchemy column that carries its :class:`ColumnFacts`."""
@@ -79,11 +85,12 @@ def column(
         vocabulary,
         minimum,
         maximum,
-        pattern,
+        cell_shape(codes, several=isinstance(type_, sa.ARRAY)) if codes else pattern,
         privacy,
         known_at,
         tuple(applies_to),
         check_digit,
+        tuple(codes),
     )
     return sa.Column(name, type_, *args, info={"facts": facts}, comment=meaning, **kwargs)
 

@@ -52,14 +52,42 @@ load_withdrawals = sa.Table(
     column(
         "withdrawal_id", sa.BigInteger, "Key of the withdrawal.", sa.Identity(always=True), primary_key=True
     ),
-    column("load_id", sa.Text, "Load that did not deliver the row again.", nullable=False, index=True),
+    column("load_id", sa.Text, "Load that withdrew the row.", nullable=False, index=True),
     column("table_name", sa.Text, "Raw table that the row was in.", nullable=False),
     column("row_key", sa.Text, "Key of the row.", nullable=False, privacy="pseudonym"),
-    column("month", sa.Text, "Month that was restated.", nullable=False),
+    column("month", sa.Text, "Month of the row; null in a table without months."),
+    column(
+        "reason",
+        sa.Text,
+        "not_delivered: a restated month or table is without it; reversed: another row took it back.",
+        nullable=False,
+        server_default="not_delivered",
+    ),
+    column("reversal_key", sa.Text, "Key of the row that took it back.", privacy="pseudonym"),
+    column("reversal", JSONB, "The row that took it back, as delivered.", privacy="direct"),
+    column("restored_load_id", sa.Text, "Load since which another row is reversed in its place."),
     column("content", JSONB, "The row as it was.", nullable=False, privacy="direct"),
     column("withdrawn_at", Timestamp, "When it was withdrawn.", nullable=False, server_default=_NOW),
     sa.Index("ix_load_withdrawals_table_name_row_key", "table_name", "row_key"),
-    comment="Rows that a restated month did not deliver again, as they were.",
+    sa.Index("ix_load_withdrawals_table_name_reversal_key", "table_name", "reversal_key"),
+    sa.CheckConstraint("reason IN ('not_delivered', 'reversed')", name="reason_known"),
+    sa.CheckConstraint("(reason = 'reversed') = (reversal_key IS NOT NULL)", name="reversed_by"),
+    comment="Rows that left a raw table, as they were: not delivered again, or reversed.",
+)
+
+load_completed_dates = sa.Table(
+    "load_completed_dates",
+    metadata,
+    column("table_name", sa.Text, "Raw table of the row.", primary_key=True),
+    column("row_key", sa.Text, "Key of the row.", primary_key=True, privacy="pseudonym"),
+    column("column_name", sa.Text, "Date column that was delivered without its day.", primary_key=True),
+    column("delivered", sa.Text, "What was delivered, such as 2013-07.", nullable=False, privacy="quasi"),
+    column("precision", sa.Text, "month or year.", nullable=False),
+    column("rule", sa.Text, "first, middle or last: the day that stands in the row.", nullable=False),
+    column("load_id", sa.Text, "Newest load that delivered it so.", nullable=False, index=True),
+    sa.CheckConstraint("precision IN ('month', 'year')", name="precision_known"),
+    sa.CheckConstraint("rule IN ('first', 'middle', 'last')", name="rule_known"),
+    comment="Dates of the raw tables that were delivered without their day and completed by a declared rule.",
 )
 
 ml_table_loads = sa.Table(
@@ -75,18 +103,45 @@ ml_table_loads = sa.Table(
     column("updated", sa.BigInteger, "Changed rows.", nullable=False),
     column("unchanged", sa.BigInteger, "Rows that were there already.", nullable=False),
     column("duplicates", sa.BigInteger, "Repeated rows of the delivery.", nullable=False),
+    column(
+        "reversals",
+        sa.BigInteger,
+        "Delivered rows that take another row back.",
+        nullable=False,
+        server_default="0",
+    ),
     column("rejected", sa.BigInteger, "Rejected rows.", nullable=False),
     column(
         "withdrawn",
         sa.BigInteger,
-        "Rows that a restated month did not deliver again.",
+        "Rows that left the table: not delivered again, or reversed.",
         nullable=False,
         server_default="0",
     ),
     column(
+        "restored",
+        sa.BigInteger,
+        "Reversed rows that came back, because a more recent one is reversed instead.",
+        nullable=False,
+        server_default="0",
+    ),
+    column(
+        "lines",
+        sa.BigInteger,
+        "Lines of the text files below their headers, counted apart from the parser; null without text files.",
+    ),
+    column("reversal_rule", JSONB, "Rule of the mapping by which reversals found their originals."),
+    column(
         "reasons", JSONB, "Reason code to number of rejected rows.", nullable=False, server_default=_EMPTY
     ),
     column("partitions", JSONB, "Month to number of rows.", nullable=False, server_default=_EMPTY),
+    column(
+        "own_columns",
+        JSONB,
+        "Declared type of each column of the user's own.",
+        nullable=False,
+        server_default=_EMPTY,
+    ),
     column("batches", sa.Integer, "Batches that were copied.", nullable=False, server_default="0"),
     column("retries", sa.Integer, "Batches that were tried again.", nullable=False, server_default="0"),
     column("threshold", sa.Double, "Share of rows that had to be taken.", minimum=0, maximum=1),

@@ -24,6 +24,7 @@ JOURNEY_KEY = r"^PJ\d{16}$"
 TREATMENT_KEY = r"^TE\d{25}$"
 TRIGGER_KEY = r"^TRG\d{25}$"
 NPI = r"^\d{10}$"
+ICD = ("icd10cm", "icd9cm")
 
 Timestamp = sa.DateTime(timezone=True)
 Amount = sa.Numeric(18, 6)
@@ -302,12 +303,13 @@ patient_journeys = sa.Table(
         vocabulary="journey_status",
         known_at="extract",
     ),
-    column("primary_diagnosis_code", sa.Text, "Primary diagnosis, ICD-10-CM.", privacy="quasi"),
+    column("primary_diagnosis_code", sa.Text, "Primary diagnosis, ICD-10-CM.", codes=ICD, privacy="quasi"),
     column("primary_diagnosis_desc", sa.Text, "Primary diagnosis in words.", privacy="quasi"),
     column(
         "secondary_diagnosis_codes",
         TextList,
         "Further diagnoses, ICD-10-CM, as of the extract.",
+        codes=ICD,
         privacy="quasi",
         known_at="extract",
     ),
@@ -457,7 +459,9 @@ patient_clinical = sa.Table(
         pattern=JOURNEY_KEY,
         privacy="pseudonym",
     ),
-    _clinical("diagnosis_code", sa.Text, "Diagnosis that opens the journey, ICD-10-CM by default."),
+    _clinical(
+        "diagnosis_code", sa.Text, "Diagnosis that opens the journey, ICD-10-CM by default.", codes=ICD
+    ),
     _clinical("diagnosis_date", sa.Date, "Day of the diagnosis; every clinical fact is as of it."),
     _clinical(
         "first_observation_date", sa.Date, "First day on which the patient is observed.", known_at="static"
@@ -574,16 +578,32 @@ treatment_events = sa.Table(
         "drug_ndc",
         sa.Text,
         "National Drug Code, with leading zeros.",
-        pattern=r"^\d{4,5}-\d{3,4}-\d{1,2}$",
+        codes=("ndc",),
         known_at="row",
     ),
     column("drug_name", sa.Text, "Name of the drug.", known_at="row"),
     column("drug_class", sa.Text, "Class of the drug, such as BTK_inhibitor.", known_at="row"),
     column("dosage", sa.Text, "Dose and frequency, such as 25mg_BID.", known_at="row"),
     column("duration_days", sa.Integer, "Days supplied.", unit="days", minimum=0, known_at="row"),
-    column("icd_codes", TextList, "Diagnosis codes of the event.", privacy="quasi", known_at="row"),
-    column("cpt_codes", TextList, "Procedure codes of the event.", privacy="quasi", known_at="row"),
-    column("loinc_codes", TextList, "Laboratory codes of the event.", privacy="quasi", known_at="row"),
+    column(
+        "icd_codes", TextList, "Diagnosis codes of the event.", codes=ICD, privacy="quasi", known_at="row"
+    ),
+    column(
+        "cpt_codes",
+        TextList,
+        "Procedure codes of the event.",
+        codes=("hcpcs",),
+        privacy="quasi",
+        known_at="row",
+    ),
+    column(
+        "loinc_codes",
+        TextList,
+        "Laboratory codes of the event.",
+        codes=("loinc",),
+        privacy="quasi",
+        known_at="row",
+    ),
     _json("lab_values", "Laboratory values, test name to value.", privacy="quasi", known_at="row"),
     column("location_type", sa.Text, "Kind of place, such as office.", known_at="row"),
     column("facility_id", sa.Text, "Facility.", privacy="quasi", known_at="row"),

@@ -1,0 +1,88 @@
+"""Whether a stored version is still what a stage would make, and if not, what has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from e2i_dagster.config import observed
+from e2i_dagster.config.base import digest_of
+from e2i_dagster.warehouse import ledger
+from e2i_dagster.warehouse.ledger import DataVersion
+
+#: Key of a version's metadata: the values of policy files that it was made from.
+READ = "read"
+
+Partition = str | None
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """What was found for the partitions of a stage.
+
+    Attributes:
+        versions: the version to use again of each partition; empty when the stage has to run.
+        reason: what has changed since the current version, in words; empty when nothing was stored before.
+        older: whether a version is among ``versions`` that is not the current one.
+    """
+
+    versions: Mapping[Partition, DataVersion]
+    reason: str = ""
+    older: bool = False
+
+
+def fingerprint_of(inputs: Sequence[tuple[str, Partition, str]], waivers: Sequence[str], code: str) -> str:
+    """Digest of what is known of a stage before it runs.
+
+    Args:
+        inputs: (asset, partition, digest) of everything that it reads of the lake.
+        waivers: those under which its inputs passed the gate.
+        code: digest of the code that it reaches; empty for a stage whose work is done outside, which no change
+            of code does again.
+    """
+    return digest_of([sorted(map(list, inputs), key=str), list(waivers), code])
+
+
+def find_reusable(
+    bind: ledger.Bind,
+    asset: str,
+    partitions: Sequence[Partition],
+    fingerprint: str,
+    *,
+    code: str,
+    any_version: bool,
+) -> Reuse:
+    """The stored versions that have ``fingerprint`` and were made from policy values that still stand.
+
+    Args:
+        any_version: an older version than the current one is as good, because the stage makes nothing but its value.
+    """
+    current = ledger.current(bind, asset)
+    candidates: dict[Partition, list[DataVersion]] = {
+        partition: [current[partition]] for partition in partitions if partition in current
+    }
+    if any_version:
+        for version in ledger.with_fingerprint(bind, asset, fingerprint):
+            if version.partition in candidates:
+                candidates[version.partition].append(version)
+    found: dict[Partition, DataVersion] = {}
+    for partition in partitions:
+        standing = (
+            one
+            for one in candidates.get(partition, ())
+            if one.fingerprint == fingerprint and observed.changed(one.metadata.get(READ, {})) is None
+        )
+        version = next(standing, None)
+        if version is None:
+            return Reuse({}, _why(current.get(partition), fingerprint, code))
+        found[partition] = version
+    return Reuse(found, older=any(version != current[one] for one, version in found.items()))
+
+
+def _why(current: DataVersion | None, fingerprint: str, code: str) -> str:
+    """What has changed since ``current`` was made."""
+    if current is None:
+        return ""
+    if current.fingerprint == fingerprint:
+        return f"changed: {observed.changed(current.metadata.get(READ, {}))}"
+    return "changed: its code" if code and current.code_version != code else "changed: its inputs"

@@ -1,0 +1,219 @@
+"""What a stage depends on is observed: values of policy files as they are read, code as it is reached."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from e2i_dagster.config import observed
+from e2i_dagster.config.environment import CHECKOUT
+from e2i_dagster.config.policy import load_policy
+from e2i_dagster.config.quality import QualityPolicy
+from e2i_dagster.pipeline.code import SourceCode
+from e2i_dagster.quality.rules import ruleset_hash
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    shutil.copytree(CHECKOUT / "config", tmp_path / "config")
+    monkeypatch.setenv("E2I_CONFIG", str(tmp_path / "config"))
+    return tmp_path / "config"
+
+
+def change(path: Path, *keys, value) -> None:
+    document = yaml.safe_load(path.read_text())
+    *way, last = keys
+    inner = document
+    for key in way:
+        inner = inner[key]
+    inner[last] = value
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
+
+
+def test_only_what_was_read_counts(folder):
+    with observed.recording() as readings:
+        assert load_policy(folder).sources.months[0] == "2022-01"
+    record = readings.to_record()
+    assert {json.loads(key)[0] for key in record["sources.yaml"]["keys"]} == {"first_month", "data_end"}
+    assert observed.changed(record) is None
+
+    change(folder / "sources.yaml", "load_cron", value="0 6 6 * *")
+    assert observed.changed(record) is None, "nobody read when loads are scheduled"
+    text = (folder / "sources.yaml").read_text()
+    (folder / "sources.yaml").write_text(f"# a comment\n{text}")
+    assert observed.changed(record) is None
+
+    change(folder / "sources.yaml", "first_month", value="2022-03")
+    assert observed.changed(record) == "sources.yaml: first_month"
+
+
+def test_a_value_that_is_added_counts_for_who_read_all_values(folder):
+    with observed.recording() as all_values:
+        QualityPolicy.load(folder).vocabulary("brand")
+    with observed.recording() as other:
+        QualityPolicy.load(folder).vocabulary("region")
+    listed = yaml.safe_load((folder / "vocabulary.yaml").read_text())["vocabularies"]["brand"]["values"]
+    change(folder / "vocabulary.yaml", "vocabularies", "brand", "values", value=[*listed, "Newbrand"])
+    assert observed.changed(all_values.to_record()) == "vocabulary.yaml: vocabularies.brand.values.*"
+    assert observed.changed(other.to_record()) is None
+
+
+def test_the_settings_of_one_table_are_nothing_to_another(folder):
+    records = {}
+    for table in ("treatment_events", "triggers"):
+        policy = QualityPolicy.load(folder)
+        with observed.recording() as readings:
+            ruleset_hash(policy, table)
+        records[table] = readings.to_record()
+    suite = folder / "expectations" / "triggers.yaml"
+    document = yaml.safe_load(suite.read_text())
+    document["expectations"] = document["expectations"][:1]
+    suite.write_text(yaml.safe_dump(document, sort_keys=False))
+    assert observed.changed(records["treatment_events"]) is None
+    assert observed.changed(records["triggers"]) == "expectations/triggers.yaml: its content"
+
+
+def test_a_kept_result_notes_again_what_it_was_made_of(folder):
+    made = []
+
+    @observed.kept(maxsize=4)
+    def first_month(where: Path) -> str:
+        made.append(where)
+        return load_policy(where).sources.first_month
+
+    first_month(folder)
+    with observed.recording() as readings:
+        first_month(folder)
+    assert made == [folder]
+    assert list(readings.to_record()) == ["sources.yaml"]
+
+
+def test_which_files_there_are_counts_for_who_goes_through_all(folder):
+    policy = load_policy(folder)
+    with observed.recording() as all_scopes:
+        [scope.model_name for scope in policy.scopes.values()]
+    with observed.recording() as one_scope:
+        policy.scope("remibrutinib_csu_initiation")
+    shutil.copy(folder / "scopes" / "remibrutinib_csu_initiation.yaml", folder / "scopes" / "mine.yaml")
+    change(folder / "scopes" / "mine.yaml", "key", value="mine")
+    assert observed.changed(one_scope.to_record()) is None
+    assert observed.changed(all_scopes.to_record()) == "scopes: *"
+
+
+def test_a_file_that_is_gone_or_broken_is_a_change(folder):
+    with observed.recording() as readings:
+        load_policy(folder).sources.first_month  # noqa: B018
+    (folder / "sources.yaml").write_text("first_month: [")
+    assert observed.changed(readings.to_record()) == "sources.yaml (cannot be read as it was)"
+    (folder / "sources.yaml").unlink()
+    assert observed.changed(readings.to_record()) == "sources.yaml (cannot be read as it was)"
+
+
+KEYS = [
+    ("sources.yaml", ("success_threshold",), 0.5),
+    ("sources.yaml", ("first_month",), "2022-02"),
+    ("sources.yaml", ("source", "seed"), 7),
+    ("sources.yaml", ("load_cron",), "1 1 1 * *"),
+]
+
+
+@given(st.lists(st.sampled_from(range(len(KEYS))), unique=True), st.integers(0, len(KEYS) - 1))
+@settings(max_examples=20, deadline=None)
+def test_a_changed_key_is_noticed_exactly_by_who_read_it(tmp_path_factory, read, changed):
+    folder = tmp_path_factory.mktemp("policy") / "config"
+    folder.mkdir()
+    shutil.copy(CHECKOUT / "config" / "sources.yaml", folder)
+    from e2i_dagster.config.sources import SourcesPolicy
+
+    policy = SourcesPolicy.load(folder)
+    with observed.recording() as readings:
+        for number in read:
+            value = policy
+            for key in KEYS[number][1]:
+                value = getattr(value, key)
+    file, keys, value = KEYS[changed]
+    change(folder / file, *keys, value=value)
+    assert (observed.changed(readings.to_record()) is not None) == (changed in read)
+
+
+BODY = """
+from typing import TYPE_CHECKING
+import e2i_dagster.far
+
+if TYPE_CHECKING:
+    from e2i_dagster.types import Frame
+
+LIMIT = 3
+OTHER = 4
+
+def helper():
+    return LIMIT
+
+def body(frame: "Frame"):
+    from e2i_dagster.core import compute
+    return compute(frame, helper())
+
+def other():
+    return OTHER
+"""
+
+
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    files = {
+        "assets/__init__.py": "",
+        "assets/some.py": BODY,
+        "e2i_dagster/__init__.py": "",
+        "e2i_dagster/core/__init__.py": "from e2i_dagster.core.near import compute\n"
+        "from e2i_dagster.core.beside import more\n",
+        "e2i_dagster/core/near.py": "from e2i_dagster import deep\n\n"
+        "def compute(frame, limit):\n    return deep.f(frame)\n",
+        "e2i_dagster/core/beside.py": "def more():\n    return 1\n",
+        "e2i_dagster/deep.py": "def f(x):\n    '''Words.'''\n    return x\n",
+        "e2i_dagster/types.py": "class Frame:\n    pass\n",
+        "e2i_dagster/far.py": "X = 1\n",
+    }
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path
+
+
+def digest(tree: Path, kept_in: Path | None = None) -> str:
+    line = next(
+        number
+        for number, text in enumerate((tree / "assets/some.py").read_text().splitlines(), 1)
+        if text.startswith("def body")
+    )
+    return SourceCode(tree, kept_in).digest_at("assets.some", line)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "counts"),
+    [
+        ("e2i_dagster/deep.py", "return x", "return x + 1", True),
+        ("e2i_dagster/deep.py", "'''Words.'''", "'''Other words.'''", False),
+        ("e2i_dagster/deep.py", "return x", "return x  # a comment", False),
+        ("e2i_dagster/deep.py", "def f", "\n\n\ndef f", False),
+        ("e2i_dagster/types.py", "pass", "size = 1", True),
+        ("e2i_dagster/core/beside.py", "return 1", "return 2", False),
+        ("e2i_dagster/far.py", "X = 1", "X = 2", False),
+        ("assets/some.py", "LIMIT = 3", "LIMIT = 5", True),
+        ("assets/some.py", "OTHER = 4", "OTHER = 5", False),
+        ("assets/some.py", "compute(frame, helper())", "compute(frame, 2)", True),
+    ],
+)
+def test_only_a_change_of_reached_code_counts(tree, tmp_path_factory, file, old, new, counts):
+    kept_in = tmp_path_factory.mktemp("kept")
+    before = digest(tree, kept_in)
+    assert digest(tree, kept_in) == before == digest(tree)
+    text = (tree / file).read_text()
+    assert old in text
+    (tree / file).write_text(text.replace(old, new, 1))
+    assert (digest(tree, kept_in) != before) is counts
+    assert digest(tree, kept_in) == digest(tree)
