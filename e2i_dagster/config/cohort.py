@@ -393,7 +393,7 @@ class CohortDefinition(PolicyModel):
     @property
     def cohort_id(self) -> str:
         """Identifier of this version in the warehouse, the same on every day."""
-        return f"cohort_{self.key}_v{self.version.replace('.', '')}"
+        return f"cohort_{self.key}_v{self.version}"
 
     @property
     def rules(self) -> tuple[Rule, ...]:

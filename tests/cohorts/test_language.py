@@ -152,7 +152,15 @@ def test_the_hash_is_of_the_rules_and_not_of_the_wording():
         MINIMAL | {"inclusion_criteria": [{"field": "age", "operator": ">=", "value": 19}]}
     )
     assert base.definition_hash == worded.definition_hash != other.definition_hash
-    assert base.cohort_id == "cohort_examplumab_demo_v100"
+    assert base.cohort_id == "cohort_examplumab_demo_v1.0.0"
+
+
+def test_each_version_has_an_identifier_of_its_own():
+    names = {
+        CohortDefinition.model_validate(MINIMAL | {"version": version}).cohort_id
+        for version in ("1.10.0", "11.0.0", "1.1.00", "110.0.0")
+    }
+    assert len(names) == 4
 
 
 def test_four_cohorts_are_shipped_and_their_examples_hold():

@@ -47,6 +47,37 @@ def test_downgrade_takes_everything_away_and_upgrade_brings_it_back(database):
         assert held.scalar(sa.text("SELECT count(*) FROM hcp_profiles")) == 0
 
 
+def test_recorded_cohorts_get_the_identifier_of_their_version(database):
+    """What was recorded under ``..._v1100`` is found as version 11.0.0, and its executions with it."""
+    from alembic import command
+
+    url = connection.connect_url("owner")
+    with schema._connected(url) as held:
+        command.downgrade(schema._configuration(held), "b2d94c07e1f5")
+        held.execute(
+            sa.text(
+                "INSERT INTO ml_cohort_definitions (cohort_id, cohort_key, brand, indication, cohort_name, version, "
+                "created_date, updated_date, inclusion_criteria, exclusion_criteria, config_json, config_hash) "
+                "VALUES ('cohort_a_v1100', 'a', 'b', 'i', 'A', '11.0.0', now(), now(), '[]', '[]', '{}', 'h')"
+            )
+        )
+        held.execute(
+            sa.text(
+                "INSERT INTO ml_cohort_executions (execution_id, cohort_id, execution_timestamp, environment, "
+                "config_hash, input_row_count, input_patient_count, eligible_row_count, excluded_row_count, status) "
+                "VALUES ('e', 'cohort_a_v1100', now(), 'development', 'h', 1, 1, 1, 0, 'success')"
+            )
+        )
+        held.commit()
+    schema.migrate(url)
+    connection.dispose()
+    with connection.engine("read").connect() as held:
+        asked = sa.text(
+            "SELECT cohort_id FROM ml_cohort_executions JOIN ml_cohort_definitions USING (cohort_id)"
+        )
+        assert held.scalar(asked) == "cohort_a_v11.0.0"
+
+
 def test_several_processes_migrate_at_once(state):
     name = "e2i_race"
     url = connection.scratch_database(name)
