@@ -6,6 +6,7 @@ import dagster as dg
 
 from assets.partitions import COHORTS
 from assets.stage import (
+    AlsoReads,
     Produced,
     current_versions,
     input_versions,
@@ -14,6 +15,7 @@ from assets.stage import (
     stage_check,
 )
 from e2i_dagster.config.cohort import CohortDefinition
+from e2i_dagster.config.cohort_fields import EVENT_COLUMNS, OBSERVATION
 from e2i_dagster.config.environment import actor
 from e2i_dagster.config.policy import current_policy
 from resources.lake import LakeIOManager
@@ -45,7 +47,9 @@ def cohort_definition(context: dg.AssetExecutionContext, warehouse: Warehouse) -
     group_name=GROUP,
     kinds={"python"},
     partitions_def=COHORTS,
-    also_reads=lambda key: current_policy().cohorts[str(key)].tables_read,
+    also_reads=AlsoReads(
+        (*EVENT_COLUMNS, OBSERVATION), lambda key: current_policy().cohorts[str(key)].tables_read
+    ),
     description="Eligible patients with index date and follow-up, and those whose follow-up is not over yet.",
 )
 def cohort(

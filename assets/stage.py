@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from e2i_dagster.warehouse.ledger import DataVersion, State
 
 OWNERS = ["team:mlops"]
+#: Metadata of an asset: raw tables that some of its partitions read.
+SOME_PARTITIONS = "read_by_some_partitions"
 #: First part of the key of each raw table's quality report.
 QUALITY = "quality"
 
@@ -75,6 +77,29 @@ class StageEvent:
     seconds: float
 
 
+@dataclass(frozen=True)
+class AlsoReads:
+    """Raw tables that a body reads by itself, because only some partitions need them.
+
+    Attributes:
+        tables: those that any partition may read, the whole of each; the asset graph shows that the asset depends
+            on them.
+        of: those that one partition does read; their current versions count as its inputs, for the gate too.
+    """
+
+    tables: Sequence[str] = ()
+    of: Callable[[str | None], Sequence[str]] = lambda partition: ()
+
+    def edges(self) -> Iterator[dg.AssetDep]:
+        """Dependencies on the tables and on their quality reports."""
+        from e2i_dagster.warehouse.tables import date_column
+
+        for table in self.tables:
+            mapping = dg.AllPartitionMapping() if date_column(table) else None
+            for key in (dg.AssetKey(table), dg.AssetKey([QUALITY, table])):
+                yield dg.AssetDep(key, partition_mapping=mapping)
+
+
 #: Called with every StageEvent of this process.
 observers: list[Callable[[StageEvent], None]] = []
 
@@ -89,7 +114,7 @@ def stage_asset(
     code: Sequence[str] = (),
     gated: bool = True,
     reads: Mapping[str, Sequence[str]] | None = None,
-    also_reads: Callable[[str | None], Sequence[str]] = lambda partition: (),
+    also_reads: AlsoReads = AlsoReads(),
     **asset_arguments: Any,
 ) -> Callable[[Callable[..., Produced]], dg.AssetsDefinition]:
     """Turn a body that returns :class:`Produced` into an asset of the pipeline.
@@ -111,12 +136,15 @@ def stage_asset(
             their gate.
         reads: columns that are read of a raw table; a fault in the values of another column only warns.
             Tables and months are declared by the inputs and their partition mapping.
-        also_reads: raw tables that the body reads by itself because only some partitions need them; their
-            current versions count as inputs, for the gate too.
+        also_reads: raw tables that the body reads by itself because only some partitions need them.
         asset_arguments: arguments of :func:`dagster.asset`.
     """
 
     asset_arguments.setdefault("owners", OWNERS)
+    if also_reads.tables:
+        asset_arguments["deps"] = [*asset_arguments.get("deps", ()), *also_reads.edges()]
+        listed = {SOME_PARTITIONS: list(also_reads.tables)}
+        asset_arguments["metadata"] = {**asset_arguments.get("metadata", {}), **listed}
     if produces is not None:
         module, name = produces.split(":")
         document = {DOCUMENT: dg.PythonArtifactMetadataValue(module, name)}
@@ -237,7 +265,7 @@ class Stage:
         self.fingerprint = ""
         self.started = time.monotonic()
 
-    def look_at_inputs(self, also_reads: Callable[[str | None], Sequence[str]], *, outside: bool) -> None:
+    def look_at_inputs(self, also_reads: AlsoReads, *, outside: bool) -> None:
         """Exact versions of all inputs, what the gate says of them, and the fingerprint.
 
         Raises:
@@ -246,7 +274,7 @@ class Stage:
         """
         from e2i_dagster.pipeline.reuse import fingerprint_of
 
-        tables = also_reads(_only(self.partitions))
+        tables = also_reads.of(_only(self.partitions))
         self.inputs = [
             *input_versions(self.context, self.warehouse),
             *current_versions(tables, self.warehouse),
@@ -471,13 +499,17 @@ def _joined(*reasons: str | None) -> str:
 def input_versions(
     context: dg.AssetExecutionContext, warehouse: Warehouse
 ) -> Iterator[tuple[str, str | None, str]]:
-    """(asset, partition, digest) of everything in the ledger that ``context``'s step depends on."""
+    """(asset, partition, digest) of everything in the ledger that ``context``'s step depends on.
+
+    Tables that only some partitions read (:class:`AlsoReads`) are left to :func:`current_versions`.
+    """
     from e2i_dagster.warehouse import ledger
 
+    some = set(context.assets_def.metadata_by_key[context.asset_key].get(SOME_PARTITIONS, ()))
     with warehouse.engine().connect() as connection:
         for input_name, key in context.assets_def.keys_by_input_name.items():
             # A gate orders the steps of a run; its report is not read.
-            if key.path[0] == QUALITY:
+            if key.path[0] == QUALITY or key.path[0] in some:
                 continue
             current = ledger.current(connection, asset_name(key))
             partitioned = context.get_step_execution_context().has_asset_partitions_for_input(input_name)

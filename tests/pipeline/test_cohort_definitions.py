@@ -2,6 +2,7 @@
 
 import shutil
 
+import dagster as dg
 import pandas as pd
 import pytest
 from pipeline_runs import PATIENTS, said
@@ -161,7 +162,10 @@ def test_a_definition_on_events_reads_checked_events_and_delivered_periods(after
     assert states["cohort"] == "failed"
     assert "treatment_events, engagement_events, outcome_events: never loaded" in said(without)
 
-    assert pipeline.load(folder, "patient_journeys", *EVENT_FILES, months=EVENT_MONTHS, checked=False).success
+    # A definition without events does not depend on them, whatever the graph shows of the others.
+    assert built(pipeline, PNH)[1]["cohort"] == "executed"
+    assert pipeline.load(folder, *EVENT_FILES, months=EVENT_MONTHS, checked=False).success
+    assert built(pipeline, PNH)[1]["cohort"] == "reused"
     unchecked, states = built(pipeline, CSU)
     assert states["cohort"] == "blocked"
     assert "treatment_events" in said(unchecked)
@@ -172,7 +176,8 @@ def test_a_definition_on_events_reads_checked_events_and_delivered_periods(after
     assert states["cohort"] == "executed", said(done)
     rows = pipeline.rows(
         "SELECT patient_id, index_date, failed_mask, is_eligible FROM ml_patient_cohort_assignments "
-        "JOIN ml_cohort_executions USING (execution_id) WHERE status = 'success'"
+        "JOIN ml_cohort_executions e USING (execution_id) WHERE status = 'success' "
+        f"AND e.cohort_id = 'cohort_{CSU}_v2.0.0'"
     )
     names = [rule.name for rule in read_cohort(CSU).rules]
     failed = {
@@ -188,3 +193,15 @@ def test_a_definition_on_events_reads_checked_events_and_delivered_periods(after
     assert failed["seen"]
     assert failed["seen"] <= {row["patient_id"] for row in events}
     assert any(row["is_eligible"] for row in rows)
+
+
+def test_the_asset_graph_shows_every_table_that_a_definition_may_read():
+    from e2i_dagster.config.policy import current_policy
+    from e2i_dagster.definitions import defs
+
+    parents = {
+        key.to_user_string() for key in defs.resolve_asset_graph().get(dg.AssetKey("cohort")).parent_keys
+    }
+    read = {table for cohort in current_policy().cohorts.values() for table in cohort.tables_read}
+    for table in {*read, *EVENT_FILES, "observation_periods"}:
+        assert {table, f"quality/{table}"} <= parents
