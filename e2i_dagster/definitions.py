@@ -35,6 +35,7 @@ from sensors.deliveries import missing_deliveries
 from sensors.drift import drift_sensor
 from sensors.experiments import experiment_monitor
 from sensors.failures import alert_on_run_failure
+from sensors.freshness import feature_freshness
 from sensors.gate import daily_digest
 from sensors.jobs import JOBS
 from sensors.schedules import monthly_load
@@ -79,6 +80,7 @@ def build_definitions(resources: Mapping[str, Any] | None = None) -> dg.Definiti
             drift_sensor,
             experiment_monitor,
             missing_deliveries,
+            feature_freshness,
             cohorts_after_load,
             scopes_after_cohorts,
         ],

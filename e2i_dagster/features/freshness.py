@@ -41,6 +41,21 @@ class FreshnessReport(BaseModel):
         """The worst status of a view."""
         return max((view.status for view in self.views), key=_WORSE.index)
 
+    @property
+    def words(self) -> str:
+        """The status as an adjective for people."""
+        return {"warning": "getting old", "never": "not online"}.get(self.status, self.status)
+
+    def sentence(self) -> str:
+        """Views that are not fresh with their ages, and the limits; in hours."""
+        late = [view for view in self.views if view.status != "fresh"]
+        ages = ", ".join(
+            f"{view.view} {'never' if view.age_seconds is None else f'{view.age_seconds / 3600:.1f} h'}"
+            for view in late
+        )
+        limits = f"{self.warn_after_seconds / 3600:g} h warns, {self.stale_after_seconds / 3600:g} h is stale"
+        return f"Since they were last made or found up to date: {ages or 'all fresh'} ({limits})"
+
     def to_metadata(self) -> dict[str, Any]:
         """Status, and a table with a line per view."""
         lines = ["| view | last materialization | age (s) | status |", "|---|---|---|---|"]

@@ -10,20 +10,25 @@ from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import distinct_on, insert
 
+from e2i_dagster.config.feast_materialization import FreshnessLimits
 from e2i_dagster.features.definitions import VIEWS
-from e2i_dagster.features.freshness import FreshnessReport
+from e2i_dagster.features.freshness import FreshnessReport, freshness
 from e2i_dagster.features.selection import FeatureSelection
 from e2i_dagster.features.snapshots import FeatureFiles
 from e2i_dagster.features.statistics import FeatureStatistics
 from e2i_dagster.features.store import MaterializationReport
+from e2i_dagster.warehouse import ledger
 from e2i_dagster.warehouse.tables.features import (
     ml_feast_feature_freshness,
     ml_feast_feature_views,
     ml_feast_materialization_jobs,
     ml_feature_store,
 )
+
+#: The stage that puts features online; its partitions are the scopes, each a Feast project.
+ONLINE_STAGE = "online_features"
 
 
 def record_views(connection: sa.Connection, project: str, files: FeatureFiles) -> None:
@@ -66,7 +71,6 @@ def record_materialization(
             {
                 "feature_view_id": _view_id(report.project, view.view),
                 "feature_view_name": view.view,
-                "job_type": view.mode,
                 "source_digest": report.files.of(view.view).digest,
                 "start_time": view.start,
                 "end_time": view.end,
@@ -92,6 +96,46 @@ def last_materializations(connection: sa.Connection, project: str) -> dict[str, 
         .group_by(jobs.c.feature_view_name)
     )
     return {name: completed for name, completed in found}
+
+
+def watch_freshness(
+    connection: sa.Connection, project: str, limits: FreshnessLimits, now: dt.datetime
+) -> tuple[FreshnessReport, bool] | None:
+    """How long ago the online features of ``project`` were made or found up to date, and whether that is news.
+
+    A view counts from its last materialization, or from the last run that had nothing newer to put online. The
+    report is entered when the status of a view is not the one that was entered last.
+
+    Returns:
+        None when no view of the project was applied yet.
+    """
+    views = ml_feast_feature_views
+    if connection.scalar(sa.select(views.c.id).where(views.c.project == project).limit(1)) is None:
+        return None
+    completed = last_materializations(connection, project)
+    looked = [
+        state.at
+        for state in ledger.states(connection, ONLINE_STAGE)
+        if state.partition == project and state.state in ("executed", "reused")
+    ]
+    confirmed = {name: max([at, *(one for one in looked if one)]) for name, at in completed.items()}
+    report = freshness(confirmed, limits, now)
+    news = {view.view: view.status for view in report.views} != _last_statuses(connection, project)
+    if news:
+        record_freshness(connection, project, report)
+    return report, news
+
+
+def _last_statuses(connection: sa.Connection, project: str) -> dict[str, str]:
+    entered, views = ml_feast_feature_freshness, ml_feast_feature_views
+    found = connection.execute(
+        sa.select(entered.c.feature_view_name, entered.c.freshness_status)
+        .join(views, views.c.id == entered.c.feature_view_id)
+        .where(views.c.project == project)
+        .ext(distinct_on(entered.c.feature_view_name))
+        .order_by(entered.c.feature_view_name, entered.c.id.desc())
+    )
+    return {name: status for name, status in found}
 
 
 def record_freshness(connection: sa.Connection, project: str, report: FreshnessReport) -> None:

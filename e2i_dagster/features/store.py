@@ -23,7 +23,7 @@ import uuid
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import sqlalchemy as sa
@@ -45,8 +45,6 @@ from e2i_dagster.features.snapshots import FeatureFiles
 
 if TYPE_CHECKING:
     import feast
-
-Mode = Literal["full", "incremental"]
 
 #: Database of Feast's own tables on the warehouse's server.
 REGISTRY_DATABASE = "e2i_feast"
@@ -89,7 +87,6 @@ class ViewMaterialization(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     view: str
-    mode: Mode
     start: dt.datetime
     end: dt.datetime
     started_at: dt.datetime
@@ -125,9 +122,9 @@ class MaterializationReport(BaseModel):
 
     def to_metadata(self) -> dict[str, Any]:
         """Entities and seconds for each view."""
-        lines = ["| view | mode | entities written | entities online | seconds |", "|---|---|---|---|---|"]
+        lines = ["| view | entities written | entities online | seconds |", "|---|---:|---:|---:|"]
         lines += [
-            f"| {view.view} | {view.mode} | {view.rows:,} | "
+            f"| {view.view} | {view.rows:,} | "
             f"{'' if view.online_entities is None else format(view.online_entities, ',')} | {view.seconds:.2f} |"
             for view in self.views
         ]
@@ -195,18 +192,14 @@ class ScopeStore:
             self._apply(files)
         return files
 
-    def materialize(
-        self, files: FeatureFiles, *, mode: Mode = "full", end: dt.datetime | None = None
-    ) -> MaterializationReport:
+    def materialize(self, files: FeatureFiles, *, end: dt.datetime | None = None) -> MaterializationReport:
         """Write each entity's newest values up to ``end`` to the online store and switch to them.
 
-        ``incremental`` writes only rows stamped after the last materialization if the same version
-        of the files is online; a new version is always written in full, because any of its rows may
-        differ. Values that were online stay so until the switch.
+        A version of the files is written whole, because any of its rows may differ from the version before.
+        Values that were online stay so until the switch.
 
         Args:
             files: an applied version.
-            mode: see above.
             end: event time up to which rows are read; the newest stamp of the files by default.
 
         Raises:
@@ -227,20 +220,11 @@ class ScopeStore:
             self._require_applied(store, files)
             if self.settings.redis is None and not self._online_file(files).exists():
                 self._apply(files)  # the registry outlives a state folder that was removed
-            before = self.current()
-            same = before is not None and before.files.digest == files.digest
-            done: dict[str, ViewMaterialization] = {}
-            for view in VIEWS:
-                start, how = oldest, "full"
-                if mode == "incremental" and same and before is not None:
-                    last = next(item for item in before.views if item.view == view.name)
-                    start, how = last.end + dt.timedelta(microseconds=1), "incremental"
-                done[view.name] = self._materialize_view(view, files, how, (start, until))
             report = MaterializationReport(
                 project=self.settings.project,
                 files=files,
                 online="redis" if self.settings.redis else str(self._online_file(files)),
-                views=tuple(done.values()),
+                views=tuple(self._materialize_view(view, files, (oldest, until)) for view in VIEWS),
             )
             self._switch(report)
         return report
@@ -402,26 +386,18 @@ class ScopeStore:
         _write_text(self.settings.folder / "files.json", files.model_dump_json())
 
     def _materialize_view(
-        self,
-        view: FeatureViewDefinition,
-        files: FeatureFiles,
-        mode: Mode,
-        between: tuple[dt.datetime, dt.datetime],
+        self, view: FeatureViewDefinition, files: FeatureFiles, between: tuple[dt.datetime, dt.datetime]
     ) -> ViewMaterialization:
         start, end = between
         started = dt.datetime.now(dt.UTC)
-        rows = 0
-        if start <= end:
-            stamped = pd.read_parquet(files.of(view.name).path, columns=[*view.keys, TIMESTAMP])
-            within = stamped[stamped[TIMESTAMP].between(start, end)]
-            rows = len(within.drop_duplicates(list(view.keys)))
+        stamped = pd.read_parquet(files.of(view.name).path, columns=[*view.keys, TIMESTAMP])
+        rows = len(stamped[stamped[TIMESTAMP].between(start, end)].drop_duplicates(list(view.keys)))
         if rows:
             with _quiet():
                 self._store(files).materialize(start_date=start, end_date=end, feature_views=[view.name])
         return ViewMaterialization(
             view=view.name,
-            mode=mode,
-            start=min(start, end),
+            start=start,
             end=end,
             started_at=started,
             completed_at=dt.datetime.now(dt.UTC),

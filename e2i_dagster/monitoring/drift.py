@@ -15,11 +15,9 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
-from e2i_dagster.binning import quantile_bins
+from e2i_dagster.binning import quantile_bins, stability_index
 from e2i_dagster.config.drift_monitoring import SEVERITIES, DriftPolicy, Severity
 
-#: Smallest share of a bin, so that an empty bin gives a finite index.
-SHARE_FLOOR = 1e-4
 MAX_CATEGORIES = 50
 
 
@@ -108,13 +106,13 @@ class DriftReport(BaseModel):
 
 
 def population_stability_index(reference: pd.Series, current: pd.Series, bins: int = 10) -> float:
-    """Population stability index: sum over bins of (q - p) ln(q / p), in nats.
+    """Population stability index in nats (:func:`~e2i_dagster.binning.stability_index`).
 
-    Numeric values are binned at the reference's quantiles with open outer bins, so that values far
-    outside the reference count, and a frequent value of the reference is a bin of its own; text and
-    booleans by value. Missing values are a bin of their own.
-    Source: Siddiqi, Credit Risk Scorecards (2006), chapter 6.
+    Numbers are binned at the reference's quantiles with open outer bins, so that values far outside the
+    reference count, and a frequent value of the reference is a bin of its own; text and booleans by value.
+    A boolean beside a number is 0 or 1. Missing values are a bin of their own.
     """
+    reference, current = _alike(reference, current)
     if _is_numeric(reference):
         own = quantile_bins(_numbers(reference), bins)
         counts = [
@@ -123,8 +121,7 @@ def population_stability_index(reference: pd.Series, current: pd.Series, bins: i
         ]
     else:
         counts = list(_category_counts(reference, current))
-    shares = [np.maximum(count / count.sum(), SHARE_FLOOR) for count in counts]
-    return float(np.sum((shares[1] - shares[0]) * np.log(shares[1] / shares[0])))
+    return stability_index(*counts)
 
 
 def detect_drift(
@@ -177,6 +174,7 @@ def _measure(
     current: pd.Series,
     policy: DriftPolicy,
 ) -> FeatureDrift:
+    reference, current = _alike(reference, current)
     sizes = (len(reference), len(current))
     needed = policy.minimum_sample.psi
     if min(sizes) < needed:
@@ -275,6 +273,14 @@ def _severity(psi: float, adjusted_p_value: float, policy: DriftPolicy) -> Sever
         if psi >= bound:
             reached = severity  # type: ignore[assignment]
     return reached
+
+
+def _alike(reference: pd.Series, current: pd.Series) -> tuple[pd.Series, pd.Series]:
+    """Both as numbers where one is a number and the other a boolean."""
+    truths = [pd.api.types.is_bool_dtype(values) for values in (reference, current)]
+    if sum(truths) != 1 or not _is_numeric(current if truths[0] else reference):
+        return reference, current
+    return reference.astype("Float64"), current.astype("Float64")
 
 
 def _is_numeric(values: pd.Series) -> bool:

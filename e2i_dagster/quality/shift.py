@@ -3,9 +3,9 @@
 A profile is counts only: of a category column the rows of each value, of a numeric column the rows between
 its deciles and of each frequent value. Values of a vocabulary stand in it as they are, other categories
 as their digest. Shift is the population stability index over those bins (an empty cell is a bin of its own),
-PSI = sum (p - q) ln(p / q) (Siddiqi, Credit Risk Scorecards, 2006), less what it is on average between two
-samples of one distribution, (bins - 1) (1/n + 1/m) (Yurdakul, Statistical Properties of Population Stability
-Index, 2018), so that small months do not shift by themselves. A shift is reported and decides nothing.
+less what it is on average between two samples of one distribution, (bins - 1) (1/n + 1/m) (Yurdakul, Statistical
+Properties of Population Stability Index, 2018), so that small months do not shift by themselves. A shift is
+reported and decides nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from e2i_dagster.binning import Bins, quantile_bins
+from e2i_dagster.binning import Bins, quantile_bins, stability_index
 from e2i_dagster.config.base import PolicyModel
 from e2i_dagster.config.quality import QualityPolicy
 from e2i_dagster.quality.plausibility import category_columns
@@ -25,8 +25,6 @@ from e2i_dagster.quality.rules import families
 from e2i_dagster.quality.schemas import TypedFrame
 from e2i_dagster.warehouse.tables import facts, raw_table
 
-#: Share of a bin without rows, so that the logarithm exists.
-_LEAST = 1e-4
 _OTHER = "(other)"
 _DECILES = 10
 
@@ -112,21 +110,16 @@ def shifts(
                 continue
             past = reference[name]
             here = cells.taken(parts[label]).counted(past)
-            psi = stability_index(
-                np.asarray([*here.counts, here.empty]), np.asarray([*past.counts, past.empty])
-            )
+            psi = excess_index(np.asarray([*here.counts, here.empty]), np.asarray([*past.counts, past.empty]))
             if psi > policy.settings.shift.max_psi:
                 found.setdefault(label, []).append(Shift(column=name, psi=psi, reference=of, rows=here.rows))
     return found
 
 
-def stability_index(here: np.ndarray, past: np.ndarray) -> float:
-    """PSI of two vectors of counts over the same bins, less its mean under no shift; at least 0."""
-    used = (here + past) > 0
-    n, m = here.sum(), past.sum()
-    p, q = np.maximum(here[used] / n, _LEAST), np.maximum(past[used] / m, _LEAST)
-    raw = float(np.sum((p - q) * np.log(p / q)))
-    return max(0.0, raw - float(used.sum() - 1) * (1 / n + 1 / m))
+def excess_index(here: np.ndarray, past: np.ndarray) -> float:
+    """Stability index of two vectors of counts over the same bins, less its mean under no shift; at least 0."""
+    used = int(((here + past) > 0).sum())
+    return max(0.0, stability_index(past, here) - (used - 1) * (1 / here.sum() + 1 / past.sum()))
 
 
 def _reference(label: str, own: Mapping[str, Profile], before: Mapping[str, Profile]) -> tuple[Profile, str]:

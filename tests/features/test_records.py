@@ -18,11 +18,14 @@ from e2i_dagster.features.records import (
     record_freshness,
     record_materialization,
     record_views,
+    watch_freshness,
 )
 from e2i_dagster.features.selection import select_features
 from e2i_dagster.features.snapshots import FeatureFile, FeatureFiles
 from e2i_dagster.features.statistics import feature_statistics
 from e2i_dagster.features.store import MaterializationReport, ViewMaterialization
+from e2i_dagster.warehouse import ledger
+from e2i_dagster.warehouse.ledger import StageState
 from e2i_dagster.warehouse.tables import metadata
 from e2i_dagster.warehouse.tables.features import (
     ml_feast_feature_freshness,
@@ -67,7 +70,6 @@ def materialized(project, completed):
         views=tuple(
             ViewMaterialization(
                 view=view.name,
-                mode="full",
                 start=DONE,
                 end=DONE,
                 started_at=completed - dt.timedelta(seconds=2),
@@ -112,6 +114,34 @@ def test_freshness_comes_from_completed_materializations_of_the_same_project(con
     assert {row["staleness_seconds"] for row in entered} == {5_400}
     jobs = connection.execute(sa.select(ml_feast_materialization_jobs)).mappings().first()
     assert (jobs["duration_seconds"], jobs["rows_materialized"], jobs["run_id"]) == (2, 3, "r1")
+
+
+def test_a_change_of_freshness_is_entered_once_and_a_run_that_finds_nothing_newer_renews(connection):
+    limits = FreshnessLimits(warn_after_seconds=3_600, stale_after_seconds=7_200)
+    assert watch_freshness(connection, "csu", limits, DONE) is None
+    record_views(connection, "csu", files_of("a"))
+    record_views(connection, "pnh", files_of("a"))
+    record_materialization(connection, materialized("csu", DONE))
+
+    def look(hours, project="csu"):
+        report, news = watch_freshness(connection, project, limits, DONE + dt.timedelta(hours=hours))
+        return report.status, news
+
+    assert look(0) == ("fresh", True) and look(0.9) == ("fresh", False)
+    assert look(1.5) == ("warning", True) and look(1.9) == ("warning", False)
+    assert look(2.5) == ("stale", True)
+    assert look(2.5, "pnh") == ("never", True)
+    ledger.record_state(
+        connection,
+        StageState("online_features", "csu", "reused", at=DONE + dt.timedelta(hours=2)),
+    )
+    assert look(2.5) == ("fresh", True)
+    statuses = connection.scalars(
+        sa.select(ml_feast_feature_freshness.c.freshness_status)
+        .where(ml_feast_feature_freshness.c.feature_view_id.startswith("csu."))
+        .order_by(ml_feast_feature_freshness.c.id)
+    ).all()
+    assert list(dict.fromkeys(statuses)) == ["fresh", "warning", "stale"] and len(statuses) == 4 * len(VIEWS)
 
 
 def test_features_of_a_scope_replace_its_earlier_ones(connection):

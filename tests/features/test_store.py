@@ -182,22 +182,23 @@ def test_online_lookup_by_patient_keeps_order_and_gives_nulls_for_unknown_keys(s
         store.online(pd.DataFrame({"shoe": [1]}))
 
 
-def test_materialization_counts_what_is_online_and_an_incremental_one_adds_nothing(own_store, version):
-    files = version[2]
-    full = own_store.materialize(files)
-    counted = {view.view: (view.rows, view.online_entities) for view in full.views}
+def test_materialization_counts_what_is_online_and_a_repeated_one_changes_nothing(own_store, version):
+    rows, _, files = version
+    first = own_store.materialize(files)
+    counted = {view.view: (view.rows, view.online_entities) for view in first.views}
     assert counted["patient_features"] == (200, 200)
     assert counted["hcp_features"] == (40, 40)
     assert counted["market_features"] == (2, 2)
-    assert full.to_metadata()["entities_written"] == 642
-    again = own_store.materialize(files, mode="incremental")
-    assert {view.mode for view in again.views} == {"incremental"}
-    assert sum(view.rows for view in again.views) == 0
-    assert again.views[0].completed_at > full.views[0].completed_at
+    assert first.to_metadata()["entities_written"] == 642
+    before = own_store.online(rows[["patient_id"]])
+    again = own_store.materialize(files)
+    assert {view.view: (view.rows, view.online_entities) for view in again.views} == counted
+    assert again.views[0].completed_at > first.views[0].completed_at
     assert own_store.current() == again
+    pd.testing.assert_frame_equal(own_store.online(rows[["patient_id"]]), before)
 
 
-def test_an_incremental_materialization_writes_only_later_rows(settings, version, tmp_path):
+def test_a_later_end_puts_the_rows_between_online(settings, version, tmp_path):
     rows, frames, files = version
     own = settings.model_copy(update={"folder": tmp_path / "csu"})
     with ScopeStore(own) as store:
@@ -206,8 +207,7 @@ def test_an_incremental_materialization_writes_only_later_rows(settings, version
         store.materialize(files, end=middle)
         early = frames["patient_features"]["event_timestamp"] <= middle
         assert store.online(rows[["patient_id"]])["treatment_count"].notna().tolist() == early.tolist()
-        report = store.materialize(files, mode="incremental")
-        assert report.views[0].rows == int((~early).sum())
+        store.materialize(files)
         assert store.online_equals_offline(rows).passed
 
 
@@ -297,7 +297,7 @@ def test_the_resource_keeps_the_registry_on_the_warehouse_server(database, state
     # The state folder was removed, the registry still knows: the values are written anew.
     shutil.rmtree(store.settings.folder)
     with resource.open("csu_initiation") as store:
-        store.materialize(files, mode="incremental")
+        store.materialize(files)
         assert store.online_equals_offline(rows).passed
         assert not list(store.settings.folder.glob("registry*"))
     drop_database(REGISTRY_DATABASE)

@@ -4,16 +4,19 @@ import datetime as dt
 
 import dagster as dg
 import pytest
+import sqlalchemy as sa
 import yaml
 from pipeline_runs import EVENTS, FIRST, LAST
 
 from e2i_dagster.config.environment import CHECKOUT
+from e2i_dagster.features.definitions import VIEWS
 from e2i_dagster.warehouse import ledger
 from e2i_dagster.warehouse.tables.monitoring import ml_monitoring_runs
 from sensors.chain import cohorts_after_load, scopes_after_cohorts
 from sensors.deliveries import missing_deliveries
 from sensors.drift import drift_sensor
 from sensors.failures import alert_on_run_failure
+from sensors.freshness import feature_freshness
 from sensors.schedules import monthly_load
 
 SCOPE = "remibrutinib_csu_initiation"
@@ -245,6 +248,42 @@ def test_deliveries_are_not_waited_for_when_none_are_expected(pipeline, resource
     with dg.build_sensor_context(resources={"alerts": resources["alerts"]}) as context:
         seen = missing_deliveries(context)
     assert "expects no files" in seen.skip_reason.skip_message
+
+
+def test_online_features_that_nobody_renews_are_told_once_per_limit(pipeline, resources):
+    def look():
+        with dg.build_sensor_context(
+            resources={name: resources[name] for name in ("alerts", "warehouse")}
+        ) as context:
+            return feature_freshness(context).skip_reason.skip_message
+
+    assert look() == "no scope has features online yet"
+    engine = resources["warehouse"].engine()
+    with engine.begin() as connection:
+        for number, view in enumerate(VIEWS):
+            connection.execute(
+                sa.text(
+                    "INSERT INTO ml_feast_feature_views (id, name, project, description, entity_join_keys, features, "
+                    "feature_count, source_type, source_path, source_digest, source_rows) "
+                    "VALUES (:id, :view, :scope, 'v', '[]', '[]', 1, 'parquet', 'p', 'd', 1)"
+                ),
+                {"id": f"{SCOPE}.{view.name}", "view": view.name, "scope": SCOPE},
+            )
+            connection.execute(
+                sa.text(
+                    "INSERT INTO ml_feast_materialization_jobs (feature_view_id, feature_view_name, source_digest, "
+                    "start_time, end_time, rows_materialized, duration_seconds, started_at, completed_at) VALUES "
+                    "(:id, :view, 'd', now(), now(), 1, 1, now(), now() - make_interval(hours => :hours))"
+                ),
+                {"id": f"{SCOPE}.{view.name}", "view": view.name, "hours": 3 if number == 0 else 0},
+            )
+    for _ in range(2):
+        assert look() == f"{SCOPE}: stale"
+    (alert,) = pipeline.rows("SELECT * FROM ml_monitoring_alerts WHERE subject = '" + SCOPE + "'")
+    assert (alert["severity"], alert["occurrences"]) == ("medium", 1)
+    assert f"{VIEWS[0].name} 3.0 h (1 h warns, 2 h is stale)" in alert["message"]
+    ledger.record_state(engine, ledger.StageState("online_features", SCOPE, "reused"))
+    assert look() == f"{SCOPE}: fresh"
 
 
 def test_only_the_failure_sensor_is_on_by_default(pipeline):

@@ -19,7 +19,7 @@ from e2i_dagster.quality.history import find_previous
 from e2i_dagster.quality.page import write_pages
 from e2i_dagster.quality.pseudonyms import VARIABLE, pseudonym, pseudonym_key
 from e2i_dagster.quality.report import QualityReport
-from e2i_dagster.quality.shift import stability_index
+from e2i_dagster.quality.shift import excess_index
 from e2i_dagster.warehouse.tables.quality import data_quality_results, ml_data_quality_reports
 
 END = dt.date(2024, 12, 31)
@@ -112,13 +112,15 @@ def test_a_shift_away_from_the_most_frequent_number_is_reported(
     ]
 
 
-def test_the_stability_index_by_hand() -> None:
-    """(0.6 - 0.5) ln(0.6 / 0.5) + (0.4 - 0.5) ln(0.4 / 0.5), less (2 - 1) (1 / 1000 + 1 / 1000)."""
+def test_the_excess_of_the_stability_index_by_hand() -> None:
+    """With one more row a side, spread 11 to 9 as both together; less (2 - 1) (1 / 1000 + 1 / 1000)."""
     here, past = np.array([600, 400]), np.array([500, 500])
-    expected = 0.1 * np.log(1.2) - 0.1 * np.log(0.8) - 0.002
-    assert stability_index(here, past) == pytest.approx(expected)
-    assert stability_index(past, here) == pytest.approx(0.1 * np.log(1.2) - 0.1 * np.log(0.8) - 0.002)
-    assert stability_index(here, here) == 0
+    q, p = np.array([600.55, 400.45]) / 1001, np.array([500.55, 500.45]) / 1001
+    expected = float(np.sum((q - p) * np.log(q / p))) - 0.002
+    assert expected == pytest.approx(0.1 * np.log(1.2) - 0.1 * np.log(0.8) - 0.002, abs=1e-4)
+    assert excess_index(here, past) == pytest.approx(expected)
+    assert excess_index(past, here) == pytest.approx(expected)
+    assert excess_index(here, here) == 0
 
 
 def test_a_new_category_counts_even_where_values_are_hidden(

@@ -42,7 +42,6 @@ ml_feast_materialization_jobs = sa.Table(
         index=True,
     ),
     column("feature_view_name", sa.Text, "Its name.", nullable=False),
-    column("job_type", sa.Text, "full or incremental.", nullable=False),
     column("source_digest", sa.Text, "Digest of the file that was read.", nullable=False),
     column("start_time", Timestamp, "Oldest event timestamp that was read.", nullable=False),
     column("end_time", Timestamp, "Newest event timestamp that was read.", nullable=False),
@@ -52,7 +51,6 @@ ml_feast_materialization_jobs = sa.Table(
     column("started_at", Timestamp, "When it began.", nullable=False),
     column("completed_at", Timestamp, "When it ended.", nullable=False),
     column("run_id", sa.Text, "Run that did it."),
-    sa.CheckConstraint("job_type IN ('full', 'incremental')", name="job_type_known"),
     comment="One row per materialization of a feature view that was completed.",
 )
 
