@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -28,10 +28,22 @@ if TYPE_CHECKING:
     type=click.DateTime(["%Y-%m-%d"]),
     help="End of observation periods that have none (default: the last day of the data).",
 )
+@click.option(
+    "--quote",
+    type=click.Choice(['"', "none"]),
+    default='"',
+    show_default=True,
+    help="Mark around cells of CSV files; none where they are written without quoting.",
+)
 @as_json
 @command_errors
 def omop_command(
-    circe: Path, folder: Path, out: Path | None, data_end: datetime | None, json_output: bool
+    circe: Path,
+    folder: Path,
+    out: Path | None,
+    data_end: datetime | None,
+    quote: Literal['"', "none"],
+    json_output: bool,
 ) -> None:
     """Persons and periods of an OHDSI Circe cohort expression over the OMOP tables in FOLDER.
 
@@ -42,7 +54,7 @@ def omop_command(
 
     if out is not None and (out.suffix not in (".csv", ".parquet") or not out.absolute().parent.is_dir()):
         raise click.UsageError("--out takes a file .csv or .parquet in a folder that exists.")
-    cohort = build(circe, folder, data_end=None if data_end is None else data_end.date())
+    cohort = build(circe, folder, data_end=None if data_end is None else data_end.date(), quote=quote)
     if out is not None:
         _write(cohort.rows, out)
     shown = cohort.to_metadata()

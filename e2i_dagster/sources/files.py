@@ -510,7 +510,7 @@ def _read_csv(path: Path, form: FileFormat, block_size: int = 1 << 22) -> FileRo
     header, has_rows = _read_header(path, form)
     if not has_rows:
         return FileRows(pa.table({name: pa.array([], pa.string()) for name in header}), [], 0)
-    lines, quoted = _count_lines(path, form)
+    lines, quoted = count_lines(path, form)
     wide = _is_wide(form)
     judged = judge_lines(path, form) if quoted or wide else None
 
@@ -614,7 +614,7 @@ def records_of(lines: Iterable[str], path: Path, form: FileFormat, *, strict: bo
     return csv.reader(lines, delimiter=separator_of(path, form), strict=strict, **quoting)
 
 
-def _count_lines(path: Path, form: FileFormat) -> tuple[int, bool]:
+def count_lines(path: Path, form: FileFormat) -> tuple[int, bool]:
     """Lines of a file, blank ones too, and whether it has a quotation mark; nothing is parsed."""
     mark = b"" if form.quote == "none" else form.quote.encode()
     lines, quoted, last = 0, False, b"\n"
@@ -630,8 +630,11 @@ def _count_lines(path: Path, form: FileFormat) -> tuple[int, bool]:
     return lines + (last not in (b"\n", b"\r")), quoted
 
 
-def judge_lines(path: Path, form: FileFormat) -> JudgedLines:
+def judge_lines(path: Path, form: FileFormat, advice: str | None = None) -> JudgedLines:
     """Count the rows of a text file and the lines they take, by the rules of quoting (RFC 4180).
+
+    Args:
+        advice: what to do about a quotation mark that is text, for files that no mapping describes.
 
     Raises:
         InputError: a quotation mark that is text: text follows a closing quote, a quote is never closed,
@@ -654,7 +657,7 @@ def judge_lines(path: Path, form: FileFormat) -> JudgedLines:
                     )
                     if folded or len(record) != width or width == 1:
                         what = "a cell holds line breaks together with separators"
-                        raise _stray_quote(path, first, form, what, breaks=True)
+                        raise _stray_quote(path, first, form, what, advice, breaks=True)
                 if not width:
                     width = len(record)
                     continue
@@ -664,24 +667,25 @@ def judge_lines(path: Path, form: FileFormat) -> JudgedLines:
         except csv.Error as error:
             closed = "unexpected end" not in str(error)
             what = "text follows a closing quotation mark" if closed else "a quotation mark is never closed"
-            raise _stray_quote(path, end + 1, form, what) from None
+            raise _stray_quote(path, end + 1, form, what, advice) from None
         except UnicodeError:
             raise _Problems([_not_encoded(path, form)]) from None
     return JudgedLines(rows, lines, uneven)
 
 
-def _stray_quote(path: Path, line: int, form: FileFormat, what: str, *, breaks: bool = False) -> _Problems:
+def _stray_quote(
+    path: Path, line: int, form: FileFormat, what: str, advice: str | None, *, breaks: bool = False
+) -> _Problems:
     meant = (
         ", or `line_breaks: true` if such cells are meant so"
         if breaks
         else f", or double the mark inside quoted cells ({form.quote * 2})"
     )
-    return _Problems(
-        [
-            f"{path.name}, line {line}: {what}, so lines or text would be lost. Write `quote: none` in the "
-            f"mapping if the file is written without quoting and {form.quote} is text{meant}."
-        ]
+    advice = advice or (
+        f"Write `quote: none` in the mapping if the file is written without quoting and {form.quote} is "
+        f"text{meant}."
     )
+    return _Problems([f"{path.name}, line {line}: {what}, so lines or text would be lost. {advice}"])
 
 
 def proposed_quoting(path: Path, form: FileFormat) -> dict[str, Any]:
@@ -739,7 +743,7 @@ def _read_header(path: Path, form: FileFormat) -> tuple[list[str], bool]:
     header = next((line for line in records_of(text, path, form, strict=False) if line), [])
     if any("\n" in name or "\r" in name for name in header) and not form.line_breaks:
         raise _stray_quote(
-            path, 1, form, "a quotation mark of the header is not closed in its line", breaks=True
+            path, 1, form, "a quotation mark of the header is not closed in its line", None, breaks=True
         )
     has_rows = bool(text.read().strip()) or more
     problems = []

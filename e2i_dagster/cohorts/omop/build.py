@@ -11,7 +11,7 @@ import pandas as pd
 
 from e2i_dagster.cohorts.disclosure import HIDDEN, is_small, shown_count
 from e2i_dagster.cohorts.omop.expression import CohortExpression, read_expression
-from e2i_dagster.cohorts.omop.folder import OpenPeriods, find_tables, load_tables
+from e2i_dagster.cohorts.omop.folder import OpenPeriods, Quote, find_tables, load_tables
 from e2i_dagster.cohorts.omop.plan import Plan, compile_plan
 from e2i_dagster.errors import InputError
 
@@ -107,7 +107,11 @@ class OmopCohort:
 
 
 def build(
-    circe_json: str | Path | dict[str, Any], folder: str | Path, *, data_end: dt.date | None = None
+    circe_json: str | Path | dict[str, Any],
+    folder: str | Path,
+    *,
+    data_end: dt.date | None = None,
+    quote: Quote = '"',
 ) -> OmopCohort:
     """Evaluate a cohort expression of OHDSI Circe over a folder of OMOP tables.
 
@@ -117,6 +121,7 @@ def build(
         data_end: the end of observation periods that have none. By default the last day of the data: the
             latest day on which something begins, or an observation period ends, in the tables that are read
             (days from 2099-12-31 on aside).
+        quote: ``none`` where CSV files are written without quoting and a quotation mark is text.
 
     Raises:
         ConfigError: the expression is not in the subset; each part with its path in the JSON.
@@ -129,7 +134,7 @@ def build(
     files = find_tables(Path(folder), plan)
     settings: dict[Any, Any] = {"python_enable_replacements": False, "preserve_insertion_order": False}
     with duckdb.connect(config=settings) as connection:
-        open_periods = load_tables(connection, files, plan, data_end)
+        open_periods = load_tables(connection, files, plan, data_end, quote)
         try:
             return replace(_run(connection, expression, plan), open_periods=open_periods)
         except (duckdb.IOException, duckdb.InvalidInputException) as error:

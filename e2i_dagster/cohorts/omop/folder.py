@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from e2i_dagster.cohorts.omop.domains import TABLES
 from e2i_dagster.cohorts.omop.plan import Plan
+from e2i_dagster.config.mapping import FileFormat
 from e2i_dagster.errors import InputError
 from e2i_dagster.warehouse import moments
 
@@ -20,11 +21,15 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection, DuckDBPyRelation
 
 Kind = Literal["csv", "parquet"]
+#: The mark around cells that hold a separator, or none where a quotation mark is text like any other.
+Quote = Literal['"', "none"]
 SUFFIXES: dict[str, Kind] = {".csv": "csv", ".csv.gz": "csv", ".parquet": "parquet"}
 MISSING_IN_CSV = ["", "NA", "NULL", "NaN"]
 _MISSING_SQL = ", ".join(f"'{text}'" for text in MISSING_IN_CSV)
 #: Marks an error of ours among those of DuckDB.
 READ_MARK = "omop column "
+#: What may stand between the cells of a CSV file.
+SEPARATORS = ",\t;|"
 DAY_FUNCTION = "day_of_text"
 TYPES = {"id": "BIGINT", "date": "DATE", "number": "DOUBLE", "text": "VARCHAR"}
 #: Tables that events are joined to, by this column.
@@ -113,7 +118,11 @@ def _suffix(name: str) -> str | None:
 
 
 def load_tables(
-    connection: DuckDBPyConnection, files: list[TableFiles], plan: Plan, data_end: dt.date | None = None
+    connection: DuckDBPyConnection,
+    files: list[TableFiles],
+    plan: Plan,
+    data_end: dt.date | None = None,
+    quote: Quote = '"',
 ) -> OpenPeriods:
     """Make ``cdm_<table>`` of each, with the columns of :data:`.domains.TABLES`.
 
@@ -122,9 +131,11 @@ def load_tables(
 
     Args:
         data_end: the end of observation periods that have none; the last day of the data by default.
+        quote: the mark around cells of CSV files.
 
     Raises:
-        InputError: a file cannot be read, or a column that the definition asks for is missing.
+        InputError: a file cannot be read, a quotation mark in it is text, or a column that the definition asks
+            for is missing.
     """
     import duckdb
 
@@ -132,14 +143,14 @@ def load_tables(
     day: dict[str, Any] = {"parameters": ["VARCHAR"], "return_type": "DATE", "type": "arrow"}
     connection.create_function(DAY_FUNCTION, _day, null_handling="special", **day)  # type: ignore[arg-type]
     for one in files:
-        paths: Any = [str(path) for path in one.paths]  # DuckDB takes lists, its signatures know files only
         try:
             if one.kind == "parquet":
+                paths: Any = [
+                    str(path) for path in one.paths
+                ]  # DuckDB takes lists, its signatures know files only
                 given = connection.read_parquet(paths, union_by_name=True)
             else:
-                given = connection.read_csv(
-                    paths, all_varchar=True, header=True, na_values=MISSING_IN_CSV, union_by_name=True
-                )
+                given = _read_csv(connection, one, quote)
             types = {
                 name.lower(): (name, str(kind)) for name, kind in zip(given.columns, given.types, strict=True)
             }
@@ -156,6 +167,57 @@ def load_tables(
             raise _unreadable(one, error) from None
     connection.execute("CREATE TABLE IF NOT EXISTS cdm_concept (concept_id BIGINT, invalid_reason VARCHAR)")
     return _close_periods(connection, [one.table for one in files], data_end)
+
+
+def _read_csv(connection: DuckDBPyConnection, files: TableFiles, quote: Quote) -> DuckDBPyRelation:
+    """The cells of CSV files as text.
+
+    Raises:
+        InputError: rows would be folded into one cell, or the rows by the lines are not those of the parser.
+    """
+    from e2i_dagster.sources.files import count_lines, judge_lines
+
+    advice = (
+        'Where the file is written without quoting, say `--quote none` (`build(..., quote="none")`); else '
+        'double the mark inside quoted cells (""), or write the table as Parquet.'
+    )
+    separators = sorted({_separator(path) for path in files.paths})
+    if len(separators) > 1:
+        raise InputError(
+            f"{files.name}: its parts are separated by {' and '.join(map(repr, separators))}. Use one."
+        )
+    form = FileFormat(separator=separators[0], quote=quote)
+    paths: Any = [str(path) for path in files.paths]  # DuckDB takes lists, its signatures know files only
+    mark = "" if quote == "none" else quote
+    by_lines = None
+    if any(count_lines(path, form)[1] for path in files.paths):
+        by_lines = sum(judge_lines(path, form, advice).rows for path in files.paths)
+    given = connection.read_csv(
+        paths,
+        all_varchar=True,
+        header=True,
+        na_values=MISSING_IN_CSV,
+        union_by_name=True,
+        delimiter=form.separator,
+        quotechar=mark,
+        escapechar=mark,
+    )
+    if by_lines is not None:
+        ((parsed,),) = given.aggregate("count(*)").fetchall()
+        if by_lines != parsed:
+            raise InputError(
+                f"{files.name}: {by_lines:,} rows by its lines, {parsed:,} by the parser. {advice}"
+            )
+    return given
+
+
+def _separator(path: Path) -> str:
+    """The one of :data:`SEPARATORS` that stands most often in the header."""
+    from e2i_dagster.sources.files import open_text
+
+    with open_text(path, FileFormat()) as stream:
+        header = stream.readline()
+    return max(SEPARATORS, key=header.count)
 
 
 def _create(
