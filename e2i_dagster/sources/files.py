@@ -71,10 +71,15 @@ class SourceFile:
     ``lines`` are its lines below the header, blank ones aside; None for Parquet.
     """
 
-    name: str
+    path: Path
     first_row: int
     rows: int
     lines: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The file's name without its folder."""
+        return self.path.name
 
 
 @dataclass(frozen=True)
@@ -341,7 +346,7 @@ def _read_table(
         mapped.append(frame)
         bad_numbers = np.array([number for number, _ in bad], dtype=np.int64)
         numbers.append(np.setdiff1d(np.arange(1, rows.num_rows + len(bad) + 1), bad_numbers))
-        files.append(SourceFile(path.name, first, rows.num_rows, read_rows.lines))
+        files.append(SourceFile(path, first, rows.num_rows, read_rows.lines))
         malformed.extend({"file": path.name, "row_number": number, "text": text} for number, text in bad)
         first += rows.num_rows
     if own.reversals is not None and mapped:
