@@ -7,7 +7,8 @@
 # Seen: the page's first script comes from www.googletagmanager.com, as without the opt-out; there is no
 # setting that takes it out. A route "/" of a mounted ASGI application is found first and replaces the page.
 #
-# Installs the pinned packages into a temporary folder; ends with 1 if the behaviour is another one.
+# Installs the pinned packages into a temporary folder; ends with 1 if the behaviour is another one, with 2 if the
+# service does not start.
 set -euo pipefail
 folder=$(mktemp -d)
 server=""
@@ -25,20 +26,25 @@ class Echo:
     def echo(self, text: str) -> str:
         return text
 PYTHON
-port=$(venv/bin/python -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])')
+port=$(venv/bin/python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 BENTOML_HOME="$folder/home" BENTOML_DO_NOT_TRACK=True \
-  venv/bin/bentoml serve service:Echo --host localhost --port "$port" > server.log 2>&1 &
+  venv/bin/bentoml serve service:Echo --host 127.0.0.1 --port "$port" > server.log 2>&1 &
 server=$!
-for _ in $(seq 60); do
+for _ in $(seq 120); do
   if venv/bin/python - "$port" > page.html 2>/dev/null <<'PYTHON'
 import sys
 import urllib.request
 
-print(urllib.request.urlopen(f"http://localhost:{sys.argv[1]}/", timeout=5).read().decode())
+print(urllib.request.urlopen(f"http://127.0.0.1:{sys.argv[1]}/", timeout=5).read().decode())
 PYTHON
   then break; fi
   sleep 1
 done
+if [ ! -s page.html ]; then
+  echo "the service did not start:" >&2
+  cat server.log >&2
+  exit 2
+fi
 venv/bin/pip list 2>/dev/null | grep -i '^bentoml '
 echo "hosts named by scripts and frames of the page at / with BENTOML_DO_NOT_TRACK=True:"
 grep -oE "[a-z.]*googletagmanager\.com/[a-z]+\.(js|html)" page.html | sort -u || true

@@ -11,6 +11,7 @@ import datetime as dt
 import re
 from pathlib import Path
 from typing import Annotated, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -37,6 +38,16 @@ def _quoting(value: str) -> str:
 Quote = Annotated[str, AfterValidator(_quoting)]
 
 
+def _known_zone(value: str) -> str:
+    try:
+        return ZoneInfo(value).key
+    except (ValueError, OSError, ZoneInfoNotFoundError):
+        raise ValueError("not a time zone; for example Europe/Berlin, America/New_York, UTC") from None
+
+
+Zone = Annotated[str, AfterValidator(_known_zone)]
+
+
 def _date_format(value: str) -> str:
     example = dt.datetime(2013, 7, 15, tzinfo=dt.UTC)
     try:
@@ -58,7 +69,8 @@ class FileFormat(PolicyModel):
     encoding that Python knows; ``nulls`` are further spellings of an empty field. ``quote`` is the mark
     around cells that hold a separator, or ``none`` where the supplier writes without quoting and a
     quotation mark is text like any other. ``line_breaks`` declares that quoted cells may hold line breaks
-    together with separators, which otherwise is read as a quotation mark that is text.
+    together with separators, which otherwise is read as a quotation mark that is text. ``time_zone`` is the zone
+    of moments without an offset in timestamp columns, of text as of Parquet.
     """
 
     separator: str = Field(default=",", min_length=1, max_length=1)
@@ -67,6 +79,7 @@ class FileFormat(PolicyModel):
     nulls: tuple[str, ...] = ()
     quote: Quote = '"'
     line_breaks: bool = False
+    time_zone: Zone = "UTC"
 
 
 class ReversalMark(PolicyModel):
@@ -113,7 +126,8 @@ class TableMapping(PolicyModel):
     ``files`` are patterns relative to the folder (default: ``<table>.csv|parquet`` and
     ``<table>_*.csv|parquet``); ``rename`` is file column -> our column; all other keys name OUR
     columns: ``dates`` gives a strptime format, ``partial_dates`` says what becomes of a year or month without a
-    day (``first``, ``middle`` or ``last`` day of it, or ``reject``, as without it), ``values`` maps delivered
+    day (``first``, ``middle`` or ``last`` day of it, or ``reject``, as without it; also of own columns that are
+    declared as ``date``), ``values`` maps delivered
     values to ours, ``constants`` adds columns with one value. ``ignore`` drops file columns. ``restates: month``:
     the delivery holds every row of the months that it has rows of, so what it does not hold is withdrawn;
     ``restates: all`` says the same of a table without months. ``reversals`` declares rows that take others back.
@@ -137,6 +151,7 @@ class TableMapping(PolicyModel):
     nulls: tuple[str, ...] | None = None
     quote: Quote | None = None
     line_breaks: bool | None = None
+    time_zone: Zone | None = None
 
     @model_validator(mode="after")
     def _one_source_per_column(self) -> TableMapping:

@@ -53,13 +53,14 @@ class DeliveryRequest(BaseModel):
 
 
 class DeliveredFile(BaseModel):
-    """One file by name, size and digest of its bytes."""
+    """One file by name, size and digest of its bytes; ``lines`` below the header where it is text that was read."""
 
     model_config = ConfigDict(frozen=True)
 
     name: str
     size: int
     digest: str
+    lines: int | None = None
 
 
 class DeliveryManifest(BaseModel):
@@ -78,8 +79,11 @@ class DeliveryManifest(BaseModel):
 
     def to_metadata(self) -> dict[str, Any]:
         """Folder, kind, files and what was not read for the UI."""
-        lines = ["| file | bytes | digest |", "|---|---:|---|"]
-        lines += [f"| {file.name} | {file.size:,} | `{file.digest}` |" for file in self.files]
+        lines = ["| file | bytes | lines | digest |", "|---|---:|---:|---|"]
+        lines += [
+            f"| {file.name} | {file.size:,} | {'' if file.lines is None else f'{file.lines:,}'} | `{file.digest}` |"
+            for file in self.files
+        ]
         return {
             "kind": self.kind,
             "folder": self.folder,
@@ -157,7 +161,11 @@ def prepare_delivery(
     read = read_delivery(manifest)
     # The marks of a synthetic set beside its files are our own.
     left = {} if isinstance(source, SyntheticSource) else dict(read.not_read)
-    return manifest.model_copy(update={"not_read": left})
+    lines = {file.path: file.lines for table in read.delivered.values() for file in table.files}
+    counted = tuple(
+        file.model_copy(update={"lines": lines.get(folder / file.name)}) for file in manifest.files
+    )
+    return manifest.model_copy(update={"not_read": left, "files": counted})
 
 
 def _agreeing(mapping: str | None, cohorts: Mapping[str, CohortDefinition]) -> None:

@@ -71,10 +71,15 @@ class SourceFile:
     ``lines`` are its lines below the header, blank ones aside; None for Parquet.
     """
 
-    name: str
+    path: Path
     first_row: int
     rows: int
     lines: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The file's name without its folder."""
+        return self.path.name
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,7 @@ class DeliveredTable:
         malformed: rows with a wrong number of fields: columns ``file``, ``row_number``, ``text``.
         completed: cells that were delivered without a day and completed by ``partial_dates``: columns
             ``position`` (in ``frame``), ``column``, ``delivered``, ``precision``, ``rule``.
+        partial_dates: date columns to the rule by which they are completed.
         restates: ``month`` when the rows are all that there are of their months, ``all`` of their table.
         own: declared types of columns of one's own.
         reversals: which of the rows take others back; None when none does.
@@ -103,12 +109,13 @@ class DeliveredTable:
     own: Mapping[str, OwnType] = field(default_factory=dict)
     reversals: ReversalRule | None = None
     completed: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(_COMPLETED)))
+    partial_dates: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def lines(self) -> int | None:
         """Lines of the files below their headers, blank ones aside; None where a file has no lines."""
         counts = [file.lines for file in self.files if file.lines is not None]
-        return sum(counts) if len(counts) == len(self.files) else None
+        return sum(counts) if counts and len(counts) == len(self.files) else None
 
     def file_of_rows(self, positions: np.ndarray) -> list[str]:
         """Name of the file of each row position in ``frame``."""
@@ -341,7 +348,7 @@ def _read_table(
         mapped.append(frame)
         bad_numbers = np.array([number for number, _ in bad], dtype=np.int64)
         numbers.append(np.setdiff1d(np.arange(1, rows.num_rows + len(bad) + 1), bad_numbers))
-        files.append(SourceFile(path.name, first, rows.num_rows, read_rows.lines))
+        files.append(SourceFile(path, first, rows.num_rows, read_rows.lines))
         malformed.extend({"file": path.name, "row_number": number, "text": text} for number, text in bad)
         first += rows.num_rows
     if own.reversals is not None and mapped:
@@ -358,6 +365,7 @@ def _read_table(
         own=own.own,
         reversals=own.reversals,
         completed=pd.concat(completed, ignore_index=True),
+        partial_dates=own.partial_dates,
     )
 
 
@@ -772,7 +780,7 @@ def apply_mapping(
     """``frame`` under our column names and values; columns that nobody knows stay as they are.
 
     Order: rename, ignored columns, known column aliases, constants, declared values, decimal mark,
-    known value aliases, date formats. Columns of one's own are text, to which only what the mapping declares
+    known value aliases, date formats, time zone. Columns of one's own are text, to which only what the mapping declares
     is done: their ``values``, ``dates``, and the decimal mark where ``own`` says number. A value that a date
     format does not fit stays as delivered and is rejected by the loader, so that its reject shows what was
     delivered.
@@ -808,6 +816,8 @@ def apply_mapping(
             result[name] = _map_values(result[name], aliases)
         if name in own.dates:
             result[name] = _map_dates(result[name], own.dates[name])
+        if kind_of(column) == "timestamp" and form.time_zone != "UTC":
+            result[name] = _with_offset(result[name], form.time_zone)
     return result
 
 
@@ -898,6 +908,7 @@ def _check_columns(
         if name not in final and name not in own.constants
     )
     dated = [column.name for column in raw_table(table).columns if kind_of(column) in ("date", "timestamp")]
+    dated += [name for name, kind in own.own.items() if kind == "date"]
     problems.extend(
         f"{path.name}: the mapping's `partial_dates` names {name}, no date column of {table} that the file has. "
         f"Date columns are {', '.join(dated)}."
@@ -914,6 +925,21 @@ def _map_values(series: pd.Series, to: Mapping[str, str | None]) -> pd.Series:
     codes, distinct = pd.factorize(text)
     mapped = [to.get(value, value) or None for value in distinct.tolist()]
     taken = pd.array(mapped, dtype=_TEXT).take(codes, allow_fill=True)
+    return pd.Series(taken, index=series.index, name=series.name)
+
+
+def _with_offset(series: pd.Series, zone: str) -> pd.Series:
+    """Moments without an offset as those of ``zone``; days, moments with an offset and all else unchanged."""
+    import pyarrow as pa
+
+    if isinstance(series.dtype, np.dtype) and series.dtype.kind == "M":
+        local = pa.array(series.dt.as_unit("us"), pa.timestamp("us"), from_pandas=True)
+        return pd.Series(moments.in_zone(local, zone).to_pandas().array, index=series.index, name=series.name)
+    if series.dtype != _TEXT:
+        return series
+    codes, distinct = pd.factorize(series)
+    told = moments.in_zone(pa.array(distinct.tolist(), pa.large_string()), zone)
+    taken = pd.array(told.to_pylist(), dtype=_TEXT).take(codes, allow_fill=True)
     return pd.Series(taken, index=series.index, name=series.name)
 
 
@@ -975,5 +1001,5 @@ def iso_text(text: str, form: str) -> str | None:
         return None
     if not re.search("%[djxcuwaA]", form):
         return f"{moment.year:04d}-{moment.month:02d}" if re.search("%[mbB]", form) else f"{moment.year:04d}"
-    plain = moment.tzinfo is None and moment.time() == dt.time.min
+    plain = moment.tzinfo is None and not re.search("%[HIMSfXcTR]", form)
     return moment.date().isoformat() if plain else moment.isoformat()

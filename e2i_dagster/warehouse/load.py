@@ -639,7 +639,7 @@ class _Loader:
         from e2i_dagster.warehouse.tables.control import ml_table_loads
 
         report = self.report({name: done}, done.seconds)
-        files = None if delivered is None else ", ".join(file.name for file in delivered.files)
+        files = None if delivered is None else ", ".join(file.name for file in delivered.files) or None
         record = {
             **_record(report, name, done),
             "source": files,
@@ -648,6 +648,7 @@ class _Loader:
             else reversals.rule.model_dump(mode="json", by_alias=True, exclude_defaults=True),
             "partitions": dict(months),
             "own_columns": dict(self._own(name, delivered)),
+            "partial_dates": dict(getattr(delivered, "partial_dates", {})),
             "run_id": self.run_id,
             "loaded_at": staging.utc_now(),
         }

@@ -37,6 +37,10 @@ _CLOCK = (
     r" ?(?:[Zz]|(?P<sign>[+-])(?P<oh>\d{2})(?::?(?P<om>\d{2}))?)?)?"
 )
 _MOMENT = f"^{_DAY}{_CLOCK}$"
+#: A moment without an offset; open ends (9999) are no moments of any zone.
+_LOCAL = (
+    r"^(?:[0-8]\d{3}|9[0-8]\d{2}|99[0-8]\d|999[0-8])[-\d]{4,6}[Tt ]\d{2}:\d{2}(?::\d{2}(?:[.,]\d{1,9})?)?$"
+)
 _SECOND = 1_000_000
 
 #: How a date without its day is completed: to the first, middle (the 15th, 1 July) or last day of what it says.
@@ -138,6 +142,38 @@ def earlier(one: pd.Series, other: pd.Series) -> pd.Series:
     days = one.dt.normalize(), other.dt.normalize()
     by_day = (one == days[0]) | (other == days[1])
     return (days[0] < days[1]).where(by_day, one < other)
+
+
+def in_zone(given: pa.Array, zone: str) -> pa.Array:
+    """Moments without an offset as moments in UTC, read by the clocks of ``zone``; every other cell unchanged.
+
+    Of an hour that the clocks show twice the later one is meant, and a time that they skip is the end of the skip:
+    nothing is known too early.
+
+    Args:
+        given: text, or timestamps without a zone.
+
+    Returns:
+        Text (ISO, in UTC) of text, ``timestamp[us, UTC]`` of timestamps.
+    """
+    import pyarrow as pa
+
+    from e2i_dagster.warehouse.rules import compute
+
+    pc = compute()
+
+    def utc(local: pa.Array) -> pa.Array:
+        told = pc.assume_timezone(local, zone, ambiguous="latest", nonexistent="latest")
+        return told.cast(pa.timestamp("us", "UTC"))
+
+    if pa.types.is_timestamp(given.type):
+        return utc(given)
+    clocks = _of_text(given).values
+    local = pc.and_kleene(
+        pc.match_substring_regex(pc.utf8_trim_whitespace(given), _LOCAL), pc.is_valid(clocks)
+    )
+    told = pc.strftime(utc(clocks.cast(pa.int64()).cast(pa.timestamp("us"))), format="%Y-%m-%dT%H:%M:%SZ")
+    return pc.if_else(pc.fill_null(local, False), told.cast(given.type), given)
 
 
 def _of_text(given: pa.Array) -> Judged:

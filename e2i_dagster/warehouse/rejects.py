@@ -25,6 +25,7 @@ from e2i_dagster.warehouse.tables import (
 )
 
 if TYPE_CHECKING:
+    from e2i_dagster.sources.files import DeliveredTable
     from e2i_dagster.warehouse.load import LoadReport
 
 #: Keys of ``raw_row`` and columns of exported files that are no column of the table.
@@ -45,7 +46,8 @@ class Rejected:
     Attributes:
         faults: one line per row and broken rule: ``position``, ``reason``, ``column``, ``value``,
             ``parent_table``, ``parent_key``.
-        frame: the delivered rows under our names; ``raw``: untouched, None if that is the same.
+        frame: the delivered rows under our names, dates without their day as they came; ``raw``: untouched,
+            None if that is the same.
         reversal: True for rows of ``frame`` that take another row back.
         row_numbers: number of each row of ``frame`` in its file.
         files: file of each position, or None.
@@ -76,13 +78,26 @@ class Rejected:
         return cls(
             table=checked.table,
             faults=faults,
-            frame=checked.given,
+            frame=_before_completion(checked.given, delivered),
             raw=None if delivered is None else delivered.raw,
             reversal=checked.reversal,
             row_numbers=np.arange(1, len(checked.bad) + 1) if delivered is None else delivered.row_numbers,
             delivered=delivered,
             malformed=none if delivered is None else delivered.malformed,
         )
+
+
+def _before_completion(frame: pd.DataFrame, delivered: Any) -> pd.DataFrame:
+    """``frame`` with the dates that were completed as they were delivered: they are completed when it comes again."""
+    cells = getattr(delivered, "completed", None)
+    if cells is None or cells.empty:
+        return frame
+    frame = frame.copy(deep=False)
+    for name, of_column in cells.groupby("column", sort=False):
+        column = frame[name].astype(object)
+        column.iloc[of_column["position"].to_numpy(dtype=np.int64)] = of_column["delivered"].to_numpy()
+        frame[name] = column.astype(_TEXT)
+    return frame
 
 
 def _home_of(parent: str) -> str:
@@ -374,10 +389,10 @@ def resubmit(
         rows = pd.concat(parts, ignore_index=True)
         frame = rows.drop(columns=[name for name in (ROW, REASONS, LINE) if name in rows.columns])
         before = open_rows(engine, table)[ROW] if settings.get("dry_run") else None
-        own = _declared(engine, table, rows[ROW]) if ROW in rows else {}
-        last = load_table(
-            table, frame, own=own, reversals=_reversals_among(engine, table, rows, frame), **settings
-        )
+        delivered = _as_declared(engine, table, rows, frame)
+        frame = delivered.frame
+        reversals = _reversals_among(engine, table, rows, frame)
+        last = load_table(table, frame, delivered=delivered, reversals=reversals, **settings)
         done[table] = last.tables[table]
         if before is None:
             _settle(engine, table, rows[ROW] if ROW in rows else pd.Series(dtype=_TEXT), new_id)
@@ -396,19 +411,34 @@ def resubmit(
     )
 
 
-def _declared(engine: sa.Engine, table: str, given: pd.Series) -> dict[str, Any]:
-    """Types that the loads of the rows ``given`` declared for own columns; of two, the newer load's."""
+def _as_declared(engine: sa.Engine, table: str, rows: pd.DataFrame, frame: pd.DataFrame) -> DeliveredTable:
+    """The corrected rows under the types and rules that their loads declared; of two, the newer load's."""
+    from e2i_dagster.sources.files import DeliveredTable, complete_dates
     from e2i_dagster.warehouse.tables.control import ml_table_loads as loads
 
+    given = rows[ROW] if ROW in rows else pd.Series(dtype=_TEXT)
     ids = given.dropna().str.rsplit("/", n=2).str[0].unique().tolist()
     statement = (
-        sa.select(loads.c.own_columns)
+        sa.select(loads.c.own_columns, loads.c.partial_dates)
         .where(loads.c.table_name == table, loads.c.load_id == sa.func.any(staging.text_list(ids)))
         .order_by(loads.c.loaded_at)
     )
     with engine.connect() as connection:
-        declared = connection.execute(statement).scalars().all()
-    return {name: kind for types in declared for name, kind in types.items()}
+        declared = connection.execute(statement).all()
+    own = {name: kind for types, _ in declared for name, kind in types.items()}
+    partial = {name: rule for _, rules_of_load in declared for name, rule in rules_of_load.items()}
+    here = {name: rule for name, rule in partial.items() if name in frame.columns}
+    completed, cells = complete_dates(frame, here)
+    return DeliveredTable(
+        frame=completed,
+        raw=frame,
+        row_numbers=np.arange(1, len(frame) + 1),
+        files=(),
+        malformed=pd.DataFrame(columns=["file", "row_number", "text"]),
+        own=own,
+        completed=cells,
+        partial_dates=partial,
+    )
 
 
 def _reversals_among(

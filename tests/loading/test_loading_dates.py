@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+import re
 
 import pandas as pd
 import pyarrow as pa
@@ -10,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from e2i_dagster.cli import main
 from e2i_dagster.cohorts.omop import build
@@ -18,7 +20,7 @@ from e2i_dagster.config.vocabulary import load_vocabulary
 from e2i_dagster.errors import InputError
 from e2i_dagster.sources import files
 from e2i_dagster.sources.check import check_folder, mapping_yaml
-from e2i_dagster.warehouse import rules
+from e2i_dagster.warehouse import rejects, rules
 from e2i_dagster.warehouse.load import load
 from e2i_dagster.warehouse.read import recorded_load
 
@@ -254,6 +256,180 @@ _CELLS = st.one_of(
 def test_one_cell_has_one_day_or_one_refusal_at_every_door(tmp_path_factory, cell):
     found = doors(tmp_path_factory.mktemp("doors"), cell)
     assert len(set(found.values())) == 1, found
+
+
+DECLARED = ImportMapping.model_validate(
+    {
+        "format": {"time_zone": "America/New_York"},
+        "tables": {
+            "treatment_events": {"partial_dates": {"event_date": "middle", "source_timestamp": "last"}},
+            "patient_clinical": {"own": {"biopsy": "date"}, "partial_dates": {"biopsy": "first"}},
+        },
+    }
+)
+
+
+def readings(folder, cell, kind, mapping):
+    """What a day, a moment and an own day are by the load and by `import check`, a value or a reason each."""
+    folder.mkdir()
+    ids = {name: ["x"] for name in ("treatment_event_id", "patient_journey_id", "patient_id")}
+    tables = {
+        "treatment_events": pa.table({**ids, "event_date": [cell], "source_timestamp": [cell]}),
+        "patient_clinical": pa.table({"patient_journey_id": ["x"], "biopsy": [cell]}),
+    }
+    for name, table in tables.items():
+        if kind == "csv":
+            table.to_pandas().to_csv(folder / f"{name}.csv", index=False)
+        else:
+            pq.write_table(table, folder / f"{name}.parquet")
+    delivery = files.read(folder, mapping)
+    judged = {one.table: one.rejected for one in check_folder(folder, load_vocabulary(), mapping).tables}
+    found = {}
+    for name, columns in (
+        ("treatment_events", ["event_date", "source_timestamp"]),
+        ("patient_clinical", ["biopsy"]),
+    ):
+        checked = rules.check(name, delivery[name], load_vocabulary(), delivery.delivered[name].own)
+        faults = checked.faults_frame()
+        for column in columns:
+            reason = faults.loc[faults["column"] == column, "reason"].tolist()
+            value = (
+                delivery[name]["biopsy"] if column == "biopsy" else checked.rows.column(column).to_pandas()
+            )
+            found[column] = reason[0] if reason else str(value.iloc[0])
+            by_check = [text.split(" ")[0] for text in judged[name] if text.endswith(f"in {column}")]
+            assert by_check == reason, (column, judged)
+    return found
+
+
+@given(_CELLS)
+@example("2024-02-10T23:30:00")
+@example("2024-11-03T01:30")
+@example("2013-07")
+@example("2013")
+@example("9999-12-31T23:59:59")
+@settings(max_examples=10, deadline=None)
+def test_check_and_load_agree_about_what_a_mapping_declares_from_every_kind_of_file(tmp_path_factory, cell):
+    folder = tmp_path_factory.mktemp("declared")
+    found = [readings(folder / kind, cell, kind, DECLARED) for kind in ("csv", "parquet")]
+    assert found[0] == found[1]
+    plain = readings(folder / "plain", cell, "parquet", ImportMapping.model_validate(
+        {"tables": {"patient_clinical": {"own": {"biopsy": "date"}}}}
+    ))  # fmt: skip
+    # What is declared decides nothing about other cells: days and moments with an offset stay.
+    if "partial_date" not in plain.values():
+        assert found[0]["event_date"] == plain["event_date"] and found[0]["biopsy"] == plain["biopsy"]
+        if re.fullmatch(r".*([Zz]|[+-]\d\d:\d\d)|[\d-]*", cell):
+            assert found[0] == plain
+
+
+@pytest.mark.parametrize(
+    ("zone", "local", "moment"),
+    [
+        ("America/New_York", "2024-02-10T23:30:00", "2024-02-11T04:30:00"),
+        ("America/New_York", "2024-07-10 23:30", "2024-07-11T03:30:00"),
+        ("Europe/Berlin", "2024-02-10T00:00:00", "2024-02-09T23:00:00"),
+        # Shown twice: the later one. Skipped: the end of the skip.
+        ("America/New_York", "2024-11-03T01:30:00.25", "2024-11-03T06:30:00.250000"),
+        ("America/New_York", "2024-03-10T02:30:00", "2024-03-10T07:00:00"),
+        ("UTC", "2024-02-10T23:30:00", "2024-02-10T23:30:00"),
+    ],
+)
+def test_a_moment_without_an_offset_is_one_of_the_declared_zone(tmp_path, zone, local, moment):
+    """From text and from Parquet, by ISO and by a declared format; a date column has the day that is written."""
+    ids = {name: ["x"] for name in ("treatment_event_id", "patient_journey_id", "patient_id")}
+    typed = pa.array([dt.datetime.fromisoformat(local)], pa.timestamp("us"))
+    cells = {"text": pa.array([local]), "typed": typed, "formatted": pa.array([local.replace("-", "/")])}
+    day = pa.array([local])
+    for kind, cell in cells.items():
+        table = {"time_zone": zone}
+        if kind == "formatted":
+            clock = {16: "%H:%M", 19: "%H:%M:%S"}.get(len(local), "%H:%M:%S.%f")
+            table["dates"] = {"source_timestamp": f"%Y/%m/%d{local[10]}{clock}"}
+        (tmp_path / kind).mkdir()
+        path = tmp_path / kind / "treatment_events.parquet"
+        pq.write_table(pa.table({**ids, "event_date": day, "source_timestamp": cell}), path)
+        mapping = ImportMapping.model_validate({"tables": {"treatment_events": table}})
+        frame = files.read(path.parent, mapping)["treatment_events"]
+        checked = rules.check("treatment_events", frame, load_vocabulary())
+        assert not checked.bad.any(), checked.faults_frame()
+        at = checked.rows.column("source_timestamp")[0].as_py()
+        assert at == dt.datetime.fromisoformat(moment).replace(tzinfo=dt.UTC), kind
+        assert checked.rows.column("event_date")[0].as_py().isoformat() == local[:10]
+
+
+def test_an_unknown_zone_is_refused_when_the_mapping_is_read():
+    with pytest.raises(ValidationError, match="not a time zone; for example Europe/Berlin"):
+        ImportMapping.model_validate({"format": {"time_zone": "Mars/Olympus"}})
+
+
+def test_an_own_day_without_its_day_is_completed_and_stays_beside_it(
+    database, content, hcps, journeys, tmp_path
+):
+    load({"hcp_profiles": hcps, "patient_journeys": journeys})
+    keys = journeys["patient_journey_id"].tolist()[:3]
+    cells = ["2013-07", "2013-07-09", "2013"]
+    clinical = pd.DataFrame({"patient_journey_id": keys, "biopsy": cells})
+    clinical.to_csv(tmp_path / "patient_clinical.csv", index=False)
+    own = {"own": {"biopsy": "date"}}
+    plain = ImportMapping.model_validate({"tables": {"patient_clinical": own}})
+    refused = load(files.read(tmp_path, plain), success_threshold=0, dry_run=True).tables["patient_clinical"]
+    assert refused.reasons == {"partial_date": 2}
+    mapping = ImportMapping.model_validate(
+        {"tables": {"patient_clinical": {**own, "partial_dates": {"biopsy": "last"}}}}
+    )
+    (judged,) = check_folder(tmp_path, load_vocabulary(), mapping).tables
+    assert judged.rejected == {} and (judged.partial_dates[0].months, judged.partial_dates[0].years) == (1, 1)
+    done = load(files.read(tmp_path, mapping)).tables["patient_clinical"]
+    assert (done.inserted, done.completed) == (3, {"biopsy": {"month": 1, "year": 1}})
+    kept = content("patient_clinical", "extra").iloc[:, 0]
+    assert [one["biopsy"] for one in kept] == ["2013-07-31", "2013-07-09", "2013-12-31"]
+    beside = content("load_completed_dates")
+    assert beside[["row_key", "column_name", "delivered", "precision", "rule"]].to_numpy().tolist() == [
+        [keys[0], "biopsy", "2013-07", "month", "last"],
+        [keys[2], "biopsy", "2013", "year", "last"],
+    ]
+    # A text column of one's own has no days to complete.
+    with pytest.raises(InputError, match="names biopsy, no date column of patient_clinical"):
+        files.read(tmp_path, ImportMapping.model_validate(
+            {"tables": {"patient_clinical": {"partial_dates": {"biopsy": "last"}}}}
+        ))  # fmt: skip
+
+
+def test_a_corrected_row_is_completed_by_the_rule_of_its_load(
+    database, content, hcps, journeys, make_events, tmp_path
+):
+    """The reject shows the month as it was delivered; another one in its place is completed, too."""
+    (tmp_path / "in").mkdir()
+    load({"hcp_profiles": hcps, "patient_journeys": journeys})
+    events = make_events(3).assign(event_date=["2024-02", "2024", "2024-02-10"])
+    right = events["event_type"].iloc[0]
+    events.loc[:1, "event_type"] = "unheard of"
+    events.to_csv(tmp_path / "in" / "treatment_events.csv", index=False)
+    first = load(with_rule(tmp_path / "in", "last"), success_threshold=0, load_id="first")
+    assert first.tables["treatment_events"].reasons == {"unknown_value": 2}
+    (path,) = rejects.export(database, tmp_path / "corrections")
+    rows = pd.read_csv(path, dtype="string[pyarrow]")
+    assert rows["event_date"].tolist() == ["2024-02", "2024"]
+    # Wrong again first: the rule goes with the row.
+    rows.assign(event_type="still unheard of").to_csv(path, index=False)
+    again = rejects.resubmit(database, tmp_path / "corrections", new_load_id="again")
+    assert again.tables["treatment_events"].reasons == {"unknown_value": 2}
+    (path,) = rejects.export(database, tmp_path / "corrections")
+    rows = pd.read_csv(path, dtype="string[pyarrow]")
+    rows.assign(event_type=right, event_date=["2024-02", "2024-04"]).to_csv(path, index=False)
+    done = rejects.resubmit(database, tmp_path / "corrections", new_load_id="third").tables[
+        "treatment_events"
+    ]
+    assert (done.inserted, done.completed, done.lines) == (2, {"event_date": {"month": 2}}, None)
+    dated = content("treatment_events").set_index("treatment_event_id")["event_date"].astype(str)
+    keys = events["treatment_event_id"].tolist()
+    assert dated.loc[keys].tolist() == ["2024-02-29", "2024-04-30", "2024-02-10"]
+    beside = content("load_completed_dates")
+    assert beside[["row_key", "delivered", "rule", "load_id"]].to_numpy().tolist() == [
+        [keys[0], "2024-02", "last", "third"],
+        [keys[1], "2024-04", "last", "third"],
+    ]
 
 
 MOMENT = pd.Timestamp("2024-02-10T23:30:00-05:00")

@@ -21,11 +21,20 @@ EVENT_MONTHS = ("2023-12", "2024-01")
 
 @pytest.fixture
 def edited(tmp_path, monkeypatch):
-    """Makes a configuration with changes to the file of one cohort and puts it in force."""
+    """Makes a configuration with changes to the file of one cohort and puts it in force.
+
+    ``kept``: first month and last day that events are kept for.
+    """
     made = []
 
-    def edit(cohort: str, **changes: str) -> None:
+    def edit(cohort: str, kept: tuple[str, str] = ("2022-01", "2024-12-31"), **changes: str) -> None:
         config = shutil.copytree(CHECKOUT / "config", tmp_path / f"config-{len(made)}")
+        path = config / "sources.yaml"
+        text = path.read_text(encoding="utf-8")
+        for before, after in zip(('"2022-01"', "2024-12-31"), (f'"{kept[0]}"', kept[1]), strict=True):
+            assert before in text
+            text = text.replace(before, after)
+        path.write_text(text, encoding="utf-8")
         path = config / "cohorts" / f"{cohort}.yaml"
         text = path.read_text(encoding="utf-8")
         for before, after in changes.values():
@@ -205,3 +214,74 @@ def test_the_asset_graph_shows_every_table_that_a_definition_may_read():
     read = {table for cohort in current_policy().cohorts.values() for table in cohort.tables_read}
     for table in {*read, *EVENT_FILES, "observation_periods"}:
         assert {table, f"quality/{table}"} <= parents
+
+
+def test_events_of_a_range_that_was_wider_are_counted_and_their_time_is_unknown(
+    after_load, delivery, drawn, edited
+):
+    """Loaded with a wide range, then a narrow one: nothing before or after it is known, for anybody."""
+    from e2i_dagster.sources.delivery import DeliveryRequest, dry_run_report
+    from e2i_dagster.status import status_report
+
+    pipeline = after_load
+    folder = delivery(*PATIENTS, *EVENT_FILES)
+    rules = {
+        "rule": (
+            "exclusion_criteria:",
+            "  - {name: washout, washout: {event: consultation, days: 90}}\n"
+            "  - {name: never, no_event: {event: consultation, within: [null, -1]}}\n"
+            "exclusion_criteria:",
+        ),
+        "version": ("version: 1.0.0", "version: 2.0.0"),
+    }
+    names = ("washout", "never", "lookback")
+
+    def load_and_build(first: str, last: str) -> tuple[dict, pd.DataFrame]:
+        """What the load counted, and for each patient the rules it failed and those that are unknown."""
+        edited(CSU, kept=(first, last), **rules)
+        assert pipeline.load(folder, *PATIENTS, *EVENT_FILES, months=(first, last[:7])).success
+        done, states = built(pipeline, CSU)
+        assert states["cohort"] == "executed", said(done)
+        with pipeline.warehouse.connect() as connection:
+            recorded = read_execution(connection, find_execution(connection, CSU))
+        order = [rule.name for rule in recorded.definition.rules]
+        found = recorded.reasons.set_index("patient_id")
+        for name in names:
+            bit = 1 << order.index(name)
+            found[name] = (found["mask"] & bit) != 0
+            found[f"{name}?"] = (found["unknown_mask"] & bit) != 0
+        return done, found
+
+    _, wide = load_and_build("2022-01", "2024-12-31")
+    assert status_report()["not_kept"] == {}
+
+    _, narrow = load_and_build("2023-04", "2024-06-30")
+    events = drawn["treatment_events"]
+    day = pd.to_datetime(events["event_date"])
+    early, late = day < "2023-04-01", day > "2024-06-30"
+    assert early.sum() > 100 and late.sum() > 50
+    counted = {"before_first_month": early.sum(), "after_data_end": late.sum()}
+    planned = dry_run_report(DeliveryRequest(folder=str(folder)))["tables"]["treatment_events"]
+    assert planned["reasons"] == counted and planned["unchanged"] == len(events) - early.sum() - late.sum()
+    assert status_report()["not_kept"]["treatment_events"] == counted
+
+    # Nobody's answer became another one: it stays, or nothing is known any more.
+    index = pd.to_datetime(narrow["index_date"])
+    consulted = events[(events["event_type"] == "consultation") & ~early & ~late]
+    seen = consulted.merge(index.rename("index_date"), left_on="patient_id", right_index=True)
+    before = (pd.to_datetime(seen["index_date"]) - pd.to_datetime(seen["event_date"])).dt.days
+    short = wide.index[wide["lookback"] & ~wide["lookback?"]]
+    for name, reach, proved in (
+        ("washout", 90, seen.loc[before.between(1, 90), "patient_id"]),
+        ("never", 180, seen.loc[before >= 1, "patient_id"]),
+        ("lookback", 180, short),
+    ):
+        unkept = index < pd.Timestamp("2023-04-01") + pd.Timedelta(days=reach)
+        if name != "lookback":
+            unkept |= index > pd.Timestamp("2024-07-01")
+        unknown = index.isna() | unkept | wide[f"{name}?"].reindex(narrow.index)
+        unknown = unknown.mask(narrow.index.isin(proved), False)
+        assert unknown.sum() > wide[f"{name}?"].sum(), name
+        pd.testing.assert_series_equal(narrow[f"{name}?"], unknown, check_names=False, obj=name)
+        known = narrow.index[~narrow[f"{name}?"]]
+        assert narrow.loc[known, name].equals(wide.loc[known, name]), name

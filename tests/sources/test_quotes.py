@@ -287,3 +287,24 @@ def test_a_parser_that_gives_fewer_rows_than_there_are_lines_is_not_believed(tmp
     path.write_text(EVENTS + "e1,j1,p1,2024-03-01,drug\ne2,j1,p1,2024-03-01,drug\n")
     with pytest.raises(InputError, match=r"2 rows by its lines, 1 by the parser"):
         files.read(tmp_path)
+
+
+def test_what_is_to_be_loaded_says_the_lines_of_each_file(tmp_path):
+    from e2i_dagster.config.policy import current_policy
+    from e2i_dagster.sources.delivery import DeliveryRequest, prepare_delivery
+
+    text = EVENTS + 'e1,j1,p1,2024-03-01,"two\nlines"\n'
+    (tmp_path / "treatment_events_1.csv").write_text(text)
+    (tmp_path / "treatment_events_2.csv.gz").write_bytes(
+        gzip.compress((EVENTS + "e2,j1,p1,2024-03-01,x\n").encode())
+    )
+    (tmp_path / "notes.txt").write_text("words")
+    request = DeliveryRequest(folder=str(tmp_path))
+    manifest = prepare_delivery(request, current_policy().sources, tmp_path / "state")
+    assert {file.name: file.lines for file in manifest.files} == {
+        "notes.txt": None,
+        "treatment_events_1.csv": 2,
+        "treatment_events_2.csv.gz": 1,
+    }
+    assert "| treatment_events_1.csv |" in manifest.to_metadata()["files_md"]
+    assert " | 2 | `" in manifest.to_metadata()["files_md"]

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from e2i_dagster.config.environment import CHECKOUT
 from e2i_dagster.config.vocabulary import load_vocabulary
 from e2i_dagster.errors import InputError, UnavailableError
+from e2i_dagster.features.compute import compute_view
 from e2i_dagster.sources import Tables
 from e2i_dagster.sources.synthetic import COHORT_KEYS, DGPS, FULL, SMALL, generate, write
 from e2i_dagster.sources.synthetic_defects import DEFECTS, MEASUREMENT_ERROR, MISSINGNESS
@@ -260,6 +261,21 @@ def test_a_diagnosis_event_is_dated_on_the_index_and_history_before_it(full: Tab
     assert (
         events.loc[before, "event_type"].isin(["consultation", "prescription", "lab_test", "procedure"]).all()
     )
+
+
+def test_journeys_are_written_when_they_are_diagnosed_and_professionals_still_differ(full: Tables):
+    """A row that says the diagnosis cannot be written before it; what counts such rows keeps its variation."""
+    journeys, clinical = full["patient_journeys"], full["patient_clinical"]
+    index = journeys.merge(clinical[["patient_journey_id", "diagnosis_date"]], on="patient_journey_id")
+    diagnosed = pd.to_datetime(index["diagnosis_date"])
+    written = pd.to_datetime(index["source_timestamp"], utc=True).dt.tz_localize(None)
+    assert (written.dt.normalize() == diagnosed)[diagnosed.notna()].all()
+    asked = pd.DataFrame({"hcp_id": index["hcp_id"], "as_of": diagnosed - pd.Timedelta(days=1)})
+    asked = asked.dropna().drop_duplicates().sample(500, random_state=1)
+    found = compute_view("hcp_features", asked, full)
+    for name, differ in (("patient_volume", 0.1), ("total_patients", 0.3), ("engagement_rate", 0.03)):
+        most_frequent = found[name].value_counts(normalize=True, dropna=False).iloc[0]
+        assert most_frequent <= 1 - differ, (name, most_frequent)
 
 
 def test_the_label_column_equals_the_events(small: tuple[str, Tables]):

@@ -142,6 +142,13 @@ ml_table_loads = sa.Table(
         nullable=False,
         server_default=_EMPTY,
     ),
+    column(
+        "partial_dates",
+        JSONB,
+        "Date column to the rule by which years and months are completed.",
+        nullable=False,
+        server_default=_EMPTY,
+    ),
     column("batches", sa.Integer, "Batches that were copied.", nullable=False, server_default="0"),
     column("retries", sa.Integer, "Batches that were tried again.", nullable=False, server_default="0"),
     column("threshold", sa.Double, "Share of rows that had to be taken.", minimum=0, maximum=1),

@@ -248,7 +248,7 @@ ab_interim_analyses = sa.Table(
     column(
         "decision",
         sa.Text,
-        "continue, stop_efficacy, stop_futility or stop_safety (the rules' advice; people decide).",
+        "continue, stop_efficacy, stop_futility, stop_safety or not_evaluable (the rules' advice; people decide).",
         nullable=False,
     ),
     column("decision_rationale", sa.Text, "Why.", nullable=False),
