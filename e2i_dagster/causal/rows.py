@@ -89,9 +89,12 @@ def causal_rows(
     missing = np.isnan(y)
     if missing.any() and missing_outcome == "refuse":
         raise InputError(
-            f"Outcome {outcome!r}: {int(missing.sum()):,} of {len(y):,} rows have none. Label them, or pass "
-            'missing_outcome="drop" to estimate among those with an outcome (valid only when missingness is '
-            "unrelated to it given treatment and confounders)."
+            f"Outcome {outcome!r}: {int(missing.sum()):,} of {len(y):,} rows have none. Label them, or leave them "
+            'out: `--missing-outcome drop`, in Python missing_outcome="drop" (valid only when missingness is '
+            "unrelated to the outcome given treatment and confounders).",
+            field=outcome,
+            value=f"{int(missing.sum())} missing",
+            remedy="Label them, or leave them out: `--missing-outcome drop`.",
         )
     kept = ~missing
     y, t = y[kept], t[kept]
