@@ -11,6 +11,9 @@ import pandas as pd
 
 from e2i_dagster.errors import InputError
 
+#: Variances and their products must be finite.
+LARGEST = 1e50
+
 MissingOutcome = Literal["refuse", "drop"]
 
 
@@ -155,6 +158,14 @@ def _numeric(column: pd.Series, role: str) -> np.ndarray:
     values = column.astype("Float64").to_numpy(dtype=float, na_value=np.nan)
     if np.isinf(values).any():
         raise InputError(f"{role.capitalize()} {column.name!r} has infinite values.")
+    largest = np.nanmax(np.abs(values), initial=0.0)
+    if largest > LARGEST:
+        raise InputError(
+            f"{role.capitalize()} {column.name!r} has values up to {largest:g}, whose squares no computer holds: no "
+            "measurement. Give it in a larger unit, or leave it out.",
+            field=str(column.name),
+            remedy="Give it in a larger unit, or leave it out.",
+        )
     return values
 
 
