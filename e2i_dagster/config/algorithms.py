@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from e2i_dagster.config.base import PolicyModel, read_yaml
 from e2i_dagster.config.environment import config_folder
+from e2i_dagster.config.names import algorithm_problems
 from e2i_dagster.errors import ConfigError
 
 ProblemType = Literal["binary_classification", "regression", "causal_inference"]
@@ -184,7 +185,7 @@ class AlgorithmsPolicy(PolicyModel):
     @classmethod
     def load(cls, folder: Path | None = None) -> AlgorithmsPolicy:
         """Read ``algorithms.yaml`` of ``folder`` (default: the configuration folder)."""
-        return read_yaml((folder or config_folder()) / "algorithms.yaml", cls)
+        return read_yaml((folder or config_folder()) / "algorithms.yaml", cls, algorithm_problems)
 
     def algorithm(self, name: str) -> Algorithm:
         """The algorithm called ``name``.
