@@ -321,7 +321,7 @@ def feast(arguments: tuple[str, ...], scope: str) -> None:
 
 
 def _stage_row(stage: dict[str, Any]) -> dict[str, Any]:
-    """One stage for people: the reason only where there is something to do about it."""
+    """One stage for people: why it was not done, or what of a good result waits for somebody."""
     done = stage["state"] in ("executed", "reused")
     return {
         "stage": stage["name"],
@@ -330,7 +330,7 @@ def _stage_row(stage: dict[str, Any]) -> dict[str, Any]:
         "rows": "" if stage["rows"] is None else f"{stage['rows']:,}",
         "seconds": "" if stage["seconds"] is None else f"{stage['seconds']:.1f}",
         "at": f"{stage['at']:%Y-%m-%d %H:%M}",
-        "reason": "" if done else stage["reason"],
+        "reason": stage["note"] if done else stage["reason"],
     }
 
 

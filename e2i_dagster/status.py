@@ -21,19 +21,21 @@ def status_report() -> dict[str, Any]:
     """
     from e2i_dagster.serving.deployment import endpoints
     from e2i_dagster.warehouse.connection import engine
-    from e2i_dagster.warehouse.ledger import states
+    from e2i_dagster.warehouse.ledger import notes, states
     from e2i_dagster.warehouse.read import rows_not_kept
     from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES
 
     warehouse = engine(role="app")
     kept = _kept_months()
     with warehouse.connect() as connection:
+        waiting = notes(connection)
         stages = [
             {
                 "name": state.stage,
                 "partition": state.partition,
                 "state": state.state,
                 "reason": state.reason,
+                "note": waiting.get((state.stage, state.partition), ""),
                 "rows": state.rows,
                 "seconds": state.seconds,
                 "data_version": state.data_version,

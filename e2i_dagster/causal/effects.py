@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from pydantic import ConfigDict, Field
 
+from e2i_dagster.causal.nuisances import Estimand
 from e2i_dagster.causal.overlap import Overlap
 from e2i_dagster.config.base import PolicyModel
 
@@ -17,7 +18,7 @@ class LibraryEstimate(PolicyModel):
     """The effect as one estimator of one library gives it.
 
     Attributes:
-        estimand: ``ate``, or ``overlap_weighted``: the mean effect weighted by the variance of treatment.
+        estimand: ``ate``, ``att``, or ``overlap_weighted``: the mean effect weighted by the variance of treatment.
         state: ``estimated``, ``unavailable`` (not importable) or ``failed``; other than ``estimated``
             has no point, and ``reason`` says why; it also says why an estimate does not count.
         point, lower, upper: difference of mean outcomes, treated minus control, in units of the outcome.
@@ -42,6 +43,26 @@ class LibraryEstimate(PolicyModel):
         return f"{self.library} {self.name}"
 
 
+class Unadjusted(PolicyModel):
+    """Difference of the arms' mean outcomes, treated minus control, with its interval. No effect: arms differ.
+
+    lower, upper: Welch's interval; None where neither arm has variance.
+    """
+
+    difference: float
+    lower: float | None
+    upper: float | None
+
+    @property
+    def sentence(self) -> str:
+        """The figure under its label, for people."""
+        reach = "" if self.lower is None else f" ({self.lower:.3f} to {self.upper:.3f})"
+        return (
+            f"Unadjusted difference of the arms {self.difference:.3f}{reach}. This is not the effect: it holds "
+            "whatever else differs between treated and control."
+        )
+
+
 class EffectEstimates(PolicyModel):
     """The effect of a treatment on an outcome by several libraries.
 
@@ -49,6 +70,8 @@ class EffectEstimates(PolicyModel):
         rows, treated: units used, and those of them treated. dropped: units without outcome, left out.
         level: of the intervals. outcome_is_binary: effects are then differences of probabilities.
         state: ``estimated`` or ``not_estimable``; then ``reason`` says why and there is no estimate.
+        estimand: on everyone (ate) or on the treated (att). unadjusted: None where too few rows are there.
+        trim: bounds of the propensity outside which rows were left out. trimmed: how many.
         estimates: one per estimator. overlap: None where too few rows prevented to judge it.
         constant_confounders: left out because they have one value.
         families: model families of the nuisances that had the lower cross-fitted loss.
@@ -68,11 +91,26 @@ class EffectEstimates(PolicyModel):
     outcome_is_binary: bool
     state: str
     reason: str = ""
+    estimand: Estimand = "ate"
+    unadjusted: Unadjusted | None = None
+    trim: tuple[float, float] | None = None
+    trimmed: int = 0
     estimates: tuple[LibraryEstimate, ...] = ()
     overlap: Overlap | None = None
     constant_confounders: tuple[str, ...] = ()
     families: Mapping[str, str] = Field(default_factory=dict)
     scores: Mapping[str, np.ndarray] = Field(default_factory=dict, exclude=True, repr=False)
+
+    @property
+    def population(self) -> str:
+        """On whom the effect is, in words."""
+        whom = "everyone" if self.estimand == "ate" else "the treated (ATT)"
+        if self.trim is not None:
+            whom += (
+                f" with a propensity in [{self.trim[0]:g}, {self.trim[1]:g}]; {self.trimmed:,} rows outside are "
+                "left out"
+            )
+        return whom if not self.dropped else f"{whom}; {self.dropped:,} rows without outcome are left out"
 
     def by_label(self, label: str) -> LibraryEstimate:
         """The estimate called ``<library> <name>``; KeyError without one."""
@@ -148,8 +186,8 @@ def estimates_table(found: CrossValidation) -> str:
     if found.consensus_effect is not None and found.consensus_interval is not None:
         lower, upper = found.consensus_interval
         lines.append(
-            f"| **consensus** | ate | **{found.consensus_effect:.3f}** | {lower:.3f} to {upper:.3f} | median of "
-            f"{len(found.libraries)} | |"
+            f"| **consensus** | {found.effects.estimand} | **{found.consensus_effect:.3f}** "
+            f"| {lower:.3f} to {upper:.3f} | median of {len(found.libraries)} | |"
         )
     return "\n".join(lines)
 

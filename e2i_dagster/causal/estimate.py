@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,11 +12,12 @@ from e2i_dagster.causal.effects import (
     CrossValidation,
     EffectEstimates,
     LibraryEstimate,
+    Unadjusted,
     agreement_score,
     median_interval,
 )
-from e2i_dagster.causal.libraries import ESTIMATORS, run_estimator
-from e2i_dagster.causal.nuisances import fit_nuisances, quiet_libraries
+from e2i_dagster.causal.libraries import ESTIMATORS, TREATED_ESTIMATORS, run_estimator
+from e2i_dagster.causal.nuisances import Estimand, fit_nuisances, quiet_libraries
 from e2i_dagster.causal.overlap import judge_overlap
 from e2i_dagster.causal.rows import CausalRows, MissingOutcome, causal_rows
 from e2i_dagster.config.causal import CausalPolicy
@@ -31,6 +33,7 @@ def estimate_effects(
     confounders: Sequence[str],
     missing_outcome: MissingOutcome = "refuse",
     estimators: Collection[str] | None = None,
+    estimand: Estimand = "ate",
     policy: CausalPolicy | None = None,
     seed: int = 42,
 ) -> EffectEstimates:
@@ -45,7 +48,10 @@ def estimate_effects(
         outcome: numeric or boolean column. confounders: at least one column.
         missing_outcome: ``refuse``, or ``drop`` rows without outcome and count them.
         estimators: names of those to run (``LinearDRLearner``, ``DRLearner``, ``CausalForestDML``,
-            ``propensity_score_weighting``, ``BaseDRLearner``, ``LinearDML``); all by default.
+            ``propensity_score_weighting``, ``BaseDRLearner``, ``LinearDML``; of the ATT ``doubly_robust``,
+            ``propensity_score_weighting``); all by default.
+        estimand: effect on everyone (``ate``) or on the treated (``att``), which does without overlap where nobody
+            is treated.
         policy: thresholds; ``config/causal.yaml`` by default. seed: of folds and models.
 
     Returns:
@@ -71,6 +77,7 @@ def estimate_effects(
         outcome=outcome,
         confounders=tuple(confounders),
         estimators=estimators,
+        estimand=estimand,
         policy=policy,
         seed=seed,
     )
@@ -84,14 +91,16 @@ def estimate_rows(
     confounders: tuple[str, ...],
     policy: CausalPolicy,
     estimators: Collection[str] | None = None,
+    estimand: Estimand = "ate",
     seed: int = 42,
 ) -> EffectEstimates:
     """As :func:`estimate_effects`, of rows that are checked and encoded already."""
-    wanted = [one for one in ESTIMATORS if estimators is None or one.name in estimators]
-    unknown = sorted(set(estimators or ()) - {one.name for one in ESTIMATORS})
+    known = ESTIMATORS if estimand == "ate" else TREATED_ESTIMATORS
+    wanted = [one for one in known if estimators is None or one.name in estimators]
+    unknown = sorted(set(estimators or ()) - {one.name for one in known})
     if unknown:
         raise InputError(
-            f"Unknown estimator {', '.join(unknown)}. Known: {', '.join(one.name for one in ESTIMATORS)}."
+            f"Unknown estimator {', '.join(unknown)}. Known: {', '.join(one.name for one in known)}."
         )
     about = {
         "treatment": treatment,
@@ -102,15 +111,17 @@ def estimate_rows(
         "dropped": rows.dropped,
         "level": policy.level,
         "seed": seed,
+        "estimand": estimand,
         "outcome_is_binary": rows.binary,
         "constant_confounders": rows.constant,
     }
     reason = _too_little(rows, policy)
     if reason:
         return EffectEstimates(**about, state="not_estimable", reason=reason)
+    about["unadjusted"] = unadjusted_difference(rows, policy.level)
     with quiet_libraries():
         nuisances = fit_nuisances(rows, floor=policy.propensity_floor, seed=seed)
-        overlap = judge_overlap(rows, nuisances, policy)
+        overlap = judge_overlap(rows, nuisances, policy, estimand)
     if overlap.refusal:
         return EffectEstimates(**about, state="not_estimable", reason=overlap.refusal, overlap=overlap)
     results = [run_estimator(one, rows, nuisances, policy, seed) for one in wanted]
@@ -125,6 +136,19 @@ def estimate_rows(
         families={"treatment": nuisances.treatment_family, "outcome": nuisances.outcome_family},
         scores={one.label: scores for one, scores in results if scores is not None},
     )
+
+
+def unadjusted_difference(rows: CausalRows, level: float) -> Unadjusted:
+    """Difference of the arms' mean outcomes, with Welch's interval."""
+    from scipy.stats import ttest_ind
+
+    treated, control = rows.y[rows.t == 1], rows.y[rows.t == 0]
+    difference = float(treated.mean() - control.mean())
+    if np.ptp(treated) == 0 and np.ptp(control) == 0:
+        return Unadjusted(difference=difference, lower=None, upper=None)
+    compared: Any = ttest_ind(treated, control, equal_var=False)
+    reach = compared.confidence_interval(level)
+    return Unadjusted(difference=difference, lower=float(reach.low), upper=float(reach.high))
 
 
 def _counted_once(estimates: tuple[LibraryEstimate, ...]) -> tuple[LibraryEstimate, ...]:
@@ -162,15 +186,16 @@ def cross_validate(
     confounders: Sequence[str] | None = None,
     missing_outcome: MissingOutcome = "refuse",
     estimators: Collection[str] | None = None,
+    estimand: Estimand = "ate",
     policy: CausalPolicy | None = None,
     seed: int = 42,
 ) -> CrossValidation:
     """Agreement of the libraries, and the consensus effect with its interval.
 
-    The target is the ATE: doubly robust and weighting estimates count, LinearDML (overlap-weighted) and
-    libraries that are not there are left out by name. Point: median of the points. Interval: percentile
-    bootstrap of the median over one common set of cross-fitted scores, rows resampled jointly. Agreement:
-    share of pairs whose intervals overlap and whose signs agree.
+    The target is the ATE, or the ATT if asked: doubly robust and weighting estimates count, LinearDML
+    (overlap-weighted) and libraries that are not there are left out by name. Point: median of the points.
+    Interval: percentile bootstrap of the median over one common set of cross-fitted scores, rows resampled
+    jointly. Agreement: share of pairs whose intervals overlap and whose signs agree.
 
     Args:
         given: a frame, with the arguments of :func:`estimate_effects`; or what that function returned.
@@ -192,12 +217,13 @@ def cross_validate(
             confounders=confounders,
             missing_outcome=missing_outcome,
             estimators=estimators,
+            estimand=estimand,
             policy=policy,
             seed=seed,
         )
     counted = tuple(one for one in effects.estimates if one.in_consensus and one.state == "estimated")
     left_out = {
-        one.label: one.reason or f"estimand {one.estimand}, not the ATE"
+        one.label: one.reason or f"estimand {one.estimand}, not the {effects.estimand.upper()}"
         for one in effects.estimates
         if one not in counted
     }

@@ -18,6 +18,7 @@ import numpy as np
 from e2i_dagster.causal.effects import LibraryEstimate
 from e2i_dagster.causal.nuisances import (
     ConditionalMean,
+    Estimand,
     Nuisances,
     classifier,
     outcome_model,
@@ -46,7 +47,7 @@ class Estimator:
 
     Attributes:
         name: class or method in the library. library: package that is imported.
-        estimand: ``ate``, or ``overlap_weighted`` where rows of good overlap count more.
+        estimand: ``ate``, ``att``, or ``overlap_weighted`` where rows of good overlap count more.
         fit: called with rows, nuisances, policy and seed.
         repeats: name of the estimator whose mean this one gives again; beside it, it does not count.
     """
@@ -59,8 +60,8 @@ class Estimator:
 
     @property
     def in_consensus(self) -> bool:
-        """Only estimates of the ATE are comparable with one another."""
-        return self.estimand == "ate"
+        """Only estimates of what was asked for are comparable with one another."""
+        return self.estimand != "overlap_weighted"
 
 
 def _interval(point: float, scores: np.ndarray, level: float) -> tuple[float, float]:
@@ -212,6 +213,15 @@ def linear_dml(rows: CausalRows, nuisances: Nuisances, policy: CausalPolicy, see
 
 def dowhy_weighting(rows: CausalRows, nuisances: Nuisances, policy: CausalPolicy, seed: int) -> Fit:
     """DoWhy backdoor propensity score weighting, normalized (Hajek), on the common propensities."""
+    return _dowhy_weighting(rows, nuisances, policy, "ate")
+
+
+def dowhy_weighting_treated(rows: CausalRows, nuisances: Nuisances, policy: CausalPolicy, seed: int) -> Fit:
+    """As :func:`dowhy_weighting`, of the treated: controls are weighted to be like them."""
+    return _dowhy_weighting(rows, nuisances, policy, "att")
+
+
+def _dowhy_weighting(rows: CausalRows, nuisances: Nuisances, policy: CausalPolicy, estimand: Estimand) -> Fit:
     import pandas as pd
     from dowhy import CausalModel
 
@@ -226,11 +236,11 @@ def dowhy_weighting(rows: CausalRows, nuisances: Nuisances, policy: CausalPolicy
         common_causes=common,
         proceed_when_unidentifiable=True,
     )
-    estimand = model.identify_effect(proceed_when_unidentifiable=True)
+    identified = model.identify_effect(proceed_when_unidentifiable=True)
     estimate = model.estimate_effect(
-        estimand,
+        identified,
         method_name="backdoor.propensity_score_weighting",
-        target_units="ate",
+        target_units=estimand,
         method_params={
             "weighting_scheme": "ips_normalized_weight",
             "min_ps_score": policy.propensity_floor,
@@ -239,13 +249,17 @@ def dowhy_weighting(rows: CausalRows, nuisances: Nuisances, policy: CausalPolicy
         },
     )
     point = float(estimate.value)
-    scores = weighting_scores(rows, nuisances.propensity, point)
+    scores = weighting_scores(rows, nuisances.propensity, point, estimand)
     return Fit(point, *_interval(point, scores, policy.level), scores)
 
 
-def weighting_scores(rows: CausalRows, propensity: np.ndarray, point: float) -> np.ndarray:
+def weighting_scores(
+    rows: CausalRows, propensity: np.ndarray, point: float, estimand: Estimand = "ate"
+) -> np.ndarray:
     """Linearised scores of the normalized weighting estimate, (n,)."""
     treated, control = rows.t / propensity, (1 - rows.t) / (1 - propensity)
+    if estimand == "att":
+        treated, control = treated * propensity, control * propensity
     mean_treated = float(np.average(rows.y, weights=treated))
     mean_control = float(np.average(rows.y, weights=control))
     return (
@@ -284,7 +298,17 @@ def causalml_dr(rows: CausalRows, nuisances: Nuisances, policy: CausalPolicy, se
     return Fit(point, *_interval(point, scores, policy.level), scores)
 
 
-#: Every estimator, in the order in which results are shown.
+def doubly_robust_treated(rows: CausalRows, nuisances: Nuisances, policy: CausalPolicy, seed: int) -> Fit:
+    """The doubly robust effect on the treated (Hahn 1998) on the common nuisances.
+
+    EconML's learners divide by the propensity of treatment also where only the treated are asked for.
+    """
+    scores = nuisances.scores(rows, "att")
+    point = float(scores.mean())
+    return Fit(point, *_interval(point, scores, policy.level), scores)
+
+
+#: Those of the effect on everyone, in the order in which results are shown.
 ESTIMATORS: tuple[Estimator, ...] = (
     Estimator("LinearDRLearner", "econml", "ate", linear_dr_learner),
     Estimator("DRLearner", "econml", "ate", dr_learner, repeats="LinearDRLearner"),
@@ -292,6 +316,11 @@ ESTIMATORS: tuple[Estimator, ...] = (
     Estimator("propensity_score_weighting", "dowhy", "ate", dowhy_weighting),
     Estimator("BaseDRLearner", "causalml", "ate", causalml_dr),
     Estimator("LinearDML", "econml", "overlap_weighted", linear_dml),
+)
+#: Those of the effect on the treated.
+TREATED_ESTIMATORS: tuple[Estimator, ...] = (
+    Estimator("doubly_robust", "e2i_dagster", "att", doubly_robust_treated),
+    Estimator("propensity_score_weighting", "dowhy", "att", dowhy_weighting_treated),
 )
 
 

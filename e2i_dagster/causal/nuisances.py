@@ -16,6 +16,8 @@ from e2i_dagster.causal.rows import CausalRows
 #: CausalML's doubly robust learner rotates three parts; the folds of all libraries are those.
 FOLDS = 3
 Family = Literal["linear", "boosting"]
+#: On everyone, or on those who were treated.
+Estimand = Literal["ate", "att"]
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,29 @@ class Nuisances:
         everyone = np.arange(len(self.propensity))
         return [(np.setdiff1d(everyone, fold), fold) for fold in self.folds]
 
-    def scores(self, rows: CausalRows) -> np.ndarray:
-        """Doubly robust scores (n,), whose mean estimates the ATE (Robins, Rotnitzky and Zhao 1994)."""
-        t, e = rows.t, self.propensity
-        treated = t * (rows.y - self.outcome_treated) / e
-        control = (1 - t) * (rows.y - self.outcome_control) / (1 - e)
-        return self.outcome_treated - self.outcome_control + treated - control
+    def scores(self, rows: CausalRows, estimand: Estimand = "ate") -> np.ndarray:
+        """Doubly robust scores (n,) whose mean estimates the effect: treated minus control of :meth:`arm_scores`."""
+        treated, control = self.arm_scores(rows, estimand)
+        return treated - control
+
+    def arm_scores(self, rows: CausalRows, estimand: Estimand = "ate") -> tuple[np.ndarray, np.ndarray]:
+        """Doubly robust scores of the mean outcome under treatment and under control, each (n,).
+
+        ATE: of everyone (Robins, Rotnitzky and Zhao 1994). ATT: of the treated (Hahn 1998), linearised around their
+        means, so that the deviation of the scores is that of the estimate; no row is divided by its propensity.
+        """
+        t, e, y = rows.t, self.propensity, rows.y
+        if estimand == "ate":
+            treated = self.outcome_treated + t * (y - self.outcome_treated) / e
+            return treated, self.outcome_control + (1 - t) * (y - self.outcome_control) / (1 - e)
+        share = t.mean()
+        mean_treated = y[t == 1].mean()
+        counterfactual = (
+            t * self.outcome_control + (1 - t) * (y - self.outcome_control) * e / (1 - e)
+        ) / share
+        mean_control = counterfactual.mean()
+        treated = mean_treated + t * (y - mean_treated) / share
+        return treated, mean_control + counterfactual - t * mean_control / share
 
 
 class ConditionalMean:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from e2i_dagster.causal.nuisances import Nuisances
+from e2i_dagster.causal.nuisances import Estimand, Nuisances
 from e2i_dagster.causal.rows import CausalRows
 from e2i_dagster.config.base import PolicyModel
 from e2i_dagster.config.causal import CausalPolicy
+
+#: Propensities of those who could have been in either arm (Crump, Hotz, Imbens and Mitnik 2009).
+COMMON = (0.1, 0.9)
 
 
 class Balance(PolicyModel):
@@ -28,6 +31,8 @@ class Overlap(PolicyModel):
         treated_histogram, control_histogram: shares of each arm's rows in 20 equal bins of the propensity.
         balance: largest difference before weighting first.
         refusal: why no effect may be estimated; empty when it may.
+        share_above: rows above 1 - floor, treated nearly always: what an effect on the treated cannot do without.
+        common: treated and control rows with a propensity in ``COMMON``. Both None in older documents.
     """
 
     auc: float
@@ -41,6 +46,8 @@ class Overlap(PolicyModel):
     control_histogram: tuple[float, ...]
     balance: tuple[Balance, ...]
     refusal: str
+    share_above: float | None = None
+    common: tuple[int, int] | None = None
 
     @property
     def worst_after(self) -> float:
@@ -48,14 +55,23 @@ class Overlap(PolicyModel):
         return max(abs(one.after) for one in self.balance)
 
 
-def judge_overlap(rows: CausalRows, nuisances: Nuisances, policy: CausalPolicy) -> Overlap:
-    """Overlap and balance under inverse probability weights, with the reason when an effect is refused."""
+def judge_overlap(
+    rows: CausalRows, nuisances: Nuisances, policy: CausalPolicy, estimand: Estimand = "ate"
+) -> Overlap:
+    """Overlap and balance under the weights of ``estimand``, with the reason when an effect is refused.
+
+    An effect on the treated needs controls like the treated, so that a propensity near 0 is no obstacle to it.
+    """
     from sklearn.metrics import roc_auc_score
 
     floor, raw = policy.propensity_floor, nuisances.raw_propensity
+    above = float(np.mean(raw > 1 - floor))
     outside = float(np.mean((raw < floor) | (raw > 1 - floor)))
     auc = float(roc_auc_score(rows.t, raw))
     weights = np.where(rows.t == 1, 1 / nuisances.propensity, 1 / (1 - nuisances.propensity))
+    if estimand == "att":
+        weights *= nuisances.propensity
+    common = (raw >= COMMON[0]) & (raw <= COMMON[1])
     treated, control = weights[rows.t == 1], weights[rows.t == 0]
     lowest, highest = np.quantile(raw, [0.01, 0.99])
     return Overlap(
@@ -69,21 +85,25 @@ def judge_overlap(rows: CausalRows, nuisances: Nuisances, policy: CausalPolicy) 
         treated_histogram=_histogram(raw[rows.t == 1]),
         control_histogram=_histogram(raw[rows.t == 0]),
         balance=balance_of(rows, weights),
-        refusal=_refusal(auc, outside, policy),
+        refusal=_refusal(auc, outside if estimand == "ate" else above, policy, estimand),
+        share_above=above,
+        common=(int((common & (rows.t == 1)).sum()), int((common & (rows.t == 0)).sum())),
     )
 
 
-def _refusal(auc: float, outside: float, policy: CausalPolicy) -> str:
+def _refusal(auc: float, outside: float, policy: CausalPolicy, estimand: Estimand) -> str:
     if auc >= policy.overlap.maximum_auc:
         return (
             f"no overlap: the confounders tell treated from control almost perfectly (cross-fitted ROC-AUC "
             f"{auc:.3f}, at most {policy.overlap.maximum_auc:g}). Is a confounder part of the treatment?"
         )
     if outside > policy.overlap.maximum_share_outside:
+        floor = policy.propensity_floor
+        where = f"outside [{floor:g}, {1 - floor:g}]" if estimand == "ate" else f"above {1 - floor:g}"
         return (
-            f"no overlap: {outside:.0%} of the rows have a propensity outside [{policy.propensity_floor:g}, "
-            f"{1 - policy.propensity_floor:g}], at most {policy.overlap.maximum_share_outside:.0%}. Restrict the "
-            "population to those who could have been in either arm."
+            f"no overlap: {outside:.0%} of the rows have a propensity {where}, at most "
+            f"{policy.overlap.maximum_share_outside:.0%}. Restrict the population to those who could have been in "
+            "either arm."
         )
     return ""
 

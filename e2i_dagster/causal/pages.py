@@ -241,6 +241,8 @@ def estimates_metadata(study: CausalEstimates) -> dict[str, Any]:
     if not is_small(effects.treated) and not is_small(effects.rows - effects.treated):
         told["treated_patients"] = effects.treated
     told |= study.found.to_metadata()
+    if effects.unadjusted is not None and study.found.consensus_effect is None:
+        told["unadjusted_md"] = effects.unadjusted.sentence
     if study.found.consensus_effect is not None:
         told["forest_plot_md"] = figure_markdown(forest_plot(study.found), "forest plot")
     if effects.overlap is not None:
@@ -342,7 +344,8 @@ def study_page(
     sections = [Section("Question", [study.question])]
     if study.found.consensus_effect is None or study.found.consensus_interval is None:
         images = [Image(figure_png(overlap_plot(effects.overlap)), "overlap")] if effects.overlap else []
-        sections.append(Section("Not estimable", [study.found.reason], images=images))
+        said = [study.found.reason, *([effects.unadjusted.sentence] if effects.unadjusted else [])]
+        sections.append(Section("Not estimable", said, images=images))
         return html_page(f"Effect of {effects.treatment}", sections)
     lower, upper = study.found.consensus_interval
     agreement = study.found.agreement_score
@@ -351,7 +354,9 @@ def study_page(
             "Effect",
             [
                 f"Consensus {study.found.consensus_effect:.3f} ({lower:.3f} to {upper:.3f}); agreement of the "
-                f"libraries {'undefined: only one' if agreement is None else f'{agreement:.0%}'}.",
+                f"libraries {'undefined: only one' if agreement is None else f'{agreement:.0%}'}. "
+                f"On {effects.population}.",
+                *([effects.unadjusted.sentence] if effects.unadjusted else []),
                 *(f"Left out: {name} ({why})." for name, why in study.found.left_out.items()),
             ],
             images=[Image(figure_png(forest_plot(study.found)), "forest plot")],

@@ -69,7 +69,7 @@ def estimate_rows_of(study: CausalEstimates, *, scope: str, run_id: str) -> list
         "library": "consensus",
         "estimator": "median",
         "library_version": "",
-        "estimand": "ate",
+        "estimand": effects.estimand,
         "state": found.state,
         "reason": found.reason,
         "in_consensus": False,

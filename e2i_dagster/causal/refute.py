@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from e2i_dagster.causal.nuisances import Family, Nuisances, fit_family
+from e2i_dagster.causal.nuisances import Estimand, Family, Nuisances, fit_family
 from e2i_dagster.causal.rows import CausalRows
 from e2i_dagster.causal.sensitivity import Sensitivity
 from e2i_dagster.config.base import PolicyModel
@@ -49,12 +49,14 @@ class PointAndError:
 EffectFunction = Callable[[CausalRows, int], PointAndError]
 
 
-def doubly_robust(treatment_family: Family, outcome_family: Family, floor: float) -> EffectFunction:
+def doubly_robust(
+    treatment_family: Family, outcome_family: Family, floor: float, estimand: Estimand = "ate"
+) -> EffectFunction:
     """The mean of cross-fitted doubly robust scores, with nuisance models of the given families."""
 
     def effect(rows: CausalRows, seed: int) -> PointAndError:
         nuisances = fit_family(rows, treatment_family, outcome_family, floor=floor, seed=seed)
-        scores = nuisances.scores(rows)
+        scores = nuisances.scores(rows, estimand)
         return PointAndError(float(scores.mean()), float(scores.std(ddof=1) / np.sqrt(rows.size)))
 
     return effect

@@ -11,6 +11,9 @@ import pandas as pd
 
 from e2i_dagster.errors import InputError
 
+#: Variances and their products must be finite.
+LARGEST = 1e50
+
 MissingOutcome = Literal["refuse", "drop"]
 
 
@@ -89,9 +92,12 @@ def causal_rows(
     missing = np.isnan(y)
     if missing.any() and missing_outcome == "refuse":
         raise InputError(
-            f"Outcome {outcome!r}: {int(missing.sum()):,} of {len(y):,} rows have none. Label them, or pass "
-            'missing_outcome="drop" to estimate among those with an outcome (valid only when missingness is '
-            "unrelated to it given treatment and confounders)."
+            f"Outcome {outcome!r}: {int(missing.sum()):,} of {len(y):,} rows have none. Label them, or leave them "
+            'out: `--missing-outcome drop`, in Python missing_outcome="drop" (valid only when missingness is '
+            "unrelated to the outcome given treatment and confounders).",
+            field=outcome,
+            value=f"{int(missing.sum())} missing",
+            remedy="Label them, or leave them out: `--missing-outcome drop`.",
         )
     kept = ~missing
     y, t = y[kept], t[kept]
@@ -152,6 +158,14 @@ def _numeric(column: pd.Series, role: str) -> np.ndarray:
     values = column.astype("Float64").to_numpy(dtype=float, na_value=np.nan)
     if np.isinf(values).any():
         raise InputError(f"{role.capitalize()} {column.name!r} has infinite values.")
+    largest = np.nanmax(np.abs(values), initial=0.0)
+    if largest > LARGEST:
+        raise InputError(
+            f"{role.capitalize()} {column.name!r} has values up to {largest:g}, whose squares no computer holds: no "
+            "measurement. Give it in a larger unit, or leave it out.",
+            field=str(column.name),
+            remedy="Give it in a larger unit, or leave it out.",
+        )
     return values
 
 

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from e2i_dagster.causal.nuisances import Nuisances
+from e2i_dagster.causal.nuisances import Estimand, Nuisances
 from e2i_dagster.causal.rows import CausalRows
 from e2i_dagster.config.base import PolicyModel
 
@@ -141,11 +141,17 @@ def benchmark_strength(r2_treatment: float, r2_outcome: float, multiple: float) 
 
 
 def judge_sensitivity(
-    rows: CausalRows, nuisances: Nuisances, *, level: float, strength: float = 1.0
+    rows: CausalRows,
+    nuisances: Nuisances,
+    *,
+    level: float,
+    strength: float = 1.0,
+    estimand: Estimand = "ate",
 ) -> Sensitivity:
     """E-value of the doubly robust risk ratio; robustness values and bounds of the linear model.
 
-    ``strength``: a multiple of the strongest observed confounder beside 1, 2 and 3.
+    ``strength``: a multiple of the strongest observed confounder beside 1, 2 and 3. ``estimand``: of the risk ratio;
+    the linear model has one effect.
     """
     from scipy.stats import t as student
 
@@ -183,7 +189,7 @@ def judge_sensitivity(
         )  # fmt: skip
     statistic = estimate / error
     return Sensitivity(
-        e_value=_e_value_of(rows, nuisances, level),
+        e_value=_e_value_of(rows, nuisances, level, estimand),
         linear_effect=estimate,
         robustness_value=robustness_value(statistic, degrees),
         robustness_value_significant=robustness_value(statistic, degrees, alpha=1 - level),
@@ -191,10 +197,10 @@ def judge_sensitivity(
     )
 
 
-def _e_value_of(rows: CausalRows, nuisances: Nuisances, level: float) -> EValue | None:
+def _e_value_of(rows: CausalRows, nuisances: Nuisances, level: float, estimand: Estimand) -> EValue | None:
     from scipy.stats import norm
 
-    treated, control = arm_scores(rows, nuisances)
+    treated, control = nuisances.arm_scores(rows, estimand)
     quantile = float(norm.ppf(0.5 + level / 2))
     mean_treated, mean_control = float(treated.mean()), float(control.mean())
     if rows.binary:
@@ -211,14 +217,6 @@ def _e_value_of(rows: CausalRows, nuisances: Nuisances, level: float) -> EValue 
     return e_value(  # VanderWeele and Ding (2017): RR is about exp(0.91 d)
         *(math.exp(0.91 * d) for d in (difference, difference - half, difference + half)), scale="approximate"
     )
-
-
-def arm_scores(rows: CausalRows, nuisances: Nuisances) -> tuple[np.ndarray, np.ndarray]:
-    """Doubly robust scores of the mean outcome under treatment and under control, each (n,)."""
-    e = nuisances.propensity
-    treated = nuisances.outcome_treated + rows.t * (rows.y - nuisances.outcome_treated) / e
-    control = nuisances.outcome_control + (1 - rows.t) * (rows.y - nuisances.outcome_control) / (1 - e)
-    return treated, control
 
 
 def _independent(x: np.ndarray) -> list[int]:

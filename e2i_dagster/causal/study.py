@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,9 +13,9 @@ from e2i_dagster.causal.effects import CrossValidation
 from e2i_dagster.causal.estimate import cross_validate, estimate_rows
 from e2i_dagster.causal.heterogeneity import EffectHeterogeneity, judge_heterogeneity
 from e2i_dagster.causal.negative_controls import Calibration, negative_controls
-from e2i_dagster.causal.nuisances import Nuisances, fit_nuisances, quiet_libraries
+from e2i_dagster.causal.nuisances import Estimand, Nuisances, fit_nuisances, quiet_libraries
 from e2i_dagster.causal.refute import Refutation, doubly_robust, refute
-from e2i_dagster.causal.rows import CausalRows, causal_rows
+from e2i_dagster.causal.rows import CausalRows, MissingOutcome, causal_rows
 from e2i_dagster.causal.sensitivity import Sensitivity, judge_sensitivity
 from e2i_dagster.config.base import PolicyModel
 from e2i_dagster.config.causal import CausalPolicy
@@ -65,6 +66,58 @@ class CausalEstimates(PolicyModel):
         return estimates_metadata(self)
 
 
+@dataclass(frozen=True)
+class Population:
+    """The rows that a study is of.
+
+    Attributes:
+        frame: its rows. without_outcome: rows left out for want of an outcome. trim: bounds of the propensity
+            outside which rows were left out. outside: how many.
+    """
+
+    frame: pd.DataFrame
+    without_outcome: int = 0
+    trim: tuple[float, float] | None = None
+    outside: int = 0
+
+    def note(self, study: CausalEstimates) -> CausalEstimates:
+        """``study`` with what was left out before it."""
+        effects = study.found.effects.model_copy(
+            update={"dropped": self.without_outcome, "trim": self.trim, "trimmed": self.outside}
+        )
+        return study.model_copy(update={"found": study.found.model_copy(update={"effects": effects})})
+
+
+def study_population(
+    frame: pd.DataFrame,
+    *,
+    treatment: str,
+    outcome: str,
+    confounders: Sequence[str],
+    policy: CausalPolicy,
+    missing_outcome: MissingOutcome = "refuse",
+    trim: tuple[float, float] | None = None,
+    seed: int = 42,
+) -> Population:
+    """Leave out the rows without outcome, if so asked, and those whose cross-fitted propensity is outside ``trim``.
+
+    Trimming: Crump, Hotz, Imbens and Mitnik (2009). The effect is then that on the rows that stay.
+
+    Raises:
+        InputError: as :func:`e2i_dagster.causal.rows.causal_rows`; or no row, or no row of an arm, stays.
+    """
+    if missing_outcome == "drop" and outcome in frame.columns:
+        kept = frame[frame[outcome].notna()].reset_index(drop=True)
+    else:
+        kept = frame
+    dropped = len(frame) - len(kept)
+    if trim is None:
+        return Population(kept, dropped)
+    raw = nuisances_of(_rows(kept, treatment, outcome, confounders, policy), policy, seed).raw_propensity
+    inside = (raw >= trim[0]) & (raw <= trim[1])
+    return Population(kept[inside].reset_index(drop=True), dropped, trim, int((~inside).sum()))
+
+
 def study_effect(
     frame: pd.DataFrame,
     *,
@@ -74,13 +127,14 @@ def study_effect(
     confounders: Sequence[str],
     controls: Sequence[str] = (),
     policy: CausalPolicy,
+    estimand: Estimand = "ate",
     seed: int = 42,
 ) -> CausalEstimates:
     """Estimate by all libraries, cross-validate, refute, calibrate, and bound what was not measured.
 
     Args:
         frame: one row per unit. controls: columns that the treatment cannot change; each level of a
-            category is a negative-control outcome of its own.
+            category is a negative-control outcome of its own. estimand: on everyone, or on the treated (``att``).
 
     Raises:
         InputError: as :func:`e2i_dagster.causal.estimate_effects`; or a control is absent or has a part in
@@ -89,16 +143,28 @@ def study_effect(
     rows = _rows(frame, treatment, outcome, confounders, policy)
     _check_controls(frame, controls, (treatment, outcome, *confounders))
     effects = estimate_rows(
-        rows, treatment=treatment, outcome=outcome, confounders=tuple(confounders), policy=policy, seed=seed
+        rows,
+        treatment=treatment,
+        outcome=outcome,
+        confounders=tuple(confounders),
+        policy=policy,
+        estimand=estimand,
+        seed=seed,
     )
     found = cross_validate(effects, policy=policy)
     if found.state != "estimated":
         return CausalEstimates(question=question, found=found, balanced_difference=policy.balanced_difference)
     with quiet_libraries():
         nuisances = fit_nuisances(rows, floor=policy.propensity_floor, seed=seed)
-        effect = doubly_robust(nuisances.treatment_family, nuisances.outcome_family, policy.propensity_floor)
+        effect = doubly_robust(
+            nuisances.treatment_family, nuisances.outcome_family, policy.propensity_floor, estimand
+        )
         sensitivity = judge_sensitivity(
-            rows, nuisances, level=policy.level, strength=policy.refutation.unobserved_strength
+            rows,
+            nuisances,
+            level=policy.level,
+            strength=policy.refutation.unobserved_strength,
+            estimand=estimand,
         )
         refutations = refute(rows, nuisances, sensitivity, policy, seed=seed, effect=effect)
         calibration = negative_controls(

@@ -13,10 +13,32 @@ from e2i_dagster.commands.launch import launch, refuse_failed
 
 if TYPE_CHECKING:
     from e2i_dagster.causal.heterogeneity import EffectHeterogeneity
+    from e2i_dagster.causal.nuisances import Estimand
     from e2i_dagster.causal.registration import EffectModel
+    from e2i_dagster.causal.rows import MissingOutcome
     from e2i_dagster.causal.study import CausalEstimates
+    from e2i_dagster.config.causal import CausalPolicy
 
 scope_option = click.option("--scope", default=None, help="A scope; the default one if not given.")
+
+
+class Bounds(click.ParamType):
+    """LOW,HIGH: two probabilities."""
+
+    name = "low,high"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, tuple):
+            return value
+        try:
+            low, high = (float(part) for part in value.split(","))
+        except ValueError:
+            low, high = 1.0, 0.0
+        if not 0 <= low < high <= 1:
+            self.fail(
+                f"{value!r}: expected two probabilities, the lower one first, such as 0.1,0.9", param, ctx
+            )
+        return low, high
 
 
 @click.group()
@@ -91,6 +113,26 @@ def report_command(file: Path, scope: str | None, json_output: bool) -> None:
 )
 @click.option("--negative-controls", default="", help="Columns that the treatment cannot have changed.")
 @click.option(
+    "--missing-outcome",
+    type=click.Choice(["refuse", "drop"]),
+    default="refuse",
+    show_default=True,
+    help="Rows without an outcome: refuse the file, or leave them out and count them.",
+)
+@click.option(
+    "--trim",
+    type=Bounds(),
+    default=None,
+    help="Leave out rows whose propensity is outside these bounds, such as 0.1,0.9.",
+)
+@click.option(
+    "--estimand",
+    type=click.Choice(["ate", "att"]),
+    default="ate",
+    show_default=True,
+    help="The effect on everyone (ate), or on the treated (att).",
+)
+@click.option(
     "--page", type=click.Path(path_type=Path, dir_okay=False), help="Also write a page to this file."
 )
 @mapping_option
@@ -102,16 +144,20 @@ def study_command(
     outcome: str,
     confounders: str,
     negative_controls: str,
+    missing_outcome: MissingOutcome,
+    trim: tuple[float, float] | None,
+    estimand: Estimand,
     page: Path | None,
     mapping: Path | None,
     json_output: bool,
 ) -> None:
     """The effect in a file of your own (CSV or Parquet, one row per unit), with refuters and heterogeneity.
 
-    Nothing is stored. Exit code 4 when the effect is not estimable; the reason is printed.
+    Nothing is stored. Exit code 4 when the effect is not estimable; the reason is printed, with the unadjusted
+    difference under that name, and what can be asked instead.
     """
     from e2i_dagster.causal.pages import study_page
-    from e2i_dagster.causal.study import study_effect, study_heterogeneity
+    from e2i_dagster.causal.study import study_effect, study_heterogeneity, study_population
     from e2i_dagster.config.causal import CausalPolicy
     from e2i_dagster.config.environment import config_folder
     from e2i_dagster.config.mapping import HandedMapping
@@ -134,21 +180,39 @@ def study_command(
         mapping=given,
     )
     notes = identifier_notes(frame, _names(confounders))
-    study = study_effect(
-        frame,
-        question=f"What does {treatment} do to {outcome} in {file.name}? Adjusted for {confounders}.",
-        controls=_names(negative_controls),
-        **asked,
+    population = study_population(frame, missing_outcome=missing_outcome, trim=trim, **asked)
+    study = population.note(
+        study_effect(
+            population.frame,
+            question=f"What does {treatment} do to {outcome} in {file.name}? Adjusted for {confounders}.",
+            controls=_names(negative_controls),
+            estimand=estimand,
+            **asked,
+        )
     )
     found = study.found
     heterogeneity = study_heterogeneity(
-        frame, estimable=found.state == "estimated", reason=found.reason, **asked
+        population.frame,
+        estimable=found.state == "estimated" and estimand == "ate",
+        reason=found.reason or "whose effect is larger is asked of everyone (`--estimand ate`).",
+        **asked,
     )
     if page is not None:
         _write(page, study_page(study, heterogeneity))
     record = {"estimates": study.to_record(), "heterogeneity": heterogeneity.to_record(), "notes": notes}
     if found.state != "estimated":
-        error = VerdictError(f"{file}: the effect is not estimable: {found.reason}.", file=file)
+        remedy = _instead(study, asked["policy"])
+        naive = found.effects.unadjusted
+        if naive is not None and not json_output:
+            click.echo(naive.sentence)
+        reason = found.reason.rstrip(".")
+        error = VerdictError(
+            f"{file}: the effect is not estimable: {reason}.{remedy and f' {remedy}'}",
+            file=file,
+            field=treatment,
+            value=found.reason,
+            remedy=remedy or None,
+        )
         refuse(error.to_record(), error.exit_code, json_output=json_output, report=record)
     if json_output:
         click.echo(json.dumps(record))
@@ -156,6 +220,27 @@ def study_command(
         _print(study, heterogeneity)
         for note in notes:
             click.echo(f"Note: {note}")
+
+
+def _instead(study: CausalEstimates, policy: CausalPolicy) -> str:
+    """What this command can still answer where arms do not overlap; empty where nothing would help."""
+    from e2i_dagster.causal.overlap import COMMON
+
+    effects = study.found.effects
+    overlap = effects.overlap
+    if overlap is None or not overlap.refusal or overlap.auc >= policy.overlap.maximum_auc:
+        return ""
+    ways = []
+    if effects.trim is None and overlap.common is not None and min(overlap.common) >= policy.minimum_arm:
+        treated, control = overlap.common
+        ways.append(
+            f"`--trim {COMMON[0]:g},{COMMON[1]:g}` estimates the effect on those who could have been in either arm "
+            f"({treated:,} treated and {control:,} control rows)"
+        )
+    above = overlap.share_above
+    if effects.estimand == "ate" and above is not None and above <= policy.overlap.maximum_share_outside:
+        ways.append("`--estimand att` estimates the effect on the treated, who have controls like them")
+    return f"Ask what these rows can answer: {'; '.join(ways)}." if ways else ""
 
 
 def _names(text: str) -> list[str]:
@@ -245,8 +330,11 @@ def _print(study: CausalEstimates, heterogeneity: EffectHeterogeneity) -> None:
 
     found = study.found
     click.echo(study.question)
+    naive = found.effects.unadjusted
     if found.consensus_effect is None or found.consensus_interval is None:
         click.echo(f"\nNot estimable: {found.reason}")
+        if naive is not None:
+            click.echo(naive.sentence)
         return
     print_table(
         "Effect",
@@ -265,8 +353,10 @@ def _print(study: CausalEstimates, heterogeneity: EffectHeterogeneity) -> None:
     agreement = "undefined" if found.agreement_score is None else f"{found.agreement_score:.0%}"
     click.echo(
         f"\nConsensus {found.consensus_effect:.3f} ({lower:.3f} to {upper:.3f}), agreement {agreement}, "
-        f"{found.effects.rows:,} patients."
+        f"{found.effects.rows:,} patients. On {found.effects.population}."
     )
+    if naive is not None:
+        click.echo(naive.sentence)
     print_table(
         "Refuters",
         [

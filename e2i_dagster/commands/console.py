@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any, NoReturn
@@ -59,11 +62,33 @@ def command_errors(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+@contextmanager
+def quiet_warnings() -> Iterator[None]:
+    """Keep the warnings of libraries from the terminal; they go to the log ``py.warnings``.
+
+    They are words between programmers, with the file and line of a library; what a user can act on is said by the
+    product. Python's own switches (``PYTHONWARNINGS``, ``-W``) show them.
+    """
+
+    def note(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
+        told = warnings.formatwarning(message, category, filename, lineno)
+        logging.getLogger("py.warnings").debug("%s", told)
+
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.showwarning = note
+        yield
+
+
 class Commands(click.Group):
     """The root of the command: a wrong use under ``--json`` is told in the form of every other error."""
 
     def main(self, args: Any = None, *arguments: Any, standalone_mode: bool = True, **named: Any) -> Any:
-        """As :meth:`click.Group.main`."""
+        """As :meth:`click.Group.main`, without libraries' warnings on the terminal."""
+        with quiet_warnings():
+            return self._main(args, *arguments, standalone_mode=standalone_mode, **named)
+
+    def _main(self, args: Any, *arguments: Any, standalone_mode: bool, **named: Any) -> Any:
         given = list(sys.argv[1:] if args is None else args)
         if not standalone_mode or "--json" not in given:
             return super().main(args, *arguments, standalone_mode=standalone_mode, **named)

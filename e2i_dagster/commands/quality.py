@@ -180,7 +180,7 @@ def _audit_file(path: Path, mapping: Path | None, json_output: bool, columns: di
 
 
 def _audit_scope(scope: str, json_output: bool) -> None:
-    from e2i_dagster.quality.gate import find_verdicts
+    from e2i_dagster.quality.gate import find_verdicts, leakage_findings
     from e2i_dagster.warehouse.connection import engine
     from sensors.plan import scopes_named
 
@@ -188,13 +188,9 @@ def _audit_scope(scope: str, json_output: bool) -> None:
     result = launch("leakage_audit", {"audit_scope": {"scope": name}}, show=False)
     with engine(role="app").connect() as connection:
         verdicts = [one for one in find_verdicts(connection, partition=name) if one.run_id == result.run_id]
+        rows = leakage_findings(connection, audited_by=result.run_id)
     if not verdicts:
         refuse_failed(result, json_output=json_output)
-    rows = [
-        {"asset": verdict.table, **_finding(one.rule, "fatal", one.column or "", one.detail)}
-        for verdict in verdicts
-        for one in verdict.rules
-    ]
     _print_audit(rows, [], any(verdict.blocking for verdict in verdicts), json_output, file=name)
 
 

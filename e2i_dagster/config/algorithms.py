@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from e2i_dagster.config.base import PolicyModel, read_yaml
 from e2i_dagster.config.environment import config_folder
+from e2i_dagster.config.names import algorithm_problems
 from e2i_dagster.errors import ConfigError
 
 ProblemType = Literal["binary_classification", "regression", "causal_inference"]
@@ -35,6 +36,13 @@ class IntRange(PolicyModel):
             return False
         return self.low <= value <= self.high and (int(value) - self.low) % self.step == 0
 
+    def nearest(self, value: str | int | float | bool) -> int | None:
+        """The value that can be drawn and lies nearest to ``value``; None where that is no number."""
+        if isinstance(value, (str, bool)):
+            return None
+        steps = round((min(max(value, self.low), self.high) - self.low) / self.step)
+        return self.low + min(steps, (self.high - self.low) // self.step) * self.step
+
 
 class FloatRange(PolicyModel):
     """Numbers from ``low`` to ``high``, on a logarithmic scale or in steps."""
@@ -60,6 +68,16 @@ class FloatRange(PolicyModel):
         steps = 0.0 if self.step is None else (value - self.low) / self.step
         return abs(steps - round(steps)) < 1e-8
 
+    def nearest(self, value: str | int | float | bool) -> float | None:
+        """The value that can be drawn and lies nearest to ``value``; None where that is no number."""
+        if isinstance(value, (str, bool)):
+            return None
+        inside = min(max(float(value), self.low), self.high)
+        if self.step is None:
+            return inside
+        last = int((self.high - self.low) / self.step + 1e-8)
+        return self.low + min(round((inside - self.low) / self.step), last) * self.step
+
 
 class Choice(PolicyModel):
     """One of a few values."""
@@ -70,6 +88,10 @@ class Choice(PolicyModel):
     def holds(self, value: str | int | float | bool) -> bool:
         """``value`` can be drawn."""
         return value in self.choices
+
+    def nearest(self, value: str | int | float | bool) -> str | int | float | bool | None:
+        """``value`` where it is a choice; None otherwise, since choices have no order."""
+        return value if self.holds(value) else None
 
 
 Dimension = Annotated[IntRange | FloatRange | Choice, Field(discriminator="kind")]
@@ -106,9 +128,28 @@ class Algorithm(PolicyModel):
         return self
 
     @property
-    def defaults_inside(self) -> bool:
-        """Every default of a searched parameter lies in its range."""
-        return all(dimension.holds(self.defaults[name]) for name, dimension in self.search_space.items())
+    def start(self) -> dict[str, str | int | float | bool]:
+        """The point where a search begins: defaults of the searched parameters, moved into a narrowed space.
+
+        A default that is no choice any more is left out: the search draws it.
+        """
+        near = {name: dimension.nearest(self.defaults[name]) for name, dimension in self.search_space.items()}
+        return {
+            name: self.defaults[name] if self.search_space[name].holds(self.defaults[name]) else value
+            for name, value in near.items()
+            if value is not None
+        }
+
+    @property
+    def moved(self) -> dict[str, str]:
+        """For each default outside its range what the search begins with instead, in words."""
+        start = self.start
+        return {
+            name: f"default {self.defaults[name]} is outside the search space, "
+            + (f"begun at {start[name]:g}" if name in start else "drawn")
+            for name, dimension in self.search_space.items()
+            if not dimension.holds(self.defaults[name])
+        }
 
 
 class SuitabilityWeights(PolicyModel):
@@ -144,7 +185,7 @@ class AlgorithmsPolicy(PolicyModel):
     @classmethod
     def load(cls, folder: Path | None = None) -> AlgorithmsPolicy:
         """Read ``algorithms.yaml`` of ``folder`` (default: the configuration folder)."""
-        return read_yaml((folder or config_folder()) / "algorithms.yaml", cls)
+        return read_yaml((folder or config_folder()) / "algorithms.yaml", cls, algorithm_problems)
 
     def algorithm(self, name: str) -> Algorithm:
         """The algorithm called ``name``.

@@ -6,7 +6,7 @@ Frames of one's own, given to ``build_cohort``, have their own columns and are n
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from difflib import get_close_matches
 from pathlib import Path
@@ -51,12 +51,14 @@ class TableFields:
         events: columns of the events, many rows per patient; kind None where the tables differ.
         elsewhere: columns of tables that no rule reads, and the table of each.
         event_types: accepted values of ``event_type``; empty when they are not known.
+        accepted: vocabulary and its values of each column that has one, of patients and of events.
     """
 
     patient: Mapping[str, Kind]
     events: Mapping[str, Kind | None]
     elsewhere: Mapping[str, str]
     event_types: tuple[str, ...]
+    accepted: Mapping[str, tuple[str, tuple[str, ...]]] = field(default_factory=dict)
 
 
 def table_fields(config: Path | None = None) -> TableFields:
@@ -66,7 +68,7 @@ def table_fields(config: Path | None = None) -> TableFields:
         ConfigError: ``vocabulary.yaml`` is missing or wrong.
     """
     from e2i_dagster.config.vocabulary import load_vocabulary
-    from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, frame_columns, raw_table
+    from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, facts, frame_columns, raw_table
 
     def kinds(table: str) -> dict[str, Kind]:
         return {name: _kind(raw_table(table).c[name]) for name in frame_columns(table)}
@@ -88,8 +90,15 @@ def table_fields(config: Path | None = None) -> TableFields:
         if name not in known and name != "extra"
     }
     vocabulary = load_vocabulary(config)
+    accepted: dict[str, tuple[str, tuple[str, ...]]] = {}
+    for table in ("patient_journeys", "patient_clinical", *EVENT_COLUMNS):
+        for name in frame_columns(table):
+            listed = facts(raw_table(table).c[name]).vocabulary
+            # Kinds of event are one field of three tables; they are looked at where an event is named.
+            if listed is not None and name not in {kind for kind, _ in EVENT_COLUMNS.values()}:
+                accepted[name] = (listed, vocabulary.values(listed))
     types = [v for name in ("event_type", "engagement_type", "outcome_type") for v in vocabulary.values(name)]
-    return TableFields(patient, events, elsewhere, tuple(dict.fromkeys(types)))
+    return TableFields(patient, events, elsewhere, tuple(dict.fromkeys(types)), accepted)
 
 
 def field_problems(definition: CohortDefinition, fields: TableFields) -> Iterator[Problem]:
@@ -117,6 +126,20 @@ def field_problems(definition: CohortDefinition, fields: TableFields) -> Iterato
     for side, conditions in sides.items():
         for place, condition in enumerate(conditions):
             yield from _condition((side, place), condition, patient, fields)
+    yield from _examples(definition, patient, fields)
+
+
+def _examples(definition: CohortDefinition, patient: _Patient, fields: TableFields) -> Iterator[Problem]:
+    """Fields of invented patients and events that there are not: a verdict on them would be one on nothing."""
+    known = {*fields.patient, *definition.own_fields, *definition.derived}
+    for number, example in enumerate(definition.examples):
+        for name in example.patient:
+            if name not in known:
+                yield ("examples", number, "patient", name), patient.missing(name, "text")
+        for place, event in enumerate(example.events):
+            for name in event:
+                if name not in fields.events:
+                    yield ("examples", number, "events", place, name), _not_of_events(name, fields)
 
 
 def _condition(
@@ -154,7 +177,7 @@ def _pattern(place: tuple[int | str, ...], pattern: EventPattern, fields: TableF
         if criterion.field not in fields.events:
             yield (*at, "field"), _not_of_events(criterion.field, fields)
         else:
-            yield from _value(at, criterion, fields.events[criterion.field])
+            yield from _value(at, criterion, fields.events[criterion.field], fields)
 
 
 @dataclass(frozen=True)
@@ -174,7 +197,7 @@ class _Patient:
         elif name not in self.fields.patient:
             yield (*place, "field"), self.missing(name, _own_type_for(criterion))
         else:
-            yield from _value(place, criterion, self.fields.patient[name])
+            yield from _value(place, criterion, self.fields.patient[name], self.fields)
 
     def dated(
         self, place: tuple[int | str, ...], name: str, *, also: Kind | None = None
@@ -253,7 +276,10 @@ def _own_type_for(criterion: Criterion) -> OwnType:
     return "number" if ordered else "text"
 
 
-def _value(place: tuple[int | str, ...], criterion: Criterion, kind: Kind | None) -> Iterator[Problem]:
+def _value(
+    place: tuple[int | str, ...], criterion: Criterion, kind: Kind | None, fields: TableFields | None = None
+) -> Iterator[Problem]:
+    """What is wrong with the values of ``criterion`` on a column of ``kind``; ``fields`` of a raw table's column."""
     if kind is None:
         return
     operator, values = criterion.operator, criterion.values
@@ -274,6 +300,15 @@ def _value(place: tuple[int | str, ...], criterion: Criterion, kind: Kind | None
             (*place, "value"),
             f"'{criterion.words()}' does not fit: {criterion.field} holds {_EXPECTED[kind]}",
         )
+    elif fields is not None and criterion.field in fields.accepted and operator != "contains":
+        name, accepted = fields.accepted[criterion.field]
+        for value in values:
+            if str(value) not in accepted:
+                yield (
+                    (*place, "value"),
+                    f"no {criterion.field} is {value!r}.{_nearest(str(value), accepted)} Known (vocabulary.yaml: "
+                    f"{name}): {', '.join(accepted)}",
+                )
 
 
 def is_list_of_codes(name: str) -> bool:

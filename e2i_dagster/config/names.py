@@ -13,9 +13,44 @@ from typing import TYPE_CHECKING
 from e2i_dagster.config.base import Place, did_you_mean
 
 if TYPE_CHECKING:
+    from e2i_dagster.config.algorithms import AlgorithmsPolicy
     from e2i_dagster.config.causal import QuestionRule
     from e2i_dagster.config.experiment import ExperimentSpec
     from e2i_dagster.config.scope import ScopeSpec
+    from e2i_dagster.config.vocabulary import VocabularyPolicy
+
+_BOTH = ("binary_classification", "regression")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An algorithm whose models are trained: for which problem types, and the usual ones of its parameters.
+
+    Reading a policy file must not wait for the libraries; they are asked where a parameter is not a usual one.
+    """
+
+    problem_types: tuple[str, ...]
+    parameters: tuple[str, ...]
+
+
+_TREES = ("n_estimators", "max_depth", "min_samples_split", "min_samples_leaf")
+#: What :mod:`e2i_dagster.selection.pipeline` builds.
+TRAINED = {
+    "XGBoost": Trained(
+        _BOTH, ("n_estimators", "max_depth", "learning_rate", "subsample", "min_child_weight")
+    ),
+    "LightGBM": Trained(_BOTH, ("n_estimators", "learning_rate", "num_leaves", "min_child_samples")),
+    "HistGradientBoosting": Trained(
+        _BOTH, ("max_iter", "max_leaf_nodes", "learning_rate", "min_samples_leaf")
+    ),
+    "RandomForest": Trained(_BOTH, _TREES),
+    "ExtraTrees": Trained(_BOTH, _TREES),
+    "LogisticRegression": Trained(_BOTH[:1], ("C", "l1_ratio")),
+    "Ridge": Trained(_BOTH[1:], ("alpha",)),
+    "Lasso": Trained(_BOTH[1:], ("alpha",)),
+}
+#: Named and ranked by their declared figures; effects are estimated by :mod:`e2i_dagster.causal`.
+CAUSAL_ALGORITHMS = ("CausalForest", "LinearDML", "DRLearner", "XLearner")
 
 #: The vocabulary of the kinds of event of each table that outcomes are read from.
 _KINDS = {
@@ -81,6 +116,43 @@ def scope_problems(scope: ScopeSpec, known: KnownNames) -> Iterator[Place]:
     yield from unknown([*place, "event_type"], event.event_type, kinds, f"{_KINDS[event.table]}")
     yield from unknown([*place, "brand"], event.brand, known.brands, "brand")
     yield from unknown(["brand"], scope.brand, known.brands, "brand")
+
+
+def algorithm_problems(policy: AlgorithmsPolicy) -> Iterator[Place]:
+    """Algorithms that nothing trains, problem types that one is not trained for, parameters that it has not."""
+    for name, about in policy.algorithms.items():
+        place = ("algorithms", name)
+        causal = about.family == "causal"
+        yield from unknown(place, name, CAUSAL_ALGORITHMS if causal else tuple(TRAINED), "algorithm")
+        if causal or name not in TRAINED:
+            continue
+        yield from unknown(
+            [*place, "problem_types"],
+            about.problem_types,
+            TRAINED[name].problem_types,
+            f"model of {name} for",
+        )
+        known = TRAINED[name].parameters
+        if not set(about.defaults) <= set(known):
+            from e2i_dagster.selection.pipeline import parameters_of
+
+            known = parameters_of(name)
+        for parameter in about.defaults:
+            yield from unknown([*place, "defaults", parameter], parameter, known, f"parameter of {name}")
+
+
+def vocabulary_problems(policy: VocabularyPolicy) -> Iterator[Place]:
+    """Aliases of columns that no raw table has."""
+    from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, frame_columns
+
+    tables = (*RAW_TABLES, *OPTIONAL_RAW_TABLES)
+    for table, aliases in policy.column_aliases.items():
+        yield from unknown(["column_aliases", table], table, tables, "raw table")
+        if table in tables:
+            for alias, column in aliases.items():
+                yield from unknown(
+                    ["column_aliases", table, alias], column, frame_columns(table), f"column of {table}"
+                )
 
 
 def question_problems(question: QuestionRule) -> Iterator[Place]:

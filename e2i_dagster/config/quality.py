@@ -14,6 +14,7 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from e2i_dagster.config.base import YAML_LOADER, PolicyModel, _line_of, read_yaml
+from e2i_dagster.config.codes import fits
 from e2i_dagster.config.environment import config_folder
 from e2i_dagster.config.observed import unobserved
 from e2i_dagster.config.vocabulary import VocabularyPolicy, load_vocabulary
@@ -382,12 +383,19 @@ def _indication_problems(path: Path, settings: QualitySettings) -> Iterator[str]
     for indication in sorted(set(settings.indications) - described):
         place = _place(path, "indications", indication)
         yield f"{place}: no column applies to it. Known: {', '.join(sorted(described))}."
+    for indication, about in settings.indications.items():
+        for number, code in enumerate(about.codes):
+            if not fits(code, "icd10cm"):
+                place = _place(path, "indications", indication, "codes", number)
+                yield f"{place}: {code!r} is no ICD-10-CM code or category, such as L50 or D59.5."
     for cohort in sorted(described - set(settings.indications)):
         yield f"{_place(path, 'indications')}: lacks {cohort}, which clinical columns apply to."
 
 
 def _plausibility_problems(path: Path, settings: PlausibilitySettings) -> Iterator[str]:
-    from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, frame_columns
+    import sqlalchemy as sa
+
+    from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, frame_columns, raw_table
 
     known = RAW_TABLES + OPTIONAL_RAW_TABLES
     named = (
@@ -409,6 +417,10 @@ def _plausibility_problems(path: Path, settings: PlausibilitySettings) -> Iterat
             yield f"{place}: no raw table has this name. Known: {', '.join(known)}."
         elif column not in frame_columns(table):
             yield _no_column(place, table, column, frame_columns(table))
+        elif key == "may_be_future" and not isinstance(
+            raw_table(table).columns[column].type, (sa.Date, sa.DateTime)
+        ):
+            yield f"{place}: {column} of {table} holds no dates, so that it cannot lie in the future. Take it out."
 
 
 def _suite_problems(path: Path, suite: Suite, vocabularies: VocabularyPolicy) -> Iterator[str]:

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from e2i_dagster.config.base import PolicyModel, read_yaml
 from e2i_dagster.config.environment import config_folder
+from e2i_dagster.config.names import vocabulary_problems
 from e2i_dagster.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -129,4 +130,4 @@ def load_vocabulary(folder: Path | None = None) -> VocabularyPolicy:
     Raises:
         ConfigError: the file is missing or wrong.
     """
-    return read_yaml((folder or config_folder()) / "vocabulary.yaml", VocabularyPolicy)
+    return read_yaml((folder or config_folder()) / "vocabulary.yaml", VocabularyPolicy, vocabulary_problems)

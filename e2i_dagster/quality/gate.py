@@ -236,6 +236,27 @@ def record_leakage(
         connection.execute(sa.insert(ml_leakage_audit), rows)
 
 
+def leakage_findings(connection: sa.Connection, *, audited_by: str) -> list[dict[str, Any]]:
+    """What the audits of one run found: asset, rule, severity, columns, evidence and remedy, the worst first."""
+    table = ml_leakage_audit
+    severities = {"critical": "fatal", "warning": "convention", "info": "characterization"}
+    query = sa.select(table).where(table.c.audited_by == audited_by, table.c.remediation_action.is_not(None))
+    found = []
+    for row in connection.execute(query.order_by(table.c.audit_id)):
+        columns, _, evidence = row.details.partition(": ")
+        found.append(
+            {
+                "asset": row.subject.partition("/")[0],
+                "rule": f"leakage_{row.check_type}",
+                "severity": severities[row.severity],
+                "columns": columns,
+                "evidence": evidence,
+                "remedy": row.remediation_action,
+            }
+        )
+    return sorted(found, key=lambda one: list(severities.values()).index(one["severity"]))
+
+
 def find_verdicts(
     connection: sa.Connection, *, table: str | None = None, partition: str | None = None
 ) -> tuple[GateVerdict, ...]:

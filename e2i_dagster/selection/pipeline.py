@@ -139,7 +139,7 @@ def _linear(kind: str) -> Any:
             return getattr(linear_model, kind)(**values, random_state=seed)
         # lbfgs knows no l1 penalty; saga does. A looser tolerance for saga: on standardised
         # columns the probabilities agree to three digits and the fit takes a tenth of the time.
-        solver, tolerance = ("lbfgs", 1e-6) if values["l1_ratio"] == 0 else ("saga", 1e-3)
+        solver, tolerance = ("lbfgs", 1e-6) if values.get("l1_ratio", 0) == 0 else ("saga", 1e-3)
         return linear_model.LogisticRegression(
             **values, solver=solver, tol=tolerance, max_iter=2000, random_state=seed
         )
@@ -166,6 +166,26 @@ _BUILDERS = {
 }
 
 
+def trained_algorithms() -> dict[str, tuple[str, ...]]:
+    """The algorithms whose models are trained here, and the problem types of each."""
+    names = dict.fromkeys(name for name, _ in _BUILDERS)
+    return {name: tuple(kind for other, kind in _BUILDERS if other == name) for name in names}
+
+
+def parameters_of(algorithm: str) -> tuple[str, ...]:
+    """Parameters of the estimator that may be set; those that the product fixes are none."""
+    builder = _BUILDERS[algorithm, trained_algorithms()[algorithm][0]]
+
+    def free(name: str) -> bool:
+        try:
+            builder({name: None}, 0)
+        except TypeError:  # given twice: the product sets it
+            return False
+        return True
+
+    return tuple(sorted(name for name in builder({}, 0).get_params() if free(name)))
+
+
 def raw_scores(estimator: Any, matrix: np.ndarray, problem_type: str) -> np.ndarray:
     """Probability of the positive class, or the predicted number; shape (n,)."""
     if problem_type == "binary_classification":
@@ -173,4 +193,13 @@ def raw_scores(estimator: Any, matrix: np.ndarray, problem_type: str) -> np.ndar
     return np.asarray(estimator.predict(matrix), dtype="float64")
 
 
-__all__ = ["TRAINABLE", "build_estimator", "build_preprocessor", "column_origins", "one_thread", "raw_scores"]
+__all__ = [
+    "TRAINABLE",
+    "build_estimator",
+    "build_preprocessor",
+    "column_origins",
+    "one_thread",
+    "parameters_of",
+    "raw_scores",
+    "trained_algorithms",
+]

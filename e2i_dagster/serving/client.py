@@ -172,11 +172,13 @@ def with_waiting(answers: pd.DataFrame, waiting: pd.DataFrame) -> pd.DataFrame:
 
 def waiting_words(waiting: pd.DataFrame) -> str:
     """How many rows wait, and for what; empty when none does."""
-    reasons = [f"{count} with {reason}" for reason, count in waiting["reason"].value_counts().items()]
+    reasons = [f"{count:,} with {reason}" for reason, count in waiting["reason"].value_counts().items()]
     if not reasons:
         return ""
-    more = f"; {len(reasons) - 3} more reasons" if len(reasons) > 3 else ""
-    return f"{len(waiting)} patients wait without an answer: {'; '.join(reasons[:3])}{more}"
+    rest = len(reasons) - 3
+    more = f"; {rest} more {'reason' if rest == 1 else 'reasons'}" if rest > 0 else ""
+    who = "1 patient waits" if len(waiting) == 1 else f"{len(waiting):,} patients wait"
+    return f"{who} without an answer: {'; '.join(reasons[:3])}{more}"
 
 
 def _frame(answers: list[dict[str, Any]], classes: list[Any] | None) -> pd.DataFrame:

@@ -36,7 +36,10 @@ class Trial(BaseModel):
 
 
 class SearchResult(BaseModel):
-    """A study and its best parameters (defaults completed by the best trial's values)."""
+    """A study and its best parameters (defaults completed by the best trial's values).
+
+    ``default_value`` is the defaults' score, None where one of them lies outside the space; ``note`` then says so.
+    """
 
     model_config = ConfigDict(frozen=True)
     volatile_fields: ClassVar[dict[str, Any]] = {
@@ -61,11 +64,12 @@ class SearchResult(BaseModel):
     stopped_by: Literal["trials", "timeout"]
     search_space: dict[str, Any]
     fixed_parameters: dict[str, Any]
+    note: str = ""
     seconds: float
 
     def to_metadata(self) -> dict[str, Any]:
         """What the asset page shows: counts, the best parameters and the trials."""
-        return {
+        return ({"note": self.note} if self.note else {}) | {
             "study": self.study_name,
             "algorithm": self.algorithm,
             f"best_validation_{self.metric}": round(self.best_value, 6),
@@ -123,7 +127,8 @@ def search_hyperparameters(
 ) -> SearchResult:
     """Search the space of ``algorithm`` for the parameters that score best on the validation rows.
 
-    The first trial is the defaults, unless one of them lies outside the space. Each trial draws with a seed
+    The first trial is the defaults; one that lies outside a narrowed space is moved to its nearest point, or drawn
+    where choices have no order, and the result's note says so. Each trial draws with a seed
     of its own (sampler seed + number of finished trials), so that a study that was interrupted ends like
     one that was not.
 
@@ -182,10 +187,8 @@ def search_hyperparameters(
                 n_startup_trials=policy.sampler.n_startup_trials,
                 multivariate=policy.sampler.multivariate,
             )
-            if finished == 0 and declared.defaults_inside:
-                study.enqueue_trial(
-                    {key: declared.defaults[key] for key in declared.search_space}, skip_if_exists=True
-                )
+            if finished == 0 and declared.start:
+                study.enqueue_trial(declared.start, skip_if_exists=True)
             trial = study.ask()
             parameters = {**declared.defaults, **suggest(trial, declared.search_space)}
             estimator = build_estimator(algorithm, problem_type, parameters, seed=policy.sampler.seed)
@@ -391,7 +394,7 @@ def _result(
             (
                 trial.value
                 for trial in trials
-                if trial.system_attrs.get("fixed_params") and trial.value is not None
+                if not declared.moved and trial.system_attrs.get("fixed_params") and trial.value is not None
             ),
             None,
         ),
@@ -414,6 +417,7 @@ def _result(
             name: dimension.model_dump(mode="json") for name, dimension in declared.search_space.items()
         },
         fixed_parameters=fixed,
+        note="; ".join(f"{name}: {words}" for name, words in declared.moved.items()),
         seconds=seconds,
     )
 

@@ -274,6 +274,18 @@ def record_state(bind: Bind, state: StageState) -> None:
         connection.execute(statement.on_conflict_do_update(index_elements=["stage", "partition"], set_=kept))
 
 
+def notes(bind: Bind) -> dict[tuple[str, str | None], str]:
+    """What of the current values waits for somebody, by asset and partition; nothing where nothing does."""
+    table = ml_data_versions
+    newest = sa.select(sa.func.max(table.c.version_id)).group_by(table.c.asset, table.c.partition)
+    query = sa.select(table.c.asset, table.c.partition, table.c.metadata).where(
+        table.c.version_id.in_(newest), table.c.metadata.contains({"told": [["note"]]})
+    )
+    with _connection(bind) as connection:
+        rows = connection.execute(query).all()
+    return {(asset, partition or None): dict(metadata["told"])["note"] for asset, partition, metadata in rows}
+
+
 def states(bind: Bind, stage: str | None = None) -> list[StageState]:
     """The last states of ``stage``, or of every stage, sorted by stage and partition."""
     table = ml_stage_states
@@ -294,6 +306,7 @@ __all__ = [
     "current",
     "current_snapshot",
     "latest",
+    "notes",
     "read_snapshot",
     "record",
     "record_snapshot",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -28,6 +31,21 @@ def typed(*arguments: str | Path):
     return CliRunner().invoke(main, ["causal", *map(str, arguments)])
 
 
+def never_treated(rows=1_500):
+    """Half can never be treated: the treated have controls like them, everyone has not. ATT about 0.2."""
+    generator = np.random.default_rng(1)
+    severity, never = generator.normal(size=rows), generator.random(rows) < 0.5
+    treated = generator.random(rows) < np.where(never, 0.005, 1 / (1 + np.exp(-0.6 * severity)))
+
+    def chance(t):
+        return 1 / (1 + np.exp(-(-0.6 + severity + never + t)))
+
+    frame = pd.DataFrame({"severity": severity, "academic": never, "treated": treated})
+    frame["outcome"] = (generator.random(rows) < chance(treated)).astype(int)
+    frame.attrs["att"] = float((chance(1) - chance(0))[treated].mean())
+    return frame
+
+
 @pytest.fixture(scope="module")
 def files(plant, tmp_path_factory):
     """Files of planted patients, and a configuration whose forest and refuters are cheaper."""
@@ -39,6 +57,7 @@ def files(plant, tmp_path_factory):
         "separated": frame.assign(treated=frame["severity"] > 0),
         "twenty": frame.head(20),
         "apart": plant(1.0, confounding=4.0),
+        "never": never_treated(),
         "unknown": frame.assign(outcome=frame["outcome"].astype(float).where(frame.index > 2)),
     }
     for name, one in given.items():
@@ -124,6 +143,55 @@ def test_not_estimable_as_json_has_the_figure_and_no_effect(files):
     assert effects["state"] == "not_estimable"
     assert effects["overlap"]["share_outside"] > 0.10
     assert effects["estimates"] == []
+
+
+def offered(told) -> list[list[str]]:
+    """The options that the message names, as typed."""
+    return [shlex.split(one) for one in re.findall(r"`(--[^`]+)`", told.stderr)]
+
+
+@pytest.mark.parametrize(
+    ("file", "ways"),
+    [
+        ("apart.csv", [["--trim", "0.1,0.9"]]),
+        ("never.csv", [["--trim", "0.1,0.9"], ["--estimand", "att"]]),
+        ("unknown.csv", [["--missing-outcome", "drop"]]),
+    ],
+)
+def test_every_way_out_that_a_message_offers_is_one(files, file, ways):
+    refused = typed("study", files / file, *ASKED)
+    assert refused.exit_code in (3, 4)
+    assert offered(refused) == ways
+    for way in ways:
+        told = typed("study", files / file, *ASKED, *way, "--json")
+        assert told.exit_code == 0, told.output
+        effects = json.loads(told.stdout)["estimates"]["found"]["effects"]
+        left_out = effects["trimmed"] if "--trim" in way else effects["dropped"]
+        assert ("--estimand" in way) is (effects["estimand"] == "att") is (left_out == 0)
+        assert effects["rows"] + left_out == len(pd.read_csv(files / file))
+        (lower, upper) = json.loads(told.stdout)["estimates"]["found"]["consensus_interval"]
+        assert lower > 0
+        if "--estimand" in way:
+            assert lower < never_treated().attrs["att"] < upper
+
+
+def test_without_overlap_the_naive_figure_is_shown_as_what_it_is(files, tmp_path):
+    page = tmp_path / "effect.html"
+    told = typed("study", files / "apart.csv", *ASKED, "--page", page)
+    frame = pd.read_csv(files / "apart.csv")
+    means = frame.groupby("treated")["outcome"].mean()
+    naive = f"Unadjusted difference of the arms {means[True] - means[False]:.3f}"
+    assert naive in told.stdout and "This is not the effect" in told.stdout
+    assert naive in page.read_text()
+    separated = typed("study", files / "separated.csv", *ASKED)
+    assert separated.exit_code == 4 and not offered(separated)
+
+
+@pytest.mark.parametrize("bounds", ["0.9,0.1", "0.1", "a,b", "-1,0.5"])
+def test_bounds_that_are_none_are_refused(files, bounds):
+    told = typed("study", files / "apart.csv", *ASKED, f"--trim={bounds}")
+    assert told.exit_code == 2
+    assert bounds in told.stderr and "such as 0.1,0.9" in told.stderr
 
 
 # Scopes

@@ -1,10 +1,14 @@
 """Nothing is trained on a frame, or on splits, that leak or were never audited; in one run and across runs."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from pipeline_runs import said
 
+from e2i_dagster.cli import main
 from e2i_dagster.features.selection import FeatureSelection
 from e2i_dagster.quality.gate import QCGateBlockedError, require_audit
 from e2i_dagster.warehouse.lake import value_digest
@@ -143,3 +147,28 @@ def test_frame_that_cannot_be_audited_blocks(pipeline, store):
 def test_unknown_scope_and_missing_frame_are_told(pipeline):
     assert "never materialized" in said(audit(pipeline))
     assert "Known scopes" in said(audit(pipeline, scope="nobody"))
+
+
+def test_the_command_prints_every_finding_with_its_remedy_whether_it_blocks_or_not(pipeline, store):
+    """A patient with two outcome windows that overlap is a warning: it is told, and the verdict stays yes."""
+    frame = clean()
+    again = frame.iloc[:3].assign(index_date=pd.Timestamp("2024-01-20"))
+    store("training_frame", pd.concat([frame, again], ignore_index=True))
+    warned = CliRunner().invoke(main, ["leakage-audit", "--scope", SCOPE, "--json"], catch_exceptions=False)
+    assert warned.exit_code == 0, warned.output
+    told = json.loads(warned.stdout)
+    assert not told["blocking"] and told["findings"]
+    assert all(one["severity"] != "fatal" and one["remedy"] for one in told["findings"])
+
+    store("training_frame", pd.concat([leaking(), again], ignore_index=True))
+    refused = CliRunner().invoke(main, ["leakage-audit", "--scope", SCOPE, "--json"], catch_exceptions=False)
+    assert refused.exit_code == 4, refused.output
+    told = json.loads(refused.stdout)
+    by_severity = {one["severity"] for one in told["findings"]}
+    assert told["blocking"] and told["findings"][0]["severity"] == "fatal" and len(by_severity) > 1
+    (fatal,) = [one for one in told["findings"] if one["severity"] == "fatal"]
+    assert (fatal["asset"], fatal["rule"], fatal["columns"]) == (
+        "training_frame", "leakage_target", "refills_after",
+    )  # fmt: skip
+    assert told["error"]["field"] == "refills_after"
+    assert fatal["remedy"].lower() in told["error"]["message"].lower()

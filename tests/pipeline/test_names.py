@@ -1,58 +1,232 @@
-"""A name in a policy file that matches nothing is refused when the file is read, at its place."""
+"""A name in a policy file that matches nothing is refused when the file is read, by file, key and value.
+
+Attributes of units (strata, subgroups, covariates of a design) are known when units are recorded, and refused then;
+words of column headers and labels of decisions are free.
+"""
 
 import shutil
 
 import pytest
+import yaml
 
+from e2i_dagster.config.algorithms import AlgorithmsPolicy
 from e2i_dagster.config.environment import CHECKOUT
+from e2i_dagster.config.names import TRAINED
 from e2i_dagster.config.policy import load_policy
-from e2i_dagster.config.validate import validate_folder
+from e2i_dagster.config.validate import READERS, validate_folder
+from e2i_dagster.errors import ConfigError
+from e2i_dagster.selection.pipeline import parameters_of, trained_algorithms
 
-SCOPE = "scopes/fabhalta_pnh_initiation.yaml"
-DESIGN = "experiments/remibrutinib_outreach.yaml"
+BOGUS = "bogus_name"
+FOREST = yaml.safe_load((CHECKOUT / "config/algorithms.yaml").read_text(encoding="utf-8"))["algorithms"][
+    "RandomForest"
+]
 
-#: File, what is written in it, what stands there instead, the key that is named, and what is said of it.
-WRONG = [
-    (SCOPE, "features: all", "features: [age_at_diagnosis, severty]", "features.1", "no feature 'severty'"),
-    (SCOPE, "preferred_algorithms: []", "preferred_algorithms: [XGBost]", "preferred_algorithms.0", "'XGBoost'"),
-    (SCOPE, "excluded_algorithms: []", "excluded_algorithms: [forest]", "excluded_algorithms.0", "no algorithm"),
-    (SCOPE, "event_type: prescription", "event_type: [prescripton]", "event_type.0", "'prescription'"),
-    (SCOPE, "event_type: prescription", "event_type: prescripton", "event_type", "'prescription'"),
-    (SCOPE, "    brand: Fabhalta", "    brand: Fabhlta", "outcome.event.brand", "'Fabhalta'"),
-    (DESIGN, "scope: remibrutinib_csu_initiation", "scope: csu", "twin.scope", "no scope 'csu'"),
-    (DESIGN, "feature: best_contact_quality", "feature: contact", "twin.feature", "no feature 'contact'"),
-    (DESIGN, "confounders: [disease_severity,", "confounders: [severity,", "twin.confounders.0", "no feature"),
-    (DESIGN, "blinding: dmc", "may_overlap_with: [other]\nblinding: dmc", "may_overlap_with.0", "no experiment"),
-    ("causal.yaml", "confounders: [", "confounders: [nobody, ", "question.confounders.0", "no feature 'nobody'"),
-    ("alerts.yaml", "  drift: ml-ops", "  drfit: ml-ops", "owners.drfit", "'drift'"),
-    ("quality.yaml", "indications:\n", "indications:\n  cancer: {codes: [C50]}\n", "indications.cancer", "no column"),
-    ("sources.yaml", "first_month:", "expected: {treatment: {pattern: 't_{month}.csv', delivery_day: 3}}\nfirst_month:",
-     "expected.treatment", "no raw table"),
-]  # fmt: skip
+#: For each file: place that is set (``+``: added to the list), value, and the name that the error says.
+NAMES = {
+    "algorithms.yaml": [
+        ("algorithms.MyForest", FOREST, "MyForest"),
+        ("algorithms.Ridge.problem_types", ["binary_classification"], "binary_classification"),
+        ("algorithms.XGBoost.defaults.bogus_name", 1, BOGUS),
+        ("algorithms.RandomForest.defaults.bogus_name", 1, BOGUS),
+        ("algorithms.LightGBM.defaults.bogus_name", 1, BOGUS),
+        ("algorithms.LogisticRegression.defaults.bogus_name", 1, BOGUS),
+        ("algorithms.Ridge.search_space.bogus_name", {"kind": "int", "low": 1, "high": 2}, BOGUS),
+    ],
+    "alerts.yaml": [
+        ("owners.bogus_name", "x", BOGUS),
+        ("critical_from", BOGUS, BOGUS),
+    ],
+    "drift_monitoring.yaml": [
+        ("severity_psi.bogus_name", 0.9, BOGUS),
+        ("minimum_sample.bogus_name", 9, BOGUS),
+        ("alerts.from_severity", BOGUS, BOGUS),
+    ],
+    "experiment_lifecycle.yaml": [
+        ("transitions.bogus_name", [], BOGUS),
+        ("transitions.draft.+", BOGUS, BOGUS),
+        ("monitor.stale_hours.bogus_name", 1, BOGUS),
+        ("scorecard.grades.bogus_name", 0.1, BOGUS),
+        ("scorecard.weights.bogus_name", 0.1, BOGUS),
+    ],
+    "feast_materialization.yaml": [
+        ("snapshots.scoring_patients_at", BOGUS, BOGUS),
+    ],
+    "quality.yaml": [
+        ("weights.bogus_name", 0.2, BOGUS),
+        ("floors.bogus_name", 0.1, BOGUS),
+        ("severities.bogus_name", "fatal", BOGUS),
+        ("indications.bogus_name", {"codes": ["L50"]}, BOGUS),
+        ("indications.fabhalta_pnh.codes", ["bogus"], "bogus"),
+        ("tables.bogus_name", {"expected": ["a"]}, BOGUS),
+        ("tables.triggers.expected.+", BOGUS, BOGUS),
+        ("tables.triggers.ordered.+", [BOGUS, "view_timestamp"], BOGUS),
+        ("plausibility.severities.bogus_name", "fatal", BOGUS),
+        ("plausibility.may_be_future.bogus_name", ["x"], BOGUS),
+        ("plausibility.may_be_future.triggers.+", BOGUS, BOGUS),
+        ("plausibility.may_be_future.triggers.+", "trigger_id", "trigger_id"),
+        ("plausibility.clinical_ranges.bogus_name", {"egfr": {"min": 0}}, BOGUS),
+        ("plausibility.clinical_ranges.patient_clinical.bogus_name", {"min": 0}, BOGUS),
+        ("plausibility.units.bogus_name", {"egfr": {"other": "x", "factor": 2, "typical": [0, 1]}}, BOGUS),
+        (
+            "plausibility.units.patient_clinical.bogus_name",
+            {"other": "x", "factor": 2, "typical": [0, 1]},
+            BOGUS,
+        ),
+    ],
+    "registry.yaml": [
+        ("stages.bogus_name", {}, BOGUS),
+        ("stages.staging.split", BOGUS, BOGUS),
+    ],
+    "serving.yaml": [
+        (
+            "services.bogus_name",
+            {"port_offset": 9, "problem_types": ["regression"], "cpu": 1, "memory": "1Gi"},
+            BOGUS,
+        ),
+        ("services.regression.problem_types.+", BOGUS, BOGUS),
+        ("trusted_types.+", "bogus_pkg.bogus.Name", "bogus_pkg"),
+    ],
+    "sources.yaml": [
+        ("source.dgp", BOGUS, BOGUS),
+    ],
+    "vocabulary.yaml": [
+        ("vocabularies.brand.aliases.x", BOGUS, BOGUS),
+        ("column_aliases.bogus_name", {"a": "b"}, BOGUS),
+        ("column_aliases.patient_journeys.x", BOGUS, BOGUS),
+        ("region_states.bogus_name", ["AK"], BOGUS),
+        ("region_states.west.+", "QQ", "QQ"),
+    ],
+    "causal.yaml": [
+        ("question.confounders.+", BOGUS, BOGUS),
+        ("question.negative_controls.+", BOGUS, BOGUS),
+        ("effect_model.required_refuters.+", BOGUS, BOGUS),
+    ],
+    "optuna_config.yaml": [
+        ("metric.regression", BOGUS, BOGUS),
+        ("sampler.name", BOGUS, BOGUS),
+        ("metric.bogus_name", "roc_auc", BOGUS),
+    ],
+    "expectations/treatment_events.yaml": [
+        ("table", BOGUS, BOGUS),
+        ("expectations.1.column", BOGUS, BOGUS),
+        ("expectations.3.vocabulary", BOGUS, BOGUS),
+        ("expectations.3.expect", BOGUS, BOGUS),
+    ],
+    "cohorts/fabhalta_pnh.yaml": [
+        ("brand", BOGUS, BOGUS),
+        ("indication", BOGUS, BOGUS),
+        ("inclusion_criteria.2.field", BOGUS, BOGUS),
+        ("inclusion_criteria.3.value.+", BOGUS, BOGUS),
+        ("temporal_requirements.index_date_field", BOGUS, BOGUS),
+        ("examples.0.patient.bogus_name", 1, BOGUS),
+        ("examples.3.expect.out", BOGUS, BOGUS),
+    ],
+    "scopes/fabhalta_pnh_initiation.yaml": [
+        ("cohort", BOGUS, BOGUS),
+        ("brand", BOGUS, BOGUS),
+        ("indication", BOGUS, BOGUS),
+        ("features", [BOGUS], BOGUS),
+        ("preferences.preferred_algorithms", [BOGUS], BOGUS),
+        ("outcome.event.event_type", BOGUS, BOGUS),
+        ("outcome.event.brand", BOGUS, BOGUS),
+        ("outcome.event.table", BOGUS, BOGUS),
+        ("success_criteria.min_bogus_name", {"value": 0.1, "split": "test"}, BOGUS),
+        ("success_criteria.min_auc.split", BOGUS, BOGUS),
+    ],
+    "experiments/remibrutinib_outreach.yaml": [
+        ("brand", BOGUS, BOGUS),
+        ("eligibility.cohort", BOGUS, BOGUS),
+        ("eligibility.consent.methods.+", BOGUS, BOGUS),
+        ("stopping.harm.0.metric", BOGUS, BOGUS),
+        ("may_overlap_with", [BOGUS], BOGUS),
+        ("twin.scope", BOGUS, BOGUS),
+        ("twin.feature", BOGUS, BOGUS),
+        ("twin.confounders.+", BOGUS, BOGUS),
+        ("multiplicity", BOGUS, BOGUS),
+    ],
+}
 
 
-@pytest.mark.parametrize(("file", "old", "new", "key", "said"), WRONG, ids=[f"{w[0]} {w[3]}" for w in WRONG])
-def test_a_name_that_matches_nothing_is_refused_at_its_place(tmp_path, file, old, new, key, said):
-    config = shutil.copytree(CHECKOUT / "config", tmp_path / "config")
-    assert validate_folder(config) == {}
-    path = config / file
-    text = path.read_text(encoding="utf-8")
-    assert text.count(old) >= 1
-    path.write_text(text.replace(old, new, 1), encoding="utf-8")
-    (problem,) = set("\n".join(validate_folder(config).values()).splitlines())
-    assert problem.startswith(f"{path}:") and key in problem and said in problem, problem
-    line = path.read_text(encoding="utf-8").splitlines()[
-        int(problem.removeprefix(f"{path}:").split(":")[0]) - 1
-    ]
-    assert line not in text.splitlines(), problem
+def put(document, place, value):
+    *way, last = place.split(".")
+    for step in way:
+        document = document[int(step) if step.isdigit() else step]
+    if last == "+":
+        document.append(value)
+    else:
+        document[last] = value
 
 
-def test_four_unknown_features_of_five_are_all_named(tmp_path):
-    config = shutil.copytree(CHECKOUT / "config", tmp_path / "config")
-    path = config / SCOPE
-    five = "features: [age_at_diagnosis, a1, a2, a3, a4]"
-    path.write_text(path.read_text(encoding="utf-8").replace("features: all", five), encoding="utf-8")
-    policy = load_policy(config)
-    assert "fabhalta_pnh_initiation" not in policy.scopes
-    error = policy.broken("scopes")["fabhalta_pnh_initiation"]
-    assert [one.field for one in error.parts] == [f"features.{number}" for number in range(1, 5)]
+@pytest.fixture(scope="module")
+def configuration(tmp_path_factory):
+    return shutil.copytree(CHECKOUT / "config", tmp_path_factory.mktemp("names") / "config")
+
+
+def errors_of(folder, file):
+    """What reading the file says; the quick way, by the one reader that reads it."""
+    if "/" in file or file == "sources.yaml":
+        return list(validate_folder(folder).values())
+    stem = file.removesuffix(".yaml")
+    wanted = {
+        "alerts": "AlertsPolicy", "algorithms": "AlgorithmsPolicy", "causal": "CausalPolicy",
+        "drift_monitoring": "DriftPolicy", "experiment_lifecycle": "LifecyclePolicy",
+        "feast_materialization": "FeastMaterializationPolicy", "optuna_config": "OptunaPolicy",
+        "quality": "QualityPolicy", "registry": "RegistryPolicy", "serving": "ServingPolicy",
+        "vocabulary": "load_vocabulary",
+    }[stem]  # fmt: skip
+    (reader,) = (one for one in READERS if one.__qualname__.startswith(wanted))
+    try:
+        reader(folder)
+    except ConfigError as error:
+        return [str(error)]
+    return []
+
+
+CASES = [
+    pytest.param(file, *case, id=f"{file}: {case[0]}") for file, cases in NAMES.items() for case in cases
+]
+
+
+@pytest.mark.parametrize(("file", "place", "value", "word"), CASES)
+def test_a_name_that_matches_nothing_is_refused(configuration, file, place, value, word):
+    path = configuration / file
+    before = path.read_text(encoding="utf-8")
+    document = yaml.safe_load(before)
+    put(document, place, value)
+    path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+    try:
+        (said, *_) = errors_of(configuration, file)
+    finally:
+        path.write_text(before, encoding="utf-8")
+    assert word in said
+    assert path.name in said or f"Scope {path.stem}" in said
+
+
+def test_the_shipped_files_name_only_what_there_is():
+    assert validate_folder(CHECKOUT / "config") == {}
+    assert not load_policy(CHECKOUT / "config").errors()
+
+
+def test_reading_knows_the_algorithms_that_are_built():
+    assert {name: one.problem_types for name, one in TRAINED.items()} == trained_algorithms()
+    for name, one in TRAINED.items():
+        assert set(one.parameters) <= set(parameters_of(name)), name
+
+
+def test_a_parameter_that_is_not_usual_but_the_estimators_own_is_taken(configuration):
+    path = configuration / "algorithms.yaml"
+    before = path.read_text(encoding="utf-8")
+    path.write_text(
+        before.replace("subsample: 0.8, min", "subsample: 0.8, gamma: 0.1, min"), encoding="utf-8"
+    )
+    try:
+        found = AlgorithmsPolicy.load(configuration).algorithm("XGBoost")
+        path.write_text(
+            before.replace("subsample: 0.8, min", "subsample: 0.8, n_jobs: 4, min"), encoding="utf-8"
+        )
+        with pytest.raises(ConfigError, match=r"algorithms.XGBoost.defaults.n_jobs: there is no parameter"):
+            AlgorithmsPolicy.load(configuration)
+    finally:
+        path.write_text(before, encoding="utf-8")
+    assert found.defaults["gamma"] == 0.1

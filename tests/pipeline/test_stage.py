@@ -5,10 +5,14 @@ from typing import TYPE_CHECKING
 import dagster as dg
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from pipeline_runs import said
 
 from assets.stage import Produced, stage_asset, stage_check
+from e2i_dagster.cli import main
 from e2i_dagster.definitions import build_resources
+from e2i_dagster.serving.client import waiting_words
+from e2i_dagster.status import status_report
 from resources.lake import DOCUMENT
 
 if TYPE_CHECKING:
@@ -105,3 +109,35 @@ def test_the_ui_names_what_an_asset_is_and_what_a_stage_reads():
     assert (shown[DOCUMENT].module, shown[DOCUMENT].name) == ("e2i_dagster.config.policy", "PolicySummary")
     types = {one.name: one.dagster_type.display_name for one in reader.op.input_defs}
     assert types == {"made": "PolicySummary", "other": "DataFrame"}
+
+
+def test_what_of_a_good_result_waits_is_shown_to_people_and_programs(pipeline):
+    """Also by the run that takes the stage over unchanged."""
+
+    @stage_asset(name="made", group_name="test", gated=False)
+    def made() -> Produced:
+        return Produced(rows(), note="1 patient waits without an answer: 1 with no age")
+
+    for state in ("executed", "reused"):
+        assert materialized([made], pipeline).success
+        (stage,) = [one for one in status_report()["stages"] if one["name"] == "made"]
+        assert stage["state"] == state
+        assert stage["note"] == "1 patient waits without an answer: 1 with no age"
+        shown = CliRunner().invoke(main, ["status"], catch_exceptions=False)
+        assert "1 patient waits without an answer" in " ".join(shown.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("reasons", "words"),
+    [
+        ([], ""),
+        (["no age"], "1 patient waits without an answer: 1 with no age"),
+        (["no age", "no age"], "2 patients wait without an answer: 2 with no age"),
+        (
+            ["a", "a", "b", "c", "d"],
+            "5 patients wait without an answer: 2 with a; 1 with b; 1 with c; 1 more reason",
+        ),
+    ],
+)
+def test_who_waits_is_said_in_plain_words(reasons, words):
+    assert waiting_words(pd.DataFrame({"reason": reasons})) == words

@@ -1,9 +1,11 @@
 import numpy as np
 import optuna
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from model_rows import numbers, rows
 
-from e2i_dagster.config.algorithms import AlgorithmsPolicy
+from e2i_dagster.config.algorithms import AlgorithmsPolicy, FloatRange, IntRange
 from e2i_dagster.config.optuna_config import OptunaPolicy
 from e2i_dagster.errors import VerdictError
 from e2i_dagster.selection import LabelledRows
@@ -82,6 +84,37 @@ def test_defaults_outside_a_narrowed_space_are_not_run():
     )
     assert result.default_value is None
     assert all(4 <= trial.parameters["num_leaves"] <= 7 for trial in result.trials)
+    defaults = narrowed.algorithm("LightGBM").defaults
+    assert result.trials[0].parameters == {**defaults, "num_leaves": 7}
+    assert result.to_metadata()["note"] == "num_leaves: default 8 is outside the search space, begun at 7"
+
+
+def test_a_default_that_is_no_choice_any_more_is_drawn_and_the_others_begin():
+    document = AlgorithmsPolicy.load().model_dump()
+    boosting = document["algorithms"]["LightGBM"]["search_space"]
+    boosting["learning_rate"] = {"kind": "categorical", "choices": [0.2, 0.1]}
+    result = search_hyperparameters(
+        "LightGBM", rows(150), rows(80, 1), scope="s", policy=policy(2),
+        algorithms=AlgorithmsPolicy.model_validate(document),
+    )  # fmt: skip
+    first = result.trials[0].parameters
+    defaults = AlgorithmsPolicy.load().algorithm("LightGBM").defaults
+    assert first.pop("learning_rate") in (0.1, 0.2)
+    assert first == {name: value for name, value in defaults.items() if name != "learning_rate"}
+    assert result.note == "learning_rate: default 0.05 is outside the search space, drawn"
+
+
+@given(
+    low=st.integers(-50, 50), width=st.integers(0, 40), step=st.integers(1, 7), value=st.integers(-200, 200)
+)
+def test_what_a_search_begins_with_can_be_drawn_and_is_nearest(low, width, step, value):
+    whole = IntRange(kind="int", low=low, high=low + width, step=step)
+    near = whole.nearest(value)
+    assert whole.holds(near)
+    assert abs(near - value) == min(abs(one - value) for one in range(low, low + width + 1, step))
+    stepped = FloatRange(kind="float", low=low, high=low + width, step=step)
+    assert stepped.holds(stepped.nearest(value))
+    assert abs(stepped.nearest(value) - value) == abs(near - value)
 
 
 def test_an_interrupted_study_ends_like_an_undisturbed_one(tmp_path):

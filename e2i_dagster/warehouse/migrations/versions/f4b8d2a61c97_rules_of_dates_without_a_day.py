@@ -1,6 +1,6 @@
 """The rules by which a load completed dates, for its corrected rejects; what a look may advise.
 
-Revision f4b8d2a61c97, after b2d94c07e1f5.
+Revision f4b8d2a61c97, after d18e3b7c50f4.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision: str = 'f4b8d2a61c97'
-down_revision: str | None = 'b2d94c07e1f5'
+down_revision: str | None = 'd18e3b7c50f4'
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
