@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, wraps
@@ -156,17 +156,22 @@ def read_field(model: BaseModel, name: str, value: Any) -> None:
         note(place / name, lambda: _field(model, name))
 
 
-def read_fields(model: BaseModel, include: Iterable[str] | None, exclude: Iterable[str] | None) -> None:
-    """Note that all of ``model`` was read, or only the fields that it is asked for."""
+def read_fields(model: BaseModel, include: Any = None, exclude: Any = None) -> None:
+    """Note that all of ``model`` was read, or of its fields what is asked for, as pydantic is asked."""
     place = model.__dict__.get(PLACE)
     if place is None or not _recording:
         return
-    if include is None and exclude is None:
+    if include is None and not exclude:
         note(place, lambda: plain(model))
         return
-    names = set(type(model).model_fields if include is None else include) - set(exclude or ())
-    for name in names:
-        note(place / name, lambda name=name: _field(model, name))
+    left_out = {
+        name for name in exclude or () if not isinstance(exclude, Mapping) or exclude[name] in (True, ...)
+    }
+    for name in set(type(model).model_fields if include is None else include) - left_out:
+        if isinstance(model.__dict__[name], ObservedDict):
+            note(place / name, lambda name=name: _field(model, name))
+        else:
+            read_field(model, name, model.__dict__[name])
 
 
 def _field(model: BaseModel, name: str) -> Any:

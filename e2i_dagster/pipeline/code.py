@@ -108,6 +108,10 @@ class SourceCode:
         digests |= {f"{name} {self._digest(name)}" for name in modules}
         return _digest_of(sorted(digests))
 
+    def digest_of_module(self, name: str) -> str:
+        """Digest (16 hex digits) of the code that importing the module ``name`` reaches."""
+        return _digest_of(sorted(f"{one} {self._digest(one)}" for one in self.reach((name, None))))
+
     def _digest(self, name: str) -> str:
         module = self.module(name)
         return module.digest if module else ""

@@ -5,27 +5,15 @@ from typing import TYPE_CHECKING
 import dagster as dg
 import pandas as pd
 import pytest
-from pipeline_runs import said
+from pipeline_runs import materialized, said
 
 from assets.stage import Produced, stage_asset, stage_check
-from e2i_dagster.definitions import build_resources
 from resources.lake import DOCUMENT
 
 if TYPE_CHECKING:
     from e2i_dagster.config.policy import PolicySummary
 
 SUMMARY = "e2i_dagster.config.policy:PolicySummary"
-
-
-def materialized(assets, pipeline, selection=None):
-    return dg.materialize(
-        assets,
-        instance=pipeline.instance,
-        resources=build_resources(),
-        selection=selection,
-        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-        raise_on_error=False,
-    )
 
 
 def asset_of(value, produces):
