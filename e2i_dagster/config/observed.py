@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from e2i_dagster.config.environment import config_folder
 from e2i_dagster.errors import ConfigError
 
-#: Last part of the place of a mapping's keys: who goes through all of them depends on which there are.
+#: Last part of the place of a mapping's keys: who goes through all of them depends on which there are, in which order.
 ALL_KEYS = "*"
 #: Name under which a model keeps its :class:`Place`; no field of a model begins like this.
 PLACE = "__place__"
@@ -238,7 +238,7 @@ class ObservedDict(dict[Any, Any]):
 
     def _note_all(self) -> None:
         if _recording:
-            note(self.place / ALL_KEYS, lambda: sorted(map(str, dict.keys(self))))
+            note(self.place / ALL_KEYS, lambda: list(map(str, dict.keys(self))))
             for key, value in super().items():
                 self._noted(key, value)
 
@@ -283,7 +283,7 @@ def _read(path: Path, model: str, modified: int, size: int) -> Any:
     from e2i_dagster.config.base import read_yaml
 
     if not model:
-        return dict.fromkeys(one.stem for one in path.glob("*.yaml"))
+        return dict.fromkeys(sorted(one.stem for one in path.glob("*.yaml")))
     kind = resolve_name(model)
     with unobserved():
         return plain(kind.from_yaml(path) if hasattr(kind, "from_yaml") else read_yaml(path, kind))
@@ -293,7 +293,7 @@ def _at(value: Any, keys: Keys) -> Any:
     """The value at ``keys`` of JSON-like data, as :func:`note` was given it."""
     for key in keys:
         if key == ALL_KEYS:
-            return sorted(value) if isinstance(value, dict) else ABSENT
+            return list(value) if isinstance(value, dict) else ABSENT
         if not isinstance(value, dict) or key not in value:
             return ABSENT
         value = value[key]
