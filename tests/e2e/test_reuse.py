@@ -119,6 +119,20 @@ def test_no_patient_is_scored_and_no_attempt_is_recorded_again(redeployed):
     assert after == before
 
 
+def test_the_rules_of_the_gate_are_no_input_of_what_it_lets_pass(notes):
+    """It is asked each time; other limits of an audit train no model again."""
+    stages, _ = notes
+    audited = {
+        "feature_selection",
+        "algorithm",
+        "hyperparameters",
+        "trained_model",
+        "evaluation",
+        "tracked_run",
+    }
+    assert not {stage for stage in audited if {"quality.yaml", "sources.yaml"} & stages.get(stage, {}).keys()}
+
+
 #: Keys that no stage of the plan reads, or that one reads only when it comes to that, and who does.
 READ_ELSEWHERE = {
     "alerts.yaml: *": "the alert after a failed run, and the digest of the day",
