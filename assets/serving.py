@@ -127,6 +127,8 @@ def endpoint_health(deployment: "Deployment", serving: Serving) -> dg.AssetCheck
 
 @scope_asset(
     outside=True,
+    # Patients whom this model version has scored are not scored and logged once more because it moved.
+    where=["deployment"],
     kinds={"bentoml"},
     description="The patients whose outcome is not known yet, scored through the live endpoint and logged; a row "
     "without a value that the model needs waits with its reason.",

@@ -111,6 +111,7 @@ def stage_asset(
     always: bool = False,
     pure: bool = False,
     outside: bool = False,
+    where: Sequence[str] = (),
     code: Sequence[str] = (),
     gated: bool = True,
     reads: Mapping[str, Sequence[str]] | None = None,
@@ -130,6 +131,8 @@ def stage_asset(
         pure: it makes nothing but its value, so that any stored version is as good as the newest.
         outside: its work is done outside (a live endpoint, a tracked run), so that a change of its code does not
             do it again; a change of inputs or of policy does.
+        where: inputs that only say where its work is done (which endpoint answers), so that another one alone
+            does not do it again.
         code: modules that the body reaches by other ways than imports.
         gated: raw tables among the inputs need a passed quality gate for exactly their versions, a training
             frame and its splits a passed leakage audit. In a run that checks them, too, the asset waits for
@@ -160,7 +163,7 @@ def stage_asset(
             stage = Stage(context, given["lake"], given["warehouse"], gated, reads or {}, reached)
             inputs = {name: value for name, value in given.items() if name in wanted}
             with stage.recorded():
-                stage.look_at_inputs(also_reads, outside=outside)
+                stage.look_at_inputs(also_reads, outside=outside, where=where)
                 reused = None if always else stage.reusable(still_valid, any_version=pure)
                 if reused is not None:
                     return reused
@@ -265,7 +268,7 @@ class Stage:
         self.fingerprint = ""
         self.started = time.monotonic()
 
-    def look_at_inputs(self, also_reads: AlsoReads, *, outside: bool) -> None:
+    def look_at_inputs(self, also_reads: AlsoReads, *, outside: bool, where: Sequence[str]) -> None:
         """Exact versions of all inputs, what the gate says of them, and the fingerprint.
 
         Raises:
@@ -274,13 +277,16 @@ class Stage:
         """
         from e2i_dagster.pipeline.reuse import fingerprint_of
 
-        tables = also_reads.of(_only(self.partitions))
-        self.inputs = [
-            *input_versions(self.context, self.warehouse),
-            *current_versions(tables, self.warehouse),
-        ]
-        self._require_gate()
-        self.fingerprint = fingerprint_of(self.inputs, self.marks, "" if outside else self.code)
+        # Which versions there are and whether the gate lets them pass is asked each time, reused or not.
+        with observed.unobserved():
+            tables = also_reads.of(_only(self.partitions))
+            self.inputs = [
+                *input_versions(self.context, self.warehouse),
+                *current_versions(tables, self.warehouse),
+            ]
+            self._require_gate()
+        asked_for = [one for one in self.inputs if one[0] not in where]
+        self.fingerprint = fingerprint_of(asked_for, self.marks, "" if outside else self.code)
 
     @property
     def partition_label(self) -> str:

@@ -36,6 +36,7 @@ class Pipeline:
         months: tuple[str, str] | None = None,
         assets: Sequence[str] | None = None,
         folder: Path | None = None,
+        mapping: Path | None = None,
     ) -> dg.ExecuteInProcessResult:
         """Execute ``job`` for a partition or a range of months; ``assets`` narrows it, with their checks."""
         tags = {}
@@ -49,7 +50,8 @@ class Pipeline:
             )
         config: dict[str, Any] = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
         if folder is not None:
-            config["ops"] = {"source_files": {"config": {"folder": str(folder)}}}
+            given = {"folder": str(folder)} | ({"mapping": str(mapping)} if mapping else {})
+            config["ops"] = {"source_files": {"config": given}}
         return self.defs.resolve_job_def(job).execute_in_process(
             run_config=config,
             instance=self.instance,
@@ -62,12 +64,21 @@ class Pipeline:
         )
 
     def load(
-        self, folder: Path, *tables: str, months: tuple[str, str] = (FIRST, LAST), checked: bool = True
+        self,
+        folder: Path,
+        *tables: str,
+        months: tuple[str, str] = (FIRST, LAST),
+        checked: bool = True,
+        mapping: Path | None = None,
     ) -> dg.ExecuteInProcessResult:
         """Load ``tables`` of ``folder``; ``checked`` says whether the last one goes through quality control."""
         quality = [f"quality/{name}" for name in tables if name != "hcp_profiles"] if checked else []
         return self.run(
-            "load_and_qc", months=months, assets=["source_files", *tables, *quality], folder=folder
+            "load_and_qc",
+            months=months,
+            assets=["source_files", *tables, *quality],
+            folder=folder,
+            mapping=mapping,
         )
 
     def versions(self, asset: str) -> dict[str | None, Any]:
@@ -85,6 +96,22 @@ class Pipeline:
         """The rows that ``statement`` selects in the warehouse."""
         with self.warehouse.connect() as connection:
             return list(connection.execute(sa.text(statement)).mappings())
+
+
+def materialized(
+    assets: Sequence[Any], pipeline: Pipeline, selection: Any = None
+) -> dg.ExecuteInProcessResult:
+    """Materialize ``assets`` of a test's own, with the resources of the code location."""
+    from e2i_dagster.definitions import build_resources
+
+    return dg.materialize(
+        assets,
+        instance=pipeline.instance,
+        resources=build_resources(),
+        selection=selection,
+        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        raise_on_error=False,
+    )
 
 
 def said(result: dg.ExecuteInProcessResult) -> str:

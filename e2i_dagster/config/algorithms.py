@@ -100,17 +100,15 @@ Dimension = Annotated[IntRange | FloatRange | Choice, Field(discriminator="kind"
 class Algorithm(PolicyModel):
     """What is declared about one algorithm.
 
-    ``latency_ms`` is for one row, ``memory_gb`` for the loaded model, the two shares are in [0, 1].
+    ``latency_ms`` is for one row, ``memory_gb`` for the loaded model, ``interpretability`` is in [0, 1].
     """
 
     description: str
     family: Literal["causal", "gradient_boosting", "ensemble", "linear"]
-    framework: Literal["econml", "xgboost", "lightgbm", "sklearn"]
     problem_types: tuple[ProblemType, ...] = Field(min_length=1)
     latency_ms: float = Field(gt=0)
     memory_gb: float = Field(gt=0)
     interpretability: float = Field(ge=0, le=1)
-    scalability: float = Field(ge=0, le=1)
     defaults: dict[str, str | int | float | bool]
     search_space: dict[str, Dimension]
 

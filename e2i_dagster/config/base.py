@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any, Self, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from e2i_dagster.config import observed
 from e2i_dagster.errors import ConfigError
@@ -24,7 +31,7 @@ Place = tuple[tuple[int | str, ...], str]
 YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-class PolicyModel(BaseModel):
+class PolicyModel(BaseModel):  # noqa: PLW1641 - pydantic hashes frozen models
     """Base of every policy value: frozen, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,15 +42,23 @@ class PolicyModel(BaseModel):
             observed.read_field(self, name, value)
         return value
 
-    def model_dump(self, **settings: Any) -> dict[str, Any]:
-        """As pydantic's; notes that the model was read, or of it what was asked for."""
-        observed.read_fields(self, settings.get("include"), settings.get("exclude"))
-        return super().model_dump(**settings)
+    @model_serializer(mode="wrap")
+    def _noted(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo):
+        """Whoever serializes the model, alone or inside of another one, reads it, or of it what was asked for."""
+        observed.read_fields(self, info.include, info.exclude)
+        return dump(self)
+
+    def __eq__(self, other: object) -> bool:
+        for one in (self, other):
+            if isinstance(one, PolicyModel):
+                observed.read_fields(one)
+        return super().__eq__(other)
 
     def model_copy(self, **settings: Any) -> Self:
-        """As pydantic's; a copy with other values is no longer what stands in a file."""
+        """As pydantic's; a copy with other values is no longer what stands in a file, and was made of the rest."""
         copied = super().model_copy(**settings)
         if settings.get("update"):
+            observed.read_fields(self, exclude=set(settings["update"]))
             vars(copied).pop(observed.PLACE, None)
         return copied
 

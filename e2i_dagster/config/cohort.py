@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from pydantic import (
     Field,
+    SerializationInfo,
     SerializerFunctionWrapHandler,
     ValidationInfo,
     field_validator,
@@ -21,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from e2i_dagster.config import observed
 from e2i_dagster.config.base import PolicyModel, digest_of, read_yaml
 from e2i_dagster.config.codes import normal_code
 from e2i_dagster.config.cohort_fields import (
@@ -285,8 +287,9 @@ class CohortDefinition(PolicyModel):
         return dict.fromkeys(own, "text") if isinstance(own, list | tuple) else own
 
     @model_serializer(mode="wrap")
-    def _one_index(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _one_index(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
         """With an index by event there is no index field, so that what is written can be read again."""
+        observed.read_fields(self, info.include, info.exclude)
         written = dump(self)
         if self.index is not None and "temporal_requirements" in written:
             written["temporal_requirements"].pop("index_date_field", None)

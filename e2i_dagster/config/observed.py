@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, wraps
@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from e2i_dagster.config.environment import config_folder
 from e2i_dagster.errors import ConfigError
 
-#: Last part of the place of a mapping's keys: who goes through all of them depends on which there are.
+#: Last part of the place of a mapping's keys: who goes through all of them depends on which there are, in which order.
 ALL_KEYS = "*"
 #: Name under which a model keeps its :class:`Place`; no field of a model begins like this.
 PLACE = "__place__"
@@ -156,17 +156,22 @@ def read_field(model: BaseModel, name: str, value: Any) -> None:
         note(place / name, lambda: _field(model, name))
 
 
-def read_fields(model: BaseModel, include: Iterable[str] | None, exclude: Iterable[str] | None) -> None:
-    """Note that all of ``model`` was read, or only the fields that it is asked for."""
+def read_fields(model: BaseModel, include: Any = None, exclude: Any = None) -> None:
+    """Note that all of ``model`` was read, or of its fields what is asked for, as pydantic is asked."""
     place = model.__dict__.get(PLACE)
     if place is None or not _recording:
         return
-    if include is None and exclude is None:
+    if include is None and not exclude:
         note(place, lambda: plain(model))
         return
-    names = set(type(model).model_fields if include is None else include) - set(exclude or ())
-    for name in names:
-        note(place / name, lambda name=name: _field(model, name))
+    left_out = {
+        name for name in exclude or () if not isinstance(exclude, Mapping) or exclude[name] in (True, ...)
+    }
+    for name in set(type(model).model_fields if include is None else include) - left_out:
+        if isinstance(model.__dict__[name], ObservedDict):
+            note(place / name, lambda name=name: _field(model, name))
+        else:
+            read_field(model, name, model.__dict__[name])
 
 
 def _field(model: BaseModel, name: str) -> Any:
@@ -233,7 +238,7 @@ class ObservedDict(dict[Any, Any]):
 
     def _note_all(self) -> None:
         if _recording:
-            note(self.place / ALL_KEYS, lambda: sorted(map(str, dict.keys(self))))
+            note(self.place / ALL_KEYS, lambda: list(map(str, dict.keys(self))))
             for key, value in super().items():
                 self._noted(key, value)
 
@@ -278,7 +283,7 @@ def _read(path: Path, model: str, modified: int, size: int) -> Any:
     from e2i_dagster.config.base import read_yaml
 
     if not model:
-        return dict.fromkeys(one.stem for one in path.glob("*.yaml"))
+        return dict.fromkeys(sorted(one.stem for one in path.glob("*.yaml")))
     kind = resolve_name(model)
     with unobserved():
         return plain(kind.from_yaml(path) if hasattr(kind, "from_yaml") else read_yaml(path, kind))
@@ -288,7 +293,7 @@ def _at(value: Any, keys: Keys) -> Any:
     """The value at ``keys`` of JSON-like data, as :func:`note` was given it."""
     for key in keys:
         if key == ALL_KEYS:
-            return sorted(value) if isinstance(value, dict) else ABSENT
+            return list(value) if isinstance(value, dict) else ABSENT
         if not isinstance(value, dict) or key not in value:
             return ABSENT
         value = value[key]

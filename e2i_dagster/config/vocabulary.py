@@ -66,26 +66,6 @@ class VocabularyPolicy(PolicyModel):
     vocabularies: dict[str, Vocabulary]
     column_aliases: dict[str, dict[str, str]] = {}
     column_matching: ColumnMatching = Field(default_factory=ColumnMatching)
-    region_states: dict[str, tuple[str, ...]] = {}
-
-    @model_validator(mode="after")
-    def _references(self) -> VocabularyPolicy:
-        problems: list[str] = []
-        for part, values in (("region", self.region_states), ("state", self.state_region)):
-            listed = self.vocabularies[part].values if part in self.vocabularies else {}
-            missing = sorted(set(values) - set(listed))
-            if missing:
-                problems.append(f"region_states has {part} values that are not listed: {', '.join(missing)}")
-        if sum(map(len, self.region_states.values())) != len(self.state_region):
-            problems.append("region_states lists a state in two regions")
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
-
-    @property
-    def state_region(self) -> dict[str, str]:
-        """Region of each state."""
-        return {state: region for region, states in self.region_states.items() for state in states}
 
     def values(self, name: str) -> tuple[str, ...]:
         """Accepted values of the vocabulary ``name``, in the order of the file.

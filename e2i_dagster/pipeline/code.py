@@ -11,6 +11,7 @@ import ast
 import hashlib
 import json
 import os
+import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -27,6 +28,9 @@ PACKAGES = ("e2i_dagster", "resources")
 SHELL = "assets"
 #: Modules that carry every stage and decide no value.
 CARRIERS = frozenset({"assets.stage", "assets.partitions"})
+
+#: File of the digests that were found last, beside the parsed modules.
+KNOWN = "digests.json"
 
 #: (module, name): ``import module`` has no name.
 Import = tuple[str, str | None]
@@ -68,7 +72,8 @@ class SourceCode:
 
     Attributes:
         root: folder of the packages.
-        kept_in: folder where parsed modules are kept by the digest of their bytes; None keeps nothing.
+        kept_in: folder where parsed modules are kept by the digest of their bytes, and what was found as long as no
+            file has another time or size; None keeps nothing.
     """
 
     root: Path
@@ -101,12 +106,40 @@ class SourceCode:
 
     def digest_at(self, module: str, line: int, also: Sequence[str] = ()) -> str:
         """:meth:`digest_of` the function that begins at ``line`` of ``module``."""
+        asked = json.dumps([module, line, *also])
+        if asked not in self._known:
+            self._known[asked] = self._found_at(module, line, also)
+            if self.kept_in is not None:
+                _write(self.kept_in / KNOWN, json.dumps({"files": self._files_now, "digests": self._known}))
+        return self._known[asked]
+
+    @cached_property
+    def _known(self) -> dict[str, str]:
+        """Digests that were found when every file had the time and size that it has now."""
+        if self.kept_in is not None:
+            with suppress(OSError, ValueError, KeyError):
+                kept = json.loads((self.kept_in / KNOWN).read_text(encoding="utf-8"))
+                if kept["files"] == self._files_now:
+                    return kept["digests"]
+        return {}
+
+    @cached_property
+    def _files_now(self) -> str:
+        """Digest of times and sizes of all files, and of what reads them."""
+        found = ((file, file.stat()) for _, file in sorted(self.files.items()))
+        return _digest_of([sys.version, *(f"{file} {one.st_mtime_ns} {one.st_size}" for file, one in found)])
+
+    def _found_at(self, module: str, line: int, also: Sequence[str]) -> str:
         digests, modules = self._shell(module, range(line, line + 1))
         for one in also:
             name, _, attribute = one.partition(":")
             modules |= self.reach((name, attribute or None))
         digests |= {f"{name} {self._digest(name)}" for name in modules}
         return _digest_of(sorted(digests))
+
+    def digest_of_module(self, name: str) -> str:
+        """Digest (16 hex digits) of the code that importing the module ``name`` reaches."""
+        return _digest_of(sorted(f"{one} {self._digest(one)}" for one in self.reach((name, None))))
 
     def _digest(self, name: str) -> str:
         module = self.module(name)

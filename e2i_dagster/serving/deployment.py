@@ -279,7 +279,11 @@ def deploy(
             with Control(record) as control:
                 seconds["supervisor"] = round(time.monotonic() - began, 3)
                 say(f"starting {release.tag} beside {previous.tag if previous else 'nothing'}")
-                candidate = control.ask("start", colour=colour.model_dump(mode="json"))
+                candidate = control.ask(
+                    "start",
+                    colour=colour.model_dump(mode="json"),
+                    deployment=policy.deployment.model_dump(mode="json"),
+                )
                 internal = f"http://127.0.0.1:{candidate['port']}"
                 mark = time.monotonic()
                 _wait_healthy(

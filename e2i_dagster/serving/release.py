@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version as library_version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -24,6 +24,7 @@ from e2i_dagster.config.base import digest_of
 from e2i_dagster.config.environment import state_folder
 from e2i_dagster.config.serving import ServiceName, ServingPolicy
 from e2i_dagster.errors import InputError, UnavailableError
+from e2i_dagster.pipeline.code import source_code
 from e2i_dagster.serving.models import file_digests, require_trusted
 from e2i_dagster.serving.schema import Signature, mlmodel
 from e2i_dagster.serving.state import bentoml_folder, library_environment
@@ -121,7 +122,11 @@ class ReleasedModel(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What a bento holds, as written into it."""
+    """What a bento holds, as written into it.
+
+    Attributes:
+        code: digest of the product's code that answers, which the bento does not hold itself.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -129,6 +134,7 @@ class Manifest(BaseModel):
     models: tuple[ReleasedModel, ...] = Field(min_length=1)
     libraries: dict[str, str]
     policy: ServingPolicy
+    code: str = ""
 
     @property
     def version(self) -> str:
@@ -170,6 +176,7 @@ class Release(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    volatile_fields: ClassVar[set[str]] = {"reused"}
 
     service: ServiceName
     version: str
@@ -231,6 +238,7 @@ def build_release(
         models=tuple(_released(one, position) for position, one in enumerate(ordered)),
         libraries={name: library_version(name) for name in LIBRARIES},
         policy=policy,
+        code=source_code().digest_of_module("e2i_dagster.serving.service"),
     )
     path = bentoml_folder(state) / "bentos" / service / manifest.version
     reused = (path / "bento.yaml").is_file()

@@ -87,6 +87,7 @@ class Colour:
     """One running colour."""
 
     described: ActiveColour
+    policy: DeploymentPolicy
     settings: ColourSettings
     process: asyncio.subprocess.Process
     identity: ProcessIdentity
@@ -104,7 +105,7 @@ class Supervisor:
         state: state folder.
         service: name of the service.
         public: the bound and listening public socket.
-        policy: times; read once when the supervisor starts.
+        policy: times and threads; those of the deployment that was switched to last take their place.
     """
 
     def __init__(self, state: Path, service: str, public: socket.socket, policy: ServingPolicy) -> None:
@@ -158,7 +159,7 @@ class Supervisor:
     async def _resume(self, recorded: ActiveColour) -> None:
         while not self._ending.is_set():
             try:
-                self._active = await self._start(recorded)
+                self._active = await self._start(recorded, self._deployment)
             except OSError as error:
                 logger.error("The colour could not be started: %s", error)
                 await asyncio.sleep(self._deployment.restart_first_seconds)
@@ -201,7 +202,7 @@ class Supervisor:
 
     # -- colours -----------------------------------------------------------------------------------
 
-    async def _start(self, described: ActiveColour) -> Colour:
+    async def _start(self, described: ActiveColour, policy: DeploymentPolicy) -> Colour:
         """Start the BentoML process of a colour on a free private port."""
         folder = make_private(services_folder(self._state) / "colours")
         home = make_private(folder / described.colour)
@@ -218,7 +219,7 @@ class Supervisor:
         )
         settings.failure.unlink(missing_ok=True)
         write_private(home / "settings.json", settings.model_dump_json(indent=1))
-        threads = str(self._deployment.threads)
+        threads = str(policy.threads)
         environment = {
             **os.environ,
             **library_environment(self._state, home),
@@ -242,6 +243,7 @@ class Supervisor:
         identity = ProcessIdentity.of(process.pid)
         colour = Colour(
             described=described.model_copy(update={"process": identity, "port": port, "since": _time()}),
+            policy=policy,
             settings=settings,
             process=process,
             identity=identity,
@@ -312,7 +314,7 @@ class Supervisor:
             if self._active is not colour or self._ending.is_set():
                 continue
             described = colour.described.model_copy(update={"restarts": colour.described.restarts + 1})
-            self._active = await self._start(described)
+            self._active = await self._start(described, colour.policy)
             self._recorded = self._active.described
             self._write()
             alive_since = asyncio.get_running_loop().time()
@@ -377,7 +379,10 @@ class Supervisor:
     ) -> tuple[dict[str, Any], Colour | None]:
         kind = command.get("command")
         if kind == "start" and candidate is None:
-            return await self._start_candidate(ActiveColour.model_validate(command["colour"]))
+            return await self._start_candidate(
+                ActiveColour.model_validate(command["colour"]),
+                DeploymentPolicy.model_validate(command["deployment"]),
+            )
         if kind == "alive" and candidate is not None:
             candidate.members = family(candidate.identity) or candidate.members
             return {
@@ -388,7 +393,7 @@ class Supervisor:
             if candidate.process.returncode is not None:
                 return {"ok": False, "problem": "the candidate has ended"}, candidate
             before, self._active = self._active, candidate
-            self._recorded = candidate.described
+            self._recorded, self._deployment = candidate.described, candidate.policy
             self._write()
             logger.info("Traffic goes to colour %s (%s)", candidate.described.colour, candidate.described.tag)
             if before is not None:
@@ -396,9 +401,11 @@ class Supervisor:
             return {"ok": True}, None
         return {"ok": False, "problem": f"unknown or untimely command {kind!r}"}, candidate
 
-    async def _start_candidate(self, described: ActiveColour) -> tuple[dict[str, Any], Colour | None]:
+    async def _start_candidate(
+        self, described: ActiveColour, policy: DeploymentPolicy
+    ) -> tuple[dict[str, Any], Colour | None]:
         try:
-            candidate = await self._start(described)
+            candidate = await self._start(described, policy)
         except OSError as error:
             return {"ok": False, "problem": str(error)}, None
         failure = str(candidate.settings.failure)

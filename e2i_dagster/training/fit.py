@@ -153,7 +153,8 @@ def train(
             raw_scores(pipeline, rows.features, problem_type)  # type: ignore[arg-type]
             for rows in (train_rows, validation_rows)
         ]
-    threshold = youden_threshold(validation_rows.target, scores[1]) if binary else None
+    cut = THRESHOLDS[policy.threshold.rule]
+    threshold = cut(validation_rows.target, scores[1]) if binary else None
     nullable = tuple(name for name in kinds if train_rows.features[name].isna().any())
     return TrainedModel(
         pipeline=pipeline,
@@ -202,6 +203,10 @@ def youden_threshold(target: np.ndarray, scores: np.ndarray) -> float:
     false_alarms = np.cumsum(1 - hits) / (len(hits) - hits.sum())
     gain = np.where(last_of_tie, sensitivity - false_alarms, -np.inf)
     return float(ranked[int(np.argmax(gain))])
+
+
+#: How the cut between the classes is found, by the name of the rule in ``optuna_config.yaml``.
+THRESHOLDS = {"youden": youden_threshold}
 
 
 def invented_example(features: pd.DataFrame, kinds: Mapping[str, Kind]) -> pd.DataFrame:

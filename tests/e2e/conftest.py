@@ -37,6 +37,7 @@ class Deployment:
     """A finished run: where it is, how to ask it, and what it reported."""
 
     home: Path
+    config: Path
     environment: Mapping[str, str]
     report: Mapping[str, Any]
     progress: str
@@ -115,8 +116,14 @@ def deployed(state: Path) -> Iterator[Deployment]:
     try:
         done = e2i(environment, "run", "--scope", "default", "--json")
         report = json.loads(done.stdout.splitlines()[-1])
-        yield Deployment(home / "s", environment, report, done.stderr)
+        yield Deployment(home / "s", config, environment, report, done.stderr)
     finally:
         e2i(environment, "down", check=False)
         remove_server(home / "s")
         shutil.rmtree(home)
+
+
+@pytest.fixture(scope="session")
+def again(deployed: Deployment) -> Mapping[str, Any]:
+    """The report of a second run, and the progress of the first is not touched."""
+    return json.loads(deployed.e2i("run", "--scope", "default", "--json").stdout.splitlines()[-1])

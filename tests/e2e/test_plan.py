@@ -23,12 +23,6 @@ EXPECTED = {
 
 
 @pytest.fixture(scope="session")
-def again(deployed):
-    """The report of a second run, and the progress of the first is not touched."""
-    return json.loads(deployed.e2i("run", "--scope", "default", "--json").stdout.splitlines()[-1])
-
-
-@pytest.fixture(scope="session")
 def tracked(deployed):
     """What MLflow holds, read through its own client in a process of the deployment."""
     program = """

@@ -3,16 +3,19 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel, TypeAdapter
 
 from e2i_dagster.config import observed
 from e2i_dagster.config.environment import CHECKOUT
 from e2i_dagster.config.policy import load_policy
 from e2i_dagster.config.quality import QualityPolicy
+from e2i_dagster.config.serving import RequestPolicy, ServingPolicy
 from e2i_dagster.pipeline.code import SourceCode
 from e2i_dagster.quality.rules import ruleset_hash
 
@@ -102,6 +105,58 @@ def test_which_files_there_are_counts_for_who_goes_through_all(folder):
     change(folder / "scopes" / "mine.yaml", "key", value="mine")
     assert observed.changed(one_scope.to_record()) is None
     assert observed.changed(all_scopes.to_record()) == "scopes: *"
+
+
+class Carrier(BaseModel):
+    """Any document that a policy value is put into."""
+
+    inside: RequestPolicy
+
+
+@pytest.mark.parametrize(
+    ("reads", "keys"),
+    [
+        (lambda request: request.model_dump(), ["request"]),
+        (lambda request: request.model_dump_json(), ["request"]),
+        (lambda request: Carrier(inside=request).model_dump(mode="json"), ["request"]),
+        (lambda request: Carrier(inside=request).model_dump_json(), ["request"]),
+        (lambda request: TypeAdapter(list[Any]).dump_json([request]), ["request"]),
+        (lambda request: request.model_dump(include={"max_batch"}), ["request.max_batch"]),
+        (
+            lambda request: request.model_dump(exclude={"max_batch"}),
+            ["request.max_body_bytes", "request.timeout_seconds"],
+        ),
+        (
+            lambda request: request == RequestPolicy(max_batch=1, max_body_bytes=1024, timeout_seconds=1),
+            ["request"],
+        ),
+        (
+            lambda request: request.model_copy(update={"max_batch": 7}),
+            ["request.max_body_bytes", "request.timeout_seconds"],
+        ),
+    ],
+)
+def test_whoever_takes_a_model_as_a_whole_reads_its_values(folder, reads, keys):
+    request = ServingPolicy.load(folder).request
+    with observed.recording() as readings:
+        reads(request)
+    found = readings.to_record().get("serving.yaml", {"keys": {}})["keys"]
+    assert sorted(".".join(json.loads(key)) for key in found) == keys
+
+
+def test_of_the_models_inside_only_what_is_asked_for_is_read(folder):
+    policy = ServingPolicy.load(folder)
+    with observed.recording() as readings:
+        policy.model_dump(include={"request": {"max_batch"}, "services": True})
+        policy.model_dump(include={"audit"}, exclude={"audit": {"batch_rows"}})
+    found = [".".join(json.loads(key)) for key in readings.to_record()["serving.yaml"]["keys"]]
+    assert sorted(found) == [
+        "audit.close_seconds",
+        "audit.flush_seconds",
+        "audit.max_journal_bytes",
+        "request.max_batch",
+        "services",
+    ]
 
 
 def test_a_file_that_is_gone_or_broken_is_a_change(folder):

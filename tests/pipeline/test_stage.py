@@ -6,7 +6,7 @@ import dagster as dg
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-from pipeline_runs import said
+from pipeline_runs import materialized, said
 
 from assets.stage import Produced, stage_asset, stage_check
 from e2i_dagster.cli import main
@@ -19,17 +19,6 @@ if TYPE_CHECKING:
     from e2i_dagster.config.policy import PolicySummary
 
 SUMMARY = "e2i_dagster.config.policy:PolicySummary"
-
-
-def materialized(assets, pipeline, selection=None):
-    return dg.materialize(
-        assets,
-        instance=pipeline.instance,
-        resources=build_resources(),
-        selection=selection,
-        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-        raise_on_error=False,
-    )
 
 
 def asset_of(value, produces):

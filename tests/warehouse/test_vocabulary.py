@@ -1,7 +1,5 @@
 """``config/vocabulary.yaml``: what it ships, what it refuses."""
 
-from itertools import chain
-
 import pandas as pd
 import pytest
 
@@ -15,8 +13,7 @@ SHIPPED = load_vocabulary()
 def test_what_is_shipped():
     assert SHIPPED.values("brand") == ("Remibrutinib", "Fabhalta", "Kisqali", "competitor", "other")
     assert SHIPPED.values("region") == ("northeast", "south", "midwest", "west")
-    assert set(SHIPPED.values("state")) == set(chain(*SHIPPED.region_states.values()))
-    assert SHIPPED.state_region["TX"] == "south"
+    assert len(SHIPPED.values("state")) == 51 and "TX" in SHIPPED.values("state")
     assert "0-17" in SHIPPED.values("age_group")
 
 
@@ -42,8 +39,6 @@ def test_both_forms_of_c3_glomerulopathy_are_in_its_cohort():
     [
         (("LNP023: Fabhalta", "LNP023: Nothing"), "not listed: Nothing"),
         (("LNP023: Fabhalta", "Kisqali: Fabhalta"), "both as value and as alias"),
-        (("west: [AK", "west: [TX, AK"), "two regions"),
-        (("midwest: [IA", "midwest: [XX, IA"), "state values that are not listed: XX"),
         (("[WS1, WS2, WS3]", "[WS1, WS1]"), "listed twice"),
         (("[WS1, WS2, WS3]", "[]"), "workstream"),
     ],
