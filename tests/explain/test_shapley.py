@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from model_rows import numbers, patients, rows
+from model_rows import numbers, patients, rows, visible
 from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import Pipeline
 
@@ -16,7 +16,7 @@ from e2i_dagster.training import train
 def fitted(algorithm, **more):
     parameters = dict(AlgorithmsPolicy.load().algorithm(algorithm).defaults)
     parameters |= {name: 40 for name in ("n_estimators", "max_iter") if name in parameters}
-    return train(rows(400), rows(200, 1), algorithm=algorithm, parameters=parameters, **more)
+    return train(visible(rows(400), rows(200, 1)), algorithm=algorithm, parameters=parameters, **more)
 
 
 @pytest.mark.parametrize(
@@ -54,8 +54,7 @@ def test_columns_of_one_feature_are_summed():
 def test_numbers_are_explained_in_their_own_unit():
     parameters = AlgorithmsPolicy.load().algorithm("Ridge").defaults
     model = train(
-        numbers(rows(300)),
-        numbers(rows(100, 1)),
+        visible(numbers(rows(300)), numbers(rows(100, 1))),
         algorithm="Ridge",
         parameters=parameters,
         problem_type="regression",

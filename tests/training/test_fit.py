@@ -3,7 +3,7 @@ from functools import cache
 import numpy as np
 import pandas as pd
 import pytest
-from model_rows import numbers, patients, rows
+from model_rows import numbers, patients, rows, visible
 
 from e2i_dagster.config.algorithms import AlgorithmsPolicy
 from e2i_dagster.selection import LabelledRows
@@ -18,8 +18,7 @@ def fitted(algorithm, train_rows=None, validation_rows=None, **more):
     # Fifty trees are enough to behave like a forest.
     defaults |= {name: 50 for name in ("n_estimators", "max_iter") if name in defaults}
     return train(
-        train_rows or rows(300),
-        validation_rows or rows(150, 1),
+        visible(train_rows or rows(300), validation_rows or rows(150, 1)),
         algorithm=algorithm,
         parameters=defaults,
         **more,

@@ -1,7 +1,7 @@
 import numpy as np
 import optuna
 import pytest
-from model_rows import numbers, rows
+from model_rows import numbers, rows, visible
 
 from e2i_dagster.config.algorithms import AlgorithmsPolicy
 from e2i_dagster.config.optuna_config import OptunaPolicy
@@ -67,7 +67,7 @@ def test_draws_stay_inside_the_space():
 
 
 def test_the_first_trial_is_the_defaults_and_the_best_is_no_worse():
-    result = search_hyperparameters("LightGBM", rows(300), rows(150, 1), scope="s", policy=policy())
+    result = search_hyperparameters("LightGBM", visible(rows(300), rows(150, 1)), scope="s", policy=policy())
     assert result.trials[0].parameters == AlgorithmsPolicy.load().algorithm("LightGBM").defaults
     assert result.best_value >= result.default_value
     assert (len(result.trials), result.stopped_by) == (5, "trials")
@@ -78,7 +78,7 @@ def test_defaults_outside_a_narrowed_space_are_not_run():
     document["algorithms"]["LightGBM"]["search_space"]["num_leaves"] = {"kind": "int", "low": 4, "high": 7}
     narrowed = AlgorithmsPolicy.model_validate(document)
     result = search_hyperparameters(
-        "LightGBM", rows(150), rows(80, 1), scope="s", policy=policy(3), algorithms=narrowed
+        "LightGBM", visible(rows(150), rows(80, 1)), scope="s", policy=policy(3), algorithms=narrowed
     )
     assert result.default_value is None
     assert all(4 <= trial.parameters["num_leaves"] <= 7 for trial in result.trials)
@@ -91,8 +91,7 @@ def test_an_interrupted_study_ends_like_an_undisturbed_one(tmp_path):
     def search(trials, storage=None):
         return search_hyperparameters(
             "RandomForest",
-            train,
-            validation,
+            visible(train, validation),
             scope="s",
             algorithms=forests,
             policy=policy(trials),
@@ -114,7 +113,7 @@ def test_an_interrupted_study_ends_like_an_undisturbed_one(tmp_path):
 def test_other_rows_are_another_study():
     names = {
         search_hyperparameters(
-            "LogisticRegression", train, rows(60, 1), scope="s", policy=policy(1)
+            "LogisticRegression", visible(train, rows(60, 1)), scope="s", policy=policy(1)
         ).study_name
         for train in (rows(100), rows(101), rows(100, 2))
     }
@@ -123,7 +122,11 @@ def test_other_rows_are_another_study():
 
 def test_the_median_pruner_stops_hopeless_forests():
     result = search_hyperparameters(
-        "RandomForest", rows(150), rows(80, 1), scope="s", policy=policy(14), algorithms=small_forests()
+        "RandomForest",
+        visible(rows(150), rows(80, 1)),
+        scope="s",
+        policy=policy(14),
+        algorithms=small_forests(),
     )
     assert result.n_pruned > 0
     assert result.n_pruned + result.n_completed == 14
@@ -132,8 +135,7 @@ def test_the_median_pruner_stops_hopeless_forests():
 def test_a_search_on_numbers_maximises_minus_the_error():
     result = search_hyperparameters(
         "Ridge",
-        numbers(rows(200)),
-        numbers(rows(100, 1), 1),
+        visible(numbers(rows(200)), numbers(rows(100, 1), 1)),
         scope="s",
         problem_type="regression",
         policy=policy(3),
@@ -146,7 +148,7 @@ def test_one_outcome_alone_cannot_be_searched():
     train = rows(100)
     constant = LabelledRows(train.features, np.zeros(100, dtype="int64"))
     with pytest.raises(VerdictError, match="all 100 training rows have the same outcome"):
-        search_hyperparameters("XGBoost", constant, train, scope="s")
+        search_hyperparameters("XGBoost", visible(constant, train), scope="s")
     empty = LabelledRows(train.features.iloc[:0], train.target[:0])
     with pytest.raises(VerdictError, match="no validation rows"):
-        search_hyperparameters("XGBoost", train, empty, scope="s")
+        search_hyperparameters("XGBoost", visible(train, empty), scope="s")
