@@ -8,7 +8,7 @@ from sklearn.pipeline import Pipeline
 
 from e2i_dagster.config.algorithms import AlgorithmsPolicy
 from e2i_dagster.errors import InputError
-from e2i_dagster.explain import explain
+from e2i_dagster.explain import explain, explain_validation
 from e2i_dagster.explain.shapley import sum_to_features
 from e2i_dagster.training import train
 
@@ -44,6 +44,15 @@ def test_linear_values_by_hand():
     # severity is standardised: its values are weight times itself.
     severity = next(item for item in found.effects if item.feature == "severity")
     assert severity.importance == pytest.approx(np.abs(weight * matrix[:, 0]).mean())
+
+
+def test_validation_rows_are_explained_against_the_training_rows():
+    seen = visible(rows(400), rows(200, 1))
+    model = train(seen, algorithm="LogisticRegression", parameters={"C": 1.0, "l1_ratio": 0.0})
+    found = explain_validation(model, seen)
+    matrix = model.pipeline.named_steps["preprocess"].transform(seen.train.features)
+    assert found.base_value == pytest.approx(model.estimator.decision_function(matrix).mean())
+    assert (found.rows, found.split) == (200, "validation")
 
 
 def test_columns_of_one_feature_are_summed():

@@ -9,7 +9,13 @@ from e2i_dagster.config.environment import CHECKOUT
 from e2i_dagster.config.feast_materialization import FeastMaterializationPolicy
 from e2i_dagster.errors import ConfigError, InputError, UnavailableError
 from e2i_dagster.features.compute import compute_views, end_of_day
-from e2i_dagster.features.snapshots import snapshot_entities, spine, write_views
+from e2i_dagster.features.snapshots import (
+    labelled_spine,
+    scoring_spine,
+    snapshot_entities,
+    spine,
+    write_views,
+)
 
 POLICY = FeastMaterializationPolicy.load(CHECKOUT / "config").snapshots
 DATA_END = dt.date(2024, 12, 31)
@@ -32,6 +38,16 @@ def test_spine_adds_brand_and_region_and_keeps_order_and_columns(rows, cohort, d
     assert rows["region"].tolist() == drawn_tables["patient_journeys"]["geographic_region"].tolist()
     assert set(rows["brand"]) == {"Remibrutinib"}
     assert {"label", "set"} <= set(rows.columns)
+
+
+def test_labelled_patients_are_learned_from_and_the_others_scored(rows, cohort, drawn_tables):
+    journeys = drawn_tables["patient_journeys"]
+    labelled = labelled_spine(cohort, journeys, brand="Remibrutinib")
+    scoring = scoring_spine(cohort, journeys, brand="Remibrutinib")
+    expected = {name: rows[rows["set"] == name].reset_index(drop=True) for name in ("labelled", "scoring")}
+    assert len(expected["labelled"]) and len(expected["scoring"])
+    pd.testing.assert_frame_equal(labelled, expected["labelled"])
+    pd.testing.assert_frame_equal(scoring, expected["scoring"].drop(columns="label"))
 
 
 def test_spine_refuses_repeated_patients_and_missing_index_dates(cohort, drawn_tables):

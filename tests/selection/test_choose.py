@@ -7,7 +7,7 @@ from sklearn.pipeline import make_pipeline
 from e2i_dagster.config.algorithms import AlgorithmsPolicy
 from e2i_dagster.config.scope import default_scope
 from e2i_dagster.errors import ConfigError, VerdictError
-from e2i_dagster.selection import SelectionRequest, select_algorithm
+from e2i_dagster.selection import LabelledRows, SelectionRequest, select_algorithm
 from e2i_dagster.selection.frame import feature_kinds
 from e2i_dagster.selection.pipeline import build_estimator, build_preprocessor
 
@@ -156,3 +156,14 @@ def test_bad_requests():
 def test_metadata_has_every_candidate(linear_choice):
     table = linear_choice.to_metadata()["candidates_md"]
     assert table.count("\n") == 13
+
+
+def test_the_benchmark_sees_training_rows_only():
+    train_rows, other = rows(300), rows(90, 1)
+    spoilt = LabelledRows(other.features.assign(severity=1e6), 1 - other.target)
+    first, second = (
+        select_algorithm(BINARY, visible=visible(train_rows, part), policy=quick()).to_record()
+        for part in (other, spoilt)
+    )
+    assert first == second
+    assert first["benchmark_rows"] == 300

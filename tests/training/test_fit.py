@@ -67,6 +67,26 @@ def test_preprocessing_and_estimator_see_training_rows_only():
     assert kept.threshold != other.threshold
 
 
+def test_the_threshold_is_that_of_the_validation_rows():
+    """The outcome is rarer among the validation patients, so that the best cut lies elsewhere."""
+    train_rows, validation_rows = rows(600), rare(rows(400, 1), 0.2)
+    model = fitted("LogisticRegression", train_rows, validation_rows)
+    cuts = [
+        youden_threshold(part.target, model.scores(part.features)) for part in (train_rows, validation_rows)
+    ]
+    assert model.threshold == cuts[1] != cuts[0]
+
+
+def test_calibration_is_that_of_the_validation_rows():
+    """Calibrated on training rows, the mean would be theirs."""
+    train_rows, validation_rows = rows(600), rare(rows(600, 1), 0.15)
+    model = fitted("RandomForest", train_rows, validation_rows)
+    mean = model.scores(validation_rows.features).mean()
+    assert mean == pytest.approx(validation_rows.target.mean(), abs=0.02)
+    assert train_rows.target.mean() > mean + 0.2
+    assert model.prevalence == train_rows.target.mean()
+
+
 def test_scaling_is_that_of_the_training_rows():
     train_rows = rows(300)
     scaler = fitted("LogisticRegression", train_rows).pipeline.named_steps["preprocess"]

@@ -1,5 +1,6 @@
 import numpy as np
 import optuna
+import pandas as pd
 import pytest
 from model_rows import numbers, rows, visible
 
@@ -152,3 +153,41 @@ def test_one_outcome_alone_cannot_be_searched():
     empty = LabelledRows(train.features.iloc[:0], train.target[:0])
     with pytest.raises(VerdictError, match="no validation rows"):
         search_hyperparameters("XGBoost", visible(train, empty), scope="s")
+
+
+def test_preprocessing_is_fitted_on_the_training_rows_alone():
+    """Validation patients are sicker than those of training: scaled by their own mean, the error is another."""
+    alpha = AlgorithmsPolicy.load().algorithm("Ridge").defaults["alpha"]
+    draw = np.random.default_rng(4)
+    severity = {"train": draw.normal(0, 1, 200), "validation": draw.normal(3, 2, 100)}
+    parts = [
+        LabelledRows(pd.DataFrame({"severity": values}), 10 + 2 * values + draw.normal(0, 0.1, len(values)))
+        for values in severity.values()
+    ]
+    seen = visible(*parts)
+    found = search_hyperparameters(
+        "Ridge", seen, scope="s", problem_type="regression", policy=policy(1)
+    ).default_value
+    # Ridge on one column in deviations of the training rows, by hand; the intercept is not penalised.
+    mean, deviation = severity["train"].mean(), severity["train"].std()
+    scaled = {name: (values - mean) / deviation for name, values in severity.items()}
+    target = seen.train.target - seen.train.target.mean()
+    slope = (scaled["train"] @ target) / (scaled["train"] @ scaled["train"] + alpha)
+    predicted = seen.train.target.mean() + slope * scaled["validation"]
+    by_hand = -np.sqrt(np.mean((seen.validation.target - predicted) ** 2))
+    assert found == pytest.approx(by_hand, rel=1e-6)
+    assert found > -0.5, "scaled by the validation rows the error would be about six"
+
+
+def test_trials_are_scored_on_validation_rows():
+    """Labels of the validation rows are turned round: what is learned well is scored badly."""
+    train_rows, other = rows(300), rows(150, 1)
+    turned = LabelledRows(other.features, 1 - other.target)
+    straight, wrong = (
+        search_hyperparameters(
+            "LogisticRegression", visible(train_rows, validation), scope="s", policy=policy(1)
+        ).best_value
+        for validation in (other, turned)
+    )
+    assert straight > 0.7
+    assert wrong == pytest.approx(1 - straight)
