@@ -2,6 +2,7 @@
 
 import datetime as dt
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -59,6 +60,18 @@ def test_spine_refuses_repeated_patients_and_missing_index_dates(cohort, drawn_t
         spine(undated, drawn_tables, brand="Remibrutinib")
     with pytest.raises(InputError, match="lacks hcp_id"):
         spine(cohort.drop(columns="hcp_id"), drawn_tables, brand="Remibrutinib")
+
+
+def test_region_and_professional_are_known_from_arrival(cohort, drawn_tables):
+    """On the index date they are; a day later the patient's row was not there yet."""
+    journeys = drawn_tables["patient_journeys"]
+    index = cohort.set_index("patient_journey_id")["index_date"]
+    for days, known in ((0, True), (1, False)):
+        arrived = journeys["patient_journey_id"].map(index) + pd.Timedelta(days=days)
+        late = journeys.assign(source_timestamp=arrived.dt.tz_localize("UTC"))
+        rows = spine(cohort, {"patient_journeys": late}, brand="Remibrutinib")
+        assert rows["region"].notna().any() is np.bool_(known)
+        assert rows["hcp_id"].notna().any() is np.bool_(known)
 
 
 def test_snapshots_are_the_day_before_the_index_and_month_ends(rows, drawn_tables):

@@ -4,10 +4,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from model_rows import numbers, rows, visible
 from sklearn import metrics as reference
+from sklearn.linear_model import LogisticRegression
 
 from e2i_dagster.config.algorithms import AlgorithmsPolicy
 from e2i_dagster.config.scope import SuccessCriteria
 from e2i_dagster.selection import LabelledRows, SealedRows
+from e2i_dagster.selection.pipeline import build_preprocessor
 from e2i_dagster.training import evaluate, train
 from e2i_dagster.training.metrics import (
     binary_metrics,
@@ -131,12 +133,16 @@ def test_an_accepted_model(trained):
 
     def open_for(candidate):
         opened.append(candidate)
-        return rows(250, 2)
+        return rows(240, 2)
 
     result = evaluate(*trained, SealedRows(open_for), criteria=criteria(min_auc=0.7, beats_baseline=True))
     assert result.accepted, result.reasons()
     assert opened == [trained[0].digest]
-    assert set(result.splits) == {"train", "validation", "test"}
+    assert {name: split.n for name, split in result.splits.items()} == {
+        "train": 700,
+        "validation": 250,
+        "test": 240,
+    }
     test = result.splits["test"].metrics
     assert test["roc_auc"].low < test["roc_auc"].value < test["roc_auc"].high
     assert {"calibration_slope", "calibration_intercept", "brier", "log_loss", "pr_auc", "f1"} <= set(test)
@@ -195,7 +201,6 @@ def test_calibration_is_a_criterion_of_every_binary_model(trained):
     """Weights by outcome without calibration miss it; too few events satisfy nothing."""
     from dataclasses import replace
 
-    from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import Pipeline
 
     model, seen = trained
@@ -250,3 +255,46 @@ def test_a_number_is_judged_by_its_own_metrics():
     )
     assert result.accepted, result.reasons()
     assert [item.name for item in result.baselines] == ["mean", "one_variable", "linear"]
+
+
+def test_baselines_are_fitted_on_training_rows_and_chosen_on_validation_rows():
+    """Noise tells the outcome of the validation patients alone, whose severity is in another unit."""
+    parts = [rows(400), rows(200, 1), rows(300, 2)]
+    told = (0.5, 4.0, 0.0)
+    moved = [
+        part.features.assign(noise=part.features["noise"] + strength * part.target)
+        for part, strength in zip(parts, told, strict=True)
+    ]
+    moved[1]["severity"] *= 1_000
+    seen = visible(LabelledRows(moved[0], parts[0].target), LabelledRows(moved[1], parts[1].target))
+    test_rows = LabelledRows(moved[2], parts[2].target)
+    model = train(seen, algorithm="LogisticRegression", parameters={"C": 1.0, "l1_ratio": 0.0})
+    result = evaluate(model, seen, sealed(test_rows), criteria=criteria())
+    one, everything = result.baselines[1:]
+    assert one.detail == "noise"
+    matrix = build_preprocessor(model.kinds).fit(seen.train.features)
+    by_hand = LogisticRegression(C=1.0, tol=1e-6, max_iter=2_000).fit(
+        matrix.transform(seen.train.features), seen.train.target
+    )
+    expected = reference.roc_auc_score(
+        test_rows.target, by_hand.predict_proba(matrix.transform(test_rows.features))[:, 1]
+    )
+    assert everything.value == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_average_of_a_baseline_is_that_of_the_training_rows():
+    seen = visible(numbers(rows(200)), numbers(rows(100, 1)))
+    later = numbers(rows(150, 2))
+    test_rows = LabelledRows(later.features, later.target + 5)
+    model = train(seen, algorithm="Ridge", parameters={"alpha": 1.0}, problem_type="regression")
+    result = evaluate(model, seen, sealed(test_rows), criteria=criteria())
+    constant = np.full(150, seen.train.target.mean())
+    assert result.baselines[0].value == pytest.approx(reference.r2_score(test_rows.target, constant))
+
+
+def test_a_criterion_is_met_exactly_at_its_threshold(trained):
+    test_rows = rows(250, 2)
+    measured = evaluate(*trained, sealed(test_rows), criteria=criteria()).metric("test", "roc_auc")
+    for value, met in ((measured, True), (np.nextafter(measured, 1), False)):
+        result = evaluate(*trained, sealed(test_rows), criteria=criteria(min_auc=float(value)))
+        assert result.criteria[0].passed is met

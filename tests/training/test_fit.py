@@ -77,6 +77,14 @@ def test_the_threshold_is_that_of_the_validation_rows():
     assert model.threshold == cuts[1] != cuts[0]
 
 
+def test_a_score_at_the_threshold_is_positive():
+    model = usual("LogisticRegression")
+    seen = rows(150, 1).features
+    at = model.scores(seen) == model.threshold
+    assert at.any(), "the threshold is the score of a validation patient"
+    assert (model.classes(seen)[at] == 1).all()
+
+
 def test_calibration_is_that_of_the_validation_rows():
     """Calibrated on training rows, the mean would be theirs."""
     train_rows, validation_rows = rows(600), rare(rows(600, 1), 0.15)

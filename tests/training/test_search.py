@@ -191,3 +191,11 @@ def test_trials_are_scored_on_validation_rows():
     )
     assert straight > 0.7
     assert wrong == pytest.approx(1 - straight)
+
+
+def test_every_trial_draws_a_point_of_its_own():
+    result = search_hyperparameters(
+        "LogisticRegression", visible(rows(100), rows(60, 1)), scope="s", policy=policy(6)
+    )
+    drawn = {tuple(sorted(trial.parameters.items())) for trial in result.trials}
+    assert len(drawn) == 6
