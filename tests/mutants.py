@@ -5,7 +5,7 @@ It is planted in a temporary copy of the checkout, never in the checkout. A text
 an error: the code has moved on, and the defect has to be written again.
 
     python tests/mutants.py                 all of them
-    python tests/mutants.py --only seals    those whose name or sort holds this text
+    python tests/mutants.py --only seals    those whose name holds this text, or of this sort
     python tests/mutants.py --list          names, sorts and tests
 """
 

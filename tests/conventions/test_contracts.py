@@ -83,7 +83,8 @@ def named(value: Any) -> str:  # noqa: PLR0911
             dg.AssetDep(asset_key=key, partition_mapping=mapping)
             | dg.AssetIn(key=key, partition_mapping=mapping)
         ):
-            return (asset_name(key) if key else "") + (f" by {named(mapping)}" if mapping else "")
+            # A mapping of all partitions is an empty tuple, so false.
+            return (asset_name(key) if key else "") + (f" by {named(mapping)}" if mapping is not None else "")
         case dg.BackfillPolicy():
             return value.policy_type.name.lower()
         case dg.PartitionsDefinition() | dg.PartitionMapping():
