@@ -469,7 +469,7 @@ DEFECTS: dict[str, list[tuple[str, str, str, str, str]]] = {
             "e2i_dagster/splits/assign.py",
             '.astype("int64") <= gap_days',
             '.astype("int64") < gap_days',
-            "tests/splits/test_assign.py::test_splits_in_time_follow_each_other_with_the_gap",
+            "tests/splits/test_assign.py::test_the_days_of_the_gap_belong_to_no_split",
         ),
     ],
     "gates": [
@@ -765,7 +765,7 @@ DEFECTS: dict[str, list[tuple[str, str, str, str, str]]] = {
             CONTRACT,
         ),
         (
-            "outcomes of one month only",
+            "events of one month only",
             "assets/features.py",
             '        "engagement_events": all_months("engagement_events"),\n        "outcome_events"',
             '        "engagement_events": dg.AssetIn("engagement_events"),\n        "outcome_events"',
