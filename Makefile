@@ -4,7 +4,7 @@ PYTHON ?= python3
 SCOPE ?= default
 BIN := .venv/bin
 
-.PHONY: help run test ui bench lint lock status down
+.PHONY: help run test mutants ui bench lint lock status down
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -26,6 +26,9 @@ run: .venv/runtime ## the whole path on the full synthetic set: load, QC, cohort
 
 test: .venv/test ## the whole test suite
 	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --no-loadscope-reorder $(ARGS)
+
+mutants: .venv/test ## plant defects one at a time and show which of them the tests notice (ARGS="--only seals")
+	@$(BIN)/python tests/mutants.py $(ARGS)
 
 ui: .venv/runtime ## Dagster UI and MLflow UI in the foreground, services running again; Ctrl-C stops the UIs
 	@$(BIN)/e2i ui

@@ -51,11 +51,11 @@ def treated_patients(
     splits: "pd.DataFrame",
     engagement_events: "pd.DataFrame",
 ) -> Produced:
-    from e2i_dagster.causal.question import causal_frame, visible_rows
+    from e2i_dagster.causal.question import causal_frame, visible_frame
 
     start = current_policy().sources.first_day
     frame = causal_frame(scope_spec, training_frame, splits, engagement_events, policy(), data_start=start)
-    unknown = len(visible_rows(scope_spec, training_frame, splits)) - len(frame)
+    unknown = len(visible_frame(scope_spec, training_frame, splits)) - len(frame)
     return Produced(frame, metadata={"treatment_unknown": unknown})
 
 

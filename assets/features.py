@@ -153,17 +153,6 @@ def online_features(
     return Produced(report, report)
 
 
-def _point_in_time(
-    scope: ScopeSpec, labels: "pd.DataFrame", journeys: "pd.DataFrame", which: str
-) -> "pd.DataFrame":
-    from e2i_dagster.features.snapshots import spine
-
-    rows = spine(
-        labels[(labels["set"] == which).to_numpy()], {"patient_journeys": journeys}, brand=scope.brand
-    )
-    return rows if which == "labelled" else rows.drop(columns="label")
-
-
 @scope_asset(
     pure=True,
     kinds={"feast", "parquet"},
@@ -177,7 +166,9 @@ def training_frame(
     feature_views: "FeatureFiles",
     feature_store: FeatureStore,
 ) -> Produced:
-    rows = _point_in_time(scope_spec, outcome_labels, patient_journeys, "labelled")
+    from e2i_dagster.features.snapshots import labelled_spine
+
+    rows = labelled_spine(outcome_labels, patient_journeys, brand=scope_spec.brand)
     with feature_store.open(context.partition_key) as store:
         return Produced(store.training_frame(rows, feature_views))
 
@@ -195,7 +186,9 @@ def scoring_frame(
     feature_views: "FeatureFiles",
     feature_store: FeatureStore,
 ) -> Produced:
-    rows = _point_in_time(scope_spec, outcome_labels, patient_journeys, "scoring")
+    from e2i_dagster.features.snapshots import scoring_spine
+
+    rows = scoring_spine(outcome_labels, patient_journeys, brand=scope_spec.brand)
     with feature_store.open(context.partition_key) as store:
         return Produced(store.training_frame(rows, feature_views))
 

@@ -45,11 +45,11 @@ def algorithm(
     splits: "pd.DataFrame",
     feature_selection: "FeatureSelection",
 ) -> Produced:
-    from e2i_dagster.selection import select_algorithm
-    from e2i_dagster.training.rows import visible_rows
+    from e2i_dagster.selection import select_algorithm, visible_rows
 
-    rows = visible_rows(scope_spec, training_frame, splits, feature_selection.kept)
-    choice = select_algorithm(scope_spec, sample=rows.train)
+    kind = scope_spec.problem_type
+    rows = visible_rows(training_frame, splits, feature_selection.kept, problem_type=kind)
+    choice = select_algorithm(scope_spec, visible=rows)
     return Produced(choice, choice)
 
 
@@ -66,17 +66,13 @@ def hyperparameters(
     feature_selection: "FeatureSelection",
     algorithm: "AlgorithmChoice",
 ) -> Produced:
+    from e2i_dagster.selection import visible_rows
     from e2i_dagster.training import default_storage, search_hyperparameters
-    from e2i_dagster.training.rows import visible_rows
 
-    rows = visible_rows(scope_spec, training_frame, splits, feature_selection.kept)
+    kind = scope_spec.problem_type
+    rows = visible_rows(training_frame, splits, feature_selection.kept, problem_type=kind)
     search = search_hyperparameters(
-        algorithm.algorithm,
-        rows.train,
-        rows.validation,
-        scope=scope_spec.key,
-        problem_type=scope_spec.problem_type,
-        storage=default_storage(),
+        algorithm.algorithm, rows, scope=scope_spec.key, problem_type=kind, storage=default_storage()
     )
     return Produced(search, search)
 
@@ -95,16 +91,15 @@ def trained_model(
     hyperparameters: "SearchResult",
 ) -> Produced:
     from e2i_dagster.registry.storage import StoredModel
+    from e2i_dagster.selection import visible_rows
     from e2i_dagster.training import train
-    from e2i_dagster.training.rows import visible_rows
 
-    rows = visible_rows(scope_spec, training_frame, splits, feature_selection.kept)
+    kind = scope_spec.problem_type
     model = train(
-        rows.train,
-        rows.validation,
+        visible_rows(training_frame, splits, feature_selection.kept, problem_type=kind),
         algorithm=hyperparameters.algorithm,
         parameters=hyperparameters.parameters,
-        problem_type=scope_spec.problem_type,
+        problem_type=kind,
     )
     return Produced(StoredModel.of(model), model)
 
@@ -121,25 +116,22 @@ def evaluation(
     trained_model: "StoredModel",
     warehouse: Warehouse,
 ) -> Produced:
+    from e2i_dagster.selection import sealed_test_rows, visible_rows
     from e2i_dagster.training import evaluate
-    from e2i_dagster.training.rows import sealed_test_rows, visible_rows
 
     model = trained_model.model()
-    rows = visible_rows(scope_spec, training_frame, splits, model.features)
     judged = evaluate(
         model,
-        rows.train,
-        rows.validation,
-        criteria=scope_spec.success_criteria,
-        open_test=sealed_test_rows(
+        visible_rows(training_frame, splits, model.features, problem_type=model.problem_type),
+        sealed_test_rows(
             scope_spec,
             training_frame,
             splits,
             model.features,
             engine=warehouse.engine(),
-            candidate=model.digest,
             opened_by=actor()[0],
         ),
+        criteria=scope_spec.success_criteria,
     )
     return Produced(judged, judged)
 
@@ -206,13 +198,13 @@ def explanations(
     mlflow: MlflowResource,
     warehouse: Warehouse,
 ) -> Produced:
-    from e2i_dagster.explain import explain
+    from e2i_dagster.explain import explain_validation
     from e2i_dagster.registry import log_explanation, write_explanation
-    from e2i_dagster.training.rows import visible_rows
+    from e2i_dagster.selection import visible_rows
 
     model = trained_model.model()
-    rows = visible_rows(scope_spec, training_frame, splits, model.features)
-    explanation = explain(model, rows.validation, background=rows.train)
+    rows = visible_rows(training_frame, splits, model.features, problem_type=model.problem_type)
+    explanation = explain_validation(model, rows)
     with mlflow.run(context, scope_spec):
         log_explanation(explanation)
     write_explanation(warehouse.engine(), explanation)

@@ -81,12 +81,13 @@ def drift_report(
 ) -> Produced:
     from e2i_dagster.monitoring.compare import compare_with_training
     from e2i_dagster.monitoring.history import record_drift
+    from e2i_dagster.selection import visible_rows
 
     day, scope = day_and_scope(context)
+    model = trained_model.model()
     report = compare_with_training(
-        trained_model.model(),
-        training_frame,
-        splits,
+        model,
+        visible_rows(training_frame, splits, model.features, problem_type=model.problem_type),
         prediction_log,
         policy=DriftPolicy.load(config_folder()),
         scope=scope,

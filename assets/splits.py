@@ -24,20 +24,11 @@ GROUP = "splits"
     description="60/20/15/5 by patient: what the registry holds never moves, new patients fill the largest gap.",
 )
 def splits(scope_spec: ScopeSpec, training_frame: "pd.DataFrame", warehouse: Warehouse) -> Produced:
-    from e2i_dagster.splits import split_cohort, validate_splits
+    from e2i_dagster.splits import split_scope
 
     with warehouse.engine().begin() as connection:
-        _, assigned = split_cohort(
-            connection,
-            scope_spec.cohort,
-            scope_spec.split,
-            training_frame["patient_id"],
-            strata=training_frame["label"],
-            index_dates=training_frame["index_date"],
-            created_by=actor()[0],
-        )
-    report = validate_splits(assigned, ratios=scope_spec.split.ratios, strata=training_frame["label"])
-    return Produced(assigned, report)
+        made = split_scope(connection, scope_spec, training_frame, created_by=actor()[0])
+    return Produced(made.assignments, made.report)
 
 
 def split_check(name: str, description: str) -> dg.AssetChecksDefinition:

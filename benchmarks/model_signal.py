@@ -26,12 +26,11 @@ from e2i_dagster.features.compute import compute_views
 from e2i_dagster.features.definitions import VIEWS
 from e2i_dagster.features.select import select_for_scope
 from e2i_dagster.features.snapshots import spine
-from e2i_dagster.selection import select_algorithm
+from e2i_dagster.selection import select_algorithm, visible_rows
 from e2i_dagster.sources.synthetic import generate
 from e2i_dagster.sources.truth import true_effects
 from e2i_dagster.splits import assign_splits
 from e2i_dagster.training import TrainedModel, search_hyperparameters, train
-from e2i_dagster.training.rows import visible_rows
 
 GOAL = 0.95
 SEED = 42
@@ -90,10 +89,10 @@ def trained_on(scope: ScopeSpec, frame: pd.DataFrame) -> TrainedModel:
     """The model that the pipeline would train on ``frame``."""
     splits = assign_splits(frame["patient_id"], salt=scope.split.salt, strata=frame["label"])
     chosen = select_for_scope(scope, frame, splits, policy=FeatureSelectionPolicy.load(config_folder()))
-    rows = visible_rows(scope, frame, splits, chosen.selection.kept)
-    algorithm = select_algorithm(scope, sample=rows.train).algorithm
-    search = search_hyperparameters(algorithm, rows.train, rows.validation, scope=scope.key)
-    return train(rows.train, rows.validation, algorithm=algorithm, parameters=search.parameters)
+    rows = visible_rows(frame, splits, chosen.selection.kept, problem_type=scope.problem_type)
+    algorithm = select_algorithm(scope, visible=rows).algorithm
+    search = search_hyperparameters(algorithm, rows, scope=scope.key)
+    return train(rows, algorithm=algorithm, parameters=search.parameters)
 
 
 def training_frame(scope: ScopeSpec) -> pd.DataFrame:

@@ -3,7 +3,13 @@
 import numpy as np
 import pandas as pd
 
-from e2i_dagster.selection import LabelledRows, feature_columns, feature_kinds, labelled_rows
+from e2i_dagster.selection import (
+    LabelledRows,
+    VisibleRows,
+    feature_columns,
+    feature_kinds,
+    labelled_rows,
+)
 
 TEXTS = ("region", "insurance")
 
@@ -35,6 +41,11 @@ def patients(n: int = 600, seed: int = 0, *, interaction: bool = False) -> pd.Da
 def rows(n: int = 600, seed: int = 0, **more: bool) -> LabelledRows:
     frame = patients(n, seed, **more)
     return labelled_rows(frame, feature_kinds(frame, feature_columns(frame)))
+
+
+def visible(train: LabelledRows, validation: LabelledRows | None = None) -> VisibleRows:
+    """``train`` and ``validation`` as the steps of training get them; other patients where none are given."""
+    return VisibleRows(train, rows(150, 1) if validation is None else validation)
 
 
 def numbers(source: LabelledRows, seed: int = 0) -> LabelledRows:

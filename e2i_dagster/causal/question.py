@@ -76,7 +76,7 @@ def causal_frame(
             f"config/causal.yaml names {', '.join(absent)}, which the features of scope {scope.key} do not have. "
             "Name features of docs/features.md."
         )
-    rows = visible_rows(scope, training_frame, splits)
+    rows = visible_frame(scope, training_frame, splits)
     treated = treated_before(rows, engagement_events, question, data_start=data_start)
     known = treated.notna().to_numpy()
     frame = rows[["patient_id", SPLIT, OUTCOME, *wanted]].copy()
@@ -85,7 +85,7 @@ def causal_frame(
     return frame.astype({question.treatment: bool})
 
 
-def visible_rows(scope: ScopeSpec, training_frame: pd.DataFrame, splits: pd.DataFrame) -> pd.DataFrame:
+def visible_frame(scope: ScopeSpec, training_frame: pd.DataFrame, splits: pd.DataFrame) -> pd.DataFrame:
     """Rows of ``training_frame`` in train and validation, which the column ``split`` says."""
     seen = Seal(scope.key, scope.split.salt, splits).visible(training_frame)
     return pd.concat(

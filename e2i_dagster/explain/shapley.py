@@ -17,6 +17,7 @@ from e2i_dagster.errors import InputError
 from e2i_dagster.reports import figure_png, image_markdown, new_figure
 from e2i_dagster.selection.frame import LabelledRows, model_input
 from e2i_dagster.selection.pipeline import column_origins, one_thread
+from e2i_dagster.selection.rows import VisibleRows
 from e2i_dagster.training.fit import TrainedModel
 
 Method = Literal["tree", "linear", "permutation"]
@@ -168,6 +169,11 @@ def explain(
         figure=_figure(effects, scale),
         seconds=time.perf_counter() - started,
     )
+
+
+def explain_validation(model: TrainedModel, rows: VisibleRows) -> Explanation:
+    """Explain ``model`` on the validation rows, which it was not fitted on, against the training rows."""
+    return explain(model, rows.validation, background=rows.train, split="validation")
 
 
 def method_for(algorithm: str) -> Method:

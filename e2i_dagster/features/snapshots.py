@@ -115,6 +115,21 @@ def spine(cohort: pd.DataFrame, tables: Mapping[str, pd.DataFrame], *, brand: st
     return result
 
 
+def labelled_spine(labels: pd.DataFrame, journeys: pd.DataFrame, *, brand: str) -> pd.DataFrame:
+    """:func:`spine` of the patients of ``labels`` whose outcome is known, with their ``label``."""
+    return spine(_of_set(labels, "labelled"), {"patient_journeys": journeys}, brand=brand)
+
+
+def scoring_spine(labels: pd.DataFrame, journeys: pd.DataFrame, *, brand: str) -> pd.DataFrame:
+    """:func:`spine` of the patients of ``labels`` whose outcome is not known yet; without ``label``."""
+    rows = spine(_of_set(labels, "scoring"), {"patient_journeys": journeys}, brand=brand)
+    return rows.drop(columns="label")
+
+
+def _of_set(labels: pd.DataFrame, which: str) -> pd.DataFrame:
+    return labels[(labels["set"] == which).to_numpy()]
+
+
 def snapshot_entities(
     rows: pd.DataFrame,
     tables: Mapping[str, pd.DataFrame],

@@ -8,14 +8,13 @@ import pandas as pd
 
 from e2i_dagster.config.drift_monitoring import DriftPolicy
 from e2i_dagster.monitoring.drift import DriftReport, detect_drift
-from e2i_dagster.selection import model_input
+from e2i_dagster.selection import VisibleRows, model_input
 from e2i_dagster.training import TrainedModel
 
 
 def compare_with_training(
     model: TrainedModel,
-    frame: pd.DataFrame,
-    splits: pd.DataFrame,
+    rows: VisibleRows,
     log: pd.DataFrame,
     *,
     policy: DriftPolicy,
@@ -29,17 +28,15 @@ def compare_with_training(
     rows: a model is surer of the rows that it was fitted on, which would look like drift.
 
     Args:
-        frame: training frame; splits: patient_id, split.
+        rows: those that ``model`` was fitted on, and its validation rows.
         log: prediction log of the day: ``prediction`` and the model's features.
     """
-    split = frame["patient_id"].map(splits.set_index("patient_id")["split"])
-    train, validation = (frame[(split == name).to_numpy()] for name in ("train", "validation"))
     return detect_drift(
-        model_input(train, model.kinds),
+        model_input(rows.train.features, model.kinds),
         model_input(log, model.kinds),
         policy=policy,
         scope=scope,
         day=day,
         model_id=model_id,
-        predictions=(pd.Series(model.scores(validation)), log["prediction"]),
+        predictions=(pd.Series(model.scores(rows.validation.features)), log["prediction"]),
     )

@@ -9,16 +9,21 @@ from e2i_dagster.selection.frame import (
     model_input,
 )
 from e2i_dagster.selection.request import SelectionRequest, request_of
+from e2i_dagster.selection.rows import SealedRows, VisibleRows, sealed_test_rows, visible_rows
 
 __all__ = [
     "AlgorithmChoice",
     "Candidate",
     "LabelledRows",
+    "SealedRows",
     "SelectionRequest",
+    "VisibleRows",
     "feature_columns",
     "feature_kinds",
     "labelled_rows",
     "model_input",
     "request_of",
+    "sealed_test_rows",
     "select_algorithm",
+    "visible_rows",
 ]

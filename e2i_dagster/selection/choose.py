@@ -20,6 +20,7 @@ from e2i_dagster.selection.pipeline import (
     raw_scores,
 )
 from e2i_dagster.selection.request import SelectionRequest, request_of
+from e2i_dagster.selection.rows import VisibleRows
 
 
 class Candidate(BaseModel):
@@ -98,7 +99,7 @@ def select_algorithm(
     scope: Any,
     *,
     history: Mapping[str, Sequence[float]] | None = None,
-    sample: LabelledRows | None = None,
+    visible: VisibleRows | None = None,
     policy: AlgorithmsPolicy | None = None,
     max_levels: int = 50,
     seed: int = 42,
@@ -106,15 +107,15 @@ def select_algorithm(
     """Choose the algorithm for ``scope``.
 
     Filters (problem type; declared latency and memory against the scope's limits; exclusions;
-    interpretability), then ranks by measured performance: a cross-validated benchmark on ``sample``, else
-    ``history``. Performances within ``tie_margin`` of the best are equal, and equal ones are ordered by
-    preference and by declared latency, memory and interpretability. Measured latency and memory are
+    interpretability), then ranks by measured performance: a cross-validated benchmark on the training rows of
+    ``visible``, else ``history``. Performances within ``tie_margin`` of the best are equal, and equal ones are
+    ordered by preference and by declared latency, memory and interpretability. Measured latency and memory are
     compared with the limits only, so that the choice is the same on a slow and on a fast machine.
 
     Args:
         scope: a ``ScopeSpec`` or a :class:`SelectionRequest`.
         history: algorithm -> validation performances of earlier runs of the same scope (ROC-AUC or R²).
-        sample: rows of the **training** split; more than ``benchmark_rows`` are thinned by a fixed draw.
+        visible: its training rows are the benchmark's; more than ``benchmark_rows`` are thinned by a fixed draw.
 
     Raises:
         ConfigError: unknown problem type, or an unknown algorithm is preferred or excluded.
@@ -136,9 +137,9 @@ def select_algorithm(
     measures: dict[str, dict[str, float]] = {}
     source: Literal["benchmark", "history", "nothing"] = "nothing"
     rows = 0
-    if sample is not None and request.problem_type in TRAINABLE and remaining:
+    if visible is not None and request.problem_type in TRAINABLE and remaining:
         source = "benchmark"
-        thinned = _thin(sample, rules.benchmark_rows, request.problem_type, seed)
+        thinned = _thin(visible.train, rules.benchmark_rows, request.problem_type, seed)
         rows = len(thinned)
         measures = _benchmark(
             remaining,

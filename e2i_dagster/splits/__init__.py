@@ -9,12 +9,21 @@ from e2i_dagster.splits.registry import (
     store_assignments,
 )
 from e2i_dagster.splits.report import SplitCheck, SplitReport, validate_splits
-from e2i_dagster.splits.seal import Seal, SealedError, SealOpening, production_deployment, seal_openings
+from e2i_dagster.splits.scope import ScopeSplit, split_scope
+from e2i_dagster.splits.seal import (
+    Seal,
+    SealedError,
+    SealOpening,
+    production_deployment,
+    seal_openings,
+    visible_frames,
+)
 
 __all__ = [
     "RATIOS",
     "SPLITS",
     "UNASSIGNED",
+    "ScopeSplit",
     "Seal",
     "SealOpening",
     "SealedError",
@@ -28,6 +37,8 @@ __all__ = [
     "seal_openings",
     "split_cohort",
     "split_config_id",
+    "split_scope",
     "store_assignments",
     "validate_splits",
+    "visible_frames",
 ]

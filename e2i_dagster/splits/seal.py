@@ -86,8 +86,7 @@ class Seal:
         Raises:
             InputError: a patient of ``frame`` has no split.
         """
-        split = self._splits(frame)
-        return {name: frame[(split == name).to_numpy()].reset_index(drop=True) for name in SPLITS[:2]}
+        return visible_frames(frame, self.assignments)
 
     def open_test(
         self, connection: sa.Connection, frame: pd.DataFrame, *, candidate: str, reason: str, opened_by: str
@@ -133,23 +132,8 @@ class Seal:
         )
         return self._rows(frame, "holdout"), opening
 
-    def _splits(self, frame: pd.DataFrame) -> pd.Series:
-        registry = self.assignments.set_index(self.assignments["patient_id"].astype(str))["split"]
-        split = registry.reindex(frame["patient_id"].astype(str))
-        missing = int(split.isna().sum())
-        if missing:
-            raise InputError(
-                f"{missing:,} row(s) belong to patients without a split. Assign the splits of this cohort first."
-            )
-        known = split.isin([*SPLITS, UNASSIGNED])
-        if not known.all():
-            raise InputError(
-                f"{int((~known).sum()):,} row(s) have an unknown split; expected {', '.join(SPLITS)}."
-            )
-        return split
-
     def _rows(self, frame: pd.DataFrame, split: Sealed) -> pd.DataFrame:
-        return frame[(self._splits(frame) == split).to_numpy()].reset_index(drop=True)
+        return frame[(_split_of(frame, self.assignments) == split).to_numpy()].reset_index(drop=True)
 
     def _record(
         self,
@@ -200,6 +184,32 @@ class Seal:
         )
         connection.execute(table.insert(), opening.to_record())
         return opening
+
+
+def visible_frames(frame: pd.DataFrame, assignments: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The rows of ``frame`` (with patient_id) whose ``assignments`` (patient_id, split) are train or validation.
+
+    Raises:
+        InputError: a patient of ``frame`` has no split.
+    """
+    split = _split_of(frame, assignments)
+    return {name: frame[(split == name).to_numpy()].reset_index(drop=True) for name in SPLITS[:2]}
+
+
+def _split_of(frame: pd.DataFrame, assignments: pd.DataFrame) -> pd.Series:
+    registry = assignments.set_index(assignments["patient_id"].astype(str))["split"]
+    split = registry.reindex(frame["patient_id"].astype(str))
+    missing = int(split.isna().sum())
+    if missing:
+        raise InputError(
+            f"{missing:,} row(s) belong to patients without a split. Assign the splits of this cohort first."
+        )
+    known = split.isin([*SPLITS, UNASSIGNED])
+    if not known.all():
+        raise InputError(
+            f"{int((~known).sum()):,} row(s) have an unknown split; expected {', '.join(SPLITS)}."
+        )
+    return split
 
 
 def production_deployment(connection: sa.Connection, model_name: str, model_version: str) -> str | None:

@@ -1,12 +1,12 @@
 """Evaluation of one trained model: every split, intervals, baselines, the scope's criteria, figures.
 
-The test rows are behind a callable that the caller seals and counts; it is called at most once.
+The test rows come sealed; they are opened at most once, for the model that is evaluated, on record.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -23,6 +23,7 @@ from e2i_dagster.selection.pipeline import (
     one_thread,
     raw_scores,
 )
+from e2i_dagster.selection.rows import SealedRows, VisibleRows
 from e2i_dagster.training.fit import TrainedModel
 from e2i_dagster.training.metrics import (
     binary_metrics,
@@ -204,20 +205,18 @@ class Evaluation(BaseModel):
 
 def evaluate(
     model: TrainedModel,
-    train_rows: LabelledRows,
-    validation_rows: LabelledRows,
+    rows: VisibleRows,
+    sealed: SealedRows | None = None,
     *,
     criteria: SuccessCriteria,
-    open_test: Callable[[], LabelledRows] | None = None,
     policy: OptunaPolicy | None = None,
 ) -> Evaluation:
     """Judge ``model``.
 
     Args:
-        train_rows: the rows the model was fitted on (baselines are fitted on them too).
-        validation_rows: the rows that chose its parameters; their figures are optimistic.
-        open_test: opens the seal of the test rows and returns them; None leaves them closed, and every
-            criterion on them is then not met.
+        rows: the training rows the model was fitted on (baselines are fitted on them too), and the
+            validation rows that chose its parameters; their figures are optimistic.
+        sealed: the test rows; None leaves them closed, and every criterion on them is then not met.
 
     Returns:
         Metrics with percentile bootstrap intervals over patients (calibration line: normal
@@ -227,18 +226,17 @@ def evaluate(
     started = time.perf_counter()
     policy = policy or OptunaPolicy.load()
     rules = policy.evaluation
-    parts: dict[str, LabelledRows] = {"train": train_rows, "validation": validation_rows}
-    if open_test is not None:
-        parts["test"] = open_test()
+    parts: dict[str, LabelledRows] = {"train": rows.train, "validation": rows.validation}
+    if sealed is not None:
+        parts["test"] = sealed.open_for(model.digest)
     with one_thread():
-        scores = {name: model.scores(rows.features) for name, rows in parts.items()}
-        splits = {name: _measure(rows.target, scores[name], model, rules) for name, rows in parts.items()}
+        scores = {name: model.scores(part.features) for name, part in parts.items()}
+        splits = {name: _measure(part.target, scores[name], model, rules) for name, part in parts.items()}
         judged = "test" if "test" in parts else "validation"
         baselines = (
             _baselines(
                 model,
-                train_rows,
-                validation_rows,
+                rows,
                 parts[judged],
                 scores=scores[judged],
                 split=judged,
@@ -264,7 +262,7 @@ def evaluate(
         criteria=tuple(results),
         accepted=all(result.passed for result in results),
         test_opened="test" in parts,
-        figure=_figure({name: (rows.target, scores[name]) for name, rows in parts.items()}, model),
+        figure=_figure({name: (part.target, scores[name]) for name, part in parts.items()}, model),
         seconds=time.perf_counter() - started,
     )
 
@@ -310,14 +308,14 @@ def _metrics(
 
 def _baselines(
     model: TrainedModel,
-    train_rows: LabelledRows,
-    validation_rows: LabelledRows,
+    rows: VisibleRows,
     judged: LabelledRows,
     *,
     scores: np.ndarray,
     split: str,
     policy: OptunaPolicy,
 ) -> tuple[Baseline, ...]:
+    train_rows, validation_rows = rows.train, rows.validation
     binary = model.problem_type == "binary_classification"
     metric = "roc_auc" if binary else "r2"
     algorithm, defaults = (
@@ -326,7 +324,7 @@ def _baselines(
 
     preprocessor = build_preprocessor(model.kinds, policy.preprocessing.max_levels).fit(train_rows.features)
     learn, choose, judge = (
-        np.asarray(preprocessor.transform(rows.features)) for rows in (train_rows, validation_rows, judged)
+        np.asarray(preprocessor.transform(part.features)) for part in (train_rows, validation_rows, judged)
     )
     origins = np.array(column_origins(preprocessor))
 

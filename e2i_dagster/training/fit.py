@@ -17,8 +17,9 @@ import pandas as pd
 
 from e2i_dagster.config.base import digest_of
 from e2i_dagster.config.optuna_config import OptunaPolicy
-from e2i_dagster.selection.frame import Kind, LabelledRows, feature_kinds, model_input
+from e2i_dagster.selection.frame import Kind, feature_kinds, model_input
 from e2i_dagster.selection.pipeline import build_estimator, build_preprocessor, one_thread, raw_scores
+from e2i_dagster.selection.rows import VisibleRows
 from e2i_dagster.training.search import require_both_outcomes, rows_digest
 
 Calibrated = Literal["temperature", "sigmoid", "none"]
@@ -104,8 +105,7 @@ class TrainedModel:
 
 
 def train(
-    train_rows: LabelledRows,
-    validation_rows: LabelledRows,
+    rows: VisibleRows,
     *,
     algorithm: str,
     parameters: Mapping[str, Any],
@@ -115,9 +115,9 @@ def train(
     """Fit the pipeline.
 
     Args:
-        train_rows: rows for preprocessing and estimator, never weighted by outcome.
-        validation_rows: rows for threshold and calibration; with too few of either outcome, calibration
-            is cross-fitted on the training rows.
+        rows: its training rows are for preprocessing and estimator, never weighted by outcome; its
+            validation rows for threshold and calibration. With too few validation rows of either outcome,
+            calibration is cross-fitted on the training rows.
         parameters: complete parameters, as ``SearchResult.parameters``.
 
     Raises:
@@ -128,6 +128,7 @@ def train(
 
     started = time.perf_counter()
     policy = policy or OptunaPolicy.load()
+    train_rows, validation_rows = rows.train, rows.validation
     require_both_outcomes(train_rows, validation_rows, problem_type)
     kinds = feature_kinds(train_rows.features, list(train_rows.features.columns))
     binary = problem_type == "binary_classification"
@@ -150,8 +151,8 @@ def train(
             model, calibration, note = unfitted.fit(learn, train_rows.target), "none", "not a probability"
         pipeline = Pipeline([("preprocess", preprocessor), ("model", model)])
         scores = [
-            raw_scores(pipeline, rows.features, problem_type)  # type: ignore[arg-type]
-            for rows in (train_rows, validation_rows)
+            raw_scores(pipeline, part.features, problem_type)  # type: ignore[arg-type]
+            for part in (train_rows, validation_rows)
         ]
     cut = THRESHOLDS[policy.threshold.rule]
     threshold = cut(validation_rows.target, scores[1]) if binary else None

@@ -21,6 +21,7 @@ from e2i_dagster.config.optuna_config import OptunaPolicy
 from e2i_dagster.errors import UnavailableError, VerdictError
 from e2i_dagster.selection.frame import LabelledRows, feature_kinds
 from e2i_dagster.selection.pipeline import build_estimator, build_preprocessor, one_thread, raw_scores
+from e2i_dagster.selection.rows import VisibleRows
 
 
 class Trial(BaseModel):
@@ -116,8 +117,7 @@ class SearchResult(BaseModel):
 
 def search_hyperparameters(
     algorithm: str,
-    train: LabelledRows,
-    validation: LabelledRows,
+    rows: VisibleRows,
     *,
     scope: str,
     problem_type: str = "binary_classification",
@@ -133,9 +133,8 @@ def search_hyperparameters(
     one that was not.
 
     Args:
-        train: rows that preprocessing and estimators are fitted on.
-        validation: rows that score a trial: ROC-AUC, or minus the root mean squared error. Test rows
-            have no way in.
+        rows: preprocessing and estimators are fitted on its training rows; its validation rows score a
+            trial: ROC-AUC, or minus the root mean squared error.
         scope: first part of the study's name.
         storage: SQLAlchemy URL of the study database; None keeps the study in memory.
 
@@ -149,6 +148,7 @@ def search_hyperparameters(
     algorithms = algorithms or AlgorithmsPolicy.load()
     policy = policy or OptunaPolicy.load()
     declared = algorithms.algorithm(algorithm)
+    train, validation = rows.train, rows.validation
     require_both_outcomes(train, validation, problem_type)
     digest = _study_digest(
         train,

@@ -104,6 +104,13 @@ def test_incomplete_follow_up_is_not_a_negative_unless_it_is_said_to_be():
     assert label_of(label_outcome(scope(), short, seen, data_end=END)) == 1
 
 
+def test_follow_up_until_the_last_day_of_the_window_is_complete():
+    last = INDEX + pd.Timedelta(days=90)
+    for observed, label in ((last, 0), (last - pd.Timedelta(days=1), None)):
+        labels = label_outcome(scope(), cohort(observed=observed), tables([]), data_end=END)
+        assert label_of(labels) == label
+
+
 def test_branches_add_up_and_the_frame_has_the_columns_of_the_next_stages():
     frame = pd.concat([cohort(3), cohort(1, pending=True).replace({"P0": "P9", "JP0": "JP9"})])
     given = tables([{"event_date": INDEX + pd.Timedelta(days=5)}], patients=("P0", "P1", "P2", "P9"))

@@ -2,13 +2,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from model_rows import numbers, patients, rows
+from model_rows import numbers, patients, rows, visible
 from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import Pipeline
 
 from e2i_dagster.config.algorithms import AlgorithmsPolicy
 from e2i_dagster.errors import InputError
-from e2i_dagster.explain import explain
+from e2i_dagster.explain import explain, explain_validation
 from e2i_dagster.explain.shapley import sum_to_features
 from e2i_dagster.training import train
 
@@ -16,7 +16,7 @@ from e2i_dagster.training import train
 def fitted(algorithm, **more):
     parameters = dict(AlgorithmsPolicy.load().algorithm(algorithm).defaults)
     parameters |= {name: 40 for name in ("n_estimators", "max_iter") if name in parameters}
-    return train(rows(400), rows(200, 1), algorithm=algorithm, parameters=parameters, **more)
+    return train(visible(rows(400), rows(200, 1)), algorithm=algorithm, parameters=parameters, **more)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,15 @@ def test_linear_values_by_hand():
     assert severity.importance == pytest.approx(np.abs(weight * matrix[:, 0]).mean())
 
 
+def test_validation_rows_are_explained_against_the_training_rows():
+    seen = visible(rows(400), rows(200, 1))
+    model = train(seen, algorithm="LogisticRegression", parameters={"C": 1.0, "l1_ratio": 0.0})
+    found = explain_validation(model, seen)
+    matrix = model.pipeline.named_steps["preprocess"].transform(seen.train.features)
+    assert found.base_value == pytest.approx(model.estimator.decision_function(matrix).mean())
+    assert (found.rows, found.split) == (200, "validation")
+
+
 def test_columns_of_one_feature_are_summed():
     values = np.array([[1.0, 2.0, 4.0], [0.0, -1.0, 1.0]])
     assert sum_to_features(values, ("b", "a", "b"), ("a", "b")).tolist() == [[2.0, 5.0], [-1.0, 1.0]]
@@ -54,8 +63,7 @@ def test_columns_of_one_feature_are_summed():
 def test_numbers_are_explained_in_their_own_unit():
     parameters = AlgorithmsPolicy.load().algorithm("Ridge").defaults
     model = train(
-        numbers(rows(300)),
-        numbers(rows(100, 1)),
+        visible(numbers(rows(300)), numbers(rows(100, 1))),
         algorithm="Ridge",
         parameters=parameters,
         problem_type="regression",

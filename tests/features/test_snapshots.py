@@ -2,6 +2,7 @@
 
 import datetime as dt
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -9,7 +10,13 @@ from e2i_dagster.config.environment import CHECKOUT
 from e2i_dagster.config.feast_materialization import FeastMaterializationPolicy
 from e2i_dagster.errors import ConfigError, InputError, UnavailableError
 from e2i_dagster.features.compute import compute_views, end_of_day
-from e2i_dagster.features.snapshots import snapshot_entities, spine, write_views
+from e2i_dagster.features.snapshots import (
+    labelled_spine,
+    scoring_spine,
+    snapshot_entities,
+    spine,
+    write_views,
+)
 
 POLICY = FeastMaterializationPolicy.load(CHECKOUT / "config").snapshots
 DATA_END = dt.date(2024, 12, 31)
@@ -34,6 +41,16 @@ def test_spine_adds_brand_and_region_and_keeps_order_and_columns(rows, cohort, d
     assert {"label", "set"} <= set(rows.columns)
 
 
+def test_labelled_patients_are_learned_from_and_the_others_scored(rows, cohort, drawn_tables):
+    journeys = drawn_tables["patient_journeys"]
+    labelled = labelled_spine(cohort, journeys, brand="Remibrutinib")
+    scoring = scoring_spine(cohort, journeys, brand="Remibrutinib")
+    expected = {name: rows[rows["set"] == name].reset_index(drop=True) for name in ("labelled", "scoring")}
+    assert len(expected["labelled"]) and len(expected["scoring"])
+    pd.testing.assert_frame_equal(labelled, expected["labelled"])
+    pd.testing.assert_frame_equal(scoring, expected["scoring"].drop(columns="label"))
+
+
 def test_spine_refuses_repeated_patients_and_missing_index_dates(cohort, drawn_tables):
     with pytest.raises(InputError, match="2 rows of the cohort repeat a patient"):
         spine(pd.concat([cohort, cohort.head(2)]), drawn_tables, brand="Remibrutinib")
@@ -43,6 +60,18 @@ def test_spine_refuses_repeated_patients_and_missing_index_dates(cohort, drawn_t
         spine(undated, drawn_tables, brand="Remibrutinib")
     with pytest.raises(InputError, match="lacks hcp_id"):
         spine(cohort.drop(columns="hcp_id"), drawn_tables, brand="Remibrutinib")
+
+
+def test_region_and_professional_are_known_from_arrival(cohort, drawn_tables):
+    """On the index date they are; a day later the patient's row was not there yet."""
+    journeys = drawn_tables["patient_journeys"]
+    index = cohort.set_index("patient_journey_id")["index_date"]
+    for days, known in ((0, True), (1, False)):
+        arrived = journeys["patient_journey_id"].map(index) + pd.Timedelta(days=days)
+        late = journeys.assign(source_timestamp=arrived.dt.tz_localize("UTC"))
+        rows = spine(cohort, {"patient_journeys": late}, brand="Remibrutinib")
+        assert rows["region"].notna().any() is np.bool_(known)
+        assert rows["hcp_id"].notna().any() is np.bool_(known)
 
 
 def test_snapshots_are_the_day_before_the_index_and_month_ends(rows, drawn_tables):

@@ -12,8 +12,10 @@ from sklearn.metrics import mutual_info_score
 from e2i_dagster.config.environment import CHECKOUT
 from e2i_dagster.config.feast_materialization import FreshnessLimits
 from e2i_dagster.config.feature_selection import FeatureSelectionPolicy
+from e2i_dagster.config.scope import default_scope
 from e2i_dagster.errors import InputError, VerdictError
 from e2i_dagster.features.freshness import freshness
+from e2i_dagster.features.select import select_for_scope
 from e2i_dagster.features.selection import select_features
 from e2i_dagster.features.statistics import feature_statistics, statistics_table
 
@@ -95,6 +97,19 @@ def test_each_rule_drops_its_planted_feature_with_a_reason(planted):
     shown = selection.to_metadata()
     assert shown["features_kept"] == 2
     assert "| gender | no |" in shown["features_md"]
+
+
+def test_a_scope_selects_by_its_training_rows(planted):
+    """Of the patients whose split is train; gender gives the label of all others away."""
+    frame, train = planted
+    frame = frame.assign(patient_id=[f"P{number}" for number in range(len(frame))])
+    others = np.resize(["validation", "test", "holdout"], int((~train).sum()))
+    splits = pd.DataFrame(
+        {"patient_id": frame["patient_id"], "split": ["train"] * int(train.sum()) + [*others]}
+    )
+    chosen = select_for_scope(default_scope(), frame, splits.sample(frac=1, random_state=1), policy=POLICY)
+    assert chosen.selection == select_features(frame, train=train, policy=POLICY)
+    assert {item.rows for item in chosen.statistics} == {1_200}
 
 
 def test_mutual_information_is_that_of_scikit_learn(planted):

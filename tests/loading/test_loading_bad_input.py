@@ -159,6 +159,27 @@ def test_a_bad_month_is_withheld_and_its_old_rows_stay(with_parents, content, ma
     assert dry.tables["treatment_events"].withheld == done.withheld
 
 
+@pytest.mark.parametrize("bad", [5, 7])
+def test_exactly_at_the_threshold_is_enough(with_parents, make_events, bad):
+    """Whole tables, months and lost dates; 1 - 7/100 in floating point is below 0.93."""
+    threshold = (100 - bad) / 100
+    events = make_events(100)
+    events["event_date"] = ["2024-01-15"] * 100
+    for by_month, column in ((False, "event_type"), (True, "event_type"), (True, "event_date")):
+        for spoilt, enough in ((bad, True), (bad + 1, False)):
+            delivered = events.copy()
+            delivered.loc[: spoilt - 1, column] = "unheard of"
+            done = load_table(
+                "treatment_events",
+                delivered,
+                success_threshold=threshold,
+                threshold_reason="a test",
+                withhold_months=by_month,
+                dry_run=True,
+            ).tables["treatment_events"]
+            assert done.rejected == (spoilt if enough else 100), (by_month, column, spoilt, done.message)
+
+
 def test_rows_without_a_date_belong_to_no_month(with_parents, make_events):
     events = make_events(400)
     events.loc[:9, "event_date"] = "soon"

@@ -121,3 +121,45 @@ def test_index_is_zero_for_the_same_values_in_any_order(values, random):
     shuffled = list(values)
     random.shuffle(shuffled)
     assert population_stability_index(pd.Series(values), pd.Series(shuffled)) == pytest.approx(0, abs=1e-12)
+
+
+def halves(left: int, right: int) -> pd.Series:
+    return pd.Series(["a"] * left + ["b"] * right)
+
+
+def test_a_severity_begins_at_its_bound():
+    reference, current = halves(500, 500), halves(700, 300)
+    index = population_stability_index(reference, current)
+    for bound, severity in ((index, "high"), (float(np.nextafter(index, 1)), "medium")):
+        bounds = POLICY.severity_psi.model_copy(update={"high": bound, "critical": 1.0})
+        policy = POLICY.model_copy(update={"severity_psi": bounds})
+        found = detect_drift(
+            reference.to_frame("x"), current.to_frame("x"), policy=policy, scope="s", day=DAY, model_id="m/1"
+        )
+        assert found.features[0].severity == severity
+
+
+def test_as_many_values_as_needed_are_enough():
+    needed = POLICY.minimum_sample.psi
+    for size, state in ((needed, "executed"), (needed - 1, "skipped")):
+        found = report(frame(np.random.default_rng(6), 1_000), frame(np.random.default_rng(7), size))
+        assert {feature.state for feature in found.features} == {state}
+
+
+def test_the_reference_makes_the_bins_and_is_counted_as_such():
+    rng = np.random.default_rng(8)
+    reference, current = frame(rng, 900), frame(rng, 300, shift=1)
+    found = report(reference, current).features[0]
+    assert (found.reference_count, found.current_count) == (900, 300)
+    name = "disease_severity"
+    assert found.psi == population_stability_index(reference[name], current[name], POLICY.psi_bins)
+    assert found.psi != population_stability_index(current[name], reference[name], POLICY.psi_bins)
+
+
+def test_features_that_were_not_tested_weigh_nothing():
+    rng = np.random.default_rng(9)
+    reference, current = frame(rng, 1_000), frame(rng, 500, shift=5)
+    unknown = reference.assign(insurance_type=np.nan, prediction=np.nan)
+    found = report(unknown, current)
+    assert [feature.state for feature in found.features] == ["executed", "skipped", "skipped"]
+    assert found.composite_score == POLICY.severity_weight["critical"]

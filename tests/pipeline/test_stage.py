@@ -10,7 +10,6 @@ from pipeline_runs import materialized, said
 
 from assets.stage import Produced, stage_asset, stage_check
 from e2i_dagster.cli import main
-from e2i_dagster.definitions import build_resources
 from e2i_dagster.serving.client import waiting_words
 from e2i_dagster.status import status_report
 from resources.lake import DOCUMENT

@@ -133,6 +133,16 @@ def test_changed_rules_need_a_new_check(
         require_raw_gate(connection, [("treatment_events", "2024-01", "d2")], stricter)
 
 
+def test_a_check_that_was_interrupted_blocks_without_naming_a_rule(
+    connection: sa.Connection, events: pd.DataFrame, months: pd.Series, policy: QualityPolicy
+) -> None:
+    report = check_table("treatment_events", events, policy=policy, partitions=months, as_of=END)
+    record_verdicts(connection, report, DIGESTS)
+    connection.execute(tables.ml_gate_verdicts.update().values(blocking=True, verdict="failed", rules=[]))
+    with pytest.raises(QCGateBlockedError, match="the check did not finish"):
+        require_gate(connection, _refs(), ruleset_hash(policy, "treatment_events"))
+
+
 def test_checking_again_replaces_the_verdict(
     connection: sa.Connection,
     events: pd.DataFrame,

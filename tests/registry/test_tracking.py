@@ -8,7 +8,7 @@ import mlflow
 import numpy as np
 import pytest
 import sqlalchemy as sa
-from model_rows import patients, rows
+from model_rows import patients, rows, visible
 
 from e2i_dagster import registry
 from e2i_dagster.config.algorithms import AlgorithmsPolicy
@@ -16,7 +16,7 @@ from e2i_dagster.config.optuna_config import OptunaPolicy
 from e2i_dagster.config.scope import SuccessCriteria, default_scope
 from e2i_dagster.errors import InputError, UnavailableError, VerdictError
 from e2i_dagster.explain import explain
-from e2i_dagster.selection import model_input
+from e2i_dagster.selection import SealedRows, model_input
 from e2i_dagster.training import default_storage, evaluate, search_hyperparameters, train
 from e2i_dagster.warehouse.tables.models import (
     ml_experiments,
@@ -34,12 +34,11 @@ BINARY = ["XGBoost", "LightGBM", "HistGradientBoosting", "RandomForest", "ExtraT
 def made(algorithm="LogisticRegression", seed=0, **criteria):
     parameters = dict(AlgorithmsPolicy.load().algorithm(algorithm).defaults)
     parameters |= {name: 20 for name in ("n_estimators", "max_iter") if name in parameters}
-    train_rows, validation_rows = rows(400, seed), rows(200, seed + 1)
-    model = train(train_rows, validation_rows, algorithm=algorithm, parameters=parameters)
+    seen = visible(rows(400, seed), rows(200, seed + 1))
+    model = train(seen, algorithm=algorithm, parameters=parameters)
     asked = SuccessCriteria.model_validate(criteria or {"min_auc": 0.6})
-    return model, evaluate(
-        model, train_rows, validation_rows, criteria=asked, open_test=lambda: rows(200, seed + 2)
-    )
+    sealed = SealedRows(lambda candidate: rows(200, seed + 2))
+    return model, evaluate(model, seen, sealed, criteria=asked)
 
 
 def dagster_run(run_id):
@@ -223,8 +222,7 @@ def test_the_embedded_server_holds_runs_versions_studies_and_tables(database: sa
     store = MlflowResource(artifact_root=str(tmp_path))
     search = search_hyperparameters(
         "LogisticRegression",
-        rows(300),
-        rows(150, 1),
+        visible(rows(300), rows(150, 1)),
         scope=SCOPE.key,
         policy=short,
         storage=default_storage(),

@@ -1,5 +1,5 @@
 import pytest
-from model_rows import numbers, rows
+from model_rows import numbers, rows, visible
 from pydantic import ValidationError
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -7,7 +7,7 @@ from sklearn.pipeline import make_pipeline
 from e2i_dagster.config.algorithms import AlgorithmsPolicy
 from e2i_dagster.config.scope import default_scope
 from e2i_dagster.errors import ConfigError, VerdictError
-from e2i_dagster.selection import SelectionRequest, select_algorithm
+from e2i_dagster.selection import LabelledRows, SelectionRequest, select_algorithm
 from e2i_dagster.selection.frame import feature_kinds
 from e2i_dagster.selection.pipeline import build_estimator, build_preprocessor
 
@@ -27,7 +27,7 @@ def quick():
 
 @pytest.fixture(scope="module")
 def linear_choice():
-    return select_algorithm(default_scope(), sample=rows(500), policy=quick())
+    return select_algorithm(default_scope(), visible=visible(rows(500)), policy=quick())
 
 
 def reason(choice, name):
@@ -48,7 +48,7 @@ def test_a_linear_signal_is_learned_by_the_linear_model(linear_choice):
 
 
 def test_an_interaction_is_not():
-    choice = select_algorithm(BINARY, sample=rows(500, interaction=True), policy=quick())
+    choice = select_algorithm(BINARY, visible=visible(rows(500, interaction=True)), policy=quick())
     assert choice.algorithm != "LogisticRegression"
     linear = next(item for item in choice.candidates if item.algorithm == "LogisticRegression")
     assert linear.performance == pytest.approx(0.5, abs=0.08)
@@ -57,7 +57,7 @@ def test_an_interaction_is_not():
 def test_every_fold_is_preprocessed_by_its_learning_rows_alone():
     sample, policy = rows(300), quick()
     sample.features.loc[::37, "severity"] = 1e4
-    found = select_algorithm(BINARY, sample=sample, policy=policy).candidates
+    found = select_algorithm(BINARY, visible=visible(sample), policy=policy).candidates
     linear = next(item for item in found if item.algorithm == "LogisticRegression")
     pipeline = make_pipeline(
         build_preprocessor(feature_kinds(sample.features, list(sample.features.columns))),
@@ -89,7 +89,7 @@ def test_a_file_that_lets_them_is_refused():
 
 def test_equal_inputs_give_equal_records():
     sample = rows(300)
-    first, second = (select_algorithm(BINARY, sample=sample, policy=quick()) for _ in range(2))
+    first, second = (select_algorithm(BINARY, visible=visible(sample), policy=quick()) for _ in range(2))
     assert first.to_record() == second.to_record()
 
 
@@ -111,7 +111,7 @@ def test_a_measured_latency_above_the_limit_removes():
     with pytest.raises(
         VerdictError, match=r"LogisticRegression: measured latency .* ms is above the limit of 1 ms"
     ):
-        select_algorithm(request, sample=rows(200))
+        select_algorithm(request, visible=visible(rows(200)))
 
 
 def test_history_ranks_by_what_was_measured():
@@ -138,7 +138,7 @@ def test_effects_and_numbers_have_their_own_candidates():
     causal = select_algorithm(SelectionRequest(problem_type="causal_inference"))
     assert {causal.algorithm, *causal.alternatives} == CAUSAL
     choice = select_algorithm(
-        SelectionRequest(problem_type="regression"), sample=numbers(rows(300)), policy=quick()
+        SelectionRequest(problem_type="regression"), visible=visible(numbers(rows(300))), policy=quick()
     )
     assert choice.algorithm in ("Ridge", "Lasso")
     assert choice.metric == "r2"
@@ -156,3 +156,14 @@ def test_bad_requests():
 def test_metadata_has_every_candidate(linear_choice):
     table = linear_choice.to_metadata()["candidates_md"]
     assert table.count("\n") == 13
+
+
+def test_the_benchmark_sees_training_rows_only():
+    train_rows, other = rows(300), rows(90, 1)
+    spoilt = LabelledRows(other.features.assign(severity=1e6), 1 - other.target)
+    first, second = (
+        select_algorithm(BINARY, visible=visible(train_rows, part), policy=quick()).to_record()
+        for part in (other, spoilt)
+    )
+    assert first == second
+    assert first["benchmark_rows"] == 300

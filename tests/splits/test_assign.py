@@ -111,6 +111,15 @@ def test_splits_in_time_follow_each_other_with_the_gap(offsets, gap, later):
     assert {c.name: c.status for c in grown_report.checks}["temporal_order"] == "passed"
 
 
+def test_the_days_of_the_gap_belong_to_no_split():
+    """One patient a day: validation begins on day 60, so with a gap of three days train ends on day 56."""
+    dates = pd.date_range("2024-01-01", periods=100)
+    assigned = assign_splits([f"P{day}" for day in range(100)], salt="s", index_dates=dates, gap_days=3)
+    split = assigned["split"].tolist()
+    assert split[55:61] == ["train", "train", "unassigned", "unassigned", "unassigned", "validation"]
+    assert split[76:81] == ["validation", "unassigned", "unassigned", "unassigned", "test"]
+
+
 def test_splits_in_time_have_their_shares_when_days_are_many():
     dates = pd.date_range("2020-01-01", periods=1_000)
     frame = assign_splits(ids(1_000), salt="s", index_dates=dates)

@@ -104,3 +104,18 @@ def test_the_holdout_opens_only_after_a_deployment_to_production(connection, sea
     assert opening.deployment
     with pytest.raises(SealedError):
         seal.open_holdout(connection, FRAME, **{**options, "model_version": "8"})
+
+
+def test_a_deployment_that_took_no_traffic_opens_nothing(connection, seal):
+    deploy(connection, "production")
+    connection.execute(ml_deployments.update().values(deployed_at=None))
+    with pytest.raises(SealedError, match="no deployment"):
+        seal.open_holdout(connection, FRAME, model_name="model", model_version="7", **WHY)
+
+
+def test_the_same_patients_under_another_salt_are_another_test_set(connection, seal):
+    seal.open_test(connection, FRAME, candidate="model/1", **WHY)
+    other = Seal("demo", "demo-2", seal.assignments)
+    assert other.sealed_set("test") != seal.sealed_set("test")
+    _, opening = other.open_test(connection, FRAME, candidate="model/2", **WHY)
+    assert (opening.ordinal, opening.ordinal_under_salt) == (1, 1)

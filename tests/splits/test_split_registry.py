@@ -3,12 +3,13 @@
 import pandas as pd
 import pytest
 
-from e2i_dagster.config.scope import SplitPolicy
+from e2i_dagster.config.scope import SplitPolicy, default_scope
 from e2i_dagster.errors import ConfigError, VerdictError
 from e2i_dagster.splits import (
     read_assignments,
     register_split,
     split_cohort,
+    split_scope,
     store_assignments,
     validate_splits,
 )
@@ -65,3 +66,33 @@ def test_a_split_in_time(connection):
     assert (read_assignments(connection, identifier)["split"] == "unassigned").sum() == 9
     with pytest.raises(ConfigError, match="needs the index dates"):
         split_cohort(connection, "demo", policy, IDS)
+
+
+def test_a_scope_is_split_by_its_label_and_reported(connection):
+    scope = default_scope()
+    frame = pd.DataFrame(
+        {
+            "patient_id": IDS,
+            "label": [int(k % 7 == 0) for k in range(700)],
+            "index_date": pd.Timestamp("2024-01-01"),
+        }
+    )
+    made = split_scope(connection, scope, frame, created_by="ann")
+    _, expected = split_cohort(connection, scope.cohort, scope.split, IDS)
+    pd.testing.assert_frame_equal(made.assignments, expected)
+    assert made.report.passed
+    joined = frame.merge(made.assignments, on="patient_id")
+    positive = joined[joined["label"] == 1]["split"].value_counts()
+    # One in seven, so a hundred: dealt by their own shares, not by chance.
+    assert positive.to_dict() == {"train": 60, "validation": 20, "test": 15, "holdout": 5}
+
+
+def test_a_scope_split_in_time_follows_the_index_dates(connection):
+    scope = default_scope()
+    scope = scope.model_copy(update={"split": SplitPolicy(salt="t-1", mode="temporal", gap_days=0)})
+    dates = pd.date_range("2024-01-01", periods=700)
+    frame = pd.DataFrame({"patient_id": IDS, "label": 1, "index_date": dates})
+    made = split_scope(connection, scope, frame)
+    assert made.assignments["split"].tolist() == (
+        ["train"] * 420 + ["validation"] * 140 + ["test"] * 105 + ["holdout"] * 35
+    )

@@ -2,12 +2,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from model_rows import numbers, rows
+from model_rows import numbers, rows, visible
 from sklearn import metrics as reference
+from sklearn.linear_model import LogisticRegression
 
 from e2i_dagster.config.algorithms import AlgorithmsPolicy
 from e2i_dagster.config.scope import SuccessCriteria
-from e2i_dagster.selection import LabelledRows
+from e2i_dagster.selection import LabelledRows, SealedRows
+from e2i_dagster.selection.pipeline import build_preprocessor
 from e2i_dagster.training import evaluate, train
 from e2i_dagster.training.metrics import (
     binary_metrics,
@@ -112,10 +114,14 @@ def test_calibration_groups_are_never_small():
 
 @pytest.fixture(scope="module")
 def trained():
-    train_rows, validation_rows = rows(700), rows(250, 1)
+    seen = visible(rows(700), rows(250, 1))
     defaults = AlgorithmsPolicy.load().algorithm("LogisticRegression").defaults
-    model = train(train_rows, validation_rows, algorithm="LogisticRegression", parameters=defaults)
-    return model, train_rows, validation_rows
+    model = train(seen, algorithm="LogisticRegression", parameters=defaults)
+    return model, seen
+
+
+def sealed(test_rows):
+    return SealedRows(lambda candidate: test_rows)
 
 
 def criteria(**given):
@@ -125,14 +131,18 @@ def criteria(**given):
 def test_an_accepted_model(trained):
     opened = []
 
-    def open_test():
-        opened.append("test")
-        return rows(250, 2)
+    def open_for(candidate):
+        opened.append(candidate)
+        return rows(240, 2)
 
-    result = evaluate(*trained, criteria=criteria(min_auc=0.7, beats_baseline=True), open_test=open_test)
+    result = evaluate(*trained, SealedRows(open_for), criteria=criteria(min_auc=0.7, beats_baseline=True))
     assert result.accepted, result.reasons()
-    assert opened == ["test"]
-    assert set(result.splits) == {"train", "validation", "test"}
+    assert opened == [trained[0].digest]
+    assert {name: split.n for name, split in result.splits.items()} == {
+        "train": 700,
+        "validation": 250,
+        "test": 240,
+    }
     test = result.splits["test"].metrics
     assert test["roc_auc"].low < test["roc_auc"].value < test["roc_auc"].high
     assert {"calibration_slope", "calibration_intercept", "brier", "log_loss", "pr_auc", "f1"} <= set(test)
@@ -145,8 +155,8 @@ def test_an_accepted_model(trained):
 def test_each_missed_criterion_has_value_interval_threshold_and_distance(trained):
     result = evaluate(
         *trained,
+        sealed(rows(250, 2)),
         criteria=criteria(min_auc={"value": 0.99, "split": "test", "estimate": "lower"}, max_brier=0.9),
-        open_test=lambda: rows(250, 2),
     )
     missed, met = result.criteria[:2]
     assert not result.accepted
@@ -170,11 +180,9 @@ def test_noise_does_not_beat_the_baselines():
         return LabelledRows(source.features, target)
 
     parameters = AlgorithmsPolicy.load().algorithm("XGBoost").defaults
-    train_rows, validation_rows = noise(400, 0), noise(200, 1)
-    model = train(train_rows, validation_rows, algorithm="XGBoost", parameters=parameters)
-    result = evaluate(
-        model, train_rows, validation_rows, criteria=criteria(min_auc=0.7), open_test=lambda: noise(200, 2)
-    )
+    seen = visible(noise(400, 0), noise(200, 1))
+    model = train(seen, algorithm="XGBoost", parameters=parameters)
+    result = evaluate(model, seen, sealed(noise(200, 2)), criteria=criteria(min_auc=0.7))
     assert not result.accepted
     assert result.metric("test", "roc_auc") == pytest.approx(0.5, abs=0.12)
 
@@ -183,7 +191,7 @@ def test_a_split_with_too_few_of_one_outcome_is_not_estimable(trained):
     source = rows(60, 2)
     keep = np.concatenate([np.flatnonzero(source.target == 0), np.flatnonzero(source.target == 1)[:3]])
     few = LabelledRows(source.features.iloc[keep], source.target[keep])
-    result = evaluate(*trained, criteria=criteria(min_auc=0.6, beats_baseline=True), open_test=lambda: few)
+    result = evaluate(*trained, sealed(few), criteria=criteria(min_auc=0.6, beats_baseline=True))
     assert result.splits["test"].metrics == {}
     assert "fewer than 11" in result.splits["test"].note
     assert not result.accepted
@@ -193,11 +201,11 @@ def test_calibration_is_a_criterion_of_every_binary_model(trained):
     """Weights by outcome without calibration miss it; too few events satisfy nothing."""
     from dataclasses import replace
 
-    from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import Pipeline
 
-    model, train_rows, validation_rows = trained
-    kept = evaluate(*trained, criteria=criteria(), open_test=lambda: rows(250, 2))
+    model, seen = trained
+    train_rows = seen.train
+    kept = evaluate(*trained, sealed(rows(250, 2)), criteria=criteria())
     assert [item.name for item in kept.criteria] == ["calibration_slope", "calibration_intercept"]
     assert kept.accepted, kept.reasons()
 
@@ -208,7 +216,7 @@ def test_calibration_is_a_criterion_of_every_binary_model(trained):
     few = LabelledRows(train_rows.features.iloc[rare], train_rows.target[rare])
     weighted = LogisticRegression(class_weight="balanced").fit(preprocess.transform(few.features), few.target)
     unfit = replace(model, pipeline=Pipeline([("preprocess", preprocess), ("model", weighted)]))
-    result = evaluate(unfit, few, validation_rows, criteria=criteria(), open_test=lambda: few)
+    result = evaluate(unfit, visible(few, seen.validation), sealed(few), criteria=criteria())
     assert not result.accepted
     intercept = result.criteria[1]
     assert not intercept.passed
@@ -216,14 +224,14 @@ def test_calibration_is_a_criterion_of_every_binary_model(trained):
     assert "lies outside the limits" in intercept.reason
 
     six = LabelledRows(few.features.iloc[-60:], np.r_[few.target[-60:-6] * 0, np.ones(6, dtype="int64")])
-    unsaid = evaluate(model, train_rows, validation_rows, criteria=criteria(), open_test=lambda: six)
+    unsaid = evaluate(model, seen, sealed(six), criteria=criteria())
     assert [item.passed for item in unsaid.criteria] == [False, False]
     assert "not evaluable" in unsaid.reasons()[0]
 
 
 def test_equal_inputs_give_equal_evaluations(trained):
     first, second = (
-        evaluate(*trained, criteria=criteria(min_auc=0.6), open_test=lambda: rows(250, 2)) for _ in range(2)
+        evaluate(*trained, sealed(rows(250, 2)), criteria=criteria(min_auc=0.6)) for _ in range(2)
     )
     assert first.to_record() == second.to_record()
     assert first.figure == second.figure
@@ -237,16 +245,56 @@ def test_metadata_has_tables_and_a_figure(trained):
 
 
 def test_a_number_is_judged_by_its_own_metrics():
-    train_rows, validation_rows = numbers(rows(400)), numbers(rows(200, 1), 1)
-    model = train(
-        train_rows, validation_rows, algorithm="Ridge", parameters={"alpha": 1.0}, problem_type="regression"
-    )
+    seen = visible(numbers(rows(400)), numbers(rows(200, 1), 1))
+    model = train(seen, algorithm="Ridge", parameters={"alpha": 1.0}, problem_type="regression")
     result = evaluate(
         model,
-        train_rows,
-        validation_rows,
+        seen,
+        sealed(numbers(rows(200, 2), 2)),
         criteria=criteria(min_r2=0.6, max_rmse=1.0, beats_baseline=True),
-        open_test=lambda: numbers(rows(200, 2), 2),
     )
     assert result.accepted, result.reasons()
     assert [item.name for item in result.baselines] == ["mean", "one_variable", "linear"]
+
+
+def test_baselines_are_fitted_on_training_rows_and_chosen_on_validation_rows():
+    """Noise tells the outcome of the validation patients alone, whose severity is in another unit."""
+    parts = [rows(400), rows(200, 1), rows(300, 2)]
+    told = (0.5, 4.0, 0.0)
+    moved = [
+        part.features.assign(noise=part.features["noise"] + strength * part.target)
+        for part, strength in zip(parts, told, strict=True)
+    ]
+    moved[1]["severity"] *= 1_000
+    seen = visible(LabelledRows(moved[0], parts[0].target), LabelledRows(moved[1], parts[1].target))
+    test_rows = LabelledRows(moved[2], parts[2].target)
+    model = train(seen, algorithm="LogisticRegression", parameters={"C": 1.0, "l1_ratio": 0.0})
+    result = evaluate(model, seen, sealed(test_rows), criteria=criteria())
+    one, everything = result.baselines[1:]
+    assert one.detail == "noise"
+    matrix = build_preprocessor(model.kinds).fit(seen.train.features)
+    by_hand = LogisticRegression(C=1.0, tol=1e-6, max_iter=2_000).fit(
+        matrix.transform(seen.train.features), seen.train.target
+    )
+    expected = reference.roc_auc_score(
+        test_rows.target, by_hand.predict_proba(matrix.transform(test_rows.features))[:, 1]
+    )
+    assert everything.value == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_average_of_a_baseline_is_that_of_the_training_rows():
+    seen = visible(numbers(rows(200)), numbers(rows(100, 1)))
+    later = numbers(rows(150, 2))
+    test_rows = LabelledRows(later.features, later.target + 5)
+    model = train(seen, algorithm="Ridge", parameters={"alpha": 1.0}, problem_type="regression")
+    result = evaluate(model, seen, sealed(test_rows), criteria=criteria())
+    constant = np.full(150, seen.train.target.mean())
+    assert result.baselines[0].value == pytest.approx(reference.r2_score(test_rows.target, constant))
+
+
+def test_a_criterion_is_met_exactly_at_its_threshold(trained):
+    test_rows = rows(250, 2)
+    measured = evaluate(*trained, sealed(test_rows), criteria=criteria()).metric("test", "roc_auc")
+    for value, met in ((measured, True), (np.nextafter(measured, 1), False)):
+        result = evaluate(*trained, sealed(test_rows), criteria=criteria(min_auc=float(value)))
+        assert result.criteria[0].passed is met

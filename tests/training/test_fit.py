@@ -3,7 +3,7 @@ from functools import cache
 import numpy as np
 import pandas as pd
 import pytest
-from model_rows import numbers, patients, rows
+from model_rows import numbers, patients, rows, visible
 
 from e2i_dagster.config.algorithms import AlgorithmsPolicy
 from e2i_dagster.selection import LabelledRows
@@ -18,8 +18,7 @@ def fitted(algorithm, train_rows=None, validation_rows=None, **more):
     # Fifty trees are enough to behave like a forest.
     defaults |= {name: 50 for name in ("n_estimators", "max_iter") if name in defaults}
     return train(
-        train_rows or rows(300),
-        validation_rows or rows(150, 1),
+        visible(train_rows or rows(300), validation_rows or rows(150, 1)),
         algorithm=algorithm,
         parameters=defaults,
         **more,
@@ -66,6 +65,34 @@ def test_preprocessing_and_estimator_see_training_rows_only():
     assert np.array_equal(*margins)
     # Calibration and threshold, which are allowed to see them, do change.
     assert kept.threshold != other.threshold
+
+
+def test_the_threshold_is_that_of_the_validation_rows():
+    """The outcome is rarer among the validation patients, so that the best cut lies elsewhere."""
+    train_rows, validation_rows = rows(600), rare(rows(400, 1), 0.2)
+    model = fitted("LogisticRegression", train_rows, validation_rows)
+    cuts = [
+        youden_threshold(part.target, model.scores(part.features)) for part in (train_rows, validation_rows)
+    ]
+    assert model.threshold == cuts[1] != cuts[0]
+
+
+def test_a_score_at_the_threshold_is_positive():
+    model = usual("LogisticRegression")
+    seen = rows(150, 1).features
+    at = model.scores(seen) == model.threshold
+    assert at.any(), "the threshold is the score of a validation patient"
+    assert (model.classes(seen)[at] == 1).all()
+
+
+def test_calibration_is_that_of_the_validation_rows():
+    """Calibrated on training rows, the mean would be theirs."""
+    train_rows, validation_rows = rows(600), rare(rows(600, 1), 0.15)
+    model = fitted("RandomForest", train_rows, validation_rows)
+    mean = model.scores(validation_rows.features).mean()
+    assert mean == pytest.approx(validation_rows.target.mean(), abs=0.02)
+    assert train_rows.target.mean() > mean + 0.2
+    assert model.prevalence == train_rows.target.mean()
 
 
 def test_scaling_is_that_of_the_training_rows():

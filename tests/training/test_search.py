@@ -1,9 +1,10 @@
 import numpy as np
 import optuna
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from model_rows import numbers, rows
+from model_rows import numbers, rows, visible
 
 from e2i_dagster.config.algorithms import AlgorithmsPolicy, FloatRange, IntRange
 from e2i_dagster.config.optuna_config import OptunaPolicy
@@ -69,7 +70,7 @@ def test_draws_stay_inside_the_space():
 
 
 def test_the_first_trial_is_the_defaults_and_the_best_is_no_worse():
-    result = search_hyperparameters("LightGBM", rows(300), rows(150, 1), scope="s", policy=policy())
+    result = search_hyperparameters("LightGBM", visible(rows(300), rows(150, 1)), scope="s", policy=policy())
     assert result.trials[0].parameters == AlgorithmsPolicy.load().algorithm("LightGBM").defaults
     assert result.best_value >= result.default_value
     assert (len(result.trials), result.stopped_by) == (5, "trials")
@@ -80,7 +81,7 @@ def test_defaults_outside_a_narrowed_space_are_not_run():
     document["algorithms"]["LightGBM"]["search_space"]["num_leaves"] = {"kind": "int", "low": 4, "high": 7}
     narrowed = AlgorithmsPolicy.model_validate(document)
     result = search_hyperparameters(
-        "LightGBM", rows(150), rows(80, 1), scope="s", policy=policy(3), algorithms=narrowed
+        "LightGBM", visible(rows(150), rows(80, 1)), scope="s", policy=policy(3), algorithms=narrowed
     )
     assert result.default_value is None
     assert all(4 <= trial.parameters["num_leaves"] <= 7 for trial in result.trials)
@@ -124,8 +125,7 @@ def test_an_interrupted_study_ends_like_an_undisturbed_one(tmp_path):
     def search(trials, storage=None):
         return search_hyperparameters(
             "RandomForest",
-            train,
-            validation,
+            visible(train, validation),
             scope="s",
             algorithms=forests,
             policy=policy(trials),
@@ -147,7 +147,7 @@ def test_an_interrupted_study_ends_like_an_undisturbed_one(tmp_path):
 def test_other_rows_are_another_study():
     names = {
         search_hyperparameters(
-            "LogisticRegression", train, rows(60, 1), scope="s", policy=policy(1)
+            "LogisticRegression", visible(train, rows(60, 1)), scope="s", policy=policy(1)
         ).study_name
         for train in (rows(100), rows(101), rows(100, 2))
     }
@@ -156,7 +156,11 @@ def test_other_rows_are_another_study():
 
 def test_the_median_pruner_stops_hopeless_forests():
     result = search_hyperparameters(
-        "RandomForest", rows(150), rows(80, 1), scope="s", policy=policy(14), algorithms=small_forests()
+        "RandomForest",
+        visible(rows(150), rows(80, 1)),
+        scope="s",
+        policy=policy(14),
+        algorithms=small_forests(),
     )
     assert result.n_pruned > 0
     assert result.n_pruned + result.n_completed == 14
@@ -165,8 +169,7 @@ def test_the_median_pruner_stops_hopeless_forests():
 def test_a_search_on_numbers_maximises_minus_the_error():
     result = search_hyperparameters(
         "Ridge",
-        numbers(rows(200)),
-        numbers(rows(100, 1), 1),
+        visible(numbers(rows(200)), numbers(rows(100, 1), 1)),
         scope="s",
         problem_type="regression",
         policy=policy(3),
@@ -179,7 +182,53 @@ def test_one_outcome_alone_cannot_be_searched():
     train = rows(100)
     constant = LabelledRows(train.features, np.zeros(100, dtype="int64"))
     with pytest.raises(VerdictError, match="all 100 training rows have the same outcome"):
-        search_hyperparameters("XGBoost", constant, train, scope="s")
+        search_hyperparameters("XGBoost", visible(constant, train), scope="s")
     empty = LabelledRows(train.features.iloc[:0], train.target[:0])
     with pytest.raises(VerdictError, match="no validation rows"):
-        search_hyperparameters("XGBoost", train, empty, scope="s")
+        search_hyperparameters("XGBoost", visible(train, empty), scope="s")
+
+
+def test_preprocessing_is_fitted_on_the_training_rows_alone():
+    """Validation patients are sicker than those of training: scaled by their own mean, the error is another."""
+    alpha = AlgorithmsPolicy.load().algorithm("Ridge").defaults["alpha"]
+    draw = np.random.default_rng(4)
+    severity = {"train": draw.normal(0, 1, 200), "validation": draw.normal(3, 2, 100)}
+    parts = [
+        LabelledRows(pd.DataFrame({"severity": values}), 10 + 2 * values + draw.normal(0, 0.1, len(values)))
+        for values in severity.values()
+    ]
+    seen = visible(*parts)
+    found = search_hyperparameters(
+        "Ridge", seen, scope="s", problem_type="regression", policy=policy(1)
+    ).default_value
+    # Ridge on one column in deviations of the training rows, by hand; the intercept is not penalised.
+    mean, deviation = severity["train"].mean(), severity["train"].std()
+    scaled = {name: (values - mean) / deviation for name, values in severity.items()}
+    target = seen.train.target - seen.train.target.mean()
+    slope = (scaled["train"] @ target) / (scaled["train"] @ scaled["train"] + alpha)
+    predicted = seen.train.target.mean() + slope * scaled["validation"]
+    by_hand = -np.sqrt(np.mean((seen.validation.target - predicted) ** 2))
+    assert found == pytest.approx(by_hand, rel=1e-6)
+    assert found > -0.5, "scaled by the validation rows the error would be about six"
+
+
+def test_trials_are_scored_on_validation_rows():
+    """Labels of the validation rows are turned round: what is learned well is scored badly."""
+    train_rows, other = rows(300), rows(150, 1)
+    turned = LabelledRows(other.features, 1 - other.target)
+    straight, wrong = (
+        search_hyperparameters(
+            "LogisticRegression", visible(train_rows, validation), scope="s", policy=policy(1)
+        ).best_value
+        for validation in (other, turned)
+    )
+    assert straight > 0.7
+    assert wrong == pytest.approx(1 - straight)
+
+
+def test_every_trial_draws_a_point_of_its_own():
+    result = search_hyperparameters(
+        "LogisticRegression", visible(rows(100), rows(60, 1)), scope="s", policy=policy(6)
+    )
+    drawn = {tuple(sorted(trial.parameters.items())) for trial in result.trials}
+    assert len(drawn) == 6

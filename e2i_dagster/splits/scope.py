@@ -1,0 +1,40 @@
+"""The split of a scope's labelled patients, with its report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+import sqlalchemy as sa
+
+from e2i_dagster.config.scope import ScopeSpec
+from e2i_dagster.splits.registry import split_cohort
+from e2i_dagster.splits.report import SplitReport, validate_splits
+
+
+@dataclass(frozen=True)
+class ScopeSplit:
+    """patient_id, split of every patient of a training frame, and what is to be said of them."""
+
+    assignments: pd.DataFrame
+    report: SplitReport
+
+
+def split_scope(
+    connection: sa.Connection, scope: ScopeSpec, frame: pd.DataFrame, *, created_by: str | None = None
+) -> ScopeSplit:
+    """Assign the patients of ``frame`` (patient_id, label, index_date) by the split of the scope's cohort.
+
+    Raises:
+        ConfigError: ratios, mode or gap changed under the same salt.
+    """
+    _, assigned = split_cohort(
+        connection,
+        scope.cohort,
+        scope.split,
+        frame["patient_id"],
+        strata=frame["label"],
+        index_dates=frame["index_date"],
+        created_by=created_by,
+    )
+    return ScopeSplit(assigned, validate_splits(assigned, ratios=scope.split.ratios, strata=frame["label"]))
