@@ -75,7 +75,7 @@ class Produced:
 def stage_asset(
     *,
     produces: str | None = None,
-    still_valid: Callable[[Any], bool] | None = None,
+    fault: Callable[[Any], str] | None = None,
     always: bool = False,
     pure: bool = False,
     outside: bool = False,
@@ -93,7 +93,8 @@ def stage_asset(
 
     Args:
         produces: type of the value, a pydantic model as ``module:name``; None for a frame.
-        still_valid: asked before a stored version is reused (is the endpoint still there?).
+        fault: says what is wrong with what a stored version stands for (the endpoint is no longer there); empty
+            when it can be reused.
         always: never reuse, because the value depends on more than inputs, policy and code.
         pure: it makes nothing but its value, so that any stored version is as good as the newest.
         outside: its work is done outside (a live endpoint, a tracked run), so that a change of its code does not
@@ -126,7 +127,7 @@ def stage_asset(
             inputs = {name: value for name, value in given.items() if name in wanted}
             with stage.recorded():
                 stage.look_at_inputs(also_reads, outside=outside)
-                reused = None if always else stage.reusable(still_valid, any_version=pure)
+                reused = None if always else stage.reusable(fault, any_version=pure)
                 if reused is not None:
                     return reused
                 made = body(context, **inputs) if "context" in wanted else body(**inputs)
@@ -277,9 +278,7 @@ class Stage:
         """The declared type of the value; None for a frame."""
         return document_type(self.context.assets_def.metadata_by_key[self.context.asset_key])
 
-    def reusable(
-        self, still_valid: Callable[[Any], bool] | None, *, any_version: bool
-    ) -> dg.Output[Outcome] | None:
+    def reusable(self, fault: Callable[[Any], str] | None, *, any_version: bool) -> dg.Output[Outcome] | None:
         """The stored version, when inputs, policy and code are those that made it and its file is whole."""
         from e2i_dagster.pipeline.reuse import find_reusable
 
@@ -297,9 +296,9 @@ class Stage:
         if not stored:
             return None
         with observed.unobserved():
-            if still_valid and not still_valid(self.lake.read(stored.values(), self.document)):
-                self.changed = "no longer there"
-                return None
+            self.changed = fault(self.lake.read(stored.values(), self.document)) if fault else ""
+        if self.changed:
+            return None
         digests = {partition: stored[partition].digest for partition in self.partitions}
         pieces = Pieces({}, digests, self.fingerprint, self.code)
         made_by = sorted({str(version.run_id) for version in stored.values()})

@@ -95,7 +95,7 @@ def damage(path: UPath, size: int | None, checksum: str | None, *, whole: bool =
     """
     try:
         found = path.stat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return "missing"
     if found.st_size != (size or found.st_size) or not found.st_size:
         written = "" if size is None else f" where {size:,} were written"

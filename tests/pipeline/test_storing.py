@@ -115,6 +115,22 @@ def test_a_damaged_version_is_named_and_made_again_and_nothing_else_is(pipeline,
     assert {one.state for one in states(pipeline).values()} == {"reused"}
 
 
+def test_a_version_whose_thing_is_gone_is_made_again_with_the_reason(pipeline):
+    wrong = []
+
+    @stage_asset(name="costs", group_name="test", gated=False, fault=lambda rows: "".join(wrong))
+    def made() -> Produced:
+        return Produced(ROWS)
+
+    def last_state():
+        assert dg.materialize([made], instance=pipeline.instance, resources=build_resources()).success
+        return states(pipeline)["costs"]
+
+    assert (last_state().state, last_state().state) == ("executed", "reused")
+    wrong.append("damaged: views.parquet, missing")
+    assert (last_state().state, last_state().reason) == ("executed", "damaged: views.parquet, missing")
+
+
 class Killed(RuntimeError):
     """Stands for the end of the process between two statements."""
 
