@@ -5,8 +5,8 @@ from pathlib import Path
 import dagster as dg
 import pandas as pd
 import pytest
-import sqlalchemy as sa
 from pipeline_runs import said
+from sqlalchemy.event import listen, remove
 
 from assets.stage import Produced, stage_asset
 from e2i_dagster.config.policy import PolicySummary
@@ -104,7 +104,9 @@ def test_a_damaged_version_is_named_and_made_again_and_nothing_else_is(pipeline,
     found = states(pipeline)
     for asset in ("costs", "summary"):
         assert found[asset].state == "executed"
-        assert found[asset].reason.startswith(f"damaged: {asset}/all/") and words in found[asset].reason
+        assert str(found[asset].reason).startswith(f"damaged: {asset}/all/") and words in str(
+            found[asset].reason
+        )
     assert found["looked_at"].state == "executed"
     assert found["total"].state == "reused"
     assert {asset: pipeline.versions(asset)[None].digest for asset in before} == before
@@ -150,12 +152,12 @@ def test_a_run_that_ends_half_way_leaves_neither_version_nor_state_and_the_next_
             raise Killed(at)
 
     listened = engine(role="app")
-    sa.event.listen(listened, "before_cursor_execute", end_here)
+    listen(listened, "before_cursor_execute", end_here)
     try:
         # The state that the failure leaves is another statement on the same table, so it is not recorded either.
         result = run(pipeline, [costs])
     finally:
-        sa.event.remove(listened, "before_cursor_execute", end_here)
+        remove(listened, "before_cursor_execute", end_here)
     assert not result.success
     assert pipeline.versions("costs") == {}
     assert states(pipeline)["costs"].state in ("running", "failed")
