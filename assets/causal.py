@@ -7,7 +7,7 @@ import dagster as dg
 
 from assets.models import cohort_approved
 from assets.partitions import ALL_MONTHS, SCOPES
-from assets.serving import STAGE, go_live, health_result, is_live, parity_result
+from assets.serving import STAGE, go_live, health_result, not_live, parity_result
 from assets.stage import Produced, input_versions, shown, stage_asset, stage_check
 from e2i_dagster.config.causal import CausalPolicy
 from e2i_dagster.config.environment import actor, config_folder
@@ -218,7 +218,7 @@ def effect_bento(effect_model: "EffectModel", serving: Serving, mlflow: MlflowRe
     outside=True,
     produces="e2i_dagster.serving.deployment:Deployment",
     kinds={"bentoml"},
-    still_valid=is_live,
+    fault=not_live,
     deps=["online_features"],
     description="The causal service in slot staging, switched to after health and parity with the offline model.",
 )

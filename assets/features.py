@@ -85,6 +85,7 @@ def outcome_labels(
         "business_metrics": all_months("business_metrics"),
     },
     reads=columns_read(),
+    fault=lambda files: files.damage(),
     description="Feature rows stamped at the end of the day they describe, from rows dated before each index date.",
 )
 def feature_values(

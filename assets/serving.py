@@ -26,11 +26,12 @@ scope_asset = partial(stage_asset, group_name="serving", partitions_def=SCOPES)
 STAGE = "staging"
 
 
-def is_live(deployment: "Deployment") -> bool:
-    """Whether the release of ``deployment`` answers now."""
+def not_live(deployment: "Deployment") -> str:
+    """What is wrong when the release of ``deployment`` does not answer now; empty when it does."""
     from e2i_dagster.serving.endpoints import endpoints
 
-    return any(one.bento_tag == deployment.bento_tag and one.health == "healthy" for one in endpoints())
+    live = any(one.bento_tag == deployment.bento_tag and one.health == "healthy" for one in endpoints())
+    return "" if live else "no longer there"
 
 
 def go_live(
@@ -76,7 +77,7 @@ def health_result(deployment: "Deployment", serving: Serving) -> dg.AssetCheckRe
     code=["e2i_dagster.serving.service"],
     produces="e2i_dagster.serving.release:Release",
     kinds={"bentoml"},
-    still_valid=lambda release: release.path.exists(),
+    fault=lambda release: release.damage(),
     # A release holds the models of all scopes, so a new version of any scope makes it stale.
     deps=[dg.AssetDep("registered_model", partition_mapping=dg.AllPartitionMapping())],
     description="One bento for the service, with every model version in staging and the digests of its files.",
@@ -96,7 +97,7 @@ def bento(serving: Serving, mlflow: MlflowResource) -> Produced:
     outside=True,
     produces="e2i_dagster.serving.deployment:Deployment",
     kinds={"bentoml"},
-    still_valid=is_live,
+    fault=not_live,
     deps=["online_features"],
     description="The live endpoint in slot staging, switched to after health and parity with the offline model.",
 )

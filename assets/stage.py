@@ -4,27 +4,36 @@ An asset body loads nothing and stores nothing. It gets its inputs, calls one co
 returns :class:`Produced`; this module does the rest, so that no stage can forget it.
 """
 
+import dataclasses
 import functools
 import inspect
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 from e2i_dagster.config import observed
-from e2i_dagster.errors import ConfigError, E2IError, InputError, UnavailableError, VerdictError
 from e2i_dagster.pipeline.code import source_code
-from resources.lake import DOCUMENT, LakeIOManager, Pieces, asset_name, document_type, split_by_month
+from e2i_dagster.pipeline.states import Execution, joined
+from resources.lake import (
+    DOCUMENT,
+    LakeIOManager,
+    Outcome,
+    Pieces,
+    asset_name,
+    document_type,
+    split_by_month,
+)
+from resources.stages import failures_recorded
 from resources.warehouse import Warehouse
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from e2i_dagster.warehouse.ledger import DataVersion, State
+    from e2i_dagster.warehouse.ledger import DataVersion
 
 OWNERS = ["team:mlops"]
 #: Metadata of an asset: raw tables that some of its partitions read.
@@ -66,18 +75,6 @@ class Produced:
 
 
 @dataclass(frozen=True)
-class StageEvent:
-    """A stage began or ended; what the terminal shows while a plan runs."""
-
-    stage: str
-    partition: str
-    state: str
-    reason: str
-    rows: int | None
-    seconds: float
-
-
-@dataclass(frozen=True)
 class AlsoReads:
     """Raw tables that a body reads by itself, because only some partitions need them.
 
@@ -100,14 +97,10 @@ class AlsoReads:
                 yield dg.AssetDep(key, partition_mapping=mapping)
 
 
-#: Called with every StageEvent of this process.
-observers: list[Callable[[StageEvent], None]] = []
-
-
 def stage_asset(
     *,
     produces: str | None = None,
-    still_valid: Callable[[Any], bool] | None = None,
+    fault: Callable[[Any], str] | None = None,
     always: bool = False,
     pure: bool = False,
     outside: bool = False,
@@ -126,7 +119,8 @@ def stage_asset(
 
     Args:
         produces: type of the value, a pydantic model as ``module:name``; None for a frame.
-        still_valid: asked before a stored version is reused (is the endpoint still there?).
+        fault: says what is wrong with what a stored version stands for (the endpoint is no longer there); empty
+            when it can be reused.
         always: never reuse, because the value depends on more than inputs, policy and code.
         pure: it makes nothing but its value, so that any stored version is as good as the newest.
         outside: its work is done outside (a live endpoint, a tracked run), so that a change of its code does not
@@ -164,7 +158,7 @@ def stage_asset(
             inputs = {name: value for name, value in given.items() if name in wanted}
             with stage.recorded():
                 stage.look_at_inputs(also_reads, outside=outside, where=where)
-                reused = None if always else stage.reusable(still_valid, any_version=pure)
+                reused = None if always else stage.reusable(fault, any_version=pure)
                 if reused is not None:
                     return reused
                 made = body(context, **inputs) if "context" in wanted else body(**inputs)
@@ -184,11 +178,6 @@ def stage_asset(
         return dg.asset(io_manager_key="lake", code_version=reached, **asset_arguments)(run)
 
     return decorate
-
-
-def refusal(error: E2IError) -> dg.Failure:
-    """``error`` as a failure that is not tried again, with what it knows for the command that launched the run."""
-    return dg.Failure(str(error), metadata={"error": error.to_record()}, allow_retries=False)
 
 
 def stage_check(**check_arguments: Any) -> Callable[[Callable[..., Any]], dg.AssetChecksDefinition]:
@@ -257,6 +246,7 @@ class Stage:
         # In a run over partitions an asset without partitions sees the keys of the run, too.
         partitioned = context.assets_def.partitions_def is not None
         self.partitions: Sequence[str | None] = list(context.partition_keys) if partitioned else [None]
+        self.execution = Execution(self.name, self.partitions, context.run.run_id)
         self.gated = gated
         self.reads = reads
         self.code = code
@@ -266,7 +256,6 @@ class Stage:
         self.marks: Sequence[str] = ()
         self.elsewhere: Sequence[str] = ()
         self.fingerprint = ""
-        self.started = time.monotonic()
 
     def look_at_inputs(self, also_reads: AlsoReads, *, outside: bool, where: Sequence[str]) -> None:
         """Exact versions of all inputs, what the gate says of them, and the fingerprint.
@@ -288,18 +277,12 @@ class Stage:
         asked_for = [one for one in self.inputs if one[0] not in where]
         self.fingerprint = fingerprint_of(asked_for, self.marks, "" if outside else self.code)
 
-    @property
-    def partition_label(self) -> str:
-        if self.partitions == [None]:
-            return ""
-        first, last = self.partitions[0], self.partitions[-1]
-        return str(first) if len(self.partitions) == 1 else f"{first}..{last}"
-
     @contextmanager
     def recorded(self) -> Iterator[None]:
-        """Record the state that the stage ends in; say to Dagster what may be retried."""
-        try:
-            self._state("running")
+        """Record that the stage runs, and the state that an error leaves it in; another one :class:`LakeIOManager`."""
+        record = functools.partial(self.execution.record, self.warehouse.engine())
+        with failures_recorded(record):
+            record("running")
             self.warehouse.hold_scopes(
                 self.context.assets_def.partitions_def,
                 self.partitions,
@@ -308,25 +291,6 @@ class Stage:
             )
             with observed.recording() as self.readings:
                 yield
-        except VerdictError as error:
-            self._state("blocked", str(error))
-            raise refusal(error) from error
-        except (ConfigError, InputError) as error:
-            self._state("failed", str(error))
-            raise refusal(error) from error
-        except UnavailableError as error:
-            # When it is the warehouse that does not answer, the state cannot be recorded in it.
-            with suppress(UnavailableError):
-                self._state("unavailable", str(error))
-            raise dg.RetryRequested(max_retries=2, seconds_to_wait=2) from error
-        except dg.Failure:
-            raise
-        except E2IError as error:
-            self._state("failed", str(error))
-            raise refusal(error) from error
-        except Exception as error:
-            self._state("failed", f"{type(error).__name__}")
-            raise
 
     def _require_gate(self) -> None:
         """Refuse to go on unless raw inputs are judged, and training data audited, in exactly this version."""
@@ -348,10 +312,8 @@ class Stage:
         """The declared type of the value; None for a frame."""
         return document_type(self.context.assets_def.metadata_by_key[self.context.asset_key])
 
-    def reusable(
-        self, still_valid: Callable[[Any], bool] | None, *, any_version: bool
-    ) -> dg.Output[Pieces] | None:
-        """The stored version, when inputs, policy and code are those that made it."""
+    def reusable(self, fault: Callable[[Any], str] | None, *, any_version: bool) -> dg.Output[Outcome] | None:
+        """The stored version, when inputs, policy and code are those that made it and its file is whole."""
         from e2i_dagster.pipeline.reuse import find_reusable
 
         found = find_reusable(
@@ -361,17 +323,16 @@ class Stage:
             self.fingerprint,
             code=self.code,
             any_version=any_version,
+            damage=self.lake.lake().not_reusable,
         )
         stored = found.versions
         self.changed = found.reason
         if not stored:
             return None
-        if found.older:
-            self.lake.make_current(stored.values())
         with observed.unobserved():
-            if still_valid and not still_valid(self.lake.load(self.name, self.partitions, self.document)):
-                self.changed = "no longer there"
-                return None
+            self.changed = fault(self.lake.read(stored.values(), self.document)) if fault else ""
+        if self.changed:
+            return None
         digests = {partition: stored[partition].digest for partition in self.partitions}
         pieces = Pieces({}, digests, self.fingerprint, self.code)
         made_by = sorted({str(version.run_id) for version in stored.values()})
@@ -380,22 +341,32 @@ class Stage:
         rows = None
         if self.document is None:
             rows = metadata["dagster/row_count"] = sum(version.rows for version in stored.values())
-        self._state(
-            "reused",
-            _joined(told.get("note"), f"unchanged inputs, policy and code; made by run {', '.join(made_by)}"),
-            rows,
-            pieces.data_version,
+        outcome = Outcome(
+            self.execution,
+            pieces,
+            again=list(stored.values()) if found.older else (),
+            state="reused",
+            reason=joined(
+                told.get("note"), f"unchanged inputs, policy and code; made by run {', '.join(made_by)}"
+            ),
+            rows=rows,
         )
-        return dg.Output(pieces, metadata=metadata, data_version=dg.DataVersion(pieces.data_version))
+        return dg.Output(outcome, metadata=metadata, data_version=dg.DataVersion(pieces.data_version))
 
     def _stored(self) -> "dict[str | None, DataVersion]":
+        """The current versions whose files are whole."""
         from e2i_dagster.warehouse import ledger
 
         current = ledger.current(self.warehouse.engine(), self.name)
-        return {partition: current[partition] for partition in self.partitions if partition in current}
+        damage = self.lake.lake().not_reusable
+        return {
+            partition: version
+            for partition, version in current.items()
+            if partition in self.partitions and version.file is not None and not damage(version.file)
+        }
 
-    def hand_over(self, produced: Produced, *, always: bool) -> dg.Output[Pieces]:
-        """Cut the value into partitions, keep the good ones, fail naming the withheld ones."""
+    def hand_over(self, produced: Produced, *, always: bool) -> dg.Output[Outcome]:
+        """Cut the value into partitions, with what is to be said of them, for the lake to store the good ones."""
         from e2i_dagster.warehouse.lake import value_digests
 
         values = produced.pieces(self.partitions)
@@ -406,10 +377,9 @@ class Stage:
             **({"waived": list(self.marks)} if self.marks else {}),
             **({"not_read_here": list(self.elsewhere)} if self.elsewhere else {}),
         }
-        digests = value_digests(values)
         pieces = Pieces(
             values,
-            digests,
+            value_digests(values),
             self.fingerprint,
             self.code,
             {"told": list(told.items()), **({"waived": list(self.marks)} if self.marks else {})},
@@ -424,33 +394,34 @@ class Stage:
             for key, value in values.items():
                 own = {"dagster/row_count": len(value)} if frames else shown(value.to_metadata())
                 self.context.add_asset_metadata({**own, "digest": pieces.digests[key]}, partition_key=key)
-        before = self._stored()
-        same = {key: version.digest for key, version in before.items()} == pieces.digests
-        if not (always and same):
-            self.lake.store(self.name, pieces, self.context.run.run_id)
+        before = self._stored() if always else {}
         if produced.withheld:
-            self._announce_good_ones(pieces, metadata)
             reasons = _some(produced.withheld)
-            self._state("failed", f"withheld {reasons}", rows)
-            raise dg.Failure(
-                f"{self.name}: {len(produced.withheld)} of {len(self.partitions)} partitions withheld, their old "
-                f"versions stay readable: {reasons}",
+            outcome = Outcome(
+                self.execution,
+                pieces,
+                state="failed",
+                reason=f"withheld {reasons}",
+                rows=rows,
+                withheld=f"{self.name}: {len(produced.withheld)} of {len(self.partitions)} partitions withheld, "
+                f"their old versions stay readable: {reasons}",
                 metadata=metadata,
-                allow_retries=False,
             )
-        if always and same:
+        elif always and {key: version.digest for key, version in before.items()} == pieces.digests:
             metadata["state"] = "reused"
             made_by = ", ".join(sorted({str(version.run_id) for version in before.values()}))
-            self._state(
-                "reused",
-                _joined(produced.note, f"looked again, the same values as of run {made_by}"),
-                rows,
-                pieces.data_version,
+            outcome = Outcome(
+                self.execution,
+                dataclasses.replace(pieces, values={}),
+                state="reused",
+                reason=joined(produced.note, f"looked again, the same values as of run {made_by}"),
+                rows=rows,
             )
         else:
             waivers = f"made under waivers: {'; '.join(self.marks)}" if self.marks else ""
-            self._state("executed", _joined(produced.note, self.changed, waivers), rows, pieces.data_version)
-        return dg.Output(pieces.stored(), metadata=metadata, data_version=dg.DataVersion(pieces.data_version))
+            reason = joined(produced.note, self.changed, waivers)
+            outcome = Outcome(self.execution, pieces, reason=reason, rows=rows)
+        return dg.Output(outcome, metadata=metadata, data_version=dg.DataVersion(pieces.data_version))
 
     def _require_declared(self, values: Mapping[str | None, Any]) -> None:
         import pandas as pd
@@ -462,44 +433,6 @@ class Stage:
                     f"{self.name} made a {type(value).__qualname__}, but declares a "
                     f"{declared.__qualname__}: correct `produces`"
                 )
-
-    def _announce_good_ones(self, pieces: Pieces, metadata: Mapping[str, Any]) -> None:
-        for partition, digest in pieces.digests.items():
-            self.context.log_event(
-                dg.AssetMaterialization(
-                    self.context.asset_key,
-                    partition=partition,
-                    metadata={**metadata, "digest": digest},
-                    tags={"dagster/data_version": digest},
-                )
-            )
-
-    def _state(
-        self, state: "State", reason: str = "", rows: int | None = None, data_version: str | None = None
-    ) -> None:
-        from e2i_dagster.warehouse import ledger
-
-        seconds = time.monotonic() - self.started
-        ledger.record_state(
-            self.warehouse.engine(),
-            ledger.StageState(
-                stage=self.name,
-                partition=self.partition_label or None,
-                state=state,
-                reason=reason or None,
-                rows=rows,
-                seconds=seconds,
-                data_version=data_version,
-                run_id=self.context.run.run_id,
-            ),
-        )
-        event = StageEvent(self.name, self.partition_label, state, reason, rows, seconds)
-        for observer in observers:
-            observer(event)
-
-
-def _joined(*reasons: str | None) -> str:
-    return "; ".join(reason for reason in reasons if reason)
 
 
 def input_versions(

@@ -30,7 +30,7 @@ from e2i_dagster.errors import E2IError, UnavailableError
 if TYPE_CHECKING:
     import dagster as dg
 
-    from assets.stage import StageEvent
+    from e2i_dagster.pipeline.states import StageEvent
 
 
 #: Rows of each table that a dry run shows of those that would leave it.

@@ -77,6 +77,32 @@ class InputError(E2IError):
     code = "input"
 
 
+class DamagedError(InputError):
+    """A stored file is missing or is not what was written."""
+
+    code = "damaged"
+
+    @classmethod
+    def of(cls, file: str | Path, found: str, made_by: str) -> Self:
+        """The error that ``file`` is damaged.
+
+        Args:
+            file: the damaged file.
+            found: what is wrong with it.
+            made_by: the stage that stores it.
+        """
+        remedy = (
+            f"Run again what makes {made_by} (`e2i run`; of delivered tables `e2i load` of the same files): what is "
+            "damaged is not reused but made and stored again."
+        )
+        return cls(
+            f"{file}, stored by {made_by}, is damaged: {found}. {remedy}",
+            file=file,
+            value=found,
+            remedy=remedy,
+        )
+
+
 class VerdictError(E2IError):
     """A gate or criterion said no. Retrying cannot help."""
 

@@ -1,7 +1,8 @@
 """The lake as Dagster's IO manager: partitioned, immutable, entered in the ledger of versions."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
@@ -9,14 +10,16 @@ import dagster as dg
 
 from e2i_dagster.config.environment import lake_url
 from e2i_dagster.errors import InputError
+from e2i_dagster.pipeline.states import Execution, announce
+from resources.stages import failures_recorded, refusal
 from resources.warehouse import Warehouse
 
 if TYPE_CHECKING:
     import pandas as pd
     from pydantic import BaseModel
 
-    from e2i_dagster.warehouse.lake import Lake, Value
-    from e2i_dagster.warehouse.ledger import DataVersion
+    from e2i_dagster.warehouse.lake import Lake, StoredVersion, Value
+    from e2i_dagster.warehouse.ledger import DataVersion, State
 
 #: Metadata of an asset that is no frame: the type of its value.
 DOCUMENT = "document"
@@ -24,13 +27,12 @@ DOCUMENT = "document"
 
 @dataclass(frozen=True)
 class Pieces:
-    """What a step hands to the lake: a value and its digest for each partition (None: unpartitioned).
+    """A value and its digest for each partition (None: unpartitioned).
 
-    ``fingerprint`` covers the inputs' digests and the code version; an asset whose fingerprint is that of a
-    stored version need not be computed again when the policy values that this was made from (``read``) still
-    stand. ``metadata`` is what the UI
-    shows (``told``: pairs, because JSONB forgets their order), kept with the first partition so that a
-    reused version shows it again.
+    ``values`` lacks what the lake has already. ``fingerprint`` covers the inputs' digests and the code version; an
+    asset whose fingerprint is that of a stored version need not be computed again when the policy values that this
+    was made from (``read``) still stand. ``metadata`` is what the UI shows (``told``: pairs, because JSONB forgets
+    their order), kept with the first partition so that a reused version shows it again.
     """
 
     values: Mapping[str | None, "Value"]
@@ -40,10 +42,6 @@ class Pieces:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     read: Mapping[str, Any] = field(default_factory=dict)
 
-    def stored(self) -> "Pieces":
-        """The same digests without values: the stage has stored them before it said that it is done."""
-        return replace(self, values={})
-
     @property
     def data_version(self) -> str:
         """The digest of the only piece, or the hash of the sorted (partition, digest) pairs."""
@@ -52,6 +50,27 @@ class Pieces:
         if len(self.digests) == 1:
             return next(iter(self.digests.values()))
         return digest_of(sorted((str(partition), digest) for partition, digest in self.digests.items()))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage hands to the lake: what is to be stored, and the state that it is in once that is stored.
+
+    Attributes:
+        again: versions that the lake has, to be entered as the newest of their partitions.
+        rows: rows of frames; None for documents.
+        withheld: what the run ends with although its good partitions are stored; empty when none is withheld.
+        metadata: what the UI shows of the partitions of a run that ends so.
+    """
+
+    execution: Execution
+    pieces: Pieces
+    again: "Sequence[DataVersion]" = ()
+    state: "State" = "executed"
+    reason: str = ""
+    rows: int | None = None
+    withheld: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 def asset_name(key: dg.AssetKey) -> str:
@@ -75,40 +94,41 @@ class LakeIOManager(dg.ConfigurableIOManager):
 
         return Lake(self.url or lake_url())
 
-    def store(self, asset: str, pieces: Pieces, run_id: str) -> None:
-        """Write every piece, then enter all of them in the ledger in one transaction."""
+    def store(self, outcome: Outcome) -> None:
+        """Store every piece, and enter versions and state in one transaction: all of it holds, or nothing.
+
+        Files get their names last, while the transaction keeps others from noting the same ones. When it fails
+        then, a file without an entry is left, which nobody reads and the next run writes again.
+
+        Raises:
+            UnavailableError: the lake cannot be written to.
+        """
         from e2i_dagster.warehouse import ledger
 
-        lake = self.lake()
-        stored = {
-            partition: lake.write(asset, partition, value, pieces.digests[partition])
+        lake, pieces, execution = self.lake(), outcome.pieces, outcome.execution
+        engine = self.warehouse.engine()
+        placed = {
+            lake.place(execution.stage, partition, value, pieces.digests[partition]): partition
             for partition, value in pieces.values.items()
         }
-        with self.warehouse.engine().begin() as connection:
-            for position, (partition, version) in enumerate(stored.items()):
-                ledger.record(
-                    connection,
-                    ledger.DataVersion(
-                        asset=asset,
-                        partition=partition,
-                        digest=version.digest,
-                        schema_hash=version.schema_hash,
-                        code_version=pieces.code_version,
-                        fingerprint=pieces.fingerprint,
-                        rows=version.rows,
-                        path=version.path,
-                        run_id=run_id,
-                        metadata={**(pieces.metadata if position == 0 else {}), "read": dict(pieces.read)},
-                    ),
-                )
-
-    def make_current(self, versions: "Iterable[DataVersion]") -> None:
-        """Enter ``versions``, which the lake has, as the newest of their partitions."""
-        from e2i_dagster.warehouse import ledger
-
-        with self.warehouse.engine().begin() as connection:
-            for version in versions:
-                ledger.record(connection, replace(version, at=None))
+        values = {path: (pieces.values[one], pieces.digests[one]) for path, one in placed.items()}
+        pending = lake.set_aside(values, ledger.files(engine, values))
+        reached = execution.state(
+            outcome.state, outcome.reason, rows=outcome.rows, data_version=pieces.data_version
+        )
+        try:
+            with engine.begin() as connection:
+                for position, one in enumerate(pending):
+                    version = _entry(outcome, placed[one.version.path], one.version, first=position == 0)
+                    ledger.record(connection, version)
+                for version in outcome.again:
+                    ledger.record(connection, replace(version, at=None, size=None, checksum=None))
+                ledger.record_state(connection, reached)
+                lake.put(pending)
+        except BaseException:
+            lake.discard(pending)
+            raise
+        announce(reached)
 
     def load(
         self, asset: str, partitions: Sequence[str | None], document: "type[BaseModel] | None" = None
@@ -117,6 +137,7 @@ class LakeIOManager(dg.ConfigurableIOManager):
 
         Raises:
             InputError: a partition was never stored; it is named.
+            DamagedError: its file is missing or damaged.
         """
         from e2i_dagster.warehouse import ledger
 
@@ -128,13 +149,39 @@ class LakeIOManager(dg.ConfigurableIOManager):
             raise InputError(
                 f"{asset}:{of} never materialized. Materialize them first (`e2i plan` shows the order)."
             )
-        paths = [path for partition in partitions if (path := versions[partition].path)]
-        if document is not None:
-            return self.lake().read_document(paths[0], document)
-        return self.lake().read_frame(paths)
+        return self.read([versions[partition] for partition in partitions], document)
 
-    def handle_output(self, context: dg.OutputContext, obj: Pieces) -> None:
-        self.store(asset_name(context.asset_key), obj, context.run_id)
+    def read(self, versions: "Iterable[DataVersion]", document: "type[BaseModel] | None" = None) -> Any:
+        """The rows of all ``versions`` as one frame, or the first one's ``document``.
+
+        Raises:
+            DamagedError: a file is missing or damaged.
+        """
+        stored = [file for version in versions if (file := version.file)]
+        if document is not None:
+            return self.lake().read_document(stored[0], document)
+        return self.lake().read_frame(stored)
+
+    def handle_output(self, context: dg.OutputContext, obj: Outcome) -> Iterator[dg.DagsterEvent]:
+        """Store ``obj``; of one with withheld partitions tell of the good ones, then fail.
+
+        Raises:
+            Failure: partitions are withheld, or nothing could be stored.
+        """
+        with failures_recorded(partial(obj.execution.record, self.warehouse.engine())):
+            self.store(obj)
+        if obj.withheld:
+            for partition, digest in obj.pieces.digests.items():
+                yield dg.DagsterEvent.asset_materialization(
+                    context.step_context,
+                    dg.AssetMaterialization(
+                        context.asset_key,
+                        partition=partition,
+                        metadata={**obj.metadata, "digest": digest},
+                        tags={"dagster/data_version": digest},
+                    ),
+                )
+            raise dg.Failure(obj.withheld, metadata=obj.metadata, allow_retries=False)
 
     def load_input(self, context: dg.InputContext) -> Any:
         partitions = _partitions_to_read(context) if context.has_asset_partitions else [None]
@@ -144,7 +191,31 @@ class LakeIOManager(dg.ConfigurableIOManager):
                 context.asset_partitions_def, partitions, context.step_context.run_id, context.log.info
             )
         declared = context.upstream_output.definition_metadata if context.upstream_output else {}
-        return self.load(asset_name(context.asset_key), partitions, document_type(declared))
+        try:
+            return self.load(asset_name(context.asset_key), partitions, document_type(declared))
+        except InputError as error:
+            raise refusal(error) from error
+
+
+def _entry(outcome: Outcome, partition: str | None, stored: "StoredVersion", *, first: bool) -> "DataVersion":
+    """The row of the ledger for a piece of ``outcome``; what the UI shows is kept with the first."""
+    from e2i_dagster.warehouse.ledger import DataVersion
+
+    pieces = outcome.pieces
+    return DataVersion(
+        asset=outcome.execution.stage,
+        partition=partition,
+        digest=stored.digest,
+        schema_hash=stored.schema_hash,
+        code_version=pieces.code_version,
+        fingerprint=pieces.fingerprint,
+        rows=stored.rows,
+        path=stored.path,
+        run_id=outcome.execution.run_id,
+        metadata={**(pieces.metadata if first else {}), "read": dict(pieces.read)},
+        size=stored.file.size,
+        checksum=stored.file.checksum,
+    )
 
 
 def document_type(metadata: Mapping[str, Any]) -> "type[BaseModel] | None":

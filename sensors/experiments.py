@@ -5,11 +5,11 @@ import json
 
 import dagster as dg
 
-from assets.stage import refusal
 from e2i_dagster.config.environment import actor, config_folder
 from e2i_dagster.config.experiment import LifecyclePolicy
 from e2i_dagster.config.policy import current_policy
 from resources.alerts import Alerts
+from resources.stages import refusal
 from resources.warehouse import Warehouse
 
 

@@ -7,13 +7,14 @@ import dagster as dg
 from pydantic import Field
 
 from assets.quality import quality_key
-from assets.stage import refusal, shown
+from assets.stage import shown
 from e2i_dagster.config.alerts import AlertsPolicy
 from e2i_dagster.config.environment import actor, config_folder
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.errors import E2IError, VerdictError
 from resources.alerts import Alerts
 from resources.lake import LakeIOManager
+from resources.stages import refusal
 from resources.warehouse import Warehouse
 from sensors.plan import scopes_named
 

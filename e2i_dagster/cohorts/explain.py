@@ -211,17 +211,17 @@ def _values(
     for member in snapshot.members:
         if member.table not in _VALUE_TABLES:
             continue
-        path = next(
+        file = next(
             (
-                version.path
+                version.file
                 for version in ledger.versions(connection, member.table)
-                if version.digest == member.digest and version.path
+                if version.digest == member.digest and version.file
             ),
             None,
         )
-        if path is None or not (lake.root / path).exists():
+        if file is None or not (lake.root / file.path).exists():
             return {}
-        with (lake.root / path).open("rb") as stream:
+        with lake.require_whole(file).open("rb") as stream:
             rows = pq.read_table(stream, filters=[("patient_journey_id", "in", sorted(journeys))])
         frames[member.table] = rows.to_pandas()
     if set(frames) != set(_VALUE_TABLES):

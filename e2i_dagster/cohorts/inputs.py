@@ -35,7 +35,7 @@ def read_current(
             "for the invented set."
         )
     return {
-        table: lake.read_frame([version.path for version in found.values() if version.path])
+        table: lake.read_frame([version.file for version in found.values() if version.file])
         for table, found in versions.items()
     }
 

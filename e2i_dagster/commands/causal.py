@@ -302,12 +302,12 @@ def _stored(scope: str, **documents: type[Any]) -> list[Any]:
     lake = Lake(lake_url())
     with engine(role="app").connect() as connection:
         versions = {name: ledger.current(connection, name).get(scope) for name in documents}
-    paths = {name: one.path for name, one in versions.items() if one is not None and one.path is not None}
-    if len(paths) < len(documents):
+    stored = {name: one.file for name, one in versions.items() if one is not None and one.file is not None}
+    if len(stored) < len(documents):
         raise InputError(
             f"No effect was estimated for scope {scope}. Run `e2i causal estimate --scope {scope}`."
         )
-    return [kind.model_validate(lake.read_document(paths[name], kind)) for name, kind in documents.items()]
+    return [kind.model_validate(lake.read_document(stored[name], kind)) for name, kind in documents.items()]
 
 
 def _show(scope: str, json_output: bool) -> None:

@@ -11,7 +11,7 @@ from e2i_dagster.commands.console import refuse
 if TYPE_CHECKING:
     import dagster as dg
 
-    from assets.stage import StageEvent
+    from e2i_dagster.pipeline.states import StageEvent
 
 SYMBOLS = {"executed": "+", "reused": "=", "failed": "x", "blocked": "!", "unavailable": "?", "skipped": "-"}
 
@@ -25,8 +25,8 @@ def launch(
     collect: list[StageEvent] | None = None,
 ) -> dg.ExecuteInProcessResult:
     """Run ``job`` in this process in the instance of the UI, printing each stage as it ends."""
-    from assets.stage import observers
     from e2i_dagster.definitions import defs
+    from e2i_dagster.pipeline.states import observers
     from e2i_dagster.warehouse import locks
     from resources.local_instance import local_instance
     from sensors.plan import PlannedRun, execute, months_of

@@ -2,15 +2,14 @@
 
 A feature file is complete: it holds every snapshot of its view. Its name is the digest of its
 values, so a file is never changed, a source pinned to a path is pinned to a version, and the same
-values are not written twice.
+values are not written twice. Length and checksum tell a damaged file from the one that was written.
 """
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
-import uuid
-from collections.abc import Mapping
+import io
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pandas as pd
@@ -19,14 +18,18 @@ from upath import UPath
 
 from e2i_dagster.config.base import digest_of
 from e2i_dagster.config.feast_materialization import SnapshotPolicy
-from e2i_dagster.errors import InputError, UnavailableError
-from e2i_dagster.features.definitions import ARRIVAL, TIMESTAMP, VIEWS, view_named
+from e2i_dagster.errors import DamagedError, InputError, UnavailableError
+from e2i_dagster.features.definitions import ARRIVAL, TIMESTAMP, VIEWS, FeatureViewDefinition, view_named
 
 _SPINE = ("patient_id", "patient_journey_id", "hcp_id", "index_date")
 
 
 class FeatureFile(BaseModel):
-    """One immutable file: the rows of one view. ``oldest`` and ``newest`` are event timestamps."""
+    """One immutable file: the rows of one view.
+
+    ``oldest`` and ``newest`` are event timestamps; ``size`` (bytes) and ``checksum`` (SHA-256) those of the file,
+    None of one that was written before they were kept.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -36,6 +39,8 @@ class FeatureFile(BaseModel):
     rows: int
     oldest: dt.datetime | None
     newest: dt.datetime | None
+    size: int | None = None
+    checksum: str | None = None
 
 
 class FeatureFiles(BaseModel):
@@ -63,6 +68,27 @@ class FeatureFiles(BaseModel):
         raise InputError(
             f"There is no file of {view}; there are files of {', '.join(file.view for file in self.files)}."
         )
+
+    def damage(self) -> str:
+        """The first file that is missing or not what was written, and what is wrong with it; empty when none is."""
+        return next((f"damaged: {file.path}, {found}" for file, found in self._damaged()), "")
+
+    def require_whole(self) -> None:
+        """Refuse to read files that are not what was written.
+
+        Raises:
+            DamagedError: a file is missing or damaged; it is named.
+        """
+        for file, found in self._damaged():
+            raise DamagedError.of(file.path, found, "feature_values")
+
+    def _damaged(self) -> Iterator[tuple[FeatureFile, str]]:
+        from e2i_dagster.warehouse.files import damage
+
+        for file in self.files:
+            found = damage(UPath(file.path), file.size, file.checksum)
+            if found:
+                yield file, found
 
     def to_metadata(self) -> dict[str, Any]:
         """Rows and digest of each view, and the digest over all."""
@@ -194,7 +220,8 @@ def _with_month_ends(needed: pd.DataFrame, keys: pd.DataFrame, days: pd.Datetime
 def write_views(frames: Mapping[str, pd.DataFrame], folder: Any) -> FeatureFiles:
     """Write one Parquet file per view to ``folder/<view>/<digest>.parquet``.
 
-    A file that exists is not written again. Files are written aside and renamed.
+    A file that is there and whole is not written again. Rows are sorted, so that equal values are equal files.
+    Files are written aside and renamed.
 
     Args:
         frames: computed frames by view name; every view must be there.
@@ -205,6 +232,7 @@ def write_views(frames: Mapping[str, pd.DataFrame], folder: Any) -> FeatureFiles
         UnavailableError: the folder cannot be written to.
     """
     from e2i_dagster.warehouse.digest import frame_digest
+    from e2i_dagster.warehouse.files import checksum_of, damage
 
     absent = [view.name for view in VIEWS if view.name not in frames]
     if absent:
@@ -215,8 +243,10 @@ def write_views(frames: Mapping[str, pd.DataFrame], folder: Any) -> FeatureFiles
         frame = _checked(view.name, frames[view.name])
         digest = frame_digest(frame)
         target = root / view.name / f"{digest}.parquet"
-        if not target.exists():
-            _write_aside(frame, target)
+        content = _content(view, frame)
+        size, checksum = len(content), checksum_of(content)
+        if damage(target, size, checksum):
+            _write(content, target)
         stamps = frame[TIMESTAMP]
         files.append(
             FeatureFile(
@@ -226,6 +256,8 @@ def write_views(frames: Mapping[str, pd.DataFrame], folder: Any) -> FeatureFiles
                 rows=len(frame),
                 oldest=None if frame.empty else stamps.min().to_pydatetime(),
                 newest=None if frame.empty else stamps.max().to_pydatetime(),
+                size=size,
+                checksum=checksum,
             )
         )
     return FeatureFiles(files=tuple(files))
@@ -249,11 +281,11 @@ def _checked(name: str, frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
-def _write_aside(frame: pd.DataFrame, target: UPath) -> None:
+def _content(view: FeatureViewDefinition, frame: pd.DataFrame) -> bytes:
+    """The Parquet file of ``frame``."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    view = view_named(target.parent.name)
     types = {"int": pa.int64(), "float": pa.float64(), "string": pa.string()}
     schema = pa.schema(
         [
@@ -262,16 +294,18 @@ def _write_aside(frame: pd.DataFrame, target: UPath) -> None:
             *((feature.name, types[feature.dtype]) for feature in view.features),
         ]
     )
-    table = pa.Table.from_pandas(frame, schema=schema, preserve_index=False)
-    aside = target.with_name(f".{uuid.uuid4().hex}.part")
+    ordered = frame.sort_values([*view.keys, TIMESTAMP])
+    stream = io.BytesIO()
+    pq.write_table(pa.Table.from_pandas(ordered, schema=schema, preserve_index=False), stream)
+    return stream.getvalue()
+
+
+def _write(content: bytes, target: UPath) -> None:
+    from e2i_dagster.warehouse.files import put, write_aside
+
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("wb") as stream:
-            pq.write_table(table, stream)
-        aside.rename(target)
+        put(write_aside(target, content), target)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            aside.unlink()
         raise UnavailableError(
             f"The feature files cannot be written to {target.parent} ({error.strerror or error}). "
             "Free space or correct the permissions of the lake, then run again; nothing was changed."

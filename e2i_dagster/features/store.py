@@ -439,6 +439,7 @@ class ScopeStore:
             _let_go(self._stores.pop(digest))
 
     def _require_applied(self, store: feast.FeatureStore, files: FeatureFiles) -> None:
+        files.require_whole()
         from feast.errors import FeastObjectNotFoundException
 
         store.refresh_registry()

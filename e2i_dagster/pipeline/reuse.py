@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from e2i_dagster.config import observed
 from e2i_dagster.config.base import digest_of
 from e2i_dagster.warehouse import ledger
+from e2i_dagster.warehouse.files import StoredFile
 from e2i_dagster.warehouse.ledger import DataVersion
 
 #: Key of a version's metadata: the values of policy files that it was made from.
@@ -51,11 +52,13 @@ def find_reusable(
     *,
     code: str,
     any_version: bool,
+    damage: Callable[[StoredFile], str],
 ) -> Reuse:
-    """The stored versions that have ``fingerprint`` and were made from policy values that still stand.
+    """The stored versions that have ``fingerprint``, were made from policy values that still stand, and are whole.
 
     Args:
         any_version: an older version than the current one is as good, because the stage makes nothing but its value.
+        damage: what is wrong with a file of the lake in words; empty when it is whole.
     """
     current = ledger.current(bind, asset)
     candidates: dict[Partition, list[DataVersion]] = {
@@ -72,11 +75,21 @@ def find_reusable(
             for one in candidates.get(partition, ())
             if one.fingerprint == fingerprint and observed.changed(one.metadata.get(READ, {})) is None
         )
-        version = next(standing, None)
+        faults: dict[str, str] = {}
+        version = next((one for one in standing if not _damaged(one, damage, faults)), None)
         if version is None:
-            return Reuse({}, _why(current.get(partition), fingerprint, code))
+            damaged = "; ".join(f"damaged: {path}, {fault}" for path, fault in faults.items())
+            return Reuse({}, damaged or _why(current.get(partition), fingerprint, code))
         found[partition] = version
     return Reuse(found, older=any(version != current[one] for one, version in found.items()))
+
+
+def _damaged(version: DataVersion, damage: Callable[[StoredFile], str], faults: dict[str, str]) -> bool:
+    """Whether the file of ``version`` is not what was written; ``faults`` says what is wrong with it, by path."""
+    fault = damage(version.file) if version.file is not None else ""
+    if fault and version.path is not None:
+        faults[version.path] = fault
+    return bool(fault)
 
 
 def _why(current: DataVersion | None, fingerprint: str, code: str) -> str:

@@ -32,16 +32,19 @@ def file_digests(folder: Path) -> dict[str, str]:
     }
 
 
+def differing_files(folder: Path, expected: Mapping[str, str]) -> list[str]:
+    """Files below ``folder`` that are missing, added or changed, compared with the ``expected`` digests."""
+    found = file_digests(folder)
+    return sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+
+
 def check_digests(folder: Path, expected: Mapping[str, str]) -> None:
     """Refuse a model folder whose files are not exactly those of the release.
 
     Raises:
         VerdictError: a file is missing, added or changed; the files are named.
     """
-    found = file_digests(folder)
-    differing = sorted(
-        name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)
-    )
+    differing = differing_files(folder, expected)
     if differing:
         raise VerdictError(
             f"The model files {', '.join(differing)} in {folder} are not those of the release "

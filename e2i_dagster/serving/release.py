@@ -25,11 +25,12 @@ from e2i_dagster.config.environment import state_folder
 from e2i_dagster.config.serving import ServiceName, ServingPolicy
 from e2i_dagster.errors import InputError, UnavailableError
 from e2i_dagster.pipeline.code import source_code
-from e2i_dagster.serving.models import file_digests, require_trusted
+from e2i_dagster.serving.models import differing_files, file_digests, require_trusted
 from e2i_dagster.serving.schema import Signature, mlmodel
 from e2i_dagster.serving.state import bentoml_folder, library_environment
 
 MANIFEST = "manifest.json"
+SERVICE = "service.py"
 
 #: Libraries that decide how a stored model behaves: a service starts only with these versions.
 LIBRARIES = ("scikit-learn", "skops", "numpy")
@@ -189,6 +190,26 @@ class Release(BaseModel):
         """The model ``name``; None if the release has none of this name."""
         return next((one for one in self.models if one.model_name == name), None)
 
+    def damage(self) -> str:
+        """What is wrong with the bento's folder in words; empty when it is what was built."""
+        source = self.path / "src"
+        if not (self.path / "bento.yaml").is_file():
+            return f"no longer there: {self.path}"
+        try:
+            manifest = Manifest.read(source)
+        except InputError as error:
+            return f"damaged: {error}"
+        if manifest.version != self.version:
+            return f"damaged: {source / MANIFEST} is of another release"
+        if (source / SERVICE).read_text(encoding="utf-8") != _SERVICE_SOURCE:
+            return f"{source / SERVICE} is not what this version builds"
+        differing = [
+            str(source / model.folder / name)
+            for model in manifest.models
+            for name in differing_files(source / model.folder, model.files)
+        ]
+        return f"damaged: {', '.join(differing)} missing, added or changed" if differing else ""
+
     def to_metadata(self) -> dict[str, Any]:
         """Tag, folder, size and a table of the models."""
         rows = "\n".join(
@@ -219,7 +240,7 @@ def build_release(
     state: Path | None = None,
     policy: ServingPolicy | None = None,
 ) -> Release:
-    """Build the bento of ``service`` with ``models``, or find it when it is there.
+    """Build the bento of ``service`` with ``models``, or find it when it is there and whole.
 
     Raises:
         InputError: no model, two versions of one name, a model of another service's kind, without
@@ -241,17 +262,20 @@ def build_release(
         code=source_code().digest_of_module("e2i_dagster.serving.service"),
     )
     path = bentoml_folder(state) / "bentos" / service / manifest.version
-    reused = (path / "bento.yaml").is_file()
-    if not reused:
-        _build(manifest, [one.folder for one in ordered], state)
-    return Release(
+    release = Release(
         service=service,
         version=manifest.version,
         tag=f"{service}:{manifest.version}",
         path=path,
         models=manifest.models,
-        reused=reused,
+        reused=True,
     )
+    if not release.damage():
+        return release
+    # BentoML refuses to build a version whose folder is there.
+    shutil.rmtree(path, ignore_errors=True)
+    _build(manifest, [one.folder for one in ordered], state)
+    return release.model_copy(update={"reused": False})
 
 
 def read_release(path: Path) -> Release:
@@ -313,7 +337,7 @@ def _build(manifest: Manifest, folders: Sequence[Path], state: Path) -> None:
     store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="release-", dir=store) as name:
         context = Path(name)
-        (context / "service.py").write_text(_SERVICE_SOURCE, encoding="utf-8")
+        (context / SERVICE).write_text(_SERVICE_SOURCE, encoding="utf-8")
         (context / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
         for model, folder in zip(manifest.models, folders, strict=True):
             shutil.copytree(folder, context / model.folder)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Literal
@@ -18,7 +18,13 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
 from e2i_dagster.errors import InputError
-from e2i_dagster.warehouse.tables.control import ml_data_versions, ml_snapshots, ml_stage_states
+from e2i_dagster.warehouse.files import StoredFile
+from e2i_dagster.warehouse.tables.control import (
+    ml_data_versions,
+    ml_lake_files,
+    ml_snapshots,
+    ml_stage_states,
+)
 
 Bind = sa.Engine | sa.Connection
 State = Literal["executed", "reused", "blocked", "skipped", "failed", "unavailable", "running"]
@@ -26,7 +32,10 @@ State = Literal["executed", "reused", "blocked", "skipped", "failed", "unavailab
 
 @dataclass(frozen=True)
 class DataVersion:
-    """One write of an asset's partition. ``partition`` is None for assets without partitions."""
+    """One write of an asset's partition. ``partition`` is None for assets without partitions.
+
+    ``size`` (bytes) and ``checksum`` are those of the file at ``path``, which versions of equal values share.
+    """
 
     asset: str
     partition: str | None
@@ -39,6 +48,13 @@ class DataVersion:
     at: datetime | None = None
     path: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    size: int | None = None
+    checksum: str | None = None
+
+    @property
+    def file(self) -> StoredFile | None:
+        """The file in the lake; None for a version that has none."""
+        return None if self.path is None else StoredFile(self.path, self.size, self.checksum)
 
 
 @dataclass(frozen=True)
@@ -84,7 +100,10 @@ def _connection(bind: Bind) -> Iterator[sa.Connection]:
 
 
 def record(bind: Bind, version: DataVersion) -> DataVersion:
-    """Add ``version`` to the ledger as the current one of its asset and partition.
+    """Add ``version`` to the ledger as the current one of its asset and partition, and note its file.
+
+    Until the transaction ends, nobody else notes the same file: who gives the file its name in between agrees with
+    what is noted of it.
 
     Returns:
         The version as recorded, with its time.
@@ -104,15 +123,43 @@ def record(bind: Bind, version: DataVersion) -> DataVersion:
     if version.at is not None:
         values["at"] = version.at
     with _connection(bind) as connection:
+        if version.path is not None and version.checksum is not None:
+            _note_file(connection, version)
         row = connection.execute(insert(ml_data_versions).values(values).returning(ml_data_versions)).one()
-    return _version(row)
+    return replace(_version(row), size=version.size, checksum=version.checksum)
+
+
+def _note_file(connection: sa.Connection, version: DataVersion) -> None:
+    known = {"size": version.size, "checksum": version.checksum, "run_id": version.run_id}
+    statement = insert(ml_lake_files).values(path=version.path, **known)
+    connection.execute(
+        statement.on_conflict_do_update(
+            index_elements=["path"], set_={**known, "at": sa.func.clock_timestamp()}
+        )
+    )
+
+
+def files(bind: Bind, paths: Iterable[str]) -> dict[str, StoredFile]:
+    """What is noted of the files at ``paths`` of the lake, by path."""
+    table = ml_lake_files
+    query = sa.select(table.c.path, table.c.size, table.c.checksum).where(table.c.path.in_(list(paths)))
+    with _connection(bind) as connection:
+        return {row.path: StoredFile(row.path, row.size, row.checksum) for row in connection.execute(query)}
+
+
+def _versions() -> sa.Select[Any]:
+    """Versions with what is noted of their files."""
+    of_file = ml_lake_files.c.path == ml_data_versions.c.path
+    return sa.select(ml_data_versions, ml_lake_files.c.size, ml_lake_files.c.checksum).select_from(
+        ml_data_versions.outerjoin(ml_lake_files, of_file)
+    )
 
 
 def latest(bind: Bind, asset: str, partition: str | None = None) -> DataVersion | None:
     """The current version of ``asset`` and ``partition``, or None if there is none."""
     table = ml_data_versions
     query = (
-        sa.select(table)
+        _versions()
         .where(table.c.asset == asset, table.c.partition == (partition or ""))
         .order_by(table.c.version_id.desc())
         .limit(1)
@@ -130,7 +177,7 @@ def current(bind: Bind, asset: str, *, months: Sequence[str] | None = None) -> d
             without partitions is none of them less.
     """
     table = ml_data_versions
-    query = sa.select(table).where(table.c.version_id.in_(_newest([asset]))).order_by(table.c.partition)
+    query = _versions().where(table.c.version_id.in_(_newest([asset]))).order_by(table.c.partition)
     with _connection(bind) as connection:
         found = [_version(row) for row in connection.execute(query)]
     kept = None if months is None else {None, *months}
@@ -142,7 +189,7 @@ def versions(
 ) -> list[DataVersion]:
     """Recorded versions of ``asset``, newest first; of all partitions when ``partition`` is None."""
     table = ml_data_versions
-    query = sa.select(table).where(table.c.asset == asset).order_by(table.c.version_id.desc()).limit(limit)
+    query = _versions().where(table.c.asset == asset).order_by(table.c.version_id.desc()).limit(limit)
     if partition is not None:
         query = query.where(table.c.partition == partition)
     with _connection(bind) as connection:
@@ -153,7 +200,7 @@ def with_fingerprint(bind: Bind, asset: str, fingerprint: str) -> list[DataVersi
     """Versions of ``asset`` that were made from the same inputs by the same code, newest first."""
     table = ml_data_versions
     query = (
-        sa.select(table)
+        _versions()
         .where(table.c.fingerprint == fingerprint, table.c.asset == asset)
         .order_by(table.c.version_id.desc())
     )
@@ -305,6 +352,7 @@ __all__ = [
     "combined_digest",
     "current",
     "current_snapshot",
+    "files",
     "latest",
     "notes",
     "read_snapshot",

@@ -17,6 +17,7 @@ import dagster as dg
 import pytest
 from recording import text_of, ways
 
+from assets.stage import AlsoReads
 from e2i_dagster.config.environment import CHECKOUT
 from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, date_column
 from resources.lake import asset_name
@@ -94,6 +95,8 @@ def named(value: Any) -> str:  # noqa: PLR0911
             return ", ".join(f"{key}: {named(one)}" if named(one) else str(key) for key, one in value.items())
         case list() | tuple():
             return ", ".join(map(named, value))
+        case AlsoReads():
+            return f"{named(value.tables)}; of one partition {named(value.of)}"
     return text_of(value) if inspect.isfunction(value) else str(value)
 
 

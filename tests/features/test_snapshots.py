@@ -1,6 +1,7 @@
 """For whom features are computed, and the immutable files."""
 
 import datetime as dt
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,7 @@ import pytest
 
 from e2i_dagster.config.environment import CHECKOUT
 from e2i_dagster.config.feast_materialization import FeastMaterializationPolicy
-from e2i_dagster.errors import ConfigError, InputError, UnavailableError
+from e2i_dagster.errors import ConfigError, DamagedError, InputError, UnavailableError
 from e2i_dagster.features.compute import compute_views, end_of_day
 from e2i_dagster.features.snapshots import (
     labelled_spine,
@@ -108,6 +109,24 @@ def test_the_same_values_are_the_same_files_and_others_are_new_ones(frames, tmp_
     assert other.of("patient_features").path != first.of("patient_features").path
     assert other.of("hcp_features") == first.of("hcp_features")
     assert first.to_metadata()["rows"] == sum(map(len, frames.values()))
+
+
+@pytest.mark.parametrize("harm", ["truncate", "flip", "delete", "empty"])
+def test_a_damaged_feature_file_is_named_and_writing_the_views_again_replaces_it(frames, tmp_path, harm):
+    files = write_views(frames, tmp_path)
+    assert files.damage() == ""
+    path = Path(files.of("hcp_features").path)
+    whole = path.read_bytes()
+    flipped = bytes([*whole[:100], whole[100] ^ 1, *whole[101:]])
+    path.write_bytes({"truncate": whole[:-7], "flip": flipped, "delete": b"", "empty": b""}[harm])
+    if harm == "delete":
+        path.unlink()
+    assert str(path) in files.damage()
+    with pytest.raises(DamagedError, match="Run again what makes feature_values") as caught:
+        files.require_whole()
+    assert caught.value.file == str(path)
+    assert write_views(frames, tmp_path) == files
+    assert files.damage() == "" and path.read_bytes() == whole
 
 
 def test_files_hold_microsecond_utc_and_nulls(frames, tmp_path):

@@ -616,6 +616,21 @@ def test_a_changed_model_file_is_not_started(live: Live, stored: Stored) -> None
     assert ask(live, {"features": GOOD}).json()["model_id"] == f"{MODEL}/3"
 
 
+@pytest.mark.parametrize("name", ["models/0/model.skops", "manifest.json", "service.py", "../bento.yaml"])
+def test_a_damaged_bento_is_named_and_built_again(live: Live, stored: Stored, name: str) -> None:
+    model = to_serve(stored, version="6", threshold=0.6)
+    release = build_release([model], state=live.state)
+    assert release.damage() == ""
+    damaged = (release.path / "src" / name).resolve()
+    if name.endswith(".yaml"):
+        damaged.unlink()
+    else:
+        damaged.write_bytes(damaged.read_bytes()[:-7])
+    assert str(damaged if damaged.exists() else release.path) in release.damage()
+    again = build_release([model], state=live.state)
+    assert (again.tag, again.reused, again.damage()) == (release.tag, False, "")
+
+
 def test_a_taken_port_is_named_and_nothing_is_left(live: Live, stored: Stored, tmp_path: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

@@ -187,6 +187,17 @@ ml_data_versions = sa.Table(
     comment="The ledger: one row per write of an asset's partition. The newest row is the current version.",
 )
 
+ml_lake_files = sa.Table(
+    "ml_lake_files",
+    metadata,
+    column("path", sa.Text, "Place in the lake.", primary_key=True),
+    column("size", sa.BigInteger, "Length as written.", nullable=False, unit="bytes", minimum=0),
+    column("checksum", sa.Text, "SHA-256 of its bytes as written.", nullable=False),
+    column("run_id", sa.Text, "Dagster run that noted it last."),
+    column("at", Timestamp, "When it was noted last.", nullable=False, server_default=_NOW),
+    comment="Files of the lake as they were written: a file that differs is damaged.",
+)
+
 ml_snapshots = sa.Table(
     "ml_snapshots",
     metadata,
