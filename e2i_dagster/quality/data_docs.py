@@ -19,7 +19,7 @@ import pandas as pd
 from e2i_dagster.config.quality import QualityPolicy
 from e2i_dagster.errors import InputError
 from e2i_dagster.quality.expectations import batches, expectation
-from e2i_dagster.quality.schemas import TypedFrame, typed
+from e2i_dagster.quality.typed import TypedFrame, typed
 
 _COUNTS_ONLY = {
     "result_format": "BASIC",

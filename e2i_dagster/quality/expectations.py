@@ -26,7 +26,7 @@ import pandas as pd
 
 from e2i_dagster.config.base import PolicyModel
 from e2i_dagster.config.quality import ExpectationSpec, QualityPolicy
-from e2i_dagster.quality.schemas import TypedFrame, typed
+from e2i_dagster.quality.typed import TypedFrame, typed
 
 if TYPE_CHECKING:
     from great_expectations.core.batch_definition import BatchDefinition

@@ -15,6 +15,8 @@ import pandas as pd
 from e2i_dagster.config.mapping import FileFormat
 from e2i_dagster.errors import InputError
 from e2i_dagster.warehouse import moments
+from e2i_dagster.warehouse.arrow import compute, text_array
+from e2i_dagster.warehouse.cells import as_text, read
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
 #: Numbers as a program writes them: a code such as 00123 or +1 is text.
 _CANONICAL = r"^-?(0|[1-9]\d{0,14})(\.\d+)?([eE][+-]?\d{1,3})?$"
 _TEXT = pd.StringDtype("pyarrow")
-_TRUE, _FALSE = ("true", "yes"), ("false", "no")
+#: Spellings that are booleans whatever the column is: 1 and 0 are numbers, t and f may be codes.
+_TRUE_OR_FALSE = ("true", "false", "yes", "no")
 
 
 def read_handed(
@@ -59,8 +62,6 @@ def _column(path: Path, name: str, given: Any, text: Collection[str], times: Col
     if name in times:
         return _moments(path, name, array)
     if pa.types.is_temporal(array.type):
-        from e2i_dagster.warehouse.rules import as_text
-
         return pd.array(as_text(array.to_pandas()), dtype=_TEXT)
     delivered = _delivered(array)
     return pd.array(delivered.to_pylist(), dtype=_TEXT) if name in text else _certain(delivered)
@@ -69,8 +70,6 @@ def _column(path: Path, name: str, given: Any, text: Collection[str], times: Col
 def _delivered(array: pa.Array) -> pa.Array:
     """Text as a CSV file would have it; whole numbers without a fraction, which gaps make floats in Parquet."""
     import pyarrow as pa
-
-    from e2i_dagster.warehouse.rules import compute
 
     pc = compute()
     if pa.types.is_floating(array.type):
@@ -81,19 +80,13 @@ def _delivered(array: pa.Array) -> pa.Array:
 
 
 def _certain(text: pa.Array) -> Any:
-    import pyarrow as pa
-
-    from e2i_dagster.warehouse.rules import compute
-
     pc = compute()
     if text.null_count == len(text):
         return pd.array(text.to_pylist(), dtype=_TEXT)
     if pc.all(pc.match_substring_regex(text, _CANONICAL)).as_py():
-        return text.cast(pa.float64()).to_numpy(zero_copy_only=False)
-    lower = pc.utf8_lower(text)
-    true, false = (pc.is_in(lower, pa.array(words, pa.large_string())) for words in (_TRUE, _FALSE))
-    if pc.all(pc.or_(pc.or_(true, false), pc.is_null(lower))).as_py():
-        return pd.array(pc.if_else(pc.is_null(lower), None, true).to_pylist(), dtype="boolean")
+        return read("number", text).values.to_numpy(zero_copy_only=False)
+    if pc.all(pc.or_(pc.is_in(pc.utf8_lower(text), text_array(_TRUE_OR_FALSE)), pc.is_null(text))).as_py():
+        return pd.array(read("boolean", text).values.to_pylist(), dtype="boolean")
     return pd.array(text.to_pylist(), dtype=_TEXT)
 
 

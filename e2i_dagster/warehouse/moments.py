@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from e2i_dagster.warehouse.arrow import compute
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -127,8 +129,6 @@ def moments(given: pa.Array) -> Judged:
 
 def _of_text(given: pa.Array) -> Judged:
     import pyarrow as pa
-
-    from e2i_dagster.warehouse.rules import compute
 
     pc = compute()
     text = pc.utf8_trim_whitespace(given)
