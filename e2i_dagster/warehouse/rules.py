@@ -189,14 +189,27 @@ def check(
     if kept:
         source = frame.assign(extra=_with_extras(checked, _own_texts(checked, ignored, own or {})))
         names = [name for name in frame_columns(table) if name in source.columns]
-    arrays: dict[str, pa.Array] = {}
-    for name in names:
-        arrays[name] = _check_column(checked, columns[name], cells.to_arrow(source[name]), vocabulary)
-    checked.rows = pa.table(arrays)
-    for rule in constraints.spans(table):
-        if rule.column in arrays and rule.other in arrays:
-            pair = pa.table({name: arrays[name] for name in (rule.column, rule.other)})
-            checked.add(constraints.violating(rule, pair), constraints.REJECTED_AS[rule.kind], rule.other)
+    read = {
+        name: cells.read(cells.kind_of(columns[name]), cells.to_arrow(source[name]), literals=True)
+        for name in names
+    }
+    checked.rows = pa.table(
+        {name: _with_default(columns[name], found.values) for name, found in read.items()}
+    )
+    asked = [rule for name in names for rule in constraints.of_column(table, name, vocabulary)]
+    spans = [rule for rule in constraints.spans(table) if {rule.column, rule.other} <= read.keys()]
+    asked = [rule for rule in (*asked, *spans) if rule.kind in constraints.REJECTED_AS]
+    wrong = constraints.violating(asked, checked.rows)
+    for name, found in read.items():
+        for reason, mask in found.refused.items():
+            checked.add(mask, reason, name)
+        for rule in asked:
+            if rule.column == name and rule not in spans:
+                checked.add(
+                    _rejected(rule, checked, wrong[rule], found), constraints.REJECTED_AS[rule.kind], name
+                )
+    for rule in spans:
+        checked.add(wrong[rule], constraints.REJECTED_AS[rule.kind], str(rule.other))
     return checked
 
 
@@ -216,40 +229,29 @@ def check_header(table: str, frame: pd.DataFrame) -> None:
         raise InputError("\n".join(problems))
 
 
-def _check_column(
-    checked: Checked, column: sa.Column[Any], given: pa.Array, vocabulary: VocabularyPolicy
-) -> pa.Array:
-    import pyarrow as pa
-
-    name = column.name
-    found = cells.read(cells.kind_of(column), given, literals=True)
-    values = found.values
-    for reason, mask in found.refused.items():
-        checked.add(mask, reason, name)
-    if not column.nullable and column.server_default is not None and values.null_count:
-        values = compute().fill_null(values, _default_of(column))
-    for rule in constraints.of_column(checked.table, name, vocabulary):
-        if rule.kind not in constraints.REJECTED_AS:
-            continue
-        wrong = constraints.violating(rule, pa.table({name: values}))
-        if rule.kind == "not_null":
-            for mask in found.refused.values():
-                wrong &= ~numpy_mask(mask)
-        if rule.kind == "range" and checked.reversal.any():
-            wrong = np.where(checked.reversal, _out_of_room(rule, column, values), wrong)
-        checked.add(wrong, constraints.REJECTED_AS[rule.kind], name)
-    return values
+def _with_default(column: sa.Column[Any], values: pa.Array) -> pa.Array:
+    """The cells of a column that must be filled, with its default where they are empty."""
+    default: Any = column.server_default
+    if column.nullable or default is None or not values.null_count:
+        return values
+    return compute().fill_null(values, str(getattr(default.arg, "text", default.arg)).strip("'"))
 
 
-def _out_of_room(rule: Constraint, column: sa.Column[Any], values: pa.Array) -> np.ndarray:
-    """The amounts of reversals that lie outside: those may be negative."""
-    import pyarrow as pa
-
-    least, most = constraints.limits(column, signed=True)
-    if least is None and most is None:
-        return np.zeros(len(values), bool)
-    signed = dataclasses.replace(rule, minimum=least, maximum=most)
-    return constraints.violating(signed, pa.table({column.name: values}))
+def _rejected(rule: Constraint, checked: Checked, wrong: np.ndarray, found: cells.Read) -> np.ndarray:
+    """The rows of ``wrong`` that are rejected for the rule: what cannot be read has its reason already."""
+    if rule.kind == "not_null":
+        for mask in found.refused.values():
+            wrong = wrong & ~numpy_mask(mask)
+    if rule.kind == "range" and checked.reversal.any():
+        # The amounts of a reversal may be negative.
+        least, most = constraints.limits(raw_table(checked.table).columns[rule.column], signed=True)
+        signed = dataclasses.replace(rule, minimum=least, maximum=most)
+        bounded = least is not None or most is not None
+        among = (
+            constraints.violating([signed], checked.rows)[signed] if bounded else np.zeros(len(wrong), bool)
+        )
+        return np.where(checked.reversal, among, wrong)
+    return wrong
 
 
 def _own_texts(checked: Checked, names: Sequence[str], own: Mapping[str, OwnType]) -> pd.DataFrame:
@@ -264,11 +266,6 @@ def _own_texts(checked: Checked, names: Sequence[str], own: Mapping[str, OwnType
             checked.add(mask, reason, name)
         texts[name] = kept.values.to_numpy(zero_copy_only=False)
     return pd.DataFrame(texts, index=checked.given.index, dtype=object)
-
-
-def _default_of(column: sa.Column[Any]) -> Any:
-    default: Any = column.server_default
-    return str(getattr(default.arg, "text", default.arg)).strip("'")
 
 
 def fault_words(table: str, reason: str, column: str | None) -> str:
