@@ -70,12 +70,24 @@ def test_a_suite_that_names_a_missing_column_names_file_line_and_key(folder: Pat
         ("expectations/triggers.yaml", "table: triggers", "table: trigger", "found 'trigger'"),
         (
             "expectations/triggers.yaml",
-            "vocabulary: priority",
-            "vocabulary: priorities",
+            "column: priority, mostly",
+            "column: priority, vocabulary: priorities, mostly",
             "found 'priorities'",
         ),
         ("expectations/triggers.yaml", "expect: in_set", "expect: inset", "expect"),
         ("expectations/triggers.yaml", "other: trigger_timestamp, ", "", "not_before needs other"),
+        (
+            "expectations/triggers.yaml",
+            "column: priority, mostly",
+            "column: trigger_id, mostly",
+            "needs values or",
+        ),
+        (
+            "expectations/hcp_profiles.yaml",
+            "column: decile, mostly",
+            "column: npi, mostly",
+            "needs min or max",
+        ),
     ],
 )
 def test_a_wrong_policy_is_refused_with_its_place(
@@ -85,6 +97,22 @@ def test_a_wrong_policy_is_refused_with_its_place(
     with pytest.raises(ConfigError, match=r"\.yaml:\d+: ") as caught:
         QualityPolicy.load(folder)
     assert said in str(caught.value)
+
+
+def test_a_suite_takes_what_it_leaves_out_from_the_table_description(
+    policy: QualityPolicy, folder: Path
+) -> None:
+    specs = {(spec.expect, spec.column): spec for spec in policy.suites["patient_journeys"].expectations}
+    assert specs["in_set", "brand"].vocabulary == "brand"
+    assert (specs["between", "age_at_diagnosis"].min, specs["between", "age_at_diagnosis"].max) == (0, 120)
+    assert specs["not_before", "journey_end_date"].other == "journey_start_date"
+    _edit(
+        folder / "expectations" / "patient_journeys.yaml",
+        "column: age_at_diagnosis,",
+        "column: age_at_diagnosis, min: 18,",
+    )
+    stricter = QualityPolicy.load(folder).suites["patient_journeys"].expectations
+    assert [(spec.min, spec.max) for spec in stricter if spec.column == "age_at_diagnosis"] == [(18, None)]
 
 
 def test_rules_are_derived_for_every_column(policy: QualityPolicy) -> None:
