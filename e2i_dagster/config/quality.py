@@ -329,6 +329,11 @@ class QualityPolicy:
         """Accepted values of the vocabulary ``name``."""
         return self.vocabularies.values(name)
 
+    def suite(self, table: str) -> Suite | None:
+        """The suite of ``table``, if it has one, with what its file leaves out from the table description."""
+        given = self.suites.get(table)
+        return None if given is None else _described(given)
+
     @classmethod
     @unobserved()
     def load(cls, folder: Path | None = None) -> QualityPolicy:
@@ -345,8 +350,8 @@ class QualityPolicy:
         problems = list(_settings_problems(path, settings))
         suites: dict[str, Suite] = {}
         for file in sorted((folder / "expectations").glob("*.yaml")):
-            suite = _described(read_yaml(file, Suite))
-            problems.extend(_suite_problems(file, suite, vocabularies))
+            suite = read_yaml(file, Suite)
+            problems.extend(_suite_problems(file, _described(suite), vocabularies))
             suites[suite.table] = suite
         if problems:
             raise ConfigError("\n".join(problems))
@@ -441,6 +446,8 @@ def _described(suite: Suite) -> Suite:
     """The suite with what its expectations leave out from the table description."""
     from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, facts, raw_table
 
+    # All of it is read, and what comes out is no longer what the file says.
+    suite = Suite.model_validate(suite.model_dump())
     if suite.table not in RAW_TABLES + OPTIONAL_RAW_TABLES:
         return suite
     columns = raw_table(suite.table).columns

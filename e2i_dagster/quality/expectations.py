@@ -91,7 +91,7 @@ def validate(
     Raises:
         Whatever keeps Great Expectations from running; the caller turns it into the verdict ``error``.
     """
-    suite = policy.suites.get(table)
+    suite = policy.suite(table)
     if suite is None:
         return {label: PartExpectations(evaluated=0) for label in labels}
     data = (frame if isinstance(frame, TypedFrame) else typed(frame, table)).frame

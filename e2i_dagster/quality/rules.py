@@ -70,7 +70,7 @@ def ruleset_hash(policy: QualityPolicy, table: str) -> str:
 
     A verdict counts only under the hash it was given under: changed rules need a new check.
     """
-    suite = policy.suites.get(table)
+    suite = policy.suite(table)
     named = {spec.vocabulary for spec in suite.expectations if spec.vocabulary} if suite else set()
     return digest_of(
         {

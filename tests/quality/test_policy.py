@@ -102,7 +102,9 @@ def test_a_wrong_policy_is_refused_with_its_place(
 def test_a_suite_takes_what_it_leaves_out_from_the_table_description(
     policy: QualityPolicy, folder: Path
 ) -> None:
-    specs = {(spec.expect, spec.column): spec for spec in policy.suites["patient_journeys"].expectations}
+    suite = policy.suite("patient_journeys")
+    assert suite is not None and policy.suite("no table") is None
+    specs = {(spec.expect, spec.column): spec for spec in suite.expectations}
     assert specs["in_set", "brand"].vocabulary == "brand"
     assert (specs["between", "age_at_diagnosis"].min, specs["between", "age_at_diagnosis"].max) == (0, 120)
     assert specs["not_before", "journey_end_date"].other == "journey_start_date"
@@ -111,8 +113,11 @@ def test_a_suite_takes_what_it_leaves_out_from_the_table_description(
         "column: age_at_diagnosis,",
         "column: age_at_diagnosis, min: 18,",
     )
-    stricter = QualityPolicy.load(folder).suites["patient_journeys"].expectations
-    assert [(spec.min, spec.max) for spec in stricter if spec.column == "age_at_diagnosis"] == [(18, None)]
+    own = QualityPolicy.load(folder).suite("patient_journeys")
+    assert own is not None
+    assert [(spec.min, spec.max) for spec in own.expectations if spec.column == "age_at_diagnosis"] == [
+        (18, None)
+    ]
 
 
 def test_rules_are_derived_for_every_column(policy: QualityPolicy) -> None:
