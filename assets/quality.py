@@ -30,7 +30,7 @@ def quality_asset(table: str) -> dg.AssetsDefinition:
         produces="e2i_dagster.quality.report:PartitionQuality",
         gated=False,
         group_name=GROUP,
-        kinds={"pandera", "greatexpectations"},
+        kinds={"narwhals", "greatexpectations"},
         ins={"rows": dg.AssetIn(table)},
         deps=[dg.AssetKey(name) for name in related_tables(table)],
         partitions_def=MONTHS if dated_by else None,

@@ -67,7 +67,8 @@ def patients(rows: int) -> pd.DataFrame:
 
 def column_by_column(frame: pd.DataFrame, policy: Any) -> dict[str, Any]:
     """The counts and scores of layer 2 in plain pandas, one column and rule at a time."""
-    from e2i_dagster.quality.rules import families, rules_for
+    from e2i_dagster.quality.rules import rules_for
+    from e2i_dagster.warehouse.constraints import families
 
     rules = rules_for(TABLE, policy)
     of_table = policy.settings.tables[TABLE]
@@ -106,7 +107,7 @@ def column_by_column(frame: pd.DataFrame, policy: Any) -> dict[str, Any]:
             used += n_filled
             sound += typed
     checks = [sound / len(of_table.expected)]
-    for first, second in of_table.ordered:
+    for first, second in ((rule.column, rule.other) for rule in rules if rule.other is not None):
         if first in frame.columns and second in frame.columns:
             both = frame[first].notna() & frame[second].notna()
             checks.append(1 - int((both & (frame[first] > frame[second])).sum()) / int(both.sum()))
@@ -144,7 +145,7 @@ def dimensions(rows: int, repeats: int, policy: Any) -> dict[str, Any]:
     import duckdb
 
     from e2i_dagster.quality.dimensions import score
-    from e2i_dagster.quality.schemas import typed
+    from e2i_dagster.quality.typed import typed
 
     connection = duckdb.connect()
     frame = patients(rows)
@@ -210,7 +211,8 @@ def layers(repeats: int, policy: Any) -> dict[str, Any]:
     import pandera.pandas  # noqa: F401 - imports are no part of the times
 
     from e2i_dagster.quality import check_table
-    from e2i_dagster.quality.schemas import check_schema, typed
+    from e2i_dagster.quality.schemas import check_schema
+    from e2i_dagster.quality.typed import typed
     from e2i_dagster.sources.synthetic import generate
 
     tables = dict(generate(seed=42))

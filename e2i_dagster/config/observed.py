@@ -46,7 +46,7 @@ class Place:
         return Place(self.file, self.model, (*self.keys, str(key)))
 
 
-@dataclass
+@dataclass(eq=False)
 class Readings:
     """Digest of every value that was read while recording."""
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import yaml
@@ -19,6 +19,9 @@ from e2i_dagster.config.environment import config_folder
 from e2i_dagster.config.observed import unobserved
 from e2i_dagster.config.vocabulary import VocabularyPolicy, load_vocabulary
 from e2i_dagster.errors import ConfigError
+
+if TYPE_CHECKING:
+    from e2i_dagster.warehouse.tables import ColumnFacts
 
 Severity = Literal["fatal", "convention", "characterization"]
 Dimension = Literal["completeness", "validity", "consistency", "uniqueness", "timeliness"]
@@ -219,8 +222,15 @@ _NEEDS: Mapping[str, tuple[str, ...]] = {
     "in_set": ("column",),
     "between": ("column",),
     "unique": ("column",),
-    "matches": ("column", "pattern"),
-    "not_before": ("column", "other"),
+    "matches": ("column",),
+    "not_before": ("column",),
+}
+#: What an expectation that leaves it out takes from the table description.
+_DESCRIBED: Mapping[str, tuple[str, ...]] = {
+    "in_set": ("values", "vocabulary"),
+    "between": ("min", "max"),
+    "matches": ("pattern",),
+    "not_before": ("other",),
 }
 
 
@@ -230,7 +240,8 @@ class ExpectationSpec(PolicyModel):
     Attributes:
         expect: ``row_count`` (at least ``min``), ``not_null``, ``in_set`` (``values`` or a
             ``vocabulary``), ``between`` (``min``, ``max``), ``unique``, ``matches`` (``pattern``),
-            ``not_before`` (``column`` is not before ``other``).
+            ``not_before`` (``column`` is not before ``other``). What is left out is taken from the table
+            description (:meth:`described`), so that a suite repeats nothing.
         mostly: share of rows with a value that must satisfy it.
         critical: a failure blocks the partition; otherwise it lowers the pass rate.
         because: why it is expected, shown with a failure.
@@ -253,11 +264,26 @@ class ExpectationSpec(PolicyModel):
         missing = [field for field in _NEEDS[self.expect] if getattr(self, field) is None]
         if missing:
             raise ValueError(f"{self.expect} needs {', '.join(missing)}")
-        if self.expect == "between" and self.min is None and self.max is None:
-            raise ValueError("between needs min or max")
-        if self.expect == "in_set" and bool(self.values) == (self.vocabulary is not None):
+        if self.expect == "in_set" and self.values and self.vocabulary is not None:
             raise ValueError("in_set needs either values or vocabulary")
         return self
+
+    @property
+    def lacks(self) -> tuple[str, ...]:
+        """Fields of which one is needed and none is given."""
+        fields = _DESCRIBED.get(self.expect, ())
+        return () if any(getattr(self, field) not in (None, ()) for field in fields) else fields
+
+    def described(self, about: ColumnFacts) -> ExpectationSpec:
+        """The expectation with what it leaves out from the description of its column."""
+        known = {
+            "vocabulary": about.vocabulary,
+            "min": about.minimum,
+            "max": about.maximum,
+            "pattern": about.pattern,
+            "other": about.not_before,
+        }
+        return self.model_copy(update={field: known[field] for field in self.lacks if field in known})
 
     @field_validator("pattern")
     @classmethod
@@ -304,6 +330,11 @@ class QualityPolicy:
         """Accepted values of the vocabulary ``name``."""
         return self.vocabularies.values(name)
 
+    def suite(self, table: str) -> Suite | None:
+        """The suite of ``table``, if it has one, with what its file leaves out from the table description."""
+        given = self.suites.get(table)
+        return None if given is None else _described(given)
+
     @classmethod
     @unobserved()
     def load(cls, folder: Path | None = None) -> QualityPolicy:
@@ -321,7 +352,7 @@ class QualityPolicy:
         suites: dict[str, Suite] = {}
         for file in sorted((folder / "expectations").glob("*.yaml")):
             suite = read_yaml(file, Suite)
-            problems.extend(_suite_problems(file, suite, vocabularies))
+            problems.extend(_suite_problems(file, _described(suite), vocabularies))
             suites[suite.table] = suite
         if problems:
             raise ConfigError("\n".join(problems))
@@ -423,6 +454,27 @@ def _plausibility_problems(path: Path, settings: PlausibilitySettings) -> Iterat
             yield f"{place}: {column} of {table} holds no dates, so that it cannot lie in the future. Take it out."
 
 
+def _described(suite: Suite) -> Suite:
+    """The suite with what its expectations leave out from the table description."""
+    from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, facts, raw_table
+
+    # All of it is read, and what comes out is no longer what the file says.
+    suite = Suite.model_validate(suite.model_dump())
+    if suite.table not in RAW_TABLES + OPTIONAL_RAW_TABLES:
+        return suite
+    columns = raw_table(suite.table).columns
+    return suite.model_copy(
+        update={
+            "expectations": tuple(
+                spec.described(facts(columns[spec.column]))
+                if spec.column and spec.column in columns
+                else spec
+                for spec in suite.expectations
+            )
+        }
+    )
+
+
 def _suite_problems(path: Path, suite: Suite, vocabularies: VocabularyPolicy) -> Iterator[str]:
     from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, frame_columns
 
@@ -437,6 +489,10 @@ def _suite_problems(path: Path, suite: Suite, vocabularies: VocabularyPolicy) ->
         for key, column in spec.columns.items():
             if column not in columns:
                 yield _no_column(_place(path, "expectations", position, key), suite.table, column, columns)
+        if spec.lacks:
+            place = _place(path, "expectations", position)
+            wanted = " or ".join(spec.lacks)
+            yield f"{place}: {spec.expect} needs {wanted}: the description of {spec.column} has none. Give it here."
         if spec.vocabulary is not None and spec.vocabulary not in vocabularies.vocabularies:
             place = _place(path, "expectations", position, "vocabulary")
             listed = ", ".join(sorted(vocabularies.vocabularies))

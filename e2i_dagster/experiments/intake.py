@@ -16,11 +16,11 @@ from e2i_dagster.config.cohort import CohortDefinition
 from e2i_dagster.config.experiment import ExperimentSpec
 from e2i_dagster.errors import InputError
 from e2i_dagster.sources.handed import CANONICAL, RefusedRow
-from e2i_dagster.warehouse.frames import BOOLEAN_TEXT
+from e2i_dagster.warehouse.cells import FALSE, TRUE
 from e2i_dagster.warehouse.moments import earlier
 
 Kind = Literal["number", "boolean", "text"]
-_WORDS = {**BOOLEAN_TEXT, "yes": True, "no": False, "y": True, "n": False, "1.0": True, "0.0": False}
+_WORDS = dict.fromkeys(TRUE, True) | dict.fromkeys(FALSE, False)
 _NUMBER = r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?"
 
 

@@ -19,7 +19,7 @@ import pandas as pd
 from e2i_dagster.config.quality import QualityPolicy
 from e2i_dagster.errors import InputError
 from e2i_dagster.quality.expectations import batches, expectation
-from e2i_dagster.quality.schemas import TypedFrame, typed
+from e2i_dagster.quality.typed import TypedFrame, typed
 
 _COUNTS_ONLY = {
     "result_format": "BASIC",
@@ -88,12 +88,13 @@ def build_data_docs(
     Raises:
         InputError: the table has no suite.
     """
-    if table not in policy.suites:
+    suite = policy.suite(table)
+    if suite is None:
         raise InputError(
             f"Table {table} has no suite, so there are no data docs of it. Suites: {', '.join(policy.suites)} "
             "(config/expectations)."
         )
-    specs = policy.suites[table].expectations
+    specs = suite.expectations
     door = batches()
     import great_expectations as gx
     from great_expectations.render.renderer.page_renderer import ValidationResultsPageRenderer

@@ -42,16 +42,15 @@ from e2i_dagster.config.quality import DIMENSIONS, Dimension, QualityPolicy
 from e2i_dagster.quality.engine import (
     Engine,
     EngineFrame,
-    conforms,
     distinct,
     either,
     engine_frame,
-    sound,
     value,
     with_vocabularies,
 )
-from e2i_dagster.quality.engine import filled as is_filled
-from e2i_dagster.quality.rules import Rule, families, rules_for
+from e2i_dagster.quality.rules import Rule, rules_for
+from e2i_dagster.warehouse.constraints import conforms, families, sound
+from e2i_dagster.warehouse.constraints import filled as is_filled
 from e2i_dagster.warehouse.tables import date_column, facts, primary_key, raw_table
 
 #: Name of the part of a frame without partitions.
@@ -190,7 +189,7 @@ class _Plan:
             if name in on.known and len(by_column[name]) == 1:
                 self.values[f"sound {name}"] = nw.col(on.known[name])
             elif name in by_column:
-                masks[f"sound {name}"] = sound(by_column[name], on)
+                masks[f"sound {name}"] = sound(by_column[name], on.known)
             if name in self.faulty:
                 masks[f"broken {name}"] = nw.col(self.faulty[name])
         for position, rule in enumerate(self.pairs):
@@ -198,7 +197,7 @@ class _Plan:
             both = nw.when(is_filled(rule.column, schema[rule.column])).then(value(second, schema[second]))
             self.values[f"pairs {position}"] = both
             floats = schema[rule.column].is_float() or schema[second].is_float()
-            ordered = nw.when(conforms(rule, on))
+            ordered = nw.when(conforms(rule))
             self.values[f"in order {position}"] = ordered.then(both if floats else nw.lit(1))
         self.values |= {alias: nw.when(mask).then(nw.lit(1)) for alias, mask in masks.items()}
         self.key = primary_key(table)

@@ -1,9 +1,8 @@
-"""The rule table as Narwhals expressions: layer 1 on an engine, and the masks that layer 2 counts.
+"""Layer 1 on an engine: the masks of the rules on a frame that Narwhals knows (DuckDB, pandas, PySpark).
 
-Here belongs how a rule is asked of a frame that Narwhals knows (DuckDB, pandas, PySpark). What the rules
-are is in ``rules``; how Pandera asks them of a pandas frame is in ``schemas``. Both give the same findings.
-
-Nulls are handled by explicit masks: engines differ in what a comparison with null is.
+Here belongs how a table lies on its engine and how its violations are counted there. The masks are those of
+:mod:`e2i_dagster.warehouse.constraints`, which ``schemas`` asks of a frame in memory: both give the same findings.
+On an engine nothing is read: its columns have their described types, or are refused whole.
 """
 
 from __future__ import annotations
@@ -13,15 +12,15 @@ import functools
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from e2i_dagster.config.codes import npi_holds
 from e2i_dagster.config.quality import QualityPolicy
-from e2i_dagster.quality.rules import Rule, families, rules_for
-from e2i_dagster.quality.schemas import SAMPLE, TypedFrame, typed
+from e2i_dagster.quality.rules import Rule, rules_for
+from e2i_dagster.quality.typed import SAMPLE, TypedFrame, typed
+from e2i_dagster.warehouse.constraints import families, filled, mask_of
 from e2i_dagster.warehouse.tables import primary_key
 
 Engine = Literal["duckdb", "pandas"]
@@ -77,23 +76,25 @@ def engine_frame(
         described = set(native.collect_schema().names())
         absent = frozenset(name for name in families(table) if name not in described)
         return EngineFrame(native, absent, {}, wrong_families(native, table, absent))
-    read = frame if isinstance(frame, TypedFrame) else typed(frame, table)
-    data = read.frame.drop(columns=list(read.absent))
-    unreadable = {}
-    for position, (name, mask) in enumerate(read.faults.items()):
-        unreadable[name] = f"unreadable {position}"
-        data[unreadable[name]] = mask
-    for name, values in (labels or {}).items():
-        data[name] = pd.Series(values, index=data.index, dtype="string[pyarrow]")
-    if not len(data.columns):
-        data[_ROW] = True  # engines count the rows of columns
-    if engine == "pandas" or data.empty:
-        return EngineFrame(nw.from_native(data), read.absent, unreadable)
-    import duckdb
     import pyarrow as pa
 
-    relation = duckdb.connect().from_arrow(pa.Table.from_pandas(data, preserve_index=False))
-    return EngineFrame(nw.from_native(relation), read.absent, unreadable)
+    read = frame if isinstance(frame, TypedFrame) else typed(frame, table)
+    unreadable = {name: f"unreadable {position}" for position, name in enumerate(read.faults)}
+    added = {unreadable[name]: pa.array(mask) for name, mask in read.faults.items()}
+    added |= {name: pa.array(values, pa.large_string()) for name, values in (labels or {}).items()}
+    present = {name: read.cells.column(name) for name in read.cells.column_names if name not in read.absent}
+    if engine == "pandas" or not read.cells.num_rows:
+        data = read.frame[list(present)].assign(
+            **{name: cells.to_numpy(zero_copy_only=False) for name, cells in added.items()}
+        )
+        return EngineFrame(nw.from_native(data), read.absent, unreadable)
+    import duckdb
+
+    if not present:
+        added[_ROW] = pa.array(np.ones(read.cells.num_rows, bool))  # engines count the rows of columns
+    return EngineFrame(
+        nw.from_native(duckdb.connect().from_arrow(pa.table(present | added))), read.absent, unreadable
+    )
 
 
 def with_vocabularies(on: EngineFrame, rules: Sequence[Rule]) -> EngineFrame:
@@ -155,25 +156,22 @@ def wrong_families(native: Any, table: str, absent: frozenset[str]) -> frozenset
 
     boolean = nw.Boolean()
     fits = {
-        "text": lambda dtype: not (dtype.is_numeric() or dtype.is_temporal() or dtype == boolean),
         "integer": lambda dtype: dtype.is_integer(),
         "number": lambda dtype: dtype.is_numeric(),
         "boolean": lambda dtype: dtype == boolean,
         "date": lambda dtype: dtype.is_temporal(),
         "timestamp": lambda dtype: dtype.is_temporal(),
     }
+
+    def plain(dtype: Any) -> bool:
+        return not (dtype.is_numeric() or dtype.is_temporal() or dtype == boolean)
+
     schema = native.collect_schema()
     return frozenset(
-        name for name, kind in families(table).items() if name not in absent and not fits[kind](schema[name])
+        name
+        for name, kind in families(table).items()
+        if name not in absent and not fits.get(kind, plain)(schema[name])
     )
-
-
-def filled(name: str, dtype: Any) -> Any:
-    """Mask of the cells with a value; a float NaN is an empty cell, as engines know both NaN and null."""
-    import narwhals as nw
-
-    column = nw.col(name)
-    return ~(column.is_null() | column.is_nan()) if dtype.is_float() else ~column.is_null()
 
 
 def value(name: str, dtype: Any) -> Any:
@@ -187,83 +185,6 @@ def value(name: str, dtype: Any) -> Any:
 def either(masks: list[Any]) -> Any:
     """Plain disjunction: null or not, the mask it is joined with by "and" decides."""
     return functools.reduce(operator.or_, masks)
-
-
-def sound(rules: Sequence[Rule], on: EngineFrame) -> Any:
-    """Mask of the filled cells of one column that satisfy all ``rules`` on its values; nowhere else true."""
-    # What lies between two bounds is finite.
-    bounded = any(
-        rule.kind == "range" and rule.minimum is not None and rule.maximum is not None for rule in rules
-    )
-    asked = [rule for rule in rules if not (bounded and rule.kind == "finite")]
-    return functools.reduce(operator.and_, [conforms(rule, on) for rule in asked])
-
-
-def violates(rule: Rule, on: EngineFrame) -> Any:
-    """Mask of the filled cells that violate a rule on values; elsewhere it may be anything."""
-    import narwhals as nw
-
-    wrong = ~conforms(rule, on)
-    # An infinite number is said by "finite" alone.
-    alone = rule.kind == "range" and rule.family == "number"
-    return nw.col(rule.column).is_finite() & wrong if alone else wrong
-
-
-def conforms(rule: Rule, on: EngineFrame) -> Any:
-    """Mask of the filled cells that satisfy a rule on values; false or null in empty cells.
-
-    ``order`` of two numbers is for rows that have both: to some engines NaN is the largest number.
-    """
-    import narwhals as nw
-
-    column = nw.col(rule.column)
-    match rule.kind:
-        case "finite":
-            return column.is_finite()
-        case "range":
-            return _in_range(rule)
-        case "vocabulary":
-            return _in_vocabulary(rule, on)
-        case "key_format":
-            return _shaped(column, rule.pattern or "")
-        case "check_digit":
-            return _npi_holds(column)
-        case _:
-            return column <= nw.col(cast(str, rule.other))
-
-
-def _in_vocabulary(rule: Rule, on: EngineFrame) -> Any:
-    import narwhals as nw
-
-    if rule.column in on.known:
-        return ~nw.col(on.known[rule.column]).is_null()
-    return nw.col(rule.column).is_in(list(rule.values))
-
-
-def _in_range(rule: Rule) -> Any:
-    import narwhals as nw
-
-    column = nw.col(rule.column)
-    low = column >= rule.minimum if rule.minimum is not None else None
-    high = column <= rule.maximum if rule.maximum is not None else None
-    if low is not None and high is not None:
-        return low & high
-    # NaN and infinity are on one side of any single bound.
-    limit = low if low is not None else high
-    return column.is_finite() & limit if rule.family == "number" else limit
-
-
-def _shaped(column: Any, pattern: str) -> Any:
-    # "$" also matches before a final line break, and engines spell the very end differently.
-    return column.str.contains(pattern) & ~column.str.contains("\n", literal=True)
-
-
-def _npi_holds(npi: Any) -> Any:
-    import narwhals as nw
-
-    shaped = _shaped(npi, r"^[0-9]{10}$")
-    digits = nw.when(shaped).then(npi).otherwise(nw.lit("0000000000"))
-    return shaped & npi_holds([digits.str.slice(place, 1).cast(nw.Int64()) for place in range(10)])
 
 
 def check_on_engine(
@@ -323,19 +244,14 @@ def _mask(rule: Rule, on: EngineFrame) -> Any:
     if rule.kind in ("required_column", "expected_column") or named & on.absent:
         return None
     schema = on.native.collect_schema()
-    present = filled(rule.column, schema[rule.column])
     unreadable = nw.col(on.unreadable[rule.column]) if rule.column in on.unreadable else None
     if rule.kind == "type":
-        return present if rule.column in on.foreign else unreadable
-    if rule.kind == "not_null":
-        return ~present if unreadable is None else ~present & ~unreadable
-    if named & on.foreign:
+        return filled(rule.column, schema[rule.column]) if rule.column in on.foreign else unreadable
+    if named & on.foreign and rule.kind != "not_null":
         return None
-    if rule.kind == "unique_key":
-        return present & (nw.len().over(rule.column) > 1)
-    if rule.other is not None:
-        present = present & filled(rule.other, schema[rule.other])
-    return present & violates(rule, on)
+    mask = mask_of(rule, schema, on.known)
+    # What cannot be read is said by "type" alone.
+    return mask & ~unreadable if rule.kind == "not_null" and unreadable is not None else mask
 
 
 def _keys(on: EngineFrame, mask: Any, table: str) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ import pandas as pd
 
 from e2i_dagster.config.base import PolicyModel
 from e2i_dagster.config.quality import ExpectationSpec, QualityPolicy
-from e2i_dagster.quality.schemas import TypedFrame, typed
+from e2i_dagster.quality.typed import TypedFrame, typed
 
 if TYPE_CHECKING:
     from great_expectations.core.batch_definition import BatchDefinition
@@ -91,7 +91,7 @@ def validate(
     Raises:
         Whatever keeps Great Expectations from running; the caller turns it into the verdict ``error``.
     """
-    suite = policy.suites.get(table)
+    suite = policy.suite(table)
     if suite is None:
         return {label: PartExpectations(evaluated=0) for label in labels}
     data = (frame if isinstance(frame, TypedFrame) else typed(frame, table)).frame

@@ -21,8 +21,8 @@ import numpy as np
 import pandas as pd
 
 from e2i_dagster.config.quality import PlausibilityKind, QualityPolicy, Severity
-from e2i_dagster.quality.rules import families
-from e2i_dagster.quality.schemas import TypedFrame, typed
+from e2i_dagster.quality.typed import TypedFrame, typed
+from e2i_dagster.warehouse.constraints import families
 from e2i_dagster.warehouse.tables import date_column, facts, parents, raw_table, row_date_column
 
 _CATEGORIES = ("public", "internal", "quasi")

@@ -23,6 +23,7 @@ from e2i_dagster.quality.expectations import PartExpectations
 from e2i_dagster.quality.pseudonyms import pseudonym
 from e2i_dagster.quality.rules import Rule, ruleset_hash
 from e2i_dagster.quality.shift import ColumnProfile
+from e2i_dagster.quality.typed import TypedFrame, smallest_keys, typed
 from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, facts, raw_table
 
 Verdict = Literal["passed", "warning", "failed", "error"]
@@ -264,7 +265,7 @@ def check_table(
     """
     started = time.perf_counter()
     codes, labels = _codes(frame, partitions, expected_partitions)
-    read = schemas.typed(frame, name)
+    read = typed(frame, name)
     found = _Collected(read, codes, labels, key)
     before = dict(previous or {})
     checked = found.layer("schema", lambda: schemas.check_schema(read, name, policy))
@@ -333,9 +334,7 @@ def check_table(
 class _Collected:
     """Findings of each part while the layers run."""
 
-    def __init__(
-        self, read: schemas.TypedFrame, codes: np.ndarray, labels: Sequence[str], key: bytes | None
-    ) -> None:
+    def __init__(self, read: TypedFrame, codes: np.ndarray, labels: Sequence[str], key: bytes | None) -> None:
         self.read, self.codes, self.labels, self.key = read, codes, labels, key
         self.sizes = np.bincount(codes, minlength=len(labels))
         self.of: dict[str, list[Finding]] = {label: [] for label in labels}
@@ -409,7 +408,7 @@ class _Collected:
     def _pseudonyms(self, positions: np.ndarray) -> tuple[str, ...]:
         if self.key is None:
             return ()
-        return tuple(pseudonym(self.key, one) for one in schemas.smallest_keys(self.read, positions))
+        return tuple(pseudonym(self.key, one) for one in smallest_keys(self.read, positions))
 
 
 def _trended(

@@ -21,8 +21,8 @@ from e2i_dagster.binning import Bins, quantile_bins, stability_index
 from e2i_dagster.config.base import PolicyModel
 from e2i_dagster.config.quality import QualityPolicy
 from e2i_dagster.quality.plausibility import category_columns
-from e2i_dagster.quality.rules import families
-from e2i_dagster.quality.schemas import TypedFrame
+from e2i_dagster.quality.typed import TypedFrame
+from e2i_dagster.warehouse.constraints import families
 from e2i_dagster.warehouse.tables import facts, raw_table
 
 _OTHER = "(other)"

@@ -44,9 +44,11 @@ from e2i_dagster.sources.files import (
     with_decimal_point,
 )
 from e2i_dagster.warehouse import moments
+from e2i_dagster.warehouse.cells import FALSE, TRUE, kind_of, numbers_of
+from e2i_dagster.warehouse.constraints import spans
 from e2i_dagster.warehouse.moments import Completion
 from e2i_dagster.warehouse.own_columns import read_as
-from e2i_dagster.warehouse.rules import SPANS, check, kind_of
+from e2i_dagster.warehouse.rules import check
 from e2i_dagster.warehouse.tables import (
     MAINTAINED_COLUMNS,
     OPTIONAL_RAW_TABLES,
@@ -65,7 +67,6 @@ _DATE_FORMATS = (
     "%Y-%m-%d", "%Y%m%d", "%d.%m.%Y", "%Y/%m/%d", "%d-%b-%Y", "%d %b %Y", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y",
     "%m-%d-%Y", "%b %Y", "%b-%Y",
 )  # fmt: skip
-_BOOLEANS = {"true", "false", "t", "f", "1", "0", "yes", "no", "y", "n"}
 #: So many values without a match are named; further ones are counted.
 _MOST_VALUES = 12
 _ROWS_TO_NAME_A_VALUE = 11
@@ -598,7 +599,7 @@ def _text_fit(text: pd.Series, name: str) -> _Values | None:
 def _numbers(text: pd.Series, column: sa.Column[Any], form: FileFormat) -> _Values | None:
     about = facts(column)
     plain = text.str.replace(",", ".", regex=False) if form.decimal == "," else text
-    numbers = pd.to_numeric(plain, errors="coerce")
+    numbers = numbers_of(plain)
     share = float(numbers.notna().mean())
     if share < _MOSTLY:
         return None
@@ -634,7 +635,7 @@ def _dates(text: pd.Series) -> _Values | None:
 
 def _boolean_fit(text: pd.Series) -> _Values | None:
     lower = text.str.lower()
-    share = float(lower.isin(_BOOLEANS).mean())
+    share = float(lower.isin((*TRUE, *FALSE)).mean())
     if share == 1.0:
         return _Values(1.0)
     distinct = list(lower.unique())
@@ -769,7 +770,7 @@ def _completions(delivery: Delivery) -> dict[str, dict[str, Completion]]:
     """
     found: dict[str, dict[str, Completion]] = {}
     for name, frame in delivery.items():
-        ends = {end for _, end in SPANS.get(name, ())}
+        ends = {span.other for span in spans(name)}
         for column in raw_table(name).columns:
             if kind_of(column) not in ("date", "timestamp") or column.name not in frame.columns:
                 continue

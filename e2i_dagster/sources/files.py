@@ -28,9 +28,10 @@ from e2i_dagster.config.mapping import FileFormat, ImportMapping, ReversalRule, 
 from e2i_dagster.config.own_columns import OWN_TABLE
 from e2i_dagster.errors import InputError
 from e2i_dagster.warehouse import moments
+from e2i_dagster.warehouse.arrow import compute
+from e2i_dagster.warehouse.cells import as_text, kind_of
 from e2i_dagster.warehouse.frames import cell_text
 from e2i_dagster.warehouse.reversals import check_rule
-from e2i_dagster.warehouse.rules import kind_of
 from e2i_dagster.warehouse.tables import (
     MAINTAINED_COLUMNS,
     OPTIONAL_RAW_TABLES,
@@ -469,8 +470,6 @@ def _read_parquet(path: Path, form: FileFormat) -> pa.Table:
 def _with_nulls(rows: pa.Table, form: FileFormat) -> pa.Table:
     import pyarrow as pa
 
-    from e2i_dagster.warehouse.rules import compute
-
     pc = compute()
     for number, kind in enumerate(rows.schema.types):
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
@@ -485,8 +484,6 @@ def _with_nulls(rows: pa.Table, form: FileFormat) -> pa.Table:
 def _of_one_type(files: Sequence[pa.Table]) -> list[pa.Table]:
     """Files of one table, with columns as text where their types in Parquet cannot be brought together."""
     import pyarrow as pa
-
-    from e2i_dagster.warehouse.rules import as_text
 
     unlike = []
     for name in dict.fromkeys(name for rows in files for name in rows.column_names):

@@ -20,6 +20,8 @@ from e2i_dagster.config.base import did_you_mean
 from e2i_dagster.config.mapping import HandedMapping
 from e2i_dagster.errors import InputError
 from e2i_dagster.warehouse import moments
+from e2i_dagster.warehouse.arrow import compute, text_array
+from e2i_dagster.warehouse.cells import as_text, read
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -34,7 +36,8 @@ UNEVEN = "more or fewer fields than the header, often by a quotation mark; corre
 #: Names of columns that identify, such as id, patient_id, npi, mrn, zip.
 _IDENTIFIES = r"(^|_)(id|ids|npi|mrn|zip|zip_?code|ndc|uuid)$"
 _TEXT = pd.StringDtype("pyarrow")
-_TRUE, _FALSE = ("true", "yes"), ("false", "no")
+#: Spellings that are booleans whatever the column is: 1 and 0 are numbers, t and f may be codes.
+_TRUE_OR_FALSE = ("true", "false", "yes", "no")
 
 
 class RefusedRow(NamedTuple):
@@ -244,8 +247,6 @@ def _written(array: pa.Array, mapping: HandedMapping) -> pa.Array:
     """Text as a CSV file would have it, null where empty; whole numbers without the fraction that gaps make."""
     import pyarrow as pa
 
-    from e2i_dagster.warehouse.rules import as_text, compute
-
     pc = compute()
     if pa.types.is_temporal(array.type):
         return pa.array(as_text(array.to_pandas()), pa.large_string())
@@ -263,8 +264,6 @@ def _written(array: pa.Array, mapping: HandedMapping) -> pa.Array:
 def _column(name: str, written: pa.Array, mapping: HandedMapping, as_text: bool) -> Any:
     import pyarrow as pa
 
-    from e2i_dagster.warehouse.rules import compute
-
     pc = compute()
     if name in mapping.values:
         to = mapping.values[name]
@@ -277,19 +276,13 @@ def _column(name: str, written: pa.Array, mapping: HandedMapping, as_text: bool)
 
 
 def _certain(text: pa.Array) -> Any:
-    import pyarrow as pa
-
-    from e2i_dagster.warehouse.rules import compute
-
     pc = compute()
     if text.null_count == len(text):
         return pd.array(text.to_pylist(), dtype=_TEXT)
     if pc.all(pc.match_substring_regex(text, CANONICAL)).as_py():
-        return text.cast(pa.float64()).to_numpy(zero_copy_only=False)
-    lower = pc.utf8_lower(text)
-    true, false = (pc.is_in(lower, pa.array(words, pa.large_string())) for words in (_TRUE, _FALSE))
-    if pc.all(pc.or_(pc.or_(true, false), pc.is_null(lower))).as_py():
-        return pd.array(pc.if_else(pc.is_null(lower), None, true).to_pylist(), dtype="boolean")
+        return read("number", text).values.to_numpy(zero_copy_only=False)
+    if pc.all(pc.or_(pc.is_in(pc.utf8_lower(text), text_array(_TRUE_OR_FALSE)), pc.is_null(text))).as_py():
+        return pd.array(read("boolean", text).values.to_pylist(), dtype="boolean")
     return pd.array(text.to_pylist(), dtype=_TEXT)
 
 

@@ -6,9 +6,7 @@ Text, and JSON and arrays as JSON text: ``string[pyarrow]``; DATE: ``datetime64[
 
 from __future__ import annotations
 
-import datetime as dt
 import json
-from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -18,29 +16,12 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from e2i_dagster.errors import InputError
 from e2i_dagster.warehouse import moments
+from e2i_dagster.warehouse.cells import json_text, read, rendered, to_arrow
 from e2i_dagster.warehouse.tables import MAINTAINED_COLUMNS, metadata
 
 TEXT = "string[pyarrow]"
 DATE = "datetime64[us]"
 TIMESTAMP = "datetime64[us, UTC]"
-
-#: Accepted spellings of booleans in text, in lower case.
-BOOLEAN_TEXT = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
-
-
-def json_text(value: Any) -> str:
-    """Canonical JSON of ``value``: sorted keys, no blanks; numpy values and dates are rendered."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_plain)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, set | frozenset):
-        return sorted(value)
-    return str(value)
 
 
 def canonical_dtype(type_: sa.types.TypeEngine[Any]) -> Any:
@@ -183,30 +164,6 @@ def cell_text(column: pd.Series) -> pd.Series:
     return pd.Series(texts, index=column.index, dtype=TEXT)
 
 
-def rendered(value: Any) -> str:  # noqa: PLR0911 - one line for each kind of value
-    """One value in the form of :func:`cell_text`."""
-    if isinstance(value, str):
-        return str(value)
-    if isinstance(value, bool | np.bool_):
-        return "true" if value else "false"
-    if isinstance(value, float | np.floating):
-        # Zero has no sign, whatever it was written with.
-        return np.format_float_positional(value + 0, trim="-") if np.isfinite(value) else str(value)
-    if isinstance(value, Decimal):
-        return format(value, "f")
-    if isinstance(value, bytes):
-        try:
-            return value.decode()
-        except UnicodeDecodeError:
-            # As PostgreSQL writes bytes.
-            return f"\\x{value.hex()}"
-    if isinstance(value, dt.date | dt.time):
-        return value.isoformat()
-    if isinstance(value, dict | list | tuple | set | np.ndarray):
-        return json_text(value)
-    return str(value)
-
-
 def months_of(dates: pd.Series) -> pd.Series:
     """The month (``YYYY-MM``, in UTC) of each of ``dates``, null where there is none; a text per month, not per row."""
     plain = dates.dt.tz_convert(None) if dates.dt.tz is not None else dates
@@ -284,48 +241,32 @@ def _is_missing(value: Any) -> bool:
 def _boolean(column: pd.Series, where: str) -> pd.Series:
     if pd.api.types.is_bool_dtype(column.dtype):
         return column.astype("boolean")
-    if pd.api.types.is_numeric_dtype(column.dtype):
-        _refuse(where, column.notna() & ~column.isin([0, 1]), "true or false")
-        return column.astype("Int64").astype("boolean")
-    text = column.map(str, na_action="ignore").str.strip().str.lower()
-    known = text.map(BOOLEAN_TEXT)
-    _refuse(where, column.notna() & known.isna(), "true or false")
-    return known.astype("boolean")
+    found = pd.Series(
+        read("boolean", to_arrow(column)).values.to_pandas(), index=column.index, dtype="boolean"
+    )
+    _refuse(where, column.notna() & found.isna(), "true or false")
+    return found
 
 
 def _number(column: pd.Series, where: str, *, whole: bool) -> pd.Series:
-    numbers = pd.to_numeric(column, errors="coerce")
-    _refuse(where, column.notna() & numbers.isna(), "a number")
-    floats = pd.Series(numbers.to_numpy(dtype="float64", na_value=np.nan), index=column.index)
+    if whole and (pd.api.types.is_integer_dtype(column.dtype) or pd.api.types.is_bool_dtype(column.dtype)):
+        return column.astype("Int64")
+    numbers = read("number", to_arrow(column), infinite=True).values.to_numpy(zero_copy_only=False)
+    floats = pd.Series(numbers, index=column.index, dtype="float64")
+    _refuse(where, column.notna() & floats.isna(), "a number")
     if not whole:
         return floats
-    if pd.api.types.is_integer_dtype(numbers.dtype) or pd.api.types.is_bool_dtype(numbers.dtype):
-        return numbers.astype("Int64")
     _refuse(where, floats.notna() & (floats != np.floor(floats)), "a whole number")
     return floats.astype("Int64")
 
 
 def _time(column: pd.Series, where: str, *, zoned: bool) -> pd.Series:
     times: pd.Series
-    expected = "an ISO timestamp" if zoned else "an ISO date"
-    dtype = column.dtype
-    if pd.api.types.is_datetime64_any_dtype(dtype):
+    if pd.api.types.is_datetime64_any_dtype(column.dtype):
         times = column.dt.tz_convert("UTC") if column.dt.tz is not None else column.dt.tz_localize("UTC")
     else:
-        given = column.astype(object).where(column.notna(), None)
-        kinds = pd.api.types.infer_dtype(given, skipna=True)
-        if kinds == "date":
-            days: Any = given.to_numpy().astype(DATE)
-            times = pd.Series(pd.DatetimeIndex(days).tz_localize("UTC"), index=column.index)
-        elif kinds in ("string", "empty"):
-            import pyarrow as pa
-
-            judged = moments.moments(pa.array(given, pa.large_string()))
-            times = pd.Series(judged.values.to_pandas().array, index=column.index)
-        else:
-            style: Any = None if kinds == "datetime" else "ISO8601"
-            times = pd.to_datetime(given, errors="coerce", utc=True, format=style)
-        _refuse(where, column.notna() & times.isna(), expected)
+        times = pd.Series(moments.moments(to_arrow(column)).values.to_pandas().array, index=column.index)
+        _refuse(where, column.notna() & times.isna(), "an ISO timestamp" if zoned else "an ISO date")
     times = times.astype(TIMESTAMP)
     if zoned:
         return times

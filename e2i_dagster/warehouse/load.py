@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from e2i_dagster.config.own_columns import OWN_TABLE
 from e2i_dagster.errors import ConfigError, InputError
 from e2i_dagster.warehouse import rejects, rules, staging
+from e2i_dagster.warehouse.arrow import compute
 from e2i_dagster.warehouse.rejects import Rejected
 from e2i_dagster.warehouse.reversals import Reversals, TakenBack
 from e2i_dagster.warehouse.reversals import find as find_reversed
@@ -511,7 +512,7 @@ class _Loader:
     # --- against the warehouse
 
     def _check_against_warehouse(self, checked: rules.Checked) -> None:
-        pc = rules.compute()
+        pc = compute()
 
         for column, parent in references(checked.table):
             if column not in checked.rows.column_names:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from e2i_dagster.warehouse.arrow import compute
+
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
@@ -158,7 +160,7 @@ def in_zone(given: pa.Array, zone: str) -> pa.Array:
     """
     import pyarrow as pa
 
-    from e2i_dagster.warehouse.rules import compute
+    from e2i_dagster.warehouse.arrow import compute
 
     pc = compute()
 
@@ -178,8 +180,6 @@ def in_zone(given: pa.Array, zone: str) -> pa.Array:
 
 def _of_text(given: pa.Array) -> Judged:
     import pyarrow as pa
-
-    from e2i_dagster.warehouse.rules import compute
 
     pc = compute()
     text = pc.utf8_trim_whitespace(given)

@@ -6,34 +6,21 @@ answer depends on the cell and the type alone, never on other cells, rows or del
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from e2i_dagster.config.own_columns import OwnType, is_code
-from e2i_dagster.warehouse import rules
+from e2i_dagster.config.codes import fits
+from e2i_dagster.config.own_columns import OwnType
+from e2i_dagster.warehouse.arrow import compute
+from e2i_dagster.warehouse.cells import Read, read
 from e2i_dagster.warehouse.frames import TEXT, cell_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
-@dataclass(frozen=True)
-class Converted:
-    """The cells of a column under a type.
-
-    Attributes:
-        values: float64, boolean, date32, or text; null where a cell is empty or does not convert.
-        refused: reason of a reject (a key of :data:`.rules.REASONS`) to boolean array over the cells.
-    """
-
-    values: pa.Array
-    refused: Mapping[str, pa.Array]
-
-
-def converted(cells: pa.Array, kind: OwnType) -> Converted:
+def converted(cells: pa.Array, kind: OwnType) -> Read:
     """``cells`` (text, ``large_string``) under the declared type ``kind``.
 
     Codes stay as they are written, because what compares them knows their spellings; a cell that has not the
@@ -42,15 +29,14 @@ def converted(cells: pa.Array, kind: OwnType) -> Converted:
     import pyarrow as pa
 
     if kind == "text":
-        return Converted(cells, {})
+        return Read(cells, {})
     if kind in ("number", "boolean", "date"):
-        values, refused = rules.judged(kind, cells)
-        return Converted(values, refused)
-    pc = rules.compute()
+        return read(kind, cells)
+    pc = compute()
     coded = cells.dictionary_encode()
-    known = pa.array([is_code(text, kind) for text in coded.dictionary.to_pylist()], pa.bool_())
-    fits = known.take(coded.indices)
-    return Converted(pc.if_else(fits, cells, None), {"code_format": pc.invert(fits)})
+    known = pa.array([fits(text, kind) for text in coded.dictionary.to_pylist()], pa.bool_())
+    right = known.take(coded.indices)
+    return Read(pc.if_else(right, cells, None), {"code_format": pc.invert(right)})
 
 
 def read_as(column: pd.Series, kind: OwnType) -> tuple[pd.Series, int]:

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from e2i_dagster.errors import InputError, UnavailableError
 from e2i_dagster.warehouse import rules, staging
+from e2i_dagster.warehouse.cells import as_text
 from e2i_dagster.warehouse.reversals import Reversals, rules_of
 from e2i_dagster.warehouse.tables import (
     OPTIONAL_RAW_TABLES,
@@ -158,7 +159,7 @@ def _chunks(rejected: Rejected) -> Any:
         documents = np.array(_documents(rejected, positions), dtype=object)
         keys = [None] * len(positions)
         if key in rejected.frame.columns:
-            keys = rules.as_text(rejected.frame[key].iloc[positions])
+            keys = as_text(rejected.frame[key].iloc[positions])
         yield pd.DataFrame(
             {
                 "row_number": rejected.row_numbers[positions][inverse],

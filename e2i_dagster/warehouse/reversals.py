@@ -19,6 +19,7 @@ import sqlalchemy as sa
 
 from e2i_dagster.config.mapping import ReversalRule
 from e2i_dagster.warehouse import rules, staging
+from e2i_dagster.warehouse.cells import NUMBER, as_text, kind_of, numbers_of
 from e2i_dagster.warehouse.tables import date_column, primary_key, raw_table, tables_referring_to
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class Reversals:
             if rule.where.values:
                 rows = given.astype("string").str.strip().isin(rule.where.values).to_numpy(dtype=bool)
             else:
-                numbers = rules.numbers_of(given)
+                numbers = numbers_of(given)
                 rows = numbers.to_numpy() < 0
                 unreadable = (numbers.isna() & given.notna()).to_numpy(dtype=bool)
         if among is not None:
@@ -104,7 +105,7 @@ def check_rule(table: str, rule: ReversalRule, delivered: Sequence[str]) -> list
     columns = raw_table(table).columns
     for name in dict.fromkeys((*rule.matches_on, *rule.amounts)):
         if name in columns:
-            kind = rules.kind_of(columns[name])
+            kind = kind_of(columns[name])
             if name in rule.amounts and kind not in ("integer", "number"):
                 problems.append(f"amounts names {name}, which is no number. Name columns of numbers.")
             if name in rule.matches_on and kind not in _MATCHED:
@@ -369,7 +370,7 @@ class _Matching:
     def _numbers(self, rows: pa.Table, name: str) -> np.ndarray:
         if name not in rows.column_names:
             return (
-                rules.numbers_of(pd.Series(_own(rows, name), dtype="string[pyarrow]"))
+                numbers_of(pd.Series(_own(rows, name), dtype="string[pyarrow]"))
                 .abs()
                 .round(_DECIMALS)
                 .to_numpy()
@@ -451,7 +452,7 @@ class _Matching:
         epoch = sql.SQL("(extract(epoch FROM {}) * 1000000)::bigint")
         found: dict[str, Any] = {"key": cell(primary_key(self.checked.table))}
         for name, column in zip(self.same, self.matched, strict=True):
-            kind = "text" if column not in columns else rules.kind_of(columns[column])
+            kind = "text" if column not in columns else kind_of(columns[column])
             value = cell(column) if column in columns else sql.SQL("({})").format(own(column))
             if kind == "timestamp":
                 value = epoch.format(value)
@@ -461,7 +462,7 @@ class _Matching:
                 found[name] = sql.SQL("({})::float8").format(cell(column))
             else:
                 found[name] = sql.SQL("CASE WHEN {own} ~ {number} THEN ({own})::float8 END").format(
-                    own=own(column), number=sql.Literal(rules.NUMBER)
+                    own=own(column), number=sql.Literal(NUMBER)
                 )
         made = epoch.format(cell("source_timestamp")) if "source_timestamp" in columns else sql.SQL("NULL")
         return found | {"made": made}
@@ -490,7 +491,7 @@ def _rows(found: Sequence[Any], names: Sequence[str]) -> pd.DataFrame:
 def _given_texts(frame: pd.DataFrame, name: str, positions: np.ndarray) -> np.ndarray:
     if name not in frame.columns:
         return np.full(len(positions), None, dtype=object)
-    texts = rules.as_text(frame[name].iloc[positions])
+    texts = as_text(frame[name].iloc[positions])
     return np.array([None if text is None else text.strip() or None for text in texts], dtype=object)
 
 

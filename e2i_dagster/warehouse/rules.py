@@ -7,22 +7,21 @@ rules, and the first one (in the order of the rules) gives the row its reason.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
-from e2i_dagster.config.codes import npi_holds
 from e2i_dagster.errors import InputError
-from e2i_dagster.warehouse import moments
+from e2i_dagster.warehouse import cells, constraints
+from e2i_dagster.warehouse.arrow import compute, numpy_mask
+from e2i_dagster.warehouse.arrow import positions as positions_of
 from e2i_dagster.warehouse.frames import cell_text, json_text, own_cells
 from e2i_dagster.warehouse.tables import (
-    MAINTAINED_COLUMNS,
     facts,
     frame_columns,
     primary_key,
@@ -35,8 +34,7 @@ if TYPE_CHECKING:
 
     from e2i_dagster.config.own_columns import OwnType
     from e2i_dagster.config.vocabulary import VocabularyPolicy
-
-Kind = Literal["text", "integer", "number", "boolean", "date", "timestamp", "json", "list"]
+    from e2i_dagster.warehouse.constraints import Constraint
 
 #: Every reason of a reject, in words and with what to do. ``docs/loading.md`` prints this table.
 REASONS: Mapping[str, str] = {
@@ -70,19 +68,6 @@ REASONS: Mapping[str, str] = {
     "below_threshold": "Nothing wrong with the row: too many others of its table or month were rejected.",
     "not_tried": "Nothing was looked at, because a parent table was not loaded. Load the parent.",
 }
-
-#: Pairs (start, end) that must not be the wrong way round.
-SPANS: Mapping[str, tuple[tuple[str, str], ...]] = {
-    "patient_journeys": (("journey_start_date", "journey_end_date"),),
-    "patient_clinical": (("first_observation_date", "last_observation_date"),),
-    "observation_periods": (("start_date", "end_date"),),
-    "business_metrics": (("confidence_interval_lower", "confidence_interval_upper"),),
-}
-
-_TRUE = ("true", "t", "yes", "y", "1", "1.0")
-_FALSE = ("false", "f", "no", "n", "0", "0.0")
-NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
-_INT32 = 2**31
 
 
 @dataclass(frozen=True)
@@ -126,12 +111,12 @@ class Checked:
 
     def add(self, mask: Any, reason: str, column: str) -> None:
         """Record that the rows of ``mask`` (boolean array, null counts as False) break a rule."""
-        positions = _positions(mask)
+        positions = positions_of(mask)
         if not len(positions):
             return
         values: list[str | None] = [None] * len(positions)
         if column in self.given.columns:
-            values = as_text(self.given[column].iloc[positions])
+            values = cells.as_text(self.given[column].iloc[positions])
         self.bad[positions] = True
         self.faults.append(Fault(positions, reason, column, values))
 
@@ -169,24 +154,6 @@ class Checked:
         return unique, reasons[first]
 
 
-def kind_of(column: sa.Column[Any]) -> Kind:
-    """How values of ``column`` are parsed."""
-    kinds: tuple[tuple[type[Any], Kind], ...] = (
-        (sa.Boolean, "boolean"),
-        (sa.DateTime, "timestamp"),
-        (sa.Date, "date"),
-        (sa.Integer, "integer"),
-        (sa.Numeric, "number"),
-        (sa.Float, "number"),
-        (JSONB, "json"),
-        (ARRAY, "list"),
-    )
-    for type_, kind in kinds:
-        if isinstance(column.type, type_):
-            return kind
-    return "text"
-
-
 def check(
     table: str,
     frame: pd.DataFrame,
@@ -222,13 +189,27 @@ def check(
     if kept:
         source = frame.assign(extra=_with_extras(checked, _own_texts(checked, ignored, own or {})))
         names = [name for name in frame_columns(table) if name in source.columns]
-    arrays: dict[str, pa.Array] = {}
-    for name in names:
-        arrays[name] = _check_column(checked, columns[name], _arrow(source[name]), vocabulary)
-    checked.rows = pa.table(arrays)
-    for start, end in SPANS.get(table, ()):
-        if start in arrays and end in arrays:
-            _add_spans(checked, arrays, start, end)
+    read = {
+        name: cells.read(cells.kind_of(columns[name]), cells.to_arrow(source[name]), literals=True)
+        for name in names
+    }
+    checked.rows = pa.table(
+        {name: _with_default(columns[name], found.values) for name, found in read.items()}
+    )
+    asked = [rule for name in names for rule in constraints.of_column(table, name, vocabulary)]
+    spans = [rule for rule in constraints.spans(table) if {rule.column, rule.other} <= read.keys()]
+    asked = [rule for rule in (*asked, *spans) if rule.kind in constraints.REJECTED_AS]
+    wrong = constraints.violating(asked, checked.rows)
+    for name, found in read.items():
+        for reason, mask in found.refused.items():
+            checked.add(mask, reason, name)
+        for rule in asked:
+            if rule.column == name and rule not in spans:
+                checked.add(
+                    _rejected(rule, checked, wrong[rule], found), constraints.REJECTED_AS[rule.kind], name
+                )
+    for rule in spans:
+        checked.add(wrong[rule], constraints.REJECTED_AS[rule.kind], str(rule.other))
     return checked
 
 
@@ -248,41 +229,29 @@ def check_header(table: str, frame: pd.DataFrame) -> None:
         raise InputError("\n".join(problems))
 
 
-def _check_column(
-    checked: Checked, column: sa.Column[Any], given: pa.Array, vocabulary: VocabularyPolicy
-) -> pa.Array:
-    pc = compute()
-
-    name, kind, about = column.name, kind_of(column), facts(column)
-    parsed, refused = judged(kind, given)
-    for reason, mask in refused.items():
-        checked.add(mask, reason, name)
-    if not column.nullable:
-        if column.server_default is not None and parsed.null_count:
-            parsed = pc.fill_null(parsed, _default_of(column))
-        elif given.null_count or kind == "text":
-            # An empty key is as good as none.
-            checked.add(_is_empty(given), "missing_value", name)
-    if kind in ("integer", "number"):
-        _add_range(checked, column, parsed)
-    if about.vocabulary:
-        accepted = _text_array(vocabulary.values(about.vocabulary))
-        known = pc.is_in(parsed, value_set=accepted, skip_nulls=True)
-        checked.add(pc.and_(pc.invert(known), pc.is_valid(parsed)), "unknown_value", name)
-    if name == "npi":
-        checked.add(pc.and_(pc.invert(_valid_npi(parsed)), pc.is_valid(parsed)), "npi_check_digit", name)
-    return parsed
+def _with_default(column: sa.Column[Any], values: pa.Array) -> pa.Array:
+    """The cells of a column that must be filled, with its default where they are empty."""
+    default: Any = column.server_default
+    if column.nullable or default is None or not values.null_count:
+        return values
+    return compute().fill_null(values, str(getattr(default.arg, "text", default.arg)).strip("'"))
 
 
-def judged(kind: Kind, given: pa.Array) -> tuple[Any, dict[str, Any]]:
-    """The values of cells of a kind, null where a cell is none, and for each reason which cells it refuses."""
-    if kind in ("date", "timestamp"):
-        found = moments.days(given) if kind == "date" else moments.moments(given)
-        return found.values, {
-            f"{kind}_format" if reason == "format" else reason: mask for reason, mask in found.refused.items()
-        }
-    parsed, wrong = _PARSERS[kind](given)
-    return parsed, {} if wrong is None else {"invalid_text" if kind == "text" else f"{kind}_format": wrong}
+def _rejected(rule: Constraint, checked: Checked, wrong: np.ndarray, found: cells.Read) -> np.ndarray:
+    """The rows of ``wrong`` that are rejected for the rule: what cannot be read has its reason already."""
+    if rule.kind == "not_null":
+        for mask in found.refused.values():
+            wrong = wrong & ~numpy_mask(mask)
+    if rule.kind == "range" and checked.reversal.any():
+        # The amounts of a reversal may be negative.
+        least, most = constraints.limits(raw_table(checked.table).columns[rule.column], signed=True)
+        signed = dataclasses.replace(rule, minimum=least, maximum=most)
+        bounded = least is not None or most is not None
+        among = (
+            constraints.violating([signed], checked.rows)[signed] if bounded else np.zeros(len(wrong), bool)
+        )
+        return np.where(checked.reversal, among, wrong)
+    return wrong
 
 
 def _own_texts(checked: Checked, names: Sequence[str], own: Mapping[str, OwnType]) -> pd.DataFrame:
@@ -292,44 +261,11 @@ def _own_texts(checked: Checked, names: Sequence[str], own: Mapping[str, OwnType
     texts = {}
     for name in names:
         column = cell_text(checked.given[name])
-        cells, refused = judged("text", _arrow(column))
-        for reason, mask in (refused | dict(converted(cells, own.get(name, "text")).refused)).items():
+        kept = cells.read("text", cells.to_arrow(column))
+        for reason, mask in {**kept.refused, **converted(kept.values, own.get(name, "text")).refused}.items():
             checked.add(mask, reason, name)
-        texts[name] = cells.to_numpy(zero_copy_only=False)
+        texts[name] = kept.values.to_numpy(zero_copy_only=False)
     return pd.DataFrame(texts, index=checked.given.index, dtype=object)
-
-
-def _default_of(column: sa.Column[Any]) -> Any:
-    default: Any = column.server_default
-    return str(getattr(default.arg, "text", default.arg)).strip("'")
-
-
-def _is_empty(given: pa.Array) -> Any:
-    import pyarrow as pa
-
-    pc = compute()
-
-    null = pc.is_null(given)
-    if pa.types.is_large_string(given.type):
-        return pc.or_(null, pc.fill_null(pc.equal(pc.utf8_length(given), 0), False))
-    return null
-
-
-def _add_range(checked: Checked, column: sa.Column[Any], parsed: pa.Array) -> None:
-    pc = compute()
-
-    about = facts(column)
-    outside = []
-    if about.minimum is not None:
-        below = pc.less(parsed, about.minimum)
-        outside.append(_numpy(below) & ~checked.reversal if checked.reversal.any() else below)
-    if about.maximum is not None:
-        outside.append(pc.greater(parsed, about.maximum))
-    precision, scale = getattr(column.type, "precision", None), getattr(column.type, "scale", None)
-    if isinstance(column.type, sa.Numeric) and precision is not None:
-        outside.append(pc.greater_equal(pc.abs(parsed), 10.0 ** (precision - (scale or 0))))
-    for mask in outside:
-        checked.add(mask, "out_of_range", column.name)
 
 
 def fault_words(table: str, reason: str, column: str | None) -> str:
@@ -352,12 +288,6 @@ def _range_words(column: sa.Column[Any]) -> str:
     return f"less than {10.0 ** (precision - scale):g}"
 
 
-def _add_spans(checked: Checked, arrays: Mapping[str, pa.Array], start: str, end: str) -> None:
-    pc = compute()
-
-    checked.add(pc.less(arrays[end], arrays[start]), "end_before_start", end)
-
-
 def check_reference(
     checked: Checked, column: str, parent: str, known: pa.Array, rejected: pa.Array | None = None
 ) -> None:
@@ -376,11 +306,11 @@ def check_reference(
     lost = pc.and_(pc.invert(pc.is_in(given, value_set=known, skip_nulls=True)), pc.is_valid(given))
     if not pc.any(lost).as_py():
         return
-    waiting = _numpy(lost) & ~_numpy(lost)
+    waiting = numpy_mask(lost) & ~numpy_mask(lost)
     if rejected is not None and len(rejected):
-        waiting = _numpy(pc.and_(lost, pc.is_in(given, value_set=rejected, skip_nulls=True)))
+        waiting = numpy_mask(pc.and_(lost, pc.is_in(given, value_set=rejected, skip_nulls=True)))
     checked.add(waiting, "parent_rejected", column)
-    checked.add(_numpy(lost) & ~waiting, f"orphan_{parent}", column)
+    checked.add(numpy_mask(lost) & ~waiting, f"orphan_{parent}", column)
 
 
 def check_duplicates(checked: Checked, unkept: np.ndarray | None = None) -> None:
@@ -446,298 +376,13 @@ def unique_columns(table: str) -> list[str]:
     return [column.name for column in raw_table(table).columns if column.unique]
 
 
-def as_text(values: pd.Series) -> list[str | None]:
-    """Values as the text that a CSV file would have; null stays null."""
-    import pyarrow as pa
-
-    pc = compute()
-
-    array = _arrow(values)
-    if pa.types.is_timestamp(array.type):
-        form = "%Y-%m-%dT%H:%M:%SZ" if array.type.tz else "%Y-%m-%dT%H:%M:%S"
-        # What has a zone is written by its clock, and this text says that the clock is that of UTC.
-        zone = "UTC" if array.type.tz else None
-        return pc.strftime(array.cast(pa.timestamp("s", zone), safe=False), form).to_pylist()
-    return array.cast(pa.large_string()).to_pylist()
-
-
-def numbers_of(values: pd.Series) -> pd.Series:
-    """Values as numbers (float64); NaN where there is none or it is no number."""
-    number, wrong = _parse_number(_arrow(values))
-    parsed = _null_where(number, wrong)
-    return pd.Series(parsed.to_numpy(zero_copy_only=False), index=values.index, dtype="float64")
-
-
 def row_documents(frame: pd.DataFrame) -> list[str]:
     """Each row as a JSON object of texts; empty cells are left out."""
-    texts = pd.DataFrame({str(name): pd.array(as_text(frame[name]), dtype=object) for name in frame.columns})
+    texts = pd.DataFrame(
+        {str(name): pd.array(cells.as_text(frame[name]), dtype=object) for name in frame.columns}
+    )
     lines = texts.to_json(orient="records", lines=True, force_ascii=False)
     return [line for line in (lines or "").split("\n") if line]
-
-
-def compute() -> Any:
-    """``pyarrow.compute``, whose functions are made at run time; imported when first needed."""
-    import pyarrow.compute
-
-    return pyarrow.compute
-
-
-# --- columns -------------------------------------------------------------------------------------
-
-
-def _arrow(series: pd.Series) -> pa.Array:
-    """One contiguous Arrow array; text is ``large_string``, NaN and NaT are null."""
-    import pyarrow as pa
-
-    if series.dtype == object:
-        return _arrow_of_objects(series)
-    if isinstance(series.dtype, pd.CategoricalDtype):
-        series = series.astype(series.cat.categories.dtype)
-        return _arrow(series)
-    array = pa.array(series, from_pandas=True)
-    if isinstance(array, pa.ChunkedArray):
-        array = array.combine_chunks()
-    if isinstance(array, pa.ChunkedArray):
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
-    return array.cast(pa.large_string()) if pa.types.is_string(array.type) else array
-
-
-def _arrow_of_objects(series: pd.Series) -> pa.Array:
-    """Objects as they come from drivers and Parquet: text, dates, decimals; containers become JSON."""
-    import pyarrow as pa
-
-    missing = series.isna()
-    kinds = {type(value) for value in series[~missing].head(1000)}
-    if kinds & {dict, list, tuple, np.ndarray}:
-        plain = [
-            None if empty else value if isinstance(value, str) else json.dumps(_plain(value), sort_keys=True)
-            for value, empty in zip(series, missing, strict=True)
-        ]
-        return pa.array(plain, pa.large_string())
-    try:
-        array = pa.array(series, from_pandas=True)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        plain = [None if empty else str(value) for value, empty in zip(series, missing, strict=True)]
-        return pa.array(plain, pa.large_string())
-    if pa.types.is_decimal(array.type):
-        return array.cast(pa.float64())
-    if pa.types.is_null(array.type) or pa.types.is_string(array.type):
-        return array.cast(pa.large_string())
-    return array
-
-
-def _plain(value: Any) -> Any:
-    return (
-        value.tolist()
-        if isinstance(value, np.ndarray)
-        else list(value)
-        if isinstance(value, tuple)
-        else value
-    )
-
-
-def _numpy(mask: Any) -> np.ndarray:
-    """A boolean Arrow or numpy array as numpy; null is False."""
-    if isinstance(mask, np.ndarray):
-        return mask
-    pc = compute()
-
-    return pc.fill_null(mask, False).to_numpy(zero_copy_only=False)
-
-
-def _positions(mask: Any) -> np.ndarray:
-    if not isinstance(mask, np.ndarray):
-        pc = compute()
-
-        if not pc.any(mask, skip_nulls=True).as_py():
-            return np.array([], dtype=np.int64)
-    return np.flatnonzero(_numpy(mask))
-
-
-def _text_array(values: Sequence[str]) -> pa.Array:
-    import pyarrow as pa
-
-    return pa.array(values, pa.large_string())
-
-
-Parsed = tuple[Any, Any]
-
-
-def _is_text(given: pa.Array) -> bool:
-    import pyarrow as pa
-
-    return pa.types.is_large_string(given.type)
-
-
-def _parse_text(given: pa.Array) -> Parsed:
-    import pyarrow as pa
-
-    pc = compute()
-
-    if not _is_text(given):
-        if pa.types.is_floating(given.type):
-            whole = pc.all(pc.equal(given, pc.floor(given)), skip_nulls=True).as_py()
-            given = given.cast(pa.int64(), safe=False) if whole is not False else given
-        given = given.cast(pa.large_string())
-    data = given.buffers()[2]
-    if data is None or not (np.frombuffer(data, dtype=np.uint8) == 0).any():
-        return given, None
-    wrong = pc.match_substring(given, "\x00")
-    return pc.if_else(pc.fill_null(wrong, False), None, given), wrong
-
-
-def _parse_number(given: pa.Array) -> Parsed:
-    import pyarrow as pa
-
-    pc = compute()
-
-    if pa.types.is_floating(given.type) or pa.types.is_integer(given.type) or pa.types.is_boolean(given.type):
-        number = given.cast(pa.float64(), safe=False)
-        wrong = pc.invert(pc.is_finite(number))
-        return _null_where(number, wrong), wrong
-    trimmed = pc.utf8_trim_whitespace(given if _is_text(given) else given.cast(pa.large_string()))
-    fits = None
-    try:
-        number = trimmed.cast(pa.float64())
-    except pa.ArrowInvalid:
-        fits = pc.match_substring_regex(trimmed, NUMBER)
-        number = pc.if_else(pc.fill_null(fits, False), trimmed, None).cast(pa.float64())
-    wrong = pc.invert(pc.is_finite(number))
-    if fits is not None:
-        wrong = pc.or_(pc.fill_null(wrong, False), pc.invert(fits))
-    return _null_where(number, wrong), wrong
-
-
-def _parse_integer(given: pa.Array) -> Parsed:
-    import pyarrow as pa
-
-    pc = compute()
-
-    if pa.types.is_integer(given.type):
-        wrong = pc.or_(pc.greater_equal(given, _INT32), pc.less(given, -_INT32))
-        return _null_where(given.cast(pa.int64()), wrong).cast(pa.int32()), wrong
-    number, wrong = _parse_number(given)
-    wrong = pc.fill_null(wrong, False)
-    # Files written by tools that know no null integers have 3.0.
-    fraction = pc.fill_null(pc.not_equal(number, pc.floor(number)), False)
-    large = pc.fill_null(pc.greater_equal(pc.abs(number), float(_INT32)), False)
-    wrong = pc.or_(wrong, pc.or_(fraction, large))
-    return _null_where(number, wrong).cast(pa.int32()), wrong
-
-
-def _parse_boolean(given: pa.Array) -> Parsed:
-    import pyarrow as pa
-
-    pc = compute()
-
-    if pa.types.is_boolean(given.type):
-        return given, None
-    text = pc.utf8_lower(pc.utf8_trim_whitespace(given.cast(pa.large_string())))
-    true = pc.is_in(text, value_set=_text_array(_TRUE), skip_nulls=True)
-    false = pc.is_in(text, value_set=_text_array(_FALSE), skip_nulls=True)
-    known = pc.or_(true, false)
-    return pc.if_else(known, true, None), pc.and_(pc.invert(known), pc.is_valid(text))
-
-
-def _parse_json(given: pa.Array) -> Parsed:
-    return _parse_distinct(given, _json_of, _all_json)
-
-
-def _parse_list(given: pa.Array) -> Parsed:
-    return _parse_distinct(given, _list_of, None)
-
-
-def _parse_distinct(
-    given: pa.Array, one: Callable[[str], str | None], everything: Callable[[list[str]], bool] | None
-) -> Parsed:
-    """Parse the distinct values; ``everything`` may confirm all of them as they are at once."""
-    import pyarrow as pa
-
-    pc = compute()
-
-    coded = given.cast(pa.large_string()).dictionary_encode()
-    texts = coded.dictionary.to_pylist()
-    if everything is not None and everything(texts):
-        return given.cast(pa.large_string()), None
-    parsed = _text_array([one(text) for text in texts]).take(coded.indices)  # type: ignore[arg-type]
-    return parsed, pc.and_(pc.is_null(parsed), pc.is_valid(given))
-
-
-def _refuse(token: str) -> Any:
-    raise ValueError(token)
-
-
-def _json_of(text: str) -> str | None:
-    if "\\u0000" in text or "\x00" in text:
-        return None
-    try:
-        json.loads(text, parse_constant=_refuse)
-    except (ValueError, RecursionError):
-        return None
-    return text
-
-
-def _all_json(texts: list[str]) -> bool:
-    """True if all texts are JSON objects or lists without doubt, by one parse of all of them."""
-    # Only texts that open and close alike can be joined without hiding a fault of one in the other.
-    if not all((t[:1], t[-1:]) in (("{", "}"), ("[", "]")) for t in texts):
-        return False
-    joined = "[" + ",".join(texts) + "]"
-    if "\\u0000" in joined or "\x00" in joined:
-        return False
-    try:
-        return len(json.loads(joined, parse_constant=_refuse)) == len(texts)
-    except (ValueError, RecursionError):
-        return False
-
-
-def _list_of(text: str) -> str | None:
-    """A JSON list of texts or a PostgreSQL array literal, as a PostgreSQL array literal."""
-    stripped = text.strip()
-    if stripped.startswith("{") and stripped.endswith("}"):
-        inner = stripped[1:-1]
-        if any(mark in inner for mark in '{}"\\'):
-            return None
-        items: list[Any] = [item.strip() for item in inner.split(",")] if inner.strip() else []
-    else:
-        try:
-            items = json.loads(stripped)
-        except (ValueError, RecursionError):
-            return None
-        if not isinstance(items, list) or not all(isinstance(item, str | int | float) for item in items):
-            return None
-    if any("\x00" in str(item) for item in items):
-        return None
-    quoted = ('"' + str(item).replace("\\", "\\\\").replace('"', '\\"') + '"' for item in items)
-    return "{" + ",".join(quoted) + "}"
-
-
-_PARSERS: Mapping[Kind, Callable[[Any], Parsed]] = {
-    "text": _parse_text,
-    "integer": _parse_integer,
-    "number": _parse_number,
-    "boolean": _parse_boolean,
-    "json": _parse_json,
-    "list": _parse_list,
-}
-
-
-def _null_where(array: pa.Array, wrong: Any) -> pa.Array:
-    pc = compute()
-
-    return pc.if_else(pc.fill_null(wrong, False), None, array) if pc.any(wrong).as_py() else array
-
-
-def _valid_npi(npi: pa.Array) -> Any:
-    """True where a text is ten digits with the check digit of an NPI."""
-    import pyarrow as pa
-
-    pc = compute()
-
-    shaped = pc.fill_null(pc.match_substring_regex(npi, r"^[0-9]{10}$"), False)
-    texts = pc.if_else(shaped, npi, "0000000000").cast(pa.large_string())
-    digits = np.frombuffer("".join(texts.to_pylist()).encode(), dtype=np.uint8).reshape(-1, 10) - 48
-    return pc.and_(shaped, pa.array(npi_holds([*digits.T])))
 
 
 def _with_extras(checked: Checked, texts: pd.DataFrame) -> pd.Series:
@@ -745,7 +390,7 @@ def _with_extras(checked: Checked, texts: pd.DataFrame) -> pd.Series:
     lines = texts.to_json(orient="records", lines=True, force_ascii=False) if len(texts.columns) else ""
     own = [line for line in (lines or "").split("\n") if line] or ["{}"] * len(texts)
     if "extra" in checked.given.columns:
-        given = _text_documents(checked, _arrow(checked.given["extra"]))
+        given = _text_documents(checked, cells.to_arrow(checked.given["extra"]))
         # The last of two equal keys wins in JSONB.
         own = [
             mine if theirs in (None, "{}") else theirs if mine == "{}" else f"{theirs[:-1]},{mine[1:]}"
@@ -768,21 +413,3 @@ def _text_documents(checked: Checked, given: pa.Array) -> list[str | None]:
             wrong[place] = True
     checked.add(wrong, "json_format", "extra")
     return found
-
-
-__all__ = [
-    "MAINTAINED_COLUMNS",
-    "REASONS",
-    "Checked",
-    "Fault",
-    "as_text",
-    "check",
-    "check_duplicates",
-    "check_header",
-    "check_reference",
-    "check_unique",
-    "kind_of",
-    "numbers_of",
-    "row_documents",
-    "unique_columns",
-]

@@ -229,3 +229,45 @@ def test_codes_on_spark_are_those_of_duckdb(spark):
     for name in ("index_date", "fills", "new", "gap"):
         bit = next(rule.bit for rule in built.rules if rule.name == name)
         assert any(seen["unknown_mask"] & bit)
+
+
+def test_the_rules_of_quality_control_find_on_spark_what_they_find_in_memory(spark):
+    from pyspark.sql import types
+
+    from e2i_dagster.config.quality import current_quality_policy
+    from e2i_dagster.quality.engine import check_on_engine
+    from e2i_dagster.quality.schemas import check_schema
+
+    kinds = {
+        "hcp_id": types.StringType(),
+        "npi": types.StringType(),
+        "geographic_region": types.StringType(),
+        "decile": types.LongType(),
+        "digital_engagement_score": types.DoubleType(),
+        "coverage_status": types.BooleanType(),
+    }
+    rows = [
+        ("HCP00000001", "1234567893", "east", 1, 0.5, True),
+        ("HCP00000001", "1234567890", "south", 11, 1.5, None),
+        ("", "123456789x", "East", 0, None, False),
+        (None, None, None, None, float("inf"), True),
+        ("own", "1234567893\n", "west", 10, -0.1, True),
+    ]
+    fields = types.StructType([types.StructField(name, kind) for name, kind in kinds.items()])
+    policy = current_quality_policy()
+    given = pd.DataFrame(rows, columns=list(kinds))
+    wanted = {
+        one.rule.label: (one.count, one.checked) for one in check_schema(given, "hcp_profiles", policy).faults
+    }
+    faults = check_on_engine(spark.createDataFrame(rows, fields), "hcp_profiles", policy)
+    assert {one.rule.label: (one.count, one.checked) for one in faults} == wanted
+    kinds_found = {one.rule.kind for one in faults}
+    assert {
+        "not_null",
+        "unique_key",
+        "finite",
+        "range",
+        "vocabulary",
+        "check_digit",
+        "key_format",
+    } <= kinds_found

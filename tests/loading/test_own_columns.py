@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from e2i_dagster.cohorts import build_cohort, lint, patient_frame
+from e2i_dagster.config.codes import fits
 from e2i_dagster.config.cohort import CohortDefinition
 from e2i_dagster.config.mapping import ImportMapping
-from e2i_dagster.config.own_columns import CODE_SYSTEMS, is_code
+from e2i_dagster.config.own_columns import CODE_SYSTEMS
 from e2i_dagster.config.vocabulary import load_vocabulary
 from e2i_dagster.errors import ConfigError, InputError
 from e2i_dagster.sources.check import check_folder, mapping_yaml, proposed_type
@@ -132,7 +133,7 @@ def test_a_declared_column_says_by_name_what_does_not_fit(own, good, bad, reason
 
 @pytest.mark.parametrize("system", CODE_SYSTEMS)
 def test_no_text_is_an_error_of_a_code_system(system):
-    assert not any(is_code(text, system) for text in ("", " ", "?", "x" * 50, "\n"))
+    assert not any(fits(text, system) for text in ("", " ", "?", "x" * 50, "\n"))
 
 
 def test_a_cell_that_no_database_can_hold_is_named(database):

@@ -95,6 +95,15 @@ def test_a_kept_result_notes_again_what_it_was_made_of(folder):
     assert list(readings.to_record()) == ["sources.yaml"]
 
 
+def test_of_two_recordings_that_saw_the_same_each_ends_its_own(folder):
+    policy = QualityPolicy.load(folder)
+    with observed.recording() as outer:
+        with observed.recording():
+            policy.vocabulary("brand")
+        policy.vocabulary("region")
+    assert any("region" in key for key in outer.to_record()["vocabulary.yaml"]["keys"])
+
+
 def test_which_files_there_are_counts_for_who_goes_through_all(folder):
     policy = load_policy(folder)
     with observed.recording() as all_scopes:

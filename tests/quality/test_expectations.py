@@ -10,7 +10,7 @@ import pytest
 
 from e2i_dagster.config.quality import ExpectationSpec, QualityPolicy, Suite
 from e2i_dagster.quality.expectations import PartExpectations, _Runner, validate
-from e2i_dagster.quality.schemas import typed
+from e2i_dagster.quality.typed import typed
 
 
 def _run(frame: pd.DataFrame, months: pd.Series | None, policy: QualityPolicy) -> dict[str, PartExpectations]:

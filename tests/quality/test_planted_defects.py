@@ -6,7 +6,7 @@ What each layer finds alone is in the tests of that layer; layer 1 is asked here
 from __future__ import annotations
 
 import datetime as dt
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -30,7 +30,7 @@ SEVERAL = (
     "business_metrics",
     "agent_activities",
 )
-_UNREADABLE = {"text": 12345, "boolean": "perhaps"}
+_UNREADABLE = {"text": "a\x00b", "boolean": "perhaps"}
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +63,14 @@ def _violate(frame: pd.DataFrame, rule: Rule, row: int, ordered: list[str]) -> N
         case "finite":
             value = np.inf if rule.column in ordered[1:] else -np.inf  # still in order
         case "range":
-            value = rule.maximum + 1 if rule.maximum is not None else (rule.minimum or 0) - 1
+            upwards = rule.maximum is not None and rule.column not in ordered[:1]  # still in order
+            value = cast(float, rule.maximum) + 1 if upwards else (rule.minimum or 0) - 1
         case "vocabulary":
             value = "unheard"
         case "key_format" | "check_digit":
             value = "1234567890"  # ten digits, of which the last is wrong
+            if rule.family == "list":
+                value = f'["{value}"]'
         case "order":
             for name in ordered:
                 frame.loc[row, name] = "2022-01-01" if name == ordered[0] else None
@@ -87,7 +90,7 @@ def _spoil(
         for name in filter(None, (rule.column, rule.other)):
             if name not in spoiled:
                 spoiled[name] = None
-    ordered = list(dict.fromkeys(name for pair in policy.settings.tables[table].ordered for name in pair))
+    ordered = list(dict.fromkeys(name for one in rules if one.other for name in (one.column, one.other)))
     planted: dict[str, set[int]] = {}
     for row, rule in enumerate(rules):
         _violate(spoiled, rule, row, ordered)

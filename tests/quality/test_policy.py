@@ -12,7 +12,9 @@ from e2i_dagster.config.environment import CHECKOUT
 from e2i_dagster.config.quality import QualityPolicy
 from e2i_dagster.errors import ConfigError
 from e2i_dagster.quality import ruleset_hash
-from e2i_dagster.quality.rules import families, family, rules_for
+from e2i_dagster.quality.rules import rules_for
+from e2i_dagster.warehouse.cells import kind_of
+from e2i_dagster.warehouse.constraints import families
 from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, raw_table
 
 
@@ -57,18 +59,35 @@ def test_a_suite_that_names_a_missing_column_names_file_line_and_key(folder: Pat
     [
         ("quality.yaml", "completeness: 0.25", "completeness: 0.35", "add up to 1"),
         ("quality.yaml", "expected: [hcp_id, npi", "expected: [hcp_id, npii", "has no column 'npii'"),
-        ("quality.yaml", "[start_date, end_date]]", "[start_date, coverage]]", "differ in type"),
+        (
+            "quality.yaml",
+            "[first_observation_date, diagnosis_date]",
+            "[first_observation_date, diagnosis_code]",
+            "differ in type",
+        ),
         ("quality.yaml", "remibrutinib_csu: {codes", "csu: {codes", "lacks remibrutinib_csu"),
         ("quality.yaml", "overall: 0.80", "overal: 0.80", "overal"),
         ("expectations/triggers.yaml", "table: triggers", "table: trigger", "found 'trigger'"),
         (
             "expectations/triggers.yaml",
-            "vocabulary: priority",
-            "vocabulary: priorities",
+            "column: priority, mostly",
+            "column: priority, vocabulary: priorities, mostly",
             "found 'priorities'",
         ),
         ("expectations/triggers.yaml", "expect: in_set", "expect: inset", "expect"),
         ("expectations/triggers.yaml", "other: trigger_timestamp, ", "", "not_before needs other"),
+        (
+            "expectations/triggers.yaml",
+            "column: priority, mostly",
+            "column: trigger_id, mostly",
+            "needs values or",
+        ),
+        (
+            "expectations/hcp_profiles.yaml",
+            "column: decile, mostly",
+            "column: npi, mostly",
+            "needs min or max",
+        ),
     ],
 )
 def test_a_wrong_policy_is_refused_with_its_place(
@@ -78,6 +97,27 @@ def test_a_wrong_policy_is_refused_with_its_place(
     with pytest.raises(ConfigError, match=r"\.yaml:\d+: ") as caught:
         QualityPolicy.load(folder)
     assert said in str(caught.value)
+
+
+def test_a_suite_takes_what_it_leaves_out_from_the_table_description(
+    policy: QualityPolicy, folder: Path
+) -> None:
+    suite = policy.suite("patient_journeys")
+    assert suite is not None and policy.suite("no table") is None
+    specs = {(spec.expect, spec.column): spec for spec in suite.expectations}
+    assert specs["in_set", "brand"].vocabulary == "brand"
+    assert (specs["between", "age_at_diagnosis"].min, specs["between", "age_at_diagnosis"].max) == (0, 120)
+    assert specs["not_before", "journey_end_date"].other == "journey_start_date"
+    _edit(
+        folder / "expectations" / "patient_journeys.yaml",
+        "column: age_at_diagnosis,",
+        "column: age_at_diagnosis, min: 18,",
+    )
+    own = QualityPolicy.load(folder).suite("patient_journeys")
+    assert own is not None
+    assert [(spec.min, spec.max) for spec in own.expectations if spec.column == "age_at_diagnosis"] == [
+        (18, None)
+    ]
 
 
 def test_rules_are_derived_for_every_column(policy: QualityPolicy) -> None:
@@ -95,7 +135,7 @@ def test_rules_are_derived_for_every_column(policy: QualityPolicy) -> None:
         ("journey_start_date", "date"),
         ("source_timestamp", "timestamp"),
         ("source_stacking_flag", "boolean"),
-        ("comorbidities", "text"),
+        ("comorbidities", "list"),
     ],
 )
 def test_families_follow_the_described_types(column: str, expected: str) -> None:
@@ -103,8 +143,8 @@ def test_families_follow_the_described_types(column: str, expected: str) -> None
 
 
 def test_numeric_columns_are_numbers() -> None:
-    assert family(sa.Column("x", sa.Numeric(18, 6))) == "number"
-    assert family(raw_table("treatment_events").columns["cost"]) == "number"
+    assert kind_of(sa.Column("x", sa.Numeric(18, 6))) == "number"
+    assert kind_of(raw_table("treatment_events").columns["cost"]) == "number"
 
 
 def test_the_ruleset_hash_changes_with_what_decides_and_with_nothing_else(

@@ -11,7 +11,8 @@ import pytest
 
 from e2i_dagster.config.quality import QualityPolicy
 from e2i_dagster.errors import InputError
-from e2i_dagster.quality.schemas import SchemaFault, check_schema, typed
+from e2i_dagster.quality.schemas import SchemaFault, check_schema
+from e2i_dagster.quality.typed import typed
 
 Plant = Callable[[pd.DataFrame], pd.DataFrame]
 
@@ -34,7 +35,8 @@ PLANTED: list[tuple[str, str, list[int], Plant]] = [
     ("type", "age_at_diagnosis", [3], _set("age_at_diagnosis", [3], "forty")),
     ("type", "age_at_diagnosis", [4], _set("age_at_diagnosis", [4], 40.5)),
     ("type", "journey_start_date", [5], _set("journey_start_date", [5], "2024-13-45")),
-    ("type", "gender", [6], _set("gender", [6], 1)),
+    ("type", "gender", [6], _set("gender", [6], "F\x00")),
+    ("vocabulary", "gender", [18], _set("gender", [18], 1)),
     ("not_null", "patient_id", [7, 9], _set("patient_id", [7, 9], None)),
     ("unique_key", "patient_journey_id", [0, 1, 2], _set("patient_journey_id", [1, 2], f"PJ{0:016d}")),
     ("range", "disease_severity", [10], _set("disease_severity", [10], 10.01)),
@@ -100,7 +102,7 @@ def test_mixed_types_and_odd_column_names_do_not_stop_it(
             "a b": [[1]] * 40,
         }
     )
-    assert _faults(mixed, policy)[("type", "gender")].count == 24
+    assert _faults(mixed, policy)[("vocabulary", "gender")].count == 24
     assert typed(mixed, "patient_journeys").extra == ('x"; DROP TABLE y; --', "a b")
 
 

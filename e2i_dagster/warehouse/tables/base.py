@@ -41,6 +41,7 @@ class ColumnFacts:
         minimum, maximum: accepted closed range.
         pattern: shape of a key; a convention (finding), never fatal.
         check_digit: how the last digit of a number is made from the others.
+        not_before: column of the start of a span that this column ends; it must not be later (or larger).
         codes: code systems whose codes the column holds (:mod:`e2i_dagster.config.codes`), of which the
             pattern is made.
         privacy: ``direct`` identifies a person, ``quasi`` may in combination, ``pseudonym`` is a key.
@@ -59,6 +60,7 @@ class ColumnFacts:
     applies_to: tuple[str, ...] = ()
     check_digit: CheckDigit | None = None
     codes: tuple[str, ...] = ()
+    not_before: str | None = None
 
 
 def column(
@@ -76,6 +78,7 @@ def column(
     applies_to: Sequence[str] = (),
     check_digit: CheckDigit | None = None,
     codes: Sequence[str] = (),
+    not_before: str | None = None,
     **kwargs: Any,
 ) -> sa.Column[Any]:
     """A SQLAlchemy column that carries its :class:`ColumnFacts`."""
@@ -91,6 +94,7 @@ def column(
         tuple(applies_to),
         check_digit,
         tuple(codes),
+        not_before,
     )
     return sa.Column(name, type_, *args, info={"facts": facts}, comment=meaning, **kwargs)
 

@@ -278,6 +278,7 @@ patient_journeys = sa.Table(
         "journey_end_date",
         sa.Date,
         "Last day of the journey; null while it goes on.",
+        not_before="journey_start_date",
         privacy="quasi",
         known_at="extract",
     ),
@@ -467,7 +468,11 @@ patient_clinical = sa.Table(
         "first_observation_date", sa.Date, "First day on which the patient is observed.", known_at="static"
     ),
     _clinical(
-        "last_observation_date", sa.Date, "Last day on which the patient is observed.", known_at="extract"
+        "last_observation_date",
+        sa.Date,
+        "Last day on which the patient is observed.",
+        known_at="extract",
+        not_before="first_observation_date",
     ),
     _clinical(
         "urticaria_severity_uas7",
@@ -901,7 +906,9 @@ business_metrics = sa.Table(
     _metric("roi", "Return on investment."),
     _metric("statistical_significance", "Confidence or p-value, as delivered.", minimum=0, maximum=1),
     _metric("confidence_interval_lower", "Lower bound of the figure."),
-    _metric("confidence_interval_upper", "Upper bound of the figure."),
+    _metric(
+        "confidence_interval_upper", "Upper bound of the figure.", not_before="confidence_interval_lower"
+    ),
     column("sample_size", sa.Integer, "Observations behind the figure.", minimum=0, known_at="row"),
     *_maintained(),
     comment="One row per snapshot of a business figure.",
@@ -997,6 +1004,7 @@ observation_periods = sa.Table(
         "end_date",
         sa.Date,
         "Last day of observation; null while it goes on.",
+        not_before="start_date",
         privacy="quasi",
         known_at="extract",
     ),
