@@ -20,7 +20,7 @@ from e2i_dagster.warehouse.cells import FALSE, TRUE
 from e2i_dagster.warehouse.moments import earlier
 
 Kind = Literal["number", "boolean", "text"]
-_WORDS = dict.fromkeys(TRUE, True) | dict.fromkeys(FALSE, False)
+_WORDS: dict[str, bool] = {**dict.fromkeys(TRUE, True), **dict.fromkeys(FALSE, False)}
 _NUMBER = r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?"
 
 
