@@ -151,13 +151,12 @@ def attainable_z(counts: Counts) -> tuple[float, float]:
     """
     from scipy.stats import hypergeom
 
-    law = hypergeom(counts.units, counts.events, counts.units_1)
     found = []
     for events_1, sign in (
         (max(0, counts.events - counts.units_0), -1.0),
         (min(counts.events, counts.units_1), 1.0),
     ):
-        tail = float(law.pmf(events_1))
+        tail = float(hypergeom.pmf(events_1, counts.units, counts.events, counts.units_1))
         if tail <= FAR_TAIL:
             found.append(sign * z_of_tail(tail, math.inf))
             continue
