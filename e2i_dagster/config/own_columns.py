@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Literal, get_args
 
-from e2i_dagster.config.codes import NDC_FORMS, NDC_UNDECIDED
+from e2i_dagster.config.codes import DASHES, NDC_FORMS
 
 if TYPE_CHECKING:
     from e2i_dagster.config.cohort import CohortDefinition
@@ -29,7 +29,7 @@ _SHAPES: Mapping[str, str] = {
     "icd10cm": r"[A-Z][0-9AB][0-9A-Z](\.?[0-9A-Z]{1,4})?",
     # Diagnoses, supplementary V and E codes, and procedures.
     "icd9cm": r"[0-9]{3}(\.?[0-9]{1,2})?|V[0-9]{2}(\.?[0-9]{1,2})?|E[0-9]{3}(\.?[0-9])?|[0-9]{2}(\.[0-9]{1,2})?",
-    "ndc": "|".join([*(form.strip("^$") for form, _ in NDC_FORMS), NDC_UNDECIDED.strip("^$"), "[0-9]{11}"]),
+    "ndc": "|".join([*(form.strip("^$") for form, _ in NDC_FORMS), "[0-9]{10,11}"]),
     "cpt": _PROCEDURE,
     "hcpcs": _PROCEDURE,
     "loinc": r"[0-9]{1,7}-[0-9]",
@@ -38,11 +38,12 @@ _SHAPES: Mapping[str, str] = {
 
 
 def is_code(text: str, system: str) -> bool:
-    """Whether ``text`` has the shape of a code of ``system``, outer blanks and case aside, with a right check digit.
+    """Whether ``text`` has the shape of a code of ``system`` with a right check digit.
 
-    LOINC codes end in a Luhn digit, provider identifiers in one over the prefix 80840 (CMS, 2004).
+    Outer blanks, case and kinds of dashes do not count. LOINC codes end in a Luhn digit, provider identifiers in one
+    over the prefix 80840 (CMS, 2004).
     """
-    code = text.strip().upper()
+    code = re.sub(DASHES, "-", text.strip().upper())
     if re.fullmatch(_SHAPES[system], code) is None:
         return False
     if system == "npi":
