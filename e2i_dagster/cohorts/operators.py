@@ -14,7 +14,7 @@ import numpy as np
 
 from e2i_dagster.cohorts.columns import Kind, TypedColumn
 from e2i_dagster.cohorts.errors import CohortInputError
-from e2i_dagster.config.codes import BAR, is_undecided, normal_list, readings
+from e2i_dagster.config.codes import BAR, normal_list, readings
 from e2i_dagster.config.cohort import Criterion, code_patterns
 
 _EXPECTED: dict[str, str] = {
@@ -30,17 +30,13 @@ _NO_ORDER = frozenset({">", ">=", "<", "<=", "between"})
 def decidable(criterion: Criterion, column: TypedColumn) -> TypedColumn:
     """``column`` without the codes that decide otherwise by what they are read as: they are unknown.
 
-    A drug code of ten digits without hyphens that is none of the criterion's codes, whatever it is read as,
-    is known not to be one of them.
+    A drug code without hyphens that is none of the criterion's codes, whatever it is read as, is known not to be one of
+    them; a cell with a drug code that cannot be read is unknown for every criterion.
     """
-    if criterion.code_system is None or column.kind != "text":
+    if criterion.code_system != "ndc" or column.kind != "text":
         return column
     matches = _code_matcher(criterion)
-    decided = [
-        not is_undecided(text, criterion.code_system)
-        or len({matches(one) for one in readings(text, criterion.code_system)}) == 1
-        for text in column.texts
-    ]
+    decided = [len({matches(one) for one in readings(text, "ndc")}) == 1 for text in column.texts]
     return replace(column, known=column.known & np.array([*decided, False])[column.values])
 
 

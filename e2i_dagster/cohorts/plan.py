@@ -16,12 +16,17 @@ from e2i_dagster.cohorts.columns import Kind
 from e2i_dagster.cohorts.errors import CohortInputError
 from e2i_dagster.config.codes import (
     BAR,
+    DASHES,
     LIST_MARKS,
     LIST_SEPARATOR,
+    NDC_DIGITS,
     NDC_FORMS,
+    NDC_FRACTION,
     NDC_SEPARATOR,
     NDC_UNDECIDED,
+    NDC_UNREADABLE,
     NDC_ZEROS,
+    ONLY_DIGITS,
 )
 from e2i_dagster.config.cohort import CohortDefinition, Rule
 from e2i_dagster.config.criteria import Criterion, EventCriterion, EventPattern, Group, code_patterns
@@ -738,7 +743,8 @@ def _listed(criterion: Criterion, column: nw.Expr) -> list[nw.Expr]:
     """For each code of the criterion whether it is among those of the cell: as :func:`.codes.normal_list`."""
     import narwhals as nw
 
-    text = column.str.to_uppercase().str.replace_all(LIST_MARKS, "").str.strip_chars()
+    text = column.str.to_uppercase().str.replace_all(DASHES, "-")
+    text = text.str.replace_all(LIST_MARKS, "").str.strip_chars()
     codes = nw.concat_str(nw.lit(BAR), text.str.replace_all(LIST_SEPARATOR, BAR), nw.lit(BAR))
     exact, prefixes = code_patterns(criterion)
     if criterion.operator == "contains":
@@ -762,18 +768,22 @@ def _drug_truth(criterion: Criterion, column: nw.Expr) -> Truth:
         answers += [code.is_in(list(exact))] if exact else []
         return reduce(lambda left, right: left | right, answers)
 
-    text = column.str.strip_chars().str.to_uppercase()
+    text = column.str.strip_chars().str.to_uppercase().str.replace_all(DASHES, "-")
     digits = text.str.replace_all(NDC_SEPARATOR, "")
     normal = text
+    unreadable = text.str.contains(NDC_UNREADABLE) & ~text.str.contains(ONLY_DIGITS)
     for form, place in NDC_FORMS:
         filled = digits if place is None else _with_zero(digits, place)
-        normal = nw.when(text.str.contains(form)).then(filled).otherwise(normal)
-    read_as = [among(_with_zero(text, place)) for place in NDC_ZEROS]
+        has_form = text.str.contains(form)
+        normal = nw.when(has_form).then(filled).otherwise(normal)
+        unreadable &= ~has_form
+    padded = text.str.replace_all(NDC_FRACTION, "").str.zfill(NDC_DIGITS)
+    read_as = [among(_with_zero(padded, place)) for place in NDC_ZEROS]
     open_ = _false_if_null(text.str.contains(NDC_UNDECIDED))
     every = reduce(lambda left, right: left & right, read_as)
     some = reduce(lambda left, right: left | right, read_as)
     found = _false_if_null(nw.when(open_).then(every).otherwise(among(normal)))
-    unknown = column.is_null() | _false_if_null(open_ & some & ~every)
+    unknown = column.is_null() | _false_if_null((open_ & some & ~every) | (unreadable & ~open_))
     true = ~found if criterion.operator in ("!=", "not_in") else found
     return Truth(true=true & ~unknown, unknown=unknown)
 

@@ -17,8 +17,17 @@ NDC_FORMS: tuple[tuple[str, int | None], ...] = (
 )
 #: What separates the parts of a National Drug Code.
 NDC_SEPARATOR = "[- ]"
-#: Ten digits without hyphens: which part lacks its zero cannot be told.
-NDC_UNDECIDED = r"^[0-9]{10}$"
+#: Ten digits without hyphens, of which it cannot be told which part lacks its zero; fewer where a column of numbers
+#: lost the zeros in front, which may have been eleven digits or ten.
+NDC_UNDECIDED = r"^[0-9]{1,10}(?:\.0+)?$"
+NDC_FRACTION = r"\.0+$"
+NDC_DIGITS = 10
+#: What holds a drug code, or several, and cannot be read: parts that lost zeros, or digits and more beside.
+NDC_UNREADABLE = r"^[0-9]{1,5}[- ][0-9]{1,4}[- ][0-9]{1,2}$|(?:[0-9][^0-9]*){9,}"
+#: Digits alone are no such cell: codes of other systems have twelve and more.
+ONLY_DIGITS = r"^[0-9]*$"
+#: What word processors write for a hyphen: the hyphens and dashes of Unicode, the minus sign, and their wide forms.
+DASHES = "[\u2010-\u2015\u2212\ufe58\ufe63\uff0d]"
 #: Where the zero can belong that ten digits lack.
 NDC_ZEROS: tuple[int, ...] = tuple(place for _, place in NDC_FORMS if place is not None)
 
@@ -121,9 +130,9 @@ def known_system(name: str) -> str:
 def normal_code(code: str, system: str | None = None) -> str:
     """A code as it is compared: upper case, without dots and outer blanks; a drug code (``ndc``) as 11 digits.
 
-    A drug code of no known form is left as it is written.
+    Every dash is a hyphen. A drug code of no known form is left as it is written.
     """
-    text = code.strip().upper()
+    text = re.sub(DASHES, "-", code.strip().upper())
     if system != "ndc":
         return text.replace(".", "")
     for form, place in NDC_FORMS:
@@ -143,16 +152,23 @@ def normal_prefix(code: str, system: str | None = None) -> str:
 
 
 def is_undecided(code: str, system: str | None) -> bool:
-    """Whether it cannot be known which code is meant: a drug code of ten digits without hyphens."""
+    """Whether it cannot be known which code is meant: a drug code of ten digits, or fewer, without hyphens."""
     return system == "ndc" and re.match(NDC_UNDECIDED, code.strip()) is not None
 
 
 def readings(code: str, system: str | None) -> tuple[str, ...]:
-    """The codes, as they are compared, that ``code`` can stand for: three where it is undecided, else one."""
-    if not is_undecided(code, system):
-        return (normal_code(code, system),)
-    digits = code.strip()
-    return tuple(f"{digits[:place]}0{digits[place:]}" for place in NDC_ZEROS)
+    """The codes, as they are compared, that ``code`` can stand for.
+
+    One; three for a drug code that is undecided, whose first reading has all its zeros in front; none for a cell with a
+    drug code that cannot be read (:data:`NDC_UNREADABLE`), which is any code or none.
+    """
+    if is_undecided(code, system):
+        digits = re.sub(NDC_FRACTION, "", code.strip()).zfill(NDC_DIGITS)
+        return tuple(f"{digits[:place]}0{digits[place:]}" for place in NDC_ZEROS)
+    normal = normal_code(code, system)
+    if system == "ndc" and not re.match(ONLY_DIGITS, normal) and re.search(NDC_UNREADABLE, normal):
+        return ()
+    return (normal,)
 
 
 def normal_list(cell: str) -> str:
@@ -161,7 +177,7 @@ def normal_list(cell: str) -> str:
     Takes one code, ``["L50.1", "J30.1"]``, ``{L50.1,J30.1}`` and codes separated by comma, semicolon or bar.
     For every system but ``ndc``, whose codes come one to a cell.
     """
-    text = re.sub(LIST_MARKS, "", cell.upper()).strip()
+    text = re.sub(LIST_MARKS, "", re.sub(DASHES, "-", cell.upper())).strip()
     return f"{BAR}{re.sub(LIST_SEPARATOR, BAR, text)}{BAR}"
 
 

@@ -574,13 +574,15 @@ def _arm_look(
     days: float,
 ) -> ArmLook:
     found = primary.comparison(arm)
-    if found.z is None:
+    level = spec.looks.alpha / len(spec.treatments) / spec.looks.sides
+    reason = (found.reason or "no statistic") if found.z is None else _too_few_events(found, level)
+    if found.z is None or reason:
         return ArmLook(
             arm=arm,
             estimable=False,
-            reason=found.reason or "no statistic",
+            reason=reason,
             advice="not_evaluable",
-            rationale=f"{arm}: not evaluable, {found.reason}",
+            rationale=f"{arm}: not evaluable, {reason}",
         )
     sign = spec.metrics.primary.sign
     before = [
@@ -618,6 +620,17 @@ def _arm_look(
         + (f" No estimate of the effect: {found.reason}" if found.reason else "")
         + (f" ({found.note})" if found.note else ""),
     )
+
+
+def _too_few_events(found: Comparison, level: float, sign: float | None = None) -> str:
+    """Why the events say nothing at ``level``: whichever arm they fell to, no p-value could lie below; else empty.
+
+    Args:
+        sign: of the z that counts; None where either side does.
+    """
+    if found.least_p(sign) < level:
+        return ""
+    return f"the events are too few: whichever arm they had fallen to, p could not be below {level:.3g}"
 
 
 def _rule(spec: ExperimentSpec, look: Any, pair: int, days: float) -> tuple[Advice, str]:
@@ -759,13 +772,18 @@ def _harm(
         return HarmCheck(
             **shared, relative_worsening=None, p_value=None, harmful=None, reason=why, status="too_early"
         )
-    if one.z is None:
+    reason = (
+        (one.reason or "no statistic")
+        if one.z is None
+        else _too_few_events(one, rule.alpha, -float(metric.sign))
+    )
+    if one.z is None or reason:
         return HarmCheck(
             **shared,
             relative_worsening=None,
             p_value=None,
             harmful=None,
-            reason=one.reason or "no statistic",
+            reason=reason,
             status="not_evaluable",
         )
     from scipy.special import ndtr

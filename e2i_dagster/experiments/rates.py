@@ -28,6 +28,8 @@ MOST_SKEWNESS_STUDENTIZED = 0.0237
 SMALLEST_ADJUSTED_CELL = 50.0
 #: The smallest number of events expected in an arm from which the log-rank statistic is taken as normal.
 SMALLEST_LOG_RANK_CELL = 10.0
+#: A p-value that suffices for every usual level: whether a smaller one could be had need not be asked more exactly.
+FAR_TAIL = 1e-3
 #: Equal tables are equal although their probabilities were summed in another order.
 _TIE = 1.0 + 1e-9
 
@@ -141,6 +143,28 @@ def rate_test(counts: Counts) -> RateTest:
     return RateTest(statistic, _z_of_tails(up, down, statistic), method)
 
 
+def attainable_z(counts: Counts) -> tuple[float, float]:
+    """Smallest and largest z that the observed events can give, whichever arm each of them falls to.
+
+    What the most extreme table cannot reach no table can (Tarone, Biometrics 46, 1990). Where Fisher's test of that
+    table already reaches ``FAR_TAIL`` its z is taken, which the test that is used does not undercut.
+    """
+    from scipy.stats import hypergeom
+
+    found = []
+    for events_1, sign in (
+        (max(0, counts.events - counts.units_0), -1.0),
+        (min(counts.events, counts.units_1), 1.0),
+    ):
+        tail = float(hypergeom.pmf(events_1, counts.units, counts.events, counts.units_1))
+        if tail <= FAR_TAIL:
+            found.append(sign * z_of_tail(tail, math.inf))
+            continue
+        extreme = Counts(events_1, counts.units_1, counts.events - events_1, counts.units_0)
+        found.append(sign * max(0.0, sign * rate_test(extreme).z))
+    return found[0], found[1]
+
+
 @lru_cache(maxsize=4096)
 def _exact_tails(counts: Counts) -> tuple[float, float]:
     """One-sided exact p-values for more and for fewer events in the treated arm."""
@@ -232,8 +256,16 @@ class Draw:
     drawn: int
 
 
-def conditional_test(draws: Iterable[Draw], observed: int, statistic: float) -> float:
-    """z of the exact conditional test: the treated arm has ``observed`` events in all ``draws`` together.
+@dataclass(frozen=True)
+class ConditionalTest:
+    """``z`` of the observed events; ``attainable``: smallest and largest z that the same draws can give."""
+
+    z: float
+    attainable: tuple[float, float]
+
+
+def conditional_test(draws: Iterable[Draw], observed: int, statistic: float) -> ConditionalTest:
+    """The exact conditional test: the treated arm has ``observed`` events in all ``draws`` together.
 
     Independent tables with given margins (strata of rates: Gart, Biometrika 57, 1970; times of a log-rank test: its
     tables of numbers at risk). The law of the sum is the convolution.
@@ -247,4 +279,7 @@ def conditional_test(draws: Iterable[Draw], observed: int, statistic: float) -> 
         law = np.convolve(law, hypergeom.pmf(values, draw.units, draw.marked, draw.drawn))
         start += least
     place = observed - start
-    return _z_of_tails(float(law[place:].sum()), float(law[: place + 1].sum()), statistic)
+    ends = tuple(max(0.0, z_of_tail(float(law[end]), math.inf)) for end in (0, -1))
+    return ConditionalTest(
+        _z_of_tails(float(law[place:].sum()), float(law[: place + 1].sum()), statistic), (-ends[0], ends[1])
+    )

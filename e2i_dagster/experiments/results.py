@@ -46,6 +46,8 @@ class Comparison(BaseModel):
     ``relative_effect``: share of the control's mean. ``unadjusted_effect`` and ``variance_reduction``: what
     the covariate changed. ``bounds``: of the interval when missing outcomes are anything they can be.
     ``counts``: of rates whose interval is the score interval, events and units of the treated arm, then of the control.
+    ``attainable``: where the test counts events, the smallest and the largest ``z`` that as many events could have
+    given, whichever arm they fell to.
     ``restricted_mean_*``: difference of restricted mean survival times up to ``horizon``.
     """
 
@@ -74,6 +76,7 @@ class Comparison(BaseModel):
     variance_reduction: float | None = None
     bounds: tuple[float, float] | None = None
     counts: tuple[int, int, int, int] | None = None
+    attainable: tuple[float, float] | None = None
     restricted_mean_difference: float | None = None
     restricted_mean_lower: float | None = None
     restricted_mean_upper: float | None = None
@@ -84,6 +87,19 @@ class Comparison(BaseModel):
     def interval(self) -> tuple[float, float] | None:
         """Confidence interval of ``effect``, None where it is not estimable."""
         return None if self.lower is None or self.upper is None else (self.lower, self.upper)
+
+    def least_p(self, sign: float | None = None) -> float:
+        """Smallest one-sided p-value that the observed events could have given: 0 where it has no bound.
+
+        Args:
+            sign: of the z asked for; None for that of either side.
+        """
+        from scipy.special import ndtr
+
+        if self.attainable is None:
+            return 0.0
+        low, high = (float(ndtr(-abs(z))) for z in self.attainable)
+        return min(low, high) if sign is None else (high if sign > 0 else low)
 
 
 class Analysis(BaseModel):

@@ -551,8 +551,27 @@ def application(manifest: Manifest, version: str) -> tuple[FastAPI, Application]
     async def models() -> JSONResponse:
         return JSONResponse(holder.models())
 
+    @app.api_route("/{path:path}", methods=["GET", "HEAD"], include_in_schema=False)
+    async def nothing_here(path: str, request: Request) -> Response:
+        return _nothing_here(app, path, request)
+
     _describe_requests(app, [*single.values(), *batch.values()])
     return app, holder
+
+
+def _nothing_here(app: FastAPI, path: str, request: Request) -> Response:
+    """The answer to GET of a path that is none of ours.
+
+    Without it BentoML, behind this application, answers with a page and a document that name other hosts.
+    """
+    from starlette.routing import Match
+
+    other = any(route.matches(request.scope)[0] is Match.PARTIAL for route in app.routes)
+    if other:
+        body = _error("method_not_allowed", f"/{path} is asked with POST; /docs has a form to try it.", [])
+        return Response(body, 405, {"allow": "POST"}, media_type="application/json")
+    body = _error("not_found", f"There is nothing at /{path}; / names what there is.", [])
+    return Response(body, 404, media_type="application/json")
 
 
 def _describe_requests(app: FastAPI, models: list[Any]) -> None:

@@ -6,7 +6,11 @@ from scipy import stats
 
 from e2i_dagster.errors import InputError
 from e2i_dagster.experiments import analyze, minimum_detectable_effect, power, sample_size
-from e2i_dagster.experiments.comparisons import FEWEST_CLUSTERS, satterthwaite_clusters
+from e2i_dagster.experiments.comparisons import (
+    FEWEST_CLUSTERS,
+    MOST_OF_ONE_CLUSTER,
+    satterthwaite_clusters,
+)
 from e2i_dagster.experiments.simulation_of_clusters import DESIGNS, SIZES, cluster_p_values, draw_clusters
 
 DRAWS = 5_000
@@ -41,6 +45,39 @@ def test_the_simulated_test_is_that_of_the_analysis(clusters):
             pd.concat(parts, ignore_index=True), arm="arm", outcome="y", control="control", cluster="cluster"
         )
         assert found.p_value == pytest.approx(shown[draw])
+
+
+def of_sizes(*sizes: int):
+    """Both arms with clusters of these sizes, outcomes drawn."""
+    import pandas as pd
+
+    names = np.repeat(np.arange(len(sizes)), sizes)
+    arms = np.repeat(["treated", "control"], len(names))
+    y = np.random.default_rng(5).normal(size=2 * len(names))
+    clusters = [f"{arm} {k}" for arm, k in zip(arms, np.tile(names, 2), strict=True)]
+    frame = pd.DataFrame({"arm": arms, "cluster": clusters, "y": y, "site": np.arange(len(y)) % 2})
+    return frame, {"arm": "arm", "outcome": "y", "control": "control", "cluster": "cluster"}
+
+
+@pytest.mark.parametrize("sizes", [(200, 5, 5, 5, 5), (200, 5, 5, 5, 5, 5), (2000, 100, 100, 100, 100, 100)])
+@pytest.mark.parametrize("strata", [None, "site"])
+def test_an_arm_that_is_one_cluster_is_not_estimable(sizes, strata):
+    frame, named = of_sizes(*sizes)
+    found = analyze(frame, **named, strata=strata).comparison()
+    assert (found.status, found.p_value, found.interval) == ("not_estimable", None, None)
+    assert "one cluster is" in found.reason and "cannot tell its error" in found.reason
+
+
+@pytest.mark.parametrize("clusters", DESIGNS)
+@pytest.mark.parametrize("icc", [0.1, 0.6])
+def test_the_level_holds_up_to_the_largest_cluster_that_is_judged(clusters, icc):
+    rng = np.random.default_rng(23)
+    units = [np.array([300 * (count - 1), *[100] * (count - 1)]) for count in clusters]
+    assert max(n.max() / n.sum() for n in units) == MOST_OF_ONE_CLUSTER
+    totals = [draw_clusters(n, DRAWS, rng, icc=icc) for n in units]
+    assert (cluster_p_values(totals, units) < 0.05).mean() <= 0.055
+    frame, named = of_sizes(60, 5, 5, 5, 5)
+    assert analyze(frame, **named).status == "estimated"
 
 
 def test_the_degrees_of_freedom_of_clusters_of_one_size_are_their_number_less_one():

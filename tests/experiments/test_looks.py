@@ -182,10 +182,14 @@ def test_harm_by_few_events_is_judged_by_the_exact_test():
         metrics={"primary": {"name": "responded", "kind": "proportion", "direction": "decrease", "baseline": 0.6}},
         stopping={"harm": [{"metric": "responded", "relative_worsening": 0.15, "alpha": 0.05, "minimum_per_arm": 50}]},
     )  # fmt: skip
-    (one,) = look(spec, nine_to_one(1, 0)).harm
-    assert one.p_value == pytest.approx(0.0787, abs=5e-4) and one.harmful is False
-    (none,) = look(spec, nine_to_one(0, 0)).harm
-    assert none.p_value == pytest.approx(0.5) and none.harmful is False and none.status == "evaluated"
+    # One event has p 0.0787 in the small arm, the worst that could be: it cannot be told from no harm.
+    for events in ((0, 0), (1, 0), (0, 1)):
+        report = look(spec, nine_to_one(*events))
+        (none,) = report.harm
+        assert (none.status, none.harmful, none.p_value) == ("not_evaluable", None, None)
+        assert "too few" in none.reason and report.advice == "not_evaluable"
+    (one,) = look(spec, nine_to_one(1, 1)).harm
+    assert one.status == "evaluated" and one.harmful is False
     (many,) = look(spec, nine_to_one(5, 0)).harm
     assert many.harmful is True
 
@@ -203,6 +207,36 @@ def deaths(events_1: int, events_0: int, per_arm: int = 150) -> Records:
             event=pd.array(event, dtype="boolean"), value=np.where(event, 1.0 + position, 100.0)
         ),
     )
+
+
+@pytest.mark.parametrize("events", [(0, 0), (1, 0), (0, 1), (4, 0), (2, 2)])
+def test_events_that_no_arrangement_makes_extreme_are_not_evaluable(events):
+    """Of four deaths 1:1 the most extreme arrangement has p 0.0625: neither harm nor benefit could be seen."""
+    spec = design(
+        metrics={"primary": {"name": "responded", "kind": "survival", "direction": "decrease", "baseline": 0.3}},
+        stopping={"harm": [{"metric": "responded", "relative_worsening": 0.15, "alpha": 0.05, "minimum_per_arm": 50}]},
+        sample_size={"total": 600, "events": 24, "per_day": 20},
+    )  # fmt: skip
+    report = look(spec, deaths(*events), final=True)
+    (arm,), (harm,) = report.arms, report.harm
+    assert report.advice == "not_evaluable" and not report.answered and not report.final
+    assert report.alpha_spent == 0 and arm.z is None
+    assert (harm.status, harm.harmful, harm.p_value) == ("not_evaluable", None, None)
+    assert len(report.not_evaluable) == 2
+    # One more event and harm could have been seen, two more and benefit; now it can be said that it is not there.
+    five, six = look(spec, deaths(0, 5)), look(spec, deaths(0, 6))
+    assert (five.harm[0].harmful, five.answered, five.advice) == (False, False, "not_evaluable")
+    assert (six.harm[0].harmful, six.answered) == (False, True)
+
+
+@pytest.mark.parametrize("events", [(0, 0), (1, 0)])
+def test_rates_without_enough_events_spend_no_alpha(events):
+    spec = design(
+        arms=[{"name": "usual", "ratio": 0.9, "control": True}, {"name": "treated", "ratio": 0.1}],
+        randomization={"method": "block", "block_sizes": [10]}, stopping={},
+    )  # fmt: skip
+    report = look(spec, nine_to_one(*events))
+    assert report.advice == "not_evaluable" and report.alpha_spent == 0 and not report.answered
 
 
 @pytest.mark.parametrize("direction", ["increase", "decrease"])

@@ -11,7 +11,14 @@ from scipy import stats
 
 from benchmarks.experiments import one_sided_errors
 from e2i_dagster.experiments import aa_check, analyze
-from e2i_dagster.experiments.rates import Counts, Draw, conditional_test, rate_test, score_interval
+from e2i_dagster.experiments.rates import (
+    Counts,
+    Draw,
+    attainable_z,
+    conditional_test,
+    rate_test,
+    score_interval,
+)
 
 
 def one_sided(counts: Counts) -> float:
@@ -93,6 +100,29 @@ def test_no_event_at_all_is_an_answer():
     assert every.p_value == 1 and every.interval[0] < 0 < every.interval[1]
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_no_table_of_as_many_events_is_beyond_what_is_attainable(data):
+    """The bound is met by the most extreme table, as every table of the same margins has its z."""
+    units_1, units_0 = data.draw(st.integers(5, 40)), data.draw(st.integers(5, 40))
+    events = data.draw(st.integers(0, 6))
+    low, high = attainable_z(Counts(min(events, units_1), units_1, events - min(events, units_1), units_0))
+    found = [
+        rate_test(Counts(one, units_1, events - one, units_0)).z
+        for one in range(max(0, events - units_0), min(events, units_1) + 1)
+    ]
+    assert low <= min(found) + 1e-9 or stats.norm.cdf(low) < 1e-3
+    assert high >= max(found) - 1e-9 or stats.norm.sf(high) < 1e-3
+
+
+def test_a_time_to_event_without_events_says_nothing():
+    found = survival(0, 150, 0, 150)
+    assert (found.status, found.z, found.p_value) == ("not_estimable", None, None)
+    assert found.reason == "no event in either arm"
+    one = survival(1, 150, 0, 150)
+    assert one.status == "tested" and one.least_p() == pytest.approx(0.5, abs=0.01)
+
+
 def test_few_events_are_not_adjusted_for_a_covariate():
     frame = frame_of(0, 20, 24, 200)
     frame["before"] = np.arange(len(frame)) % 7
@@ -121,7 +151,9 @@ def test_few_events_in_strata_are_tested_exactly():
 
 
 def test_the_exact_test_of_one_table_is_fishers():
-    z = conditional_test([Draw(500, 50, 2)], 2, 4.25)
+    found = conditional_test([Draw(500, 50, 2)], 2, 4.25)
+    z = found.z
+    assert found.attainable == (0.0, z)
     assert stats.norm.sf(z) == pytest.approx(stats.fisher_exact([[2, 0], [48, 450]])[1])
 
 

@@ -491,6 +491,65 @@ def test_what_a_browser_is_shown_loads_from_the_service_alone(live: Live) -> Non
     assert HTTP.get(f"{url}/redoc").status_code == 404
 
 
+def test_no_route_names_another_host(live: Live) -> None:
+    """Every route of our application, of BentoML's behind it, and what BentoML serves for its own pages."""
+    import bentoml._internal.server
+    from _bentoml_impl.server import app as bento_app
+
+    from e2i_dagster.serving.release import Manifest
+    from e2i_dagster.serving.service import application
+
+    app, _ = application(Manifest.read(live.release.path / "src"), live.release.version)
+    ours = {route.path for route in app.routes} - {"/{path:path}"}  # type: ignore[attr-defined]
+    static = Path(bentoml._internal.server.__file__).parent / "static_content"
+    theirs = {f"/static_content/{file.name}" for file in static.iterdir()}
+    theirs |= {f"/assets/{file.name}" for file in (Path(bento_app.__file__).parent / "assets").glob("*")}
+    theirs |= {
+        "/docs.json",
+        "/schema.json",
+        "/livez",
+        "/readyz",
+        "/healthz",
+        "/metrics",
+        "/static_content/",
+        "/assets/",
+    }
+    theirs |= {
+        "/index.html",
+        "/main-ui.html",
+        "/main-openapi.html",
+        "/redoc",
+        "/favicon.ico",
+        "/nothing",
+        "//",
+        "/docs/",
+    }
+    assert {"/", "/docs", "/openapi.json", "/predict", "/health"} <= ours
+    host = httpx.URL(live.deployment.url).host
+    shown = {}
+    for path in sorted(ours | theirs):
+        for place in (path, path.replace("{model_name}", MODEL)):
+            for method in ("GET", "POST", "OPTIONS"):
+                if method == "POST" and place.endswith(("predict", "predict_batch")):
+                    continue
+                answer = HTTP.request(method, live.deployment.url + place)
+                shown[method, place] = answer.status_code
+                if place.startswith("/swagger/"):
+                    continue  # a library's program names hosts in its comments; what it loads is the test above
+                named = re.findall(
+                    r"""(?:https?:)?//([a-z0-9-]+(?:\.[a-z0-9-]+)+)""", answer.text + str(answer.headers)
+                )
+                assert set(named) <= {host}, (method, place, set(named))
+    pages = [path for path in theirs if path.startswith(("/static_content/", "/assets/"))]
+    assert len(pages) > 4
+    for path in ("/docs.json", "/nothing", *pages):
+        assert shown["GET", path] == 404, path
+    assert shown["GET", "/predict"] == 405
+    assert (shown["GET", "/livez"], shown["GET", "/metrics"]) == (200, 200)
+    told = HTTP.get(f"{live.deployment.url}/docs.json").json()["error"]
+    assert told["code"] == "not_found" and "/docs.json" in told["message"]
+
+
 def test_the_way_through_the_supervisor_costs_little(live: Live) -> None:
     record = read_record(live.state, "classification")
     assert record is not None
