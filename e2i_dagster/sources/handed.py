@@ -24,8 +24,9 @@ from e2i_dagster.warehouse import moments
 if TYPE_CHECKING:
     import pyarrow as pa
 
-#: Numbers as a program writes them: a code such as 00123 or +1 is text.
-CANONICAL = r"^-?(0|[1-9]\d{0,14})(\.\d+)?([eE][+-]?\d{1,3})?$"
+#: Numbers as a program writes them: a code such as 00123, +1 or 1E5 is text. An exponent follows a fraction or has a
+#: sign, as in 1.5e5, 1e+20 and 1E-7.
+_CANONICAL = r"^-?(0|[1-9]\d{0,14})(\.\d+([eE][+-]?\d{1,3})?|[eE][+-]\d{1,3})?$"
 #: Columns of a file of refused rows that are none of the delivery: row and reasons, and the text of a row whose
 #: fields could not be told apart.
 ROW, REASONS, LINE = "_row", "_reasons", "_line"
@@ -184,6 +185,23 @@ def read_rows_handed(
     )
 
 
+def canonical_numbers(text: pa.Array) -> pa.Array:
+    """float64 of each cell of ``text`` (large_string) that is a number without doubt; null where it is text.
+
+    A number that no double holds is text: 1e400 would be infinite, and 1e-400 is not 0.
+    """
+    import pyarrow as pa
+
+    from e2i_dagster.warehouse.rules import compute
+
+    pc = compute()
+    written = pc.fill_null(pc.match_substring_regex(text, _CANONICAL), False)
+    number = pc.if_else(written, text, pa.scalar(None, pa.large_string())).cast(pa.float64())
+    zero = pc.invert(pc.match_substring_regex(text, r"^-?[0.]*[1-9]"))
+    held = pc.and_(pc.is_finite(number), pc.or_(pc.not_equal(number, 0.0), zero))
+    return pc.if_else(held, number, pa.scalar(None, pa.float64()))
+
+
 def is_identifier(name: str) -> bool:
     """Whether a column is by its name an identifier: text, whatever its values look like."""
     return bool(re.search(_IDENTIFIES, name, re.IGNORECASE))
@@ -284,8 +302,9 @@ def _certain(text: pa.Array) -> Any:
     pc = compute()
     if text.null_count == len(text):
         return pd.array(text.to_pylist(), dtype=_TEXT)
-    if pc.all(pc.match_substring_regex(text, CANONICAL)).as_py():
-        return text.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    number = canonical_numbers(text)
+    if number.null_count == text.null_count:
+        return number.to_numpy(zero_copy_only=False)
     lower = pc.utf8_lower(text)
     true, false = (pc.is_in(lower, pa.array(words, pa.large_string())) for words in (_TRUE, _FALSE))
     if pc.all(pc.or_(pc.or_(true, false), pc.is_null(lower))).as_py():
