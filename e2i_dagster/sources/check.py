@@ -44,6 +44,7 @@ from e2i_dagster.sources.files import (
     with_decimal_point,
 )
 from e2i_dagster.warehouse import moments
+from e2i_dagster.warehouse.frames import cell_text
 from e2i_dagster.warehouse.moments import Completion
 from e2i_dagster.warehouse.own_columns import read_as
 from e2i_dagster.warehouse.rules import SPANS, check, kind_of
@@ -342,7 +343,9 @@ def _sample(path: Path, form: FileFormat, rows: int) -> pd.DataFrame:
         with pq.ParquetFile(path) as parquet:
             batch = next(parquet.iter_batches(batch_size=rows), None)
             frame = batch.to_pandas() if batch is not None else parquet.schema_arrow.empty_table().to_pandas()
-        return frame.astype("string[pyarrow]")
+        # Lists, structures and bytes among them, which have no text of their own.
+        objects = {name: cell_text(frame[name]) for name in frame.columns if frame[name].dtype == object}
+        return frame.assign(**objects).astype("string[pyarrow]")
     with open_text(path, form) as stream:
         # By records and not by lines: a cell may hold line breaks.
         records = list(itertools.islice(records_of(stream, path, form, strict=False), rows + 1))

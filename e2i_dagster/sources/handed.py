@@ -259,16 +259,26 @@ def _final_names(path: Path, names: Sequence[str], mapping: HandedMapping) -> li
 
 
 def _written(array: pa.Array, mapping: HandedMapping) -> pa.Array:
-    """Text as a CSV file would have it, null where empty; whole numbers without the fraction that gaps make."""
+    """Text as a CSV file would have it, null where empty; whole numbers without the fraction that gaps make.
+
+    Lists and structures are JSON, and bytes that are no text are written in hexadecimal digits, as the loader does.
+    """
     import pyarrow as pa
 
+    from e2i_dagster.warehouse.frames import cell_text
     from e2i_dagster.warehouse.rules import as_text, compute
 
     pc = compute()
-    if pa.types.is_temporal(array.type):
-        return pa.array(as_text(array.to_pandas()), pa.large_string())
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
+    if _is_rendered(array.type):
+        array = pa.array(cell_text(pd.Series(array.to_pylist(), dtype=object)), pa.large_string())
+    if pa.types.is_temporal(array.type):
+        return pa.array(as_text(array.to_pandas()), pa.large_string())
+    if pa.types.is_float16(array.type):
+        array = array.cast(pa.float32())
     if pa.types.is_floating(array.type):
         array = pc.if_else(pc.is_nan(array), None, array)
         if pc.all(pc.equal(array, pc.floor(array))).as_py() and pc.all(pc.less(pc.abs(array), 1e15)).as_py():
@@ -276,6 +286,19 @@ def _written(array: pa.Array, mapping: HandedMapping) -> pa.Array:
     text = array.cast(pa.large_string())
     empty = pc.is_in(text, pa.array(["", *mapping.nulls], pa.large_string()))
     return pc.if_else(empty, pa.scalar(None, pa.large_string()), text)
+
+
+def _is_rendered(kind: pa.DataType) -> bool:
+    """Whether Arrow has no text for values of ``kind``: lists, structures, maps, bytes."""
+    import pyarrow as pa
+
+    is_bytes = (
+        pa.types.is_binary,
+        pa.types.is_large_binary,
+        pa.types.is_fixed_size_binary,
+        pa.types.is_binary_view,
+    )
+    return pa.types.is_nested(kind) or any(one(kind) for one in is_bytes)
 
 
 def _column(name: str, written: pa.Array, mapping: HandedMapping, as_text: bool) -> Any:

@@ -20,7 +20,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from e2i_dagster.config.codes import npi_holds
 from e2i_dagster.errors import InputError
 from e2i_dagster.warehouse import moments
-from e2i_dagster.warehouse.frames import cell_text, json_text, own_cells
+from e2i_dagster.warehouse.frames import cell_text, json_text, own_cells, rendered
 from e2i_dagster.warehouse.tables import (
     MAINTAINED_COLUMNS,
     facts,
@@ -503,16 +503,13 @@ def _arrow(series: pd.Series) -> pa.Array:
 
 
 def _arrow_of_objects(series: pd.Series) -> pa.Array:
-    """Objects as they come from drivers and Parquet: text, dates, decimals; containers become JSON."""
+    """Objects as they come from drivers and Parquet: text, dates, decimals; containers become JSON, bytes text."""
     import pyarrow as pa
 
     missing = series.isna()
     kinds = {type(value) for value in series[~missing].head(1000)}
-    if kinds & {dict, list, tuple, np.ndarray}:
-        plain = [
-            None if empty else value if isinstance(value, str) else json.dumps(_plain(value), sort_keys=True)
-            for value, empty in zip(series, missing, strict=True)
-        ]
+    if kinds & {dict, list, tuple, np.ndarray, bytes}:
+        plain = [None if empty else rendered(value) for value, empty in zip(series, missing, strict=True)]
         return pa.array(plain, pa.large_string())
     try:
         array = pa.array(series, from_pandas=True)
@@ -524,16 +521,6 @@ def _arrow_of_objects(series: pd.Series) -> pa.Array:
     if pa.types.is_null(array.type) or pa.types.is_string(array.type):
         return array.cast(pa.large_string())
     return array
-
-
-def _plain(value: Any) -> Any:
-    return (
-        value.tolist()
-        if isinstance(value, np.ndarray)
-        else list(value)
-        if isinstance(value, tuple)
-        else value
-    )
 
 
 def _numpy(mask: Any) -> np.ndarray:
