@@ -24,9 +24,9 @@ from e2i_dagster.warehouse import moments
 if TYPE_CHECKING:
     import pyarrow as pa
 
-#: Numbers as a program writes them: a code such as 00123, +1 or 1E5 is text. An exponent follows a fraction or has a
-#: sign, as in 1.5e5, 1e+20 and 1E-7.
-_CANONICAL = r"^-?(0|[1-9]\d{0,14})(\.\d+([eE][+-]?\d{1,3})?|[eE][+-]\d{1,3})?$"
+#: Numbers as a program writes them: a code such as 00123, +1, 1E5 or 1e05 is text. An exponent follows a fraction or
+#: has a sign, as in 1.5E5, 1e+20 and 1E-7, or is 1e5.
+_CANONICAL = r"^-?(0|[1-9]\d{0,14})(\.\d+([eE][+-]?\d{1,3})?|[eE][+-]\d{1,3}|e(0|[1-9]\d{0,2}))?$"
 #: Columns of a file of refused rows that are none of the delivery: row and reasons, and the text of a row whose
 #: fields could not be told apart.
 ROW, REASONS, LINE = "_row", "_reasons", "_line"
