@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +14,12 @@ from e2i_dagster.config.base import did_you_mean
 from e2i_dagster.config.cohort import CohortDefinition
 from e2i_dagster.config.experiment import ExperimentSpec
 from e2i_dagster.errors import InputError
-from e2i_dagster.sources.handed import CANONICAL, RefusedRow
-from e2i_dagster.warehouse.cells import FALSE, TRUE
+from e2i_dagster.sources.handed import RefusedRow, canonical_numbers
+from e2i_dagster.warehouse.cells import FALSE, TRUE, numbers_of
 from e2i_dagster.warehouse.moments import earlier
 
 Kind = Literal["number", "boolean", "text"]
 _WORDS: dict[str, bool] = {**dict.fromkeys(TRUE, True), **dict.fromkeys(FALSE, False)}
-_NUMBER = r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?"
 
 
 @dataclass(frozen=True)
@@ -162,11 +160,10 @@ def times(column: pd.Series) -> pd.Series:
 
 
 def numbers(column: pd.Series) -> pd.Series:
-    """``column`` as floats; text that is no number is null."""
-    if pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
-        return column.astype("float64")
-    text = column.astype("string[pyarrow]").str.strip()
-    return pd.to_numeric(text.where(text.str.fullmatch(_NUMBER).fillna(False))).astype("float64")
+    """``column`` as floats; text that is no number, or one that no double holds, is null."""
+    if not (pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column)):
+        column = column.astype("string[pyarrow]")
+    return numbers_of(column)
 
 
 def booleans(column: pd.Series) -> pd.Series:
@@ -204,13 +201,18 @@ def typed_attributes(
         column = frame[name]
         if name in apart or not (isinstance(column.dtype, pd.StringDtype) or column.dtype == object):
             columns[name] = column
+            if (
+                pd.api.types.is_float_dtype(column)
+                and (infinite := column.abs().eq(np.inf).fillna(False)).any()
+            ):
+                faults.append(Fault(str(name), "is no number", infinite))
             continue
         kind = kinds.get(str(name))
         codes, distinct = pd.factorize(column, use_na_sentinel=True)
-        cells = [_value(cell, kind) for cell in distinct]
+        cells = _values(list(distinct), kind)
         wrong = np.array([*(cell is None for cell in cells), False])[codes]
         if wrong.any():
-            words = "no number" if kind == "number" else "neither true nor false"
+            words = "neither true nor false" if kind == "boolean" else "no number"
             faults.append(Fault(str(name), f"is {words}", pd.Series(wrong, index=frame.index)))
         taken = np.empty(len(cells) + 1, dtype=object)
         taken[:-1] = cells
@@ -218,20 +220,30 @@ def typed_attributes(
     return pd.DataFrame(columns, index=frame.index), faults
 
 
-def _value(cell: Any, kind: Kind | None) -> Any:
-    """A delivered text as a value of ``kind``; None where it is none."""
-    if not isinstance(cell, str):
-        return cell
-    text = cell.strip()
+def _values(cells: list[Any], kind: Kind | None) -> list[Any]:
+    """Each delivered text as a value of ``kind``, None where it is none; what is no text stays."""
     if kind == "text":
-        return cell
+        return cells
+    texts = pd.Series([cell if isinstance(cell, str) else None for cell in cells], dtype="string[pyarrow]")
     if kind == "boolean":
-        return _WORDS.get(text.lower())
-    if kind == "number":
-        return float(text) if re.fullmatch(_NUMBER, text) else None
-    if re.match(CANONICAL, cell):
-        return float(cell)
-    return {"true": True, "false": False}.get(cell.lower(), cell)
+        found: list[Any] = booleans(texts).tolist()
+    elif kind == "number":
+        found = numbers(texts).tolist()
+    else:
+        import pyarrow as pa
+
+        canonical = canonical_numbers(pa.array(texts, pa.large_string())).to_pylist()
+        truth = {"true": True, "false": False}
+        found = [
+            number if number is not None or text is pd.NA else truth.get(text.lower(), text)
+            for number, text in zip(canonical, texts, strict=True)
+        ]
+    return [
+        (None if cell in (np.inf, -np.inf) else cell)
+        if not isinstance(cell, str)
+        else (None if pd.isna(value) else value)
+        for cell, value in zip(cells, found, strict=True)
+    ]
 
 
 def of_one_kind(frame: pd.DataFrame) -> pd.DataFrame:

@@ -46,6 +46,7 @@ from e2i_dagster.sources.files import (
 from e2i_dagster.warehouse import moments
 from e2i_dagster.warehouse.cells import FALSE, TRUE, kind_of, numbers_of
 from e2i_dagster.warehouse.constraints import spans
+from e2i_dagster.warehouse.frames import cell_text
 from e2i_dagster.warehouse.moments import Completion
 from e2i_dagster.warehouse.own_columns import read_as
 from e2i_dagster.warehouse.rules import check
@@ -74,6 +75,12 @@ _ROWS_TO_NAME_A_VALUE = 11
 _MOST_DAYS = 1_000
 #: Share of the values that must be of a column's kind to be its values at all.
 _MOSTLY = 0.5
+#: Share of distinct values of a key, some rows delivered twice aside.
+_DISTINCT = 0.9
+#: From this score on nobody is asked whether a column is really the key.
+_SURE = 0.8
+#: Likeness of the letters of two words that are one, shortened or misspelt.
+_SAME_WORD = 0.75
 
 
 class ColumnMatch(BaseModel):
@@ -343,7 +350,9 @@ def _sample(path: Path, form: FileFormat, rows: int) -> pd.DataFrame:
         with pq.ParquetFile(path) as parquet:
             batch = next(parquet.iter_batches(batch_size=rows), None)
             frame = batch.to_pandas() if batch is not None else parquet.schema_arrow.empty_table().to_pandas()
-        return frame.astype("string[pyarrow]")
+        # Lists, structures and bytes among them, which have no text of their own.
+        objects = {name: cell_text(frame[name]) for name in frame.columns if frame[name].dtype == object}
+        return frame.assign(**objects).astype("string[pyarrow]")
     with open_text(path, form) as stream:
         # By records and not by lines: a cell may hold line breaks.
         records = list(itertools.islice(records_of(stream, path, form, strict=False), rows + 1))
@@ -375,13 +384,13 @@ def _propose(
             (
                 (_fit(table, path, sample, matches), table, matches)
                 for table in named or _TABLES
-                for matches in [_match_columns(table, columns, form, vocabulary)]
+                for matches in [_match_columns(table, path, columns, form, vocabulary)]
             ),
             key=lambda one: -one[0],
         )
         possible = [one for one in ranked if not _lacking(one[1], one[2])]
         if not possible or possible[0][0] <= 0:
-            unassigned[path.name] = _nearest(named, ranked)
+            unassigned[path.name] = _nearest(named, ranked, columns, vocabulary.column_matching)
             continue
         _, table, matches = possible[0]
         taken = {match.file_column for match in matches}
@@ -420,25 +429,52 @@ def _lacking(table: str, matches: Sequence[ColumnMatch]) -> tuple[str, ...]:
     return tuple(name for name in required_columns(table) if name not in matched)
 
 
-def _nearest(named: Sequence[str], ranked: Sequence[tuple[float, str, list[ColumnMatch]]]) -> str:
-    """The table that a file is nearest to, by its required columns and then by fit, and what is missing.
+def _nearest(
+    named: Sequence[str],
+    ranked: Sequence[tuple[float, str, list[ColumnMatch]]],
+    given: Sequence[_FileColumn],
+    rules: ColumnMatching,
+) -> str:
+    """The table that holds most of what a file says, and what is missing for it.
 
     A file with the name of a table (``named``) is nearest to that one.
     """
-    _, table, matches = min(
-        ranked,
-        key=lambda one: (len(_lacking(one[1], one[2])) / len(required_columns(one[1])), -one[0]),
-    )
+
+    def understood(table: str, matches: Sequence[ColumnMatch]) -> float:
+        required = required_columns(table)
+        return sum(match.score for match in matches) + 1 - len(_lacking(table, matches)) / len(required)
+
+    _, table, matches = max(ranked, key=lambda one: (understood(one[1], one[2]), one[0]))
     lacking = _lacking(table, matches)
+    repeated = "".join(f". {said}" for said in _repeated_keys(table, lacking, given, rules))
     if named:
         return (
             f"named like {table}, without {', '.join(lacking)}: a load takes it for that table and refuses it. "
-            "Deliver these columns, map columns to them, or rename the file"
+            f"Deliver these columns, map columns to them, or rename the file{repeated}"
         )
-    if len(lacking) == len(required_columns(table)):
-        return f"no column is like a required column of any table; {table} would need {', '.join(lacking)}"
+    if not matches and not repeated:
+        return "no column is like one of any table"
     lacks = f"without {', '.join(lacking)}" if lacking else "but little else is alike"
-    return f"nearest to {table}, {lacks}"
+    return f"nearest to {table}, {lacks}{repeated}"
+
+
+def _repeated_keys(
+    table: str,
+    lacking: Sequence[str],
+    given: Sequence[_FileColumn],
+    rules: ColumnMatching,
+) -> list[str]:
+    """File columns that are called like the key of ``table``, which is ``lacking``, and cannot be it."""
+    key = primary_key(table)
+    if key not in lacking:
+        return []
+    meanings = _meanings(given, rules)
+    return [
+        f"{one.name} is called like its key {key} but repeats ({one.text.nunique():,} values in {len(one.text):,} "
+        "rows), so it is no key"
+        for one in given
+        if one.repeats and _alike(one.name, key, meanings) >= rules.minimum
+    ]
 
 
 def _is_named(path: Path, table: str) -> bool:
@@ -460,12 +496,20 @@ def _fit(table: str, path: Path, sample: pd.DataFrame, matches: Sequence[ColumnM
 
 
 def _match_columns(
-    table: str, given: Sequence[_FileColumn], form: FileFormat, vocabulary: VocabularyPolicy
+    table: str, path: Path, given: Sequence[_FileColumn], form: FileFormat, vocabulary: VocabularyPolicy
 ) -> list[ColumnMatch]:
-    """Pairs of file column and ours, best first, each column once."""
+    """Pairs of file column and ours, best first, each column once.
+
+    An identifier is ours only where its name or that of the file says what it identifies: a ``member_id`` is no
+    ``patient_journey_id``, but the ``id`` of ``doctors.csv`` is an ``hcp_id``. A key does not repeat.
+    """
     rules = vocabulary.column_matching
     aliases = vocabulary.column_aliases.get(table, {})
     meanings = _meanings(given, rules)
+    key = primary_key(table)
+    of_file = [
+        word for part in _words(stem_of(path), {}) for word in _words(part.removesuffix("s"), rules.words)
+    ]
     candidates = []
     for one in given:
         if one.name in IGNORED_COLUMNS:
@@ -473,9 +517,16 @@ def _match_columns(
         for column in raw_table(table).columns:
             if column.name in MAINTAINED_COLUMNS or column.name == "extra":
                 continue
-            name = 1.0 if aliases.get(one.name) == column.name else _alike(one.name, column.name, meanings)
+            is_ours = column.name in (one.name, aliases.get(one.name))
+            name = 1.0 if is_ours else _alike(one.name, column.name, meanings)
             if name < rules.minimum * 2 / 3:
                 continue
+            if not is_ours and column.name == key and one.repeats:
+                continue
+            if not is_ours and column.name.endswith("_id"):
+                said = [*_words(one.name, meanings), *of_file]
+                if not _says(said, column.name.removesuffix("_id").rpartition("_")[2]):
+                    continue
             values = _value_fit(one, column, form, vocabulary)
             if values is None:
                 continue
@@ -497,7 +548,15 @@ def _match_columns(
                 score=round(score, 2),
                 date_format=values.date_format,
                 values=values.values,
-                notes=(*values.notes, *_generic_notes(file_column, name, rules, aliases)),
+                notes=(
+                    *values.notes,
+                    *_generic_notes(file_column, name, rules, aliases),
+                    *(
+                        ("is it really the key, another one in every row?",)
+                        if name == key and score < _SURE
+                        else ()
+                    ),
+                ),
             )
         )
     order = {one.name: place for place, one in enumerate(given)}
@@ -540,6 +599,11 @@ def _alike(given: str, ours: str, meanings: Mapping[str, str]) -> float:
     return max(dice, 0.9 * _shared_letters("".join(left), "".join(right)))
 
 
+def _says(said: Sequence[str], asked: str) -> bool:
+    """Whether the word ``asked`` is among ``said``: as it is, as a part of one, or shortened or misspelt."""
+    return any(asked in word or _shared_letters(word, asked) >= _SAME_WORD for word in said)
+
+
 @cache
 def _shared_letters(left: str, right: str) -> float:
     """The likeness of two names by their letters; names of ours come back in many tables."""
@@ -564,6 +628,11 @@ class _FileColumn:
     def __init__(self, name: str, values: pd.Series) -> None:
         self.name = name
         self.text = values.dropna().astype("string[pyarrow]").str.strip()
+
+    @cached_property
+    def repeats(self) -> bool:
+        """Whether values come again and again, as those of a key do not, some delivered twice aside."""
+        return self.text.nunique() < _DISTINCT * len(self.text)
 
     @cached_property
     def days(self) -> _Values | None:

@@ -403,7 +403,14 @@ def _pandas(rows: pa.Table) -> pd.DataFrame:
             return pd.UInt64Dtype() if kind == pa.uint64() else pd.Int64Dtype()
         return pd.BooleanDtype() if pa.types.is_boolean(kind) else None
 
-    return rows.to_pandas(types_mapper=dtype, date_as_object=True)
+    frame = rows.to_pandas(types_mapper=dtype, date_as_object=True)
+    # In lists and structures pandas makes whole numbers beside a gap fractions, and gaps NaN.
+    nested = [
+        name
+        for name, kind in zip(rows.column_names, rows.schema.types, strict=True)
+        if pa.types.is_nested(kind)
+    ]
+    return frame.assign(**{name: pd.Series(rows[name].to_pylist(), dtype=object) for name in nested})
 
 
 @dataclass(frozen=True)

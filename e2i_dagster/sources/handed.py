@@ -22,12 +22,14 @@ from e2i_dagster.errors import InputError
 from e2i_dagster.warehouse import moments
 from e2i_dagster.warehouse.arrow import compute, text_array
 from e2i_dagster.warehouse.cells import as_text, read
+from e2i_dagster.warehouse.frames import cell_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-#: Numbers as a program writes them: a code such as 00123 or +1 is text.
-CANONICAL = r"^-?(0|[1-9]\d{0,14})(\.\d+)?([eE][+-]?\d{1,3})?$"
+#: Numbers as a program writes them: a code such as 00123, +1, 1E5 or 1e05 is text. An exponent follows a fraction or
+#: has a sign, as in 1.5E5, 1e+20 and 1E-7, or is 1e5.
+_CANONICAL = r"^-?(0|[1-9]\d{0,14})(\.\d+([eE][+-]?\d{1,3})?|[eE][+-]\d{1,3}|e(0|[1-9]\d{0,2}))?$"
 #: Columns of a file of refused rows that are none of the delivery: row and reasons, and the text of a row whose
 #: fields could not be told apart.
 ROW, REASONS, LINE = "_row", "_reasons", "_line"
@@ -187,6 +189,23 @@ def read_rows_handed(
     )
 
 
+def canonical_numbers(text: pa.Array) -> pa.Array:
+    """float64 of each cell of ``text`` (large_string) that is a number without doubt; null where it is text.
+
+    A number that no double holds is text: 1e400 would be infinite, and 1e-400 is not 0.
+    """
+    import pyarrow as pa
+
+    from e2i_dagster.warehouse.rules import compute
+
+    pc = compute()
+    written = pc.fill_null(pc.match_substring_regex(text, _CANONICAL), False)
+    number = pc.if_else(written, text, pa.scalar(None, pa.large_string())).cast(pa.float64())
+    zero = pc.invert(pc.match_substring_regex(text, r"^-?[0.]*[1-9]"))
+    held = pc.and_(pc.is_finite(number), pc.or_(pc.not_equal(number, 0.0), zero))
+    return pc.if_else(held, number, pa.scalar(None, pa.float64()))
+
+
 def is_identifier(name: str) -> bool:
     """Whether a column is by its name an identifier: text, whatever its values look like."""
     return bool(re.search(_IDENTIFIES, name, re.IGNORECASE))
@@ -244,14 +263,23 @@ def _final_names(path: Path, names: Sequence[str], mapping: HandedMapping) -> li
 
 
 def _written(array: pa.Array, mapping: HandedMapping) -> pa.Array:
-    """Text as a CSV file would have it, null where empty; whole numbers without the fraction that gaps make."""
+    """Text as a CSV file would have it, null where empty; whole numbers without the fraction that gaps make.
+
+    Lists and structures are JSON, and bytes that are no text are written in hexadecimal digits, as the loader does.
+    """
     import pyarrow as pa
 
     pc = compute()
-    if pa.types.is_temporal(array.type):
-        return pa.array(as_text(array.to_pandas()), pa.large_string())
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
+    if _is_rendered(array.type):
+        array = pa.array(cell_text(pd.Series(array.to_pylist(), dtype=object)), pa.large_string())
+    if pa.types.is_temporal(array.type):
+        return pa.array(as_text(array.to_pandas()), pa.large_string())
+    if pa.types.is_float16(array.type):
+        array = array.cast(pa.float32())
     if pa.types.is_floating(array.type):
         array = pc.if_else(pc.is_nan(array), None, array)
         if pc.all(pc.equal(array, pc.floor(array))).as_py() and pc.all(pc.less(pc.abs(array), 1e15)).as_py():
@@ -259,6 +287,19 @@ def _written(array: pa.Array, mapping: HandedMapping) -> pa.Array:
     text = array.cast(pa.large_string())
     empty = pc.is_in(text, pa.array(["", *mapping.nulls], pa.large_string()))
     return pc.if_else(empty, pa.scalar(None, pa.large_string()), text)
+
+
+def _is_rendered(kind: pa.DataType) -> bool:
+    """Whether Arrow has no text for values of ``kind``: lists, structures, maps, bytes."""
+    import pyarrow as pa
+
+    is_bytes = (
+        pa.types.is_binary,
+        pa.types.is_large_binary,
+        pa.types.is_fixed_size_binary,
+        pa.types.is_binary_view,
+    )
+    return pa.types.is_nested(kind) or any(one(kind) for one in is_bytes)
 
 
 def _column(name: str, written: pa.Array, mapping: HandedMapping, as_text: bool) -> Any:
@@ -279,8 +320,9 @@ def _certain(text: pa.Array) -> Any:
     pc = compute()
     if text.null_count == len(text):
         return pd.array(text.to_pylist(), dtype=_TEXT)
-    if pc.all(pc.match_substring_regex(text, CANONICAL)).as_py():
-        return read("number", text).values.to_numpy(zero_copy_only=False)
+    number = canonical_numbers(text)
+    if number.null_count == text.null_count:
+        return number.to_numpy(zero_copy_only=False)
     if pc.all(pc.or_(pc.is_in(pc.utf8_lower(text), text_array(_TRUE_OR_FALSE)), pc.is_null(text))).as_py():
         return pd.array(read("boolean", text).values.to_pylist(), dtype="boolean")
     return pd.array(text.to_pylist(), dtype=_TEXT)

@@ -125,7 +125,7 @@ def _of_objects(series: pd.Series) -> pa.Array:
     import pyarrow as pa
 
     missing = series.isna()
-    if not {type(value) for value in series[~missing].head(1000)} & {dict, list, tuple, np.ndarray}:
+    if not {type(value) for value in series[~missing].head(1000)} & {dict, list, tuple, np.ndarray, bytes}:
         with contextlib.suppress(pa.ArrowInvalid, pa.ArrowTypeError):
             array = pa.array(series, from_pandas=True)
             if pa.types.is_decimal(array.type):

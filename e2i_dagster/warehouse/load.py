@@ -451,7 +451,9 @@ class _Loader:
         accepted = checked.accepted & counts.considered & ~counts.withheld_rows
         taken = TakenBack.nothing(len(accepted))
         if counts.failure is None:
-            taken = find_reversed(self.engine, checked, accepted, reversals, rejects.documents_of(checked))
+            documents = rejects.documents_of(checked)
+            own = self._own(name, delivered)
+            taken = find_reversed(self.engine, checked, accepted, reversals, documents, own)
         rejected = Rejected.of(checked, counts.considered, delivered)
         if not self.dry_run:
             rejects.store(self.engine, self.load_id, rejected)

@@ -1,15 +1,16 @@
 """Rows that take earlier rows back: which original each reversal of a delivery finds.
 
 Fills and reversals that agree in the columns of the rule, and in their amounts but for the sign, are one
-group. Of ``n`` fills and ``m`` reversals of a group the ``min(n, m)`` most recent fills are reversed: later
-``source_timestamp`` first, then greater key. Fills that were reversed before belong to their group like those in
-the table, so that the outcome does not depend on the order in which fills and reversals arrive.
+group; codes agree when they are one code, however each is spelled. Of ``n`` fills and ``m`` reversals of a group
+the ``min(n, m)`` most recent fills are reversed: later ``source_timestamp`` first, then greater key. Fills that
+were reversed before belong to their group like those in the table, so that the outcome does not depend on the
+order in which fills and reversals arrive.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,11 @@ import numpy as np
 import pandas as pd
 import sqlalchemy as sa
 
+from e2i_dagster.config.codes import DASHES, NDC_FORMS, NDC_SEPARATOR, SYSTEMS, normal_code
 from e2i_dagster.config.mapping import ReversalRule
 from e2i_dagster.warehouse import rules, staging
 from e2i_dagster.warehouse.cells import NUMBER, as_text, kind_of, numbers_of
-from e2i_dagster.warehouse.tables import date_column, primary_key, raw_table, tables_referring_to
+from e2i_dagster.warehouse.tables import date_column, facts, primary_key, raw_table, tables_referring_to
 
 if TYPE_CHECKING:
     import psycopg
@@ -132,6 +134,7 @@ def find(
     accepted: np.ndarray,
     declared: Reversals | None,
     documents: Callable[[np.ndarray], list[str]],
+    own: Mapping[str, str] | None = None,
 ) -> TakenBack:
     """Find the original of each accepted reversal, and delivered rows that were reversed before.
 
@@ -140,6 +143,7 @@ def find(
     Args:
         accepted: rows that will be written, reversals among them.
         documents: rows as JSON, as delivered, for positions.
+        own: declared types of own columns, code systems among them.
     """
     found = TakenBack.nothing(len(accepted))
     table = checked.table
@@ -155,7 +159,7 @@ def find(
     if declared is None or not (history or (accepted & checked.reversal).any()):
         return found
     with staging.connected(engine) as connection:
-        _Matching(connection, checked, declared.rule, keys, bool(history)).run(
+        _Matching(connection, checked, declared.rule, keys, bool(history), own or {}).run(
             found, fills, np.flatnonzero(accepted & checked.reversal), documents
         )
     return found
@@ -207,6 +211,7 @@ class _Matching:
         rule: ReversalRule,
         keys: np.ndarray,
         history: bool,
+        own: Mapping[str, str],
     ) -> None:
         self.connection = connection
         self.checked = checked
@@ -214,6 +219,11 @@ class _Matching:
         self.keys = keys
         self.history = history
         self.matched = ([primary_key(checked.table)] if rule.refers_to else []) + list(rule.matches_on)
+        columns = raw_table(checked.table).columns
+        held = {name: facts(columns[name]).codes for name in self.matched if name in columns}
+        held |= {name: (kind,) for name, kind in own.items() if kind in SYSTEMS}
+        #: Column -> system of its codes.
+        self.systems = {name: codes[0] for name, codes in held.items() if codes and name in self.matched}
         self.same = [f"same{i}" for i in range(len(self.matched))]
         self.amounts = [f"amount{i}" for i in range(len(rule.amounts))]
         self.group = self.same + self.amounts
@@ -341,7 +351,7 @@ class _Matching:
         rows = self.checked.rows.take(positions)
         texts: dict[str, Any] = {}
         for name, column in zip(self.same, self.matched, strict=True):
-            texts[name] = self._texts(rows, positions, column)
+            texts[name] = self._texts(rows, column)
         if reversal and self.rule.refers_to is not None:
             texts[self.same[0]] = _given_texts(self.checked.given, self.rule.refers_to, positions)
         numbers = {
@@ -355,16 +365,20 @@ class _Matching:
             {"position": positions, "key": self.keys[positions], "made": made, **texts, **numbers}
         )
 
-    def _texts(self, rows: pa.Table, positions: np.ndarray, name: str) -> np.ndarray:
+    def _texts(self, rows: pa.Table, name: str) -> np.ndarray:
         import pyarrow as pa
 
         if name not in rows.column_names:
-            own = _own(rows, name)
-            return np.array(own, dtype=object)
-        column = rows.column(name)
-        if pa.types.is_timestamp(column.type):
-            column = column.cast(pa.timestamp("us", "UTC")).cast(pa.int64())
-        texts = column.cast(pa.large_string()).to_pylist()
+            texts = _own(rows, name)
+        else:
+            column = rows.column(name)
+            if pa.types.is_timestamp(column.type):
+                column = column.cast(pa.timestamp("us", "UTC")).cast(pa.int64())
+            texts = column.cast(pa.large_string()).to_pylist()
+        if name in self.systems:
+            system = self.systems[name]
+            compared = {text: normal_code(text, system) for text in set(texts) if text}
+            texts = [compared.get(text) for text in texts]
         return np.array([text or None for text in texts], dtype=object)
 
     def _numbers(self, rows: pa.Table, name: str) -> np.ndarray:
@@ -457,6 +471,8 @@ class _Matching:
             if kind == "timestamp":
                 value = epoch.format(value)
             found[name] = value if kind == "text" else sql.SQL("({})::text").format(value)
+            if column in self.systems:
+                found[name] = _compared(found[name], self.systems[column])
         for name, column in zip(self.amounts, self.rule.amounts, strict=True):
             if column in columns:
                 found[name] = sql.SQL("({})::float8").format(cell(column))
@@ -477,6 +493,31 @@ class _Matching:
         )
         found = self.connection.execute(statement, (self.checked.table, list(originals)))
         return {row[0]: (row[1], row[2]) for row in found}
+
+
+def _compared(value: Any, system: str) -> Any:
+    """SQL of a code as it is compared: as :func:`.codes.normal_code`."""
+    from psycopg import sql
+
+    text = sql.SQL("regexp_replace(upper(regexp_replace({}, '^\\s+|\\s+$', '', 'g')), {}, '-', 'g')").format(
+        value, sql.Literal(DASHES)
+    )
+    if system != "ndc":
+        return sql.SQL("nullif(replace({}, '.', ''), '')").format(text)
+    digits = sql.SQL("regexp_replace({}, {}, '', 'g')").format(text, sql.Literal(NDC_SEPARATOR))
+    forms = [
+        sql.SQL("WHEN {} ~ {} THEN {}").format(
+            text,
+            sql.Literal(form),
+            digits
+            if place is None
+            else sql.SQL("left({digits}, {place}) || '0' || substr({digits}, {place} + 1)").format(
+                digits=digits, place=sql.Literal(place)
+            ),
+        )
+        for form, place in NDC_FORMS
+    ]
+    return sql.SQL("CASE {} ELSE nullif({}, '') END").format(sql.SQL(" ").join(forms), text)
 
 
 def _rows(found: Sequence[Any], names: Sequence[str]) -> pd.DataFrame:

@@ -382,6 +382,33 @@ def test_a_value_is_the_same_whatever_else_a_delivery_holds(
         assert sorted(frame["region"]) == sorted(eligible)
 
 
+def test_a_number_that_no_double_holds_refuses_its_row_alone(
+    warehouse, spec, running, tmp_path, policy, monkeypatch
+):
+    monkeypatch.setenv("E2I_HOME", str(tmp_path / "state"))
+    name = running(spec)
+    file = tmp_path / "rows.csv"
+    record = Change(experiment=name, action="record", kind="units", file=str(file))
+    units = screening(6).assign(years=["5", "1e400", "5", "5", "5", "5"], code=["7E999", *"abcde"])
+    units.to_csv(file, index=False)
+    with warehouse.begin() as connection:
+        told = record_file(connection, record, policy, actor="site")
+        assert (told["new"], told["refused_because"]) == (5, {"years: is no number": 1})
+        infinite = screening(8).tail(2).assign(years=[5.0, float("inf")])
+        taken = store.screen(connection, name, infinite, cohorts={}, source="observed", actor="site")
+        assert (taken.new, taken.reasons) == (1, {"years: is no number": 1})
+        screened = store.read_records(connection, name).screened
+        eligible = screened.loc[screened["eligible"].astype(bool), "unit_id"]
+        store.record_events(connection, name, consents(eligible), source="observed", actor="site")
+        store.randomize(connection, name, actor="site")
+        given = outcomes(store.read_records(connection, name).assignments, {"usual": 0.3, "treated": 0.75})
+        given["value"] = ["1e400", *given["value"].astype(str)[1:]]
+        given["observed_at"] = dt.datetime.now(dt.UTC)
+        given.to_csv(file, index=False)
+        told = record_file(connection, record.model_copy(update={"kind": "outcomes"}), policy, actor="site")
+        assert (told["new"], [one["row"] for one in told["refused_rows"]]) == (len(given) - 1, [1])
+
+
 def test_the_monitor_says_what_is_wrong_and_what_is_due(warehouse, spec, lifecycle, running):
     name = running(spec)
     with warehouse.begin() as connection:

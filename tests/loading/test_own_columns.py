@@ -1,6 +1,7 @@
 """Own clinical columns: kept as text as delivered, checked and read under the type that is declared, or text."""
 
 import csv
+import json
 
 import pandas as pd
 import pyarrow as pa
@@ -24,7 +25,7 @@ from e2i_dagster.warehouse import rejects
 from e2i_dagster.warehouse.frames import conform, extra_frame
 from e2i_dagster.warehouse.load import load
 from e2i_dagster.warehouse.own_columns import read_as
-from e2i_dagster.warehouse.rules import check
+from e2i_dagster.warehouse.rules import check, row_documents
 
 TEXT = "string[pyarrow]"
 VOCABULARY = load_vocabulary()
@@ -93,12 +94,21 @@ def test_a_cell_reads_back_as_delivered_and_converts_by_itself(tmp_path, kind, d
         (pa.array([12345678901234567, 2]), ["12345678901234567", "2"]),
         (pa.array(["250.00", "1.5"]).cast(pa.decimal128(10, 2)), ["250.00", "1.50"]),
         (pa.array(["2024-05-10", None]).cast(pa.date32()), ["2024-05-10", None]),
+        (pa.array([{"n": 1, "of": ["x"]}, None]), ['{"n":1,"of":["x"]}', None]),
+        (pa.array([["2024-05-10"], None]).cast(pa.list_(pa.date32())), ['["2024-05-10"]', None]),
+        (pa.array([b"ab", b"\xff"]), ["ab", "\\xff"]),
     ],
 )
 def test_typed_cells_of_parquet_are_kept_in_one_form(tmp_path, typed, text):
     table = pa.table({"patient_journey_id": KEYS[:2], "x": typed})
     pq.write_table(table, tmp_path / "patient_clinical.parquet")
-    assert read_back(read(tmp_path)["patient_clinical"])[0] == text
+    delivery = read(tmp_path)["patient_clinical"]
+    assert read_back(delivery)[0] == text
+    # What is told of a rejected row, and the check before the load, know such cells, too.
+    assert [json.loads(row).get("x") is None for row in row_documents(delivery)] == [
+        cell is None for cell in text
+    ]
+    assert check_folder(tmp_path, VOCABULARY).tables[0].table == "patient_clinical"
 
 
 @pytest.mark.parametrize(

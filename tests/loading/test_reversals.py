@@ -348,6 +348,56 @@ def test_columns_of_the_users_own_in_a_table_that_keeps_them(parents, content, t
     assert content("patient_clinical", "patient_journey_id").iloc[:, 0].tolist() == ["J2"]
 
 
+SPELLINGS = ["00078-0001-15", "00078000115", " 00078 0001 15", "0078-0001-15"]
+
+
+@pytest.mark.parametrize("original", SPELLINGS)
+@pytest.mark.parametrize("later", [False, True])
+def test_all_spellings_of_a_drug_code_find_the_original(deliver, active, original, later):
+    """In one delivery and against the table; what was taken back is found again in its history."""
+    fills = [claim(f"A{day}", drug_ndc=original, date=f"2024-03-0{day}") for day in range(1, 5)]
+    takes = [
+        claim(f"R{day}", "-100", drug_ndc=spelling, date=f"2024-03-0{day}")
+        for day, spelling in enumerate(SPELLINGS, start=1)
+    ]
+    for lines in [fills, takes] if later else [[*fills, *takes]]:
+        done = deliver(*lines)
+    assert (done.reversal, done.withdrawn, done.reasons) == (4, 4, {})
+    assert active() == set()
+    again = deliver(*(dict(line, drug_ndc="00078-0001-15") for line in takes))
+    assert (again.reversal, again.withdrawn, again.reasons) == (4, 0, {})
+
+
+def test_a_drug_code_that_cannot_be_decided_finds_the_same_text_alone(deliver, active):
+    """Ten digits without hyphens could be three codes."""
+    deliver(claim("A", drug_ndc="0078000115"), claim("B", date="2024-03-02"))
+    done = deliver(
+        claim("R", "-100", drug_ndc="0078000115"),
+        claim("S", "-100", drug_ndc="0078000115", date="2024-03-02"),
+    )
+    assert (done.reversal, done.reasons) == (1, {"unmatched_reversal": 1})
+    assert active() == {"B"}
+
+
+def test_a_diagnosis_and_an_own_code_find_the_original_in_every_spelling(parents, content, tmp_path):
+    journeys = {f"J{number}": f"P{number}" for number in range(2, 5)}
+    frame = pd.DataFrame({"patient_journey_id": journeys.keys(), "patient_id": journeys.values()})
+    load({"patient_journeys": frame.assign(journey_start_date="2023-01-01").astype("string[pyarrow]")})
+    (tmp_path / "mapping.yaml").write_text(
+        "tables: {patient_clinical: {own: {drug: ndc}, reversals: {where: {column: units, is: negative}, "
+        "matches_on: [diagnosis_code, drug], amounts: [units]}}}\n"
+    )
+    head = "patient_journey_id,diagnosis_code,drug,units\n"
+    for lines in (
+        "J1,L50.1,00078-0001-15,2\nJ2,L50.8,00078-0001-15,3\n",
+        "J3,L501,00078000115,-2\nJ4,l508,0078-0001-15,-3\n",
+    ):
+        (tmp_path / "patient_clinical.csv").write_text(head + lines)
+        done = load(files.read(tmp_path, tmp_path / "mapping.yaml")).tables["patient_clinical"]
+    assert (done.reversal, done.withdrawn, done.reasons) == (2, 2, {})
+    assert content("patient_clinical", "patient_journey_id").empty
+
+
 def test_a_moment_and_a_status_find_the_original(parents, content, tmp_path):
     """The moment is the same in every spelling; what was taken back is found again in its history."""
     head = "trigger_id,patient_id,trigger_timestamp,confidence_score,state_of_row\n"

@@ -1,10 +1,16 @@
 """Files that users hand to commands: text as delivered, the same from CSV and Parquet."""
 
+import datetime as dt
+
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from e2i_dagster.cli import main
 from e2i_dagster.config.mapping import HandedMapping
 from e2i_dagster.errors import InputError
 from e2i_dagster.sources.handed import identifier_notes, is_identifier, read_handed, read_rows_handed
@@ -32,6 +38,19 @@ def test_nothing_that_was_delivered_is_guessed(tmp_path):
         assert frame["smoker"].tolist() == [True, False]
         assert frame["code"].tolist() == ["007", "12"]
         assert frame["value"].tolist() == [1.0, 2.5]
+
+
+@pytest.mark.parametrize(
+    "cells", [["1E5", "1E05"], ["1e5", "1e05"], ["7E999", "1E3"], ["1.5", "1e+400"], ["0", "1e-400"]]
+)
+def test_codes_and_numbers_that_no_double_holds_stay_text(tmp_path, cells):
+    for path in both(tmp_path, {"code": cells}):
+        assert read_handed(path)["code"].tolist() == cells
+
+
+def test_numbers_as_programs_write_them_are_numbers(tmp_path):
+    for path in both(tmp_path, {"a": ["1e-05", "1e+20", "1E-7", "1.0E5", "-2.5e3", "0e+5", "1e3"]}):
+        assert read_handed(path)["a"].tolist() == [1e-5, 1e20, 1e-7, 1e5, -2500.0, 0.0, 1e3]
 
 
 @pytest.mark.parametrize(
@@ -137,3 +156,67 @@ _CELL = st.one_of(
 def test_csv_and_parquet_give_the_same_answer(tmp_path_factory, cells):
     first, second = (read_handed(path) for path in both(tmp_path_factory.mktemp("f"), {"a": cells}))
     pd.testing.assert_frame_equal(first, second)
+
+
+_TYPED = {
+    "whole": st.integers(-(2**62), 2**62),
+    "small": st.integers(-100, 100),
+    # From 16 digits on a text in CSV is no number without doubt.
+    "real": st.floats(-1e14, 1e14),
+    "short": st.floats(-(2**20), 2**20, width=32),
+    "told": st.booleans(),
+    "day": st.dates(dt.date(1950, 1, 1), dt.date(2025, 12, 31)),
+    "moment": st.datetimes(dt.datetime(1950, 1, 1), dt.datetime(2025, 12, 31)).map(
+        lambda at: at.replace(microsecond=0)
+    ),
+}  # fmt: skip
+_TYPES = {
+    "whole": pa.int64(), "small": pa.int16(), "real": pa.float64(), "short": pa.float32(), "told": pa.bool_(),
+    "day": pa.date32(), "moment": pa.timestamp("ms"),
+}  # fmt: skip
+
+
+@given(
+    st.lists(
+        st.fixed_dictionaries({name: st.none() | one for name, one in _TYPED.items()}), min_size=1, max_size=5
+    )
+)
+@settings(max_examples=30, deadline=None)
+def test_typed_parquet_gives_the_answer_of_csv(tmp_path_factory, rows):
+    """Numbers, booleans, days and moments, with gaps."""
+    folder = tmp_path_factory.mktemp("f")
+    table = pa.table({name: pa.array([row[name] for row in rows], kind) for name, kind in _TYPES.items()})
+    pq.write_table(table, folder / "f.parquet")
+    frame = pd.DataFrame({name: pd.array(table[name].to_pylist(), dtype=object) for name in _TYPES})
+    frame["short"] = table["short"].to_pandas()
+    frame.to_csv(folder / "f.csv", index=False)
+    first, second = (read_handed(folder / name, times=("day", "moment")) for name in ("f.csv", "f.parquet"))
+    pd.testing.assert_frame_equal(first, second)
+
+
+def test_columns_that_have_no_text_of_their_own_are_written_as_the_loader_writes_them(tmp_path):
+    columns = {
+        "many": (pa.array([["a", "b"], [], None]), ['["a","b"]', "[]", None]),
+        "days": (pa.array([[dt.date(2026, 1, 2)], None, []]), ['["2026-01-02"]', None, "[]"]),
+        "parts": (pa.array([{"n": 1, "of": ["x"]}] * 3), ['{"n":1,"of":["x"]}'] * 3),
+        "pairs": (pa.array([[("k", 1)]] * 3, pa.map_(pa.string(), pa.int64())), ['[["k",1]]'] * 3),
+        "bytes": (pa.array([b"ab", b"\xff", None]), ["ab", "\\xff", None]),
+        "coded": (pa.array([b"\xff", b"", None]).dictionary_encode(), ["\\xff", None, None]),
+        "half": (pa.array([1.5, 2.0, None], pa.float16()), [1.5, 2.0, None]),
+    }
+    table = pa.table({"unit": ["1", "2", "3"], **{name: given for name, (given, _) in columns.items()}})
+    pq.write_table(table, tmp_path / "f.parquet")
+    frame = read_handed(tmp_path / "f.parquet", text=("unit",))
+    for name, (_, expected) in columns.items():
+        assert [None if pd.isna(cell) else cell for cell in frame[name]] == expected, name
+
+
+def test_a_list_that_nobody_asked_for_stops_no_command(tmp_path):
+    rows = 200
+    table = pa.table(
+        {"patient_id": [f"P{n}" for n in range(rows)], "label": [n % 3 == 0 for n in range(rows)],
+         "age": [n % 50 for n in range(rows)], "visits": [["a"]] * rows, "image": [b"\xff"] * rows}
+    )  # fmt: skip
+    pq.write_table(table, tmp_path / "f.parquet")
+    done = CliRunner().invoke(main, ["leakage-audit", "--file", str(tmp_path / "f.parquet")])
+    assert done.exit_code == 0, done.output

@@ -278,6 +278,45 @@ def test_a_case_is_no_patient_journey_by_that_word_alone(tmp_path):
     assert match.notes == ("'case' has many meanings: is it really the patient journey?",)
 
 
+def test_an_identifier_is_ours_only_where_what_it_identifies_is_said(tmp_path):
+    """Members are no journeys, and stand in the way of no other file."""
+    members = "member_id,gender,age,birth_year\n1,F,20,1990\n2,M,30,1980\n"
+    findings = "case.id,patient.id,dx.code,dx.date\nc1,p1,L50.1,2024-01-01\nc2,p2,L50.8,2024-02-02\n"
+    found = _checked(tmp_path / "both", members=members, diagnoses=findings)
+    assert [(one.table, one.files) for one in found.tables] == [("patient_clinical", ("diagnoses.csv",))]
+    assert not found.problems and found.delivery is not None
+    assert found.unassigned == {
+        "members.csv": "nearest to patient_journeys, without patient_journey_id, journey_start_date"
+    }
+    # The name of the file may say it.
+    (doctors,) = _checked(tmp_path / "doctors", doctors="id,npi\nA,1234567893\nB,1245319599\n").tables
+    assert {one.file_column: one.column for one in doctors.matches} == {"id": "hcp_id", "npi": "npi"}
+    assert doctors.matches[0].notes == ("is it really the key, another one in every row?",)
+
+
+def test_what_repeats_is_no_key(tmp_path):
+    """A log of processes: 3 activities in 60 rows."""
+    rows = [
+        f"{case},{act},2024-01-{case + 1:02}T00:00:00Z,r\n"
+        for case in range(20)
+        for act in ("in", "do", "out")
+    ]
+    found = _checked(tmp_path / "in", hospital_log="case.id,activity,timestamp,resource\n" + "".join(rows))
+    assert found.tables == ()
+    said = "activity is called like its key activity_id but repeats (3 values in 60 rows), so it is no key"
+    assert found.unassigned == {
+        "hospital_log.csv": f"nearest to agent_activities, without activity_id. {said}"
+    }
+
+
+def test_the_nearest_table_is_the_one_that_knows_most_columns(tmp_path):
+    found = _checked(tmp_path / "in", persons="person_id,age,sex\nA,41,F\nB,50,M\n", zzz="x,y\n1,2\n")
+    assert found.unassigned["persons.csv"].startswith(
+        "nearest to patient_journeys, without patient_journey_id"
+    )
+    assert found.unassigned["zzz.csv"] == "no column is like one of any table"
+
+
 def test_a_file_with_the_name_of_a_table_needs_its_required_columns_too(tmp_path):
     good = "hcp_id,npi\nH1,1234567893\n"
     found = _checked(
