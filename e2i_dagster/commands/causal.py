@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from e2i_dagster.commands.console import as_json, command_errors, mapping_option
 from e2i_dagster.commands.launch import launch, refuse_failed
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from e2i_dagster.causal.heterogeneity import EffectHeterogeneity
     from e2i_dagster.causal.nuisances import Estimand
     from e2i_dagster.causal.registration import EffectModel
@@ -177,9 +180,13 @@ def study_command(
         file,
         text=[name for name in named if is_identifier(name)],
         times=[name for name in named if name in given.dates],
+        measured=_names(confounders),
         mapping=given,
     )
-    notes = identifier_notes(frame, _names(confounders))
+    notes = [
+        *identifier_notes(frame, _names(confounders)),
+        *_date_notes(frame, _names(confounders), given.dates),
+    ]
     population = study_population(frame, missing_outcome=missing_outcome, trim=trim, **asked)
     study = population.note(
         study_effect(
@@ -220,6 +227,16 @@ def study_command(
         _print(study, heterogeneity)
         for note in notes:
             click.echo(f"Note: {note}")
+
+
+def _date_notes(frame: pd.DataFrame, names: Sequence[str], declared: Collection[str]) -> list[str]:
+    """Which of the columns ``names`` were taken for days without being ``declared`` as such."""
+    return [
+        f"{name} holds days and is adjusted for as such. Where it is a category, name it under `text` in --mapping; "
+        "how its days are written is declared under `dates`."
+        for name in names
+        if name in frame.columns and name not in declared and str(frame[name].dtype).startswith("datetime64")
+    ]
 
 
 def _instead(study: CausalEstimates, policy: CausalPolicy) -> str:

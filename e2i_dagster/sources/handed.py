@@ -37,6 +37,10 @@ ROW, REASONS, LINE = "_row", "_reasons", "_line"
 UNEVEN = "more or fewer fields than the header, often by a quotation mark; correct it"
 #: Names of columns that identify, such as id, patient_id, npi, mrn, zip.
 _IDENTIFIES = r"(^|_)(id|ids|npi|mrn|zip|zip_?code|ndc|uuid)$"
+#: What looks like a day or moment: day and month, in any order, and a year of four digits. A column whose filled cells
+#: do so in this share is one of days, and the others are mistakes.
+_DAY = r"^\s*(\d{4}[./-]\d{1,2}[./-]\d{1,2}|\d{1,2}[./-]\d{1,2}[./-]\d{4})([T ].*)?$"
+_NEARLY_ALL = 0.9
 _TEXT = pd.StringDtype("pyarrow")
 #: Spellings that are booleans whatever the column is: 1 and 0 are numbers, t and f may be codes.
 _TRUE_OR_FALSE = ("true", "false", "yes", "no")
@@ -102,6 +106,7 @@ def read_handed(
     *,
     text: Collection[str] = (),
     times: Collection[str] = (),
+    measured: Collection[str] = (),
     mapping: HandedMapping | None = None,
 ) -> pd.DataFrame:
     """The rows of ``path``, one column for each of the file.
@@ -110,6 +115,8 @@ def read_handed(
         text: columns that are text whatever they look like: identifiers, versions, codes.
         times: columns of days or moments that have passed; they become ``datetime64[us, UTC]``, as those do that
             ``mapping`` declares as dates.
+        measured: columns that are ``times`` where nearly all their cells look like days, unless ``mapping`` declares
+            them as ``text``.
         mapping: how the file is written, and which names, dates and values differ.
 
     Returns:
@@ -121,7 +128,7 @@ def read_handed(
             column that is not there, or a cell of ``times`` is no day, one that is ambiguous, or in the future; names
             file, column, row and remedy.
     """
-    handed = read_rows_handed(path, text=text, times=times, mapping=mapping)
+    handed = read_rows_handed(path, text=text, times=times, measured=measured, mapping=mapping)
     if handed.refused:
         first = handed.refused[0]
         count = sum(one.column == first.column for one in handed.refused)
@@ -139,6 +146,7 @@ def read_rows_handed(
     *,
     text: Collection[str] | None = (),
     times: Collection[str] = (),
+    measured: Collection[str] = (),
     mapping: HandedMapping | None = None,
 ) -> HandedRows:
     """As :func:`read_handed`, but a row that cannot be read does not stop the others.
@@ -170,11 +178,17 @@ def read_rows_handed(
         delivered[original[place]] = pd.array(written.to_pylist(), dtype=_TEXT)
         if name in (ROW, REASONS, LINE, *mapping.ignore):
             continue
-        if name in times or name in mapping.dates:
-            columns[name], wrong = _moments(name, array, written, numbers, mapping, past=name in times)
+        as_text = text is None or name in text or name in mapping.text
+        seen = name in measured and not as_text and _looks_like_days(array, written)
+        if name in times or name in mapping.dates or seen:
+            columns[name], wrong = _moments(
+                name, array, written, numbers, mapping, past=name in times or seen
+            )
+            if seen and name not in mapping.dates:
+                ways = f", or write text: [{name}] in --mapping where it is no time"
+                wrong = [one._replace(reason=one.reason + ways) for one in wrong]
             refused += wrong
         else:
-            as_text = text is None or name in text or name in mapping.text
             columns[name] = _column(name, written, mapping, as_text)
     frame = pd.DataFrame(columns, index=index)
     unreadable = {one.row - 1 for one in refused}
@@ -287,6 +301,18 @@ def _written(array: pa.Array, mapping: HandedMapping) -> pa.Array:
     text = array.cast(pa.large_string())
     empty = pc.is_in(text, pa.array(["", *mapping.nulls], pa.large_string()))
     return pc.if_else(empty, pa.scalar(None, pa.large_string()), text)
+
+
+def _looks_like_days(array: pa.Array, written: pa.Array) -> bool:
+    import pyarrow as pa
+
+    from e2i_dagster.warehouse.rules import compute
+
+    pc = compute()
+    if pa.types.is_date(array.type) or pa.types.is_timestamp(array.type):
+        return True
+    share = pc.mean(pc.match_substring_regex(written, _DAY)).as_py()
+    return share is not None and share >= _NEARLY_ALL
 
 
 def _is_rendered(kind: pa.DataType) -> bool:

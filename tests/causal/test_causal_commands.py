@@ -136,6 +136,24 @@ def test_columns_that_are_not_there_are_named(files, arguments, words):
     assert words in told.output
 
 
+@pytest.mark.parametrize(
+    ("last", "code", "words"),
+    [
+        ("2024-03-02", 0, "visit holds days and is adjusted for as such"),
+        ("05/01/2024", 3, "visit has 1 value(s) that cannot be used, the first in row 500: ambiguous_date"),
+        ("2999-01-01", 3, "row 500: lies in the future"),
+    ],
+)
+def test_an_undeclared_confounder_of_days_is_one_of_days(files, tmp_path, last, code, words):
+    frame = pd.read_csv(files / "good.csv")
+    days = pd.Timestamp("2024-01-01") + pd.to_timedelta(range(len(frame)), unit="D")
+    frame["visit"] = [*days.strftime("%Y-%m-%d")[:-1], last]
+    frame.to_csv(tmp_path / "dated.csv", index=False)
+    told = typed("study", tmp_path / "dated.csv", *ASKED[:-1], f"{ASKED[-1]},visit")
+    assert told.exit_code == code, told.output
+    assert words in " ".join(told.output.split())
+
+
 def test_not_estimable_as_json_has_the_figure_and_no_effect(files):
     told = typed("study", files / "apart.csv", *ASKED, "--json")
     assert told.exit_code == 4

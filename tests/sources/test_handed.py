@@ -117,6 +117,25 @@ def test_a_time_in_the_future_is_refused_where_it_must_have_passed(tmp_path):
         assert len(read_handed(path, mapping=mapped(dates={"at": "%Y-%m-%d"}))) == 2
 
 
+def test_a_measured_column_of_days_is_one_of_times_unless_it_is_declared_as_text(tmp_path):
+    days = [f"2026-01-{day:02}" for day in range(1, 20)]
+    for path in both(tmp_path, {"visit": [*days, "05/01/2027"], "version": ["1.2.24", "1.2.25"] * 10}):
+        with pytest.raises(
+            InputError,
+            match=r"visit has 1 value.*row 20: ambiguous_date; .*or write text: .visit. in --mapping",
+        ):
+            read_handed(path, measured=("visit", "version"))
+        assert pd.api.types.is_string_dtype(read_handed(path)["visit"])
+        frame = read_handed(path, measured=("visit", "version"), mapping=mapped(text=["visit"]))
+        assert frame["visit"].iloc[-1] == "05/01/2027" and frame["version"].iloc[0] == "1.2.24"
+    for path in both(tmp_path, {"visit": [*days, "2999-05-01"]}):
+        with pytest.raises(InputError, match="row 20: lies in the future"):
+            read_handed(path, measured=("visit",))
+    for path in both(tmp_path, {"visit": [*days, None], "group": ["10-12", "2013-14"] * 10}):
+        frame = read_handed(path, measured=("visit", "group"))
+        assert frame["visit"].dt.day.tolist()[:19] == list(range(1, 20)) and frame["group"].iloc[0] == "10-12"
+
+
 def test_a_row_that_cannot_be_read_stops_no_other_and_can_be_corrected(tmp_path):
     """Also in a file that is written with a separator of its own and without quoting."""
     (tmp_path / "f.csv").write_text('unit|at|note\n1|2024-01-05|a "b\n2|x|c\n3|2024-01-06\n4|2024-01-07|d\n')
