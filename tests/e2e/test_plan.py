@@ -69,7 +69,7 @@ def test_status_has_the_documented_keys(deployed):
     assert set(status) == {"stages", "tables", "endpoints", "warehouse", "configuration", "not_kept"}
     assert status["configuration"] == []
     assert status["not_kept"] == {}
-    documented = {"name", "partition", "state", "reason", "rows", "seconds", "data_version", "at"}
+    documented = {"name", "partition", "state", "reason", "note", "rows", "seconds", "data_version", "at"}
     assert all(set(stage) == documented for stage in status["stages"])
     assert all(stage["seconds"] >= 0 and stage["data_version"] for stage in status["stages"])
     assert len(status["tables"]) == 12

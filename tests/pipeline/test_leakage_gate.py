@@ -10,9 +10,10 @@ from pipeline_runs import said
 
 from e2i_dagster.cli import main
 from e2i_dagster.features.selection import FeatureSelection
+from e2i_dagster.pipeline.states import Execution
 from e2i_dagster.quality.gate import QCGateBlockedError, require_audit
 from e2i_dagster.warehouse.lake import value_digest
-from resources.lake import Pieces
+from resources.lake import Outcome, Pieces
 
 SCOPE = "remibrutinib_csu_initiation"
 SELECTION = FeatureSelection(rows=1, kept=("strong",), dropped=(), mutual_information={"strong": 0.3})
@@ -57,7 +58,8 @@ def store(pipeline):
 
     def write(asset, value):
         pieces = Pieces({SCOPE: value}, {SCOPE: value_digest(value)}, "made by hand", "test")
-        pipeline.defs.resources["lake"].store(asset, pieces, "run-by-hand")
+        execution = Execution(asset, [SCOPE], "run-by-hand")
+        pipeline.defs.resources["lake"].store(Outcome(execution, pieces))
 
     return write
 

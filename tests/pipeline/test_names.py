@@ -94,8 +94,6 @@ NAMES = {
         ("vocabularies.brand.aliases.x", BOGUS, BOGUS),
         ("column_aliases.bogus_name", {"a": "b"}, BOGUS),
         ("column_aliases.patient_journeys.x", BOGUS, BOGUS),
-        ("region_states.bogus_name", ["AK"], BOGUS),
-        ("region_states.west.+", "QQ", "QQ"),
     ],
     "causal.yaml": [
         ("question.confounders.+", BOGUS, BOGUS),

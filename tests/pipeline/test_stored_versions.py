@@ -26,6 +26,11 @@ def test_inputs_waivers_and_code_are_the_fingerprint():
     assert len(others | {usual}) == 5
 
 
+def whole(file):
+    """No file is damaged."""
+    return ""
+
+
 def made(database, digest, fingerprint, code="c", **metadata):
     return ledger.record(
         database, DataVersion("made", "a", digest, 1, code, code, fingerprint, metadata=metadata)
@@ -35,7 +40,9 @@ def made(database, digest, fingerprint, code="c", **metadata):
 @pytest.mark.parametrize("any_version", [False, True])
 def test_only_a_version_of_the_same_fingerprint_is_used_again(database, any_version):
     def found(fingerprint):
-        return find_reusable(database, "made", ["a"], fingerprint, code="c", any_version=any_version)
+        return find_reusable(
+            database, "made", ["a"], fingerprint, code="c", any_version=any_version, damage=whole
+        )
 
     assert (found("f1").versions, found("f1").reason) == ({}, "")
     first = made(database, "1", "f1")
@@ -58,7 +65,7 @@ def test_a_version_stands_while_the_policy_that_it_read_stands(database, tmp_pat
     version = made(database, "1", "f1", **{READ: readings.to_record()})
 
     def found():
-        return find_reusable(database, "made", ["a"], "f1", code="c", any_version=False)
+        return find_reusable(database, "made", ["a"], "f1", code="c", any_version=False, damage=whole)
 
     assert found().versions == {"a": version}
     sources = folder / "sources.yaml"

@@ -95,7 +95,7 @@ def test_a_default_that_is_no_choice_any_more_is_drawn_and_the_others_begin():
     boosting = document["algorithms"]["LightGBM"]["search_space"]
     boosting["learning_rate"] = {"kind": "categorical", "choices": [0.2, 0.1]}
     result = search_hyperparameters(
-        "LightGBM", rows(150), rows(80, 1), scope="s", policy=policy(2),
+        "LightGBM", visible(rows(150), rows(80, 1)), scope="s", policy=policy(2),
         algorithms=AlgorithmsPolicy.model_validate(document),
     )  # fmt: skip
     first = result.trials[0].parameters
