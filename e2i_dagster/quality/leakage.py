@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import datetime as dt
 import itertools
+import math
 import re
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -40,13 +41,15 @@ from e2i_dagster.warehouse.tables import (
 Kind = Literal["known_at", "temporal", "target", "window", "contamination"]
 CHECKS: tuple[Kind, ...] = ("known_at", "temporal", "target", "window", "contamination")
 #: Raised when a check changes its meaning: audits of before no longer count.
-AUDIT_VERSION = 3
+AUDIT_VERSION = 4
 _SEED = 20240229
 _MOST_DATES_PAIRED = 10
 #: A category without an event is a finding when chance makes one in any column of the frame less often than this.
 _BY_CHANCE = 1e-4
 #: Smaller categories are not named: they could tell of persons.
 _LEAST_OF_A_CATEGORY = 11
+#: A number with more values than this is a measure, not a code.
+_MOST_CODES = 100
 _HOLDOUT = "holdout"
 _ISO_DATE = re.compile(r"\s*\d{4}-\d{2}-\d{2}")
 _SINCE = re.compile(r"(^|_)(days|weeks|months|hours)_since(_|$)")
@@ -490,7 +493,8 @@ def _target(
         told_of.update(found.columns)
         yield found
     left = [name for name in features if str(name) not in told_of]
-    yield from _without_event(labelled, left, target)
+    left_dates = [name for name in dates if str(name) not in told_of]
+    yield from _without_event(labelled, left, left_dates, target)
 
 
 def _telling(
@@ -525,49 +529,105 @@ def _telling(
             yield _proxy("target", "leakage_missing", (name,), *missing)
 
 
-def _without_event(labelled: pd.DataFrame, features: Sequence[str], target: str) -> Iterator[LeakageFinding]:
+class _Category(NamedTuple):
+    """Rows of one kind: how many, how many of them with the event, which, and the rule that leaves them out."""
+
+    rows: int
+    events: int
+    which: str
+    side: Literal["inclusion_criteria", "exclusion_criteria"]
+    rule: dict[str, Any]
+
+
+def _without_event(
+    labelled: pd.DataFrame, features: Sequence[str], dates: Sequence[str], target: str
+) -> Iterator[LeakageFinding]:
     """Categories too large to have no event by chance: who is in them cannot have the outcome.
 
     If events came at the overall rate ``p``, ``n`` rows would have none with probability ``(1 - p)**n``, the
     binomial probability of zero (an exact upper bound for a rate of 0 of n: Clopper and Pearson, Biometrika
     1934;26:404). It is held against 1e-4 divided by the number of categories looked at (Bonferroni). Asked of
-    labels that are 0 or 1, of every value of a text or boolean column, and of the most frequent value of a number.
+    labels that are 0 or 1 and of the categories of :func:`_categories`.
     """
     number = proxies.as_numbers(labelled[target])
     if number is None or not np.isin(number, (0.0, 1.0)).all():
         return
     event, rate = number == 1.0, float((number == 1.0).mean())
-    found: list[tuple[str, Any, int]] = []
-    asked = 0
-    for name in features:
-        column = labelled[name]
-        of_number = proxies.as_numbers(column) is not None and not pd.api.types.is_bool_dtype(column.dtype)
-        values = proxies.hashable(column)
-        counts = pd.DataFrame({"value": values.to_numpy(), "event": event}).groupby("value", observed=True)
-        sizes = counts["event"].agg(["size", "sum"])
-        if of_number:
-            sizes = sizes.nlargest(1, "size")
-        sizes = sizes[sizes["size"] >= _LEAST_OF_A_CATEGORY]
-        asked += len(sizes)
-        none = sizes.loc[sizes["sum"] == 0, "size"]
-        found += [(str(name), value, int(rows)) for value, rows in zip(none.index, none, strict=True)]
-    for name, value, rows in found:
-        if (1.0 - rate) ** rows >= _BY_CHANCE / asked:
+    looked_at = [
+        (str(name), one)
+        for name in (*features, *dates)
+        for one in _categories(labelled[name], event, dated=name in dates)
+        if one.rows >= _LEAST_OF_A_CATEGORY
+    ]
+    for name, one in looked_at:
+        if one.events or (1.0 - rate) ** one.rows >= _BY_CHANCE / len(looked_at):
             continue
-        rule = {"field": name, "operator": "==", "value": _plain(value)}
         shown = yaml.safe_dump(
-            [rule], default_flow_style=True, width=1_000, sort_keys=False, allow_unicode=True
+            [{"field": name, **one.rule}],
+            default_flow_style=True,
+            width=1_000,
+            sort_keys=False,
+            allow_unicode=True,
         )
         yield LeakageFinding(
             kind="target",
             rule="leakage_no_event",
             columns=(name,),
             severity="convention",
-            evidence=f"cannot have the outcome: none of {rows:,} rows has it, {rate:.1%} of all rows have it",
+            evidence=f"cannot have the outcome: none of {one.rows:,} rows{one.which} has it, {rate:.1%} of all "
+            "rows have it",
             remedy="leave them out by a rule of the cohort, unless the outcome is possible for them",
-            affected=rows,
-            proposal=f"exclusion_criteria: {shown.strip()}",
+            affected=one.rows,
+            proposal=f"{one.side}: {shown.strip()}",
         )
+
+
+def _categories(column: pd.Series, event: np.ndarray, *, dated: bool) -> Iterator[_Category]:
+    """Rows without a value and rows with one, where there are both, and the rows of each single value.
+
+    Of a number with more than a hundred values, which is a measure and no code, the most frequent value alone; of
+    a date none. Where no row with a value has the event, its single values say nothing more.
+    """
+    filled = column.notna().to_numpy(dtype=bool)
+    if filled.any() and not filled.all():
+        known = _known(column, dated=dated)
+        empty = _Category(
+            int((~filled).sum()), int(event[~filled].sum()), " without a value", "inclusion_criteria",
+            {**known, "on_unknown": "exclude"},
+        )  # fmt: skip
+        given = _Category(
+            int(filled.sum()), int(event[filled].sum()), " with a value", "exclusion_criteria", known
+        )
+        yield from (empty, given)
+        if not given.events:
+            return
+    if dated:
+        return
+    cells = pd.DataFrame({"value": proxies.hashable(column).to_numpy(), "event": event})
+    sizes = cells.groupby("value", observed=True)["event"].agg(["size", "sum"])
+    if _is_number(column) and len(sizes) > _MOST_CODES:
+        sizes = sizes.nlargest(1, "size")
+    for value, rows, events in zip(sizes.index, sizes["size"], sizes["sum"], strict=True):
+        rule = {"operator": "==", "value": _plain(value)}
+        yield _Category(int(rows), int(events), "", "exclusion_criteria", rule)
+
+
+def _is_number(column: pd.Series) -> bool:
+    return proxies.as_numbers(column) is not None and not pd.api.types.is_bool_dtype(column.dtype)
+
+
+def _known(column: pd.Series, *, dated: bool) -> dict[str, Any]:
+    """A condition of a cohort file that holds for every value that the column has."""
+    if dated:
+        return {"operator": ">=", "value": "1800-01-01"}
+    if pd.api.types.is_bool_dtype(column.dtype):
+        return {"operator": "in", "value": [True, False]}
+    if not _is_number(column):
+        return {"operator": "!=", "value": ""}
+    number = pd.Series(proxies.as_numbers(column))
+    least = float(number[np.isfinite(number)].min())
+    # A round number below all of them: the least value itself may be one person's.
+    return {"operator": ">=", "value": -(10.0 ** math.ceil(math.log10(-least))) if least < 0 else 0}
 
 
 def _plain(value: Any) -> Any:

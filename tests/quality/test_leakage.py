@@ -477,8 +477,51 @@ def _number(n: int, rows: int, rng: np.random.Generator) -> Any:
     return np.where(np.arange(n) < rows, 11.0, rng.permutation(n).astype(float) + 100)
 
 
-@pytest.mark.parametrize("column", [_text, _flag, _number])
-def test_a_large_category_without_an_event_cannot_have_the_outcome(column: Drawn) -> None:
+def _code(n: int, rows: int, rng: np.random.Generator) -> Any:
+    """A disposition as a number: 28 codes, of which 11 is not the most frequent."""
+    return np.where(np.arange(n) < rows, 11, rng.choice([1, 1, 1, 1, 1, *range(2, 11), *range(12, 29)], n))
+
+
+def _empty_text(n: int, rows: int, rng: np.random.Generator) -> Any:
+    return pd.Series(rng.choice(["home", "transfer"], n), dtype="string").where(np.arange(n) >= rows)
+
+
+def _empty_number(n: int, rows: int, rng: np.random.Generator) -> Any:
+    return np.where(np.arange(n) < rows, np.nan, rng.normal(0, 3, n))
+
+
+def _empty_flag(n: int, rows: int, rng: np.random.Generator) -> Any:
+    return pd.Series(rng.random(n) < 0.5, dtype="boolean").where(np.arange(n) >= rows)
+
+
+def _filled_text(n: int, rows: int, rng: np.random.Generator) -> Any:
+    return pd.Series(rng.choice(["ward 1", "ward 2"], n), dtype="string").where(np.arange(n) < rows)
+
+
+def _filled_number(n: int, rows: int, rng: np.random.Generator) -> Any:
+    return np.where(np.arange(n) < rows, rng.exponential(2, n), np.nan)
+
+
+def _filled_date(n: int, rows: int, rng: np.random.Generator) -> Any:
+    day = pd.Timestamp("2023-01-01") + pd.to_timedelta(rng.integers(0, 300, n), unit="D")
+    return pd.Series(day).where(np.arange(n) < rows)
+
+
+def _empty_date(n: int, rows: int, rng: np.random.Generator) -> Any:
+    day = pd.Timestamp("2023-01-01") + pd.to_timedelta(rng.integers(0, 300, n), unit="D")
+    return pd.Series(day).where(np.arange(n) >= rows)
+
+
+CATEGORIES = [
+    (_text, ""), (_flag, ""), (_number, ""), (_code, ""),
+    (_empty_text, " without a value"), (_empty_number, " without a value"), (_empty_flag, " without a value"),
+    (_empty_date, " without a value"),
+    (_filled_text, " with a value"), (_filled_number, " with a value"), (_filled_date, " with a value"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("column", "which"), CATEGORIES)
+def test_a_large_category_without_an_event_cannot_have_the_outcome(column: Drawn, which: str) -> None:
     from e2i_dagster.cohorts import build_cohort
     from e2i_dagster.config.cohort import CohortDefinition
 
@@ -490,7 +533,9 @@ def test_a_large_category_without_an_event_cannot_have_the_outcome(column: Drawn
         "convention",
     )
     assert finding.affected == 300
-    assert finding.evidence == "cannot have the outcome: none of 300 rows has it, 10.0% of all rows have it"
+    assert finding.evidence == (
+        f"cannot have the outcome: none of 300 rows{which} has it, 10.0% of all rows have it"
+    )
     # The proposed rule, in a cohort file, leaves exactly them out, and nothing is found any more.
     rule = yaml.safe_load(str(finding.proposal))
     definition = CohortDefinition.model_validate(
