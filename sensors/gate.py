@@ -116,9 +116,9 @@ def audit_scope(
             metadata=shown(result.to_metadata()),
             partition=name,
         )
-    failed = [result.text for result in results.values() if not result.passed]
+    failed = [result.error for result in results.values() if result.error is not None]
     if failed:
-        error = VerdictError("\n".join(failed))
+        error = VerdictError.joined(failed)
         raise refusal(error) from error
     yield dg.Output(None)
 

@@ -63,19 +63,13 @@ def refuse_failed(
 
 def failure_record(result: dg.ExecuteInProcessResult) -> dict[str, Any]:
     """The error of a failed run, as :meth:`E2IError.to_record` makes it; its message is :func:`failure_text`."""
-    from e2i_dagster.errors import E2IError, VerdictError
+    from e2i_dagster.errors import E2IError
 
     record: dict[str, Any] = {**E2IError("").to_record(), "code": "failed"}
     events = list(result.get_step_failure_events())
-    said_no = next(
-        (one for one in result.get_asset_check_evaluations() if not one.passed and one.blocking), None
-    )
-    if said_no is not None and all(map(_of_a_check, events)):
-        asset = said_no.asset_key.to_user_string()
-        waivable = said_no.check_name == "qc_gate"
-        remedy = "Correct the data and load them again, or `e2i gate waive --help`." if waivable else None
-        known = {"file": asset, "field": said_no.check_name, "remedy": remedy}
-        record = VerdictError(str(said_no.description), **known).to_record()
+    said_no = [one for one in result.get_asset_check_evaluations() if not one.passed and one.blocking]
+    if said_no and all(map(_of_a_check, events)):
+        record = _refusals([_of_evaluation(one) for one in said_no])
     for event in events:
         failure = event.step_failure_data.user_failure_data
         if failure is not None and "error" in failure.metadata:
@@ -83,6 +77,23 @@ def failure_record(result: dg.ExecuteInProcessResult) -> dict[str, Any]:
             record = known
             break
     return {**record, "message": failure_text(result)}
+
+
+def _of_evaluation(said_no: dg.AssetCheckEvaluation) -> dict[str, Any]:
+    """What a blocking check knows of why it said no; without it, which check of which asset it was."""
+    from e2i_dagster.errors import VerdictError
+
+    told: Any = said_no.metadata["error"].value if "error" in said_no.metadata else None
+    if told is not None:
+        return told
+    asset = said_no.asset_key.to_user_string()
+    return VerdictError(str(said_no.description), file=asset, field=said_no.check_name).to_record()
+
+
+def _refusals(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Several errors as one, which knows what the first one knows; each is among its ``problems``."""
+    problems = [one for record in records for one in record.get("problems", [record])]
+    return {**records[0], **({"problems": problems} if len(problems) > 1 else {})}
 
 
 def failure_text(result: dg.ExecuteInProcessResult) -> str:

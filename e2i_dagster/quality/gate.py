@@ -98,7 +98,12 @@ class QCGateBlockedError(VerdictError):
 
     def __init__(self, blocked: Sequence[tuple[DataRef, tuple[BlockedRule, ...]]]) -> None:
         self.blocked = tuple(blocked)
-        super().__init__(_refusal(self.blocked))
+        parts = [_one_refusal(ref, rules) for ref, rules in self.blocked]
+        super().__init__(
+            _refusal(self.blocked),
+            **parts[0].known | {"remedy": _next_command(self.blocked)},
+            parts=parts if len(parts) > 1 else (),
+        )
 
 
 def record_verdicts(
@@ -483,10 +488,25 @@ def _verdict(row: Mapping[Any, Any]) -> GateVerdict:
     )
 
 
+#: What stands for the rules of a version whose check ended without saying any.
+_UNFINISHED = (BlockedRule("check_error", None, None, "the check did not finish"),)
+
+
+def _one_refusal(ref: DataRef, rules: tuple[BlockedRule, ...]) -> VerdictError:
+    """Why one data version may not be read: its table, its partition, the rules, and how it may."""
+    remedy = _next_command([(ref, rules)])
+    named = ", ".join(dict.fromkeys(one.rule for one in rules or _UNFINISHED))
+    partition = ref.partition or WHOLE
+    return VerdictError(
+        f"{ref.table} {partition}: {named}. Next: {remedy}",
+        file=ref.table, field=partition, value=named, remedy=remedy,
+    )  # fmt: skip
+
+
 def _refusal(blocked: Sequence[tuple[DataRef, tuple[BlockedRule, ...]]]) -> str:
     lines = [f"The quality gate blocks {len(blocked)} of the data versions that were about to be read:"]
     for ref, rules in blocked[:_LISTED]:
-        for one in rules or (BlockedRule("check_error", None, None, "the check did not finish"),):
+        for one in rules or _UNFINISHED:
             where = f" on {one.column}" if one.column else ""
             rows = f", {one.rows:,} rows" if one.rows is not None else ""
             lines.append(

@@ -59,6 +59,7 @@ class GateResult:
         versions: how many data versions it is about.
         waived: waivers under which it passes, each in a line.
         warned: partitions with a verdict ``warning``.
+        error: what it refuses and how that may be mended; None if it passes.
     """
 
     passed: bool
@@ -67,6 +68,7 @@ class GateResult:
     waived: tuple[str, ...] = ()
     warned: tuple[str, ...] = ()
     report: LeakageReport | None = None
+    error: VerdictError | None = None
 
     def to_metadata(self) -> dict[str, Any]:
         """For the UI."""
@@ -130,12 +132,16 @@ def gate_result(
         if months is None or partition in months
     ]
     if not wanted:
-        return GateResult(False, f"No version of {table} is in the ledger. Next: run `e2i load`.", 0)
+        remedy = "run `e2i load`."
+        absent = VerdictError(
+            f"No version of {table} is in the ledger. Next: {remedy}", file=table, remedy=remedy
+        )
+        return GateResult(False, str(absent), 0, error=absent)
     with engine.connect() as connection:
         try:
             verdicts = require_raw_gate(connection, wanted, waivers=waivers)
         except QCGateBlockedError as error:
-            return GateResult(False, f"{error}{_after_the_data(table, current)}", len(wanted))
+            return GateResult(False, f"{error}{_after_the_data(table, current)}", len(wanted), error=error)
     warned = tuple(verdict.partition for verdict in verdicts if verdict.verdict == "warning")
     waived = tuple(waiver.text for verdict in verdicts for waiver in verdict.waivers)
     if waived:
@@ -197,13 +203,14 @@ def _audited(
 ) -> GateResult:
     with engine.begin() as connection:
         verdict = record_audit(connection, report, ref, rules=audit_rules(), needed=needed, run_id=run_id)
-    if verdict.blocking:
-        text = str(QCGateBlockedError([(ref, verdict.rules)]))
+    error = QCGateBlockedError([(ref, verdict.rules)]) if verdict.blocking else None
+    if error is not None:
+        text = str(error)
     else:
         warnings = [one for one in report.findings if one.severity == "convention"]
         told = "; ".join(f"{one.rule} on {', '.join(one.columns)}: {one.evidence}" for one in warnings)
         text = f"no leak was found; to look at: {told}" if told else "no leak was found"
-    return GateResult(not verdict.blocking, text, 1, report=report)
+    return GateResult(error is None, text, 1, report=report, error=error)
 
 
 def waive(

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import shutil
 
 import click
@@ -223,21 +224,32 @@ def test_an_answer_of_no_is_an_error_with_its_particulars(case, command, tmp_pat
     assert f"Error: {error['message']}" in told.stderr and told.stdout.strip()
 
 
-def test_a_delivery_that_the_gate_blocks_says_why(command, tmp_path):
+def test_a_delivery_that_the_gate_blocks_says_why(command, configuration, tmp_path):
     files = tmp_path / "files"
     assert command("generate", str(files), "--patients", "60").returncode == 0
     path = files / "patient_journeys.csv"
     sparse = pd.read_csv(path, dtype=str)
     empty = ("insurance_type", "gender", "age_group", "geographic_region")
     sparse.assign(**dict.fromkeys(empty, "")).to_csv(path, index=False)
-    done = command("load", "--from", str(files), "--json")
-    assert done.returncode == 4, done.stderr
-    told = json.loads(done.stdout)
-    error = told["error"]
-    assert told["success"] is False and error["code"] == "refused", error
-    assert "dimension_completeness" in error["message"] and error["message"] in done.stderr
-    assert "Error: dagster" not in done.stderr and "DagsterAssetCheck" not in error["message"]
-    assert "patient_journeys" in error["file"] and "e2i gate waive" in error["remedy"]
+    sources = configuration / "sources.yaml"
+    text = sources.read_text(encoding="utf-8")
+    delivered = re.sub(r"source:\n(  .*\n)+", f"source: {{kind: files, folder: {files}}}\n", text)
+    sources.write_text(delivered, encoding="utf-8")
+    for arguments in (("load", "--from", str(files)), ("run",)):
+        done = command(*arguments, "--json", E2I_CONFIG=str(configuration))
+        assert done.returncode == 4, done.stderr
+        told = json.loads(done.stdout)
+        error = told["error"]
+        assert told["success"] is False and error["code"] == "refused", error
+        assert "dimension_completeness" in error["message"]
+        assert done.stderr.endswith(f"Error: {error['message']}\n")
+        assert "Error: dagster" not in done.stderr and "DagsterAssetCheck" not in error["message"]
+        problems = {one["file"]: one for one in error.get("problems", [error])}
+        blocked = problems["patient_journeys"]
+        assert blocked["field"] == "all" and blocked["value"] == "dimension_completeness"
+        assert blocked["remedy"] in error["message"]
+        assert "e2i gate waive patient_journeys --partition all --rule dimension_compl" in blocked["remedy"]
+        assert set(blocked) == SHAPE and {**error, **blocked}.keys() - {"problems"} == SHAPE
     shown = command("gate", "show", "--json")
     assert shown.returncode == 4
     told = json.loads(shown.stdout)

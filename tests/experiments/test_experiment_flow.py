@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import sqlalchemy as sa
+from click.testing import CliRunner
 from sqlalchemy import exc
 
+from e2i_dagster.cli import main
 from e2i_dagster.config.experiment import ExperimentSpec
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.errors import InputError, VerdictError
@@ -205,6 +208,15 @@ def test_another_key_is_refused_and_finds_nothing_right(warehouse, spec, running
         found = store.audit(connection, name)
     assert found.broken_seals == (1,)
     assert found.different > 0
+    # The command tells the same to people and to programs.
+    told = CliRunner().invoke(main, ["experiment", "audit", name], catch_exceptions=False)
+    as_json = CliRunner().invoke(main, ["experiment", "audit", name, "--json"], catch_exceptions=False)
+    assert told.exit_code == as_json.exit_code == 4
+    answer = json.loads(as_json.stdout)
+    error = answer["error"]
+    assert answer["success"] is False and answer["broken_seals"] == [1]
+    assert [error[key] for key in ("code", "file", "field", "value")] == ["refused", name, "broken_seals", 1]
+    assert error["remedy"] in error["message"] and told.stderr == f"Error: {error['message']}\n"
 
 
 def test_invented_and_observed_units_never_mix(warehouse, spec, running):
