@@ -25,7 +25,7 @@ from e2i_dagster.commands.experiments import experiment
 from e2i_dagster.commands.imports import import_group
 from e2i_dagster.commands.launch import exit_code, failure_record, launch, refuse_failed
 from e2i_dagster.commands.quality import gate, leakage_audit
-from e2i_dagster.errors import E2IError, UnavailableError
+from e2i_dagster.errors import ConfigError, E2IError, UnavailableError
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -194,6 +194,7 @@ def run(scope: str, json_output: bool) -> None:
     from sensors.plan import plan, scopes_named
 
     scopes = scopes_named(scope)
+    _require_shared()
     _say_left_out()
     began = time.monotonic()
     say(json_output, "Starting: warehouse, tracking store and services start when they are first needed.")
@@ -368,11 +369,23 @@ def _unloaded(report: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _say_left_out() -> None:
-    """Name every policy file that takes no part because it is wrong."""
-    from e2i_dagster.config.policy import current_policy
+    """Name every policy file that takes no part because it is wrong, and those that no run can do without."""
+    from e2i_dagster.config.environment import config_folder
+    from e2i_dagster.config.validate import OF_EVERY_RUN, folder_errors, shared_errors
 
-    for error in current_policy().errors():
-        click.echo(f"Left out: {error}", err=True)
+    folder = config_folder()
+    needed = {str(error) for error in shared_errors(folder, OF_EVERY_RUN)}
+    for error in folder_errors(folder):
+        click.echo(f"{'No run without it' if str(error) in needed else 'Left out'}: {error}", err=True)
+
+
+def _require_shared() -> None:
+    """Refuse to begin what would end at a policy file that is wrong."""
+    from e2i_dagster.config.environment import config_folder
+    from e2i_dagster.config.validate import OF_EVERY_RUN, shared_errors
+
+    if wrong := shared_errors(config_folder(), OF_EVERY_RUN):
+        raise ConfigError.joined(wrong)
 
 
 def _status() -> dict[str, Any]:

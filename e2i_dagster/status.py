@@ -86,10 +86,7 @@ def _is_kept(partition: str | None, kept: tuple[str, str]) -> bool:
 
 def _configuration_errors() -> list[dict[str, Any]]:
     """What is wrong with the policy files, one record for each."""
-    from e2i_dagster.config.policy import current_policy
+    from e2i_dagster.config.environment import config_folder
+    from e2i_dagster.config.validate import folder_errors
 
-    try:
-        policy = current_policy()
-    except ConfigError as error:
-        return [error.to_record()]
-    return [error.to_record() for error in policy.errors()]
+    return [error.to_record() for error in folder_errors(config_folder())]

@@ -304,11 +304,11 @@ def _version_problem(definition: CohortDefinition) -> str | None:
 
 
 def _known(connection: Any, name: str) -> None:
-    """Refuse a name that is neither a definition nor recorded, with the names that are."""
+    """Refuse what is not recorded by what is wrong with its file, and an unknown name with the names that are."""
     from e2i_dagster.cohorts.recorded import executions
-    from e2i_dagster.config.cohort import cohort_folder, read_cohort
+    from e2i_dagster.config.cohort import read_cohort
 
-    if not (cohort_folder() / f"{name}.yaml").is_file() and not executions(connection, name):
+    if not executions(connection, name):
         read_cohort(name)
 
 

@@ -27,15 +27,20 @@ def experiment() -> None:
 def list_command(json_output: bool) -> None:
     """Designs in config/experiments and where each of them stands."""
     from e2i_dagster.config.policy import current_policy
+    from e2i_dagster.errors import ConfigError
     from e2i_dagster.experiments import store
     from e2i_dagster.warehouse.connection import engine
 
+    policy = current_policy()
+    broken = list(policy.broken("experiments").values())
     with engine(role="app").connect() as connection:
         held = store.read_all(connection)
+        if broken and not (policy.experiments or held):
+            raise ConfigError.joined(broken)
         rows = []
-        for name in sorted({*current_policy().experiments, *held}):
+        for name in sorted({*policy.experiments, *held}):
             one = held.get(name)
-            spec = one.spec if one else current_policy().experiments[name]
+            spec = one.spec if one else policy.experiments[name]
             rows.append(
                 {
                     "experiment": name,
@@ -47,6 +52,8 @@ def list_command(json_output: bool) -> None:
                     "decision": (one.decision or "") if one else "",
                 }
             )
+    for error in broken:
+        click.echo(f"Left out: {error}", err=True)
     if json_output:
         click.echo(json.dumps(rows))
     elif rows:
@@ -65,6 +72,7 @@ def show_command(name: str, json_output: bool) -> None:
     from e2i_dagster.warehouse.connection import engine
 
     with engine(role="app").begin() as connection:
+        _require_registered(connection, name)
         told = summary(connection, name, _lifecycle())
     if json_output:
         click.echo(json.dumps(told, default=str))
@@ -208,7 +216,7 @@ def audit_command(name: str, json_output: bool) -> None:
     from e2i_dagster.warehouse.connection import engine
 
     with engine(role="app").connect() as connection:
-        store.read(connection, name)
+        _require_registered(connection, name)
         found = store.audit(connection, name)
         frozen = {
             look["analysis_number"]: replay(connection, name, look["analysis_number"])
@@ -288,6 +296,7 @@ def heterogeneity_command(name: str, covariates: str, json_output: bool) -> None
 
     asked = [one.strip() for one in covariates.split(",") if one.strip()]
     with engine(role="app").connect() as connection:
+        _require_registered(connection, name)
         found = explore_heterogeneity(connection, name, asked, policy=_lifecycle())
     if json_output:
         click.echo(json.dumps([one.to_record() for one in found]))
@@ -327,6 +336,7 @@ def report_command(name: str, output: Path | None, unblinded: bool, reason: str,
 
     warehouse = engine(role="app")
     with warehouse.begin() as connection:
+        _require_registered(connection, name)
         blinded = run.is_blinded(store.read(connection, name)) and not unblinded
         if unblinded:
             store.open_report(connection, name, what="report", reason=reason, actor=actor()[0])
@@ -351,6 +361,18 @@ def _require(name: str) -> None:
     from e2i_dagster.config.policy import current_policy
 
     current_policy().experiment(name)
+
+
+def _require_registered(connection: Any, name: str) -> None:
+    """Refuse what is not in the warehouse: by what is wrong with its file, or as what has yet to be registered."""
+    from e2i_dagster.errors import InputError
+    from e2i_dagster.experiments import store
+
+    try:
+        store.read(connection, name)
+    except InputError:
+        _require(name)
+        raise
 
 
 def _perform(json_output: bool, **fields: Any) -> dict[str, Any]:

@@ -355,7 +355,7 @@ class QualityPolicy:
             problems.extend(_suite_problems(file, _described(suite), vocabularies))
             suites[suite.table] = suite
         if problems:
-            raise ConfigError("\n".join(problems))
+            raise ConfigError.joined([_told(one) for one in problems])
         return cls(settings, suites, vocabularies)
 
 
@@ -367,6 +367,12 @@ def _cached(folder: Path) -> QualityPolicy:
 def current_quality_policy() -> QualityPolicy:
     """The policy of ``E2I_CONFIG`` or of the checkout, read once per process and folder."""
     return _cached(config_folder())
+
+
+def _told(problem: str) -> ConfigError:
+    """A problem as an error that knows its file and key: they begin it (:func:`_place`)."""
+    place, field, _ = problem.split(": ", 2)
+    return ConfigError(problem, file=place.rpartition(":")[0], field=field)
 
 
 def _place(path: Path, *location: int | str) -> str:

@@ -1,8 +1,8 @@
-"""Every policy file of a configuration folder read once, for the check ``config_valid``."""
+"""Every policy file of a configuration folder read once: what is wrong with any of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,33 +21,42 @@ from e2i_dagster.config.serving import ServingPolicy
 from e2i_dagster.config.vocabulary import load_vocabulary
 from e2i_dagster.errors import ConfigError
 
-READERS: tuple[Callable[[Path], Any], ...] = (
+#: Files that every run of a scope needs, whichever scope it is.
+OF_EVERY_RUN: tuple[Callable[[Path], Any], ...] = (
     AlertsPolicy.load,
     AlgorithmsPolicy.load,
-    CausalPolicy.load,
     DriftPolicy.load,
     FeastMaterializationPolicy.load,
     FeatureSelectionPolicy.load,
-    LifecyclePolicy.load,
     OptunaPolicy.load,
     QualityPolicy.load,
     RegistryPolicy.load,
     ServingPolicy.load,
     load_vocabulary,
 )
+READERS: tuple[Callable[[Path], Any], ...] = (*OF_EVERY_RUN, CausalPolicy.load, LifecyclePolicy.load)
 
 
-def validate_folder(folder: Path) -> dict[str, str]:
-    """Errors by what could not be read, policy files by number; empty when every file of ``folder`` is valid."""
-    problems: dict[str, str] = {}
-    try:
-        found = load_policy(folder)
-        problems.update({str(number): str(error) for number, error in enumerate(found.errors())})
-    except ConfigError as error:
-        problems["sources"] = str(error)
-    for reader in READERS:
+def shared_errors(folder: Path, readers: Sequence[Callable[[Path], Any]] = READERS) -> list[ConfigError]:
+    """What is wrong with the files of ``folder`` that no single scope, cohort or experiment owns, each said once."""
+    found: dict[str, ConfigError] = {}
+    for reader in readers:
         try:
             reader(folder)
         except ConfigError as error:
-            problems[getattr(reader, "__qualname__", str(reader))] = str(error)
-    return problems
+            found.setdefault(str(error), error)
+    return list(found.values())
+
+
+def folder_errors(folder: Path) -> list[ConfigError]:
+    """What is wrong with any file of ``folder``, each said once."""
+    try:
+        own = load_policy(folder).errors()
+    except ConfigError as error:
+        own = [error]
+    return list({str(error): error for error in (*own, *shared_errors(folder))}.values())
+
+
+def validate_folder(folder: Path) -> dict[str, str]:
+    """Errors by number; empty when every file of ``folder`` is valid."""
+    return {str(number): str(error) for number, error in enumerate(folder_errors(folder))}

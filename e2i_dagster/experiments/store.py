@@ -239,7 +239,8 @@ def read(connection: sa.Connection, name: str) -> Experiment:
         .one_or_none()
     )
     if row is None:
-        raise InputError(f"Experiment {name} is not registered yet: e2i experiment run {name}.")
+        remedy = f"e2i experiment run {name}"
+        raise InputError(f"Experiment {name} is not registered yet: {remedy}.", file=name, remedy=remedy)
     return Experiment(
         name=name,
         state=row["state"],

@@ -8,6 +8,7 @@ import shutil
 import click
 import pandas as pd
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from e2i_dagster.cli import main
@@ -136,6 +137,57 @@ def test_a_broken_design_is_told_by_its_file(command, configuration):
     done = command("experiment", "run", "mine", "--json", E2I_CONFIG=str(configuration))
     assert done.returncode == 2
     assert json.loads(done.stdout)["error"]["file"].endswith("mine.yaml")
+
+
+def test_a_broken_design_is_told_whatever_is_asked_of_it(command, configuration):
+    (path,) = (configuration / "experiments").glob("*.yaml")
+    design = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for arm, ratio in zip(design["arms"], (0.5, 0.6), strict=True):
+        arm["ratio"] = ratio
+    path.write_text(yaml.safe_dump(design, sort_keys=False), encoding="utf-8")
+    for word in ("list", "show", "audit", "report", "heterogeneity"):
+        rest = () if word == "list" else (path.stem,)
+        more = ("--covariates", "age") if word == "heterogeneity" else ()
+        done = command("experiment", word, *rest, *more, "--json", E2I_CONFIG=str(configuration))
+        assert done.returncode == 2, f"{word}: {done.stderr}"
+        error = json.loads(done.stdout)["error"]
+        assert error["file"] == str(path) and "sum to 1.1" in error["message"], word
+    # Beside a valid design the list goes on without it, and says so.
+    other = shutil.copytree(CHECKOUT / "config", configuration.with_name("other"))
+    (other / "experiments" / "mine.yaml").write_text("titel: Mine\n", encoding="utf-8")
+    done = command("experiment", "list", "--json", E2I_CONFIG=str(other))
+    assert done.returncode == 0 and [one["experiment"] for one in json.loads(done.stdout)] == [path.stem]
+    assert "Left out: " in done.stderr and "mine.yaml" in done.stderr and "titel" in done.stderr
+    for name, said in ((path.stem, "is not registered yet"), ("other", "Unknown experiment other.")):
+        done = command("experiment", "show", name, "--json", E2I_CONFIG=str(other))
+        assert done.returncode == 3 and said in json.loads(done.stdout)["error"]["message"]
+
+
+def test_a_broken_cohort_is_told_whatever_is_asked_of_it(command, configuration):
+    path = configuration / "cohorts" / "remibrutinib_csu.yaml"
+    path.write_text(path.read_text(encoding="utf-8").replace("brand:", "brnd:", 1), encoding="utf-8")
+    for arguments in (("diff", path.stem), ("explain", path.stem, "PAT1")):
+        done = command(
+            "cohort", *arguments, "--json", E2I_CONFIG=str(configuration), E2I_ALLOW_PATIENT_LEVEL="1"
+        )
+        assert done.returncode == 2, done.stderr
+        error = json.loads(done.stdout)["error"]
+        assert error["file"] == str(path) and error["field"] and "brnd" in error["message"]
+
+
+@pytest.mark.parametrize("file", ["vocabulary.yaml", "algorithms.yaml", "expectations/triggers.yaml"])
+def test_a_file_that_every_run_needs_stops_it_and_is_named_by_plan_and_status(command, configuration, file):
+    path = configuration / file
+    path.write_text(f"bogus_key: 1\n{path.read_text(encoding='utf-8')}", encoding="utf-8")
+    told = command("plan", "--scope", "fabhalta_pnh_initiation", E2I_CONFIG=str(configuration))
+    assert told.returncode == 0
+    assert f"No run without it: {path}:1: bogus_key" in told.stderr
+    done = command("run", "--scope", "fabhalta_pnh_initiation", "--json", E2I_CONFIG=str(configuration))
+    assert done.returncode == 2
+    error = json.loads(done.stdout)["error"]
+    assert (error["file"], error["field"]) == (str(path), "bogus_key")
+    (known,) = json.loads(command("status", "--json", E2I_CONFIG=str(configuration)).stdout)["configuration"]
+    assert (known["file"], known["field"]) == (str(path), "bogus_key")
 
 
 @pytest.mark.parametrize("broken", [False, True])
