@@ -27,6 +27,9 @@ Model = TypeVar("Model", bound=BaseModel)
 #: Keys on the way to a wrong place of a file, and what is wrong there.
 Place = tuple[tuple[int | str, ...], str]
 
+#: More places of one key are not told.
+_MOST_PLACES = 3
+
 #: libyaml where PyYAML was built with it, which is many times as fast.
 YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -151,8 +154,18 @@ def _parsed(text: str) -> tuple[yaml.Node | None, Any]:
 
 
 def _nearest_key(model: type[BaseModel], problem: Any) -> str:
-    """The nearest key among those of the file's models, for a key that none of them has there."""
-    return did_you_mean(str(problem["loc"][-1]), _keys_of(model, set()))
+    """Where a key belongs that the file's models have, but not there; else the nearest of their keys.
+
+    Nothing for a key that another form of the same thing has: it is at its place, and does not go with the others.
+    """
+    *way, name = map(str, problem["loc"])
+    places = _places_of(model)
+    if name not in places:
+        return did_you_mean(name, places)
+    if any(place and place[-1] in way for place in places[name]):
+        return ""
+    told = [f"under {'.'.join(place)}" if place else "at the top of the file" for place in places[name]]
+    return f"{name!r} belongs {' or '.join(told[:_MOST_PLACES])}."
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -161,17 +174,25 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"Did you mean {near[0]!r}?" if near else ""
 
 
-def _keys_of(kind: Any, seen: set[Any]) -> set[str]:
-    """Keys of a model and of the models in its fields, as written."""
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        if kind in seen:
-            return set()
-        seen.add(kind)
-        keys = {field.alias or name for name, field in kind.model_fields.items()}
-        keys |= set(getattr(kind, "written_keys", ()))
-        inner = [field.annotation for field in kind.model_fields.values()]
-        return keys.union(*(_keys_of(one, seen) for one in inner))
-    return set().union(*(_keys_of(one, seen) for one in get_args(kind)))
+def _places_of(model: type[BaseModel]) -> dict[str, list[tuple[str, ...]]]:
+    """Each key of a model and of the models in its fields, as written, and the keys under which it may stand."""
+    places: dict[str, list[tuple[str, ...]]] = {}
+    left: list[tuple[Any, tuple[str, ...]]] = [(model, ())]
+    seen: list[tuple[Any, tuple[str, ...]]] = []
+    while left:
+        kind, path = left.pop(0)
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+            left += [(one, path) for one in get_args(kind)]
+            continue
+        if any(kind is one and path[: len(known)] == known for one, known in seen):
+            continue  # a model within itself, as a group of criteria
+        seen.append((kind, path))
+        keys = {field.alias or name: field.annotation for name, field in kind.model_fields.items()}
+        for key in (*keys, *getattr(kind, "written_keys", ())):
+            if path not in places.setdefault(key, []):
+                places[key].append(path)
+        left += [(one, (*path, key)) for key, one in keys.items()]
+    return places
 
 
 def _short(value: Any) -> str:

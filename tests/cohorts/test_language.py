@@ -114,6 +114,41 @@ def test_a_definition_outside_the_language_is_refused(tmp_path, change, words):
 
 
 @pytest.mark.parametrize(
+    ("change", "field", "remedy"),
+    [
+        ({"events": []}, "events", "'events' belongs under examples."),
+        ({"lookback_days": 3}, "lookback_days", "'lookback_days' belongs under temporal_requirements."),
+        (
+            {"field": "age"},
+            "field",
+            "'field' belongs under index.where or under inclusion_criteria or under exclusion_criteria.",
+        ),
+        (
+            {"temporal_requirements": {"brand": "x"}},
+            "temporal_requirements.brand",
+            "'brand' belongs at the top of the file.",
+        ),
+        (
+            {"observation": {"lookback_days": 9}},
+            "observation.lookback_days",
+            "'lookback_days' belongs under temporal_requirements.",
+        ),
+        (
+            {"inclusion_criteria": [{"field": "age", "operator": ">=", "value": 18, "ends": "[]"}]},
+            "inclusion_criteria.0.ends",
+            None,
+        ),
+    ],
+)
+def test_a_key_in_the_wrong_place_is_told_where_it_belongs(tmp_path, change, field, remedy):
+    with pytest.raises(CohortConfigError) as caught:
+        CohortDefinition.from_yaml(write(tmp_path, MINIMAL | change))
+    told = [one for one in (caught.value, *caught.value.parts) if one.field == field]
+    assert told and told[0].remedy == remedy
+    assert "Did you mean" not in str(caught.value) and (remedy or "") in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("content", "words"),
     [
         ("  - {field: age, operator: '>=', value: 18}\n", r"yaml:5: inclusion_criteria.1: criterion 'age is at "),
