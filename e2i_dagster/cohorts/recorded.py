@@ -106,10 +106,8 @@ def find_execution(connection: sa.Connection, cohort: str, wanted: str | None = 
     """
     found = executions(connection, cohort)
     if not found:
-        raise InputError(
-            f"Cohort {cohort} has no recorded execution. Build it first: `e2i run`, or the asset `cohort` in "
-            "the Dagster UI."
-        )
+        remedy = "Build it first: `e2i run`, or the asset `cohort` in the Dagster UI."
+        raise InputError(f"Cohort {cohort} has no recorded execution. {remedy}", file=cohort, remedy=remedy)
     if wanted is None:
         return found[0]
     by_version = [one for one in found if one.definition.version == wanted]
@@ -128,7 +126,10 @@ def find_execution(connection: sa.Connection, cohort: str, wanted: str | None = 
             return in_force[0]
     named = "\n".join(f"  - {one.words()}" for one in (by_run or found)[:_NAMED])
     what = "several executions begin with" if by_run else "there is no version, no run and no model"
-    raise InputError(f"Cohort {cohort}: {what} {wanted!r}. Recorded, newest first:\n{named}")
+    remedy = f"Recorded, newest first:\n{named}"
+    raise InputError(
+        f"Cohort {cohort}: {what} {wanted!r}. {remedy}", file=cohort, value=wanted, remedy=remedy
+    )
 
 
 def _model(connection: sa.Connection, wanted: str) -> sa.Row | None:
@@ -153,7 +154,10 @@ def _model(connection: sa.Connection, wanted: str) -> sa.Row | None:
     chosen = next((one for one in models if version in ("", one.model_version)), None)
     if models and chosen is None:
         known = ", ".join(one.model_version for one in models[:_NAMED])
-        raise InputError(f"Model {name} has no version {version!r}. Registered, newest first: {known}.")
+        remedy = f"Registered, newest first: {known}."
+        raise InputError(
+            f"Model {name} has no version {version!r}. {remedy}", file=name, value=version, remedy=remedy
+        )
     return chosen
 
 
@@ -163,10 +167,14 @@ def _execution_of_model(
     """Back from the model's training frame to its labels and from them to the cohort, as the ledger has them."""
     named = f"Model {model.model_name}/{model.model_version}"
     if model.target_population != cohort:
-        raise InputError(
-            f"{named} was trained on the cohort {model.target_population}, not on {cohort}. Ask: "
-            f"`e2i cohort explain {model.target_population} PATIENT --as-of {model.model_name}/{model.model_version}`."
+        remedy = (
+            f"Ask: `e2i cohort explain {model.target_population} PATIENT --as-of "
+            f"{model.model_name}/{model.model_version}`."
         )
+        raise InputError(
+            f"{named} was trained on the cohort {model.target_population}, not on {cohort}. {remedy}",
+            file=cohort, value=f"{model.model_name}/{model.model_version}", remedy=remedy,
+        )  # fmt: skip
     table = ml_data_versions
 
     def newest(asset: str, *conditions: sa.ColumnElement[bool]) -> sa.Row | None:
@@ -178,10 +186,12 @@ def _execution_of_model(
     labels = frame and newest("outcome_labels", table.c.version_id < frame.version_id)
     execution = None if labels is None else next((one for one in found if one.at <= labels.at), None)
     if execution is None:
+        remedy = "Name a build by run or version instead."
         raise InputError(
             f"{named}: the ledger does not have the build of {cohort} that it learned from any more (training "
-            f"frame {digest}). Name a build by run or version instead."
-        )
+            f"frame {digest}). {remedy}",
+            file=cohort, value=f"{model.model_name}/{model.model_version}", remedy=remedy,
+        )  # fmt: skip
     return execution
 
 

@@ -270,7 +270,9 @@ def _write(file: Path, page: str) -> None:
     try:
         file.write_text(page, encoding="utf-8")
     except OSError as error:
-        raise UnavailableError(f"{file}: cannot be written ({error.strerror}). Name another file.") from None
+        remedy = "Name another file."
+        said = f"{file}: cannot be written ({error.strerror}). {remedy}"
+        raise UnavailableError(said, file=file, remedy=remedy) from None
 
 
 def _known(scope: str | None) -> str:
@@ -321,9 +323,8 @@ def _stored(scope: str, **documents: type[Any]) -> list[Any]:
         versions = {name: ledger.current(connection, name).get(scope) for name in documents}
     stored = {name: one.file for name, one in versions.items() if one is not None and one.file is not None}
     if len(stored) < len(documents):
-        raise InputError(
-            f"No effect was estimated for scope {scope}. Run `e2i causal estimate --scope {scope}`."
-        )
+        remedy = f"Run `e2i causal estimate --scope {scope}`."
+        raise InputError(f"No effect was estimated for scope {scope}. {remedy}", file=scope, remedy=remedy)
     return [kind.model_validate(lake.read_document(stored[name], kind)) for name, kind in documents.items()]
 
 

@@ -328,10 +328,12 @@ def _side(
         found = executions(connection, name)
         place = [one.execution_id for one in found].index(before.execution.execution_id)
         if place + 1 == len(found):
+            remedy = "Compare with a file: `--from FILE`, or preview one: `e2i cohort preview FILE`."
             raise InputError(
                 f"Cohort {name} was built once only ({before.execution.words()}); there is nothing older to "
-                "compare with. Compare with a file: `--from FILE`, or preview one: `e2i cohort preview FILE`."
-            )
+                f"compare with. {remedy}",
+                file=name, field="--from", remedy=remedy,
+            )  # fmt: skip
         return read_execution(connection, found[place + 1])
     return read_execution(connection, find_execution(connection, name, wanted))
 

@@ -45,9 +45,11 @@ def check_command(folder: Path, mapping: Path | None, write_mapping: bool, json_
         raise click.UsageError("--write-mapping writes a proposal; with --mapping there is none.")
     target = folder / "mapping.yaml"
     if write_mapping and target.exists():
+        remedy = f"Judge it with `--mapping {target}`, or move it."
         raise ConfigError(
-            f"{target} is there already and is not overwritten. Judge it with `--mapping {target}`, or move it."
-        )
+            f"{target} is there already and is not overwritten. {remedy}",
+            file=target, field="--write-mapping", remedy=remedy,
+        )  # fmt: skip
     given = None if mapping is None else ImportMapping.load(mapping)
     quality = QualityPolicy.load(config_folder()).settings
     expected = {table: settings.expected for table, settings in quality.tables.items()}

@@ -605,9 +605,11 @@ class ExperimentSpec(PolicyModel):
         """
         spec = read_yaml(path, cls, check)
         if spec.name not in ("", path.stem):
+            remedy = "Make them the same."
             raise ConfigError(
-                f"{path}: the file is called {path.stem!r} and the experiment {spec.name!r}. Make them the same."
-            )
+                f"{path}: the file is called {path.stem!r} and the experiment {spec.name!r}. {remedy}",
+                file=path, field="name", value=spec.name, remedy=remedy,
+            )  # fmt: skip
         try:
             named = cls.model_validate({**spec.model_dump(), "name": path.stem})
         except ValueError:

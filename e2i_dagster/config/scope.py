@@ -333,9 +333,11 @@ class ScopeSpec(PolicyModel):
         path = Path(path)
         scope = read_yaml(path, cls, (lambda read: scope_problems(read, known)) if known else None)
         if scope.key not in ("", path.stem):
+            remedy = "Use one name."
             raise ConfigError(
-                f"{path}: the file is called {path.stem!r}, the scope {scope.key!r}. Use one name."
-            )
+                f"{path}: the file is called {path.stem!r}, the scope {scope.key!r}. {remedy}",
+                file=path, field="key", value=scope.key, remedy=remedy,
+            )  # fmt: skip
         scope = scope.model_copy(update={"key": path.stem})
         note_file(path, cls, scope)
         return scope

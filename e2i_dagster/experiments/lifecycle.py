@@ -64,13 +64,15 @@ def judge_transition(
         VerdictError: something that the state needs is not there; everything that is missing is listed.
     """
     if to not in policy.transitions:
-        raise InputError(f"There is no state {to!r}. States: {', '.join(policy.transitions)}.")
+        remedy = f"States: {', '.join(policy.transitions)}."
+        raise InputError(f"There is no state {to!r}. {remedy}", field="state", value=to, remedy=remedy)
     after = policy.transitions[situation.state]
     if to not in after:
+        remedy = f"It may become {', '.join(after)}." if after else "Nothing follows."
         raise InputError(
-            f"Experiment {spec.name} is {situation.state}; {to} cannot follow. "
-            + (f"It may become {', '.join(after)}." if after else "Nothing follows.")
-        )
+            f"Experiment {spec.name} is {situation.state}; {to} cannot follow. {remedy}",
+            file=spec.name, field="state", value=to, remedy=remedy,
+        )  # fmt: skip
     checks = dict(_CHECKS.get(to, _nothing)(spec, policy, situation, now))
     if situation.bound_to_stop and situation.state in ("running", "paused"):
         checks["binding futility"] = (

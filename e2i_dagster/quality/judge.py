@@ -194,7 +194,10 @@ def judge_splits(
 def _current(engine: sa.Engine, asset: str, scope: str) -> str:
     version = ledger.latest(engine, asset, scope)
     if version is None:
-        raise InputError(f"{asset} of {scope} was never made. Run `e2i run --scope {scope}`.")
+        remedy = f"Run `e2i run --scope {scope}`."
+        raise InputError(
+            f"{asset} of {scope} was never made. {remedy}", file=asset, field=scope, remedy=remedy
+        )
     return version.digest
 
 
@@ -235,8 +238,12 @@ def waive(
         VerdictError: the rule cannot be waived.
     """
     if table in (FRAME, SPLITS):
+        remedy = "Make the frame again without it."
         raise VerdictError(
-            f"{table} is judged for leakage, which cannot be waived. Make the frame again without it."
+            f"{table} is judged for leakage, which cannot be waived. {remedy}",
+            file=table,
+            value=rule,
+            remedy=remedy,
         )
     if not table:
         raise InputError(f"A waiver names table, partition, rule and reason. {_blocked(engine)}")
@@ -345,7 +352,10 @@ def _versions(engine: sa.Engine, table: str) -> dict[str | None, ledger.DataVers
     """The current version of each partition of a raw table."""
     known = (*RAW_TABLES, *OPTIONAL_RAW_TABLES)
     if table not in known:
-        raise InputError(f"No raw table is called {table!r}. Known: {', '.join(known)}.")
+        remedy = f"Known: {', '.join(known)}."
+        raise InputError(
+            f"No raw table is called {table!r}. {remedy}", field="table", value=table, remedy=remedy
+        )
     return _kept(engine, table)
 
 
@@ -360,5 +370,9 @@ def _version(
 ) -> ledger.DataVersion:
     if partition not in current:
         there = ", ".join(str(one or WHOLE) for one in current) or "nothing: run `e2i load`"
-        raise InputError(f"Table {table} has no partition {partition or WHOLE!r}. The ledger has {there}.")
+        remedy = f"The ledger has {there}."
+        raise InputError(
+            f"Table {table} has no partition {partition or WHOLE!r}. {remedy}",
+            file=table, field="partition", value=partition or WHOLE, remedy=remedy,
+        )  # fmt: skip
     return current[partition]

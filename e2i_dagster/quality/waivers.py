@@ -79,27 +79,32 @@ def new_waiver(
             out of bounds.
     """
     if not may_be_waived(rule):
+        remedy = f"Correct the delivery and run `e2i load` (see docs/rules/{rule}.md)."
         raise VerdictError(
             f"Rule {rule} cannot be waived: schema faults, leakage and checks that did not run are mended in the "
-            f"data. Correct the delivery and run `e2i load` (see docs/rules/{rule}.md)."
-        )
+            f"data. {remedy}",
+            file=table, field="rule", value=rule, remedy=remedy,
+        )  # fmt: skip
     if rule not in blocking_rules:
         blocked = ", ".join(sorted(set(blocking_rules))) or "nothing"
+        remedy = "`e2i gate show` lists every version that is blocked."
         raise InputError(
             f"Rule {rule} does not block table {table}, partition {partition}: what blocks it is {blocked}. "
-            "`e2i gate show` lists every version that is blocked."
-        )
+            f"{remedy}",
+            file=table, field="rule", value=rule, remedy=remedy,
+        )  # fmt: skip
     if len(reason.strip()) < 10:
+        remedy = "at least 10 characters are expected."
         raise InputError(
-            f"The reason of a waiver is read by the next person: found {reason.strip()!r}, at least 10 characters "
-            "are expected."
-        )
+            f"The reason of a waiver is read by the next person: found {reason.strip()!r}, {remedy}",
+            file=table, field="reason", value=reason.strip(), remedy=remedy,
+        )  # fmt: skip
     if not waived_by.strip():
-        raise InputError("A waiver names a person: set E2I_ACTOR.")
+        remedy = "set E2I_ACTOR."
+        raise InputError(f"A waiver names a person: {remedy}", field="E2I_ACTOR", remedy=remedy)
     if not 1 <= days <= most_days:
-        raise InputError(
-            f"A waiver holds for 1 to {most_days} days (config/quality.yaml: waivers.max_days); found {days}."
-        )
+        remedy = f"A waiver holds for 1 to {most_days} days (config/quality.yaml: waivers.max_days)"
+        raise InputError(f"{remedy}; found {days}.", file=table, field="days", value=days, remedy=remedy)
     return Waiver(
         table=table,
         partition=partition,

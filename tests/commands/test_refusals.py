@@ -261,6 +261,35 @@ def cohort_against_its_example(tmp_path):
     return ("cohort", "lint", str(path)), 4, {"code": "refused"}
 
 
+def table_that_there_is_not(tmp_path):
+    asked = ("gate", "waive", "nobody", "--rule", "dimension_validity", "--reason", "we know this delivery")
+    return asked, 3, {"field": "table", "value": "nobody"}
+
+
+def cohort_that_was_never_built(tmp_path):
+    return ("cohort", "diff", "fabhalta_c3g"), 3, {"file": "fabhalta_c3g"}
+
+
+def mapping_that_is_there(tmp_path):
+    target = tmp_path / "mapping.yaml"
+    target.write_text("{}\n", encoding="utf-8")
+    asked = ("import", "check", str(tmp_path), "--write-mapping")
+    return asked, 2, {"file": str(target), "field": "--write-mapping"}
+
+
+NOT_DONE = (table_that_there_is_not, cohort_that_was_never_built, mapping_that_is_there)
+
+
+@pytest.mark.parametrize("case", NOT_DONE)
+def test_what_a_refusal_knows_is_told_apart(case, command, tmp_path):
+    arguments, code, known = case(tmp_path)
+    done = command(*arguments, "--json")
+    assert done.returncode == code, done.stderr
+    error = json.loads(done.stdout)["error"]
+    assert {name: error[name] for name in known} == known
+    assert error["remedy"] and error["remedy"] in error["message"]
+
+
 NO = (leaking_file, folder_of_no_table, folder_without_a_required_column, cohort_against_its_example)
 
 
