@@ -114,7 +114,7 @@ def told(result: "GateResult") -> dg.AssetCheckResult:
         passed=result.passed,
         severity=dg.AssetCheckSeverity.WARN if result.waived else dg.AssetCheckSeverity.ERROR,
         description=result.text,
-        metadata=shown(result.to_metadata() | {"error": result.error and result.error.to_record()}),
+        metadata=shown(result.to_metadata()),
     )
 
 

@@ -71,8 +71,12 @@ class GateResult:
     error: VerdictError | None = None
 
     def to_metadata(self) -> dict[str, Any]:
-        """For the UI."""
-        told: dict[str, Any] = {"versions": self.versions, "waived": list(self.waived) or None}
+        """For the UI, and ``error`` for the command that launched the run."""
+        told: dict[str, Any] = {
+            "versions": self.versions,
+            "waived": list(self.waived) or None,
+            "error": self.error.to_record() if self.error is not None else None,
+        }
         return {**told, **(self.report.to_metadata() if self.report is not None else {})}
 
 
