@@ -18,7 +18,7 @@ import pandas as pd
 
 from e2i_dagster.config.quality import QualityPolicy
 from e2i_dagster.errors import InputError
-from e2i_dagster.quality.expectations import batches, expectation
+from e2i_dagster.quality.expectations import batches, expectation, with_compared
 from e2i_dagster.quality.typed import TypedFrame, typed
 
 _COUNTS_ONLY = {
@@ -107,6 +107,7 @@ def build_data_docs(
     sections: list[str] = []
     for label, rows in parts.items():
         data = (rows if isinstance(rows, TypedFrame) else typed(rows, table)).frame.reset_index(drop=True)
+        data = with_compared(data, specs)
         result = door.get_batch(batch_parameters={"dataframe": data}).validate(
             suite, result_format=_COUNTS_ONLY
         )

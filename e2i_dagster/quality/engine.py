@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from e2i_dagster.config.quality import QualityPolicy
+from e2i_dagster.errors import InputError
 from e2i_dagster.quality.rules import Rule, rules_for
 from e2i_dagster.quality.typed import SAMPLE, TypedFrame, typed
 from e2i_dagster.warehouse.constraints import families, filled, mask_of
@@ -68,11 +69,15 @@ def engine_frame(
         table: raw table that describes the columns.
         engine: where a pandas frame goes.
         labels: for a pandas frame, further text columns by name.
+
+    Raises:
+        InputError: the moments of a frame are in another zone than UTC, or its engine's session is.
     """
     import narwhals as nw
 
     if not isinstance(frame, pd.DataFrame | TypedFrame):
         native = nw.from_native(frame)
+        _require_utc(native)
         described = set(native.collect_schema().names())
         absent = frozenset(name for name in families(table) if name not in described)
         return EngineFrame(native, absent, {}, wrong_families(native, table, absent))
@@ -92,9 +97,26 @@ def engine_frame(
 
     if not present:
         added[_ROW] = pa.array(np.ones(read.cells.num_rows, bool))  # engines count the rows of columns
-    return EngineFrame(
-        nw.from_native(duckdb.connect().from_arrow(pa.table(present | added))), read.absent, unreadable
-    )
+    connection = duckdb.connect()
+    connection.execute("SET TimeZone = 'UTC'")  # a moment belongs to its UTC day
+    relation = connection.from_arrow(pa.table(present | added))
+    return EngineFrame(nw.from_native(relation), read.absent, unreadable)
+
+
+def _require_utc(native: Any) -> None:
+    """A moment belongs to its UTC day, and an engine knows days by the zone of its session only."""
+    for name, dtype in native.collect_schema().items():
+        zone = getattr(dtype, "time_zone", None)
+        if zone not in (None, "UTC", "Etc/UTC", "+00:00"):
+            remedy = (
+                "Set the session's time zone to UTC (DuckDB: SET TimeZone = 'UTC'), or convert the column."
+            )
+            raise InputError(
+                f"Column {name} has moments of the zone {zone}. {remedy}",
+                field=name,
+                value=zone,
+                remedy=remedy,
+            )
 
 
 def with_vocabularies(on: EngineFrame, rules: Sequence[Rule]) -> EngineFrame:

@@ -16,7 +16,7 @@ repeated rows, and ``row_count`` from the smallest partition up to the first tha
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ import pandas as pd
 from e2i_dagster.config.base import PolicyModel
 from e2i_dagster.config.quality import ExpectationSpec, QualityPolicy
 from e2i_dagster.quality.typed import TypedFrame, typed
+from e2i_dagster.warehouse.moments import earlier
 
 if TYPE_CHECKING:
     from great_expectations.core.batch_definition import BatchDefinition
@@ -203,6 +204,7 @@ class _Runner:
         # Great Expectations hashes every value of a batch, and once more if the batch is asked to validate itself.
         named = {column for spec in specs.values() for column in spec.columns.values()}
         needed = data[[column for column in data.columns if column in named]].reset_index(drop=True)
+        needed = with_compared(needed, specs.values())
         validator = Validator(door, _POSITIONS_ONLY, {"dataframe": needed})
         result = validator.validate_expectation_suite(suite)
         failed: dict[int, _Failure] = {}
@@ -223,8 +225,31 @@ class _Runner:
         return failed | {position: _Failure(None, "no result was returned") for position in missing}
 
 
+def with_compared(data: pd.DataFrame, specs: Iterable[ExpectationSpec]) -> pd.DataFrame:
+    """``data`` with the second column of every ``not_before`` as it is compared with the first.
+
+    Two moments are compared at the coarser precision of the two (:func:`.moments.earlier`): a moment becomes the day
+    that stands beside it where it lies on that day.
+    """
+    compared = {}
+    for spec in specs:
+        if spec.expect == "not_before" and spec.column and spec.other:
+            later, first = data[spec.column], data[spec.other]
+            if pd.api.types.is_datetime64_any_dtype(later) and pd.api.types.is_datetime64_any_dtype(first):
+                first = first.mask((later < first) & ~earlier(later, first), later)
+            compared[_as_compared(spec)] = first
+    return data.assign(**compared)
+
+
+def _as_compared(spec: ExpectationSpec) -> str:
+    return f"{spec.other} at the precision of {spec.column}"
+
+
 def expectation(policy: QualityPolicy, position: int, spec: ExpectationSpec) -> Any:  # noqa: PLR0911 - one for each kind
-    """The expectation of Great Expectations for ``spec``, marked with its ``position`` in the suite."""
+    """The expectation of Great Expectations for ``spec``, marked with its ``position`` in the suite.
+
+    It is asked of a frame with the columns of :func:`with_compared`.
+    """
     import great_expectations.expectations as gxe
 
     common: dict[str, Any] = {"meta": {"position": position}}
@@ -246,7 +271,7 @@ def expectation(policy: QualityPolicy, position: int, spec: ExpectationSpec) -> 
         case "not_before":
             return gxe.ExpectColumnPairValuesAToBeGreaterThanB(
                 column_A=spec.column or "",
-                column_B=spec.other or "",
+                column_B=_as_compared(spec),
                 or_equal=True,
                 ignore_row_if="either_value_is_missing",
                 mostly=spec.mostly,

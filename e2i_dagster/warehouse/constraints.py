@@ -23,6 +23,7 @@ import sqlalchemy as sa
 from e2i_dagster.config.codes import npi_holds
 from e2i_dagster.config.quality import SchemaKind
 from e2i_dagster.warehouse.cells import Kind, kind_of
+from e2i_dagster.warehouse.moments import not_earlier
 from e2i_dagster.warehouse.tables import facts, frame_columns, raw_table
 
 if TYPE_CHECKING:
@@ -213,7 +214,9 @@ def conforms(constraint: Constraint, known: Mapping[str, str] | None = None) -> 
             )
             return shaped & npi_holds([number // 10**place % 10 for place in reversed(range(10))])
         case _:
-            return column <= nw.col(cast(str, constraint.other))
+            other = cast(str, constraint.other)
+            timed = constraint.family == "timestamp"
+            return not_earlier(other, constraint.column) if timed else column <= nw.col(other)
 
 
 def _in_range(constraint: Constraint) -> Any:

@@ -146,6 +146,21 @@ def earlier(one: pd.Series, other: pd.Series) -> pd.Series:
     return (days[0] < days[1]).where(by_day, one < other)
 
 
+def not_earlier(other: str, one: str) -> Any:
+    """:func:`earlier` the other way round, for any engine: a Narwhals mask, true where ``other`` is not before ``one``.
+
+    Where one of the two is null it is null or false.
+
+    Args:
+        other, one: columns of timestamps in UTC, of an engine whose session is in UTC.
+    """
+    import narwhals as nw
+
+    first, second = nw.col(one), nw.col(other)
+    # A day that is the day of a moment is the only time before it that is not earlier.
+    return (first <= second) | (first.dt.truncate("1d") == second)
+
+
 def in_zone(given: pa.Array, zone: str) -> pa.Array:
     """Moments without an offset as moments in UTC, read by the clocks of ``zone``; every other cell unchanged.
 

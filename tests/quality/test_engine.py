@@ -7,15 +7,19 @@ from typing import Any
 import duckdb
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from e2i_dagster.config.quality import QualityPolicy, current_quality_policy
+from e2i_dagster.errors import InputError
+from e2i_dagster.quality.dimensions import score
 from e2i_dagster.quality.engine import Engine, check_on_engine
 from e2i_dagster.quality.schemas import check_schema
 from e2i_dagster.quality.typed import typed
 from e2i_dagster.sources.synthetic_tables import npi
+from e2i_dagster.warehouse.constraints import families
 
 Found = set[tuple[str, int, int, tuple[str, ...]]]
 
@@ -27,8 +31,8 @@ COLUMNS: dict[str, list[Any]] = {
     "priority": ["high", "HIGH", "low ", 3, None],
     "confidence_score": [0.5, 1.01, -0.01, float("inf"), "0.7", "much", None],
     "lead_time_days": [0, 14, -1, 2.5, None],
-    "delivery_timestamp": [MOMENT, MOMENT + pd.Timedelta(days=9), None],
-    "view_timestamp": [MOMENT + pd.Timedelta(days=1), None],
+    "delivery_timestamp": [MOMENT, MOMENT + pd.Timedelta(days=9), "2024-03-05", "2024-03-04T23:59:59Z", None],
+    "view_timestamp": [MOMENT + pd.Timedelta(days=1), "2024-03-05T00:30:00Z", None],
     "false_positive_flag": [True, False, "true", 7, None],
 }
 
@@ -134,7 +138,9 @@ def test_a_relation_is_asked_without_leaving_its_engine(policy: QualityPolicy) -
             "confidence_score": "much",  # another family than described
         }
     )
-    faults = check_on_engine(duckdb.connect().from_df(frame), "triggers", policy)
+    connection = duckdb.connect()
+    connection.execute("SET TimeZone = 'UTC'")
+    faults = check_on_engine(connection.from_df(frame), "triggers", policy)
     found = {one.rule.label: (one.count, len(one.keys)) for one in faults}
     assert found["schema_vocabulary.triggers.priority"] == (50_000, 5)
     assert found["schema_type.triggers.confidence_score"] == (50_000, 5)
@@ -144,3 +150,58 @@ def test_odd_columns_and_empty_frames(policy: QualityPolicy) -> None:
     odd = pd.DataFrame({"trigger_id": ["a"], 'x"; DROP TABLE y; --': [1], "a b": [[1]], "priority": [None]})
     for frame in (odd, odd.iloc[:0], pd.DataFrame(), pd.DataFrame({"x": [1, 2]})):
         assert _on_engine(frame, "triggers", policy) == _in_memory(frame, "triggers", policy)
+
+
+DAY = "2022-09-09"
+MOMENTS = [
+    DAY,
+    f"{DAY}T00:00:01Z",
+    f"{DAY}T09:00:00Z",
+    f"{DAY}T23:59:59Z",
+    "2022-09-08",
+    "2022-09-08T23:59:59Z",
+]
+PAIRS = [
+    (table, first, second)
+    for table, about in current_quality_policy().settings.tables.items()
+    for first, second in about.ordered
+    if families(table)[first] == "timestamp"
+]
+
+
+@pytest.mark.parametrize(("table", "first", "second"), PAIRS)
+@pytest.mark.parametrize("way", ["layer 1", "duckdb", "pandas", "arrow", "share"])
+def test_a_day_is_not_earlier_than_a_moment_of_that_day(
+    policy: QualityPolicy, table: str, first: str, second: str, way: Engine
+) -> None:
+    """For each pair of times: what is out of order by whole days, or by the clock where both have one."""
+    both = [(one, other) for one in MOMENTS for other in MOMENTS]
+    frame = pd.DataFrame(both, columns=[first, second])
+    late = [
+        one[:10] > other[:10] if DAY in (one, other) or "2022-09-08" in (one, other) else one > other
+        for one, other in both
+    ]
+    label = f"schema_order.{table}.{first}.{second}"
+    if way == "layer 1":
+        found = {one.rule.label: one.positions for one in check_schema(frame, table, policy).faults}
+        assert found[label].tolist() == np.flatnonzero(late).tolist()
+    elif way == "share":
+        scored = {one.column: one for one in score(frame, table, policy=policy).columns}
+        assert scored[first].consistency == pytest.approx(1 - np.mean(late))
+    else:
+        given = pa.Table.from_pandas(typed(frame, table).frame[[first, second]]) if way == "arrow" else frame
+        faults = {one.rule.label: one.count for one in check_on_engine(given, table, policy, engine=way)}
+        assert faults[label] == sum(late)
+
+
+def test_an_engine_that_knows_the_days_of_another_zone_is_refused(policy: QualityPolicy) -> None:
+    frame = typed(pd.DataFrame({"trigger_timestamp": [f"{DAY}T09:00:00Z"]}), "triggers").frame
+    connection = duckdb.connect()
+    connection.execute("SET TimeZone = 'America/New_York'")
+    relation = connection.from_df(frame[["trigger_timestamp"]])
+    with pytest.raises(
+        InputError, match=r"trigger_timestamp has moments of the zone America/New_York.*TimeZone"
+    ):
+        check_on_engine(relation, "triggers", policy)
+    connection.execute("SET TimeZone = 'UTC'")
+    check_on_engine(connection.from_df(frame[["trigger_timestamp"]]), "triggers", policy)

@@ -176,3 +176,24 @@ def test_one_pass_gives_each_month_what_its_own_run_gives(policy: QualityPolicy,
         assert {failure.position for failure in together[label].failures} == set(alone), label
         found += len(alone)
     assert found > 4
+
+
+def test_a_day_is_not_before_a_moment_of_that_day(policy: QualityPolicy) -> None:
+    """As the rule ``schema_order`` has it: by the day where one of the two is a day, else by the clock."""
+    moments = ["2022-09-09", "2022-09-09T09:00:00Z", "2022-09-09T10:00:00Z", "2022-09-08", None]
+    pairs = [(later, first) for later in moments for first in moments]
+    frame = pd.DataFrame(pairs, columns=["delivery_timestamp", "trigger_timestamp"])
+    day = {
+        "expect": "not_before",
+        "column": "delivery_timestamp",
+        "other": "trigger_timestamp",
+        "because": "test",
+    }
+    suite = Suite(table="triggers", expectations=(ExpectationSpec.model_validate(day),))
+    own = dataclasses.replace(policy, suites={"triggers": suite})
+    (failure,) = _Runner(own)(typed(frame, "triggers").frame, dict(enumerate(suite.expectations))).values()
+    assert failure.rows is not None and failure.error is None
+    assert [pairs[row] for row in failure.rows] == [
+        ("2022-09-09T09:00:00Z", "2022-09-09T10:00:00Z"),
+        *(("2022-09-08", first) for first in moments[:3]),
+    ]
