@@ -5,7 +5,7 @@ import pytest
 
 from e2i_dagster.cli import endpoint_text
 from e2i_dagster.commands.launch import exit_code, failure_record, failure_text
-from e2i_dagster.errors import InputError, UnavailableError
+from e2i_dagster.errors import InputError, UnavailableError, VerdictError
 
 ENDPOINT = {
     "model_id": "e2i-one/1", "slot": "staging", "health": "healthy", "reason": None,
@@ -49,14 +49,23 @@ def test_only_a_model_in_health_is_offered():
     assert "curl" not in endpoint_text({**ENDPOINT, "example": "", "reason": "its release is gone"})
 
 
-@pytest.mark.parametrize(("name", "waivable"), [("qc_gate", True), ("cohort_not_empty", False)])
-def test_a_blocking_check_is_told_as_a_refusal_with_a_remedy_of_its_own(name, waivable):
-    spec = dg.AssetCheckSpec(name, asset="table", blocking=True)
+@pytest.mark.parametrize("known", [True, False])
+def test_a_blocking_check_is_told_as_a_refusal_with_what_it_knows(known):
+    """A check that knows file, field and remedy of its refusal tells them; of another one it is said which it was."""
+    spec = dg.AssetCheckSpec("nothing_missing", asset="table", blocking=True)
+    error = VerdictError(
+        "nothing is left.", file="rows", field="2024-01", remedy="Load it again."
+    ).to_record()
 
     @dg.asset(check_specs=[spec])
     def table():
         yield dg.MaterializeResult()
-        yield dg.AssetCheckResult(check_name=name, passed=False, description="nothing is left.")
+        yield dg.AssetCheckResult(
+            check_name="nothing_missing",
+            passed=False,
+            description="nothing is left.",
+            metadata={"error": error} if known else {},
+        )
 
     @dg.asset(deps=[table])
     def after():
@@ -65,6 +74,10 @@ def test_a_blocking_check_is_told_as_a_refusal_with_a_remedy_of_its_own(name, wa
     result = dg.materialize([table, after], raise_on_error=False)
     record = failure_record(result)
     assert not result.success and exit_code(result) == 4
-    assert (record["code"], record["file"], record["field"]) == ("refused", "table", name)
-    assert record["message"] == f"table {name}: nothing is left."
-    assert ("gate waive" in (record["remedy"] or "")) == waivable
+    assert record["message"] == "table nothing_missing: nothing is left."
+    told = tuple(record[key] for key in ("code", "file", "field", "remedy"))
+    assert told == (
+        ("refused", "rows", "2024-01", "Load it again.")
+        if known
+        else ("refused", "table", "nothing_missing", None)
+    )
