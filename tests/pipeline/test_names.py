@@ -170,6 +170,25 @@ NAMES = {
 }
 
 
+#: Misspelt names: file, place, value, and the name that was meant.
+MISSPELT = [
+    ("quality.yaml", "indications.fabhalta_pn", {"codes": ["D59.5"]}, "fabhalta_pnh"),
+    ("quality.yaml", "tables.trigger", {"expected": ["trigger_id"]}, "triggers"),
+    ("quality.yaml", "plausibility.may_be_future.trigger", ["x"], "triggers"),
+    ("expectations/treatment_events.yaml", "table", "treatment_event", "treatment_events"),
+    ("expectations/treatment_events.yaml", "expectations.3.vocabulary", "event_typ", "event_type"),
+    ("scopes/fabhalta_pnh_initiation.yaml", "cohort", "fabhalta_pn", "fabhalta_pnh"),
+    ("experiments/remibrutinib_outreach.yaml", "eligibility.cohort", "remibrutinib_cs", "remibrutinib_csu"),
+    ("experiments/remibrutinib_outreach.yaml", "stopping.harm.0.metric", "opt_ou", "opt_out"),
+    ("vocabulary.yaml", "vocabularies.brand.aliases.x", "Fabhalt", "Fabhalta"),
+    ("algorithms.yaml", "algorithms.Ridge.search_space.alph", {"kind": "int", "low": 1, "high": 2}, "alpha"),
+    ("experiment_lifecycle.yaml", "transitions.draf", [], "draft"),
+    ("alerts.yaml", "owners.drif", "x", "drift"),
+    ("causal.yaml", "effect_model.required_refuters.+", "subse", "subset"),
+    ("drift_monitoring.yaml", "severity_weight.hig", 1.0, "high"),
+]
+
+
 def put(document, place, value):
     *way, last = place.split(".")
     for step in way:
@@ -304,3 +323,9 @@ def test_a_vocabulary_that_only_a_suite_names_is_taken(own):
 def test_a_model_of_econml_that_is_not_the_usual_one_is_taken(own):
     folder = own("algorithms.yaml", "algorithms.LinearDML.defaults.model_y", "automl")
     assert AlgorithmsPolicy.load(folder).algorithm("LinearDML").defaults["model_y"] == "automl"
+
+
+@pytest.mark.parametrize(("file", "place", "value", "meant"), MISSPELT)
+def test_the_name_that_was_meant_is_told(own, file, place, value, meant):
+    said = " ".join(errors_of(own(file, place, value), file))
+    assert f"Did you mean {meant!r}?" in said
