@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from e2i_dagster.config.base import PolicyModel, read_yaml
+from e2i_dagster.config.base import PolicyModel, did_you_mean, read_yaml
 from e2i_dagster.config.environment import config_folder
 from e2i_dagster.config.names import algorithm_problems
 from e2i_dagster.errors import ConfigError
@@ -122,7 +122,8 @@ class Algorithm(PolicyModel):
             )
         unknown = sorted(set(self.search_space) - set(self.defaults))
         if unknown:
-            raise ValueError(f"searched parameters without a default: {', '.join(unknown)}")
+            near = did_you_mean(unknown[0], self.defaults)
+            raise ValueError(f"searched parameters without a default: {', '.join(unknown)}. {near}".rstrip())
         return self
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from pathlib import Path
@@ -114,7 +115,7 @@ def read_yaml(
         problems = []
         for problem in error.errors(include_url=False):
             missing = problem["type"] == "missing"
-            near = _nearest_key(model, problem) if problem["type"] == "extra_forbidden" else ""
+            near = _nearest(model, problem)
             found = {} if missing else {"value": _short(problem["input"])}
             said = problem["msg"] + (f" (found {found['value']})" if found else "")
             problems.append(_problem(path, node, problem["loc"], said, near, missing=missing, **found))
@@ -151,6 +152,15 @@ def _parsed(text: str) -> tuple[yaml.Node | None, Any]:
         return node, None if node is None else loader.construct_document(node)
     finally:
         loader.dispose()
+
+
+def _nearest(model: type[BaseModel], problem: Any) -> str:
+    """What a key or a word that there is not was meant to be; empty for any other problem."""
+    if problem["type"] == "extra_forbidden":
+        return _nearest_key(model, problem)
+    if problem["type"] == "literal_error" and isinstance(problem["input"], str):
+        return did_you_mean(problem["input"], re.findall(r"'([^']*)'", problem["ctx"]["expected"]))
+    return ""
 
 
 def _nearest_key(model: type[BaseModel], problem: Any) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from e2i_dagster.config.allocation import RATIO_TOLERANCE, allocation_shares
-from e2i_dagster.config.base import Place, PolicyModel, digest_of, read_yaml
+from e2i_dagster.config.base import Place, PolicyModel, did_you_mean, digest_of, read_yaml
 from e2i_dagster.config.cohort import CohortDefinition, Criterion
 from e2i_dagster.config.observed import note_file
 from e2i_dagster.errors import ConfigError
@@ -417,7 +417,11 @@ class ExperimentSpec(PolicyModel):
         known = {metric.name for metric in self.metrics.all}
         unknown = sorted({rule.metric for rule in self.stopping.harm} - known)
         if unknown:
-            raise ValueError(f"stopping.harm names unknown metric(s): {', '.join(unknown)}")
+            near = did_you_mean(unknown[0], known)
+            raise ValueError(
+                f"stopping.harm names unknown metric(s): {', '.join(unknown)}. {near + ' ' if near else ''}"
+                f"Known: {', '.join(sorted(known))}"
+            )
         if self.metrics.primary.kind == "survival" and self.sample_size.events is None:
             raise ValueError("a survival metric counts information in events: give sample_size.events")
         wrong = next(self._what_the_primary_metric_lacks(), None)
@@ -502,9 +506,10 @@ class ExperimentSpec(PolicyModel):
         if own.cohort is None:
             return own.inclusion_criteria, own.exclusion_criteria
         if own.cohort not in cohorts:
+            near = did_you_mean(own.cohort, cohorts)
             raise ConfigError(
                 f"config/experiments/{self.name}.yaml: eligibility.cohort: there is no cohort {own.cohort!r}. "
-                f"Known: {', '.join(sorted(cohorts)) or 'none'}."
+                f"{near + ' ' if near else ''}Known: {', '.join(sorted(cohorts)) or 'none'}."
             )
         base = cohorts[own.cohort]
         grouped = [

@@ -5,15 +5,16 @@ A name that matches nothing would be passed over in silence: a model without the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from e2i_dagster.config.base import Place, did_you_mean
 
 if TYPE_CHECKING:
-    from e2i_dagster.config.algorithms import AlgorithmsPolicy
+    from e2i_dagster.config.algorithms import Algorithm, AlgorithmsPolicy
     from e2i_dagster.config.causal import QuestionRule
     from e2i_dagster.config.experiment import ExperimentSpec
     from e2i_dagster.config.scope import ScopeSpec
@@ -50,7 +51,33 @@ TRAINED = {
     "Lasso": Trained(_BOTH[1:], ("alpha",)),
 }
 #: Named and ranked by their declared figures; effects are estimated by :mod:`e2i_dagster.causal`.
-CAUSAL_ALGORITHMS = ("CausalForest", "LinearDML", "DRLearner", "XLearner")
+#: The parameters of each are listed whole: no estimator is built from them that could refuse another one.
+CAUSAL_ALGORITHMS = {
+    "CausalForest": ("n_estimators", "max_depth", "min_samples_leaf"),
+    "LinearDML": ("model_y", "model_t", "cv"),
+    "DRLearner": ("min_propensity", "cv"),
+    "XLearner": ("n_estimators", "min_samples_leaf"),
+}
+#: Names of the models of outcome and treatment in EconML (``econml.sklearn_extensions.model_selection``).
+_NUISANCE_MODELS = ("auto", "automl", "linear", "poly", "forest", "gbf", "nnet")
+
+#: Types beyond skops' own list that our pipelines consist of. Everything else is refused when a model is
+#: stored and when it is loaded: a model file cannot bring code of its own.
+TRUSTED_TYPES: tuple[str, ...] = (
+    "collections.OrderedDict",
+    "lightgbm.basic.Booster",
+    "lightgbm.sklearn.LGBMClassifier",
+    "lightgbm.sklearn.LGBMRegressor",
+    "numpy.dtype",
+    "sklearn.calibration._CalibratedClassifier",
+    "sklearn.calibration._SigmoidCalibration",
+    "sklearn.calibration._TemperatureScaling",
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+    "sklearn.tree._tree.Tree",
+    "xgboost.core.Booster",
+    "xgboost.sklearn.XGBClassifier",
+    "xgboost.sklearn.XGBRegressor",
+)
 
 #: The vocabulary of the kinds of event of each table that outcomes are read from.
 _KINDS = {
@@ -123,7 +150,9 @@ def algorithm_problems(policy: AlgorithmsPolicy) -> Iterator[Place]:
     for name, about in policy.algorithms.items():
         place = ("algorithms", name)
         causal = about.family == "causal"
-        yield from unknown(place, name, CAUSAL_ALGORITHMS if causal else tuple(TRAINED), "algorithm")
+        yield from unknown(place, name, tuple(CAUSAL_ALGORITHMS if causal else TRAINED), "algorithm")
+        if causal and name in CAUSAL_ALGORITHMS:
+            yield from _causal_parameter_problems(name, about)
         if causal or name not in TRAINED:
             continue
         yield from unknown(
@@ -141,11 +170,85 @@ def algorithm_problems(policy: AlgorithmsPolicy) -> Iterator[Place]:
             yield from unknown([*place, "defaults", parameter], parameter, known, f"parameter of {name}")
 
 
+def _causal_parameter_problems(name: str, about: Algorithm) -> Iterator[Place]:
+    """Parameters that a causal algorithm has not, and models of outcome or treatment that EconML has not."""
+    for parameter, value in about.defaults.items():
+        place = ("algorithms", name, "defaults", parameter)
+        yield from unknown(place, parameter, CAUSAL_ALGORITHMS[name], f"parameter of {name}")
+        if parameter in ("model_y", "model_t"):
+            yield from unknown(place, str(value), _NUISANCE_MODELS, f"{parameter} of {name}")
+            searched = about.search_space.get(parameter)
+            choices = searched.choices if searched is not None and searched.kind == "categorical" else ()
+            place = ("algorithms", name, "search_space", parameter, "choices")
+            yield from unknown(place, map(str, choices), _NUISANCE_MODELS, f"{parameter} of {name}")
+
+
+def trusted_type_problems(names: Sequence[str]) -> Iterator[Place]:
+    """Trusted types of packages that are not installed, and types that an installed package has not.
+
+    The types that the registry itself stores are known; for any other one its package is imported.
+    """
+    from importlib.util import find_spec
+
+    for number, name in enumerate(names):
+        package = name.partition(".")[0]
+        if not package.isidentifier() or find_spec(package) is None:
+            said: str | None = f"no package {package!r} is installed (found {name!r})."
+        else:
+            said = None if name in TRUSTED_TYPES else _untraceable(name)
+        if said is not None:
+            yield ("trusted_types", number), said
+
+
+def _untraceable(name: str) -> str | None:
+    """Why ``name`` is no type of an installed package, nor ``package.*`` of one; None where it is."""
+    from importlib import import_module
+    from pkgutil import iter_modules
+    from types import ModuleType
+
+    below = name.endswith(".*")
+    way: list[str] = []
+    found: Any = None
+    for part in name.removesuffix(".*").split("."):
+        before, way = ".".join(way), [*way, part]
+        if way[1:] and hasattr(found, part):
+            found = getattr(found, part)
+            continue
+        try:
+            found = import_module(".".join(way))
+        except ModuleNotFoundError:
+            within = [one.name for one in iter_modules(getattr(found, "__path__", ()))]
+            near = did_you_mean(part, {*dir(found), *within})
+            return f"there is no {part!r} in {before} (found {name!r}). {near}".rstrip()
+        except ImportError as error:
+            return f"{'.'.join(way)} cannot be imported (found {name!r}): {error}"
+    if isinstance(found, ModuleType) and not below:
+        return f"{name!r} is a module. Name a type in it, or write {name + '.*'!r} for everything below it."
+    return None
+
+
 def vocabulary_problems(policy: VocabularyPolicy) -> Iterator[Place]:
-    """Aliases of columns that no raw table has."""
+    """Aliases of columns that no raw table has, and words of column names that can match no column."""
     from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, frame_columns
 
     tables = (*RAW_TABLES, *OPTIONAL_RAW_TABLES)
+    words = sorted({word for table in tables for name in frame_columns(table) for word in name.split("_")})
+    for key in ("words", "generic_words"):
+        for part, meaning in getattr(policy.column_matching, key).items():
+            place = ("column_matching", key, part)
+            if not re.fullmatch("[a-z0-9]+", part):
+                yield (
+                    place,
+                    f"{part!r} is no part of a column name. Parts are split at anything but letters and digits, "
+                    "and compared in lower case: write each part by itself, in lower case.",
+                )
+            for word in meaning.split():
+                if word not in words:
+                    near = did_you_mean(word, words)
+                    yield (
+                        place,
+                        f"no column of a raw table has the word {word!r} in its name. {near}".rstrip(),
+                    )
     for table, aliases in policy.column_aliases.items():
         yield from unknown(["column_aliases", table], table, tables, "raw table")
         if table in tables:
@@ -153,6 +256,27 @@ def vocabulary_problems(policy: VocabularyPolicy) -> Iterator[Place]:
                 yield from unknown(
                     ["column_aliases", table, alias], column, frame_columns(table), f"column of {table}"
                 )
+
+
+def unused_vocabularies(policy: VocabularyPolicy, named: Iterable[str]) -> Iterator[Place]:
+    """Vocabularies that no column has and no suite of expectations names (``named``)."""
+    from e2i_dagster.warehouse.tables import all_metadata, facts
+
+    of_columns = {
+        listed
+        for table in all_metadata().sorted_tables
+        for column in table.columns
+        if "facts" in column.info and (listed := facts(column).vocabulary) is not None
+    }
+    used = sorted({*of_columns, *named})
+    for name in policy.vocabularies:
+        if name not in used:
+            near = did_you_mean(name, used)
+            yield (
+                ("vocabularies", name),
+                f"no column and no suite of expectations uses the vocabulary {name!r}. "
+                f"{near + ' ' if near else ''}Used: {', '.join(used)}.",
+            )
 
 
 def question_problems(question: QuestionRule) -> Iterator[Place]:

@@ -13,9 +13,10 @@ import numpy as np
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from e2i_dagster.config.base import YAML_LOADER, PolicyModel, _line_of, read_yaml
+from e2i_dagster.config.base import YAML_LOADER, PolicyModel, _line_of, did_you_mean, read_yaml
 from e2i_dagster.config.codes import fits
 from e2i_dagster.config.environment import config_folder
+from e2i_dagster.config.names import unused_vocabularies
 from e2i_dagster.config.observed import unobserved
 from e2i_dagster.config.vocabulary import VocabularyPolicy, load_vocabulary
 from e2i_dagster.errors import ConfigError
@@ -354,6 +355,9 @@ class QualityPolicy:
             suite = read_yaml(file, Suite)
             problems.extend(_suite_problems(file, _described(suite), vocabularies))
             suites[suite.table] = suite
+        named = {one.vocabulary for suite in suites.values() for one in suite.expectations if one.vocabulary}
+        for place, said in unused_vocabularies(vocabularies, named):
+            problems.append(f"{_place(folder / 'vocabulary.yaml', *place)}: {said}")
         if problems:
             raise ConfigError.joined([_told(one) for one in problems])
         return cls(settings, suites, vocabularies)
@@ -389,7 +393,7 @@ def _settings_problems(path: Path, settings: QualitySettings) -> Iterator[str]:
             yield f"{_place(path, 'tables')}: lacks the raw table {table}; every table states what it expects."
     for table, about in settings.tables.items():
         if table not in known:
-            yield f"{_place(path, 'tables', table)}: no raw table has this name. Known: {', '.join(known)}."
+            yield f"{_place(path, 'tables', table)}: {_no_table(table)}"
             continue
         columns = frame_columns(table)
         for position, column in enumerate(about.expected):
@@ -419,7 +423,8 @@ def _indication_problems(path: Path, settings: QualitySettings) -> Iterator[str]
     }
     for indication in sorted(set(settings.indications) - described):
         place = _place(path, "indications", indication)
-        yield f"{place}: no column applies to it. Known: {', '.join(sorted(described))}."
+        near = did_you_mean(indication, described)
+        yield f"{place}: no column applies to it. {near + ' ' if near else ''}Known: {', '.join(sorted(described))}."
     for indication, about in settings.indications.items():
         for number, code in enumerate(about.codes):
             if not fits(code, "icd10cm"):
@@ -451,7 +456,7 @@ def _plausibility_problems(path: Path, settings: PlausibilitySettings) -> Iterat
     for key, table, column in named:
         place = _place(path, "plausibility", key, table)
         if table not in known:
-            yield f"{place}: no raw table has this name. Known: {', '.join(known)}."
+            yield f"{place}: {_no_table(table)}"
         elif column not in frame_columns(table):
             yield _no_column(place, table, column, frame_columns(table))
         elif key == "may_be_future" and not isinstance(
@@ -486,7 +491,7 @@ def _suite_problems(path: Path, suite: Suite, vocabularies: VocabularyPolicy) ->
 
     known = RAW_TABLES + OPTIONAL_RAW_TABLES
     if suite.table not in known:
-        yield f"{_place(path, 'table')}: found {suite.table!r}; expected one of {', '.join(known)}."
+        yield f"{_place(path, 'table')}: {_no_table(suite.table)}"
         return
     if path.stem != suite.table:
         yield f"{_place(path, 'table')}: found {suite.table!r} in the file of {path.stem!r}; they must agree."
@@ -502,7 +507,16 @@ def _suite_problems(path: Path, suite: Suite, vocabularies: VocabularyPolicy) ->
         if spec.vocabulary is not None and spec.vocabulary not in vocabularies.vocabularies:
             place = _place(path, "expectations", position, "vocabulary")
             listed = ", ".join(sorted(vocabularies.vocabularies))
-            yield f"{place}: found {spec.vocabulary!r}; expected one of {listed}."
+            near = did_you_mean(spec.vocabulary, vocabularies.vocabularies)
+            yield f"{place}: found {spec.vocabulary!r}; expected one of {listed}. {near}".rstrip()
+
+
+def _no_table(table: str) -> str:
+    from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES
+
+    known = (*RAW_TABLES, *OPTIONAL_RAW_TABLES)
+    near = did_you_mean(table, known)
+    return f"no raw table is called {table!r}. {near + ' ' if near else ''}Known: {', '.join(known)}."
 
 
 def _no_column(place: str, table: str, column: str, columns: tuple[str, ...]) -> str:

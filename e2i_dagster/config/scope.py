@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from e2i_dagster.config.base import PolicyModel, read_yaml
+from e2i_dagster.config.base import PolicyModel, did_you_mean, read_yaml
 from e2i_dagster.config.environment import config_folder
 from e2i_dagster.config.names import KnownNames, scope_problems
 from e2i_dagster.config.observed import note_file
@@ -461,7 +461,8 @@ def check_against_cohorts(
                 raise ConfigError(
                     f"Scope {scope.key}: its cohort {scope.cohort} is not valid: {error}", **error.known
                 )
-        remedy = f"Known: {', '.join(sorted(cohorts)) or 'none'}."
+        near = did_you_mean(scope.cohort, cohorts)
+        remedy = f"{near + ' ' if near else ''}Known: {', '.join(sorted(cohorts)) or 'none'}."
         raise ConfigError(
             f"Scope {scope.key}: there is no cohort {scope.cohort!r}. {remedy}",
             file=f"scopes/{scope.key}.yaml",

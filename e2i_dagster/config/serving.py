@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from e2i_dagster.config.base import Place, PolicyModel, read_yaml
+from e2i_dagster.config.base import PolicyModel, read_yaml
 from e2i_dagster.config.environment import config_folder
+from e2i_dagster.config.names import trusted_type_problems
 
 ServiceName = Literal["classification", "regression", "causal"]
 ServedProblem = Literal["binary_classification", "multiclass_classification", "regression", "causal"]
@@ -89,16 +89,11 @@ class ServingPolicy(PolicyModel):
     @classmethod
     def load(cls, folder: Path | None = None) -> ServingPolicy:
         """Read ``serving.yaml`` of ``folder`` (default: the configuration folder)."""
-        return read_yaml((folder or config_folder()) / "serving.yaml", cls, cls._of_no_package)
-
-    def _of_no_package(self) -> Iterator[Place]:
-        """Trusted types of packages that are not installed."""
-        from importlib.util import find_spec
-
-        for number, name in enumerate(self.trusted_types):
-            package = name.partition(".")[0]
-            if not package.isidentifier() or find_spec(package) is None:
-                yield ("trusted_types", number), f"no package {package!r} is installed (found {name!r})."
+        return read_yaml(
+            (folder or config_folder()) / "serving.yaml",
+            cls,
+            lambda read: trusted_type_problems(read.trusted_types),
+        )
 
     def service_of(self, problem_type: str) -> ServiceName | None:
         """The service that takes models of ``problem_type``; None if none does."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from e2i_dagster.config.base import PolicyModel, read_yaml
+from e2i_dagster.config.base import PolicyModel, did_you_mean, read_yaml
 from e2i_dagster.config.environment import config_folder
 from e2i_dagster.config.names import vocabulary_problems
 from e2i_dagster.errors import ConfigError
@@ -36,7 +36,10 @@ class Vocabulary(PolicyModel):
     def _aliases_lead_to_values(self) -> Vocabulary:
         unknown = sorted({target for target in self.aliases.values() if target} - set(self.values))
         if unknown:
-            raise ValueError(f"aliases lead to values that are not listed: {', '.join(unknown)}")
+            near = did_you_mean(unknown[0], self.values)
+            raise ValueError(
+                f"aliases lead to values that are not listed: {', '.join(unknown)}. {near}".rstrip()
+            )
         shadowed = sorted(set(self.aliases) & set(self.values))
         if shadowed:
             raise ValueError(f"listed both as value and as alias: {', '.join(shadowed)}")

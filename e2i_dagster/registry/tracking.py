@@ -17,30 +17,13 @@ from typing import Any
 import pandas as pd
 
 from e2i_dagster.config.environment import lake_url
+from e2i_dagster.config.names import TRUSTED_TYPES
 from e2i_dagster.config.registry import RegistryPolicy
 from e2i_dagster.config.scope import ScopeSpec
 from e2i_dagster.errors import InputError, UnavailableError
 from e2i_dagster.explain import Explanation
 from e2i_dagster.selection import AlgorithmChoice
 from e2i_dagster.training import Evaluation, SearchResult, TrainedModel
-
-#: Types beyond skops' own list that our pipelines consist of. Everything else is refused when a model is
-#: stored and when it is loaded: a model file cannot bring code of its own.
-TRUSTED_TYPES: tuple[str, ...] = (
-    "collections.OrderedDict",
-    "lightgbm.basic.Booster",
-    "lightgbm.sklearn.LGBMClassifier",
-    "lightgbm.sklearn.LGBMRegressor",
-    "numpy.dtype",
-    "sklearn.calibration._CalibratedClassifier",
-    "sklearn.calibration._SigmoidCalibration",
-    "sklearn.calibration._TemperatureScaling",
-    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
-    "sklearn.tree._tree.Tree",
-    "xgboost.core.Booster",
-    "xgboost.sklearn.XGBClassifier",
-    "xgboost.sklearn.XGBRegressor",
-)
 
 _FRAMEWORKS = {"XGBoost": ("xgboost",), "LightGBM": ("lightgbm",)}
 

@@ -11,10 +11,13 @@ import yaml
 
 from e2i_dagster.config.algorithms import AlgorithmsPolicy
 from e2i_dagster.config.environment import CHECKOUT
-from e2i_dagster.config.names import TRAINED
+from e2i_dagster.config.names import TRAINED, _untraceable
 from e2i_dagster.config.policy import load_policy
+from e2i_dagster.config.quality import QualityPolicy
+from e2i_dagster.config.serving import ServingPolicy
 from e2i_dagster.config.validate import READERS, validate_folder
 from e2i_dagster.errors import ConfigError
+from e2i_dagster.registry import TRUSTED_TYPES
 from e2i_dagster.selection.pipeline import parameters_of, trained_algorithms
 
 BOGUS = "bogus_name"
@@ -32,6 +35,13 @@ NAMES = {
         ("algorithms.LightGBM.defaults.bogus_name", 1, BOGUS),
         ("algorithms.LogisticRegression.defaults.bogus_name", 1, BOGUS),
         ("algorithms.Ridge.search_space.bogus_name", {"kind": "int", "low": 1, "high": 2}, BOGUS),
+        ("algorithms.CausalForest.defaults.bogus_name", 1, BOGUS),
+        ("algorithms.DRLearner.defaults.bogus_name", 1, BOGUS),
+        ("algorithms.XLearner.defaults.n_estimator", 1, "Did you mean 'n_estimators'?"),
+        ("algorithms.LinearDML.defaults.bogus_name", 1, BOGUS),
+        ("algorithms.LinearDML.defaults.model_y", BOGUS, BOGUS),
+        ("algorithms.LinearDML.defaults.model_t", "linea", "Did you mean 'linear'?"),
+        ("algorithms.LinearDML.search_space.model_y.choices.+", BOGUS, BOGUS),
     ],
     "alerts.yaml": [
         ("owners.bogus_name", "x", BOGUS),
@@ -86,14 +96,28 @@ NAMES = {
         ),
         ("services.regression.problem_types.+", BOGUS, BOGUS),
         ("trusted_types.+", "bogus_pkg.bogus.Name", "bogus_pkg"),
+        ("trusted_types.+", "bogus_pkg.*", "bogus_pkg"),
+        ("trusted_types.+", "collections.bogus_name", BOGUS),
+        ("trusted_types.+", "collections.bogus_name.*", BOGUS),
+        ("trusted_types.+", "collections.abc", "write 'collections.abc.*'"),
+        ("trusted_types.+", "collections.OrderedDic", "Did you mean 'OrderedDict'?"),
+        ("trusted_types.+", "sklearn.tre.DecisionTreeClassifier", "Did you mean 'tree'?"),
+        ("trusted_types.+", "sklearn.tree.NoSuchClass", "NoSuchClass"),
     ],
     "sources.yaml": [
         ("source.dgp", BOGUS, BOGUS),
+        ("expected", {BOGUS: {"pattern": "x_{month}.csv", "delivery_day": 5}}, BOGUS),
     ],
     "vocabulary.yaml": [
         ("vocabularies.brand.aliases.x", BOGUS, BOGUS),
         ("column_aliases.bogus_name", {"a": "b"}, BOGUS),
         ("column_aliases.patient_journeys.x", BOGUS, BOGUS),
+        ("column_matching.words.x", BOGUS, BOGUS),
+        ("column_matching.words.x", "insurence type", "Did you mean 'insurance'?"),
+        ("column_matching.words.Pat_ID", "patient", "Pat_ID"),
+        ("column_matching.generic_words.x", BOGUS, BOGUS),
+        ("vocabularies.bogus_name", {"values": ["a"]}, BOGUS),
+        ("vocabularies.regions", {"values": ["a"]}, "Did you mean 'region'?"),
     ],
     "causal.yaml": [
         ("question.confounders.+", BOGUS, BOGUS),
@@ -146,6 +170,25 @@ NAMES = {
 }
 
 
+#: Misspelt names: file, place, value, and the name that was meant.
+MISSPELT = [
+    ("quality.yaml", "indications.fabhalta_pn", {"codes": ["D59.5"]}, "fabhalta_pnh"),
+    ("quality.yaml", "tables.trigger", {"expected": ["trigger_id"]}, "triggers"),
+    ("quality.yaml", "plausibility.may_be_future.trigger", ["x"], "triggers"),
+    ("expectations/treatment_events.yaml", "table", "treatment_event", "treatment_events"),
+    ("expectations/treatment_events.yaml", "expectations.3.vocabulary", "event_typ", "event_type"),
+    ("scopes/fabhalta_pnh_initiation.yaml", "cohort", "fabhalta_pn", "fabhalta_pnh"),
+    ("experiments/remibrutinib_outreach.yaml", "eligibility.cohort", "remibrutinib_cs", "remibrutinib_csu"),
+    ("experiments/remibrutinib_outreach.yaml", "stopping.harm.0.metric", "opt_ou", "opt_out"),
+    ("vocabulary.yaml", "vocabularies.brand.aliases.x", "Fabhalt", "Fabhalta"),
+    ("algorithms.yaml", "algorithms.Ridge.search_space.alph", {"kind": "int", "low": 1, "high": 2}, "alpha"),
+    ("experiment_lifecycle.yaml", "transitions.draf", [], "draft"),
+    ("alerts.yaml", "owners.drif", "x", "drift"),
+    ("causal.yaml", "effect_model.required_refuters.+", "subse", "subset"),
+    ("drift_monitoring.yaml", "severity_weight.hig", 1.0, "high"),
+]
+
+
 def put(document, place, value):
     *way, last = place.split(".")
     for step in way:
@@ -165,15 +208,20 @@ def errors_of(folder, file):
     """What reading the file says; the quick way, by the one reader that reads it."""
     if "/" in file or file == "sources.yaml":
         return list(validate_folder(folder).values())
+    if file == "vocabulary.yaml":
+        return refusal_of(QualityPolicy.load, folder)  # reads the suites, which may name a vocabulary, too
     stem = file.removesuffix(".yaml")
     wanted = {
         "alerts": "AlertsPolicy", "algorithms": "AlgorithmsPolicy", "causal": "CausalPolicy",
         "drift_monitoring": "DriftPolicy", "experiment_lifecycle": "LifecyclePolicy",
         "feast_materialization": "FeastMaterializationPolicy", "optuna_config": "OptunaPolicy",
         "quality": "QualityPolicy", "registry": "RegistryPolicy", "serving": "ServingPolicy",
-        "vocabulary": "load_vocabulary",
     }[stem]  # fmt: skip
     (reader,) = (one for one in READERS if one.__qualname__.startswith(wanted))
+    return refusal_of(reader, folder)
+
+
+def refusal_of(reader, folder):
     try:
         reader(folder)
     except ConfigError as error:
@@ -199,6 +247,8 @@ def test_a_name_that_matches_nothing_is_refused(configuration, file, place, valu
         path.write_text(before, encoding="utf-8")
     assert word in said
     assert path.name in said or f"Scope {path.stem}" in said
+    if path.name == "vocabulary.yaml" and "aliases" not in place:
+        assert f": {place}: " in said
 
 
 def test_the_shipped_files_name_only_what_there_is():
@@ -228,3 +278,54 @@ def test_a_parameter_that_is_not_usual_but_the_estimators_own_is_taken(configura
     finally:
         path.write_text(before, encoding="utf-8")
     assert found.defaults["gamma"] == 0.1
+
+
+@pytest.fixture
+def own(configuration):
+    """Sets a place of a file of the configuration, which is as before afterwards."""
+    before = {}
+
+    def change(file, place, value):
+        path = configuration / file
+        before.setdefault(path, path.read_text(encoding="utf-8"))
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        put(document, place, value)
+        path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+        return configuration
+
+    yield change
+    for path, text in before.items():
+        path.write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "name", ["sklearn.*", "sklearn.tree.*", "sklearn.tree._tree.Tree", "sklearn.tree.DecisionTreeClassifier",
+             "datetime.datetime", "numpy.ndarray"],
+)  # fmt: skip
+def test_a_type_that_an_installed_package_has_is_taken(own, name):
+    assert name in ServingPolicy.load(own("serving.yaml", "trusted_types.+", name)).trusted_types
+
+
+def test_the_types_that_are_known_without_import_are_there():
+    assert [name for name in TRUSTED_TYPES if _untraceable(name) is not None] == []
+
+
+def test_a_vocabulary_that_only_a_suite_names_is_taken(own):
+    own("vocabulary.yaml", "vocabularies.specialty", {"values": ["Hematology", "Oncology"]})
+    folder = own(
+        "expectations/hcp_profiles.yaml",
+        "expectations.+",
+        {"column": "specialty", "expect": "in_set", "vocabulary": "specialty", "because": "x"},
+    )
+    assert QualityPolicy.load(folder).vocabulary("specialty") == ("Hematology", "Oncology")
+
+
+def test_a_model_of_econml_that_is_not_the_usual_one_is_taken(own):
+    folder = own("algorithms.yaml", "algorithms.LinearDML.defaults.model_y", "automl")
+    assert AlgorithmsPolicy.load(folder).algorithm("LinearDML").defaults["model_y"] == "automl"
+
+
+@pytest.mark.parametrize(("file", "place", "value", "meant"), MISSPELT)
+def test_the_name_that_was_meant_is_told(own, file, place, value, meant):
+    said = " ".join(errors_of(own(file, place, value), file))
+    assert f"Did you mean {meant!r}?" in said

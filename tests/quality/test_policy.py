@@ -67,7 +67,7 @@ def test_a_suite_that_names_a_missing_column_names_file_line_and_key(folder: Pat
         ),
         ("quality.yaml", "remibrutinib_csu: {codes", "csu: {codes", "lacks remibrutinib_csu"),
         ("quality.yaml", "overall: 0.80", "overal: 0.80", "overal"),
-        ("expectations/triggers.yaml", "table: triggers", "table: trigger", "found 'trigger'"),
+        ("expectations/triggers.yaml", "table: triggers", "table: trigger", "Did you mean 'triggers'?"),
         (
             "expectations/triggers.yaml",
             "column: priority, mostly",
