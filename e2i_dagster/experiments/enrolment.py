@@ -8,7 +8,7 @@ assigned and adhered to the protocol, ``as_treated`` those that received somethi
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,12 +123,24 @@ def check_events(
     twice = Fault("event_type", "is given twice with other values", given.duplicated(key, keep=False))
     screened_at = _by_unit(screened, "screened_at")
     assigned_at = _by_unit(assignments, "assigned_at")
-    new, refused = sift(
-        given[~unchanged],
+    return _judged(
+        given,
+        unchanged,
+        repeated,
         lambda rows: [
             *_faults_of_events(rows, held[key], screened_at, assigned_at, consent, arms), *changed, twice,
         ],
     )  # fmt: skip
+
+
+def _judged(
+    given: pd.DataFrame,
+    unchanged: pd.Series,
+    repeated: np.ndarray,
+    faults_of: Callable[[pd.DataFrame], Iterable[Fault]],
+) -> Judged:
+    """The new rows of ``given`` without those that break a rule, and what became of the delivery."""
+    new, refused = sift(given[~unchanged], faults_of)
     taken = Taken(
         new=len(new), known=int(unchanged.sum()), duplicate=int(repeated.sum()), refused=tuple(refused)
     )
@@ -228,18 +240,16 @@ def check_outcomes(
     )
     assigned_at = _by_unit(assignments, "assigned_at")
     gone = _first(events, "consent_withdrawn")
-    new, refused = sift(
-        given[~unchanged],
+    return _judged(
+        given,
+        unchanged,
+        repeated,
         lambda rows: [
             *_faults_of_outcomes(rows, kinds, assigned_at, gone),
             *(Fault(name, "cannot be read", unread[name]) for name in ("event", "denominator")),
             *changed, twice,
         ],
     )  # fmt: skip
-    taken = Taken(
-        new=len(new), known=int(unchanged.sum()), duplicate=int(repeated.sum()), refused=tuple(refused)
-    )
-    return Judged(new.reset_index(drop=True), taken)
 
 
 def _faults_of_outcomes(

@@ -190,7 +190,7 @@ def _read_csv(connection: DuckDBPyConnection, files: TableFiles, quote: Quote) -
     paths: Any = [str(path) for path in files.paths]  # DuckDB takes lists, its signatures know files only
     mark = "" if quote == "none" else quote
     by_lines = None
-    if any(count_lines(path, form)[1] for path in files.paths):
+    if mark and any(count_lines(path, form)[1] for path in files.paths):
         by_lines = sum(judge_lines(path, form, advice).rows for path in files.paths)
     given = connection.read_csv(
         paths,
