@@ -7,9 +7,9 @@ import dagster as dg
 
 from assets.partitions import SCOPES
 from assets.stage import Produced, input_versions, stage_asset, stage_check
-from e2i_dagster.config.environment import actor
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.config.scope import ScopeSpec
+from e2i_dagster.policy_files.environment import actor
 from resources.mlflow import MlflowResource
 from resources.warehouse import Warehouse
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from e2i_dagster.explain import Explanation
     from e2i_dagster.features.selection import FeatureSelection
     from e2i_dagster.registry.storage import StoredModel
-    from e2i_dagster.registry.track import TrackedRun
+    from e2i_dagster.registry.training_runs import TrackedRun
     from e2i_dagster.registry.versions import RegisteredVersion
     from e2i_dagster.selection import AlgorithmChoice
     from e2i_dagster.training import Evaluation, SearchResult
@@ -45,7 +45,8 @@ def algorithm(
     splits: "pd.DataFrame",
     feature_selection: "FeatureSelection",
 ) -> Produced:
-    from e2i_dagster.selection import select_algorithm, visible_rows
+    from e2i_dagster.selection import select_algorithm
+    from e2i_dagster.splits.rows import visible_rows
 
     kind = scope_spec.problem_type
     rows = visible_rows(training_frame, splits, feature_selection.kept, problem_type=kind)
@@ -66,7 +67,7 @@ def hyperparameters(
     feature_selection: "FeatureSelection",
     algorithm: "AlgorithmChoice",
 ) -> Produced:
-    from e2i_dagster.selection import visible_rows
+    from e2i_dagster.splits.rows import visible_rows
     from e2i_dagster.training import default_storage, search_hyperparameters
 
     kind = scope_spec.problem_type
@@ -91,7 +92,7 @@ def trained_model(
     hyperparameters: "SearchResult",
 ) -> Produced:
     from e2i_dagster.registry.storage import StoredModel
-    from e2i_dagster.selection import visible_rows
+    from e2i_dagster.splits.rows import visible_rows
     from e2i_dagster.training import train
 
     kind = scope_spec.problem_type
@@ -116,7 +117,7 @@ def evaluation(
     trained_model: "StoredModel",
     warehouse: Warehouse,
 ) -> Produced:
-    from e2i_dagster.selection import sealed_test_rows, visible_rows
+    from e2i_dagster.splits.rows import sealed_test_rows, visible_rows
     from e2i_dagster.training import evaluate
 
     model = trained_model.model()
@@ -138,7 +139,7 @@ def evaluation(
 
 @scope_asset(
     outside=True,
-    produces="e2i_dagster.registry.track:TrackedRun",
+    produces="e2i_dagster.registry.training_runs:TrackedRun",
     kinds={"mlflow"},
     description="The attempt on record in MLflow and the warehouse, accepted or rejected.",
 )
@@ -154,7 +155,7 @@ def tracked_run(
     mlflow: MlflowResource,
     warehouse: Warehouse,
 ) -> Produced:
-    from e2i_dagster.registry.track import track_training
+    from e2i_dagster.registry.training_runs import track_training
 
     with mlflow.run(context, scope_spec):
         tracked = track_training(
@@ -200,7 +201,7 @@ def explanations(
 ) -> Produced:
     from e2i_dagster.explain import explain_validation
     from e2i_dagster.registry import log_explanation, write_explanation
-    from e2i_dagster.selection import visible_rows
+    from e2i_dagster.splits.rows import visible_rows
 
     model = trained_model.model()
     rows = visible_rows(training_frame, splits, model.features, problem_type=model.problem_type)
@@ -227,7 +228,7 @@ def registered_model(
     warehouse: Warehouse,
 ) -> Produced:
     from e2i_dagster.registry import model_key, write_explanation
-    from e2i_dagster.registry.track import register_and_stage
+    from e2i_dagster.registry.training_runs import register_and_stage
 
     version: RegisteredVersion = register_and_stage(
         warehouse.engine(),

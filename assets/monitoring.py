@@ -8,8 +8,8 @@ import dagster as dg
 from assets.partitions import DAYS_BY_SCOPE, SCOPE_OF_DAY
 from assets.stage import Produced, stage_asset
 from e2i_dagster.config.drift_monitoring import DriftPolicy
-from e2i_dagster.config.environment import config_folder
 from e2i_dagster.config.policy import current_policy
+from e2i_dagster.policy_files.environment import config_folder
 from resources.warehouse import Warehouse
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def drift_report(
 ) -> Produced:
     from e2i_dagster.monitoring.compare import compare_with_training
     from e2i_dagster.monitoring.history import record_drift
-    from e2i_dagster.selection import visible_rows
+    from e2i_dagster.splits.rows import visible_rows
 
     day, scope = day_and_scope(context)
     model = trained_model.model()

@@ -1,1 +1,1 @@
-"""What starts runs and who is told: sensors, schedules, and the plan that orders the jobs."""
+"""What starts runs by itself and who is told: sensors and schedules. Jobs are in ``jobs``."""

@@ -4,7 +4,10 @@ import datetime as dt
 
 import dagster as dg
 
+from e2i_dagster.config.alerts import AlertsPolicy
 from e2i_dagster.config.policy import current_policy
+from e2i_dagster.policy_files.environment import config_folder
+from jobs.gate import alert_digest
 
 _sources = current_policy().sources
 
@@ -29,3 +32,12 @@ def monthly_load(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.Sk
 def month_before(moment: dt.datetime) -> str:
     """``YYYY-MM`` of the month before ``moment``."""
     return (moment.date().replace(day=1) - dt.timedelta(days=1)).strftime("%Y-%m")
+
+
+daily_digest = dg.ScheduleDefinition(
+    name="daily_digest",
+    job=alert_digest,
+    cron_schedule=AlertsPolicy.load(config_folder()).digest_cron,
+    execution_timezone="UTC",
+    description="One message a day over all warnings (config/alerts.yaml: digest_cron).",
+)

@@ -3,13 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from e2i_dagster.selection import (
-    LabelledRows,
-    VisibleRows,
-    feature_columns,
-    feature_kinds,
-    labelled_rows,
-)
+from e2i_dagster.modelling.model_input import LabelledRows, feature_columns, feature_kinds, labelled_rows
+from e2i_dagster.splits.rows import VisibleRows
 
 TEXTS = ("region", "insurance")
 

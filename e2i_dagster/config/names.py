@@ -5,20 +5,19 @@ A name that matches nothing would be passed over in silence: a model without the
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from e2i_dagster.config.base import Place, did_you_mean
+from e2i_dagster.policy_files.base import Place, did_you_mean, unknown
 
 if TYPE_CHECKING:
     from e2i_dagster.config.algorithms import Algorithm, AlgorithmsPolicy
     from e2i_dagster.config.causal import QuestionRule
     from e2i_dagster.config.experiment import ExperimentSpec
     from e2i_dagster.config.scope import ScopeSpec
-    from e2i_dagster.config.vocabulary import VocabularyPolicy
+    from e2i_dagster.tables.vocabulary import VocabularyPolicy
 
 _BOTH = ("binary_classification", "regression")
 
@@ -35,7 +34,7 @@ class Trained:
 
 
 _TREES = ("n_estimators", "max_depth", "min_samples_split", "min_samples_leaf")
-#: What :mod:`e2i_dagster.selection.pipeline` builds.
+#: What :mod:`e2i_dagster.modelling.estimators` builds.
 TRAINED = {
     "XGBoost": Trained(
         _BOTH, ("n_estimators", "max_depth", "learning_rate", "subsample", "min_child_weight")
@@ -104,8 +103,8 @@ def known_names(folder: Path) -> KnownNames:
         ConfigError: one of the two files is missing or wrong.
     """
     from e2i_dagster.config.algorithms import AlgorithmsPolicy
-    from e2i_dagster.config.vocabulary import load_vocabulary
-    from e2i_dagster.features.definitions import feature_names
+    from e2i_dagster.config.feature_views import feature_names
+    from e2i_dagster.tables.vocabulary import load_vocabulary
 
     vocabulary = load_vocabulary(folder)
     return KnownNames(
@@ -114,20 +113,6 @@ def known_names(folder: Path) -> KnownNames:
         vocabulary.values("brand"),
         {table: vocabulary.values(kind) for table, kind in _KINDS.items()},
     )
-
-
-def unknown(
-    location: Sequence[int | str], named: str | Iterable[str] | None, known: Sequence[str], what: str
-) -> Iterator[Place]:
-    """A place and a message for each of the ``named`` that is not ``known``; a lone name is its own place."""
-    given = [(tuple(location), named)] if isinstance(named, str) else []
-    if named is not None and not isinstance(named, str):
-        given = [((*location, number), name) for number, name in enumerate(named)]
-    for place, name in given:
-        if name not in known:
-            near = did_you_mean(name, known)
-            listed = ", ".join(known) or "none"
-            yield place, f"there is no {what} {name!r}. {near + ' ' if near else ''}Known: {listed}."
 
 
 def scope_problems(scope: ScopeSpec, known: KnownNames) -> Iterator[Place]:
@@ -163,7 +148,7 @@ def algorithm_problems(policy: AlgorithmsPolicy) -> Iterator[Place]:
         )
         known = TRAINED[name].parameters
         if not set(about.defaults) <= set(known):
-            from e2i_dagster.selection.pipeline import parameters_of
+            from e2i_dagster.modelling.estimators import parameters_of
 
             known = parameters_of(name)
         for parameter in about.defaults:
@@ -227,40 +212,9 @@ def _untraceable(name: str) -> str | None:
     return None
 
 
-def vocabulary_problems(policy: VocabularyPolicy) -> Iterator[Place]:
-    """Aliases of columns that no raw table has, and words of column names that can match no column."""
-    from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, frame_columns
-
-    tables = (*RAW_TABLES, *OPTIONAL_RAW_TABLES)
-    words = sorted({word for table in tables for name in frame_columns(table) for word in name.split("_")})
-    for key in ("words", "generic_words"):
-        for part, meaning in getattr(policy.column_matching, key).items():
-            place = ("column_matching", key, part)
-            if not re.fullmatch("[a-z0-9]+", part):
-                yield (
-                    place,
-                    f"{part!r} is no part of a column name. Parts are split at anything but letters and digits, "
-                    "and compared in lower case: write each part by itself, in lower case.",
-                )
-            for word in meaning.split():
-                if word not in words:
-                    near = did_you_mean(word, words)
-                    yield (
-                        place,
-                        f"no column of a raw table has the word {word!r} in its name. {near}".rstrip(),
-                    )
-    for table, aliases in policy.column_aliases.items():
-        yield from unknown(["column_aliases", table], table, tables, "raw table")
-        if table in tables:
-            for alias, column in aliases.items():
-                yield from unknown(
-                    ["column_aliases", table, alias], column, frame_columns(table), f"column of {table}"
-                )
-
-
 def unused_vocabularies(policy: VocabularyPolicy, named: Iterable[str]) -> Iterator[Place]:
     """Vocabularies that no column has and no suite of expectations names (``named``)."""
-    from e2i_dagster.warehouse.tables import all_metadata, facts
+    from e2i_dagster.tables import all_metadata, facts
 
     of_columns = {
         listed
@@ -281,7 +235,7 @@ def unused_vocabularies(policy: VocabularyPolicy, named: Iterable[str]) -> Itera
 
 def question_problems(question: QuestionRule) -> Iterator[Place]:
     """Names in the question of ``causal.yaml`` that match no feature."""
-    from e2i_dagster.features.definitions import feature_names
+    from e2i_dagster.config.feature_views import feature_names
 
     for key in ("confounders", "negative_controls"):
         yield from unknown(["question", key], getattr(question, key), feature_names(), "feature")

@@ -1,24 +1,15 @@
-"""Types of a team's own clinical columns, as a mapping (``own``) or a cohort (``own_fields``) declares them.
-
-What a cell of each type is: :mod:`e2i_dagster.warehouse.own_columns`.
-"""
+"""Whether all that is declared of a team's own columns agrees."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
+
+from e2i_dagster.tables.own_types import OWN_TABLE
 
 if TYPE_CHECKING:
     from e2i_dagster.config.cohort import CohortDefinition
     from e2i_dagster.config.mapping import ImportMapping
-
-CodeSystem = Literal["icd10cm", "icd9cm", "ndc", "cpt", "hcpcs", "loinc", "npi"]
-#: ``text`` is what an undeclared column is; a code system is text whose cells are codes of it.
-OwnType = Literal["text", "number", "boolean", "date", CodeSystem]
-
-CODE_SYSTEMS: tuple[str, ...] = get_args(CodeSystem)
-#: The raw table that keeps columns of one's own.
-OWN_TABLE = "patient_clinical"
 
 
 def disagreements(mapping: ImportMapping, cohorts: Mapping[str, CohortDefinition]) -> Iterator[str]:

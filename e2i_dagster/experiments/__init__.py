@@ -1,4 +1,6 @@
-"""Experiments: the statistics of designs, looks and results.
+"""Experiments, in three rooms: ``design`` (before), ``statistics`` (tests and estimates, without a database) and
+``conduct`` (what happens to units, looks and results in the warehouse). ``conduct`` may use ``design``, both may use
+``statistics``, never the other way round.
 
 Names are loaded from their modules when they are first used, so that importing the package costs nothing.
 """
@@ -9,10 +11,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from e2i_dagster.experiments.aa import AACheck, aa_check
-    from e2i_dagster.experiments.analysis import analyze, analyze_statistics
-    from e2i_dagster.experiments.designs import Design, design
-    from e2i_dagster.experiments.estimation import (
+    from e2i_dagster.experiments.design.designs import Design, design
+    from e2i_dagster.experiments.design.planning import (
+        SampleSize,
+        inflation_factor,
+        minimum_detectable_effect,
+        power,
+        sample_size,
+    )
+    from e2i_dagster.experiments.design.reestimation import Reestimation, blinded_reestimation, promising_zone
+    from e2i_dagster.experiments.statistics.aa_test import AACheck, aa_check
+    from e2i_dagster.experiments.statistics.analysis import analyze, analyze_statistics
+    from e2i_dagster.experiments.statistics.causal_forest import Heterogeneity, heterogeneity
+    from e2i_dagster.experiments.statistics.comparison_results import Analysis, ArmSummary, Comparison
+    from e2i_dagster.experiments.statistics.estimation import (
         AlwaysValid,
         FinalEstimate,
         always_valid,
@@ -21,8 +33,14 @@ if TYPE_CHECKING:
         repeated_intervals,
         stagewise_p_value,
     )
-    from e2i_dagster.experiments.forest import Heterogeneity, heterogeneity
-    from e2i_dagster.experiments.interim import (
+    from e2i_dagster.experiments.statistics.multiplicity import adjusted
+    from e2i_dagster.experiments.statistics.sample_ratio import (
+        SequentialSrm,
+        SrmResult,
+        sequential_srm_test,
+        srm_test,
+    )
+    from e2i_dagster.experiments.statistics.stopping import (
         Boundaries,
         Look,
         boundaries,
@@ -30,63 +48,56 @@ if TYPE_CHECKING:
         evaluate_look,
         predictive_power,
     )
-    from e2i_dagster.experiments.multiplicity import adjusted
-    from e2i_dagster.experiments.planning import (
-        SampleSize,
-        inflation_factor,
-        minimum_detectable_effect,
-        power,
-        sample_size,
+    from e2i_dagster.experiments.statistics.subgroups import SubgroupAnalysis, analyze_subgroups
+    from e2i_dagster.experiments.statistics.sufficient_statistics import (
+        SufficientStatistics,
+        merge,
+        summarize,
     )
-    from e2i_dagster.experiments.reestimation import Reestimation, blinded_reestimation, promising_zone
-    from e2i_dagster.experiments.results import Analysis, ArmSummary, Comparison
-    from e2i_dagster.experiments.srm import SequentialSrm, SrmResult, sequential_srm_test, srm_test
-    from e2i_dagster.experiments.subgroups import SubgroupAnalysis, analyze_subgroups
-    from e2i_dagster.experiments.sufficient import SufficientStatistics, merge, summarize
 
 _WHERE = {
-    "AACheck": "aa",
-    "AlwaysValid": "estimation",
-    "Analysis": "results",
-    "ArmSummary": "results",
-    "Boundaries": "interim",
-    "Comparison": "results",
-    "Design": "designs",
-    "FinalEstimate": "estimation",
-    "Heterogeneity": "forest",
-    "Look": "interim",
-    "Reestimation": "reestimation",
-    "SampleSize": "planning",
-    "SequentialSrm": "srm",
-    "SrmResult": "srm",
-    "SubgroupAnalysis": "subgroups",
-    "SufficientStatistics": "sufficient",
-    "aa_check": "aa",
-    "adjusted": "multiplicity",
-    "always_valid": "estimation",
-    "analyze": "analysis",
-    "analyze_statistics": "analysis",
-    "analyze_subgroups": "subgroups",
-    "blinded_reestimation": "reestimation",
-    "boundaries": "interim",
-    "conditional_power": "interim",
-    "design": "designs",
-    "evaluate_look": "interim",
-    "final_estimate": "estimation",
-    "heterogeneity": "forest",
-    "inflation_factor": "planning",
-    "merge": "sufficient",
-    "minimum_detectable_effect": "planning",
-    "mixture_variance": "estimation",
-    "power": "planning",
-    "predictive_power": "interim",
-    "promising_zone": "reestimation",
-    "repeated_intervals": "estimation",
-    "sample_size": "planning",
-    "sequential_srm_test": "srm",
-    "srm_test": "srm",
-    "stagewise_p_value": "estimation",
-    "summarize": "sufficient",
+    "AACheck": "statistics.aa_test",
+    "AlwaysValid": "statistics.estimation",
+    "Analysis": "statistics.comparison_results",
+    "ArmSummary": "statistics.comparison_results",
+    "Boundaries": "statistics.stopping",
+    "Comparison": "statistics.comparison_results",
+    "Design": "design.designs",
+    "FinalEstimate": "statistics.estimation",
+    "Heterogeneity": "statistics.causal_forest",
+    "Look": "statistics.stopping",
+    "Reestimation": "design.reestimation",
+    "SampleSize": "design.planning",
+    "SequentialSrm": "statistics.sample_ratio",
+    "SrmResult": "statistics.sample_ratio",
+    "SubgroupAnalysis": "statistics.subgroups",
+    "SufficientStatistics": "statistics.sufficient_statistics",
+    "aa_check": "statistics.aa_test",
+    "adjusted": "statistics.multiplicity",
+    "always_valid": "statistics.estimation",
+    "analyze": "statistics.analysis",
+    "analyze_statistics": "statistics.analysis",
+    "analyze_subgroups": "statistics.subgroups",
+    "blinded_reestimation": "design.reestimation",
+    "boundaries": "statistics.stopping",
+    "conditional_power": "statistics.stopping",
+    "design": "design.designs",
+    "evaluate_look": "statistics.stopping",
+    "final_estimate": "statistics.estimation",
+    "heterogeneity": "statistics.causal_forest",
+    "inflation_factor": "design.planning",
+    "merge": "statistics.sufficient_statistics",
+    "minimum_detectable_effect": "design.planning",
+    "mixture_variance": "statistics.estimation",
+    "power": "design.planning",
+    "predictive_power": "statistics.stopping",
+    "promising_zone": "design.reestimation",
+    "repeated_intervals": "statistics.estimation",
+    "sample_size": "design.planning",
+    "sequential_srm_test": "statistics.sample_ratio",
+    "srm_test": "statistics.sample_ratio",
+    "stagewise_p_value": "statistics.estimation",
+    "summarize": "statistics.sufficient_statistics",
 }
 
 __all__ = [

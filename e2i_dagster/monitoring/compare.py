@@ -7,8 +7,9 @@ import datetime as dt
 import pandas as pd
 
 from e2i_dagster.config.drift_monitoring import DriftPolicy
+from e2i_dagster.modelling.model_input import model_input
 from e2i_dagster.monitoring.drift import DriftReport, detect_drift
-from e2i_dagster.selection import VisibleRows, model_input
+from e2i_dagster.splits.rows import VisibleRows
 from e2i_dagster.training import TrainedModel
 
 

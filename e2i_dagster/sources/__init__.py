@@ -1,6 +1,7 @@
-"""Where raw tables come from: synthetic processes with known effects, and files.
+"""Files that people hand over: found, recognised, read as text by the declared mapping, checked.
 
-``synthetic`` draws the tables, ``truth`` states what is true of them, ``files`` reads deliveries.
+Here belongs what happens before a frame of our columns exists. Invented rows are in ``synthetic``, what becomes of
+delivered ones in ``loading``.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import TypeAlias
 
 import pandas as pd
 
-#: Raw tables by name (``e2i_dagster.warehouse.tables.RAW_TABLES``).
+#: Raw tables by name (``e2i_dagster.tables.RAW_TABLES``).
 Tables: TypeAlias = Mapping[str, pd.DataFrame]
 
 __all__ = ["Tables"]

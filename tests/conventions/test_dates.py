@@ -2,17 +2,17 @@
 
 import re
 
-from e2i_dagster.config.environment import CHECKOUT
+from e2i_dagster.policy_files.environment import CHECKOUT
 
 #: What is cast where, each with a type already: bound dates, checked columns, columns of the warehouse.
 TYPED = {
     "cohorts/omop/folder.py": {"{quoted}", "{quoted}::TIMESTAMPTZ AT TIME ZONE 'UTC'", "NULL"},
-    "cohorts/omop/plan.py": {"{plan.bind(window.start_date)}", "{plan.bind(window.end_date)}", "{plan.bind(day)}",
+    "cohorts/omop/sql_plan.py": {"{plan.bind(window.start_date)}", "{plan.bind(window.end_date)}", "{plan.bind(day)}",
                              "{plan.bind(period.start_date)}", "{plan.bind(period.end_date)}"},
     "features/compute.py": {"t.trigger_timestamp", "{dated_by}", "{ARRIVAL}"},
-    "warehouse/read.py": {"{}"},
+    "loading/read.py": {"{}"},
     # A moment of a kept row, as PostgreSQL itself wrote it.
-    "warehouse/reversals.py": {"{}"},
+    "loading/reversals.py": {"{}"},
 }  # fmt: skip
 
 
@@ -40,7 +40,7 @@ def test_days_are_cast_only_from_what_has_a_type():
             for before in casts(path.read_text(encoding="utf-8"))
             if not any(before.endswith((one, f"({one})")) for one in known)
         ]
-    assert not unknown, "text becomes a day by warehouse.moments alone:\n" + "\n".join(unknown)
+    assert not unknown, "text becomes a day by tables.moments alone:\n" + "\n".join(unknown)
 
 
 def test_a_cast_of_text_would_be_noticed():

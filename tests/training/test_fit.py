@@ -6,7 +6,7 @@ import pytest
 from model_rows import numbers, patients, rows, visible
 
 from e2i_dagster.config.algorithms import AlgorithmsPolicy
-from e2i_dagster.selection import LabelledRows
+from e2i_dagster.modelling.model_input import LabelledRows
 from e2i_dagster.training import train
 from e2i_dagster.training.fit import invented_example, youden_threshold
 

@@ -1,1 +1,0 @@
-"""The groups of the ``e2i`` command, one module each."""

@@ -1,0 +1,55 @@
+"""Whether the rule of a mapping for reversals can find originals in a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from e2i_dagster.tables import date_column, raw_table, tables_referring_to
+from e2i_dagster.tables.cells import kind_of
+
+if TYPE_CHECKING:
+    from e2i_dagster.config.mapping import ReversalRule
+
+_MATCHED = ("text", "integer", "boolean", "date", "timestamp")
+
+
+def check_rule(table: str, rule: ReversalRule, delivered: Sequence[str]) -> list[str]:
+    """What is wrong with ``rule`` for ``table``, whose delivered columns have our names ``delivered``."""
+    problems = []
+    referring = tables_referring_to(table)
+    if referring:
+        problems.append(
+            f"rows of {', '.join(referring)} refer to its rows, so none can be taken back. Leave it out."
+        )
+    named = (
+        rule.where.column,
+        *rule.matches_on,
+        *rule.amounts,
+        *([rule.refers_to] if rule.refers_to else []),
+    )
+    absent = sorted(set(named) - set(delivered))
+    if absent:
+        problems.append(f"{', '.join(absent)} is no column of the delivery. Found: {', '.join(delivered)}.")
+    columns = raw_table(table).columns
+    for name in dict.fromkeys((*rule.matches_on, *rule.amounts)):
+        if name in columns:
+            kind = kind_of(columns[name])
+            if name in rule.amounts and kind not in ("integer", "number"):
+                problems.append(f"amounts names {name}, which is no number. Name columns of numbers.")
+            if name in rule.matches_on and kind not in _MATCHED:
+                problems.append(
+                    f"matches_on names {name} ({kind}). Name columns of text, days or whole numbers."
+                )
+        elif "extra" not in columns and name in delivered:
+            problems.append(
+                f"{name} is not kept in {table}, so an original has none to compare. Rename it to a column of "
+                "the table, or leave it out."
+            )
+    dated = date_column(table)
+    if rule.refers_to is None and dated is not None and dated not in rule.matches_on:
+        problems.append(
+            f"matches_on is without {dated}, so that any repeat of the row on another day would match. Add it, or "
+            "declare `refers_to`."
+        )
+    return [f"{table}: `reversals` of the mapping: {problem}" for problem in problems]
