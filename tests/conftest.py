@@ -53,7 +53,7 @@ FIRST = (
     "tests/e2e",
     "tests/serving/test_service.py",
     "tests/sources/test_own_data.py",
-    "tests/warehouse/test_server.py",
+    "tests/database/test_server.py",
     "tests/training/test_model_signal.py",
 )
 

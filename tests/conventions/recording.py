@@ -71,7 +71,7 @@ class Name(str):
         parts = (used(self), *_arguments(real, given, named))
         module = getattr(real, "__module__", None) or ""
         core = inspect.isfunction(real) and (
-            (module.startswith("e2i_dagster.") and ".config" not in module)
+            (module.startswith("e2i_dagster.") and ".config" not in module and ".policy_files" not in module)
             or (module.startswith("resources.") and len(parts) > 1)
         )
         text = f"{parts[0]}({', '.join(parts[1:])})"
