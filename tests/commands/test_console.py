@@ -24,7 +24,7 @@ def test_only_the_console_writes_with_markup():
     """Every other line of a command is written by click, which has none."""
     writes = {
         path.relative_to(CHECKOUT).as_posix()
-        for folder in ("e2i_dagster", "assets", "resources", "sensors")
+        for folder in ("e2i_dagster", "assets", "commands", "resources", "jobs", "sensors")
         for path in (CHECKOUT / folder).rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "rich")

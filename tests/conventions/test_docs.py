@@ -14,7 +14,17 @@ from e2i_dagster.policy_files.environment import CHECKOUT
 
 README = CHECKOUT / "README.md"
 PAGES = [README, CHECKOUT / "deploy/README.md", *sorted((CHECKOUT / "docs").rglob("*.md"))]
-CODE = ("e2i_dagster", "assets", "resources", "sensors", "feature_repo", "deploy", "benchmarks")
+CODE = (
+    "e2i_dagster",
+    "assets",
+    "commands",
+    "resources",
+    "jobs",
+    "sensors",
+    "feature_repo",
+    "deploy",
+    "benchmarks",
+)
 #: Paths and hosts of one machine. Addresses in files are of the loopback interface or examples of a test.
 FORBIDDEN = re.compile(r"(?<![\w.])/(?:work|root|home)(?:/|\b)|/tmp/\w", re.IGNORECASE)
 ADDRESS = re.compile(r"https?://([^/\"'\s`)>:;{]+)")

@@ -48,7 +48,7 @@ def notes(deployed, again, tmp_path_factory):
         """
 import json
 from e2i_dagster.pipeline.reuse import READ
-from e2i_dagster.warehouse import ledger
+from e2i_dagster.versions import ledger
 from e2i_dagster.database.connection import engine
 read = {}
 for stage in {state.stage for state in ledger.states(engine())}:

@@ -149,7 +149,7 @@ tables:
 
 KILLED = """
 import pickle, sys
-from e2i_dagster.warehouse import staging
+from e2i_dagster.loading import staging
 from e2i_dagster.loading.load import load
 tables = pickle.load(open(sys.argv[1], "rb"))
 real = staging.Staging._copy_batch

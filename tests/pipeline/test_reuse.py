@@ -232,7 +232,7 @@ def code_versions(folder, *changed):
 def copied(tmp_path_factory) -> Path:
     """A copy of the code, whose every comment, docstring and line break is another."""
     folder = tmp_path_factory.mktemp("code")
-    for package in ("e2i_dagster", "assets", "resources", "sensors", "config"):
+    for package in ("e2i_dagster", "assets", "commands", "resources", "jobs", "sensors", "config"):
         shutil.copytree(CHECKOUT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     for package in ("e2i_dagster", "assets", "resources"):
         for path in (folder / package).rglob("*.py"):

@@ -19,7 +19,7 @@ import dagster as dg
 from assets.partitions import SCOPES
 from assets.stage import Produced, stage_asset
 from e2i_dagster.definitions import build_resources
-from e2i_dagster.warehouse import locks
+from e2i_dagster.database import locks
 
 locks.observers.append(lambda reason: print(reason, flush=True))
 
