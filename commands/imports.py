@@ -95,8 +95,8 @@ def _hits(found: ImportCheck) -> list[RuleHits]:
     from e2i_dagster.cohorts import patient_frame
     from e2i_dagster.cohorts.coverage import rule_hits
     from e2i_dagster.config.cohort import read_cohorts
+    from e2i_dagster.config.own_columns import disagreements
     from e2i_dagster.sources.check import readable_rows
-    from e2i_dagster.tables.own_types import disagreements
     from e2i_dagster.tables.vocabulary import load_vocabulary
 
     wanted = ("patient_journeys", "patient_clinical")

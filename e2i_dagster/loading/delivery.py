@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
+from e2i_dagster.config.own_columns import disagreements
 from e2i_dagster.config.sources import FileSource, SourcesPolicy, SyntheticSource
 from e2i_dagster.errors import ConfigError, VerdictError
 from e2i_dagster.policy_files import observed
 from e2i_dagster.policy_files.base import digest_of
-from e2i_dagster.tables.own_types import disagreements
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
