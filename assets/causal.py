@@ -10,9 +10,9 @@ from assets.partitions import ALL_MONTHS, SCOPES
 from assets.serving import STAGE, go_live, health_result, not_live, parity_result
 from assets.stage import Produced, input_versions, shown, stage_asset, stage_check
 from e2i_dagster.config.causal import CausalPolicy
-from e2i_dagster.config.environment import actor, config_folder
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.config.scope import ScopeSpec
+from e2i_dagster.policy_files.environment import actor, config_folder
 from resources.bentoml import Serving
 from resources.lake import LakeIOManager
 from resources.mlflow import MlflowResource

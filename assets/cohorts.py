@@ -16,8 +16,8 @@ from assets.stage import (
 )
 from e2i_dagster.config.cohort import CohortDefinition
 from e2i_dagster.config.cohort_fields import EVENT_COLUMNS, OBSERVATION
-from e2i_dagster.config.environment import actor
 from e2i_dagster.config.policy import current_policy
+from e2i_dagster.policy_files.environment import actor
 from resources.lake import LakeIOManager
 from resources.warehouse import Warehouse
 

@@ -6,9 +6,9 @@ import dagster as dg
 
 from assets.partitions import EXPERIMENT_OF_SCOPE, EXPERIMENTS
 from assets.stage import Produced, stage_asset
-from e2i_dagster.config.environment import actor, config_folder
 from e2i_dagster.config.experiment import ExperimentSpec, LifecyclePolicy
 from e2i_dagster.config.policy import current_policy
+from e2i_dagster.policy_files.environment import actor, config_folder
 from resources.warehouse import Warehouse
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ GROUP = "experiments"
     description="The design in force: registered as a draft, locked by the first assignment, amended on record.",
 )
 def experiment_design(context: dg.AssetExecutionContext, warehouse: Warehouse) -> Produced:
-    from e2i_dagster.experiments.run import register_design
+    from e2i_dagster.experiments.conduct.run import register_design
 
     with warehouse.engine().begin() as connection:
         spec, metadata = register_design(
@@ -37,7 +37,7 @@ def experiment_design(context: dg.AssetExecutionContext, warehouse: Warehouse) -
 
 
 @stage_asset(
-    produces="e2i_dagster.experiments.randomization:BalanceReport",
+    produces="e2i_dagster.experiments.design.randomization:BalanceReport",
     always=True,
     gated=False,
     group_name=GROUP,
@@ -46,7 +46,7 @@ def experiment_design(context: dg.AssetExecutionContext, warehouse: Warehouse) -
     description="Assigns eligible units that consented (running experiments), and says how the arms balance.",
 )
 def assignments(experiment_design: ExperimentSpec, warehouse: Warehouse) -> Produced:
-    from e2i_dagster.experiments.run import assign_waiting
+    from e2i_dagster.experiments.conduct.run import assign_waiting
 
     with warehouse.engine().begin() as connection:
         report = assign_waiting(connection, experiment_design.name, actor=actor()[0])
@@ -54,7 +54,7 @@ def assignments(experiment_design: ExperimentSpec, warehouse: Warehouse) -> Prod
 
 
 @stage_asset(
-    produces="e2i_dagster.experiments.enrolment:EnrolmentReport",
+    produces="e2i_dagster.experiments.conduct.enrolment:EnrolmentReport",
     always=True,
     gated=False,
     group_name=GROUP,
@@ -64,7 +64,7 @@ def assignments(experiment_design: ExperimentSpec, warehouse: Warehouse) -> Prod
     description="From screening to completion, and enrolment against the plan.",
 )
 def enrolment(experiment_design: ExperimentSpec, warehouse: Warehouse) -> Produced:
-    from e2i_dagster.experiments.run import enrolment_page
+    from e2i_dagster.experiments.conduct.run import enrolment_page
 
     with warehouse.engine().begin() as connection:
         report = enrolment_page(connection, experiment_design.name, LifecyclePolicy.load(config_folder()))
@@ -72,7 +72,7 @@ def enrolment(experiment_design: ExperimentSpec, warehouse: Warehouse) -> Produc
 
 
 @stage_asset(
-    produces="e2i_dagster.experiments.looks:InterimPage",
+    produces="e2i_dagster.experiments.conduct.interim_looks:InterimPage",
     always=True,
     gated=False,
     group_name=GROUP,
@@ -82,7 +82,7 @@ def enrolment(experiment_design: ExperimentSpec, warehouse: Warehouse) -> Produc
     description="Makes the look that is due, once, on frozen rows; shows continue or stop for review while blinded.",
 )
 def interim(experiment_design: ExperimentSpec, warehouse: Warehouse) -> Produced:
-    from e2i_dagster.experiments.run import look_page
+    from e2i_dagster.experiments.conduct.run import look_page
 
     with warehouse.engine().begin() as connection:
         page = look_page(
@@ -92,7 +92,7 @@ def interim(experiment_design: ExperimentSpec, warehouse: Warehouse) -> Produced
 
 
 @stage_asset(
-    produces="e2i_dagster.experiments.final:ResultsPage",
+    produces="e2i_dagster.experiments.conduct.final_analysis:ResultsPage",
     always=True,
     gated=False,
     group_name=GROUP,
@@ -102,7 +102,7 @@ def interim(experiment_design: ExperimentSpec, warehouse: Warehouse) -> Produced
     description="Every metric over every analysed set, once data collection is over; before that, that it is not.",
 )
 def results(experiment_design: ExperimentSpec, warehouse: Warehouse) -> Produced:
-    from e2i_dagster.experiments.run import results_page
+    from e2i_dagster.experiments.conduct.run import results_page
 
     with warehouse.engine().begin() as connection:
         page = results_page(
@@ -116,7 +116,7 @@ def results(experiment_design: ExperimentSpec, warehouse: Warehouse) -> Produced
     description="Counts per arm against the ratios of the design, by a test that holds at every look at once.",
 )
 def sample_ratio(context: dg.AssetCheckExecutionContext, warehouse: Warehouse) -> dg.AssetCheckResult:
-    from e2i_dagster.experiments.run import judge_ratio
+    from e2i_dagster.experiments.conduct.run import judge_ratio
 
     name = context.op_execution_context.partition_key
     with warehouse.engine().begin() as connection:
@@ -125,7 +125,7 @@ def sample_ratio(context: dg.AssetCheckExecutionContext, warehouse: Warehouse) -
 
 
 @stage_asset(
-    produces="e2i_dagster.experiments.twin:TwinSimulation",
+    produces="e2i_dagster.experiments.conduct.digital_twin:TwinSimulation",
     gated=False,
     group_name="digital_twin",
     kinds={"econml"},
@@ -142,7 +142,7 @@ def twin_simulation(
     splits: "pd.DataFrame",
     warehouse: Warehouse,
 ) -> Produced:
-    from e2i_dagster.experiments.run import simulate_and_record
+    from e2i_dagster.experiments.conduct.run import simulate_and_record
 
     configured = current_policy()
     with warehouse.engine().begin() as connection:
@@ -159,7 +159,7 @@ def twin_simulation(
 
 
 @stage_asset(
-    produces="e2i_dagster.experiments.twin:FidelityPage",
+    produces="e2i_dagster.experiments.conduct.digital_twin:FidelityPage",
     always=True,
     gated=False,
     group_name=GROUP,
@@ -169,7 +169,7 @@ def twin_simulation(
     description="The twin's prediction against the effect that each look observed, graded; blinded as the looks are.",
 )
 def twin_fidelity(experiment_design: ExperimentSpec, warehouse: Warehouse) -> Produced:
-    from e2i_dagster.experiments.run import fidelity_page
+    from e2i_dagster.experiments.conduct.run import fidelity_page
 
     with warehouse.engine().begin() as connection:
         page = fidelity_page(

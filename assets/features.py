@@ -7,12 +7,12 @@ import dagster as dg
 
 from assets.partitions import ALL_MONTHS, COHORT_OF_SCOPE, SCOPES
 from assets.stage import Produced, shown, stage_asset, stage_check
-from e2i_dagster.config.environment import config_folder
 from e2i_dagster.config.feast_materialization import FeastMaterializationPolicy
 from e2i_dagster.config.feature_selection import FeatureSelectionPolicy
+from e2i_dagster.config.feature_views import columns_read
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.config.scope import ScopeSpec
-from e2i_dagster.features.definitions import columns_read
+from e2i_dagster.policy_files.environment import config_folder
 from resources.feature_store import FeatureStore
 from resources.lake import LakeIOManager
 from resources.warehouse import Warehouse
@@ -208,7 +208,7 @@ def feature_selection(
     warehouse: Warehouse,
 ) -> Produced:
     from e2i_dagster.features.records import record_features
-    from e2i_dagster.features.select import select_for_scope
+    from e2i_dagster.features.scope_selection import select_for_scope
 
     chosen = select_for_scope(
         scope_spec, training_frame, splits, policy=FeatureSelectionPolicy.load(config_folder())

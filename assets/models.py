@@ -7,9 +7,9 @@ import dagster as dg
 
 from assets.partitions import SCOPES
 from assets.stage import Produced, input_versions, stage_asset, stage_check
-from e2i_dagster.config.environment import actor
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.config.scope import ScopeSpec
+from e2i_dagster.policy_files.environment import actor
 from resources.mlflow import MlflowResource
 from resources.warehouse import Warehouse
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from e2i_dagster.explain import Explanation
     from e2i_dagster.features.selection import FeatureSelection
     from e2i_dagster.registry.storage import StoredModel
-    from e2i_dagster.registry.track import TrackedRun
+    from e2i_dagster.registry.training_runs import TrackedRun
     from e2i_dagster.registry.versions import RegisteredVersion
     from e2i_dagster.selection import AlgorithmChoice
     from e2i_dagster.training import Evaluation, SearchResult
@@ -138,7 +138,7 @@ def evaluation(
 
 @scope_asset(
     outside=True,
-    produces="e2i_dagster.registry.track:TrackedRun",
+    produces="e2i_dagster.registry.training_runs:TrackedRun",
     kinds={"mlflow"},
     description="The attempt on record in MLflow and the warehouse, accepted or rejected.",
 )
@@ -154,7 +154,7 @@ def tracked_run(
     mlflow: MlflowResource,
     warehouse: Warehouse,
 ) -> Produced:
-    from e2i_dagster.registry.track import track_training
+    from e2i_dagster.registry.training_runs import track_training
 
     with mlflow.run(context, scope_spec):
         tracked = track_training(
@@ -227,7 +227,7 @@ def registered_model(
     warehouse: Warehouse,
 ) -> Produced:
     from e2i_dagster.registry import model_key, write_explanation
-    from e2i_dagster.registry.track import register_and_stage
+    from e2i_dagster.registry.training_runs import register_and_stage
 
     version: RegisteredVersion = register_and_stage(
         warehouse.engine(),

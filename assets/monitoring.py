@@ -8,8 +8,8 @@ import dagster as dg
 from assets.partitions import DAYS_BY_SCOPE, SCOPE_OF_DAY
 from assets.stage import Produced, stage_asset
 from e2i_dagster.config.drift_monitoring import DriftPolicy
-from e2i_dagster.config.environment import config_folder
 from e2i_dagster.config.policy import current_policy
+from e2i_dagster.policy_files.environment import config_folder
 from resources.warehouse import Warehouse
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import dagster as dg
 from assets.partitions import MONTHS
 from assets.stage import QUALITY, Produced, input_versions, stage_asset
 from e2i_dagster.config.policy import current_policy
-from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, date_column, related_tables
+from e2i_dagster.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, date_column, related_tables
 from resources.warehouse import Warehouse
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def quality_asset(table: str) -> dg.AssetsDefinition:
         + ("month by month." if dated_by else "as a whole."),
     )
     def report(context: dg.AssetExecutionContext, rows: "pd.DataFrame", warehouse: Warehouse) -> Produced:
-        from e2i_dagster.quality.judge import judge_table
+        from e2i_dagster.quality.table_check import judge_table
 
         judged = judge_table(
             table,

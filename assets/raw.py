@@ -7,9 +7,9 @@ from pydantic import Field
 
 from assets.partitions import MONTHS
 from assets.stage import Produced, stage_asset
-from e2i_dagster.config.environment import state_folder
 from e2i_dagster.config.policy import current_policy
-from e2i_dagster.warehouse.tables import (
+from e2i_dagster.policy_files.environment import state_folder
+from e2i_dagster.tables import (
     OPTIONAL_RAW_TABLES,
     RAW_TABLES,
     date_column,
@@ -19,7 +19,7 @@ from e2i_dagster.warehouse.tables import (
 from resources.warehouse import Warehouse
 
 if TYPE_CHECKING:
-    from e2i_dagster.sources.delivery import DeliveryManifest, DeliveryRequest
+    from e2i_dagster.loading.delivery import DeliveryManifest, DeliveryRequest
 
 GROUP = "raw"
 
@@ -41,20 +41,20 @@ class DeliveryConfig(dg.Config):
 
     def request(self) -> "DeliveryRequest":
         """The request in the words of the core."""
-        from e2i_dagster.sources.delivery import DeliveryRequest
+        from e2i_dagster.loading.delivery import DeliveryRequest
 
         return DeliveryRequest.model_validate(self.model_dump())
 
 
 @stage_asset(
-    produces="e2i_dagster.sources.delivery:DeliveryManifest",
+    produces="e2i_dagster.loading.delivery:DeliveryManifest",
     always=True,
     group_name=GROUP,
     kinds={"file"},
     description="The files to be loaded: found or drawn, read once, every problem of the folder in one message.",
 )
 def source_files(context: dg.AssetExecutionContext, config: DeliveryConfig, warehouse: Warehouse) -> Produced:
-    from e2i_dagster.sources.delivery import prepare_delivery, resubmit_rejects
+    from e2i_dagster.loading.delivery import prepare_delivery, resubmit_rejects
 
     policy = current_policy()
     sources = policy.sources
@@ -85,7 +85,7 @@ def raw_asset(table: str) -> dg.AssetsDefinition:
     def rows(
         context: dg.AssetExecutionContext, source_files: "DeliveryManifest", warehouse: Warehouse
     ) -> Produced:
-        from e2i_dagster.sources.delivery import deliver_table
+        from e2i_dagster.loading.delivery import deliver_table
 
         sources = current_policy().sources
         months = list(context.partition_keys) if dated_by else None

@@ -7,9 +7,9 @@ import dagster as dg
 
 from assets.partitions import SCOPES
 from assets.stage import Produced, shown, stage_asset, stage_check
-from e2i_dagster.config.environment import config_folder
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.config.serving import ServingPolicy
+from e2i_dagster.policy_files.environment import config_folder
 from resources.bentoml import Serving
 from resources.lake import LakeIOManager
 from resources.mlflow import MlflowResource

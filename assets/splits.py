@@ -6,9 +6,9 @@ import dagster as dg
 
 from assets.partitions import SCOPES
 from assets.stage import Produced, stage_asset, stage_check
-from e2i_dagster.config.environment import actor
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.config.scope import ScopeSpec
+from e2i_dagster.policy_files.environment import actor
 from resources.warehouse import Warehouse
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def split_check(name: str, description: str) -> dg.AssetChecksDefinition:
     def check(
         context: dg.AssetCheckExecutionContext, splits: "pd.DataFrame", training_frame: "pd.DataFrame"
     ) -> dg.AssetCheckResult:
-        from e2i_dagster.splits.judge import judge_rule
+        from e2i_dagster.splits.leakage_check import judge_rule
 
         scope = current_policy().scope(context.op_execution_context.partition_key)
         found = judge_rule(name, scope, splits, training_frame)

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from e2i_dagster.config import observed
 from e2i_dagster.pipeline.code import source_code
 from e2i_dagster.pipeline.states import Execution, joined
+from e2i_dagster.policy_files import observed
 from resources.lake import (
     DOCUMENT,
     LakeIOManager,
@@ -33,7 +33,7 @@ from resources.warehouse import Warehouse
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from e2i_dagster.warehouse.ledger import DataVersion
+    from e2i_dagster.versions.ledger import DataVersion
 
 OWNERS = ["team:mlops"]
 #: Metadata of an asset: raw tables that some of its partitions read.
@@ -89,7 +89,7 @@ class AlsoReads:
 
     def edges(self) -> Iterator[dg.AssetDep]:
         """Dependencies on the tables and on their quality reports."""
-        from e2i_dagster.warehouse.tables import date_column
+        from e2i_dagster.tables import date_column
 
         for table in self.tables:
             mapping = dg.AllPartitionMapping() if date_column(table) else None
@@ -355,7 +355,7 @@ class Stage:
 
     def _stored(self) -> "dict[str | None, DataVersion]":
         """The current versions whose files are whole."""
-        from e2i_dagster.warehouse import ledger
+        from e2i_dagster.versions import ledger
 
         current = ledger.current(self.warehouse.engine(), self.name)
         damage = self.lake.lake().not_reusable
@@ -367,7 +367,7 @@ class Stage:
 
     def hand_over(self, produced: Produced, *, always: bool) -> dg.Output[Outcome]:
         """Cut the value into partitions, with what is to be said of them, for the lake to store the good ones."""
-        from e2i_dagster.warehouse.lake import value_digests
+        from e2i_dagster.versions.lake import value_digests
 
         values = produced.pieces(self.partitions)
         self._require_declared(values)
@@ -442,7 +442,7 @@ def input_versions(
 
     Tables that only some partitions read (:class:`AlsoReads`) are left to :func:`current_versions`.
     """
-    from e2i_dagster.warehouse import ledger
+    from e2i_dagster.versions import ledger
 
     some = set(context.assets_def.metadata_by_key[context.asset_key].get(SOME_PARTITIONS, ()))
     with warehouse.engine().connect() as connection:
@@ -463,7 +463,7 @@ def input_versions(
 def current_versions(tables: Sequence[str], warehouse: Warehouse) -> Iterator[tuple[str, str | None, str]]:
     """(table, month, digest) of everything that the ledger has of ``tables`` in the months that are kept."""
     from e2i_dagster.config.policy import current_policy
-    from e2i_dagster.warehouse import ledger
+    from e2i_dagster.versions import ledger
 
     months = current_policy().sources.months
     for table in tables:
@@ -473,7 +473,7 @@ def current_versions(tables: Sequence[str], warehouse: Warehouse) -> Iterator[tu
 
 def _gates(wanted: Mapping[str, Any], asset_arguments: Mapping[str, Any]) -> Iterator[dg.AssetDep]:
     """The quality reports of the raw tables that a body reads: a run that makes both goes through the gate."""
-    from e2i_dagster.warehouse.tables import RAW_TABLES
+    from e2i_dagster.tables import RAW_TABLES
 
     ins = asset_arguments.get("ins", {})
     for name in wanted:

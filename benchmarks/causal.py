@@ -25,9 +25,9 @@ from e2i_dagster.causal.heterogeneity import forest_effects, s_learner_effects
 from e2i_dagster.causal.rows import causal_rows
 from e2i_dagster.causal.study import nuisances_of
 from e2i_dagster.config.causal import CausalPolicy
-from e2i_dagster.config.environment import config_folder
-from e2i_dagster.sources.synthetic import FULL, generate
-from e2i_dagster.sources.truth import Truth, true_effects
+from e2i_dagster.policy_files.environment import config_folder
+from e2i_dagster.synthetic.generate import FULL, generate
+from e2i_dagster.synthetic.truth import Truth, true_effects
 
 CONFOUNDERS = ["disease_severity", "academic_hcp", "age_at_diagnosis", "insurance_type"]
 ASKED = {"treatment": "high_engagement", "outcome": "treatment_initiated", "confounders": CONFOUNDERS}

@@ -21,8 +21,8 @@ import numpy as np
 import pandas as pd
 
 from e2i_dagster.experiments import analyze, boundaries, final_estimate
-from e2i_dagster.experiments.interim import RULES
-from e2i_dagster.experiments.simulation_of_clusters import DESIGNS, SIZES, cluster_p_values, draw_clusters
+from e2i_dagster.experiments.design.cluster_simulation import DESIGNS, SIZES, cluster_p_values, draw_clusters
+from e2i_dagster.experiments.statistics.stopping import RULES
 
 ALPHA = 0.05
 LOOKS = (2, 3, 5, 10)
@@ -118,7 +118,7 @@ def refuters(options: argparse.Namespace) -> dict[str, Any]:
     from e2i_dagster.causal.rows import CausalRows, causal_rows
     from e2i_dagster.causal.sensitivity import judge_sensitivity
     from e2i_dagster.config.causal import CausalPolicy
-    from e2i_dagster.config.environment import CHECKOUT
+    from e2i_dagster.policy_files.environment import CHECKOUT
 
     policy = CausalPolicy.load(CHECKOUT / "config")
 
@@ -211,7 +211,7 @@ def one_sided_errors(units_1: int, units_0: int, level: float) -> np.ndarray:
     """
     from scipy.stats import binom, hypergeom, norm
 
-    from e2i_dagster.experiments.rates import Counts, rate_test
+    from e2i_dagster.experiments.statistics.rates import Counts, rate_test
 
     first, second = np.arange(units_1 + 1)[:, None], np.arange(units_0 + 1)[None, :]
     total, critical = units_1 + units_0, float(norm.isf(level))

@@ -23,9 +23,9 @@ import numpy as np
 import pandas as pd
 import psycopg
 
-from e2i_dagster.sources.synthetic_tables import npi
-from e2i_dagster.warehouse import staging
-from e2i_dagster.warehouse.load import load, load_table
+from e2i_dagster.loading import staging
+from e2i_dagster.loading.load import load, load_table
+from e2i_dagster.synthetic.raw_tables import npi
 
 GOAL = 1.6
 TEXT = "string[pyarrow]"
@@ -193,8 +193,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="e2i-load-") as folder:
         os.environ["E2I_HOME"] = folder
         os.environ.pop("E2I_DATABASE_URL", None)
-        from e2i_dagster.warehouse import server
-        from e2i_dagster.warehouse.connection import engine
+        from e2i_dagster.database import server
+        from e2i_dagster.database.connection import engine
 
         try:
             app, owner = engine(role="app"), engine(role="owner")

@@ -18,18 +18,18 @@ import numpy as np
 import pandas as pd
 
 from e2i_dagster.cohorts import build_cohort, cohort_frame, label_outcome, patient_frame
-from e2i_dagster.config.environment import config_folder
 from e2i_dagster.config.feature_selection import FeatureSelectionPolicy
+from e2i_dagster.config.feature_views import VIEWS
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.config.scope import ScopeSpec
 from e2i_dagster.features.compute import compute_views
-from e2i_dagster.features.definitions import VIEWS
-from e2i_dagster.features.select import select_for_scope
+from e2i_dagster.features.scope_selection import select_for_scope
 from e2i_dagster.features.snapshots import spine
+from e2i_dagster.policy_files.environment import config_folder
 from e2i_dagster.selection import select_algorithm, visible_rows
-from e2i_dagster.sources.synthetic import generate
-from e2i_dagster.sources.truth import true_effects
 from e2i_dagster.splits import assign_splits
+from e2i_dagster.synthetic.generate import generate
+from e2i_dagster.synthetic.truth import true_effects
 from e2i_dagster.training import TrainedModel, search_hyperparameters, train
 
 GOAL = 0.95

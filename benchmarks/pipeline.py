@@ -31,7 +31,7 @@ def e2i(state: Path, *arguments: str) -> tuple[float, str]:
     environment = {key: value for key, value in os.environ.items() if key not in NOT_INHERITED}
     began = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-m", "e2i_dagster.cli", *arguments],
+        [sys.executable, "-m", "commands.cli", *arguments],
         env={**environment, "E2I_HOME": str(state), "E2I_PORT_BASE": "0"},
         stdout=subprocess.PIPE,
         text=True,
@@ -80,7 +80,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="e2i-run-") as folder:
         state = Path(folder)
         os.environ["E2I_HOME"] = folder
-        from e2i_dagster.warehouse import server
+        from e2i_dagster.database import server
 
         try:
             figures = measure(state)

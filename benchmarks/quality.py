@@ -53,7 +53,7 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 def patients(rows: int) -> pd.DataFrame:
     """``rows`` patient-like rows of 20 columns: 10,000 drawn journeys under new keys, one cell in 200 spoiled."""
-    from e2i_dagster.sources.synthetic import generate
+    from e2i_dagster.synthetic.generate import generate
 
     drawn = generate(n_hcps=500, n_patients=10_000, n_treatments=30_000, seed=42)[TABLE]
     frame = drawn[list(COLUMNS)].iloc[np.arange(rows) % len(drawn)].reset_index(drop=True)
@@ -68,7 +68,7 @@ def patients(rows: int) -> pd.DataFrame:
 def column_by_column(frame: pd.DataFrame, policy: Any) -> dict[str, Any]:
     """The counts and scores of layer 2 in plain pandas, one column and rule at a time."""
     from e2i_dagster.quality.rules import rules_for
-    from e2i_dagster.warehouse.constraints import families
+    from e2i_dagster.tables.constraints import families
 
     rules = rules_for(TABLE, policy)
     of_table = policy.settings.tables[TABLE]
@@ -213,7 +213,7 @@ def layers(repeats: int, policy: Any) -> dict[str, Any]:
     from e2i_dagster.quality import check_table
     from e2i_dagster.quality.schemas import check_schema
     from e2i_dagster.quality.typed import typed
-    from e2i_dagster.sources.synthetic import generate
+    from e2i_dagster.synthetic.generate import generate
 
     tables = dict(generate(seed=42))
     first, _ = timed(lambda: check_table(TABLE, tables[TABLE], policy=policy, as_of=AS_OF, references=tables))
@@ -240,8 +240,8 @@ def layers(repeats: int, policy: Any) -> dict[str, Any]:
 def clean_draws(draws: int, policy: Any) -> dict[str, Any]:
     """Blocking findings of all layers in all tables of ``draws`` small clean sets."""
     from e2i_dagster.quality import check_table
-    from e2i_dagster.sources.synthetic import generate
-    from e2i_dagster.warehouse.tables import RAW_TABLES
+    from e2i_dagster.synthetic.generate import generate
+    from e2i_dagster.tables import RAW_TABLES
 
     processes = ("simple_linear", "confounded", "heterogeneous", "time_series", "selection_bias")
     blocked = 0

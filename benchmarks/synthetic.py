@@ -31,11 +31,11 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 def measure(folder: Path, owner: Any, app: Any, *, repeats: int) -> dict[str, Any]:
     """Times of drawing and loading; the tables are emptied before each load."""
+    from e2i_dagster.loading import staging
+    from e2i_dagster.loading.load import load
     from e2i_dagster.sources.files import read
-    from e2i_dagster.sources.synthetic import generate, write
-    from e2i_dagster.warehouse import staging
-    from e2i_dagster.warehouse.load import load
-    from e2i_dagster.warehouse.tables import RAW_TABLES
+    from e2i_dagster.synthetic.generate import generate, write
+    from e2i_dagster.tables import RAW_TABLES
 
     seconds: dict[str, list[float]] = {"generate": [], "load": []}
     for repeat in range(1, repeats + 1):
@@ -74,8 +74,8 @@ def main() -> None:
         state = Path(folder)
         os.environ["E2I_HOME"] = folder
         os.environ.pop("E2I_DATABASE_URL", None)
-        from e2i_dagster.warehouse import server
-        from e2i_dagster.warehouse.connection import engine
+        from e2i_dagster.database import server
+        from e2i_dagster.database.connection import engine
 
         try:
             figures = measure(

@@ -16,7 +16,6 @@ from assets import (
     configuration,
     experiments,
     features,
-    gate,
     models,
     monitoring,
     quality,
@@ -24,6 +23,9 @@ from assets import (
     serving,
     splits,
 )
+from assets import gate_checks as gate
+from jobs.all_jobs import JOBS
+from jobs.gate import daily_digest
 from resources.alerts import Alerts
 from resources.bentoml import Serving
 from resources.feature_store import FeatureStore
@@ -36,8 +38,6 @@ from sensors.drift import drift_sensor
 from sensors.experiments import experiment_monitor
 from sensors.failures import alert_on_run_failure
 from sensors.freshness import feature_freshness
-from sensors.gate import daily_digest
-from sensors.jobs import JOBS
 from sensors.schedules import monthly_load
 
 MODULES = (

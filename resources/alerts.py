@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from e2i_dagster.config.environment import config_folder
+from e2i_dagster.policy_files.environment import config_folder
 from resources.warehouse import Warehouse
 
 if TYPE_CHECKING:

@@ -41,7 +41,7 @@ class Serving(dg.ConfigurableResource):
         progress: "Progress | None" = None,
     ) -> "Deployment":
         """Put ``release`` into the slot ``staging`` and record it in the warehouse."""
-        from e2i_dagster.config.environment import actor
+        from e2i_dagster.policy_files.environment import actor
         from e2i_dagster.serving.deployment import deploy
         from e2i_dagster.serving.records import write_deployment
 

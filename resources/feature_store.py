@@ -23,8 +23,8 @@ class FeatureStore(dg.ConfigurableResource):
 
     def open(self, scope: str) -> "ScopeStore":
         """The store of ``scope``; close it, or use it in a ``with`` statement."""
+        from e2i_dagster.database.connection import ensure_database
         from e2i_dagster.features.store import REGISTRY_DATABASE, ScopeStore, settings_for
-        from e2i_dagster.warehouse.connection import ensure_database
 
         url = ensure_database(REGISTRY_DATABASE) if self.registry == "server" else None
         return ScopeStore(settings_for(scope, registry_url=url, redis=self.redis or None))

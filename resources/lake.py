@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from e2i_dagster.config.environment import lake_url
 from e2i_dagster.errors import InputError
 from e2i_dagster.pipeline.states import Execution, announce
+from e2i_dagster.policy_files.environment import lake_url
 from resources.stages import failures_recorded, refusal
 from resources.warehouse import Warehouse
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from pydantic import BaseModel
 
-    from e2i_dagster.warehouse.lake import Lake, StoredVersion, Value
-    from e2i_dagster.warehouse.ledger import DataVersion, State
+    from e2i_dagster.versions.lake import Lake, StoredVersion, Value
+    from e2i_dagster.versions.ledger import DataVersion, State
 
 #: Metadata of an asset that is no frame: the type of its value.
 DOCUMENT = "document"
@@ -45,7 +45,7 @@ class Pieces:
     @property
     def data_version(self) -> str:
         """The digest of the only piece, or the hash of the sorted (partition, digest) pairs."""
-        from e2i_dagster.config.base import digest_of
+        from e2i_dagster.policy_files.base import digest_of
 
         if len(self.digests) == 1:
             return next(iter(self.digests.values()))
@@ -90,7 +90,7 @@ class LakeIOManager(dg.ConfigurableIOManager):
 
     def lake(self) -> "Lake":
         """The lake at ``url`` (default: ``E2I_LAKE``, or the state folder)."""
-        from e2i_dagster.warehouse.lake import Lake
+        from e2i_dagster.versions.lake import Lake
 
         return Lake(self.url or lake_url())
 
@@ -103,7 +103,7 @@ class LakeIOManager(dg.ConfigurableIOManager):
         Raises:
             UnavailableError: the lake cannot be written to.
         """
-        from e2i_dagster.warehouse import ledger
+        from e2i_dagster.versions import ledger
 
         lake, pieces, execution = self.lake(), outcome.pieces, outcome.execution
         engine = self.warehouse.engine()
@@ -139,7 +139,7 @@ class LakeIOManager(dg.ConfigurableIOManager):
             InputError: a partition was never stored; it is named.
             DamagedError: its file is missing or damaged.
         """
-        from e2i_dagster.warehouse import ledger
+        from e2i_dagster.versions import ledger
 
         versions = ledger.current(self.warehouse.engine(), asset)
         missing = [str(partition) for partition in partitions if partition not in versions]
@@ -199,7 +199,7 @@ class LakeIOManager(dg.ConfigurableIOManager):
 
 def _entry(outcome: Outcome, partition: str | None, stored: "StoredVersion", *, first: bool) -> "DataVersion":
     """The row of the ledger for a piece of ``outcome``; what the UI shows is kept with the first."""
-    from e2i_dagster.warehouse.ledger import DataVersion
+    from e2i_dagster.versions.ledger import DataVersion
 
     pieces = outcome.pieces
     return DataVersion(
@@ -236,7 +236,7 @@ def split_by_month(
     frame: "pd.DataFrame", column: str, months: Sequence[str]
 ) -> dict[str | None, "pd.DataFrame"]:
     """``frame`` cut into ``months`` (``YYYY-MM``) of its date ``column``; other months are left out."""
-    from e2i_dagster.warehouse.frames import months_of
+    from e2i_dagster.tables.frames import months_of
 
     groups = dict(iter(frame.groupby(months_of(frame[column]), sort=False)))
     return {month: groups.get(month, frame.iloc[:0]) for month in months}

@@ -9,8 +9,8 @@ from typing import Any
 import dagster as dg
 import yaml
 
-from e2i_dagster.config.environment import CHECKOUT, state_folder
 from e2i_dagster.errors import UnavailableError
+from e2i_dagster.policy_files.environment import CHECKOUT, state_folder
 from resources.local_history import TOGETHER
 
 

@@ -9,7 +9,7 @@ import dagster as dg
 from e2i_dagster.errors import ConfigError, E2IError, InputError, UnavailableError, VerdictError
 
 if TYPE_CHECKING:
-    from e2i_dagster.warehouse.ledger import State
+    from e2i_dagster.versions.ledger import State
 
 
 def refusal(error: E2IError) -> dg.Failure:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     import sqlalchemy as sa
 
-    from e2i_dagster.warehouse.connection import Role
+    from e2i_dagster.database.connection import Role
 
 
 class Warehouse(dg.ConfigurableResource):
@@ -22,7 +22,7 @@ class Warehouse(dg.ConfigurableResource):
 
     def engine(self, role: "Role" = "app") -> "sa.Engine":
         """An engine with the privileges of ``role`` (``owner``, ``app`` or ``read``)."""
-        from e2i_dagster.warehouse.connection import engine
+        from e2i_dagster.database.connection import engine
 
         return engine(role=role)
 
@@ -38,14 +38,14 @@ class Warehouse(dg.ConfigurableResource):
         Raises:
             UnavailableError: another run of a scope did not end in time; names it.
         """
-        from e2i_dagster.warehouse.locks import hold
+        from e2i_dagster.database.locks import hold
 
         for scope in _scopes_among(partitions, keys):
             hold(self.engine(), scope, run_id, waiting)
 
     def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
         """Let go of the scopes of the run."""
-        from e2i_dagster.warehouse.locks import release
+        from e2i_dagster.database.locks import release
 
         if context.run is not None:
             release(context.run.run_id)

@@ -3,8 +3,8 @@
 import dagster as dg
 
 from e2i_dagster.config.policy import current_policy
+from jobs.all_jobs import build_cohorts, load_and_qc, scope_pipeline
 from resources.warehouse import Warehouse
-from sensors.jobs import build_cohorts, load_and_qc, scope_pipeline
 
 
 @dg.run_status_sensor(
@@ -15,8 +15,8 @@ from sensors.jobs import build_cohorts, load_and_qc, scope_pipeline
     description="After a load, requests build_cohorts for each cohort that is older than the raw tables.",
 )
 def cohorts_after_load(context: dg.RunStatusSensorContext, warehouse: Warehouse) -> list[dg.RunRequest]:
-    from e2i_dagster.warehouse.staleness import older_than
-    from e2i_dagster.warehouse.tables import RAW_TABLES
+    from e2i_dagster.tables import RAW_TABLES
+    from e2i_dagster.versions.staleness import older_than
 
     with warehouse.engine().connect() as connection:
         stale = older_than(connection, "cohort", sorted(current_policy().cohorts), RAW_TABLES)
@@ -36,7 +36,7 @@ def cohorts_after_load(context: dg.RunStatusSensorContext, warehouse: Warehouse)
     description="After a cohort was built, requests scope_pipeline for each of its scopes that is older.",
 )
 def scopes_after_cohorts(context: dg.RunStatusSensorContext, warehouse: Warehouse) -> list[dg.RunRequest]:
-    from e2i_dagster.warehouse.staleness import older_than
+    from e2i_dagster.versions.staleness import older_than
 
     cohort = context.dagster_run.tags.get("dagster/partition", "")
     scopes = [name for name, scope in current_policy().scopes.items() if scope.cohort == cohort]

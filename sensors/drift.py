@@ -5,7 +5,7 @@ import datetime as dt
 import dagster as dg
 
 from e2i_dagster.config.drift_monitoring import SEVERITIES, DriftPolicy
-from e2i_dagster.config.environment import config_folder
+from e2i_dagster.policy_files.environment import config_folder
 from resources.alerts import Alerts
 from resources.warehouse import Warehouse
 
@@ -25,7 +25,7 @@ def drift_sensor(
     from e2i_dagster.monitoring.alerts import Alert
     from e2i_dagster.monitoring.history import summaries_after
     from e2i_dagster.monitoring.retraining import decide_retraining, last_decision_at, record_decision
-    from e2i_dagster.warehouse.staleness import labels_since_training
+    from e2i_dagster.versions.staleness import labels_since_training
 
     policy = DriftPolicy.load(config_folder())
     after = dt.datetime.fromisoformat(context.cursor) if context.cursor else None

@@ -5,9 +5,9 @@ import json
 
 import dagster as dg
 
-from e2i_dagster.config.environment import actor, config_folder
 from e2i_dagster.config.experiment import LifecyclePolicy
 from e2i_dagster.config.policy import current_policy
+from e2i_dagster.policy_files.environment import actor, config_folder
 from resources.alerts import Alerts
 from resources.stages import refusal
 from resources.warehouse import Warehouse
@@ -20,7 +20,7 @@ from resources.warehouse import Warehouse
 )
 def change_op(context: dg.OpExecutionContext, warehouse: Warehouse) -> None:
     from e2i_dagster.errors import E2IError
-    from e2i_dagster.experiments.actions import Change, perform
+    from e2i_dagster.experiments.conduct.actions import Change, perform
 
     change = Change.model_validate(context.op_config)
     try:
@@ -69,7 +69,7 @@ EXPERIMENT_JOBS = [
 def experiment_monitor(
     context: dg.SensorEvaluationContext, warehouse: Warehouse, alerts: Alerts
 ) -> dg.SensorResult:
-    from e2i_dagster.experiments.monitor import observe
+    from e2i_dagster.experiments.conduct.monitor import observe
     from e2i_dagster.monitoring.alerts import Alert
 
     policy = LifecyclePolicy.load(config_folder())

@@ -4,9 +4,9 @@ import datetime as dt
 
 import dagster as dg
 
-from e2i_dagster.config.environment import config_folder
 from e2i_dagster.config.feast_materialization import FeastMaterializationPolicy
 from e2i_dagster.config.policy import current_policy
+from e2i_dagster.policy_files.environment import config_folder
 from resources.alerts import Alerts
 from resources.warehouse import Warehouse
 

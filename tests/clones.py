@@ -5,8 +5,8 @@ import secrets
 
 def clone(database: str) -> tuple[str, str]:
     """Name and owner's address of a new copy of ``database``, which nobody may be connected to."""
-    from e2i_dagster.warehouse import connection
-    from e2i_dagster.warehouse.server import DATABASE
+    from e2i_dagster.database import connection
+    from e2i_dagster.database.server import DATABASE
 
     name = f"e2i_{secrets.token_hex(6)}"
     with connection._admin(connection._url("owner", DATABASE)) as admin:

@@ -98,8 +98,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 @pytest.fixture(scope="session", autouse=True)
 def state() -> Iterator[Path]:
     """The state folder of the session: a new one with a short path; taken away with its server at the end."""
-    from e2i_dagster.warehouse.connection import dispose
-    from e2i_dagster.warehouse.server import remove_server
+    from e2i_dagster.database.connection import dispose
+    from e2i_dagster.database.server import remove_server
 
     before = _git_status()
     folder = Path(tempfile.mkdtemp(prefix="e2i-"))
@@ -123,9 +123,9 @@ def template(state: Path) -> str:
     """Name of a migrated, empty warehouse on the session's server, to be cloned."""
     import psycopg
 
-    from e2i_dagster.warehouse.connection import scratch_database
-    from e2i_dagster.warehouse.schema import migrate
-    from e2i_dagster.warehouse.server import _conninfo, ensure_server
+    from e2i_dagster.database.connection import scratch_database
+    from e2i_dagster.database.schema import migrate
+    from e2i_dagster.database.server import _conninfo, ensure_server
 
     # A session's data need not survive a power cut.
     with psycopg.connect(_conninfo(ensure_server(), "postgres"), autocommit=True) as admin:
@@ -142,7 +142,7 @@ def database(template: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[sa.Engi
 
     ``E2I_DATABASE_URL`` names it, so that all code under test uses it.
     """
-    from e2i_dagster.warehouse import connection
+    from e2i_dagster.database import connection
 
     name, url = clone(template)
     monkeypatch.setenv("E2I_DATABASE_URL", url)
@@ -155,7 +155,7 @@ def database(template: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[sa.Engi
 @pytest.fixture
 def new_state() -> Iterator[Callable[..., Path]]:
     """Makes further state folders, each with a server of its own if one is started there."""
-    from e2i_dagster.warehouse.server import remove_server
+    from e2i_dagster.database.server import remove_server
 
     made: list[tuple[Path, Path]] = []
 

@@ -217,14 +217,14 @@ DEFECTS: dict[str, list[tuple[str, str, str, str, str]]] = {
         ),
         (
             "features selected on validation rows too",
-            "e2i_dagster/features/select.py",
+            "e2i_dagster/features/scope_selection.py",
             '(split == "train").to_numpy()',
             '(split != "test").to_numpy()',
             "tests/features/test_statistics_and_selection.py::test_a_scope_selects_by_its_training_rows",
         ),
         (
             "statistics of all rows",
-            "e2i_dagster/features/select.py",
+            "e2i_dagster/features/scope_selection.py",
             "feature_statistics(frame[train])",
             "feature_statistics(frame)",
             "tests/features/test_statistics_and_selection.py::test_a_scope_selects_by_its_training_rows",
@@ -261,28 +261,28 @@ DEFECTS: dict[str, list[tuple[str, str, str, str, str]]] = {
     "boundaries": [
         (
             "a month exactly at the threshold withheld",
-            "e2i_dagster/warehouse/load.py",
+            "e2i_dagster/loading/load.py",
             "np.flatnonzero((total - bad) / total < self.threshold)",
             "np.flatnonzero((total - bad) / total <= self.threshold)",
             "tests/loading/test_loading_bad_input.py::test_exactly_at_the_threshold_is_enough",
         ),
         (
             "a month at a threshold that floating point misses withheld",
-            "e2i_dagster/warehouse/load.py",
+            "e2i_dagster/loading/load.py",
             "np.flatnonzero((total - bad) / total < self.threshold)",
             "np.flatnonzero(1 - bad / total < self.threshold)",
             "tests/loading/test_loading_bad_input.py::test_exactly_at_the_threshold_is_enough",
         ),
         (
             "a table exactly at the threshold refused",
-            "e2i_dagster/warehouse/load.py",
+            "e2i_dagster/loading/load.py",
             "(source - bad) / source < self.threshold",
             "(source - bad) / source <= self.threshold",
             "tests/loading/test_loading_bad_input.py::test_exactly_at_the_threshold_is_enough",
         ),
         (
             "lost dates exactly at the threshold refused",
-            "e2i_dagster/warehouse/load.py",
+            "e2i_dagster/loading/load.py",
             "(source - lost) / source < self.threshold",
             "(source - lost) / source <= self.threshold",
             "tests/loading/test_loading_bad_input.py::test_exactly_at_the_threshold_is_enough",
@@ -517,7 +517,7 @@ DEFECTS: dict[str, list[tuple[str, str, str, str, str]]] = {
         ),
         (
             "outcomes of the holdout are looked at",
-            "e2i_dagster/splits/judge.py",
+            "e2i_dagster/splits/leakage_check.py",
             'frame.assign(label=frame["label"].mask(sealed))',
             "frame",
             "tests/splits/test_judge.py",
@@ -545,14 +545,14 @@ DEFECTS: dict[str, list[tuple[str, str, str, str, str]]] = {
         ),
         (
             "leaking splits only warn",
-            "assets/gate.py",
+            "assets/gate_checks.py",
             '    asset=splits_asset,\n    name="leakage_gate",\n    blocking=True,',
             '    asset=splits_asset,\n    name="leakage_gate",\n    blocking=False,',
             CONTRACT,
         ),
         (
             "quality gate only warns",
-            "assets/gate.py",
+            "assets/gate_checks.py",
             '        name="qc_gate",\n        blocking=True,',
             '        name="qc_gate",\n        blocking=False,',
             CONTRACT,
@@ -566,7 +566,7 @@ DEFECTS: dict[str, list[tuple[str, str, str, str, str]]] = {
         ),
         (
             "every partition is judged with its waivers",
-            "assets/gate.py",
+            "assets/gate_checks.py",
             "table, None, waivers=False)",
             "table, None)",
             CONTRACT,
@@ -697,8 +697,8 @@ DEFECTS: dict[str, list[tuple[str, str, str, str, str]]] = {
         (
             "a changed comment logs a run again",
             "assets/models.py",
-            '    outside=True,\n    produces="e2i_dagster.registry.track:TrackedRun"',
-            '    produces="e2i_dagster.registry.track:TrackedRun"',
+            '    outside=True,\n    produces="e2i_dagster.registry.training_runs:TrackedRun"',
+            '    produces="e2i_dagster.registry.training_runs:TrackedRun"',
             CONTRACT,
         ),
         (

@@ -83,7 +83,7 @@ class Pipeline:
 
     def versions(self, asset: str) -> dict[str | None, Any]:
         """The current version of each partition of ``asset``."""
-        from e2i_dagster.warehouse import ledger
+        from e2i_dagster.versions import ledger
 
         return ledger.current(self.warehouse, asset)
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from e2i_dagster.binning import Bins, quantile_bins
 from e2i_dagster.config.drift_monitoring import DriftPolicy
-from e2i_dagster.config.environment import CHECKOUT
 from e2i_dagster.monitoring.drift import detect_drift, population_stability_index
+from e2i_dagster.policy_files.environment import CHECKOUT
 
 NUMBERS = st.lists(
     st.one_of(st.sampled_from([0.0, 1.0, 2.5]), st.floats(-1e6, 1e6)), min_size=1, max_size=300

@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field
 
 from e2i_dagster.causal.nuisances import Estimand
 from e2i_dagster.causal.overlap import Overlap
-from e2i_dagster.config.base import PolicyModel
+from e2i_dagster.policy_files.base import PolicyModel
 
 
 class LibraryEstimate(PolicyModel):

@@ -21,8 +21,8 @@ from e2i_dagster.causal.nuisances import Estimand, fit_nuisances, quiet_librarie
 from e2i_dagster.causal.overlap import judge_overlap
 from e2i_dagster.causal.rows import CausalRows, MissingOutcome, causal_rows
 from e2i_dagster.config.causal import CausalPolicy
-from e2i_dagster.config.environment import config_folder
 from e2i_dagster.errors import InputError
+from e2i_dagster.policy_files.environment import config_folder
 
 
 def estimate_effects(

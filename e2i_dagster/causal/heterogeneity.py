@@ -14,8 +14,8 @@ from e2i_dagster.causal.libraries import forest_of
 from e2i_dagster.causal.nuisances import Family, Nuisances, outcome_model, quiet_libraries, regressor
 from e2i_dagster.causal.rows import CausalRows
 from e2i_dagster.cohorts.disclosure import is_small
-from e2i_dagster.config.base import PolicyModel
 from e2i_dagster.config.causal import CausalPolicy
+from e2i_dagster.policy_files.base import PolicyModel
 
 GROUPS = 5
 

@@ -23,9 +23,9 @@ from e2i_dagster.causal.rows import CausalRows, causal_rows
 from e2i_dagster.causal.study import CausalEstimates
 from e2i_dagster.config.causal import CausalPolicy
 from e2i_dagster.errors import InputError
+from e2i_dagster.modelling.estimators import build_preprocessor
+from e2i_dagster.modelling.model_input import LabelledRows, feature_kinds, model_input
 from e2i_dagster.reports import figure_png
-from e2i_dagster.selection.frame import LabelledRows, feature_kinds, model_input
-from e2i_dagster.selection.pipeline import build_preprocessor
 from e2i_dagster.training import Evaluation, TrainedModel
 from e2i_dagster.training.evaluate import CriterionResult, Estimate, SplitMetrics
 from e2i_dagster.training.fit import computed_digest, invented_example

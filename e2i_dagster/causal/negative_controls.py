@@ -16,7 +16,7 @@ import numpy as np
 
 from e2i_dagster.causal.refute import EffectFunction, PointAndError
 from e2i_dagster.causal.rows import CausalRows
-from e2i_dagster.config.base import PolicyModel
+from e2i_dagster.policy_files.base import PolicyModel
 
 
 class NegativeControl(PolicyModel):

@@ -6,8 +6,8 @@ import numpy as np
 
 from e2i_dagster.causal.nuisances import Estimand, Nuisances
 from e2i_dagster.causal.rows import CausalRows
-from e2i_dagster.config.base import PolicyModel
 from e2i_dagster.config.causal import CausalPolicy
+from e2i_dagster.policy_files.base import PolicyModel
 
 #: Propensities of those who could have been in either arm (Crump, Hotz, Imbens and Mitnik 2009).
 COMMON = (0.1, 0.9)

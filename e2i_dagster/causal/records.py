@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
 from e2i_dagster.causal.study import CausalEstimates
-from e2i_dagster.warehouse.tables.causal import ml_causal_estimates, ml_causal_refutations
+from e2i_dagster.tables.description.causal import ml_causal_estimates, ml_causal_refutations
 
 
 def record_effects(connection: sa.Connection, study: CausalEstimates, *, scope: str, run_id: str) -> None:

@@ -14,8 +14,8 @@ import numpy as np
 from e2i_dagster.causal.nuisances import Estimand, Family, Nuisances, fit_family
 from e2i_dagster.causal.rows import CausalRows
 from e2i_dagster.causal.sensitivity import Sensitivity
-from e2i_dagster.config.base import PolicyModel
 from e2i_dagster.config.causal import CausalPolicy
+from e2i_dagster.policy_files.base import PolicyModel
 
 
 class Refutation(PolicyModel):

@@ -14,7 +14,7 @@ from e2i_dagster.causal.study import CausalEstimates
 from e2i_dagster.config.causal import CausalPolicy
 from e2i_dagster.config.scope import ScopeSpec
 from e2i_dagster.errors import VerdictError
-from e2i_dagster.registry.track import TrackedRun, register_and_stage, track_training
+from e2i_dagster.registry.training_runs import TrackedRun, register_and_stage, track_training
 from e2i_dagster.registry.versions import RegisteredVersion
 from e2i_dagster.training import Evaluation
 

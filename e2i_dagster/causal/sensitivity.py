@@ -8,7 +8,7 @@ import numpy as np
 
 from e2i_dagster.causal.nuisances import Estimand, Nuisances
 from e2i_dagster.causal.rows import CausalRows
-from e2i_dagster.config.base import PolicyModel
+from e2i_dagster.policy_files.base import PolicyModel
 
 
 class EValue(PolicyModel):

@@ -17,9 +17,9 @@ from e2i_dagster.causal.nuisances import Estimand, Nuisances, fit_nuisances, qui
 from e2i_dagster.causal.refute import Refutation, doubly_robust, refute
 from e2i_dagster.causal.rows import CausalRows, MissingOutcome, causal_rows
 from e2i_dagster.causal.sensitivity import Sensitivity, judge_sensitivity
-from e2i_dagster.config.base import PolicyModel
 from e2i_dagster.config.causal import CausalPolicy
 from e2i_dagster.errors import InputError
+from e2i_dagster.policy_files.base import PolicyModel
 
 
 class CausalEstimates(PolicyModel):

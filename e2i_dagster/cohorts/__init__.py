@@ -9,8 +9,8 @@ from e2i_dagster.cohorts.explain import Explanation, explain
 from e2i_dagster.cohorts.lint import Finding, LintReport, lint, run_examples
 from e2i_dagster.cohorts.outcome import Labels, cohort_frame, label_outcome
 from e2i_dagster.cohorts.preview import Preview, preview
-from e2i_dagster.cohorts.record import record_cohort, require_new_version, why_empty
 from e2i_dagster.cohorts.result import Cohort
+from e2i_dagster.cohorts.save import record_cohort, require_new_version, why_empty
 from e2i_dagster.config.cohort import (
     CohortConfigError,
     CohortDefinition,

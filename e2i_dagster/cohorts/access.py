@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from e2i_dagster.config.environment import actor, patient_level_allowed
 from e2i_dagster.errors import VerdictError
-from e2i_dagster.warehouse.tables.cohorts import ml_patient_level_access
+from e2i_dagster.policy_files.environment import actor, patient_level_allowed
+from e2i_dagster.tables.description.cohorts import ml_patient_level_access
 
 
 class PatientLevelRefused(VerdictError):

@@ -25,7 +25,7 @@ from e2i_dagster.cohorts.on_columns import answers, date_fields, one_index_faile
 from e2i_dagster.cohorts.own_fields import with_own_fields
 from e2i_dagster.cohorts.result import Cohort
 from e2i_dagster.config.cohort import CohortDefinition, Criterion, Rule
-from e2i_dagster.warehouse.frames import extra_frame
+from e2i_dagster.tables.frames import extra_frame
 
 pc: Any = pyarrow.compute
 

@@ -24,7 +24,7 @@ from e2i_dagster.cohorts.columns import (
     typed_column,
 )
 from e2i_dagster.cohorts.errors import CohortInputError
-from e2i_dagster.cohorts.plan import (
+from e2i_dagster.cohorts.narwhals_plan import (
     EVENT_DAY,
     JOURNEY,
     MASK,
@@ -33,8 +33,8 @@ from e2i_dagster.cohorts.plan import (
     Source,
     cohort_plan,
 )
-from e2i_dagster.config.codes import EVENT_CODE_COLUMNS
 from e2i_dagster.config.cohort import CohortDefinition
+from e2i_dagster.tables.codes import EVENT_CODE_COLUMNS
 
 if TYPE_CHECKING:
     import duckdb

@@ -15,14 +15,14 @@ from pydantic import BaseModel, ConfigDict
 
 from e2i_dagster.cohorts.build import patient_frame
 from e2i_dagster.cohorts.compare import rule_words
-from e2i_dagster.cohorts.plan import FIRST_OBSERVED, LAST_OBSERVED
-from e2i_dagster.cohorts.recorded import Execution, find_execution
+from e2i_dagster.cohorts.executions import Execution, find_execution
+from e2i_dagster.cohorts.narwhals_plan import FIRST_OBSERVED, LAST_OBSERVED
 from e2i_dagster.config.cohort import CohortDefinition
 from e2i_dagster.errors import InputError
-from e2i_dagster.warehouse.tables.cohorts import ml_patient_cohort_assignments
+from e2i_dagster.tables.description.cohorts import ml_patient_cohort_assignments
 
 if TYPE_CHECKING:
-    from e2i_dagster.warehouse.lake import Lake
+    from e2i_dagster.versions.lake import Lake
 
 Verdict = Literal["passed", "failed", "unknown, kept", "unknown, removed", "to be scored"]
 #: Tables whose rows hold the values that a rule saw.
@@ -200,7 +200,7 @@ def _values(
     """Values of the journeys' rows, from the versions of the tables that the execution read."""
     import pyarrow.parquet as pq
 
-    from e2i_dagster.warehouse import ledger
+    from e2i_dagster.versions import ledger
 
     snapshot = (
         None if execution.data_version is None else ledger.read_snapshot(connection, execution.data_version)

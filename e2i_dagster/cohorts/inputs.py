@@ -10,8 +10,8 @@ import sqlalchemy as sa
 
 from e2i_dagster.config.cohort_fields import EVENT_COLUMNS, OBSERVATION
 from e2i_dagster.errors import InputError
-from e2i_dagster.warehouse import ledger
-from e2i_dagster.warehouse.lake import Lake
+from e2i_dagster.versions import ledger
+from e2i_dagster.versions.lake import Lake
 
 PATIENT_TABLES = ("patient_journeys", "patient_clinical")
 

@@ -13,9 +13,9 @@ from e2i_dagster.cohorts.columns import typed_column
 from e2i_dagster.cohorts.disclosure import SMALLEST_SHOWN, is_small
 from e2i_dagster.cohorts.operators import holds
 from e2i_dagster.cohorts.own_fields import not_converted_words, with_own_fields
-from e2i_dagster.config.codes import EVENT_CODE_COLUMNS
 from e2i_dagster.config.cohort import CohortDefinition, CohortExample, Criterion, normal_code
 from e2i_dagster.config.cohort_fields import is_list_of_codes
+from e2i_dagster.tables.codes import EVENT_CODE_COLUMNS
 
 #: A column with more nulls than this is reported (share of the patients who reach the rule).
 MOSTLY_NULL = 0.5

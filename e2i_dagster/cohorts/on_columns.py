@@ -9,8 +9,8 @@ from datetime import date
 import numpy as np
 
 from e2i_dagster.cohorts.columns import TypedColumn
+from e2i_dagster.cohorts.narwhals_plan import FIRST_OBSERVED, LAST_OBSERVED
 from e2i_dagster.cohorts.operators import decidable, holds
-from e2i_dagster.cohorts.plan import FIRST_OBSERVED, LAST_OBSERVED
 from e2i_dagster.config.cohort import CohortDefinition, Criterion, Rule
 
 

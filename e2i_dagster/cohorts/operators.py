@@ -14,8 +14,8 @@ import numpy as np
 
 from e2i_dagster.cohorts.columns import Kind, TypedColumn
 from e2i_dagster.cohorts.errors import CohortInputError
-from e2i_dagster.config.codes import BAR, normal_list, readings
 from e2i_dagster.config.cohort import Criterion, code_patterns
+from e2i_dagster.tables.codes import BAR, normal_list, readings
 
 _EXPECTED: dict[str, str] = {
     "boolean": "true or false",

@@ -19,7 +19,7 @@ from e2i_dagster.cohorts.disclosure import shown_count, shown_steps
 from e2i_dagster.cohorts.errors import CohortInputError, ScopeRefused
 from e2i_dagster.cohorts.result import Cohort, attrition_markdown
 from e2i_dagster.config.scope import OUTCOME_TABLES, EventRule, ScopeSpec
-from e2i_dagster.warehouse.tables import date_column as dated_by
+from e2i_dagster.tables import date_column as dated_by
 
 _COLUMNS = ("patient_id", "patient_journey_id", "index_date", "followup_end")
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from e2i_dagster.cohorts.disclosure import HIDDEN, is_small, shown_count
 from e2i_dagster.config.cohort import CohortDefinition
-from e2i_dagster.warehouse.own_columns import read_as
+from e2i_dagster.tables.own_columns import read_as
 
 
 def with_own_fields(definition: CohortDefinition, patients: Any) -> tuple[Any, dict[str, int]]:

@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from e2i_dagster.config.base import PolicyModel, read_yaml
 from e2i_dagster.config.drift_monitoring import SEVERITIES, Severity
+from e2i_dagster.policy_files.base import PolicyModel, read_yaml
 
 AlertType = Literal["run_failure", "drift", "data_quality", "leakage", "experiment"]
 Level = Literal["critical", "warning"]

@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from e2i_dagster.config.base import PolicyModel, did_you_mean, read_yaml
-from e2i_dagster.config.environment import config_folder
 from e2i_dagster.config.names import algorithm_problems
 from e2i_dagster.errors import ConfigError
+from e2i_dagster.policy_files.base import PolicyModel, did_you_mean, read_yaml
+from e2i_dagster.policy_files.environment import config_folder
 
 ProblemType = Literal["binary_classification", "regression", "causal_inference"]
 PROBLEM_TYPES: tuple[ProblemType, ...] = ("binary_classification", "regression", "causal_inference")

@@ -22,9 +22,6 @@ from pydantic import (
     model_validator,
 )
 
-from e2i_dagster.config import observed
-from e2i_dagster.config.base import PolicyModel, digest_of, read_yaml
-from e2i_dagster.config.codes import normal_code
 from e2i_dagster.config.cohort_fields import (
     EVENT_COLUMNS,
     OBSERVATION,
@@ -44,9 +41,12 @@ from e2i_dagster.config.criteria import (
     Side,
     code_patterns,
 )
-from e2i_dagster.config.environment import config_folder
-from e2i_dagster.config.own_columns import CODE_SYSTEMS, OwnType
 from e2i_dagster.errors import ConfigError
+from e2i_dagster.policy_files import observed
+from e2i_dagster.policy_files.base import PolicyModel, digest_of, read_yaml
+from e2i_dagster.policy_files.environment import config_folder
+from e2i_dagster.tables.codes import normal_code
+from e2i_dagster.tables.own_types import CODE_SYSTEMS, OwnType
 
 __all__ = [
     "Condition",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from e2i_dagster.config.criteria import EVENT_KEYS, ORDERING, Criterion, EventPattern, Group
-from e2i_dagster.config.own_columns import CODE_SYSTEMS, OwnType
+from e2i_dagster.tables.own_types import CODE_SYSTEMS, OwnType
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -67,8 +67,8 @@ def table_fields(config: Path | None = None) -> TableFields:
     Raises:
         ConfigError: ``vocabulary.yaml`` is missing or wrong.
     """
-    from e2i_dagster.config.vocabulary import load_vocabulary
-    from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, facts, frame_columns, raw_table
+    from e2i_dagster.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, facts, frame_columns, raw_table
+    from e2i_dagster.tables.vocabulary import load_vocabulary
 
     def kinds(table: str) -> dict[str, Kind]:
         return {name: _kind(raw_table(table).c[name]) for name in frame_columns(table)}

@@ -14,8 +14,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
-from e2i_dagster.config.base import PolicyModel
-from e2i_dagster.config.codes import (
+from e2i_dagster.policy_files.base import PolicyModel
+from e2i_dagster.tables.codes import (
     SYSTEMS,
     fits,
     is_undecided,

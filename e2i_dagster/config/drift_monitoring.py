@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from e2i_dagster.config.base import PolicyModel, read_yaml
+from e2i_dagster.policy_files.base import PolicyModel, read_yaml
 
 Severity = Literal["none", "low", "medium", "high", "critical"]
 SEVERITIES: tuple[Severity, ...] = ("none", "low", "medium", "high", "critical")

@@ -13,10 +13,10 @@ from typing import Any, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from e2i_dagster.config.allocation import RATIO_TOLERANCE, allocation_shares
-from e2i_dagster.config.base import Place, PolicyModel, did_you_mean, digest_of, read_yaml
 from e2i_dagster.config.cohort import CohortDefinition, Criterion
-from e2i_dagster.config.observed import note_file
 from e2i_dagster.errors import ConfigError
+from e2i_dagster.policy_files.base import Place, PolicyModel, did_you_mean, digest_of, read_yaml
+from e2i_dagster.policy_files.observed import note_file
 
 Unit = Literal["hcp", "patient", "territory", "account"]
 Method = Literal["simple", "block", "stratified", "minimization", "cluster"]

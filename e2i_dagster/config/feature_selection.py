@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from e2i_dagster.config.base import PolicyModel, read_yaml
+from e2i_dagster.policy_files.base import PolicyModel, read_yaml
 
 
 class FeatureSelectionPolicy(PolicyModel):

@@ -15,8 +15,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from e2i_dagster.config.base import PolicyModel, read_yaml
-from e2i_dagster.config.own_columns import OWN_TABLE, OwnType
+from e2i_dagster.policy_files.base import PolicyModel, read_yaml
+from e2i_dagster.tables.own_types import OWN_TABLE, OwnType
 
 
 def _known_encoding(value: str) -> str:

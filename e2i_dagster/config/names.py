@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from e2i_dagster.config.base import Place, did_you_mean
+from e2i_dagster.policy_files.base import Place, did_you_mean
 
 if TYPE_CHECKING:
     from e2i_dagster.config.algorithms import Algorithm, AlgorithmsPolicy
     from e2i_dagster.config.causal import QuestionRule
     from e2i_dagster.config.experiment import ExperimentSpec
     from e2i_dagster.config.scope import ScopeSpec
-    from e2i_dagster.config.vocabulary import VocabularyPolicy
+    from e2i_dagster.tables.vocabulary import VocabularyPolicy
 
 _BOTH = ("binary_classification", "regression")
 
@@ -35,7 +35,7 @@ class Trained:
 
 
 _TREES = ("n_estimators", "max_depth", "min_samples_split", "min_samples_leaf")
-#: What :mod:`e2i_dagster.selection.pipeline` builds.
+#: What :mod:`e2i_dagster.modelling.estimators` builds.
 TRAINED = {
     "XGBoost": Trained(
         _BOTH, ("n_estimators", "max_depth", "learning_rate", "subsample", "min_child_weight")
@@ -104,8 +104,8 @@ def known_names(folder: Path) -> KnownNames:
         ConfigError: one of the two files is missing or wrong.
     """
     from e2i_dagster.config.algorithms import AlgorithmsPolicy
-    from e2i_dagster.config.vocabulary import load_vocabulary
-    from e2i_dagster.features.definitions import feature_names
+    from e2i_dagster.config.feature_views import feature_names
+    from e2i_dagster.tables.vocabulary import load_vocabulary
 
     vocabulary = load_vocabulary(folder)
     return KnownNames(
@@ -163,7 +163,7 @@ def algorithm_problems(policy: AlgorithmsPolicy) -> Iterator[Place]:
         )
         known = TRAINED[name].parameters
         if not set(about.defaults) <= set(known):
-            from e2i_dagster.selection.pipeline import parameters_of
+            from e2i_dagster.modelling.estimators import parameters_of
 
             known = parameters_of(name)
         for parameter in about.defaults:
@@ -229,7 +229,7 @@ def _untraceable(name: str) -> str | None:
 
 def vocabulary_problems(policy: VocabularyPolicy) -> Iterator[Place]:
     """Aliases of columns that no raw table has, and words of column names that can match no column."""
-    from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, frame_columns
+    from e2i_dagster.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, frame_columns
 
     tables = (*RAW_TABLES, *OPTIONAL_RAW_TABLES)
     words = sorted({word for table in tables for name in frame_columns(table) for word in name.split("_")})
@@ -260,7 +260,7 @@ def vocabulary_problems(policy: VocabularyPolicy) -> Iterator[Place]:
 
 def unused_vocabularies(policy: VocabularyPolicy, named: Iterable[str]) -> Iterator[Place]:
     """Vocabularies that no column has and no suite of expectations names (``named``)."""
-    from e2i_dagster.warehouse.tables import all_metadata, facts
+    from e2i_dagster.tables import all_metadata, facts
 
     of_columns = {
         listed
@@ -281,7 +281,7 @@ def unused_vocabularies(policy: VocabularyPolicy, named: Iterable[str]) -> Itera
 
 def question_problems(question: QuestionRule) -> Iterator[Place]:
     """Names in the question of ``causal.yaml`` that match no feature."""
-    from e2i_dagster.features.definitions import feature_names
+    from e2i_dagster.config.feature_views import feature_names
 
     for key in ("confounders", "negative_controls"):
         yield from unknown(["question", key], getattr(question, key), feature_names(), "feature")

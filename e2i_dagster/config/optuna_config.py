@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from e2i_dagster.config.base import PolicyModel, read_yaml
-from e2i_dagster.config.environment import config_folder
+from e2i_dagster.policy_files.base import PolicyModel, read_yaml
+from e2i_dagster.policy_files.environment import config_folder
 
 
 class Sampler(PolicyModel):

@@ -8,12 +8,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from e2i_dagster.config import base
-from e2i_dagster.config.base import PolicyModel, did_you_mean
-from e2i_dagster.config.environment import config_folder
-from e2i_dagster.config.observed import ObservedDict, Place, unobserved
 from e2i_dagster.config.sources import SourcesPolicy
 from e2i_dagster.errors import ConfigError, InputError
+from e2i_dagster.policy_files import base
+from e2i_dagster.policy_files.base import PolicyModel, did_you_mean
+from e2i_dagster.policy_files.environment import config_folder
+from e2i_dagster.policy_files.observed import ObservedDict, Place, unobserved
 
 if TYPE_CHECKING:
     from e2i_dagster.config.cohort import CohortDefinition

@@ -13,16 +13,16 @@ import numpy as np
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from e2i_dagster.config.base import YAML_LOADER, PolicyModel, _line_of, did_you_mean, read_yaml
-from e2i_dagster.config.codes import fits
-from e2i_dagster.config.environment import config_folder
 from e2i_dagster.config.names import unused_vocabularies
-from e2i_dagster.config.observed import unobserved
-from e2i_dagster.config.vocabulary import VocabularyPolicy, load_vocabulary
 from e2i_dagster.errors import ConfigError
+from e2i_dagster.policy_files.base import YAML_LOADER, PolicyModel, _line_of, did_you_mean, read_yaml
+from e2i_dagster.policy_files.environment import config_folder
+from e2i_dagster.policy_files.observed import unobserved
+from e2i_dagster.tables.codes import fits
+from e2i_dagster.tables.vocabulary import VocabularyPolicy, load_vocabulary
 
 if TYPE_CHECKING:
-    from e2i_dagster.warehouse.tables import ColumnFacts
+    from e2i_dagster.tables import ColumnFacts
 
 Severity = Literal["fatal", "convention", "characterization"]
 Dimension = Literal["completeness", "validity", "consistency", "uniqueness", "timeliness"]
@@ -385,7 +385,7 @@ def _place(path: Path, *location: int | str) -> str:
 
 
 def _settings_problems(path: Path, settings: QualitySettings) -> Iterator[str]:
-    from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, frame_columns, raw_table
+    from e2i_dagster.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, frame_columns, raw_table
 
     known = RAW_TABLES + OPTIONAL_RAW_TABLES
     for table in known:
@@ -413,7 +413,7 @@ def _settings_problems(path: Path, settings: QualitySettings) -> Iterator[str]:
 
 
 def _indication_problems(path: Path, settings: QualitySettings) -> Iterator[str]:
-    from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, facts, frame_columns, raw_table
+    from e2i_dagster.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, facts, frame_columns, raw_table
 
     described = {
         cohort
@@ -437,7 +437,7 @@ def _indication_problems(path: Path, settings: QualitySettings) -> Iterator[str]
 def _plausibility_problems(path: Path, settings: PlausibilitySettings) -> Iterator[str]:
     import sqlalchemy as sa
 
-    from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, frame_columns, raw_table
+    from e2i_dagster.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, frame_columns, raw_table
 
     known = RAW_TABLES + OPTIONAL_RAW_TABLES
     named = (
@@ -467,7 +467,7 @@ def _plausibility_problems(path: Path, settings: PlausibilitySettings) -> Iterat
 
 def _described(suite: Suite) -> Suite:
     """The suite with what its expectations leave out from the table description."""
-    from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, facts, raw_table
+    from e2i_dagster.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, facts, raw_table
 
     # All of it is read, and what comes out is no longer what the file says.
     suite = Suite.model_validate(suite.model_dump())
@@ -487,7 +487,7 @@ def _described(suite: Suite) -> Suite:
 
 
 def _suite_problems(path: Path, suite: Suite, vocabularies: VocabularyPolicy) -> Iterator[str]:
-    from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, frame_columns
+    from e2i_dagster.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, frame_columns
 
     known = RAW_TABLES + OPTIONAL_RAW_TABLES
     if suite.table not in known:
@@ -512,7 +512,7 @@ def _suite_problems(path: Path, suite: Suite, vocabularies: VocabularyPolicy) ->
 
 
 def _no_table(table: str) -> str:
-    from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES
+    from e2i_dagster.tables import OPTIONAL_RAW_TABLES, RAW_TABLES
 
     known = (*RAW_TABLES, *OPTIONAL_RAW_TABLES)
     near = did_you_mean(table, known)

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from e2i_dagster.config.base import PolicyModel, did_you_mean, read_yaml
-from e2i_dagster.config.environment import config_folder
 from e2i_dagster.config.names import KnownNames, scope_problems
-from e2i_dagster.config.observed import note_file
 from e2i_dagster.errors import ConfigError
+from e2i_dagster.policy_files.base import PolicyModel, did_you_mean, read_yaml
+from e2i_dagster.policy_files.environment import config_folder
+from e2i_dagster.policy_files.observed import note_file
 
 ProblemType = Literal["binary_classification", "multiclass_classification", "regression", "causal_inference"]
 Split = Literal["train", "validation", "test", "holdout"]

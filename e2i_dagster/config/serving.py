@@ -7,9 +7,9 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from e2i_dagster.config.base import PolicyModel, read_yaml
-from e2i_dagster.config.environment import config_folder
 from e2i_dagster.config.names import trusted_type_problems
+from e2i_dagster.policy_files.base import PolicyModel, read_yaml
+from e2i_dagster.policy_files.environment import config_folder
 
 ServiceName = Literal["classification", "regression", "causal"]
 ServedProblem = Literal["binary_classification", "multiclass_classification", "regression", "causal"]

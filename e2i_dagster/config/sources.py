@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from e2i_dagster.config.base import Place, PolicyModel, read_yaml
 from e2i_dagster.config.names import unknown
+from e2i_dagster.policy_files.base import Place, PolicyModel, read_yaml
 
 
 class SyntheticSource(PolicyModel):
@@ -115,7 +115,7 @@ class SourcesPolicy(PolicyModel):
 
 def _expected_tables(policy: SourcesPolicy) -> Iterator[Place]:
     """Tables under ``expected`` that there are not."""
-    from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES
+    from e2i_dagster.tables import OPTIONAL_RAW_TABLES, RAW_TABLES
 
     for table in policy.expected:
         yield from unknown(["expected", table], table, (*RAW_TABLES, *OPTIONAL_RAW_TABLES), "raw table")

@@ -18,8 +18,8 @@ from e2i_dagster.config.policy import load_policy
 from e2i_dagster.config.quality import QualityPolicy
 from e2i_dagster.config.registry import RegistryPolicy
 from e2i_dagster.config.serving import ServingPolicy
-from e2i_dagster.config.vocabulary import load_vocabulary
 from e2i_dagster.errors import ConfigError
+from e2i_dagster.tables.vocabulary import load_vocabulary
 
 #: Files that every run of a scope needs, whichever scope it is.
 OF_EVERY_RUN: tuple[Callable[[Path], Any], ...] = (

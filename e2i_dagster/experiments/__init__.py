@@ -9,10 +9,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from e2i_dagster.experiments.aa import AACheck, aa_check
-    from e2i_dagster.experiments.analysis import analyze, analyze_statistics
-    from e2i_dagster.experiments.designs import Design, design
-    from e2i_dagster.experiments.estimation import (
+    from e2i_dagster.experiments.design.designs import Design, design
+    from e2i_dagster.experiments.design.planning import (
+        SampleSize,
+        inflation_factor,
+        minimum_detectable_effect,
+        power,
+        sample_size,
+    )
+    from e2i_dagster.experiments.design.reestimation import Reestimation, blinded_reestimation, promising_zone
+    from e2i_dagster.experiments.statistics.aa_test import AACheck, aa_check
+    from e2i_dagster.experiments.statistics.analysis import analyze, analyze_statistics
+    from e2i_dagster.experiments.statistics.causal_forest import Heterogeneity, heterogeneity
+    from e2i_dagster.experiments.statistics.comparison_results import Analysis, ArmSummary, Comparison
+    from e2i_dagster.experiments.statistics.estimation import (
         AlwaysValid,
         FinalEstimate,
         always_valid,
@@ -21,8 +31,14 @@ if TYPE_CHECKING:
         repeated_intervals,
         stagewise_p_value,
     )
-    from e2i_dagster.experiments.forest import Heterogeneity, heterogeneity
-    from e2i_dagster.experiments.interim import (
+    from e2i_dagster.experiments.statistics.multiplicity import adjusted
+    from e2i_dagster.experiments.statistics.sample_ratio import (
+        SequentialSrm,
+        SrmResult,
+        sequential_srm_test,
+        srm_test,
+    )
+    from e2i_dagster.experiments.statistics.stopping import (
         Boundaries,
         Look,
         boundaries,
@@ -30,19 +46,12 @@ if TYPE_CHECKING:
         evaluate_look,
         predictive_power,
     )
-    from e2i_dagster.experiments.multiplicity import adjusted
-    from e2i_dagster.experiments.planning import (
-        SampleSize,
-        inflation_factor,
-        minimum_detectable_effect,
-        power,
-        sample_size,
+    from e2i_dagster.experiments.statistics.subgroups import SubgroupAnalysis, analyze_subgroups
+    from e2i_dagster.experiments.statistics.sufficient_statistics import (
+        SufficientStatistics,
+        merge,
+        summarize,
     )
-    from e2i_dagster.experiments.reestimation import Reestimation, blinded_reestimation, promising_zone
-    from e2i_dagster.experiments.results import Analysis, ArmSummary, Comparison
-    from e2i_dagster.experiments.srm import SequentialSrm, SrmResult, sequential_srm_test, srm_test
-    from e2i_dagster.experiments.subgroups import SubgroupAnalysis, analyze_subgroups
-    from e2i_dagster.experiments.sufficient import SufficientStatistics, merge, summarize
 
 _WHERE = {
     "AACheck": "aa",

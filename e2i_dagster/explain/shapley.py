@@ -14,10 +14,10 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from e2i_dagster.errors import InputError
+from e2i_dagster.modelling.estimators import column_origins, one_thread
+from e2i_dagster.modelling.model_input import LabelledRows, model_input
 from e2i_dagster.reports import figure_png, image_markdown, new_figure
-from e2i_dagster.selection.frame import LabelledRows, model_input
-from e2i_dagster.selection.pipeline import column_origins, one_thread
-from e2i_dagster.selection.rows import VisibleRows
+from e2i_dagster.splits.rows import VisibleRows
 from e2i_dagster.training.fit import TrainedModel
 
 Method = Literal["tree", "linear", "permutation"]

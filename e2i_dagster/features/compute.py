@@ -1,6 +1,6 @@
 """Feature values as of a day: one DuckDB statement per view over the raw tables.
 
-Each statement sees only the columns that :mod:`e2i_dagster.features.definitions` declares for its
+Each statement sees only the columns that :mod:`e2i_dagster.config.feature_views` declares for its
 view (no other column is handed to DuckDB) and joins rows known at the end of the ``as_of`` day: a
 dated row is known from its arrival (``source_timestamp``) where that is on record, else so many days
 after its date as the source needs to deliver, and never before its date. Windows go by the date. The
@@ -26,8 +26,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import sqlalchemy as sa
 
-from e2i_dagster.errors import InputError
-from e2i_dagster.features.definitions import (
+from e2i_dagster.config.feature_views import (
     ARRIVAL,
     TIMESTAMP,
     FeatureViewDefinition,
@@ -35,6 +34,7 @@ from e2i_dagster.features.definitions import (
     source_columns,
     view_named,
 )
+from e2i_dagster.errors import InputError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -329,7 +329,7 @@ def _register(
     One that is kept by month begins on ``data_start``. Journeys also get ``begin_known_on``, from which on others
     count the journey, not only its patient.
     """
-    from e2i_dagster.warehouse.tables import date_column
+    from e2i_dagster.tables import date_column
 
     dated_by = date_column(name)
     if dated_by is None and ARRIVAL not in rows.column_names:
@@ -374,7 +374,7 @@ def raw_columns(table: str, frame: pd.DataFrame, columns: tuple[str, ...]) -> pa
     """
     import pyarrow as pa
 
-    from e2i_dagster.warehouse.tables import raw_table
+    from e2i_dagster.tables import raw_table
 
     missing = [name for name in columns if name not in frame.columns]
     if missing:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from e2i_dagster.config.feast_materialization import FreshnessLimits
-from e2i_dagster.features.definitions import VIEWS
+from e2i_dagster.config.feature_views import VIEWS
 
 FreshnessStatus = Literal["fresh", "warning", "stale", "never"]
 _WORSE: list[FreshnessStatus] = ["fresh", "warning", "stale", "never"]

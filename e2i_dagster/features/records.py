@@ -13,19 +13,19 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import distinct_on, insert
 
 from e2i_dagster.config.feast_materialization import FreshnessLimits
-from e2i_dagster.features.definitions import VIEWS
+from e2i_dagster.config.feature_views import VIEWS
 from e2i_dagster.features.freshness import FreshnessReport, freshness
 from e2i_dagster.features.selection import FeatureSelection
 from e2i_dagster.features.snapshots import FeatureFiles
 from e2i_dagster.features.statistics import FeatureStatistics
 from e2i_dagster.features.store import MaterializationReport
-from e2i_dagster.warehouse import ledger
-from e2i_dagster.warehouse.tables.features import (
+from e2i_dagster.tables.description.features import (
     ml_feast_feature_freshness,
     ml_feast_feature_views,
     ml_feast_materialization_jobs,
     ml_feature_store,
 )
+from e2i_dagster.versions import ledger
 
 #: The stage that puts features online; its partitions are the scopes, each a Feast project.
 ONLINE_STAGE = "online_features"

@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict
 
 from e2i_dagster.binning import quantile_bins
 from e2i_dagster.config.feature_selection import FeatureSelectionPolicy
+from e2i_dagster.config.feature_views import feature_names
 from e2i_dagster.errors import InputError, VerdictError
-from e2i_dagster.features.definitions import feature_names
 
 Rule = Literal["missingness", "variance", "mutual_information", "correlation"]
 

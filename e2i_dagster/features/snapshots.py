@@ -16,10 +16,10 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 from upath import UPath
 
-from e2i_dagster.config.base import digest_of
 from e2i_dagster.config.feast_materialization import SnapshotPolicy
+from e2i_dagster.config.feature_views import ARRIVAL, TIMESTAMP, VIEWS, FeatureViewDefinition, view_named
 from e2i_dagster.errors import DamagedError, InputError, UnavailableError
-from e2i_dagster.features.definitions import ARRIVAL, TIMESTAMP, VIEWS, FeatureViewDefinition, view_named
+from e2i_dagster.policy_files.base import digest_of
 
 _SPINE = ("patient_id", "patient_journey_id", "hcp_id", "index_date")
 
@@ -83,7 +83,7 @@ class FeatureFiles(BaseModel):
             raise DamagedError.of(file.path, found, "feature_values")
 
     def _damaged(self) -> Iterator[tuple[FeatureFile, str]]:
-        from e2i_dagster.warehouse.files import damage
+        from e2i_dagster.versions.files import damage
 
         for file in self.files:
             found = damage(UPath(file.path), file.size, file.checksum)
@@ -231,8 +231,8 @@ def write_views(frames: Mapping[str, pd.DataFrame], folder: Any) -> FeatureFiles
         InputError: a view is missing, a frame is not one of its view, a key and time is repeated.
         UnavailableError: the folder cannot be written to.
     """
-    from e2i_dagster.warehouse.digest import frame_digest
-    from e2i_dagster.warehouse.files import checksum_of, damage
+    from e2i_dagster.versions.digest import frame_digest
+    from e2i_dagster.versions.files import checksum_of, damage
 
     absent = [view.name for view in VIEWS if view.name not in frames]
     if absent:
@@ -301,7 +301,7 @@ def _content(view: FeatureViewDefinition, frame: pd.DataFrame) -> bytes:
 
 
 def _write(content: bytes, target: UPath) -> None:
-    from e2i_dagster.warehouse.files import put, write_aside
+    from e2i_dagster.versions.files import put, write_aside
 
     try:
         put(write_aside(target, content), target)

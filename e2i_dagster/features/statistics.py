@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
-from e2i_dagster.features.definitions import VIEWS, Feature, FeatureViewDefinition
+from e2i_dagster.config.feature_views import VIEWS, Feature, FeatureViewDefinition
 
 SMALLEST_CELL = 11
 _QUANTILES = {"p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95}

@@ -30,18 +30,18 @@ import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.exc import OperationalError
 
-from e2i_dagster.config.environment import config_folder, state_folder
 from e2i_dagster.config.feast_materialization import FeastMaterializationPolicy
-from e2i_dagster.errors import ConfigError, InputError, UnavailableError, VerdictError
-from e2i_dagster.features.compute import conform_features
-from e2i_dagster.features.definitions import (
+from e2i_dagster.config.feature_views import (
     ENTITIES,
     TIMESTAMP,
     VIEWS,
     FeatureViewDefinition,
     feature_names,
 )
+from e2i_dagster.errors import ConfigError, InputError, UnavailableError, VerdictError
+from e2i_dagster.features.compute import conform_features
 from e2i_dagster.features.snapshots import FeatureFiles
+from e2i_dagster.policy_files.environment import config_folder, state_folder
 
 if TYPE_CHECKING:
     import feast

@@ -16,10 +16,10 @@ from pydantic import BaseModel, ConfigDict
 
 from e2i_dagster.config.alerts import AlertsPolicy, AlertType
 from e2i_dagster.config.drift_monitoring import Severity
-from e2i_dagster.warehouse.tables.monitoring import ml_monitoring_alerts as table
+from e2i_dagster.tables.description.monitoring import ml_monitoring_alerts as table
 
 if TYPE_CHECKING:
-    from e2i_dagster.quality.judge import GateResult
+    from e2i_dagster.quality.table_check import GateResult
 
 
 class Alert(BaseModel):

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from e2i_dagster.config.drift_monitoring import SEVERITIES, Severity
 from e2i_dagster.monitoring.drift import DriftReport
 from e2i_dagster.monitoring.retraining import DriftSummary
-from e2i_dagster.warehouse.tables.monitoring import ml_drift_history, ml_monitoring_runs
+from e2i_dagster.tables.description.monitoring import ml_drift_history, ml_monitoring_runs
 
 
 def record_drift(connection: sa.Connection, report: DriftReport, run_id: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pandas as pd
 import sqlalchemy as sa
 
-from e2i_dagster.warehouse.tables import raw_table
+from e2i_dagster.tables import raw_table
 
 
 def read_prediction_log(

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict
 
 from e2i_dagster.config.drift_monitoring import DriftPolicy
-from e2i_dagster.warehouse.tables.monitoring import ml_retraining_history as table
+from e2i_dagster.tables.description.monitoring import ml_retraining_history as table
 
 
 class DriftSummary(BaseModel):

@@ -20,7 +20,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from e2i_dagster.config.environment import CHECKOUT, state_folder
+from e2i_dagster.policy_files.environment import CHECKOUT, state_folder
 
 #: Packages whose modules are followed.
 PACKAGES = ("e2i_dagster", "resources")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from e2i_dagster.config import observed
-from e2i_dagster.config.base import digest_of
-from e2i_dagster.warehouse import ledger
-from e2i_dagster.warehouse.files import StoredFile
-from e2i_dagster.warehouse.ledger import DataVersion
+from e2i_dagster.policy_files import observed
+from e2i_dagster.policy_files.base import digest_of
+from e2i_dagster.versions import ledger
+from e2i_dagster.versions.files import StoredFile
+from e2i_dagster.versions.ledger import DataVersion
 
 #: Key of a version's metadata: the values of policy files that it was made from.
 READ = "read"

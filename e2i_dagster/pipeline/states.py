@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from e2i_dagster.warehouse.ledger import Bind, StageState, State
+    from e2i_dagster.versions.ledger import Bind, StageState, State
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Execution:
         self, state: State, reason: str = "", *, rows: int | None = None, data_version: str | None = None
     ) -> StageState:
         """``state``, reached now."""
-        from e2i_dagster.warehouse import ledger
+        from e2i_dagster.versions import ledger
 
         return ledger.StageState(
             stage=self.stage,
@@ -68,7 +68,7 @@ class Execution:
 
     def record(self, bind: Bind, state: State, reason: str = "") -> None:
         """Record ``state`` and tell who watches."""
-        from e2i_dagster.warehouse import ledger
+        from e2i_dagster.versions import ledger
 
         reached = self.state(state, reason)
         ledger.record_state(bind, reached)

@@ -37,8 +37,8 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
-from e2i_dagster.config.base import PolicyModel
 from e2i_dagster.config.quality import DIMENSIONS, Dimension, QualityPolicy
+from e2i_dagster.policy_files.base import PolicyModel
 from e2i_dagster.quality.engine import (
     Engine,
     EngineFrame,
@@ -49,9 +49,9 @@ from e2i_dagster.quality.engine import (
     with_vocabularies,
 )
 from e2i_dagster.quality.rules import Rule, rules_for
-from e2i_dagster.warehouse.constraints import conforms, families, sound
-from e2i_dagster.warehouse.constraints import filled as is_filled
-from e2i_dagster.warehouse.tables import date_column, facts, primary_key, raw_table
+from e2i_dagster.tables import date_column, facts, primary_key, raw_table
+from e2i_dagster.tables.constraints import conforms, families, sound
+from e2i_dagster.tables.constraints import filled as is_filled
 
 #: Name of the part of a frame without partitions.
 WHOLE = "all"

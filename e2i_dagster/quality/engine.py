@@ -1,7 +1,7 @@
 """Layer 1 on an engine: the masks of the rules on a frame that Narwhals knows (DuckDB, pandas, PySpark).
 
 Here belongs how a table lies on its engine and how its violations are counted there. The masks are those of
-:mod:`e2i_dagster.warehouse.constraints`, which ``schemas`` asks of a frame in memory: both give the same findings.
+:mod:`e2i_dagster.tables.constraints`, which ``schemas`` asks of a frame in memory: both give the same findings.
 On an engine nothing is read: its columns have their described types, or are refused whole.
 """
 
@@ -21,8 +21,8 @@ from e2i_dagster.config.quality import QualityPolicy
 from e2i_dagster.errors import InputError
 from e2i_dagster.quality.rules import Rule, rules_for
 from e2i_dagster.quality.typed import SAMPLE, TypedFrame, typed
-from e2i_dagster.warehouse.constraints import families, filled, mask_of
-from e2i_dagster.warehouse.tables import primary_key
+from e2i_dagster.tables import primary_key
+from e2i_dagster.tables.constraints import families, filled, mask_of
 
 Engine = Literal["duckdb", "pandas"]
 _ROW = "row count of the frame"

@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from e2i_dagster.config.base import PolicyModel
 from e2i_dagster.config.quality import ExpectationSpec, QualityPolicy
+from e2i_dagster.policy_files.base import PolicyModel
 from e2i_dagster.quality.typed import TypedFrame, typed
-from e2i_dagster.warehouse.moments import earlier
+from e2i_dagster.tables.moments import earlier
 
 if TYPE_CHECKING:
     from great_expectations.core.batch_definition import BatchDefinition

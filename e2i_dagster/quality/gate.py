@@ -16,14 +16,14 @@ from e2i_dagster.quality.dimensions import WHOLE
 from e2i_dagster.quality.report import QualityReport, Verdict, rule_page
 from e2i_dagster.quality.rules import ruleset_hash
 from e2i_dagster.quality.waivers import Waiver, find_waivers, may_be_waived
-from e2i_dagster.warehouse import ledger
-from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES
-from e2i_dagster.warehouse.tables.quality import (
+from e2i_dagster.tables import OPTIONAL_RAW_TABLES, RAW_TABLES
+from e2i_dagster.tables.description.quality import (
     data_quality_results,
     ml_data_quality_reports,
     ml_gate_verdicts,
     ml_leakage_audit,
 )
+from e2i_dagster.versions import ledger
 
 if TYPE_CHECKING:
     from e2i_dagster.quality.leakage import LeakageReport

@@ -8,12 +8,12 @@ import pandas as pd
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import distinct_on
 
+from e2i_dagster.loading.read import read_columns
 from e2i_dagster.quality.plausibility import REFERENCE_COLUMNS
 from e2i_dagster.quality.report import Finding, Previous
 from e2i_dagster.quality.shift import ColumnProfile
-from e2i_dagster.warehouse.read import read_columns
-from e2i_dagster.warehouse.tables import related_tables
-from e2i_dagster.warehouse.tables.quality import data_quality_results, ml_data_quality_reports
+from e2i_dagster.tables import related_tables
+from e2i_dagster.tables.description.quality import data_quality_results, ml_data_quality_reports
 
 
 def read_references(connection: sa.Connection, table: str) -> dict[str, pd.DataFrame]:

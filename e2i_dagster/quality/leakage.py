@@ -25,18 +25,19 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from e2i_dagster.config.base import PolicyModel, digest_of
 from e2i_dagster.config.quality import LeakageSettings, QualityPolicy, Severity, current_quality_policy
 from e2i_dagster.errors import InputError
-from e2i_dagster.quality import proxies, twins
-from e2i_dagster.warehouse.moments import Judged, earlier, moments
-from e2i_dagster.warehouse.tables import (
+from e2i_dagster.policy_files.base import PolicyModel, digest_of
+from e2i_dagster.quality import near_duplicates as twins
+from e2i_dagster.quality import proxies
+from e2i_dagster.tables import (
     OPTIONAL_RAW_TABLES,
     RAW_TABLES,
     facts,
     frame_columns,
     raw_table,
 )
+from e2i_dagster.tables.moments import Judged, earlier, moments
 
 Kind = Literal["known_at", "temporal", "target", "window", "contamination"]
 CHECKS: tuple[Kind, ...] = ("known_at", "temporal", "target", "window", "contamination")

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from e2i_dagster.config.environment import state_folder
 from e2i_dagster.config.quality import DIMENSIONS, QualityPolicy
+from e2i_dagster.policy_files.environment import state_folder
 from e2i_dagster.quality.data_docs import build_data_docs
 from e2i_dagster.quality.dimensions import WHOLE
 from e2i_dagster.quality.drawings import heat_map

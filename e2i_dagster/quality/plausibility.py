@@ -22,8 +22,8 @@ import pandas as pd
 
 from e2i_dagster.config.quality import PlausibilityKind, QualityPolicy, Severity
 from e2i_dagster.quality.typed import TypedFrame, typed
-from e2i_dagster.warehouse.constraints import families
-from e2i_dagster.warehouse.tables import date_column, facts, parents, raw_table, row_date_column
+from e2i_dagster.tables import date_column, facts, parents, raw_table, row_date_column
+from e2i_dagster.tables.constraints import families
 
 _CATEGORIES = ("public", "internal", "quasi")
 JOURNEYS, CLINICAL = "patient_journeys", "patient_clinical"

@@ -12,8 +12,8 @@ import os
 import secrets
 from pathlib import Path
 
-from e2i_dagster.config.environment import database_url, state_folder
 from e2i_dagster.errors import ConfigError
+from e2i_dagster.policy_files.environment import database_url, state_folder
 
 VARIABLE = "E2I_PSEUDONYM_KEY"
 _LEAST_CHARACTERS = 32

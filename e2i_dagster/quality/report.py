@@ -13,9 +13,8 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import pandas as pd
 
-from e2i_dagster.config.base import PolicyModel
-from e2i_dagster.config.codes import SYSTEMS
 from e2i_dagster.config.quality import DIMENSIONS, QualityPolicy, Severity
+from e2i_dagster.policy_files.base import PolicyModel
 from e2i_dagster.quality import dimensions, expectations, plausibility, schemas, shift
 from e2i_dagster.quality.dimensions import WHOLE, ColumnScore, DimensionScores, Scores
 from e2i_dagster.quality.drawings import heat_map, markdown_image, score_trend
@@ -24,7 +23,8 @@ from e2i_dagster.quality.pseudonyms import pseudonym
 from e2i_dagster.quality.rules import Rule, ruleset_hash
 from e2i_dagster.quality.shift import ColumnProfile
 from e2i_dagster.quality.typed import TypedFrame, smallest_keys, typed
-from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, facts, raw_table
+from e2i_dagster.tables import OPTIONAL_RAW_TABLES, facts, raw_table
+from e2i_dagster.tables.codes import SYSTEMS
 
 Verdict = Literal["passed", "warning", "failed", "error"]
 Layer = Literal["schema", "plausibility", "dimensions", "expectations", "shift"]

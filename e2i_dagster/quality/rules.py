@@ -1,7 +1,7 @@
 """The rules of layer 1: the one list of the table description, with what the policy adds to it.
 
 Here belongs which rules a table has and what a violation means. Their masks are in
-:mod:`e2i_dagster.warehouse.constraints`; ``schemas`` asks them of a frame in memory, ``engine`` of any engine.
+:mod:`e2i_dagster.tables.constraints`; ``schemas`` asks them of a frame in memory, ``engine`` of any engine.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 
-from e2i_dagster.config.base import digest_of
-from e2i_dagster.config.observed import kept
 from e2i_dagster.config.quality import QualityPolicy, Severity
-from e2i_dagster.warehouse.constraints import Constraint, families, of_column, spans
-from e2i_dagster.warehouse.tables import required_columns
+from e2i_dagster.policy_files.base import digest_of
+from e2i_dagster.policy_files.observed import kept
+from e2i_dagster.tables import required_columns
+from e2i_dagster.tables.constraints import Constraint, families, of_column, spans
 
 #: Raised when a rule or a formula of the quality stage changes its meaning: it makes stored verdicts stale.
 RULES_VERSION = 3

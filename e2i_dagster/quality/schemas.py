@@ -20,8 +20,8 @@ import pandas as pd
 from e2i_dagster.config.quality import QualityPolicy
 from e2i_dagster.quality.rules import Rule, rules_for
 from e2i_dagster.quality.typed import TypedFrame, smallest_keys, typed
-from e2i_dagster.warehouse.arrow import compute
-from e2i_dagster.warehouse.constraints import families, violating
+from e2i_dagster.tables.arrow import compute
+from e2i_dagster.tables.constraints import families, violating
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -107,7 +107,7 @@ def _repeats(cells: pa.ChunkedArray) -> bool:
     return compute().count_distinct(cells).as_py() < len(cells) - cells.null_count
 
 
-#: Types of the frames that the product hands out (:mod:`e2i_dagster.warehouse.frames`).
+#: Types of the frames that the product hands out (:mod:`e2i_dagster.tables.frames`).
 _DTYPES = {
     "integer": "Int64",
     "number": "float64",

@@ -18,12 +18,12 @@ import numpy as np
 import pandas as pd
 
 from e2i_dagster.binning import Bins, quantile_bins, stability_index
-from e2i_dagster.config.base import PolicyModel
 from e2i_dagster.config.quality import QualityPolicy
+from e2i_dagster.policy_files.base import PolicyModel
 from e2i_dagster.quality.plausibility import category_columns
 from e2i_dagster.quality.typed import TypedFrame
-from e2i_dagster.warehouse.constraints import families
-from e2i_dagster.warehouse.tables import facts, raw_table
+from e2i_dagster.tables import facts, raw_table
+from e2i_dagster.tables.constraints import families
 
 _OTHER = "(other)"
 _DECILES = 10

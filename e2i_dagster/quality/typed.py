@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 
 from e2i_dagster.errors import InputError
-from e2i_dagster.warehouse.arrow import numpy_mask
-from e2i_dagster.warehouse.cells import Kind, read, to_arrow
-from e2i_dagster.warehouse.constraints import families
-from e2i_dagster.warehouse.tables import primary_key
+from e2i_dagster.tables import primary_key
+from e2i_dagster.tables.arrow import numpy_mask
+from e2i_dagster.tables.cells import Kind, read, to_arrow
+from e2i_dagster.tables.constraints import families
 
 if TYPE_CHECKING:
     import pyarrow as pa

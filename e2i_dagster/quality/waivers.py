@@ -12,7 +12,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from e2i_dagster.errors import InputError, VerdictError
-from e2i_dagster.warehouse.tables.quality import ml_gate_waivers
+from e2i_dagster.tables.description.quality import ml_gate_waivers
 
 Authentication = Literal["authenticated", "self-declared"]
 #: Rules of these families are faults of structure, of time or of the check itself: nobody can answer for them.

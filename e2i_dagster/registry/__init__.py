@@ -1,18 +1,6 @@
 """Tracking, registration, stages and their evidence."""
 
-from e2i_dagster.registry.records import (
-    experiment_key,
-    model_key,
-    performance_history,
-    write_experiment,
-    write_explanation,
-    write_model,
-    write_stage,
-    write_study,
-    write_training_run,
-)
-from e2i_dagster.registry.stages import Approval, Evidence, Transition, check_transition
-from e2i_dagster.registry.tracking import (
+from e2i_dagster.registry.mlflow_runs import (
     TRUSTED_TYPES,
     LoggedModel,
     default_artifact_root,
@@ -25,6 +13,18 @@ from e2i_dagster.registry.tracking import (
     run_tags,
     silence_telemetry,
 )
+from e2i_dagster.registry.records import (
+    experiment_key,
+    model_key,
+    performance_history,
+    write_experiment,
+    write_explanation,
+    write_model,
+    write_stage,
+    write_study,
+    write_training_run,
+)
+from e2i_dagster.registry.stages import Approval, Evidence, Transition, check_transition
 from e2i_dagster.registry.versions import RegisteredVersion, promote, register, version_at
 
 __all__ = [

@@ -12,14 +12,14 @@ from sqlalchemy.dialects.postgresql import insert
 
 from e2i_dagster.config.scope import ScopeSpec
 from e2i_dagster.explain import Explanation
-from e2i_dagster.training import Evaluation, SearchResult, TrainedModel
-from e2i_dagster.warehouse.tables.models import (
+from e2i_dagster.tables.description.models import (
     ml_experiments,
     ml_hpo_studies,
     ml_model_registry,
     ml_shap_analyses,
     ml_training_runs,
 )
+from e2i_dagster.training import Evaluation, SearchResult, TrainedModel
 
 _NAMESPACE = uuid.UUID("5d0b7d2e-0f4a-5f0c-9a51-6f7d3a3f4c11")
 

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from e2i_dagster.config.base import digest_of
 from e2i_dagster.config.registry import WAY_UP, RegistryPolicy, Stage
+from e2i_dagster.policy_files.base import digest_of
 from e2i_dagster.training import Evaluation
 
 

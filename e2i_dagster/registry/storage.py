@@ -12,7 +12,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from e2i_dagster.errors import InputError
-from e2i_dagster.registry.tracking import TRUSTED_TYPES
+from e2i_dagster.registry.mlflow_runs import TRUSTED_TYPES
 from e2i_dagster.training import TrainedModel
 
 

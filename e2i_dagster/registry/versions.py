@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict
 
 from e2i_dagster.config.registry import RegistryPolicy, Stage
 from e2i_dagster.errors import VerdictError
+from e2i_dagster.registry.mlflow_runs import silence_telemetry
 from e2i_dagster.registry.stages import Evidence, Transition, check_transition
-from e2i_dagster.registry.tracking import silence_telemetry
 from e2i_dagster.training import Evaluation, TrainedModel
 
 _STAGE_TAG = "e2i.stage"
@@ -182,7 +182,7 @@ def _client(tracking_uri: str | None) -> Any:
 
 
 def _identity(model: TrainedModel) -> str:
-    from e2i_dagster.config.base import digest_of
+    from e2i_dagster.policy_files.base import digest_of
 
     return digest_of({"model": model.digest, "data": model.data_digests})
 

@@ -11,16 +11,16 @@ from pydantic import BaseModel, ConfigDict
 
 from e2i_dagster.config.algorithms import PROBLEM_TYPES, Algorithm, AlgorithmsPolicy, SelectionPolicy
 from e2i_dagster.errors import ConfigError, VerdictError
-from e2i_dagster.selection.frame import LabelledRows, feature_kinds
-from e2i_dagster.selection.pipeline import (
+from e2i_dagster.modelling.estimators import (
     TRAINABLE,
     build_estimator,
     build_preprocessor,
     one_thread,
     raw_scores,
 )
+from e2i_dagster.modelling.model_input import LabelledRows, feature_kinds
 from e2i_dagster.selection.request import SelectionRequest, request_of
-from e2i_dagster.selection.rows import VisibleRows
+from e2i_dagster.splits.rows import VisibleRows
 
 
 class Candidate(BaseModel):

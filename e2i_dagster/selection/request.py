@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from e2i_dagster.config.base import PolicyModel
+from e2i_dagster.policy_files.base import PolicyModel
 
 
 class SelectionRequest(PolicyModel):

@@ -15,7 +15,7 @@ from e2i_dagster.serving.deployment import Deployment, ParitySample
 from e2i_dagster.serving.endpoints import Endpoint
 from e2i_dagster.serving.models import file_digests, load_model
 from e2i_dagster.serving.release import ModelToServe, Release
-from e2i_dagster.serving.schema import Signature, to_frame, to_records
+from e2i_dagster.serving.request_schema import Signature, to_frame, to_records
 
 #: Rows sent through HTTP for each model to prove that the endpoint answers as the offline model.
 PARITY_ROWS = 50

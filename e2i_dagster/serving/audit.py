@@ -274,7 +274,7 @@ class WarehouseStore:
     def __call__(self, rows: list[dict[str, Any]]) -> int:
         from sqlalchemy.dialects.postgresql import insert
 
-        from e2i_dagster.warehouse.tables import raw_table
+        from e2i_dagster.tables import raw_table
 
         if self._engine is None:
             self._engine = self._connect()
@@ -289,7 +289,7 @@ class WarehouseStore:
 
 
 def _warehouse_engine() -> sa.Engine:
-    from e2i_dagster.warehouse.connection import engine
+    from e2i_dagster.database.connection import engine
 
     return engine(role="app")
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from e2i_dagster.errors import InputError, UnavailableError
-from e2i_dagster.serving.schema import Signature, to_records
+from e2i_dagster.serving.request_schema import Signature, to_records
 
 if TYPE_CHECKING:
     import httpx

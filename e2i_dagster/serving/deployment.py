@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from e2i_dagster.config.environment import port as configured_port
-from e2i_dagster.config.environment import state_folder
 from e2i_dagster.config.serving import ServingPolicy
 from e2i_dagster.errors import InputError, UnavailableError
+from e2i_dagster.policy_files.environment import port as configured_port
+from e2i_dagster.policy_files.environment import state_folder
 from e2i_dagster.serving.client import score
 from e2i_dagster.serving.control import (
     Control,

@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from e2i_dagster.config.environment import state_folder
 from e2i_dagster.config.serving import ServingPolicy
 from e2i_dagster.errors import InputError, UnavailableError
+from e2i_dagster.policy_files.environment import state_folder
 from e2i_dagster.serving.control import Progress, exclusive, start_supervisor, stop_supervisor
 from e2i_dagster.serving.examples import curl
 from e2i_dagster.serving.release import read_release

@@ -6,7 +6,7 @@ import json
 import shlex
 from typing import Any
 
-from e2i_dagster.serving.schema import Feature, FeatureType, Signature
+from e2i_dagster.serving.request_schema import Feature, FeatureType, Signature
 
 #: A plausible shape, no plausible patient.
 _INVENTED: dict[FeatureType, Any] = {"double": 1.5, "long": 1, "string": "example", "boolean": False}

@@ -8,7 +8,7 @@ import pandas as pd
 import sqlalchemy as sa
 
 from e2i_dagster.errors import UnavailableError
-from e2i_dagster.warehouse.tables import raw_table
+from e2i_dagster.tables import raw_table
 
 
 def wait_until_logged(engine: sa.Engine, answers: pd.DataFrame, *, seconds: float = 60.0) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from e2i_dagster.errors import InputError, VerdictError
-from e2i_dagster.serving.schema import mlmodel
+from e2i_dagster.serving.request_schema import mlmodel
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from e2i_dagster.warehouse.tables.serving import ml_bentoml_services, ml_deployments
+from e2i_dagster.tables.description.serving import ml_bentoml_services, ml_deployments
 
 if TYPE_CHECKING:
     from e2i_dagster.serving.deployment import Deployment
@@ -69,8 +69,8 @@ def stop_services(state: Path) -> list[str]:
 
     A service is stopped before the warehouse, so that its last answers reach the prediction log.
     """
+    from e2i_dagster.database.connection import engine
     from e2i_dagster.serving.endpoints import endpoints, stop_all
-    from e2i_dagster.warehouse.connection import engine
 
     slots = {endpoint.service: endpoint.slot for endpoint in endpoints(state)}
     stopped = stop_all(state)

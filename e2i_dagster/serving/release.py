@@ -20,13 +20,13 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from e2i_dagster.config.base import digest_of
-from e2i_dagster.config.environment import state_folder
 from e2i_dagster.config.serving import ServiceName, ServingPolicy
 from e2i_dagster.errors import InputError, UnavailableError
 from e2i_dagster.pipeline.code import source_code
+from e2i_dagster.policy_files.base import digest_of
+from e2i_dagster.policy_files.environment import state_folder
 from e2i_dagster.serving.models import differing_files, file_digests, require_trusted
-from e2i_dagster.serving.schema import Signature, mlmodel
+from e2i_dagster.serving.request_schema import Signature, mlmodel
 from e2i_dagster.serving.state import bentoml_folder, library_environment
 
 MANIFEST = "manifest.json"

@@ -33,7 +33,7 @@ from e2i_dagster.serving import audit
 from e2i_dagster.serving.health import GAUGE, Answers, Level
 from e2i_dagster.serving.models import LoadedModel, Predicted, load_model
 from e2i_dagster.serving.release import Manifest, ReleasedModel
-from e2i_dagster.serving.schema import (
+from e2i_dagster.serving.request_schema import (
     Batch,
     ErrorResponse,
     PartialResponse,

@@ -33,9 +33,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from e2i_dagster.config.environment import state_folder
 from e2i_dagster.config.serving import DeploymentPolicy, ServingPolicy
 from e2i_dagster.errors import E2IError, InputError, UnavailableError
+from e2i_dagster.policy_files.environment import state_folder
 from e2i_dagster.serving.state import (
     ActiveColour,
     ColourSettings,

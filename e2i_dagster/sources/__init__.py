@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 import pandas as pd
 
-#: Raw tables by name (``e2i_dagster.warehouse.tables.RAW_TABLES``).
+#: Raw tables by name (``e2i_dagster.tables.RAW_TABLES``).
 Tables: TypeAlias = Mapping[str, pd.DataFrame]
 
 __all__ = ["Tables"]

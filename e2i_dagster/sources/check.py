@@ -22,10 +22,7 @@ import sqlalchemy as sa
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from e2i_dagster.config.codes import cell_shape
 from e2i_dagster.config.mapping import FileFormat, ImportMapping, TableMapping
-from e2i_dagster.config.own_columns import OWN_TABLE, OwnType
-from e2i_dagster.config.vocabulary import ColumnMatching, VocabularyPolicy
 from e2i_dagster.errors import InputError
 from e2i_dagster.sources.files import (
     IGNORED_COLUMNS,
@@ -43,22 +40,25 @@ from e2i_dagster.sources.files import (
     stem_of,
     with_decimal_point,
 )
-from e2i_dagster.warehouse import moments
-from e2i_dagster.warehouse.cells import FALSE, TRUE, kind_of, numbers_of
-from e2i_dagster.warehouse.constraints import spans
-from e2i_dagster.warehouse.frames import cell_text
-from e2i_dagster.warehouse.moments import Completion
-from e2i_dagster.warehouse.own_columns import read_as
-from e2i_dagster.warehouse.rules import check
-from e2i_dagster.warehouse.tables import (
+from e2i_dagster.tables import (
     MAINTAINED_COLUMNS,
     OPTIONAL_RAW_TABLES,
     RAW_TABLES,
     facts,
+    moments,
     primary_key,
     raw_table,
     required_columns,
 )
+from e2i_dagster.tables.cells import FALSE, TRUE, kind_of, numbers_of
+from e2i_dagster.tables.codes import cell_shape
+from e2i_dagster.tables.constraints import spans
+from e2i_dagster.tables.frames import cell_text
+from e2i_dagster.tables.moments import Completion
+from e2i_dagster.tables.own_columns import read_as
+from e2i_dagster.tables.own_types import OWN_TABLE, OwnType
+from e2i_dagster.tables.rules import check
+from e2i_dagster.tables.vocabulary import ColumnMatching, VocabularyPolicy
 
 _TABLES = (*RAW_TABLES, *OPTIONAL_RAW_TABLES)
 _ENCODINGS = ("utf-8-sig", "cp1252")
@@ -922,7 +922,7 @@ def readable_rows(table: str, frame: pd.DataFrame, vocabulary: VocabularyPolicy)
 
     Rows that a load would reject for one cell are among them, so that their other cells can be looked at.
     """
-    from e2i_dagster.warehouse.frames import conform
+    from e2i_dagster.tables.frames import conform
 
     columns = raw_table(table).columns
     # Lists are parsed into the database's own notation, which frames do not have.

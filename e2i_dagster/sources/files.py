@@ -25,29 +25,29 @@ import numpy as np
 import pandas as pd
 
 from e2i_dagster.config.mapping import FileFormat, ImportMapping, ReversalRule, TableMapping
-from e2i_dagster.config.own_columns import OWN_TABLE
 from e2i_dagster.errors import InputError
-from e2i_dagster.warehouse import moments
-from e2i_dagster.warehouse.arrow import compute
-from e2i_dagster.warehouse.cells import as_text, kind_of
-from e2i_dagster.warehouse.frames import cell_text
-from e2i_dagster.warehouse.reversals import check_rule
-from e2i_dagster.warehouse.tables import (
+from e2i_dagster.loading.reversals import check_rule
+from e2i_dagster.tables import (
     MAINTAINED_COLUMNS,
     OPTIONAL_RAW_TABLES,
     RAW_TABLES,
     date_column,
     facts,
+    moments,
     raw_table,
     required_columns,
     tables_referring_to,
 )
+from e2i_dagster.tables.arrow import compute
+from e2i_dagster.tables.cells import as_text, kind_of
+from e2i_dagster.tables.frames import cell_text
+from e2i_dagster.tables.own_types import OWN_TABLE
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from e2i_dagster.config.own_columns import OwnType
-    from e2i_dagster.config.vocabulary import VocabularyPolicy
+    from e2i_dagster.tables.own_types import OwnType
+    from e2i_dagster.tables.vocabulary import VocabularyPolicy
 
 #: Endings that are read; all but Parquet also with ``.gz`` after them.
 _TEXT_ENDINGS = (".csv", ".tsv", ".txt")
@@ -170,7 +170,7 @@ def read(
     if not isinstance(mapping, ImportMapping):
         mapping = ImportMapping() if mapping is None else ImportMapping.load(Path(mapping))
     if vocabulary is None:
-        from e2i_dagster.config.vocabulary import load_vocabulary
+        from e2i_dagster.tables.vocabulary import load_vocabulary
 
         vocabulary = load_vocabulary()
     folder = Path(folder)

@@ -16,13 +16,13 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from e2i_dagster.config.base import did_you_mean
 from e2i_dagster.config.mapping import HandedMapping
 from e2i_dagster.errors import InputError
-from e2i_dagster.warehouse import moments
-from e2i_dagster.warehouse.arrow import compute, text_array
-from e2i_dagster.warehouse.cells import as_text, read
-from e2i_dagster.warehouse.frames import cell_text
+from e2i_dagster.policy_files.base import did_you_mean
+from e2i_dagster.tables import moments
+from e2i_dagster.tables.arrow import compute, text_array
+from e2i_dagster.tables.cells import as_text, read
+from e2i_dagster.tables.frames import cell_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -210,7 +210,7 @@ def canonical_numbers(text: pa.Array) -> pa.Array:
     """
     import pyarrow as pa
 
-    from e2i_dagster.warehouse.rules import compute
+    from e2i_dagster.tables.rules import compute
 
     pc = compute()
     written = pc.fill_null(pc.match_substring_regex(text, _CANONICAL), False)
@@ -306,7 +306,7 @@ def _written(array: pa.Array, mapping: HandedMapping) -> pa.Array:
 def _looks_like_days(array: pa.Array, written: pa.Array) -> bool:
     import pyarrow as pa
 
-    from e2i_dagster.warehouse.rules import compute
+    from e2i_dagster.tables.rules import compute
 
     pc = compute()
     if pa.types.is_date(array.type) or pa.types.is_timestamp(array.type):

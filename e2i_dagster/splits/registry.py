@@ -14,7 +14,7 @@ from sqlalchemy.dialects.postgresql import insert
 from e2i_dagster.config.scope import SplitPolicy
 from e2i_dagster.errors import ConfigError, VerdictError
 from e2i_dagster.splits.assign import assign_splits
-from e2i_dagster.warehouse.tables.splits import ml_patient_split_assignments, ml_split_registry
+from e2i_dagster.tables.description.splits import ml_patient_split_assignments, ml_split_registry
 
 _NAMESPACE = uuid.UUID("a1a7a1de-5b5c-5d31-9f0e-3b8f6f1c9a52")
 _STRATEGY = {"hash": "patient_stratified", "temporal": "chronological"}

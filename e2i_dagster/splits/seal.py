@@ -14,10 +14,10 @@ import pandas as pd
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict
 
-from e2i_dagster.config.base import digest_of
 from e2i_dagster.errors import InputError, VerdictError
+from e2i_dagster.policy_files.base import digest_of
 from e2i_dagster.splits.assign import SPLITS, UNASSIGNED
-from e2i_dagster.warehouse.tables.splits import ml_seal_openings
+from e2i_dagster.tables.description.splits import ml_seal_openings
 
 Sealed = Literal["test", "holdout"]
 
@@ -214,7 +214,7 @@ def _split_of(frame: pd.DataFrame, assignments: pd.DataFrame) -> pd.Series:
 
 def production_deployment(connection: sa.Connection, model_name: str, model_version: str) -> str | None:
     """Identifier of a deployment of this model version that took traffic in the production slot, or None."""
-    from e2i_dagster.warehouse.tables.serving import ml_deployments
+    from e2i_dagster.tables.description.serving import ml_deployments
 
     table = ml_deployments.c
     found = connection.execute(

@@ -14,16 +14,16 @@ from pydantic import BaseModel, ConfigDict
 
 from e2i_dagster.config.optuna_config import EvaluationPolicy, OptunaPolicy
 from e2i_dagster.config.scope import CalibrationRule, SuccessCriteria, SuccessRule
-from e2i_dagster.reports import figure_png, image_markdown, new_figure
-from e2i_dagster.selection.frame import LabelledRows
-from e2i_dagster.selection.pipeline import (
+from e2i_dagster.modelling.estimators import (
     build_estimator,
     build_preprocessor,
     column_origins,
     one_thread,
     raw_scores,
 )
-from e2i_dagster.selection.rows import SealedRows, VisibleRows
+from e2i_dagster.modelling.model_input import LabelledRows
+from e2i_dagster.reports import figure_png, image_markdown, new_figure
+from e2i_dagster.splits.rows import SealedRows, VisibleRows
 from e2i_dagster.training.fit import TrainedModel
 from e2i_dagster.training.metrics import (
     binary_metrics,

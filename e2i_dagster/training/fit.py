@@ -15,11 +15,11 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from e2i_dagster.config.base import digest_of
 from e2i_dagster.config.optuna_config import OptunaPolicy
-from e2i_dagster.selection.frame import Kind, feature_kinds, model_input
-from e2i_dagster.selection.pipeline import build_estimator, build_preprocessor, one_thread, raw_scores
-from e2i_dagster.selection.rows import VisibleRows
+from e2i_dagster.modelling.estimators import build_estimator, build_preprocessor, one_thread, raw_scores
+from e2i_dagster.modelling.model_input import Kind, feature_kinds, model_input
+from e2i_dagster.policy_files.base import digest_of
+from e2i_dagster.splits.rows import VisibleRows
 from e2i_dagster.training.search import require_both_outcomes, rows_digest
 
 Calibrated = Literal["temperature", "sigmoid", "none"]

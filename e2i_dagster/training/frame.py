@@ -1,6 +1,6 @@
 """The conversion of frames for models, shared by training and serving (see ``selection.frame``)."""
 
-from e2i_dagster.selection.frame import (
+from e2i_dagster.modelling.model_input import (
     NOT_FEATURES,
     Kind,
     LabelledRows,

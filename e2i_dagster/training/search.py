@@ -16,12 +16,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from e2i_dagster.config.algorithms import Algorithm, AlgorithmsPolicy, Choice, Dimension, FloatRange, IntRange
-from e2i_dagster.config.base import digest_of
 from e2i_dagster.config.optuna_config import OptunaPolicy
 from e2i_dagster.errors import UnavailableError, VerdictError
-from e2i_dagster.selection.frame import LabelledRows, feature_kinds
-from e2i_dagster.selection.pipeline import build_estimator, build_preprocessor, one_thread, raw_scores
-from e2i_dagster.selection.rows import VisibleRows
+from e2i_dagster.modelling.estimators import build_estimator, build_preprocessor, one_thread, raw_scores
+from e2i_dagster.modelling.model_input import LabelledRows, feature_kinds
+from e2i_dagster.policy_files.base import digest_of
+from e2i_dagster.splits.rows import VisibleRows
 
 
 class Trial(BaseModel):
@@ -221,7 +221,7 @@ def search_hyperparameters(
 
 def default_storage() -> str:
     """Address of the study database: ``optuna`` in the warehouse's server, made if it is missing."""
-    from e2i_dagster.warehouse.connection import ensure_database
+    from e2i_dagster.database.connection import ensure_database
 
     return ensure_database("optuna")
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from e2i_dagster.config.causal import CausalPolicy
-from e2i_dagster.config.environment import CHECKOUT
+from e2i_dagster.policy_files.environment import CHECKOUT
 
 CONFOUNDERS = ["severity", "academic"]
 

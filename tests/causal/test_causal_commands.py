@@ -15,14 +15,14 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from commands.cli import main
 from e2i_dagster.causal.registration import EffectModel
-from e2i_dagster.cli import main
 from e2i_dagster.config.causal import CausalPolicy
-from e2i_dagster.config.environment import CHECKOUT
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.errors import ConfigError
-from e2i_dagster.warehouse import ledger
-from e2i_dagster.warehouse.lake import Lake
+from e2i_dagster.policy_files.environment import CHECKOUT
+from e2i_dagster.versions import ledger
+from e2i_dagster.versions.lake import Lake
 
 ASKED = ("--treatment", "treated", "--outcome", "outcome", "--confounders", "severity,academic")
 

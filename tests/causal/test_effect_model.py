@@ -26,8 +26,8 @@ from e2i_dagster.serving.client import score
 from e2i_dagster.serving.deployment import Deployment, deploy
 from e2i_dagster.serving.endpoints import endpoints, stop_all
 from e2i_dagster.serving.release import build_release
-from e2i_dagster.warehouse.lake import value_digest
-from e2i_dagster.warehouse.tables.models import ml_model_registry, ml_training_runs
+from e2i_dagster.tables.description.models import ml_model_registry, ml_training_runs
+from e2i_dagster.versions.lake import value_digest
 from resources.mlflow import MlflowResource
 
 SCOPE = default_scope()
@@ -156,8 +156,8 @@ def test_a_refuted_effect_is_not_accepted(varied, study, policy):
 
 @pytest.fixture(scope="module")
 def warehouse(template: str) -> Iterator[sa.Engine]:
-    from e2i_dagster.warehouse import connection
-    from e2i_dagster.warehouse.server import DATABASE
+    from e2i_dagster.database import connection
+    from e2i_dagster.database.server import DATABASE
 
     with connection._admin(connection._url("owner", DATABASE)) as admin:
         admin.exec_driver_sql(f"CREATE DATABASE e2i_effects TEMPLATE {template}")

@@ -10,8 +10,8 @@ import pytest
 from e2i_dagster import causal
 from e2i_dagster.causal.effects import LibraryEstimate, agreement_score, median_interval
 from e2i_dagster.errors import InputError
-from e2i_dagster.sources.synthetic import FULL, generate
-from e2i_dagster.sources.truth import true_effects
+from e2i_dagster.synthetic.generate import FULL, generate
+from e2i_dagster.synthetic.truth import true_effects
 
 CONFOUNDERS = ["severity", "academic"]
 ASKED = {"treatment": "treated", "outcome": "outcome", "confounders": CONFOUNDERS}

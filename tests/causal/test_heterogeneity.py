@@ -15,8 +15,8 @@ from e2i_dagster.causal.heterogeneity import (
 from e2i_dagster.causal.pages import heterogeneity_sentence
 from e2i_dagster.causal.rows import causal_rows
 from e2i_dagster.causal.study import nuisances_of, study_heterogeneity
-from e2i_dagster.sources.synthetic import FULL, generate
-from e2i_dagster.sources.truth import true_effects
+from e2i_dagster.synthetic.generate import FULL, generate
+from e2i_dagster.synthetic.truth import true_effects
 
 ASKED = {
     "treatment": "high_engagement", "outcome": "treatment_initiated",

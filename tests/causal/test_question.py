@@ -11,9 +11,9 @@ from e2i_dagster.causal.pages import study_page
 from e2i_dagster.causal.question import causal_frame, question_words, treated_before
 from e2i_dagster.causal.records import record_effects
 from e2i_dagster.causal.study import CausalEstimates, study_effect, study_heterogeneity
-from e2i_dagster.config.environment import CHECKOUT
 from e2i_dagster.config.policy import load_policy
 from e2i_dagster.errors import InputError
+from e2i_dagster.policy_files.environment import CHECKOUT
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,7 @@ def test_figures_do_not_depend_on_what_was_imported(sound):
 
 
 def test_a_stored_study_reads_back_and_durations_are_no_result(sound):
-    from e2i_dagster.warehouse.lake import value_digest
+    from e2i_dagster.versions.lake import value_digest
 
     record = sound.to_record()
     again = CausalEstimates.model_validate_json(sound.model_dump_json())

@@ -6,8 +6,8 @@ import pytest
 
 from e2i_dagster.cohorts import CohortDefinition, build_cohort, lint, patient_frame, preview
 from e2i_dagster.cohorts.inputs import EVENT_TABLES, event_frame
-from e2i_dagster.config.environment import CHECKOUT
-from e2i_dagster.sources.synthetic import generate
+from e2i_dagster.policy_files.environment import CHECKOUT
+from e2i_dagster.synthetic.generate import generate
 
 PROTOCOL = CohortDefinition.from_yaml(CHECKOUT / "docs/examples/claims_protocol.yaml")
 END = "2024-12-31"

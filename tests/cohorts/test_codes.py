@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 from e2i_dagster.cohorts import build_cohort
 from e2i_dagster.cohorts.columns import typed_column
+from e2i_dagster.cohorts.narwhals_plan import condition_truth
 from e2i_dagster.cohorts.operators import decidable, holds
-from e2i_dagster.cohorts.plan import condition_truth
-from e2i_dagster.config.codes import SYSTEMS, fits, luhn_sum
 from e2i_dagster.config.cohort import CohortDefinition, Criterion
 from e2i_dagster.config.criteria import EventPattern
+from e2i_dagster.tables.codes import SYSTEMS, fits, luhn_sum
 
 NDC = [
     "00078-0946-61", "00078094661", "0078-0946-61", " 00078-0946-61 ",

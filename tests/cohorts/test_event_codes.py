@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from e2i_dagster.cohorts import CohortInputError, build_cohort, count_cohort
 from e2i_dagster.cohorts.inputs import event_frame
-from e2i_dagster.config.codes import BAR, fits, normal_list, readings
 from e2i_dagster.config.cohort import CohortDefinition
+from e2i_dagster.tables.codes import BAR, fits, normal_list, readings
 
 DRUG = "00078-0946-61"
 TEXT = "string[pyarrow]"

@@ -9,7 +9,7 @@ from e2i_dagster.cohorts import CohortConfigError, CohortDefinition, read_cohort
 from e2i_dagster.config.cohort import cohort_folder
 from e2i_dagster.config.cohort_fields import table_fields
 from e2i_dagster.config.criteria import Criterion, Group
-from e2i_dagster.config.environment import CHECKOUT
+from e2i_dagster.policy_files.environment import CHECKOUT
 
 ADULT = {"field": "age_at_diagnosis", "operator": ">=", "value": 18}
 MINIMAL = {"brand": "Kisqali", "indication": "demo", "inclusion_criteria": [ADULT]}

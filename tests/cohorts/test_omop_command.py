@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from omop_cases import CONDITION, condition, counted, drug, expression, period, rule, write_folder
 
-from e2i_dagster.cli import main
+from commands.cli import main
 from e2i_dagster.cohorts.omop import build
 
 

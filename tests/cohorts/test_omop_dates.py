@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from omop_cases import CONDITION, condition, counted, drug, expression, period, rows, rule, write_folder
 
-from e2i_dagster.cli import main
+from commands.cli import main
 from e2i_dagster.cohorts.omop import build
 from e2i_dagster.errors import InputError
 

@@ -8,7 +8,7 @@ import re
 
 from e2i_dagster.cohorts.omop import expression as circe
 from e2i_dagster.cohorts.omop.domains import DOMAINS, TABLES
-from e2i_dagster.config.environment import CHECKOUT
+from e2i_dagster.policy_files.environment import CHECKOUT
 
 PAGE = (CHECKOUT / "docs/omop.md").read_text(encoding="utf-8")
 

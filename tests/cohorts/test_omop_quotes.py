@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from omop_cases import CONDITION, expression, period, write_folder
 
-from e2i_dagster.cli import main
+from commands.cli import main
 from e2i_dagster.cohorts.omop import build
 from e2i_dagster.errors import InputError
 

@@ -7,8 +7,8 @@ from omop_cases import write_folder
 from e2i_dagster.cohorts import CohortDefinition, build_cohort, patient_frame
 from e2i_dagster.cohorts.inputs import event_frame
 from e2i_dagster.cohorts.omop import build
-from e2i_dagster.config.environment import CHECKOUT
-from e2i_dagster.sources.synthetic import generate
+from e2i_dagster.policy_files.environment import CHECKOUT
+from e2i_dagster.synthetic.generate import generate
 
 EXAMPLES = CHECKOUT / "docs/examples"
 END = "2024-12-31"

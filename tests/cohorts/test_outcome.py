@@ -168,7 +168,7 @@ def test_bad_input_is_named():
 def test_synthetic_labels_equal_the_extract_column_and_cohorts_have_their_share():
     from e2i_dagster.cohorts import build_cohort, cohort_frame, patient_frame, read_cohort
     from e2i_dagster.config.scope import read_scopes
-    from e2i_dagster.sources.synthetic import generate
+    from e2i_dagster.synthetic.generate import generate
 
     raw = generate(n_hcps=500, n_patients=6_000, n_treatments=18_000)
     patients = patient_frame(raw["patient_journeys"], raw["patient_clinical"])

@@ -11,7 +11,7 @@ from e2i_dagster.cohorts import (
     read_cohort,
     record_cohort,
 )
-from e2i_dagster.warehouse.tables.cohorts import (
+from e2i_dagster.tables.description.cohorts import (
     ml_cohort_definitions,
     ml_cohort_eligibility_log,
     ml_cohort_executions,

@@ -19,12 +19,12 @@ from e2i_dagster.cohorts import (
     record_cohort,
 )
 from e2i_dagster.cohorts.disclosure import shown_partition
-from e2i_dagster.cohorts.recorded import find_execution, read_execution
+from e2i_dagster.cohorts.executions import find_execution, read_execution
 from e2i_dagster.config.scope import read_scope
 from e2i_dagster.errors import InputError
-from e2i_dagster.warehouse.tables.cohorts import ml_patient_level_access
-from e2i_dagster.warehouse.tables.control import ml_data_versions
-from e2i_dagster.warehouse.tables.models import ml_experiments, ml_model_registry, ml_training_runs
+from e2i_dagster.tables.description.cohorts import ml_patient_level_access
+from e2i_dagster.tables.description.control import ml_data_versions
+from e2i_dagster.tables.description.models import ml_experiments, ml_model_registry, ml_training_runs
 
 DAY = pd.Timestamp("2024-01-01")
 
@@ -140,7 +140,7 @@ def test_groups_that_add_up_to_a_shown_total(counts, shown):
 def test_preview_of_a_shipped_cohort_says_what_its_scope_would_feel():
     """Narrower rules: fewer labelled patients, and the scope's own refusal when they are too few."""
     from e2i_dagster.cohorts import patient_frame
-    from e2i_dagster.sources.synthetic import generate
+    from e2i_dagster.synthetic.generate import generate
 
     tables = generate("confounded", n_hcps=60, n_patients=1_200, n_treatments=3_600, n_metrics=6,
                       n_causal_paths=6, n_activities=6, seed=3)  # fmt: skip
@@ -279,7 +279,7 @@ def test_recorded_executions_compare_like_built_ones(connection):
 @pytest.fixture
 def cohort_command(database, monkeypatch):
     """The command in this process, on a warehouse with one execution."""
-    from e2i_dagster.cli import main
+    from commands.cli import main
 
     with database.begin() as opened:
         record_cohort(
@@ -310,7 +310,7 @@ def test_the_command_refuses_or_records_each_opening(cohort_command, database, t
     assert unknown.exit_code == 3
     (opening,) = openings()
     assert (opening.purpose, opening.patient_id, opening.actor) == ("explain", "P1", "test")
-    from e2i_dagster.warehouse.connection import engine
+    from e2i_dagster.database.connection import engine
 
     with pytest.raises(sa.exc.ProgrammingError, match="permission denied"), engine("app").begin() as opened:
         opened.execute(ml_patient_level_access.delete())

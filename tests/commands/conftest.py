@@ -20,7 +20,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 def e2i(environment: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-m", "e2i_dagster.cli", *arguments],
+        [sys.executable, "-m", "commands.cli", *arguments],
         env=dict(environment),
         cwd=CHECKOUT,
         capture_output=True,
@@ -33,7 +33,7 @@ def e2i(environment: Mapping[str, str], *arguments: str) -> subprocess.Completed
 @pytest.fixture(scope="module")
 def environment(state: Path, template: str) -> Iterator[dict[str, str]]:
     """Variables of a deployment with two months, a state folder and a warehouse of its own."""
-    from e2i_dagster.warehouse import connection
+    from e2i_dagster.database import connection
 
     home = Path(tempfile.mkdtemp(prefix="e2i-"))
     config = home / "config"
@@ -73,7 +73,7 @@ def process(environment: dict[str, str]) -> Command:
 @pytest.fixture(scope="module")
 def command(environment: dict[str, str]) -> Command:
     """Runs ``e2i`` in the tests' process, which has its imports; keywords are variables that differ."""
-    from e2i_dagster.cli import main
+    from commands.cli import main
 
     def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         # A command sets variables for the rest of its process; here they go when it ends.

@@ -7,8 +7,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from e2i_dagster.cli import main
-from e2i_dagster.config.environment import CHECKOUT
+from commands.cli import main
+from e2i_dagster.policy_files.environment import CHECKOUT
 from tests.commands.test_refusals import ALL, filled
 
 #: They stay in the foreground or hand over to another program, or stop what runs.

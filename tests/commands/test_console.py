@@ -5,8 +5,8 @@ import ast
 import pandas as pd
 import pytest
 
-from e2i_dagster.commands.console import print_table
-from e2i_dagster.config.environment import CHECKOUT
+from commands.console import print_table
+from e2i_dagster.policy_files.environment import CHECKOUT
 from tests.commands.conftest import e2i
 
 MARKUP = ("pip install 'e2i-dagster[causal]'", "[bold]ALT[/bold]", "[/]", ":pill:", "a[0]", "[red]5", "\\[x]")
@@ -30,7 +30,7 @@ def test_only_the_console_writes_with_markup():
         if (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "rich")
         or (isinstance(node, ast.Import) and any(one.name.split(".")[0] == "rich" for one in node.names))
     }
-    assert writes == {"e2i_dagster/commands/console.py"}
+    assert writes == {"commands/console.py"}
 
 
 def test_a_warning_of_a_library_does_not_reach_the_terminal(environment, tmp_path):

@@ -3,8 +3,8 @@
 import dagster as dg
 import pytest
 
-from e2i_dagster.cli import endpoint_text
-from e2i_dagster.commands.launch import exit_code, failure_record, failure_text
+from commands.cli import endpoint_text
+from commands.launch import exit_code, failure_record, failure_text
 from e2i_dagster.errors import InputError, UnavailableError, VerdictError
 
 ENDPOINT = {

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from e2i_dagster.cli import main
-from e2i_dagster.config.environment import CHECKOUT
+from commands.cli import main
+from e2i_dagster.policy_files.environment import CHECKOUT
 
 #: They stay in the foreground or hand over to another program: there is no result to print as JSON.
 WITHOUT_JSON = {"ui", "serve", "feast"}
@@ -217,7 +217,7 @@ def test_only_the_console_ends_a_command():
     """Whatever ends with another code than 0 goes through one door, which tells programs why."""
     ends = {
         f"{path.name}:{node.lineno}"
-        for path in (*(CHECKOUT / "e2i_dagster/commands").glob("*.py"), CHECKOUT / "e2i_dagster/cli.py")
+        for path in (*(CHECKOUT / "e2i_dagster/commands").glob("*.py"), CHECKOUT / "commands/cli.py")
         if path.name != "console.py"
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call)

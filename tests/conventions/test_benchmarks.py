@@ -2,7 +2,7 @@
 
 import importlib.util
 
-from e2i_dagster.config.environment import CHECKOUT
+from e2i_dagster.policy_files.environment import CHECKOUT
 
 GOOD = """
 print("progress")

@@ -18,8 +18,8 @@ import pytest
 from recording import text_of, ways
 
 from assets.stage import AlsoReads
-from e2i_dagster.config.environment import CHECKOUT
-from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, date_column
+from e2i_dagster.policy_files.environment import CHECKOUT
+from e2i_dagster.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, date_column
 from resources.lake import asset_name
 
 TABLE = Path(__file__).with_name("asset_contracts.txt")

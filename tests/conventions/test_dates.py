@@ -2,7 +2,7 @@
 
 import re
 
-from e2i_dagster.config.environment import CHECKOUT
+from e2i_dagster.policy_files.environment import CHECKOUT
 
 #: What is cast where, each with a type already: bound dates, checked columns, columns of the warehouse.
 TYPED = {

@@ -11,8 +11,8 @@ import pytest
 import sqlalchemy as sa
 import yaml
 
-from e2i_dagster.config.environment import CHECKOUT
-from e2i_dagster.warehouse import connection, server
+from e2i_dagster.database import connection, server
+from e2i_dagster.policy_files.environment import CHECKOUT
 
 DEPLOY = CHECKOUT / "deploy"
 

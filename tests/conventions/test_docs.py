@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
-from e2i_dagster.config.environment import CHECKOUT
+from e2i_dagster.policy_files.environment import CHECKOUT
 
 README = CHECKOUT / "README.md"
 PAGES = [README, CHECKOUT / "deploy/README.md", *sorted((CHECKOUT / "docs").rglob("*.md"))]
@@ -62,7 +62,7 @@ def test_the_index_has_every_page():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(CHECKOUT)))
 def test_commands_on_pages_exist(page):
     """Each ``e2i`` command is one of the command line, with options that it has."""
-    from e2i_dagster.cli import main
+    from commands.cli import main
 
     for line in re.findall(r"(?:`|\$ )e2i ([^`\n#]+)", page.read_text(encoding="utf-8")):
         words = line.replace("\\|", " ").split()
@@ -77,7 +77,7 @@ def test_commands_on_pages_exist(page):
 
 
 def test_the_readme_has_every_command():
-    from e2i_dagster.cli import main
+    from commands.cli import main
 
     named = README.read_text(encoding="utf-8")
     for name, command in main.commands.items():
@@ -88,7 +88,7 @@ def test_the_readme_has_every_command():
 
 
 def test_the_readme_says_which_commands_have_json():
-    from e2i_dagster.cli import main
+    from commands.cli import main
 
     for cells in table_after("Commands")[:11]:
         words = re.sub(r"[`\[].*", "", cells[0].strip("`")).split()[1:]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from e2i_dagster.config.environment import CHECKOUT
+from e2i_dagster.policy_files.environment import CHECKOUT
 
 CORE = CHECKOUT / "e2i_dagster"
 #: The one module of the core that joins the shell, and those that start it for people.

@@ -6,7 +6,7 @@ import inspect
 import pytest
 from pydantic import BaseModel
 
-from e2i_dagster.config.environment import CHECKOUT
+from e2i_dagster.policy_files.environment import CHECKOUT
 
 #: The two modules of assets/ that hold no assets.
 MACHINERY = {"stage.py", "partitions.py", "__init__.py"}

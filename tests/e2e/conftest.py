@@ -71,7 +71,7 @@ class Deployment:
     @property
     def database(self) -> str:
         """Address of the warehouse for psycopg."""
-        from e2i_dagster.warehouse.server import DATABASE, _conninfo, ensure_server
+        from e2i_dagster.database.server import DATABASE, _conninfo, ensure_server
 
         return _conninfo(ensure_server(self.home), DATABASE)
 
@@ -81,7 +81,7 @@ def e2i(
 ) -> subprocess.CompletedProcess[str]:
     """Run the ``e2i`` command as a user does."""
     done = subprocess.run(
-        [sys.executable, "-m", "e2i_dagster.cli", *arguments],
+        [sys.executable, "-m", "commands.cli", *arguments],
         env=dict(environment),
         cwd=CHECKOUT,
         capture_output=True,
@@ -96,7 +96,7 @@ def e2i(
 @pytest.fixture(scope="session")
 def deployed(state: Path) -> Iterator[Deployment]:
     """The plan run once for the default scope, with its endpoint alive; everything is taken away at the end."""
-    from e2i_dagster.warehouse.server import remove_server
+    from e2i_dagster.database.server import remove_server
 
     home = Path(tempfile.mkdtemp(prefix="e2i-run-"))
     config = home / "config"

@@ -54,7 +54,7 @@ pytestmark = [
 def address(deployed):
     """Address of the Dagster UI that ``e2i ui`` opened on the deployment; Ctrl-C ends it and all it started."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "e2i_dagster.cli", "ui"],
+        [sys.executable, "-m", "commands.cli", "ui"],
         env=dict(deployed.environment),
         cwd=CHECKOUT,
         stdout=subprocess.PIPE,

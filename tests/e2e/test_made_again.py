@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from e2i_dagster.config import observed
-from e2i_dagster.config.base import YAML_LOADER
+from e2i_dagster.policy_files import observed
+from e2i_dagster.policy_files.base import YAML_LOADER
 
 SCOPE = "remibrutinib_csu_initiation"
 MODEL = "e2i-remibrutinib-csu-initiation"
@@ -48,8 +48,8 @@ def notes(deployed, again, tmp_path_factory):
         """
 import json
 from e2i_dagster.pipeline.reuse import READ
-from e2i_dagster.warehouse import ledger
-from e2i_dagster.warehouse.connection import engine
+from e2i_dagster.versions import ledger
+from e2i_dagster.database.connection import engine
 read = {}
 for stage in {state.stage for state in ledger.states(engine())}:
     for version in ledger.current(engine(), stage).values():

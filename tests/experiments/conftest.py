@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 import sqlalchemy as sa
 
-from e2i_dagster.config.environment import config_folder
 from e2i_dagster.config.experiment import ExperimentSpec, LifecyclePolicy
+from e2i_dagster.policy_files.environment import config_folder
 
 DESIGN: Mapping[str, Any] = {
     "name": "example",
@@ -58,7 +58,7 @@ def warehouse(database: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> sa.Engine
 @pytest.fixture
 def running(warehouse: sa.Engine, lifecycle: LifecyclePolicy) -> Callable[..., str]:
     """Takes a design to the state running; returns its name."""
-    from e2i_dagster.experiments import store
+    from e2i_dagster.experiments.conduct import store
 
     def start(given: ExperimentSpec) -> str:
         with warehouse.begin() as connection:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from e2i_dagster.errors import InputError
 from e2i_dagster.experiments import boundaries, conditional_power, evaluate_look, predictive_power
-from e2i_dagster.experiments.group_sequential import crossing_probabilities
-from e2i_dagster.experiments.interim import RULES, SPENDING_RULES
+from e2i_dagster.experiments.statistics.group_sequential import crossing_probabilities
+from e2i_dagster.experiments.statistics.stopping import RULES, SPENDING_RULES
 
 #: Jennison and Turnbull, Group Sequential Methods with Applications to Clinical Trials (2000),
 #: table 2.1: Pocock's constants C_P(K, alpha) for two-sided tests with K equally spaced looks.

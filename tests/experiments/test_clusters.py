@@ -6,12 +6,12 @@ from scipy import stats
 
 from e2i_dagster.errors import InputError
 from e2i_dagster.experiments import analyze, minimum_detectable_effect, power, sample_size
-from e2i_dagster.experiments.comparisons import (
+from e2i_dagster.experiments.design.cluster_simulation import DESIGNS, SIZES, cluster_p_values, draw_clusters
+from e2i_dagster.experiments.statistics.comparisons import (
     FEWEST_CLUSTERS,
     MOST_OF_ONE_CLUSTER,
     satterthwaite_clusters,
 )
-from e2i_dagster.experiments.simulation_of_clusters import DESIGNS, SIZES, cluster_p_values, draw_clusters
 
 DRAWS = 5_000
 

@@ -15,10 +15,10 @@ from e2i_dagster.config.cohort import Criterion
 from e2i_dagster.config.experiment import Consent, ExperimentSpec, FidelityGrades
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.errors import InputError
-from e2i_dagster.experiments import enrolment
-from e2i_dagster.experiments.run import simulate_and_record
-from e2i_dagster.experiments.twin import judge_fidelity, simulate_twin
-from e2i_dagster.warehouse.moments import earlier
+from e2i_dagster.experiments.conduct import enrolment
+from e2i_dagster.experiments.conduct.digital_twin import judge_fidelity, simulate_twin
+from e2i_dagster.experiments.conduct.run import simulate_and_record
+from e2i_dagster.tables.moments import earlier
 from tests.experiments.conftest import DESIGN
 
 DAY = pd.Timestamp("2025-02-01", tz="UTC")

@@ -7,11 +7,11 @@ import stat
 import pytest
 import yaml
 
-from e2i_dagster.config.environment import CHECKOUT, config_folder
 from e2i_dagster.config.experiment import ExperimentSpec, LifecyclePolicy
 from e2i_dagster.config.policy import load_policy
 from e2i_dagster.errors import ConfigError
-from e2i_dagster.experiments.secret import key_fingerprint, randomization_key
+from e2i_dagster.experiments.design.randomization_key import key_fingerprint, randomization_key
+from e2i_dagster.policy_files.environment import CHECKOUT, config_folder
 
 SHIPPED = CHECKOUT / "config/experiments/remibrutinib_outreach.yaml"
 

@@ -12,16 +12,16 @@ import sqlalchemy as sa
 from click.testing import CliRunner
 from sqlalchemy import exc
 
-from e2i_dagster.cli import main
+from commands.cli import main
 from e2i_dagster.config.experiment import ExperimentSpec
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.errors import InputError, VerdictError
-from e2i_dagster.experiments import run, store
-from e2i_dagster.experiments.actions import Change, record_file
-from e2i_dagster.experiments.interim import boundaries
-from e2i_dagster.experiments.looks import make_look, replay
-from e2i_dagster.experiments.monitor import observe
-from e2i_dagster.warehouse.tables import experiments as tables
+from e2i_dagster.experiments.conduct import run, store
+from e2i_dagster.experiments.conduct.actions import Change, record_file
+from e2i_dagster.experiments.conduct.interim_looks import make_look, replay
+from e2i_dagster.experiments.conduct.monitor import observe
+from e2i_dagster.experiments.statistics.stopping import boundaries
+from e2i_dagster.tables.description import experiments as tables
 from tests.experiments.conftest import DESIGN, consents, outcomes, screening
 
 NOW = dt.datetime.now(dt.UTC)

@@ -11,16 +11,16 @@ import pandas as pd
 import pytest
 import sqlalchemy as sa
 
-from e2i_dagster.commands.launch import failure_text
-from e2i_dagster.config.environment import CHECKOUT
+from commands.launch import failure_text
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.definitions import build_resources
 from e2i_dagster.errors import InputError
-from e2i_dagster.experiments import simulation, store
-from e2i_dagster.experiments.looks import make_look
-from e2i_dagster.experiments.run import report_html
-from e2i_dagster.warehouse.tables import experiments as tables
-from e2i_dagster.warehouse.tables.monitoring import ml_monitoring_alerts
+from e2i_dagster.experiments.conduct import simulation, store
+from e2i_dagster.experiments.conduct.interim_looks import make_look
+from e2i_dagster.experiments.conduct.run import report_html
+from e2i_dagster.policy_files.environment import CHECKOUT
+from e2i_dagster.tables.description import experiments as tables
+from e2i_dagster.tables.description.monitoring import ml_monitoring_alerts
 from sensors.experiments import experiment_monitor
 
 NAME = "remibrutinib_outreach"
@@ -35,7 +35,7 @@ def defs(warehouse, tmp_path, monkeypatch):
 
 
 def run_job(defs, instance, job, config=None, partition=None):
-    from sensors.plan import PlannedRun, execute
+    from jobs.sequence import PlannedRun, execute
 
     return execute(defs, PlannedRun(job, partition), instance, config)
 
@@ -156,7 +156,7 @@ def test_an_error_of_the_monitor_is_no_skip(warehouse, monkeypatch):
     def broken(*_, **__):
         raise InputError("the records cannot be read")
 
-    monkeypatch.setattr("e2i_dagster.experiments.monitor.observe", broken)
+    monkeypatch.setattr("e2i_dagster.experiments.conduct.monitor.observe", broken)
     with dg.DagsterInstance.ephemeral() as instance, pytest.raises(InputError, match="cannot be read"):
         look_around(instance)
 

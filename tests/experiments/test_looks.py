@@ -6,12 +6,24 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from e2i_dagster.config.environment import config_folder
 from e2i_dagster.config.experiment import ExperimentSpec, LifecyclePolicy
-from e2i_dagster.experiments.final import _set_result, _subgroups, effect_rows, forest_md, grow_forest
-from e2i_dagster.experiments.interim import boundaries
-from e2i_dagster.experiments.looks import _at_planned, answered, due_look, evaluate, look_boundaries
-from e2i_dagster.experiments.store import Records
+from e2i_dagster.experiments.conduct.final_analysis import (
+    _set_result,
+    _subgroups,
+    effect_rows,
+    forest_md,
+    grow_forest,
+)
+from e2i_dagster.experiments.conduct.interim_looks import (
+    _at_planned,
+    answered,
+    due_look,
+    evaluate,
+    look_boundaries,
+)
+from e2i_dagster.experiments.conduct.store import Records
+from e2i_dagster.experiments.statistics.stopping import boundaries
+from e2i_dagster.policy_files.environment import config_folder
 from tests.experiments.conftest import DESIGN
 
 START = pd.Timestamp("2025-01-06", tz="UTC")

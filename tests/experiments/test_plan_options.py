@@ -14,18 +14,25 @@ from pydantic import ValidationError
 
 from e2i_dagster.config.experiment import ExperimentSpec
 from e2i_dagster.errors import InputError, VerdictError
-from e2i_dagster.experiments import analyze, boundaries, conditional_power, run, store
-from e2i_dagster.experiments.final import explore_heterogeneity, grow_forest
-from e2i_dagster.experiments.interim import z_of_conditional_power
-from e2i_dagster.experiments.lifecycle import Approval, review_of
-from e2i_dagster.experiments.looks import evaluate, look_boundaries, make_look, present_intervals, progress
-from e2i_dagster.experiments.monitor import observe
-from e2i_dagster.experiments.pages import boundary_figure
-from e2i_dagster.experiments.scorecard import score_result
-from e2i_dagster.experiments.store import Records
-from e2i_dagster.experiments.twin import TwinSimulation, record_simulation
-from e2i_dagster.experiments.watch import long_pause, overdue_review, weekly_balance
-from e2i_dagster.warehouse.tables import experiments as tables
+from e2i_dagster.experiments import analyze, boundaries, conditional_power
+from e2i_dagster.experiments.conduct import run, store
+from e2i_dagster.experiments.conduct.digital_twin import TwinSimulation, record_simulation
+from e2i_dagster.experiments.conduct.final_analysis import explore_heterogeneity, grow_forest
+from e2i_dagster.experiments.conduct.interim_looks import (
+    evaluate,
+    look_boundaries,
+    make_look,
+    present_intervals,
+    progress,
+)
+from e2i_dagster.experiments.conduct.lifecycle import Approval, review_of
+from e2i_dagster.experiments.conduct.monitor import observe
+from e2i_dagster.experiments.conduct.pages import boundary_figure
+from e2i_dagster.experiments.conduct.scorecard import score_result
+from e2i_dagster.experiments.conduct.store import Records
+from e2i_dagster.experiments.conduct.watch import long_pause, overdue_review, weekly_balance
+from e2i_dagster.experiments.statistics.stopping import z_of_conditional_power
+from e2i_dagster.tables.description import experiments as tables
 from tests.experiments.conftest import DESIGN, outcomes
 from tests.experiments.test_experiment_flow import enrol, observe_outcomes
 from tests.experiments.test_looks import records

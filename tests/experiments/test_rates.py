@@ -11,7 +11,7 @@ from scipy import stats
 
 from benchmarks.experiments import one_sided_errors
 from e2i_dagster.experiments import aa_check, analyze
-from e2i_dagster.experiments.rates import (
+from e2i_dagster.experiments.statistics.rates import (
     Counts,
     Draw,
     attainable_z,

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 from e2i_dagster import experiments
-from e2i_dagster.config.environment import CHECKOUT
+from e2i_dagster.policy_files.environment import CHECKOUT
 
 PAGE = CHECKOUT / "docs/experiments_statistics.md"
 

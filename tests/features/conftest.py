@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from e2i_dagster.warehouse.tables import frame_columns
+from e2i_dagster.tables import frame_columns
 
 Rows = list[dict[str, Any]]
 READ = (

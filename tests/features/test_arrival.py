@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from e2i_dagster.config.environment import CHECKOUT
 from e2i_dagster.config.feast_materialization import FeastMaterializationPolicy
+from e2i_dagster.config.feature_views import VIEWS, feature_names
 from e2i_dagster.features.build import build_feature_files
 from e2i_dagster.features.compute import compute_view
-from e2i_dagster.features.definitions import VIEWS, feature_names
 from e2i_dagster.features.snapshots import spine
 from e2i_dagster.features.store import ScopeStore, StoreSettings
+from e2i_dagster.policy_files.environment import CHECKOUT
 from tests.features.conftest import build_tables
 
 INDEX = dt.date(2024, 5, 15)

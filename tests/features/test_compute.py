@@ -8,9 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from e2i_dagster.errors import ConfigError, InputError
-from e2i_dagster.features.compute import compute_view
-from e2i_dagster.features.definitions import (
+from e2i_dagster.config.feature_views import (
     PATIENT_FEATURES,
     VIEWS,
     Feature,
@@ -19,7 +17,9 @@ from e2i_dagster.features.definitions import (
     source_columns,
     view_named,
 )
-from e2i_dagster.warehouse.digest import frame_digest
+from e2i_dagster.errors import ConfigError, InputError
+from e2i_dagster.features.compute import compute_view
+from e2i_dagster.versions.digest import frame_digest
 
 INDEX = dt.date(2024, 1, 10)
 AS_OF = dt.date(2024, 1, 9)  # over New Year on purpose

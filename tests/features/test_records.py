@@ -7,10 +7,9 @@ import pandas as pd
 import pytest
 import sqlalchemy as sa
 
-from e2i_dagster.config.environment import CHECKOUT
 from e2i_dagster.config.feast_materialization import FreshnessLimits
 from e2i_dagster.config.feature_selection import FeatureSelectionPolicy
-from e2i_dagster.features.definitions import VIEWS, feature_names
+from e2i_dagster.config.feature_views import VIEWS, feature_names
 from e2i_dagster.features.freshness import freshness
 from e2i_dagster.features.records import (
     last_materializations,
@@ -24,15 +23,16 @@ from e2i_dagster.features.selection import select_features
 from e2i_dagster.features.snapshots import FeatureFile, FeatureFiles
 from e2i_dagster.features.statistics import feature_statistics
 from e2i_dagster.features.store import MaterializationReport, ViewMaterialization
-from e2i_dagster.warehouse import ledger
-from e2i_dagster.warehouse.ledger import StageState
-from e2i_dagster.warehouse.tables import metadata
-from e2i_dagster.warehouse.tables.features import (
+from e2i_dagster.policy_files.environment import CHECKOUT
+from e2i_dagster.tables import metadata
+from e2i_dagster.tables.description.features import (
     ml_feast_feature_freshness,
     ml_feast_feature_views,
     ml_feast_materialization_jobs,
     ml_feature_store,
 )
+from e2i_dagster.versions import ledger
+from e2i_dagster.versions.ledger import StageState
 
 DONE = dt.datetime(2025, 1, 1, 12, tzinfo=dt.UTC)
 

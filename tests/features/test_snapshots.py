@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from e2i_dagster.config.environment import CHECKOUT
 from e2i_dagster.config.feast_materialization import FeastMaterializationPolicy
 from e2i_dagster.errors import ConfigError, DamagedError, InputError, UnavailableError
 from e2i_dagster.features.compute import compute_views, end_of_day
@@ -18,6 +17,7 @@ from e2i_dagster.features.snapshots import (
     spine,
     write_views,
 )
+from e2i_dagster.policy_files.environment import CHECKOUT
 
 POLICY = FeastMaterializationPolicy.load(CHECKOUT / "config").snapshots
 DATA_END = dt.date(2024, 12, 31)

@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import mutual_info_score
 
-from e2i_dagster.config.environment import CHECKOUT
 from e2i_dagster.config.feast_materialization import FreshnessLimits
 from e2i_dagster.config.feature_selection import FeatureSelectionPolicy
 from e2i_dagster.config.scope import default_scope
 from e2i_dagster.errors import InputError, VerdictError
 from e2i_dagster.features.freshness import freshness
-from e2i_dagster.features.select import select_for_scope
+from e2i_dagster.features.scope_selection import select_for_scope
 from e2i_dagster.features.selection import select_features
 from e2i_dagster.features.statistics import feature_statistics, statistics_table
+from e2i_dagster.policy_files.environment import CHECKOUT
 
 POLICY = FeatureSelectionPolicy.load(CHECKOUT / "config")
 

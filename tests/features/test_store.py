@@ -10,14 +10,14 @@ import pytest
 import typeguard
 from click.testing import CliRunner
 
-from e2i_dagster.config.environment import CHECKOUT
 from e2i_dagster.config.feast_materialization import FeastMaterializationPolicy
+from e2i_dagster.config.feature_views import feature_names
+from e2i_dagster.database.connection import drop_database
 from e2i_dagster.errors import ConfigError, InputError, UnavailableError
 from e2i_dagster.features.compute import compute_views
-from e2i_dagster.features.definitions import feature_names
 from e2i_dagster.features.snapshots import snapshot_entities, spine, write_views
 from e2i_dagster.features.store import REGISTRY_DATABASE, ScopeStore, StoreSettings, repo_environment
-from e2i_dagster.warehouse.connection import drop_database
+from e2i_dagster.policy_files.environment import CHECKOUT
 from resources.feature_store import FeatureStore
 
 DATA_END = dt.date(2024, 12, 31)

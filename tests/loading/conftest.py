@@ -23,7 +23,7 @@ def npi(base: int) -> str:
 @pytest.fixture(scope="module")
 def module_database(template: str) -> Iterator[str]:
     """Address of a warehouse that the tests of one module share."""
-    from e2i_dagster.warehouse import connection
+    from e2i_dagster.database import connection
 
     name = f"e2i_{secrets.token_hex(6)}"
     with connection._admin(connection._url("owner", "e2i")) as admin:
@@ -36,8 +36,8 @@ def module_database(template: str) -> Iterator[str]:
 @pytest.fixture
 def database(module_database: str, monkeypatch: pytest.MonkeyPatch) -> sa.Engine:
     """The owner's engine for the module's warehouse, empty; ``E2I_DATABASE_URL`` names it."""
-    from e2i_dagster.warehouse import connection
-    from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES
+    from e2i_dagster.database import connection
+    from e2i_dagster.tables import OPTIONAL_RAW_TABLES, RAW_TABLES
 
     monkeypatch.setenv("E2I_DATABASE_URL", module_database)
     engine = connection.engine("owner")

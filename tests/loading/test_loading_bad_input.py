@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 import sqlalchemy as sa
 
-from e2i_dagster.config.vocabulary import load_vocabulary
 from e2i_dagster.errors import ConfigError, UnavailableError
-from e2i_dagster.warehouse import staging
-from e2i_dagster.warehouse.load import load, load_table
+from e2i_dagster.loading import staging
+from e2i_dagster.loading.load import load, load_table
+from e2i_dagster.tables.vocabulary import load_vocabulary
 
 TEXT = "string[pyarrow]"
 
@@ -204,7 +204,7 @@ def test_only_the_window_of_months_is_looked_at(with_parents, content, make_even
 def test_a_value_of_the_users_own_is_accepted_after_it_was_configured(
     with_parents, content, make_events, tmp_path, monkeypatch
 ):
-    from e2i_dagster.config.environment import config_folder
+    from e2i_dagster.policy_files.environment import config_folder
 
     events = make_events(20)
     events["event_type"] = "infusion"
@@ -221,7 +221,7 @@ def test_a_value_of_the_users_own_is_accepted_after_it_was_configured(
     with with_parents.begin() as session:
         session.exec_driver_sql("DELETE FROM treatment_events")
     monkeypatch.delenv("E2I_CONFIG")
-    from e2i_dagster.warehouse.connection import refresh_vocabulary
+    from e2i_dagster.database.connection import refresh_vocabulary
 
     refresh_vocabulary()
 
@@ -285,7 +285,7 @@ def test_no_value_of_a_row_is_in_the_report(with_parents, make_events):
 
 
 def test_columns_of_many_kinds_agree_with_a_plain_reading():
-    from e2i_dagster.warehouse import rules
+    from e2i_dagster.tables import rules
 
     given = ["1", " 2 ", "3.0", "3.5", "1e3", "", "x", "99999999999", "-7", None]
     frame = pd.DataFrame({"hcp_id": [f"H{i}" for i in range(10)], "total_patient_volume": given}, dtype=TEXT)
@@ -307,7 +307,7 @@ def test_columns_of_many_kinds_agree_with_a_plain_reading():
 def test_every_reason_is_documented():
     from pathlib import Path
 
-    from e2i_dagster.warehouse.rules import REASONS
+    from e2i_dagster.tables.rules import REASONS
 
     page = (Path(__file__).resolve().parents[2] / "docs" / "loading.md").read_text(encoding="utf-8")
     for reason, text in REASONS.items():

@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from e2i_dagster.errors import InputError
+from e2i_dagster.loading.load import LoadReport, TableLoad, load, load_table
 from e2i_dagster.sources import files
-from e2i_dagster.warehouse.load import LoadReport, TableLoad, load, load_table
-from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, frame_columns
+from e2i_dagster.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, frame_columns
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "docs" / "templates"
 
@@ -254,7 +254,7 @@ def test_rows_outside_the_range_decide_nothing_about_rows_inside(
 
 
 def test_rows_of_a_range_that_was_wider_are_counted_by_reason(database, hcps, journeys, make_events):
-    from e2i_dagster.warehouse.read import rows_not_kept
+    from e2i_dagster.loading.read import rows_not_kept
 
     events = make_events(100)
     events.loc[:1, "event_date"] = "2023-12-31"

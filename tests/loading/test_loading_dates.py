@@ -13,16 +13,17 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from e2i_dagster.cli import main
+from commands.cli import main
 from e2i_dagster.cohorts.omop import build
 from e2i_dagster.config.mapping import ImportMapping
-from e2i_dagster.config.vocabulary import load_vocabulary
 from e2i_dagster.errors import InputError
+from e2i_dagster.loading import rejects
+from e2i_dagster.loading.load import load
+from e2i_dagster.loading.read import recorded_load
 from e2i_dagster.sources import files
 from e2i_dagster.sources.check import check_folder, mapping_yaml
-from e2i_dagster.warehouse import rejects, rules
-from e2i_dagster.warehouse.load import load
-from e2i_dagster.warehouse.read import recorded_load
+from e2i_dagster.tables import rules
+from e2i_dagster.tables.vocabulary import load_vocabulary
 
 PARTIAL = ["2024-01-05", "2024-02", "02/2024", "2024", "2024-02-10T08:00:00Z", "2024-W05"]
 

@@ -12,20 +12,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from e2i_dagster.cohorts import build_cohort, lint, patient_frame
-from e2i_dagster.config.codes import fits
 from e2i_dagster.config.cohort import CohortDefinition
 from e2i_dagster.config.mapping import ImportMapping
-from e2i_dagster.config.own_columns import CODE_SYSTEMS
-from e2i_dagster.config.vocabulary import load_vocabulary
 from e2i_dagster.errors import ConfigError, InputError
+from e2i_dagster.loading import rejects
+from e2i_dagster.loading.delivery import DeliveryRequest, prepare_delivery
+from e2i_dagster.loading.load import load
 from e2i_dagster.sources.check import check_folder, mapping_yaml, proposed_type
-from e2i_dagster.sources.delivery import DeliveryRequest, prepare_delivery
 from e2i_dagster.sources.files import read
-from e2i_dagster.warehouse import rejects
-from e2i_dagster.warehouse.frames import conform, extra_frame
-from e2i_dagster.warehouse.load import load
-from e2i_dagster.warehouse.own_columns import read_as
-from e2i_dagster.warehouse.rules import check, row_documents
+from e2i_dagster.tables.codes import fits
+from e2i_dagster.tables.frames import conform, extra_frame
+from e2i_dagster.tables.own_columns import read_as
+from e2i_dagster.tables.own_types import CODE_SYSTEMS
+from e2i_dagster.tables.rules import check, row_documents
+from e2i_dagster.tables.vocabulary import load_vocabulary
 
 TEXT = "string[pyarrow]"
 VOCABULARY = load_vocabulary()

@@ -12,10 +12,10 @@ import pytest
 import sqlalchemy as sa
 
 from e2i_dagster.errors import InputError
+from e2i_dagster.loading import rejects
+from e2i_dagster.loading.delivery import DeliveryManifest, resubmit_rejects
+from e2i_dagster.loading.load import load, load_table
 from e2i_dagster.sources import files
-from e2i_dagster.sources.delivery import DeliveryManifest, resubmit_rejects
-from e2i_dagster.warehouse import rejects
-from e2i_dagster.warehouse.load import load, load_table
 
 ORDER = ("hcp_profiles", "patient_journeys", "treatment_events")
 
@@ -149,8 +149,8 @@ tables:
 
 KILLED = """
 import pickle, sys
-from e2i_dagster.warehouse import staging
-from e2i_dagster.warehouse.load import load
+from e2i_dagster.loading import staging
+from e2i_dagster.loading.load import load
 tables = pickle.load(open(sys.argv[1], "rb"))
 real = staging.Staging._copy_batch
 def slow(self, connection, first, batch):
@@ -203,7 +203,7 @@ def test_a_killed_load_run_again_gives_the_tables_of_an_undisturbed_one(
 def test_a_second_load_of_a_table_waits_for_the_first(database, hcps):
     from threading import Thread
 
-    from e2i_dagster.warehouse import staging
+    from e2i_dagster.loading import staging
 
     said: list[str] = []
     done: list[bool] = []

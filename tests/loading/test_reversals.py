@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from e2i_dagster.errors import ConfigError, InputError
+from e2i_dagster.loading import rejects
+from e2i_dagster.loading.load import load
 from e2i_dagster.sources import files
-from e2i_dagster.warehouse import rejects
-from e2i_dagster.warehouse.load import load
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "loading.md"
 NEGATIVE = """

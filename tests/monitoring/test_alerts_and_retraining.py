@@ -10,7 +10,6 @@ import sqlalchemy as sa
 
 from e2i_dagster.config.alerts import AlertsPolicy
 from e2i_dagster.config.drift_monitoring import DriftPolicy
-from e2i_dagster.config.environment import CHECKOUT
 from e2i_dagster.monitoring.alerts import Alert, send, send_digest
 from e2i_dagster.monitoring.retraining import (
     DriftSummary,
@@ -18,7 +17,8 @@ from e2i_dagster.monitoring.retraining import (
     last_decision_at,
     record_decision,
 )
-from e2i_dagster.warehouse.tables.monitoring import ml_monitoring_alerts
+from e2i_dagster.policy_files.environment import CHECKOUT
+from e2i_dagster.tables.description.monitoring import ml_monitoring_alerts
 
 ALERTS = AlertsPolicy.load(CHECKOUT / "config")
 DRIFT = DriftPolicy.load(CHECKOUT / "config")

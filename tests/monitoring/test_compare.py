@@ -6,8 +6,8 @@ import pytest
 from model_rows import numbers, rows, visible
 
 from e2i_dagster.config.drift_monitoring import DriftPolicy
-from e2i_dagster.config.environment import CHECKOUT
 from e2i_dagster.monitoring.compare import compare_with_training
+from e2i_dagster.policy_files.environment import CHECKOUT
 from e2i_dagster.selection import LabelledRows
 from e2i_dagster.training import train
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from e2i_dagster.config.drift_monitoring import DriftPolicy
-from e2i_dagster.config.environment import CHECKOUT
 from e2i_dagster.monitoring.drift import detect_drift, population_stability_index
+from e2i_dagster.policy_files.environment import CHECKOUT
 
 POLICY = DriftPolicy.load(CHECKOUT / "config")
 DAY = dt.date(2025, 1, 2)

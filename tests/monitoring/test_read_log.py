@@ -5,7 +5,7 @@ import datetime as dt
 import sqlalchemy as sa
 
 from e2i_dagster.monitoring.prediction_log import read_prediction_log
-from e2i_dagster.warehouse.tables import raw_table
+from e2i_dagster.tables import raw_table
 
 DAY = dt.date(2025, 1, 2)
 MIDNIGHT = dt.datetime(2025, 1, 2, tzinfo=dt.UTC)

@@ -17,7 +17,7 @@ from pipeline_runs import Pipeline, said
 @pytest.fixture(scope="session")
 def drawn() -> Mapping[str, pd.DataFrame]:
     """Three hundred synthetic patients and their events; not to be changed."""
-    from e2i_dagster.sources.synthetic import generate
+    from e2i_dagster.synthetic.generate import generate
 
     return generate(
         "confounded",
@@ -63,7 +63,7 @@ def load_once(
     template: str, drawn: Mapping[str, pd.DataFrame], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., Loaded]]:
     """Loads a delivery for all tests of a module, which go on from copies of it."""
-    from e2i_dagster.warehouse import connection
+    from e2i_dagster.database import connection
 
     made: list[str] = []
 
@@ -109,7 +109,7 @@ def after_load(go_on: Callable[[Loaded], Pipeline], good_load: Loaded) -> Pipeli
 @contextmanager
 def copy_of(loaded: Loaded, folder: Path) -> Iterator[Pipeline]:
     """The code location on a copy of what a load left, whose lake is in ``folder``."""
-    from e2i_dagster.warehouse import connection
+    from e2i_dagster.database import connection
 
     name, url = clone(loaded.database)
     shutil.copytree(loaded.lake, folder / "lake")

@@ -8,9 +8,9 @@ import pytest
 from pipeline_runs import PATIENTS, said
 
 from e2i_dagster.cohorts import compare, explain
-from e2i_dagster.cohorts.recorded import find_execution, read_execution
+from e2i_dagster.cohorts.executions import find_execution, read_execution
 from e2i_dagster.config.cohort import read_cohort
-from e2i_dagster.config.environment import CHECKOUT
+from e2i_dagster.policy_files.environment import CHECKOUT
 
 CSU, PNH = "remibrutinib_csu", "fabhalta_pnh"
 LOADED = PATIENTS
@@ -220,8 +220,8 @@ def test_events_of_a_range_that_was_wider_are_counted_and_their_time_is_unknown(
     after_load, delivery, drawn, edited
 ):
     """Loaded with a wide range, then a narrow one: nothing before or after it is known, for anybody."""
-    from e2i_dagster.sources.delivery import DeliveryRequest, dry_run_report
-    from e2i_dagster.status import status_report
+    from commands.status import status_report
+    from e2i_dagster.loading.delivery import DeliveryRequest, dry_run_report
 
     pipeline = after_load
     folder = delivery(*PATIENTS, *EVENT_FILES)

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from e2i_dagster.config.environment import CHECKOUT
 from e2i_dagster.config.sources import SourcesPolicy
+from e2i_dagster.policy_files.environment import CHECKOUT
 
 #: Nothing may be connected to while the definitions are imported, and no variable but that of the folder is set.
 SHOW = """
@@ -86,7 +86,7 @@ import datetime as dt, json, sys
 import dagster as dg
 from dagster._core.definitions.partitions.context import partition_loading_context
 from assets.partitions import DAYS, MONTHS
-from sensors.plan import plan
+from jobs.sequence import plan
 
 now = dt.datetime.fromisoformat(sys.argv[1] + "T12:00:00+00:00")
 with partition_loading_context(effective_dt=now):

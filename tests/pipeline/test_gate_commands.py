@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner
 from pipeline_runs import PATIENTS
 
-from e2i_dagster.cli import main
-from e2i_dagster.config.environment import production, refuse_generated_secret
+from commands.cli import main
 from e2i_dagster.errors import ConfigError
+from e2i_dagster.policy_files.environment import production, refuse_generated_secret
 
 RULE = "dimension_completeness"
 
@@ -64,7 +64,7 @@ def test_data_docs_of_a_table_are_built_on_demand(pipeline, delivery, drawn):
 
 def test_warnings_of_the_gate_are_told_by_the_digest_job(pipeline):
     from e2i_dagster.monitoring.alerts import gate_alerts
-    from e2i_dagster.quality.judge import GateResult
+    from e2i_dagster.quality.table_check import GateResult
 
     alerts = pipeline.defs.resources["alerts"]
     passing = GateResult(True, "WARN: 1 waived", 2, ("triggers [2024-03]: rule waived",), ("2024-01",))
@@ -130,7 +130,7 @@ def test_scope_without_a_frame_and_unreadable_file_are_told(pipeline, tmp_path):
 
 
 def test_production_refuses_secrets_that_would_be_generated(monkeypatch, tmp_path):
-    from e2i_dagster.warehouse.server import ensure_server
+    from e2i_dagster.database.server import ensure_server
 
     assert not production()
     refuse_generated_secret("key", "E2I_SOME_KEY")

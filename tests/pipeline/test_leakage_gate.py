@@ -8,11 +8,11 @@ import pytest
 from click.testing import CliRunner
 from pipeline_runs import said
 
-from e2i_dagster.cli import main
+from commands.cli import main
 from e2i_dagster.features.selection import FeatureSelection
 from e2i_dagster.pipeline.states import Execution
 from e2i_dagster.quality.gate import QCGateBlockedError, require_audit
-from e2i_dagster.warehouse.lake import value_digest
+from e2i_dagster.versions.lake import value_digest
 from resources.lake import Outcome, Pieces
 
 SCOPE = "remibrutinib_csu_initiation"

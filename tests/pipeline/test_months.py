@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipeline_runs import EVENTS, MONTHS, said
 
-from e2i_dagster.config.environment import state_folder
 from e2i_dagster.errors import InputError
+from e2i_dagster.policy_files.environment import state_folder
 from resources.lake import split_by_month
 
 LOADED = EVENTS
@@ -110,7 +110,7 @@ def test_one_month_alone_changes_no_other(after_load, delivery, drawn):
 
 
 def test_stop_between_write_and_switch_leaves_the_old_version_readable(after_load, delivery, drawn):
-    from e2i_dagster.warehouse.lake import Lake
+    from e2i_dagster.versions.lake import Lake
 
     pipeline = after_load
     old = pipeline.stored("treatment_events", "2024-01")

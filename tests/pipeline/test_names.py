@@ -10,15 +10,15 @@ import pytest
 import yaml
 
 from e2i_dagster.config.algorithms import AlgorithmsPolicy
-from e2i_dagster.config.environment import CHECKOUT
 from e2i_dagster.config.names import TRAINED, _untraceable
 from e2i_dagster.config.policy import load_policy
 from e2i_dagster.config.quality import QualityPolicy
 from e2i_dagster.config.serving import ServingPolicy
 from e2i_dagster.config.validate import READERS, validate_folder
 from e2i_dagster.errors import ConfigError
+from e2i_dagster.modelling.estimators import parameters_of, trained_algorithms
+from e2i_dagster.policy_files.environment import CHECKOUT
 from e2i_dagster.registry import TRUSTED_TYPES
-from e2i_dagster.selection.pipeline import parameters_of, trained_algorithms
 
 BOGUS = "bogus_name"
 FOREST = yaml.safe_load((CHECKOUT / "config/algorithms.yaml").read_text(encoding="utf-8"))["algorithms"][

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter
 
-from e2i_dagster.config import observed
-from e2i_dagster.config.environment import CHECKOUT
 from e2i_dagster.config.policy import load_policy
 from e2i_dagster.config.quality import QualityPolicy
 from e2i_dagster.config.serving import RequestPolicy, ServingPolicy
 from e2i_dagster.pipeline.code import SourceCode
+from e2i_dagster.policy_files import observed
+from e2i_dagster.policy_files.environment import CHECKOUT
 from e2i_dagster.quality.rules import ruleset_hash
 
 

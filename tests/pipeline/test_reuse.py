@@ -14,9 +14,9 @@ import yaml
 from pipeline_runs import materialized
 
 from assets.stage import Produced, stage_asset
-from e2i_dagster.config.environment import CHECKOUT, config_folder
 from e2i_dagster.config.sources import SourcesPolicy
-from e2i_dagster.config.vocabulary import load_vocabulary
+from e2i_dagster.policy_files.environment import CHECKOUT, config_folder
+from e2i_dagster.tables.vocabulary import load_vocabulary
 
 if TYPE_CHECKING:
     from e2i_dagster.config.policy import PolicySummary
@@ -164,7 +164,7 @@ CODE_VERSIONS = """
 import importlib, json, sys
 from pathlib import Path
 import dagster as dg
-from e2i_dagster.config.environment import CHECKOUT
+from e2i_dagster.policy_files.environment import CHECKOUT
 from e2i_dagster.pipeline.code import source_code
 import e2i_dagster.definitions
 
@@ -196,9 +196,9 @@ REACHED = {
     "e2i_dagster/causal/refute.py": {
         "causal_estimates", "effect_heterogeneity", "effect_model", "effect_bento", "effect_deployment",
     },
-    "e2i_dagster/commands/launch.py": set(),
+    "commands/launch.py": set(),
     "e2i_dagster/cohorts/lint.py": set(),
-    "sensors/plan.py": set(),
+    "jobs/sequence.py": set(),
 }  # fmt: skip
 
 

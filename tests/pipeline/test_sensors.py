@@ -8,10 +8,10 @@ import sqlalchemy as sa
 import yaml
 from pipeline_runs import EVENTS, FIRST, LAST
 
-from e2i_dagster.config.environment import CHECKOUT
-from e2i_dagster.features.definitions import VIEWS
-from e2i_dagster.warehouse import ledger
-from e2i_dagster.warehouse.tables.monitoring import ml_monitoring_runs
+from e2i_dagster.config.feature_views import VIEWS
+from e2i_dagster.policy_files.environment import CHECKOUT
+from e2i_dagster.tables.description.monitoring import ml_monitoring_runs
+from e2i_dagster.versions import ledger
 from sensors.chain import cohorts_after_load, scopes_after_cohorts
 from sensors.deliveries import missing_deliveries
 from sensors.drift import drift_sensor

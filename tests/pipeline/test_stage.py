@@ -9,9 +9,9 @@ from click.testing import CliRunner
 from pipeline_runs import materialized, said
 
 from assets.stage import Produced, stage_asset, stage_check
-from e2i_dagster.cli import main
+from commands.cli import main
+from commands.status import status_report
 from e2i_dagster.serving.client import waiting_words
-from e2i_dagster.status import status_report
 from resources.lake import DOCUMENT
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from sqlalchemy.event import listen, remove
 from assets.stage import Produced, stage_asset
 from e2i_dagster.config.policy import PolicySummary
 from e2i_dagster.definitions import build_resources
-from e2i_dagster.warehouse import ledger
+from e2i_dagster.versions import ledger
 
 SUMMARY = "e2i_dagster.config.policy:PolicySummary"
 ROWS = pd.DataFrame({"patient_id": ["P1", "P2"], "cost": [1.5, 2.5]})
@@ -141,7 +141,7 @@ class Killed(RuntimeError):
     "at", ["INSERT INTO ml_lake_files", "INSERT INTO ml_data_versions", "INSERT INTO ml_stage_states"]
 )
 def test_a_run_that_ends_half_way_leaves_neither_version_nor_state_and_the_next_one_heals(pipeline, at):
-    from e2i_dagster.warehouse.connection import engine
+    from e2i_dagster.database.connection import engine
 
     begun = []
 
@@ -174,7 +174,7 @@ def test_a_run_that_ends_half_way_leaves_neither_version_nor_state_and_the_next_
 
 
 def test_a_run_that_ends_when_the_file_has_its_name_and_no_entry_is_made_again(pipeline, monkeypatch):
-    from e2i_dagster.warehouse.lake import Lake
+    from e2i_dagster.versions.lake import Lake
 
     put = Lake.put
 

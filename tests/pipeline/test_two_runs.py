@@ -7,9 +7,9 @@ import threading
 import pytest
 import sqlalchemy as sa
 
-from e2i_dagster.config.environment import CHECKOUT
+from e2i_dagster.database import locks
 from e2i_dagster.errors import UnavailableError
-from e2i_dagster.warehouse import locks
+from e2i_dagster.policy_files.environment import CHECKOUT
 
 SCOPE = "fabhalta_pnh_initiation"
 #: A stage of the scope in a process of its own: it says when it is in the stage, and ends when it is told to.
@@ -19,7 +19,7 @@ import dagster as dg
 from assets.partitions import SCOPES
 from assets.stage import Produced, stage_asset
 from e2i_dagster.definitions import build_resources
-from e2i_dagster.warehouse import locks
+from e2i_dagster.database import locks
 
 locks.observers.append(lambda reason: print(reason, flush=True))
 

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from dagster._core.definitions.reconstruct import ReconstructableRepository
 from pipeline_runs import PATIENTS, said
 
-from e2i_dagster.warehouse.tables.quality import ml_gate_waivers
+from e2i_dagster.tables.description.quality import ml_gate_waivers
 
 COHORT = "remibrutinib_csu"
 RULE = "dimension_completeness"

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 import sqlalchemy as sa
 
-from e2i_dagster.config.environment import CHECKOUT
 from e2i_dagster.config.quality import QualityPolicy
+from e2i_dagster.policy_files.environment import CHECKOUT
 
 
 @pytest.fixture(scope="session")
@@ -73,8 +73,8 @@ def months(events: pd.DataFrame) -> pd.Series:
 @pytest.fixture(scope="session")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sa.Engine]:
     """The tables of the quality stage on an embedded server of its own, made from their description."""
-    from e2i_dagster.warehouse.server import ADMIN, DATABASE, ensure_server, stop_server
-    from e2i_dagster.warehouse.tables import quality as tables
+    from e2i_dagster.database.server import ADMIN, DATABASE, ensure_server, stop_server
+    from e2i_dagster.tables.description import quality as tables
 
     state: Path = tmp_path_factory.mktemp("state")
     server = ensure_server(state)

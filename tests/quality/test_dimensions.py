@@ -14,14 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from e2i_dagster.config.environment import CHECKOUT
 from e2i_dagster.config.quality import QualityPolicy
+from e2i_dagster.policy_files.environment import CHECKOUT
 from e2i_dagster.quality.dimensions import ColumnScore, DimensionScores, score
 from e2i_dagster.quality.engine import EngineFrame, engine_frame, with_vocabularies
 from e2i_dagster.quality.rules import Rule
 from e2i_dagster.quality.schemas import check_schema
 from e2i_dagster.quality.typed import typed
-from e2i_dagster.warehouse.constraints import sound
+from e2i_dagster.tables.constraints import sound
 
 END = dt.date(2024, 12, 31)
 

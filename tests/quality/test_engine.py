@@ -18,8 +18,8 @@ from e2i_dagster.quality.dimensions import score
 from e2i_dagster.quality.engine import Engine, check_on_engine
 from e2i_dagster.quality.schemas import check_schema
 from e2i_dagster.quality.typed import typed
-from e2i_dagster.sources.synthetic_tables import npi
-from e2i_dagster.warehouse.constraints import families
+from e2i_dagster.synthetic.raw_tables import npi
+from e2i_dagster.tables.constraints import families
 
 Found = set[tuple[str, int, int, tuple[str, ...]]]
 

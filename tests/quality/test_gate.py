@@ -24,7 +24,7 @@ from e2i_dagster.quality import (
     require_raw_gate,
     ruleset_hash,
 )
-from e2i_dagster.warehouse.tables import quality as tables
+from e2i_dagster.tables.description import quality as tables
 
 END = dt.date(2024, 12, 31)
 DIGESTS = {"2023-12": "d1", "2024-01": "d2", "2024-02": "d3"}

@@ -16,11 +16,11 @@ from e2i_dagster.quality.expectations import validate
 from e2i_dagster.quality.rules import Rule, rules_for
 from e2i_dagster.quality.schemas import check_schema, pandera_schema
 from e2i_dagster.quality.typed import typed
-from e2i_dagster.warehouse.cells import Kind, to_arrow
-from e2i_dagster.warehouse.cells import read as read_cells
-from e2i_dagster.warehouse.constraints import REJECTED_AS, families, spans
-from e2i_dagster.warehouse.rules import check
-from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, primary_key, required_columns
+from e2i_dagster.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, primary_key, required_columns
+from e2i_dagster.tables.cells import Kind, to_arrow
+from e2i_dagster.tables.cells import read as read_cells
+from e2i_dagster.tables.constraints import REJECTED_AS, families, spans
+from e2i_dagster.tables.rules import check
 
 TABLES = (*RAW_TABLES, *OPTIONAL_RAW_TABLES)
 #: Cells that some reader of text has an opinion about; every kind of column gets all of them.

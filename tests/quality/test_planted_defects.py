@@ -17,8 +17,8 @@ from e2i_dagster.quality import check_table
 from e2i_dagster.quality.report import QualityReport
 from e2i_dagster.quality.rules import Rule, rules_for
 from e2i_dagster.quality.schemas import check_schema
-from e2i_dagster.sources.synthetic import generate
-from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, date_column
+from e2i_dagster.synthetic.generate import generate
+from e2i_dagster.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, date_column
 
 END = dt.date(2024, 12, 31)
 Tables = dict[str, pd.DataFrame]

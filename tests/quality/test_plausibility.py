@@ -13,8 +13,8 @@ import pytest
 from e2i_dagster.config.quality import QualityPolicy
 from e2i_dagster.quality import check_table
 from e2i_dagster.quality.plausibility import check_plausibility
-from e2i_dagster.sources.synthetic import generate
-from e2i_dagster.warehouse.tables import RAW_TABLES, related_tables
+from e2i_dagster.synthetic.generate import generate
+from e2i_dagster.tables import RAW_TABLES, related_tables
 
 END = dt.date(2024, 12, 31)
 Tables = dict[str, pd.DataFrame]

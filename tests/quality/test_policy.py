@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from e2i_dagster.config.environment import CHECKOUT
 from e2i_dagster.config.quality import QualityPolicy
 from e2i_dagster.errors import ConfigError
+from e2i_dagster.policy_files.environment import CHECKOUT
 from e2i_dagster.quality import ruleset_hash
 from e2i_dagster.quality.rules import rules_for
-from e2i_dagster.warehouse.cells import kind_of
-from e2i_dagster.warehouse.constraints import families
-from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, raw_table
+from e2i_dagster.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, raw_table
+from e2i_dagster.tables.cells import kind_of
+from e2i_dagster.tables.constraints import families
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import pytest
 from e2i_dagster.config.quality import QualityPolicy
 from e2i_dagster.quality import check_table, decide
 from e2i_dagster.quality import expectations as layer_three
-from e2i_dagster.sources.synthetic import generate
-from e2i_dagster.warehouse.tables import RAW_TABLES, date_column
+from e2i_dagster.synthetic.generate import generate
+from e2i_dagster.tables import RAW_TABLES, date_column
 
 END = dt.date(2024, 12, 31)
 

@@ -20,7 +20,7 @@ from e2i_dagster.quality.page import write_pages
 from e2i_dagster.quality.pseudonyms import VARIABLE, pseudonym, pseudonym_key
 from e2i_dagster.quality.report import QualityReport
 from e2i_dagster.quality.shift import excess_index
-from e2i_dagster.warehouse.tables.quality import data_quality_results, ml_data_quality_reports
+from e2i_dagster.tables.description.quality import data_quality_results, ml_data_quality_reports
 
 END = dt.date(2024, 12, 31)
 KEY = b"k" * 32

@@ -17,14 +17,14 @@ from e2i_dagster.config.scope import SuccessCriteria, default_scope
 from e2i_dagster.errors import InputError, UnavailableError, VerdictError
 from e2i_dagster.explain import explain
 from e2i_dagster.selection import SealedRows, model_input
-from e2i_dagster.training import default_storage, evaluate, search_hyperparameters, train
-from e2i_dagster.warehouse.tables.models import (
+from e2i_dagster.tables.description.models import (
     ml_experiments,
     ml_hpo_studies,
     ml_model_registry,
     ml_shap_analyses,
     ml_training_runs,
 )
+from e2i_dagster.training import default_storage, evaluate, search_hyperparameters, train
 from resources.mlflow import MlflowResource
 
 SCOPE = default_scope()

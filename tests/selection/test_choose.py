@@ -7,9 +7,9 @@ from sklearn.pipeline import make_pipeline
 from e2i_dagster.config.algorithms import AlgorithmsPolicy
 from e2i_dagster.config.scope import default_scope
 from e2i_dagster.errors import ConfigError, VerdictError
+from e2i_dagster.modelling.estimators import build_estimator, build_preprocessor
+from e2i_dagster.modelling.model_input import feature_kinds
 from e2i_dagster.selection import LabelledRows, SelectionRequest, select_algorithm
-from e2i_dagster.selection.frame import feature_kinds
-from e2i_dagster.selection.pipeline import build_estimator, build_preprocessor
 
 BINARY = SelectionRequest(problem_type="binary_classification")
 CAUSAL = {"CausalForest", "LinearDML", "DRLearner", "XLearner"}

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from model_rows import patients, rows
 
 from e2i_dagster.errors import ConfigError, InputError
+from e2i_dagster.modelling.estimators import build_estimator, build_preprocessor, column_origins
 from e2i_dagster.selection import feature_columns, feature_kinds, labelled_rows, model_input
-from e2i_dagster.selection.pipeline import build_estimator, build_preprocessor, column_origins
 
 
 def test_keys_dates_and_label_are_no_features():

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from e2i_dagster.config.serving import AuditPolicy
 from e2i_dagster.serving.audit import Journal, WarehouseStore, log_row, now
-from e2i_dagster.warehouse.tables import raw_table
+from e2i_dagster.tables import raw_table
 
 POLICY = AuditPolicy(batch_rows=7, flush_seconds=0.02, max_journal_bytes=100_000, close_seconds=3)
 

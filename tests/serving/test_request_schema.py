@@ -23,7 +23,14 @@ from e2i_dagster.serving.examples import example_batch, example_row
 from e2i_dagster.serving.health import assess
 from e2i_dagster.serving.models import LoadedModel, require_trusted
 from e2i_dagster.serving.release import Manifest, ModelToServe, ReleasedModel, build_release
-from e2i_dagster.serving.schema import Feature, RequestError, Signature, request_schema, to_frame, to_records
+from e2i_dagster.serving.request_schema import (
+    Feature,
+    RequestError,
+    Signature,
+    request_schema,
+    to_frame,
+    to_records,
+)
 from e2i_dagster.serving.service import Runtime, application
 from e2i_dagster.serving.state import ColourSettings
 

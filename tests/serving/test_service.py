@@ -32,8 +32,8 @@ from e2i_dagster.serving.endpoints import endpoints, restart_recorded, stop_all
 from e2i_dagster.serving.records import write_deployment, write_stopped
 from e2i_dagster.serving.release import ModelToServe, Release, build_release
 from e2i_dagster.serving.state import read_record
-from e2i_dagster.warehouse.tables import metadata, raw_table
-from e2i_dagster.warehouse.tables.serving import ml_bentoml_services, ml_deployments
+from e2i_dagster.tables import metadata, raw_table
+from e2i_dagster.tables.description.serving import ml_bentoml_services, ml_deployments
 
 MODEL = "e2i-tiny"
 
@@ -84,8 +84,8 @@ def processes_of(state: Path) -> list[psutil.Process]:
 @pytest.fixture(scope="module")
 def warehouse(state: Path) -> Iterator[sa.Engine]:
     """A migrated warehouse for all tests of this module, named by ``E2I_DATABASE_URL``."""
-    from e2i_dagster.warehouse import connection
-    from e2i_dagster.warehouse.schema import migrate
+    from e2i_dagster.database import connection
+    from e2i_dagster.database.schema import migrate
 
     url = connection.scratch_database("e2i_serving")
     migrate(url)

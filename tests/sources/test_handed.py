@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from e2i_dagster.cli import main
+from commands.cli import main
 from e2i_dagster.config.mapping import HandedMapping
 from e2i_dagster.errors import InputError
 from e2i_dagster.sources.handed import identifier_notes, is_identifier, read_handed, read_rows_handed

@@ -15,12 +15,12 @@ from click.testing import CliRunner
 from foreign_delivery import BRAND, COHORT, foreign_tables, write_foreign
 
 import e2i_dagster
-from e2i_dagster.config.environment import CHECKOUT
 from e2i_dagster.config.mapping import ImportMapping
 from e2i_dagster.config.quality import QualityPolicy
-from e2i_dagster.config.vocabulary import load_vocabulary
 from e2i_dagster.errors import InputError
+from e2i_dagster.policy_files.environment import CHECKOUT
 from e2i_dagster.sources.check import check_folder, mapping_yaml
+from e2i_dagster.tables.vocabulary import load_vocabulary
 
 #: What this supplier has not, as the check says it.
 NOT_DELIVERED = {
@@ -118,8 +118,8 @@ def test_the_proposal_finds_tables_columns_and_dates(tmp_path):
 
 def test_files_with_our_names_need_no_mapping(tmp_path):
     """The synthetic set as a supplier would deliver it: nothing to map, nothing rejected, rules find patients."""
-    from e2i_dagster.cli import main
-    from e2i_dagster.sources.synthetic import generate, write
+    from commands.cli import main
+    from e2i_dagster.synthetic.generate import generate, write
 
     tables = generate("confounded", n_hcps=20, n_patients=120, n_treatments=360, n_metrics=6,
                       n_causal_paths=6, n_activities=6, seed=3)  # fmt: skip
@@ -195,7 +195,7 @@ def test_a_table_is_proposed_only_when_its_required_columns_can_be_had(tmp_path)
 
 
 def test_the_command_writes_once_and_says_what_the_rules_find(tmp_path, own_config):
-    from e2i_dagster.cli import main
+    from commands.cli import main
 
     folder = write_foreign(tmp_path / "in")
     arguments = ["import", "check", str(folder)]
@@ -220,8 +220,8 @@ def test_the_command_writes_once_and_says_what_the_rules_find(tmp_path, own_conf
 
 def test_load_quality_and_cohort_with_configuration_only(tmp_path, own_config, database, own_code_location):
     """From the supplier's folder to a cohort: checked against the supplier's own table, by hand."""
-    from e2i_dagster.commands.launch import failure_text, launch
-    from sensors.plan import PlannedRun
+    from commands.launch import failure_text, launch
+    from jobs.sequence import PlannedRun
 
     folder = write_foreign(tmp_path / "in")
     proposal = yaml.safe_load(mapping_yaml(check_folder(folder, load_vocabulary(own_config))))
@@ -247,7 +247,7 @@ def test_load_quality_and_cohort_with_configuration_only(tmp_path, own_config, d
         & (rows["triptan_overuse"] != "true")
     ]
     with database.connect() as connection:
-        from e2i_dagster.cohorts.recorded import find_execution, read_execution
+        from e2i_dagster.cohorts.executions import find_execution, read_execution
 
         recorded = read_execution(connection, find_execution(connection, "examplumab_migraine"))
     assert set(recorded.eligible["patient_id"]) == set(eligible["MemberID"])

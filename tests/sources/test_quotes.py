@@ -170,7 +170,7 @@ def test_import_check_proposes_what_reads_the_file(tmp_path):
 
 
 def proposal(folder):
-    from e2i_dagster.config.vocabulary import load_vocabulary
+    from e2i_dagster.tables.vocabulary import load_vocabulary
 
     return check_folder(folder, load_vocabulary())
 
@@ -291,7 +291,7 @@ def test_a_parser_that_gives_fewer_rows_than_there_are_lines_is_not_believed(tmp
 
 def test_what_is_to_be_loaded_says_the_lines_of_each_file(tmp_path):
     from e2i_dagster.config.policy import current_policy
-    from e2i_dagster.sources.delivery import DeliveryRequest, prepare_delivery
+    from e2i_dagster.loading.delivery import DeliveryRequest, prepare_delivery
 
     text = EVENTS + 'e1,j1,p1,2024-03-01,"two\nlines"\n'
     (tmp_path / "treatment_events_1.csv").write_text(text)

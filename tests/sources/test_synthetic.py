@@ -16,19 +16,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from e2i_dagster.config.environment import CHECKOUT
-from e2i_dagster.config.vocabulary import load_vocabulary
 from e2i_dagster.errors import InputError, UnavailableError
 from e2i_dagster.features.compute import compute_view
+from e2i_dagster.policy_files.environment import CHECKOUT
 from e2i_dagster.sources import Tables
-from e2i_dagster.sources.synthetic import COHORT_KEYS, DGPS, FULL, SMALL, generate, write
-from e2i_dagster.sources.synthetic_defects import DEFECTS, MEASUREMENT_ERROR, MISSINGNESS
-from e2i_dagster.sources.synthetic_streams import Streams
-from e2i_dagster.sources.synthetic_tables import npi
-from e2i_dagster.sources.truth import TRUTH_FILE, TRUTH_PATIENTS_FILE, Truth, true_effects, write_truth
-from e2i_dagster.warehouse.frames import conform
-from e2i_dagster.warehouse.rules import check, check_duplicates, check_reference
-from e2i_dagster.warehouse.tables import (
+from e2i_dagster.synthetic.defects import DEFECTS, MEASUREMENT_ERROR, MISSINGNESS
+from e2i_dagster.synthetic.generate import COHORT_KEYS, DGPS, FULL, SMALL, generate, write
+from e2i_dagster.synthetic.raw_tables import npi
+from e2i_dagster.synthetic.streams import Streams
+from e2i_dagster.synthetic.truth import TRUTH_FILE, TRUTH_PATIENTS_FILE, Truth, true_effects, write_truth
+from e2i_dagster.tables import (
     RAW_TABLES,
     date_column,
     frame_columns,
@@ -36,6 +33,9 @@ from e2i_dagster.warehouse.tables import (
     raw_table,
     references,
 )
+from e2i_dagster.tables.frames import conform
+from e2i_dagster.tables.rules import check, check_duplicates, check_reference
+from e2i_dagster.tables.vocabulary import load_vocabulary
 
 FIRST, LAST = pd.Timestamp("2022-01-01"), pd.Timestamp("2024-12-31")
 TABLE_OF_VOLUME = {
@@ -604,7 +604,7 @@ def test_the_truth_is_written_apart(tmp_path: Path):
 
 def test_importing_the_package_is_light():
     code = (
-        "import sys, e2i_dagster.sources.synthetic, e2i_dagster.sources.truth;"
+        "import sys, e2i_dagster.synthetic.generate, e2i_dagster.synthetic.truth;"
         "heavy = {'sklearn', 'scipy', 'duckdb', 'dagster', 'mlflow'} & set(sys.modules);"
         "sys.exit(str(heavy) if heavy else 0)"
     )

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from e2i_dagster.sources.synthetic import FULL, generate
-from e2i_dagster.sources.synthetic_processes import selection_probability
-from e2i_dagster.sources.truth import Truth, true_effects
+from e2i_dagster.synthetic.generate import FULL, generate
+from e2i_dagster.synthetic.processes import selection_probability
+from e2i_dagster.synthetic.truth import Truth, true_effects
 
 PATIENTS = 25_000
 

@@ -12,9 +12,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from e2i_dagster.sources import Tables
-from e2i_dagster.sources.synthetic import generate
-from e2i_dagster.sources.synthetic_population import bayes_auc
-from e2i_dagster.sources.truth import true_effects
+from e2i_dagster.synthetic.generate import generate
+from e2i_dagster.synthetic.population import bayes_auc
+from e2i_dagster.synthetic.truth import true_effects
 
 COHORT = "remibrutinib_csu"
 

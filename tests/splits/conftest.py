@@ -9,8 +9,9 @@ import sqlalchemy as sa
 
 @pytest.fixture
 def connection(state) -> Iterator[sa.Connection]:
-    from e2i_dagster.warehouse.connection import drop_database, scratch_database
-    from e2i_dagster.warehouse.tables import metadata, serving, splits
+    from e2i_dagster.database.connection import drop_database, scratch_database
+    from e2i_dagster.tables import metadata
+    from e2i_dagster.tables.description import serving, splits
 
     name = f"splits_{secrets.token_hex(4)}"
     engine = sa.create_engine(scratch_database(name))

@@ -6,9 +6,9 @@ import sqlalchemy as sa
 
 from e2i_dagster.config.scope import default_scope
 from e2i_dagster.splits import register_split, store_assignments
-from e2i_dagster.splits.judge import audit_frame
-from e2i_dagster.warehouse import ledger
-from e2i_dagster.warehouse.ledger import DataVersion
+from e2i_dagster.splits.leakage_check import audit_frame
+from e2i_dagster.versions import ledger
+from e2i_dagster.versions.ledger import DataVersion
 
 
 def test_a_feature_that_tells_the_outcome_of_holdout_patients_alone_is_not_seen(database: sa.Engine):

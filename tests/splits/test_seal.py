@@ -8,7 +8,7 @@ import pytest
 
 from e2i_dagster.errors import InputError, VerdictError
 from e2i_dagster.splits import Seal, SealedError, assign_splits, seal_openings
-from e2i_dagster.warehouse.tables.serving import ml_bentoml_services, ml_deployments
+from e2i_dagster.tables.description.serving import ml_bentoml_services, ml_deployments
 
 IDS = [f"PAT{k:08}" for k in range(100)]
 FRAME = pd.DataFrame({"patient_id": IDS, "x": range(100)})

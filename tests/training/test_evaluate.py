@@ -8,8 +8,8 @@ from sklearn.linear_model import LogisticRegression
 
 from e2i_dagster.config.algorithms import AlgorithmsPolicy
 from e2i_dagster.config.scope import SuccessCriteria
+from e2i_dagster.modelling.estimators import build_preprocessor
 from e2i_dagster.selection import LabelledRows, SealedRows
-from e2i_dagster.selection.pipeline import build_preprocessor
 from e2i_dagster.training import evaluate, train
 from e2i_dagster.training.metrics import (
     binary_metrics,

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from e2i_dagster.config.environment import CHECKOUT
 from e2i_dagster.errors import VerdictError
+from e2i_dagster.policy_files.environment import CHECKOUT
 
 
 @pytest.fixture(scope="module")

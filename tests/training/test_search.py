@@ -9,8 +9,8 @@ from model_rows import numbers, rows, visible
 from e2i_dagster.config.algorithms import AlgorithmsPolicy, FloatRange, IntRange
 from e2i_dagster.config.optuna_config import OptunaPolicy
 from e2i_dagster.errors import VerdictError
+from e2i_dagster.modelling.estimators import build_estimator
 from e2i_dagster.selection import LabelledRows
-from e2i_dagster.selection.pipeline import build_estimator
 from e2i_dagster.training import search_hyperparameters
 from e2i_dagster.training.search import suggest
 

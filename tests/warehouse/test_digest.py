@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.pandas import column, data_frames, range_indexes
 
-from e2i_dagster.warehouse.digest import frame_digest, frame_digests
+from e2i_dagster.versions.digest import frame_digest, frame_digests
 
 NAMES = ("text", "whole", "number", "day", "flag")
 FRAMES = data_frames(
@@ -144,7 +144,7 @@ def test_equal_values_agree(same):
 
 def test_another_process_agrees():
     code = (
-        "import pandas as pd; from e2i_dagster.warehouse.digest import frame_digest;"
+        "import pandas as pd; from e2i_dagster.versions.digest import frame_digest;"
         "print(frame_digest(pd.DataFrame({'a': ['x', None], 'b': [1.5, 2]})))"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

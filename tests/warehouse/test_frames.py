@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 
 from e2i_dagster.errors import InputError
-from e2i_dagster.warehouse.digest import frame_digest
-from e2i_dagster.warehouse.frames import cell_text, conform, extra_frame, months_of
-from e2i_dagster.warehouse.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, frame_columns
+from e2i_dagster.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, frame_columns
+from e2i_dagster.tables.frames import cell_text, conform, extra_frame, months_of
+from e2i_dagster.versions.digest import frame_digest
 
 EVENTS = pd.DataFrame(
     {

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from e2i_dagster.errors import DamagedError
-from e2i_dagster.warehouse.files import StoredFile
-from e2i_dagster.warehouse.lake import Lake, value_digest
+from e2i_dagster.versions.files import StoredFile
+from e2i_dagster.versions.lake import Lake, value_digest
 
 
 class Summary(BaseModel):

@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 
 from e2i_dagster.errors import InputError
-from e2i_dagster.warehouse import ledger
-from e2i_dagster.warehouse.ledger import DataVersion, SnapshotMember, StageState
+from e2i_dagster.versions import ledger
+from e2i_dagster.versions.ledger import DataVersion, SnapshotMember, StageState
 
 
 def version(asset="raw/triggers", partition="2024-01", digest="a", **more) -> DataVersion:
@@ -110,11 +110,11 @@ def test_a_stage_has_one_state(database):
 
 def test_months_that_are_not_kept_any_more_are_neither_read_nor_shown_as_checked(database, tmp_path):
     """The range was wider once: its months stay in ledger and lake, and nothing takes them for current."""
+    from commands.status import status_report
     from e2i_dagster.cohorts.inputs import read_current
     from e2i_dagster.config.policy import current_policy
-    from e2i_dagster.quality.judge import document_table, gate_result, gate_state
-    from e2i_dagster.status import status_report
-    from e2i_dagster.warehouse.lake import Lake
+    from e2i_dagster.quality.table_check import document_table, gate_result, gate_state
+    from e2i_dagster.versions.lake import Lake
 
     table, months = "treatment_events", current_policy().sources.months
     lake = Lake(str(tmp_path))

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from e2i_dagster.cohorts.omop.folder import _day
 from e2i_dagster.config.mapping import FileFormat, ImportMapping, TableMapping
-from e2i_dagster.config.vocabulary import load_vocabulary
 from e2i_dagster.sources import files
 from e2i_dagster.sources.check import _dates
-from e2i_dagster.warehouse import moments, rules
+from e2i_dagster.tables import moments, rules
+from e2i_dagster.tables.vocabulary import load_vocabulary
 
 FIRST = dt.date(2013, 7, 1)
 TABLE = [

@@ -9,10 +9,10 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import exc
 
-from e2i_dagster.config.vocabulary import VocabularyPolicy, load_vocabulary
+from e2i_dagster.database import connection, schema
+from e2i_dagster.database import vocabulary_checks as vocabularies
 from e2i_dagster.errors import ConfigError, InputError, UnavailableError
-from e2i_dagster.warehouse import connection, schema, vocabularies
-from e2i_dagster.warehouse.tables import (
+from e2i_dagster.tables import (
     OPTIONAL_RAW_TABLES,
     RAW_TABLES,
     all_metadata,
@@ -23,6 +23,7 @@ from e2i_dagster.warehouse.tables import (
     raw_table,
     row_date_column,
 )
+from e2i_dagster.tables.vocabulary import VocabularyPolicy, load_vocabulary
 
 
 def test_migrating_from_empty_gives_exactly_what_is_described(database):
@@ -82,7 +83,7 @@ def test_several_processes_migrate_at_once(state):
     name = "e2i_race"
     url = connection.scratch_database(name)
     try:
-        code = "from e2i_dagster.warehouse.connection import engine; engine('app').connect().close()"
+        code = "from e2i_dagster.database.connection import engine; engine('app').connect().close()"
         environment = {**os.environ, "E2I_DATABASE_URL": url}
         running = [
             subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True)
@@ -232,7 +233,7 @@ def test_own_values_join_and_used_values_stay(database):
 
 
 def test_the_configured_vocabulary_reaches_the_database_on_the_next_load(database, tmp_path, monkeypatch):
-    from e2i_dagster.config.environment import config_folder
+    from e2i_dagster.policy_files.environment import config_folder
 
     text = (config_folder() / "vocabulary.yaml").read_text()
     connection.engine("app")
@@ -282,7 +283,7 @@ def test_a_database_for_a_tool_belongs_to_the_application(state):
 
 def test_a_plain_user_without_roles_works_with_its_own_privileges(state):
     """A server of the user's where it may not create roles, and ours are not there for it."""
-    from e2i_dagster.warehouse import server
+    from e2i_dagster.database import server
 
     found = server.ensure_server()
     import psycopg
@@ -303,7 +304,7 @@ def test_a_plain_user_without_roles_works_with_its_own_privileges(state):
 
 
 def test_values_of_rows_stay_out_of_errors_and_of_the_log(database, state):
-    from e2i_dagster.warehouse import server
+    from e2i_dagster.database import server
 
     with connection.engine("app").connect() as held, pytest.raises(exc.IntegrityError) as caught:
         held.execute(

@@ -12,14 +12,14 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
+from e2i_dagster.database import connection, server
+from e2i_dagster.database.server import ensure_server, remove_server, running_server, stop_server
 from e2i_dagster.errors import UnavailableError
-from e2i_dagster.warehouse import connection, server
-from e2i_dagster.warehouse.server import ensure_server, remove_server, running_server, stop_server
 
-START = "from e2i_dagster.warehouse.server import ensure_server; ensure_server()"
+START = "from e2i_dagster.database.server import ensure_server; ensure_server()"
 ASK = (
     "import sqlalchemy as sa\n"
-    "from e2i_dagster.warehouse.connection import engine\n"
+    "from e2i_dagster.database.connection import engine\n"
     "with engine('app').begin() as c:\n"
     "    print(c.scalar(sa.text('SELECT count(*) FROM vocabulary')))\n"
 )
@@ -222,7 +222,7 @@ def test_a_state_folder_that_cannot_be_written(new_state):
     code = (
         "import os, sys\n"
         "from e2i_dagster.errors import UnavailableError\n"
-        "from e2i_dagster.warehouse.server import ensure_server\n"
+        "from e2i_dagster.database.server import ensure_server\n"
         "if os.geteuid() == 0:\n"
         "    import pwd; u = pwd.getpwnam('nobody'); os.setgroups([]); os.setgid(u.pw_gid); os.setuid(u.pw_uid)\n"
         "try: ensure_server()\n"

@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 
 from e2i_dagster.config.criteria import Criterion
-from e2i_dagster.config.vocabulary import load_vocabulary
 from e2i_dagster.errors import ConfigError
+from e2i_dagster.tables.vocabulary import load_vocabulary
 
 SHIPPED = load_vocabulary()
 
@@ -44,7 +44,7 @@ def test_both_forms_of_c3_glomerulopathy_are_in_its_cohort():
     ],
 )
 def test_a_wrong_file_is_refused_with_what_is_wrong(tmp_path, change, message):
-    from e2i_dagster.config.environment import config_folder
+    from e2i_dagster.policy_files.environment import config_folder
 
     text = (config_folder() / "vocabulary.yaml").read_text()
     assert change[0] in text

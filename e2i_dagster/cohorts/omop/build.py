@@ -12,7 +12,7 @@ import pandas as pd
 from e2i_dagster.cohorts.disclosure import HIDDEN, is_small, shown_count
 from e2i_dagster.cohorts.omop.expression import CohortExpression, read_expression
 from e2i_dagster.cohorts.omop.folder import OpenPeriods, Quote, find_tables, load_tables
-from e2i_dagster.cohorts.omop.plan import Plan, compile_plan
+from e2i_dagster.cohorts.omop.sql_plan import Plan, compile_plan
 from e2i_dagster.errors import InputError
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from e2i_dagster.cohorts.omop.domains import TABLES
-from e2i_dagster.cohorts.omop.plan import Plan
+from e2i_dagster.cohorts.omop.sql_plan import Plan
 from e2i_dagster.config.mapping import FileFormat
 from e2i_dagster.errors import InputError
-from e2i_dagster.warehouse import moments
+from e2i_dagster.tables import moments
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection, DuckDBPyRelation

@@ -1,0 +1,14 @@
+"""What Alembic runs: migrate, then bring roles, checks and vocabularies up to date, in one transaction."""
+
+from alembic import context
+
+from e2i_dagster.database import schema
+
+if context.is_offline_mode():
+    from e2i_dagster.errors import ConfigError
+
+    raise ConfigError(
+        "Migrations need a connection. Run them online: e2i_dagster.database.schema.migrate(url)."
+    )
+
+schema.run_migrations(context)

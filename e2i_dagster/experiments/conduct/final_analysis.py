@@ -1,0 +1,464 @@
+"""Results at the end: every metric over every analysed set, pre-registered subgroups, the adjusted estimate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import sqlalchemy as sa
+from pydantic import BaseModel, ConfigDict
+from sqlalchemy.dialects.postgresql import insert
+
+from e2i_dagster.config.experiment import ExperimentSpec, HeterogeneityPlan, LifecyclePolicy
+from e2i_dagster.errors import InputError, VerdictError
+from e2i_dagster.experiments.conduct import store
+from e2i_dagster.experiments.conduct.interim_looks import (
+    analysis_of,
+    answered,
+    columns_of,
+    look_boundaries,
+    missing_policy,
+    progress,
+)
+from e2i_dagster.experiments.conduct.lifecycle import bound_to_stop, may_read_results
+from e2i_dagster.experiments.conduct.scorecard import ScoredResult, score_result
+from e2i_dagster.experiments.statistics.causal_forest import Heterogeneity, heterogeneity
+from e2i_dagster.experiments.statistics.comparison_results import Analysis
+from e2i_dagster.experiments.statistics.estimation import final_estimate
+from e2i_dagster.experiments.statistics.multiplicity import adjusted
+from e2i_dagster.experiments.statistics.subgroups import SubgroupAnalysis, analyze_subgroups
+from e2i_dagster.tables.description import experiments as tables
+
+#: Nearer to 0 a z has lost its digits to the discreteness of counts.
+LEAST_Z = 0.5
+ANALYSED_SETS = ("itt", "per_protocol", "as_treated")
+#: What the effect of each kind of metric is.
+EFFECTS = {
+    "mean": "difference of means", "proportion": "difference of shares", "ratio": "difference of ratios",
+    "survival": "hazard ratio",
+}  # fmt: skip
+
+
+class SetResult(BaseModel):
+    """One metric over one analysed set, or why it cannot be analysed.
+
+    ``adjusted_p_values`` by arm, of a secondary metric: over all secondary metrics of the set.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    metric: str
+    analysis_set: str
+    analysis: Analysis | None
+    reason: str = ""
+    adjusted_p_values: dict[str, float] = {}
+
+
+class ResultsPage(BaseModel):
+    """Results of an experiment; ``available`` is False, with the reason, until data collection is over."""
+
+    model_config = ConfigDict(frozen=True)
+
+    experiment: str
+    state: str
+    simulated: bool
+    available: bool
+    reason: str
+    snapshot_digest: str | None = None
+    results: tuple[SetResult, ...] = ()
+    subgroups: tuple[SubgroupAnalysis, ...] = ()
+    heterogeneity: tuple[Heterogeneity, ...] = ()
+    scorecard: ScoredResult | None = None
+    adjusted: dict[str, Any] | None = None
+    forest_md: str = ""
+
+    def to_metadata(self) -> dict[str, Any]:
+        """Effects by metric and set."""
+        found: dict[str, Any] = {
+            "experiment_state": self.state,
+            "stream": "simulated" if self.simulated else "observed",
+            "available": self.available,
+            "reason": self.reason or None,
+        }
+        if not self.available:
+            return found
+        head = [f"| {' | '.join(EFFECT_COLUMNS)} |", "|---|---|---|---:|---|---:|---:|---|"]
+        head += [f"| {' | '.join(row)} |" for row in effect_rows(self.results)]
+        return {
+            **found,
+            "snapshot": self.snapshot_digest,
+            "effects_md": "\n".join(head),
+            "forest_md": self.forest_md or None,
+            **{
+                f"subgroups_{one.arm}_{part}_md": one.to_metadata()[f"{part}_md"]
+                for one in self.subgroups
+                for part in ("levels", "interaction")
+            },
+            **{f"forest_of_effects_{one.arm}_md": forest_md(one) for one in self.heterogeneity},
+            "adjusted_for_looks": None if self.adjusted is None else adjusted_sentence(self.adjusted),
+            **({} if self.scorecard is None else self.scorecard.to_metadata()),
+        }
+
+    def to_record(self) -> dict[str, Any]:
+        """Everything as plain values but the figure."""
+        return self.model_dump(mode="json", exclude={"forest_md"})
+
+
+EFFECT_COLUMNS = ("metric", "set", "arm", "effect", "interval", "p", "adjusted p", "note")
+
+
+def effect_rows(results: Sequence[SetResult]) -> list[tuple[str, ...]]:
+    """``EFFECT_COLUMNS`` as text, a row per comparison."""
+    rows: list[tuple[str, ...]] = []
+    for result in results:
+        if result.analysis is None:
+            rows.append((result.metric, result.analysis_set, "", "not estimable", result.reason, "", "", ""))
+            continue
+        for one in result.analysis.comparisons:
+            named = f"{result.metric} ({EFFECTS[result.analysis.kind]})"
+            shared = (named, result.analysis_set, one.arm)
+            final = result.adjusted_p_values.get(one.arm)
+            if one.effect is None:
+                p = "" if one.p_value is None else f"{one.p_value:.3g}"
+                said = "; ".join(filter(None, (one.reason, one.method)))
+                rows.append(
+                    (
+                        *shared,
+                        "not estimable",
+                        said,
+                        p,
+                        "" if final is None else f"{final:.3g}",
+                        one.note or "",
+                    )
+                )
+            else:
+                rows.append(
+                    (
+                        *shared,
+                        f"{one.effect:.4f}",
+                        f"{one.lower:.4f} to {one.upper:.4f}",
+                        f"{one.p_value:.3g}",
+                        "" if final is None else f"{final:.3g}",
+                        one.note or "",
+                    )
+                )
+    return rows
+
+
+def adjusted_sentence(adjusted: dict[str, Any]) -> str:
+    """The estimate that allows for the looks, in one line."""
+    return (
+        f"{adjusted['median_unbiased']:.4f} ({adjusted['lower']:.4f} to {adjusted['upper']:.4f}), "
+        f"p {adjusted['p_value']:.3g}, ended at look {adjusted['look']}"
+    )
+
+
+def forest_md(found: Heterogeneity) -> str:
+    """What the forest found, as markdown."""
+    shown = found.to_metadata()
+    if found.status == "not_estimable":
+        return f"not estimable: {found.reason}"
+    return (
+        (f"{found.reason}.\n\n" if found.reason else "")
+        + f"Does the effect differ? Calibration slope {found.calibration_slope:.2f}, p {found.p_value:.3g}.\n\n"
+        f"{shown['groups_md']}\n\n{shown['importance_md']}"
+    )
+
+
+def compute_results(
+    connection: sa.Connection,
+    name: str,
+    *,
+    policy: LifecyclePolicy,
+    actor: str,
+    alignment: float | None = None,
+) -> ResultsPage:
+    """Analyse and record the results of an experiment whose data collection is over; say so when it is not.
+
+    ``alignment``: how well the treatment fits the strategy (0 to 1), for the scorecard; once it is decided, what
+    was judged then.
+    """
+    held = store.read(connection, name)
+    if alignment is None:
+        alignment = _judged_alignment(store.history(connection, name))
+    shared = {"experiment": name, "state": held.state, "simulated": held.simulated}
+    if not may_read_results(held.state):
+        return ResultsPage(
+            **shared,
+            available=False,
+            reason=f"the experiment is {held.state}: results are read when data collection is over",
+        )
+    records = store.read_records(connection, name)
+    if records.outcomes.empty:
+        return ResultsPage(**shared, available=False, reason="no outcome was recorded")
+    spec = held.spec
+    frame = records.analysis_frame(spec, policy)
+    results = _with_adjusted(
+        spec,
+        [
+            _set_result(frame, spec, metric.name, chosen, policy)
+            for metric in spec.metrics.all
+            for chosen in ANALYSED_SETS
+        ],
+    )
+    digest = records.digest
+    _record(connection, name, results, digest, spec, actor)
+    for_looks = adjusted_for_looks(spec, store.looks(connection, name))
+    primary = results[0].analysis
+    return ResultsPage(
+        **shared,
+        available=True,
+        reason="",
+        snapshot_digest=digest,
+        results=results,
+        subgroups=_subgroups(frame, spec, policy),
+        heterogeneity=_heterogeneity(connection, frame, spec, policy, digest, actor),
+        scorecard=None
+        if primary is None
+        else score_result(spec, primary, policy.scorecard, adjusted=for_looks, alignment=alignment),
+        adjusted=for_looks,
+    )
+
+
+def _judged_alignment(history: Sequence[dict[str, Any]]) -> float | None:
+    judged = [one["evidence"].get("alignment") for one in history if one["to_state"] == "decided"]
+    return None if not judged or judged[-1] is None else float(judged[-1])
+
+
+def _with_adjusted(spec: ExperimentSpec, results: Sequence[SetResult]) -> tuple[SetResult, ...]:
+    """``results`` with the p-values of the secondary metrics adjusted over metrics and arms of one analysed set."""
+    primary = spec.metrics.primary.name
+    found = []
+    for result in results:
+        family = [
+            (other.metric, one.arm, one.p_value)
+            for other in results
+            if other.analysis_set == result.analysis_set and other.metric != primary and other.analysis
+            for one in other.analysis.comparisons
+        ]
+        final = adjusted([p for _, _, p in family], spec.multiplicity)
+        own = {
+            arm: p
+            for (metric, arm, _), p in zip(family, final, strict=True)
+            if metric == result.metric and p is not None
+        }
+        found.append(result.model_copy(update={"adjusted_p_values": own}))
+    return tuple(found)
+
+
+def _set_result(
+    frame: pd.DataFrame, spec: ExperimentSpec, name: str, chosen: str, policy: LifecyclePolicy
+) -> SetResult:
+    metric = next(one for one in spec.metrics.all if one.name == name)
+    if chosen != "itt" and frame["received"].isna().all():
+        return SetResult(
+            metric=name, analysis_set=chosen, analysis=None, reason="no treatment received was recorded"
+        )
+    try:
+        found = analysis_of(frame, spec, metric, chosen, policy=policy.analysis)
+    except InputError as error:
+        return SetResult(metric=name, analysis_set=chosen, analysis=None, reason=str(error))
+    return SetResult(metric=name, analysis_set=chosen, analysis=found)
+
+
+def _subgroups(
+    frame: pd.DataFrame, spec: ExperimentSpec, policy: LifecyclePolicy
+) -> tuple[SubgroupAnalysis, ...]:
+    """Effects of each arm by pre-registered subgroup, with the test of interaction."""
+    if not spec.subgroups:
+        return ()
+    metric = spec.metrics.primary
+    absent = [name for name in spec.subgroups if name not in frame.columns]
+    # Nobody was screened for it: every unit is in the one level that says so, and the others stand.
+    frame = frame.assign(**dict.fromkeys(absent, "missing"))
+    return tuple(
+        analyze_subgroups(
+            frame,
+            arm="variant",
+            outcome=metric.name,
+            control=spec.control,
+            subgroups=spec.subgroups,
+            treated=arm,
+            kind=metric.kind,
+            multiplicity=spec.multiplicity,
+            min_per_arm=policy.analysis.minimum_per_arm,
+            missing=missing_policy(spec, metric),
+            **columns_of(spec, metric),
+        )
+        for arm in spec.treatments
+    )
+
+
+def _heterogeneity(
+    connection: sa.Connection,
+    frame: pd.DataFrame,
+    spec: ExperimentSpec,
+    policy: LifecyclePolicy,
+    digest: str,
+    actor: str,
+) -> tuple[Heterogeneity, ...]:
+    """The forest that the plan declares, for each arm: grown once for the same rows, then read again."""
+    plan = spec.heterogeneity
+    if plan is None:
+        return ()
+    table = tables.ab_experiment_results
+    known = {
+        row.arm: Heterogeneity.model_validate(row.details)
+        for row in connection.execute(
+            sa.select(table.c.arm, table.c.details).where(
+                table.c.experiment == spec.name,
+                table.c.analysis_type == "heterogeneity",
+                table.c.snapshot_digest == digest,
+            )
+        )
+    }
+    found = []
+    for arm in spec.treatments:
+        if arm not in known:
+            known[arm] = grow_forest(frame, spec, policy, arm, plan)
+            row = _heterogeneity_row(spec, known[arm], digest, actor)
+            connection.execute(insert(table).on_conflict_do_nothing(), [row])
+        found.append(known[arm])
+    return tuple(found)
+
+
+def explore_heterogeneity(
+    connection: sa.Connection, name: str, covariates: Sequence[str], *, policy: LifecyclePolicy
+) -> tuple[Heterogeneity, ...]:
+    """A forest over ``covariates`` that nobody declared before the start: exploration, recorded nowhere.
+
+    Raises:
+        VerdictError: data collection is not over. InputError: the primary metric is no mean and no proportion.
+    """
+    held = store.read(connection, name)
+    if not may_read_results(held.state):
+        raise VerdictError(
+            f"Experiment {name} is {held.state}: effects are looked into when data collection is over."
+        )
+    if held.spec.metrics.primary.kind not in ("mean", "proportion"):
+        raise InputError(f"The forest takes a mean or a proportion, not {held.spec.metrics.primary.kind}.")
+    records = store.read_records(connection, name)
+    frame = records.analysis_frame(held.spec, policy)
+    plan = HeterogeneityPlan(covariates=tuple(covariates))
+    return tuple(grow_forest(frame, held.spec, policy, arm, plan) for arm in held.spec.treatments)
+
+
+def grow_forest(
+    frame: pd.DataFrame, spec: ExperimentSpec, policy: LifecyclePolicy, arm: str, plan: HeterogeneityPlan
+) -> Heterogeneity:
+    """The forest of ``plan`` for one arm, ``not_estimable`` with the reason where it cannot be grown.
+
+    A covariate that no unit has is left out, and ``reason`` says so.
+    """
+    known = [name for name in plan.covariates if name in frame.columns and frame[name].notna().any()]
+    left_out = [name for name in plan.covariates if name not in known]
+    try:
+        found = heterogeneity(
+            frame,
+            arm="variant",
+            outcome=spec.metrics.primary.name,
+            control=spec.control,
+            treated=arm,
+            covariates=known,
+            trees=plan.trees,
+            seed=plan.seed,
+            min_per_arm=policy.analysis.forest_minimum_per_arm,
+        )
+        if not left_out or found.status == "not_estimable":
+            return found
+        note = f"without {', '.join(left_out)}: no unit has a value"
+        return found.model_copy(update={"reason": note})
+    except InputError as error:
+        return Heterogeneity(
+            arm=arm,
+            control=spec.control,
+            status="not_estimable",
+            reason=str(error),
+            units=int(frame["variant"].isin([arm, spec.control]).sum()),
+        )
+
+
+def _heterogeneity_row(spec: ExperimentSpec, found: Heterogeneity, digest: str, actor: str) -> dict[str, Any]:
+    return {
+        "experiment": spec.name, "analysis_type": "heterogeneity", "analysis_method": "causal_forest",
+        "metric": spec.metrics.primary.name, "arm": found.arm, "snapshot_digest": digest, "control_n": 0,
+        "treatment_n": 0, "effect_estimate": found.average_effect, "p_value": found.p_value,
+        "reason": found.reason or "", "details": found.to_record(), "recorded_by": actor,
+    }  # fmt: skip
+
+
+def adjusted_for_looks(spec: ExperimentSpec, made: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """P-value, median-unbiased estimate and interval that allow for the looks, where the trial ended at one.
+
+    On the scale of the effect (a hazard ratio for survival). For one treatment arm only; a binding rule of
+    futility, which was obeyed, enters. None where the trial ended by no rule.
+    """
+    made = answered(spec, made)
+    if len(spec.treatments) > 1 or not made:
+        return None
+    last = made[-1]
+    z, effect = last["test_statistic"], last["effect_estimate"]
+    final, bound = last["analysis_type"] == "final", bound_to_stop(made)
+    if not (last["decision"] == "stop_efficacy" or final or bound) or z is None or effect is None:
+        return None
+    reached, times = progress(spec, made)
+    bounds = look_boundaries(spec, reached, final=final, times=times)
+    futility = spec.stopping.futility
+    floors = None
+    if futility is not None and futility.binding:
+        said = [look["metrics_snapshot"]["arms"][0].get("futility_z") for look in made]
+        floors = [low if own is None else own for own, low in zip(said, bounds.lower, strict=False)]
+    hazard, sign = spec.metrics.primary.kind == "survival", spec.metrics.primary.sign
+    size = math.log(effect) if hazard else effect
+    # The error that belongs to z; near 0, where the quotient says nothing, that of the repeated interval.
+    limits = (last["effect_ci_lower"], last["effect_ci_upper"])
+    low, high = (math.log(limit) if hazard else limit for limit in limits)
+    error = abs(size / z) if abs(z) > LEAST_Z else (high - low) / (2.0 * last["boundary_z"])
+    found = final_estimate(bounds, len(made), z, standard_error=error, lower=floors).to_record()
+    return {"look": len(made), **found, **_on_the_scale(found, sign, hazard)}
+
+
+def _on_the_scale(found: dict[str, Any], sign: int, hazard: bool) -> dict[str, float]:
+    """Estimate and limits, which :func:`final_estimate` has in the direction of benefit, as effects."""
+    low, high = ("lower", "upper") if sign > 0 else ("upper", "lower")
+    picked = {"naive": "naive", "median_unbiased": "median_unbiased", "lower": low, "upper": high}
+    values = {name: sign * float(found[source]) for name, source in picked.items()}
+    return {name: math.exp(value) for name, value in values.items()} if hazard else values
+
+
+def _record(
+    connection: sa.Connection,
+    name: str,
+    results: Sequence[SetResult],
+    digest: str,
+    spec: ExperimentSpec,
+    actor: str,
+) -> None:
+    """One row per metric, set and arm; the same rows of the same data are not entered twice."""
+    rows = []
+    for result in results:
+        arms = {} if result.analysis is None else {arm.arm: arm.observed for arm in result.analysis.arms}
+        for arm in spec.treatments:
+            one = None if result.analysis is None else result.analysis.comparison(arm)
+            rows.append(
+                {
+                    "experiment": name,
+                    "analysis_type": "final",
+                    "analysis_method": result.analysis_set,
+                    "metric": result.metric,
+                    "arm": arm,
+                    "snapshot_digest": digest,
+                    "control_n": arms.get(spec.control, 0),
+                    "treatment_n": arms.get(arm, 0),
+                    "effect_estimate": None if one is None else one.effect,
+                    "effect_ci_lower": None if one is None else one.lower,
+                    "effect_ci_upper": None if one is None else one.upper,
+                    "p_value": None if one is None else one.p_value,
+                    "reason": (result.reason if one is None else one.reason or one.note) or "",
+                    "details": {} if one is None else one.model_dump(mode="json"),
+                    "recorded_by": actor,
+                }
+            )
+    connection.execute(insert(tables.ab_experiment_results).on_conflict_do_nothing(), rows)

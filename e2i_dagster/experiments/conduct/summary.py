@@ -1,0 +1,82 @@
+"""Where an experiment stands, as plain values: for the terminal and as JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from e2i_dagster.cohorts.disclosure import shown_count
+from e2i_dagster.config.experiment import LifecyclePolicy
+from e2i_dagster.experiments.conduct import enrolment, store
+from e2i_dagster.experiments.conduct.interim_looks import interim_page
+from e2i_dagster.experiments.conduct.lifecycle import Review
+from e2i_dagster.experiments.conduct.run import is_blinded
+from e2i_dagster.experiments.conduct.watch import newest_srm
+
+
+def approval_rows(review: Review) -> list[dict[str, str]]:
+    """By role, who approved the design in force and when; what is missing, and when it is or was due."""
+    if review.due is None:
+        return []
+    due = f"{review.due:%Y-%m-%d %H:%M}"
+    rows = [
+        {
+            "role": role,
+            "by": one.by,
+            "at": f"{one.at:%Y-%m-%d %H:%M}",
+            "due": due + (" (late)" if review.late(one) else ""),
+        }
+        for role, one in review.given.items()
+    ]
+    return rows + [{"role": role, "by": "missing", "at": "", "due": due} for role in review.missing]
+
+
+def summary(connection: sa.Connection, name: str, policy: LifecyclePolicy) -> dict[str, Any]:
+    """State, next states, enrolment, ratio, looks (blinded as the design says), history, openings.
+
+    Raises:
+        InputError: the experiment is not registered.
+    """
+    held = store.read(connection, name)
+    records = store.read_records(connection, name)
+    states = records.states(policy)
+    report = enrolment.enrolment_report(
+        held.spec, records.screened, states, records.events, simulated=held.simulated
+    )
+    reached = store.information(held.spec, records.outcomes)
+    page = interim_page(held, store.looks(connection, name), reached, blinded=is_blinded(held))
+    srm = newest_srm(connection, name)
+    review = store.review(connection, held, policy)
+    steps = {
+        "planned": report.planned, "screened": report.screened, "eligible": report.eligible,
+        "consented": report.consented, "assigned": report.assigned, **report.statuses,
+    }  # fmt: skip
+    return {
+        "experiment": name,
+        "state": held.state,
+        "decision": held.decision,
+        "units": held.source or "no",
+        "design_version": held.version,
+        "design_locked": held.locked_at is not None,
+        "next_states": list(policy.transitions[held.state]),
+        "approvals": approval_rows(review),
+        "sample_size_review": page.size_proposal or None,
+        "enrolment": {step: shown_count(count) for step, count in steps.items()},
+        "information_fraction": round(reached, 4),
+        "sample_ratio": None if srm is None else f"{srm['severity']} (p {srm['p_value']:.3g})",
+        "looks": [dict(look) for look in page.looks],
+        "history": [
+            {
+                "at": f"{one['recorded_at']:%Y-%m-%d %H:%M}",
+                "state": one["to_state"],
+                "by": one["recorded_by"],
+                "why": one["reason"],
+            }
+            for one in store.history(connection, name)
+        ],
+        "openings": [
+            {"at": f"{one['recorded_at']:%Y-%m-%d %H:%M}", "by": one["recorded_by"], "why": one["reason"]}
+            for one in store.openings(connection, name)
+        ],
+    }

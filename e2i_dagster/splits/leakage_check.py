@@ -1,0 +1,53 @@
+"""One rule of the split report, for a check of its own; training frame and splits before the leakage gate."""
+
+from __future__ import annotations
+
+import pandas as pd
+import sqlalchemy as sa
+
+from e2i_dagster.config.scope import ScopeSpec
+from e2i_dagster.quality.table_check import GateResult, judge_frame, judge_splits
+from e2i_dagster.splits.registry import read_assignments, split_config_id
+from e2i_dagster.splits.report import SplitCheck, validate_splits
+
+
+def judge_rule(rule: str, scope: ScopeSpec, splits: pd.DataFrame, frame: pd.DataFrame) -> SplitCheck:
+    """The result of ``rule`` for the patients of ``frame`` (patient_id, label, index_date) and their ``splits``.
+
+    Raises:
+        KeyError: the report has no such rule.
+    """
+    rows = frame.merge(splits, on="patient_id", how="left")
+    report = validate_splits(
+        rows[["patient_id", "split"]],
+        ratios=scope.split.ratios,
+        strata=rows["label"],
+        index_dates=rows["index_date"] if scope.split.mode == "temporal" else None,
+        gap_days=scope.split.gap_days,
+    )
+    return {check.name: check for check in report.checks}[rule]
+
+
+def audit_frame(engine: sa.Engine, scope: ScopeSpec, frame: pd.DataFrame, *, run_id: str) -> GateResult:
+    """The leakage gate on the training frame of ``scope``; the verdict is stored.
+
+    Outcomes of patients whom the split registry has in the holdout are not looked at.
+    """
+    with engine.connect() as connection:
+        assigned = read_assignments(connection, split_config_id(scope.cohort, scope.split))
+    sealed = frame["patient_id"].isin(assigned.loc[assigned["split"] == "holdout", "patient_id"])
+    return judge_frame(
+        engine,
+        scope.key,
+        frame.assign(label=frame["label"].mask(sealed)),
+        horizon_days=scope.horizon_days,
+        run_id=run_id,
+    )
+
+
+def audit_splits(
+    engine: sa.Engine, scope: ScopeSpec, frame: pd.DataFrame, splits: pd.DataFrame, *, run_id: str
+) -> GateResult:
+    """The leakage gate on the ``splits`` of ``scope``; the verdict is stored."""
+    rows = frame.merge(splits[["patient_id", "split"]], on="patient_id", how="left")
+    return judge_splits(engine, scope.key, rows, horizon_days=scope.horizon_days, run_id=run_id)
