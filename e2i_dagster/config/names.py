@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from e2i_dagster.policy_files.base import Place, did_you_mean, unknown
@@ -79,7 +78,7 @@ TRUSTED_TYPES: tuple[str, ...] = (
 )
 
 #: The vocabulary of the kinds of event of each table that outcomes are read from.
-_KINDS = {
+KINDS = {
     "treatment_events": "event_type",
     "engagement_events": "engagement_type",
     "outcome_events": "outcome_type",
@@ -96,25 +95,6 @@ class KnownNames:
     event_types: Mapping[str, tuple[str, ...]]
 
 
-def known_names(folder: Path) -> KnownNames:
-    """The names of the product and of ``algorithms.yaml`` and ``vocabulary.yaml`` in ``folder``.
-
-    Raises:
-        ConfigError: one of the two files is missing or wrong.
-    """
-    from e2i_dagster.config.algorithms import AlgorithmsPolicy
-    from e2i_dagster.config.feature_views import feature_names
-    from e2i_dagster.tables.vocabulary import load_vocabulary
-
-    vocabulary = load_vocabulary(folder)
-    return KnownNames(
-        feature_names(),
-        tuple(AlgorithmsPolicy.load(folder).algorithms),
-        vocabulary.values("brand"),
-        {table: vocabulary.values(kind) for table, kind in _KINDS.items()},
-    )
-
-
 def scope_problems(scope: ScopeSpec, known: KnownNames) -> Iterator[Place]:
     """Names of a scope that match nothing."""
     event = scope.outcome.event
@@ -125,7 +105,7 @@ def scope_problems(scope: ScopeSpec, known: KnownNames) -> Iterator[Place]:
         yield from unknown(["preferences", key], named, known.algorithms, "algorithm")
     place = ["outcome", "event"]
     kinds = known.event_types[event.table]
-    yield from unknown([*place, "event_type"], event.event_type, kinds, f"{_KINDS[event.table]}")
+    yield from unknown([*place, "event_type"], event.event_type, kinds, f"{KINDS[event.table]}")
     yield from unknown([*place, "brand"], event.brand, known.brands, "brand")
     yield from unknown(["brand"], scope.brand, known.brands, "brand")
 

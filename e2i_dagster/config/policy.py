@@ -18,6 +18,7 @@ from e2i_dagster.policy_files.observed import ObservedDict, Place, unobserved
 if TYPE_CHECKING:
     from e2i_dagster.config.cohort import CohortDefinition
     from e2i_dagster.config.experiment import ExperimentSpec
+    from e2i_dagster.config.names import KnownNames
     from e2i_dagster.config.scope import ScopeSpec
 
 
@@ -135,7 +136,7 @@ def load_policy(folder: Path) -> Policy:
     from e2i_dagster.config.cohort import CohortDefinition
     from e2i_dagster.config.cohort_fields import table_fields
     from e2i_dagster.config.experiment import ExperimentSpec
-    from e2i_dagster.config.names import experiment_problems, known_names
+    from e2i_dagster.config.names import experiment_problems
     from e2i_dagster.config.scope import ScopeSpec, check_against_cohorts
 
     problems: dict[str, ConfigError] = {}
@@ -190,6 +191,26 @@ def load_policy(folder: Path) -> Policy:
         _observed("scopes", scopes),
         problems,
         _observed("experiments", experiments),
+    )
+
+
+def known_names(folder: Path) -> KnownNames:
+    """The names of the product and of ``algorithms.yaml`` and ``vocabulary.yaml`` in ``folder``.
+
+    Raises:
+        ConfigError: one of the two files is missing or wrong.
+    """
+    from e2i_dagster.config.algorithms import AlgorithmsPolicy
+    from e2i_dagster.config.feature_views import feature_names
+    from e2i_dagster.config.names import KINDS, KnownNames
+    from e2i_dagster.tables.vocabulary import load_vocabulary
+
+    vocabulary = load_vocabulary(folder)
+    return KnownNames(
+        feature_names(),
+        tuple(AlgorithmsPolicy.load(folder).algorithms),
+        vocabulary.values("brand"),
+        {table: vocabulary.values(kind) for table, kind in KINDS.items()},
     )
 
 

@@ -10,11 +10,11 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import exc
 
+from e2i_dagster.database.failures import explained, shown_url
 from e2i_dagster.database.roles import ROLE_NAMES, Role, taking_on
 from e2i_dagster.database.server import DATABASE, Server, ensure_server
 from e2i_dagster.errors import ConfigError, UnavailableError
@@ -103,7 +103,7 @@ def ensure_database(name: str) -> str:
                 if isinstance(error.orig, psycopg.errors.DuplicateDatabase):
                     return connect_url("app", name)
                 raise UnavailableError(
-                    f"The user of {_shown(url)} may not create the database {name}. Have it created: "
+                    f"The user of {shown_url(url)} may not create the database {name}. Have it created: "
                     f"CREATE DATABASE {quoted}{owner};"
                 ) from None
             except exc.IntegrityError:
@@ -257,52 +257,12 @@ def _text(url: sa.URL) -> str:
     return url.render_as_string(hide_password=False)
 
 
-def _shown(url: str | sa.URL) -> str:
-    """``url`` as it may be shown: user, place and database, no password and no options."""
-    url = sa.make_url(url)
-    host = url.query.get("host") or url.host or "localhost"
-    place = host if isinstance(host, str) else ", ".join(host)
-    port = f":{url.port}" if url.port else ""
-    return f"{url.username or ''}@{place}{port}/{url.database or ''}"
-
-
-@contextmanager
-def explained(url: str | sa.URL) -> Iterator[None]:
-    """Turn a server that cannot be reached into an :class:`UnavailableError` with address and remedy."""
-    try:
-        yield
-    except exc.OperationalError as error:
-        if not _is_connection_failure(error):
-            raise
-        reason = _first_line(error.orig)
-        remedy = (
-            "Check that the server runs and E2I_DATABASE_URL is right"
-            if database_url()
-            else "Run e2i status; e2i down and a new start may help"
-        )
-        raise UnavailableError(f"The database {_shown(url)} cannot be used: {reason} {remedy}.") from None
-
-
-def _is_connection_failure(error: exc.OperationalError) -> bool:
-    state = getattr(error.orig, "sqlstate", None)
-    return state is None or state[:2] in ("08", "28", "3D", "53", "57")
-
-
-def _first_line(error: Any) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = next(
-        (line for line in lines if "FATAL" in line or "failed" in line), lines[0] if lines else "no answer"
-    )
-    return said if said.endswith(".") else said + "."
-
-
 __all__ = [
     "connect_url",
     "dispose",
     "drop_database",
     "engine",
     "ensure_database",
-    "explained",
     "refresh_vocabulary",
     "scratch_database",
 ]

@@ -6,15 +6,13 @@ vocabularies.
 
 For developers, after a change of a table description::
 
-    python -m e2i_dagster.database.schema revision "why the tables change"
+    python -m e2i_dagster.database.revision "why the tables change"
 
 writes the next migration, by comparing the descriptions with a scratch database that has all earlier ones.
 """
 
 from __future__ import annotations
 
-import secrets
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -26,6 +24,7 @@ from sqlalchemy import exc
 
 from e2i_dagster.database import append_only, roles
 from e2i_dagster.database import vocabulary_checks as vocabularies
+from e2i_dagster.database.failures import explained
 from e2i_dagster.errors import InputError, UnavailableError
 from e2i_dagster.tables import all_metadata
 from e2i_dagster.tables.vocabulary import load_vocabulary
@@ -88,7 +87,7 @@ def head() -> str:
     if found is None:
         raise InputError(
             f"There is no migration in {MIGRATIONS}. Write one: "
-            "python -m e2i_dagster.database.schema revision MESSAGE."
+            "python -m e2i_dagster.database.revision MESSAGE."
         )
     return found
 
@@ -180,32 +179,9 @@ def _configuration(connection: sa.Connection) -> Config:
 
 @contextmanager
 def _connected(url: str) -> Iterator[sa.Connection]:
-    from e2i_dagster.database.connection import explained
-
     engine = sa.create_engine(url, poolclass=sa.NullPool)
     try:
         with explained(url), engine.connect() as connection:
             yield connection
     finally:
         engine.dispose()
-
-
-def main(arguments: list[str]) -> int:
-    """``revision MESSAGE``: write the next migration, with the help of a scratch database."""
-    from e2i_dagster.database.connection import drop_database, scratch_database
-
-    if len(arguments) != 2 or arguments[0] != "revision":
-        sys.stderr.write('Usage: python -m e2i_dagster.database.schema revision "why the tables change"\n')
-        return 2
-    name = f"e2i_scratch_{secrets.token_hex(4)}"
-    url = scratch_database(name)
-    try:
-        path = write_revision(arguments[1], url)
-    finally:
-        drop_database(name)
-    sys.stdout.write(f"{path}\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -296,9 +296,9 @@ def resubmit_rejects(
     Args:
         kept: first and last month that event tables are kept for; see :func:`.load.load`.
     """
-    from e2i_dagster.loading import rejects
+    from e2i_dagster.loading.resubmission import resubmit
 
-    return rejects.resubmit(engine, manifest.folder, new_load_id=run_id, run_id=run_id, kept=kept)
+    return resubmit(engine, manifest.folder, new_load_id=run_id, run_id=run_id, kept=kept)
 
 
 def dry_run_report(request: DeliveryRequest) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from e2i_dagster.policy_files import observed
+from e2i_dagster.policy_files import changes
 from e2i_dagster.policy_files.base import digest_of
 from e2i_dagster.versions import ledger
 from e2i_dagster.versions.files import StoredFile
@@ -73,7 +73,7 @@ def find_reusable(
         standing = (
             one
             for one in candidates.get(partition, ())
-            if one.fingerprint == fingerprint and observed.changed(one.metadata.get(READ, {})) is None
+            if one.fingerprint == fingerprint and changes.changed(one.metadata.get(READ, {})) is None
         )
         faults: dict[str, str] = {}
         version = next((one for one in standing if not _damaged(one, damage, faults)), None)
@@ -97,5 +97,5 @@ def _why(current: DataVersion | None, fingerprint: str, code: str) -> str:
     if current is None:
         return ""
     if current.fingerprint == fingerprint:
-        return f"changed: {observed.changed(current.metadata.get(READ, {}))}"
+        return f"changed: {changes.changed(current.metadata.get(READ, {}))}"
     return "changed: its code" if code and current.code_version != code else "changed: its inputs"

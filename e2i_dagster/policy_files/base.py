@@ -35,7 +35,7 @@ _MOST_PLACES = 3
 YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-class PolicyModel(BaseModel):  # noqa: PLW1641 - pydantic hashes frozen models
+class PolicyModel(BaseModel, observed.Observed):  # noqa: PLW1641 - pydantic hashes frozen models
     """Base of every policy value: frozen, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -15,12 +15,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, wraps
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any, ParamSpec, TypeVar
 
 from pydantic import BaseModel
 
-from e2i_dagster.errors import ConfigError
 from e2i_dagster.policy_files.environment import config_folder
 
 #: Last part of the place of a mapping's keys: who goes through all of them depends on which there are, in which order.
@@ -119,9 +117,9 @@ def kept(maxsize: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
 def note(place: Place, value: Callable[[], Any]) -> None:
     """Note that a ``value``, as JSON-like data, was read at ``place``."""
     if any(place not in recorder.values for recorder in _recording):
-        digest = _digest(value())
+        found = digest(value())
         for recorder in _recording:
-            recorder.values[place] = digest
+            recorder.values[place] = found
 
 
 def note_file(path: Path, model: type[BaseModel], value: BaseModel) -> None:
@@ -144,9 +142,7 @@ def _put(value: Any, place: Place) -> None:
 
 def _placed(value: Any) -> bool:
     """Whether ``value`` notes by itself what is read of it."""
-    from e2i_dagster.policy_files.base import PolicyModel
-
-    return isinstance(value, PolicyModel | ObservedDict)
+    return isinstance(value, Observed)
 
 
 def read_field(model: BaseModel, name: str, value: Any) -> None:
@@ -178,7 +174,11 @@ def _field(model: BaseModel, name: str) -> Any:
     return plain(model.__dict__[name])
 
 
-class ObservedDict(dict[Any, Any]):
+class Observed:
+    """Base of what notes by itself what is read of it."""
+
+
+class ObservedDict(dict[Any, Any], Observed):
     """The mapping at a place of a policy file: notes each key that is asked for, or that all were."""
 
     def __init__(self, values: Mapping[Any, Any], place: Place) -> None:
@@ -256,56 +256,13 @@ def plain(value: Any) -> Any:
     return value
 
 
-def changed(record: Mapping[str, Mapping[str, Any]], folder: Path | None = None) -> str | None:
-    """The first value of ``record`` (:meth:`Readings.to_record`) that the files of ``folder`` no longer have.
-
-    Returns:
-        File and key in words, or None when every value is as it was.
-    """
-    folder = folder or config_folder()
-    for file, of_file in record.items():
-        path = folder / file
-        try:
-            found = path.stat()
-            value = _read(path, of_file["model"], found.st_mtime_ns, found.st_size)
-        except (OSError, ConfigError, ImportError, AttributeError):
-            return f"{file} (cannot be read as it was)"
-        for keys, digest in of_file["keys"].items():
-            where = json.loads(keys)
-            if _digest(_at(value, where)) != digest:
-                return f"{file}: {'.'.join(where) or 'its content'}"
-    return None
-
-
-@lru_cache(maxsize=256)
-def _read(path: Path, model: str, modified: int, size: int) -> Any:
-    """The file ``path`` as JSON-like data, or of a folder the names of its files."""
-    from e2i_dagster.policy_files.base import read_yaml
-
-    if not model:
-        return dict.fromkeys(sorted(one.stem for one in path.glob("*.yaml")))
-    kind = resolve_name(model)
-    with unobserved():
-        return plain(kind.from_yaml(path) if hasattr(kind, "from_yaml") else read_yaml(path, kind))
-
-
-def _at(value: Any, keys: Keys) -> Any:
-    """The value at ``keys`` of JSON-like data, as :func:`note` was given it."""
-    for key in keys:
-        if key == ALL_KEYS:
-            return list(value) if isinstance(value, dict) else ABSENT
-        if not isinstance(value, dict) or key not in value:
-            return ABSENT
-        value = value[key]
-    return value
-
-
 def _name(path: Path) -> str:
     """``path`` below the configuration folder, else absolute."""
     absolute, folder = path.absolute(), config_folder().absolute()
     return absolute.relative_to(folder).as_posix() if absolute.is_relative_to(folder) else str(absolute)
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
+    """Sixteen hexadecimal digits of SHA-256 over ``value`` as canonical JSON."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]

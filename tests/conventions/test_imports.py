@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -82,8 +83,7 @@ def _imports(path: Path) -> frozenset[tuple[str, bool]]:
         if isinstance(node, ast.Import):
             found.update((alias.name, node in top) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names = (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
-            found.update((name, node in top) for name in names)
+            found.update((f"{node.module}.{alias.name}", node in top) for alias in node.names)
         elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             continue
         elif isinstance(node, (ast.stmt, ast.excepthandler, ast.match_case)):
@@ -153,6 +153,22 @@ def test_heavy_libraries_are_imported_inside_functions(path):
     assert not wrong, (
         f"{path}: import {sorted(wrong)} inside the function that needs it; start-up pays for it"
     )
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    """Also not inside functions; what only the type checker sees counts nowhere."""
+    known = {dotted(path): path for room in ROOMS for path in modules_of_room(room)}
+
+    def target(name: str) -> str | None:
+        while name and name not in known:
+            name = name.rpartition(".")[0]
+        return name or None
+
+    graph = {name: {target(one) for one in imports_of(path)} - {None, name} for name, path in known.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle: {' -> '.join(error.args[1])}")
 
 
 def test_definitions_need_no_environment_and_write_nothing(tmp_path):

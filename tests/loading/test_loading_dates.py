@@ -20,6 +20,7 @@ from e2i_dagster.errors import InputError
 from e2i_dagster.loading import rejects
 from e2i_dagster.loading.load import load
 from e2i_dagster.loading.read import recorded_load
+from e2i_dagster.loading.resubmission import resubmit
 from e2i_dagster.sources import files
 from e2i_dagster.sources.check import check_folder, mapping_yaml
 from e2i_dagster.tables import rules
@@ -414,14 +415,12 @@ def test_a_corrected_row_is_completed_by_the_rule_of_its_load(
     assert rows["event_date"].tolist() == ["2024-02", "2024"]
     # Wrong again first: the rule goes with the row.
     rows.assign(event_type="still unheard of").to_csv(path, index=False)
-    again = rejects.resubmit(database, tmp_path / "corrections", new_load_id="again")
+    again = resubmit(database, tmp_path / "corrections", new_load_id="again")
     assert again.tables["treatment_events"].reasons == {"unknown_value": 2}
     (path,) = rejects.export(database, tmp_path / "corrections")
     rows = pd.read_csv(path, dtype="string[pyarrow]")
     rows.assign(event_type=right, event_date=["2024-02", "2024-04"]).to_csv(path, index=False)
-    done = rejects.resubmit(database, tmp_path / "corrections", new_load_id="third").tables[
-        "treatment_events"
-    ]
+    done = resubmit(database, tmp_path / "corrections", new_load_id="third").tables["treatment_events"]
     assert (done.inserted, done.completed, done.lines) == (2, {"event_date": {"month": 2}}, None)
     dated = content("treatment_events").set_index("treatment_event_id")["event_date"].astype(str)
     keys = events["treatment_event_id"].tolist()

@@ -18,6 +18,7 @@ from e2i_dagster.errors import ConfigError, InputError
 from e2i_dagster.loading import rejects
 from e2i_dagster.loading.delivery import DeliveryRequest, prepare_delivery
 from e2i_dagster.loading.load import load
+from e2i_dagster.loading.resubmission import resubmit
 from e2i_dagster.sources.check import check_folder, mapping_yaml, proposed_type
 from e2i_dagster.sources.files import read
 from e2i_dagster.tables.codes import fits
@@ -226,7 +227,7 @@ def test_a_corrected_row_is_held_against_the_declared_type_again(database, conte
         rows = pd.read_csv(path, dtype=TEXT)
         assert rows["_reasons"].tolist() == ["number_format x"]
         rows.assign(x=cell).to_csv(path, index=False)
-        again = rejects.resubmit(database, tmp_path / "corrections").tables["patient_clinical"]
+        again = resubmit(database, tmp_path / "corrections").tables["patient_clinical"]
         assert (again.inserted, again.rejected) == ((1, 0) if taken else (0, 1))
     assert [one["x"] for one in content("patient_clinical", "extra").iloc[:, 0]] == ["0.5", "0.05", "2"]
     assert rejects.summary(database).empty

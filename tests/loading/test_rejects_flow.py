@@ -15,6 +15,7 @@ from e2i_dagster.errors import InputError
 from e2i_dagster.loading import rejects
 from e2i_dagster.loading.delivery import DeliveryManifest, resubmit_rejects
 from e2i_dagster.loading.load import load, load_table
+from e2i_dagster.loading.resubmission import resubmit
 from e2i_dagster.sources import files
 
 ORDER = ("hcp_profiles", "patient_journeys", "treatment_events")
@@ -61,7 +62,7 @@ def test_export_correct_resubmit(database, content, three_tables, tmp_path):
     own = own[own["gender"] == "X"].assign(gender="U")
     own.to_csv(paths[1], index=False)
     paths[2].unlink()
-    again = rejects.resubmit(database, tmp_path)
+    again = resubmit(database, tmp_path)
     assert again.success
     taken = {name: done.inserted for name, done in again.tables.items()}
     assert taken == {"hcp_profiles": 1, "patient_journeys": 3, "treatment_events": 15}
@@ -71,14 +72,14 @@ def test_export_correct_resubmit(database, content, three_tables, tmp_path):
     settled = content("load_rejects")
     assert set(settled["resubmitted_load_id"]) == {again.load_id}
     with pytest.raises(InputError, match="no rejects to resubmit"):
-        rejects.resubmit(database)
+        resubmit(database)
 
 
 def test_orphans_load_when_their_parent_has_come(database, content, hcps, journeys):
     load({"hcp_profiles": hcps.iloc[:19], "patient_journeys": journeys}, success_threshold=0.9)
     assert rejects.summary(database)["reason"].tolist() == ["orphan_hcp_profiles"]
     assert load_table("hcp_profiles", hcps).success
-    report = rejects.resubmit(database)
+    report = resubmit(database)
     assert report.tables["patient_journeys"].inserted == 2
     assert rejects.summary(database).empty
 
@@ -87,7 +88,7 @@ def test_a_row_that_is_wrong_again_stays_open_once(database, content, hcps, tmp_
     hcps.loc[3, "npi"] = "1234567890"
     load({"hcp_profiles": hcps}, success_threshold=0.9)
     rejects.export(database, tmp_path)
-    report = rejects.resubmit(database, tmp_path)
+    report = resubmit(database, tmp_path)
     assert report.tables["hcp_profiles"].rejected == 1
     assert rejects.summary(database)["rows"].tolist() == [1]
     # A later delivery of the corrected row settles it.
@@ -143,7 +144,7 @@ tables:
     rows["geographic_region"] = "south"
     rows.loc[rows["hcp_id"] == "H70", "last_interaction_date"] = "2024-02-29"
     rows.to_csv(out / "hcp_profiles.csv", index=False)
-    assert rejects.resubmit(database, out).tables["hcp_profiles"].inserted == 3
+    assert resubmit(database, out).tables["hcp_profiles"].inserted == 3
     assert rejects.summary(database).empty
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from e2i_dagster.errors import ConfigError, InputError
 from e2i_dagster.loading import rejects
 from e2i_dagster.loading.load import load
+from e2i_dagster.loading.resubmission import resubmit
 from e2i_dagster.sources import files
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "loading.md"
@@ -125,14 +126,14 @@ def test_a_reversal_before_its_original_waits_and_is_matched_when_resubmitted(de
     assert deliver(claim("R", "-100")).reasons == {"unmatched_reversal": 1}
     assert deliver(claim("A")).inserted == 1
     assert active() == {"A"}
-    report = rejects.resubmit(parents)
+    report = resubmit(parents)
     assert report.tables["treatment_events"].reversal == 1
     assert active() == set() and rejects.summary(parents).empty
     # The rule goes on with the reject that waits again.
     deliver(claim("S", "-70"))
-    assert rejects.resubmit(parents).tables["treatment_events"].reasons == {"unmatched_reversal": 1}
+    assert resubmit(parents).tables["treatment_events"].reasons == {"unmatched_reversal": 1}
     deliver(claim("B", "70"))
-    assert rejects.resubmit(parents).tables["treatment_events"].reversal == 1
+    assert resubmit(parents).tables["treatment_events"].reversal == 1
     assert active() == set()
 
 
@@ -147,7 +148,7 @@ def test_a_reversal_with_the_key_of_its_original(deliver, parents, active):
     assert deliver(claim("A", "-100"), mapping=rule).reasons == {"unmatched_reversal": 1}
     # The original does not settle the reject that waits for it.
     assert deliver(claim("A"), mapping=rule).inserted == 1
-    assert rejects.resubmit(parents).tables["treatment_events"].reversal == 1
+    assert resubmit(parents).tables["treatment_events"].reversal == 1
     assert active() == set()
     both = deliver(claim("B"), claim("B", "-100"), claim("A"), claim("A", "-100"), mapping=rule)
     assert (both.inserted, both.reversal, both.unchanged, both.withdrawn) == (1, 2, 1, 1)
@@ -319,7 +320,7 @@ def test_any_split_and_order_of_deliveries_gives_what_one_delivery_gives(
             restored + done.restored,
         )
     if not rejects.summary(parents).empty:
-        done = rejects.resubmit(parents).tables["treatment_events"]
+        done = resubmit(parents).tables["treatment_events"]
         inserted, withdrawn, restored = (
             inserted + done.inserted,
             withdrawn + done.withdrawn,

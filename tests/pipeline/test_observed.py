@@ -15,7 +15,7 @@ from e2i_dagster.config.policy import load_policy
 from e2i_dagster.config.quality import QualityPolicy
 from e2i_dagster.config.serving import RequestPolicy, ServingPolicy
 from e2i_dagster.pipeline.code import SourceCode
-from e2i_dagster.policy_files import observed
+from e2i_dagster.policy_files import changes, observed
 from e2i_dagster.policy_files.environment import CHECKOUT
 from e2i_dagster.quality.rules import ruleset_hash
 
@@ -42,16 +42,16 @@ def test_only_what_was_read_counts(folder):
         assert load_policy(folder).sources.months[0] == "2022-01"
     record = readings.to_record()
     assert {json.loads(key)[0] for key in record["sources.yaml"]["keys"]} == {"first_month", "data_end"}
-    assert observed.changed(record) is None
+    assert changes.changed(record) is None
 
     change(folder / "sources.yaml", "load_cron", value="0 6 6 * *")
-    assert observed.changed(record) is None, "nobody read when loads are scheduled"
+    assert changes.changed(record) is None, "nobody read when loads are scheduled"
     text = (folder / "sources.yaml").read_text()
     (folder / "sources.yaml").write_text(f"# a comment\n{text}")
-    assert observed.changed(record) is None
+    assert changes.changed(record) is None
 
     change(folder / "sources.yaml", "first_month", value="2022-03")
-    assert observed.changed(record) == "sources.yaml: first_month"
+    assert changes.changed(record) == "sources.yaml: first_month"
 
 
 def test_a_value_that_is_added_counts_for_who_read_all_values(folder):
@@ -61,8 +61,8 @@ def test_a_value_that_is_added_counts_for_who_read_all_values(folder):
         QualityPolicy.load(folder).vocabulary("region")
     listed = yaml.safe_load((folder / "vocabulary.yaml").read_text())["vocabularies"]["brand"]["values"]
     change(folder / "vocabulary.yaml", "vocabularies", "brand", "values", value=[*listed, "Newbrand"])
-    assert observed.changed(all_values.to_record()) == "vocabulary.yaml: vocabularies.brand.values.*"
-    assert observed.changed(other.to_record()) is None
+    assert changes.changed(all_values.to_record()) == "vocabulary.yaml: vocabularies.brand.values.*"
+    assert changes.changed(other.to_record()) is None
 
 
 def test_the_settings_of_one_table_are_nothing_to_another(folder):
@@ -76,8 +76,8 @@ def test_the_settings_of_one_table_are_nothing_to_another(folder):
     document = yaml.safe_load(suite.read_text())
     document["expectations"] = document["expectations"][:1]
     suite.write_text(yaml.safe_dump(document, sort_keys=False))
-    assert observed.changed(records["treatment_events"]) is None
-    assert observed.changed(records["triggers"]) == "expectations/triggers.yaml: its content"
+    assert changes.changed(records["treatment_events"]) is None
+    assert changes.changed(records["triggers"]) == "expectations/triggers.yaml: its content"
 
 
 def test_a_kept_result_notes_again_what_it_was_made_of(folder):
@@ -112,8 +112,8 @@ def test_which_files_there_are_counts_for_who_goes_through_all(folder):
         policy.scope("remibrutinib_csu_initiation")
     shutil.copy(folder / "scopes" / "remibrutinib_csu_initiation.yaml", folder / "scopes" / "mine.yaml")
     change(folder / "scopes" / "mine.yaml", "key", value="mine")
-    assert observed.changed(one_scope.to_record()) is None
-    assert observed.changed(all_scopes.to_record()) == "scopes: *"
+    assert changes.changed(one_scope.to_record()) is None
+    assert changes.changed(all_scopes.to_record()) == "scopes: *"
 
 
 class Carrier(BaseModel):
@@ -172,9 +172,9 @@ def test_a_file_that_is_gone_or_broken_is_a_change(folder):
     with observed.recording() as readings:
         load_policy(folder).sources.first_month  # noqa: B018
     (folder / "sources.yaml").write_text("first_month: [")
-    assert observed.changed(readings.to_record()) == "sources.yaml (cannot be read as it was)"
+    assert changes.changed(readings.to_record()) == "sources.yaml (cannot be read as it was)"
     (folder / "sources.yaml").unlink()
-    assert observed.changed(readings.to_record()) == "sources.yaml (cannot be read as it was)"
+    assert changes.changed(readings.to_record()) == "sources.yaml (cannot be read as it was)"
 
 
 KEYS = [
@@ -201,7 +201,7 @@ def test_a_changed_key_is_noticed_exactly_by_who_read_it(tmp_path_factory, read,
                 value = getattr(value, key)
     file, keys, value = KEYS[changed]
     change(folder / file, *keys, value=value)
-    assert (observed.changed(readings.to_record()) is not None) == (changed in read)
+    assert (changes.changed(readings.to_record()) is not None) == (changed in read)
 
 
 BODY = """
