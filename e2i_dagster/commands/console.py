@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import click
 from sqlalchemy.exc import OperationalError
 
+from e2i_dagster.display import text
 from e2i_dagster.errors import E2IError, UnavailableError
 
 
@@ -133,8 +134,13 @@ def print_table(title: str, rows: list[dict[str, Any]], drop: tuple[str, ...] = 
     for name in names:
         table.add_column(name, justify="right" if name in ("rows", "seconds") else "left", overflow="fold")
     for row in rows:
-        table.add_row(*("" if row[name] is None else str(row[name]) for name in names))
+        table.add_row(*map(_cell, (row[name] for name in names)))
     # Cells are data: `[causal]` and `:name:` in them are no markup.
     console = Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False)
     console.print()
     console.print(table)
+
+
+def _cell(value: Any) -> str:
+    """Numbers with a fraction, and intervals of them, have the digits that they have everywhere; no value is blank."""
+    return "" if value is None else text(value) if isinstance(value, (float, tuple)) else str(value)

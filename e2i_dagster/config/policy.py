@@ -13,6 +13,7 @@ from e2i_dagster.config.base import PolicyModel, did_you_mean
 from e2i_dagster.config.environment import config_folder
 from e2i_dagster.config.observed import ObservedDict, Place, unobserved
 from e2i_dagster.config.sources import SourcesPolicy
+from e2i_dagster.display import Words
 from e2i_dagster.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class PolicySummary(PolicyModel):
             "cohorts": ", ".join(sorted(self.cohorts)),
             "scopes": ", ".join(sorted(self.scopes)),
             "files_with_problems": len(self.problems),
-            "problems_md": "\n\n".join(self.problems.values()) or None,
+            "problems": Words([*self.problems.values()]) if self.problems else None,
         }
 
 
