@@ -8,6 +8,10 @@ import dagster as dg
 
 from e2i_dagster.display import Figure, Table, Words, from_plain, rounded
 
+#: In its list of metadata the UI cuts off what is wider (in characters), and what is longer hides the rest.
+_WIDEST, _LONGEST = 48, 20
+#: Markdown of so many characters is shown in a window of its own, where it can be scrolled.
+_IN_A_WINDOW = 1_000
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~!&])")
 _AT_LINE_START = re.compile(r"^[ \t]*(\d*)([-+=.)])", re.MULTILINE)
 
@@ -15,9 +19,10 @@ _AT_LINE_START = re.compile(r"^[ \t]*(\d*)([-+=.)])", re.MULTILINE)
 def dagster_metadata(values: Mapping[str, Any]) -> dict[str, Any]:
     """Metadata for the UI of ``values``, as ``to_metadata()`` returns them or as they were stored.
 
-    Tables become Dagster's, with the types of their columns; a table's note becomes an entry of its own. The UI
-    writes cells as they are, so they are given as text. Figures and words become Markdown, mappings and lists JSON,
-    other numbers are rounded. Null is left out.
+    A table becomes Dagster's, with the types of its columns; the UI writes cells as they are, so they are given as
+    text. One that the list of metadata has no room for becomes Markdown that opens in a window. A table's note is an
+    entry of its own. Figures and words become Markdown, mappings and lists JSON, other numbers are rounded. Null is
+    left out.
     """
     return {name: entry for key, value in values.items() for name, entry in _entries(key, from_plain(value))}
 
@@ -27,7 +32,7 @@ def _entries(key: str, value: Any) -> Iterator[tuple[str, Any]]:
         case None:
             return
         case Table():
-            yield key, _table(value) if value.rows else value.empty
+            yield key, _table(value)
             if value.note:
                 yield f"{key}_note", value.note
         case Figure():
@@ -44,10 +49,18 @@ def _entries(key: str, value: Any) -> Iterator[tuple[str, Any]]:
             yield key, value
 
 
-def _table(table: Table) -> dg.TableMetadataValue:
-    names = list(table.columns)
+def _table(table: Table) -> dg.MetadataValue:
+    names, rows = list(table.columns), table.texts
+    if not rows:
+        return dg.MetadataValue.text(table.empty)
+    # The UI breaks cells between words, names of columns not.
+    words = ([name, *" ".join(cells).split()] for name, *cells in zip(names, *rows, strict=True))
+    if len(rows) > _LONGEST or sum(2 + max(map(len, one)) for one in words) > _WIDEST:
+        lines = [names, *([cell.replace("\n", " ") for cell in row] for row in rows)]
+        head, *body = [f"| {' | '.join(map(_escaped, line))} |" for line in lines]
+        return dg.MetadataValue.md("\n".join([head, "|---" * len(names) + "|", *body]).ljust(_IN_A_WINDOW))
     columns = [dg.TableColumn(name, kind) for name, kind in zip(names, table.types, strict=True)]
-    records = [dg.TableRecord(dict(zip(names, row, strict=True))) for row in table.texts]
+    records = [dg.TableRecord(dict(zip(names, row, strict=True))) for row in rows]
     return dg.MetadataValue.table(records, dg.TableSchema(columns))
 
 

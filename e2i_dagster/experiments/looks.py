@@ -170,8 +170,8 @@ class InterimPage(BaseModel):
             "information_fraction": self.information,
             "next_look_at": self.next_fraction,
             "looks_made": len(self.looks),
-            "looks": self._table(facts) if self.looks else None,
-            "effects": self._table(effects) if self.looks and not self.blinded else None,
+            "looks": looks_table(self.looks, facts) if self.looks else None,
+            "effects": looks_table(self.looks, effects) if self.looks and not self.blinded else None,
             "sample_size_review": self.size_proposal or None,
             "boundaries": self.figure,
         }
@@ -180,8 +180,11 @@ class InterimPage(BaseModel):
         """Everything as plain values but the figure."""
         return self.model_dump(mode="json", exclude={"figure"})
 
-    def _table(self, columns: Sequence[str]) -> Table:
-        return Table(columns, [[look[name] for name in columns] for look in self.looks])
+
+def looks_table(looks: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> Table:
+    """``looks`` of an :class:`InterimPage`; without ``columns`` all that they have."""
+    columns = columns or list(looks[0] if looks else ())
+    return Table(columns, [[look[name] for name in columns] for look in looks])
 
 
 def due_look(spec: ExperimentSpec, information: float, made: int, *, ended: bool) -> int | None:

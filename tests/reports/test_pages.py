@@ -1,6 +1,9 @@
 import json
+from itertools import chain
 
+import dagster as dg
 import pytest
+from markdown_it import MarkdownIt
 
 from assets.metadata import dagster_metadata
 from e2i_dagster.display import Figure, Table, Words, from_plain, to_plain
@@ -56,12 +59,25 @@ def test_the_ui_gets_a_table_with_the_types_of_its_columns():
     assert set(shown) == {"counts", "counts_note", "findings"}
     assert {one.name: one.type for one in shown["counts"].schema.columns}["n"] == "int"
     assert shown["counts"].records[0].data["n"] == "12,345"
-    assert shown["findings"] == "No findings."
+    assert shown["findings"] == dg.TextMetadataValue("No findings.")
+
+
+@pytest.mark.parametrize(
+    "table", [Table(("a_b", "c"), [("x|y*", "w" * 60)]), Table(("a_b", "c"), [("x|y*", 1)] * 21)]
+)
+def test_the_ui_gets_a_table_without_room_in_the_list_as_markdown_for_a_window(table):
+    markdown = dagster_metadata({"counts": table})["counts"].value
+    assert len(markdown) >= 1_000
+    cells = [
+        leaf.children or [] for leaf in MarkdownIt().enable("table").parse(markdown) if leaf.type == "inline"
+    ]
+    assert ["".join(part.content for part in cell) for cell in cells] == [
+        *table.columns,
+        *chain(*table.texts),
+    ]
 
 
 def test_the_ui_gets_words_as_markdown_that_shows_them_as_they_are():
-    from markdown_it import MarkdownIt
-
     said = "a_b_c *not* <b>bold</b> | `x` [y](z)\n- 1. &amp;"
     for words in (
         Words([said, "1. second"]),
