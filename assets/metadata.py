@@ -20,9 +20,9 @@ def dagster_metadata(values: Mapping[str, Any]) -> dict[str, Any]:
     """Metadata for the UI of ``values``, as ``to_metadata()`` returns them or as they were stored.
 
     A table becomes Dagster's, with the types of its columns; the UI writes cells as they are, so they are given as
-    text. One that the list of metadata has no room for becomes Markdown that opens in a window. A table's note is an
-    entry of its own. Figures and words become Markdown, mappings and lists JSON, other numbers are rounded. Null is
-    left out.
+    text. One that the list of metadata has no room for becomes Markdown that opens in a window, and so does code. A
+    table's note is an entry of its own. Figures and words become Markdown, mappings and lists JSON, other numbers are
+    rounded. Null is left out.
     """
     return {name: entry for key, value in values.items() for name, entry in _entries(key, from_plain(value))}
 
@@ -37,8 +37,11 @@ def _entries(key: str, value: Any) -> Iterator[tuple[str, Any]]:
                 yield f"{key}_note", value.note
         case Figure():
             yield key, dg.MetadataValue.md(f"![{_escaped(value.alt)}]({value.uri})")
-        case Words():
-            yield key, dg.MetadataValue.md("\n\n".join(_markdown(value)))
+        case Words(parts, "code"):
+            yield key, _in_a_window("\n\n".join(f"~~~\n{part}\n~~~" for part in parts))
+        case Words(parts, kind):
+            item = "- " if kind == "list" else ""
+            yield key, dg.MetadataValue.md("\n\n".join(item + _escaped(part) for part in parts))
         case dict():
             yield key, dg.MetadataValue.json(value)
         case list() | tuple():
@@ -53,26 +56,18 @@ def _table(table: Table) -> dg.MetadataValue:
     names, rows = list(table.columns), table.texts
     if not rows:
         return dg.MetadataValue.text(table.empty)
-    # The UI breaks cells between words, names of columns not.
-    words = ([name, *" ".join(cells).split()] for name, *cells in zip(names, *rows, strict=True))
-    if len(rows) > _LONGEST or sum(2 + max(map(len, one)) for one in words) > _WIDEST:
+    widths = (max(map(len, column)) + 2 for column in zip(names, *rows, strict=True))
+    if len(rows) > _LONGEST or sum(widths) > _WIDEST:
         lines = [names, *([cell.replace("\n", " ") for cell in row] for row in rows)]
         head, *body = [f"| {' | '.join(map(_escaped, line))} |" for line in lines]
-        return dg.MetadataValue.md("\n".join([head, "|---" * len(names) + "|", *body]).ljust(_IN_A_WINDOW))
+        return _in_a_window("\n".join([head, "|---" * len(names) + "|", *body]))
     columns = [dg.TableColumn(name, kind) for name, kind in zip(names, table.types, strict=True)]
     records = [dg.TableRecord(dict(zip(names, row, strict=True))) for row in rows]
     return dg.MetadataValue.table(records, dg.TableSchema(columns))
 
 
-def _markdown(words: Words) -> Iterator[str]:
-    for part in words.parts:
-        match words.kind:
-            case "code":
-                yield f"~~~\n{part}\n~~~"
-            case "list":
-                yield f"- {_escaped(part)}"
-            case _:
-                yield _escaped(part)
+def _in_a_window(markdown: str) -> dg.MarkdownMetadataValue:
+    return dg.MetadataValue.md(markdown.ljust(_IN_A_WINDOW))
 
 
 def _escaped(text: str) -> str:

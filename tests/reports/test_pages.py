@@ -53,12 +53,19 @@ def test_what_was_stored_is_shown_alike():
 
 
 def test_the_ui_gets_a_table_with_the_types_of_its_columns():
+    table = Table(("name", "n"), [("a|b", 12_345), ("c", None)], note="and others")
     shown = dagster_metadata(
-        {"counts": COUNTS, "findings": Table(("a",), [], empty="No findings."), "no": None}
+        {"counts": table, "findings": Table(("a",), [], empty="No findings."), "no": None}
     )
     assert set(shown) == {"counts", "counts_note", "findings"}
-    assert {one.name: one.type for one in shown["counts"].schema.columns}["n"] == "int"
-    assert shown["counts"].records[0].data["n"] == "12,345"
+    assert [(one.name, one.type) for one in shown["counts"].schema.columns] == [
+        ("name", "string"),
+        ("n", "int"),
+    ]
+    assert [one.data for one in shown["counts"].records] == [
+        {"name": "a|b", "n": "12,345"},
+        {"name": "c", "n": "–"},
+    ]
     assert shown["findings"] == dg.TextMetadataValue("No findings.")
 
 
