@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from assets.metadata import dagster_metadata
 from assets.models import cohort_approved
 from assets.partitions import ALL_MONTHS, SCOPES
 from assets.serving import STAGE, go_live, health_result, not_live, parity_result
-from assets.stage import Produced, input_versions, shown, stage_asset, stage_check
+from assets.stage import Produced, input_versions, stage_asset, stage_check
 from e2i_dagster.config.causal import CausalPolicy
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.config.scope import ScopeSpec
@@ -120,6 +121,8 @@ def balance(causal_estimates: "CausalEstimates") -> dg.AssetCheckResult:
 
 @stage_check(asset=causal_estimates, description="No refuter speaks against the estimate.")
 def refutation(causal_estimates: "CausalEstimates") -> dg.AssetCheckResult:
+    from e2i_dagster.causal.pages import refuters_table
+
     refuted = ", ".join(causal_estimates.refuted_by)
     return dg.AssetCheckResult(
         passed=bool(causal_estimates.refutations) and not refuted,
@@ -127,7 +130,7 @@ def refutation(causal_estimates: "CausalEstimates") -> dg.AssetCheckResult:
         description=f"refuted by {refuted}"
         if refuted
         else causal_estimates.found.reason or "every refuter passed",
-        metadata=shown({"refuters": [one.model_dump(mode="json") for one in causal_estimates.refutations]}),
+        metadata=dagster_metadata({"refuters": refuters_table(causal_estimates)}),
     )
 
 

@@ -4,13 +4,13 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from assets.metadata import dagster_metadata
 from assets.partitions import COHORTS
 from assets.stage import (
     AlsoReads,
     Produced,
     current_versions,
     input_versions,
-    shown,
     stage_asset,
     stage_check,
 )
@@ -61,7 +61,7 @@ def cohort(
     warehouse: Warehouse,
 ) -> Produced:
     from e2i_dagster.cohorts import build_cohort, cohort_frame, patient_frame, record_cohort
-    from e2i_dagster.cohorts.characteristics import characteristics, characteristics_markdown
+    from e2i_dagster.cohorts.characteristics import characteristics, characteristics_table
     from e2i_dagster.cohorts.inputs import read_observed
 
     patients = patient_frame(patient_journeys, patient_clinical)
@@ -88,8 +88,8 @@ def cohort(
             ],
             code_version=context.assets_def.code_versions_by_key[context.asset_key],
         )
-    lost = characteristics_markdown(characteristics(built, patients))
-    return Produced(cohort_frame(built), built, metadata={"lost_by_step_md": lost})
+    lost = characteristics_table(characteristics(built, patients))
+    return Produced(cohort_frame(built), built, metadata={"lost_by_step": lost})
 
 
 def _execution(context: dg.AssetExecutionContext) -> str:
@@ -123,4 +123,4 @@ def definition_lint(cohort_definition: CohortDefinition) -> dg.AssetCheckResult:
     from e2i_dagster.cohorts import lint
 
     report = lint(cohort_definition)
-    return dg.AssetCheckResult(passed=report.passed, metadata=shown(report.to_metadata()))
+    return dg.AssetCheckResult(passed=report.passed, metadata=dagster_metadata(report.to_metadata()))

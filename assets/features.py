@@ -5,13 +5,15 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from assets.metadata import dagster_metadata
 from assets.partitions import ALL_MONTHS, COHORT_OF_SCOPE, SCOPES
-from assets.stage import Produced, shown, stage_asset, stage_check
+from assets.stage import Produced, stage_asset, stage_check
 from e2i_dagster.config.feast_materialization import FeastMaterializationPolicy
 from e2i_dagster.config.feature_selection import FeatureSelectionPolicy
 from e2i_dagster.config.feature_views import columns_read
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.config.scope import ScopeSpec
+from e2i_dagster.display import Words
 from e2i_dagster.policy_files.environment import config_folder
 from resources.feature_store import FeatureStore
 from resources.lake import LakeIOManager
@@ -40,7 +42,7 @@ def all_months(asset: str) -> dg.AssetIn:
 )
 def scope_spec(context: dg.AssetExecutionContext) -> Produced:
     scope = current_policy().scope(context.partition_key)
-    return Produced(scope, metadata={"question_md": "\n\n".join(scope.sentences())})
+    return Produced(scope, metadata={"question": Words(scope.sentences())})
 
 
 @scope_asset(
@@ -237,7 +239,7 @@ def online_equals_offline(
 
     with feature_store.open(context.op_execution_context.partition_key) as store:
         parity = store.online_equals_offline(sample_of(online_features.files))
-    return dg.AssetCheckResult(passed=parity.passed, metadata=shown(parity.to_metadata()))
+    return dg.AssetCheckResult(passed=parity.passed, metadata=dagster_metadata(parity.to_metadata()))
 
 
 def _feast() -> FeastMaterializationPolicy:

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from assets.features import training_frame as training_frame_asset
+from assets.metadata import dagster_metadata
 from assets.quality import quality_key
 from assets.splits import splits as splits_asset
-from assets.stage import shown, stage_check
+from assets.stage import stage_check
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, date_column
 from resources.alerts import Alerts
@@ -114,7 +115,7 @@ def told(result: "GateResult") -> dg.AssetCheckResult:
         passed=result.passed,
         severity=dg.AssetCheckSeverity.WARN if result.waived else dg.AssetCheckSeverity.ERROR,
         description=result.text,
-        metadata=shown(result.to_metadata()),
+        metadata=dagster_metadata(result.to_metadata()),
     )
 
 

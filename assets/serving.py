@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from assets.metadata import dagster_metadata
 from assets.partitions import SCOPES
-from assets.stage import Produced, shown, stage_asset, stage_check
+from assets.stage import Produced, stage_asset, stage_check
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.config.serving import ServingPolicy
 from e2i_dagster.policy_files.environment import config_folder
@@ -61,7 +62,7 @@ def parity_result(deployment: "Deployment") -> dg.AssetCheckResult:
     """Passes when every compared answer was that of the offline model, and there was one."""
     return dg.AssetCheckResult(
         passed=deployment.parity_holds and bool(deployment.parity),
-        metadata=shown({"parity": [one.model_dump(mode="json") for one in deployment.parity]}),
+        metadata=dagster_metadata({"parity": deployment.parity_table}),
     )
 
 

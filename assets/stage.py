@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from assets.metadata import dagster_metadata
+from e2i_dagster.display import to_plain
 from e2i_dagster.pipeline.code import source_code
 from e2i_dagster.pipeline.states import Execution, joined
 from e2i_dagster.policy_files import observed
@@ -337,7 +339,7 @@ class Stage:
         pieces = Pieces({}, digests, self.fingerprint, self.code)
         made_by = sorted({str(version.run_id) for version in stored.values()})
         told = dict(next((kept for version in stored.values() if (kept := version.metadata.get("told"))), []))
-        metadata = {**shown(told), "state": "reused", "made_by_run": ", ".join(made_by)}
+        metadata = {**dagster_metadata(told), "state": "reused", "made_by_run": ", ".join(made_by)}
         rows = None
         if self.document is None:
             rows = metadata["dagster/row_count"] = sum(version.rows for version in stored.values())
@@ -385,14 +387,14 @@ class Stage:
             {"told": list(told.items()), **({"waived": list(self.marks)} if self.marks else {})},
             self.readings.to_record(),
         )
-        metadata = {"state": "executed", **shown(told)}
+        metadata = {"state": "executed", **dagster_metadata(told)}
         frames = self.document is None
         rows = sum(map(len, values.values())) if frames else None
         if rows is not None:
             metadata["dagster/row_count"] = rows
         if len(values) > 1:
             for key, value in values.items():
-                own = {"dagster/row_count": len(value)} if frames else shown(value.to_metadata())
+                own = {"dagster/row_count": len(value)} if frames else dagster_metadata(value.to_metadata())
                 self.context.add_asset_metadata({**own, "digest": pieces.digests[key]}, partition_key=key)
         before = self._stored() if always else {}
         if produced.withheld:
@@ -496,19 +498,4 @@ def _some(withheld: Mapping[str, str], most: int = 5) -> str:
 def _told(produced: Produced) -> dict[str, Any]:
     """What the stage says of itself, as plain JSON values."""
     given = produced.report.to_metadata() if produced.report is not None else {}
-    return json.loads(json.dumps({**given, **produced.metadata}, default=str))
-
-
-def shown(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Metadata for the UI: keys that end in ``_md`` become Markdown, mappings and lists JSON; null is left out."""
-    result: dict[str, Any] = {}
-    for key, value in metadata.items():
-        if value is None:
-            continue
-        if key.endswith("_md"):
-            result[key.removesuffix("_md")] = dg.MetadataValue.md(value)
-        elif isinstance(value, (dict, list, tuple)):
-            result[key] = dg.MetadataValue.json(value if isinstance(value, dict) else list(value))
-        else:
-            result[key] = value
-    return result
+    return json.loads(json.dumps({**given, **produced.metadata}, default=to_plain))

@@ -11,6 +11,7 @@ import click
 
 from commands.console import as_json, command_errors, mapping_option, print_table, refuse, say
 from commands.launch import launch, refuse_failed
+from e2i_dagster.display import text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -344,7 +345,8 @@ def _show(scope: str, json_output: bool) -> None:
 
 
 def _print(study: CausalEstimates, heterogeneity: EffectHeterogeneity) -> None:
-    from e2i_dagster.causal.pages import calibration_sentence, heterogeneity_sentence
+    from e2i_dagster.causal.effects import estimates_table
+    from e2i_dagster.causal.pages import calibration_sentence, heterogeneity_sentence, refuters_table
 
     found = study.found
     click.echo(study.question)
@@ -354,38 +356,15 @@ def _print(study: CausalEstimates, heterogeneity: EffectHeterogeneity) -> None:
         if naive is not None:
             click.echo(naive.sentence)
         return
-    print_table(
-        "Effect",
-        [
-            {
-                "estimator": one.label,
-                "estimand": one.estimand,
-                "effect": "-" if one.point is None else f"{one.point:.3f}",
-                "interval": "-" if one.point is None else f"{one.lower:.3f} to {one.upper:.3f}",
-                "state": one.state if not one.reason else f"{one.state}: {one.reason}",
-            }
-            for one in found.effects.estimates
-        ],
-    )
-    lower, upper = found.consensus_interval
+    print_table("Effect", estimates_table(found))
+    consensus = text((found.consensus_effect, *found.consensus_interval))
     agreement = "undefined" if found.agreement_score is None else f"{found.agreement_score:.0%}"
     click.echo(
-        f"\nConsensus {found.consensus_effect:.3f} ({lower:.3f} to {upper:.3f}), agreement {agreement}, "
+        f"\nConsensus {consensus}, agreement {agreement}, "
         f"{found.effects.rows:,} patients. On {found.effects.population}."
     )
     if naive is not None:
         click.echo(naive.sentence)
-    print_table(
-        "Refuters",
-        [
-            {
-                "refuter": one.name,
-                "expected": f"{one.expected:.4f}",
-                "found": "-" if one.found is None else f"{one.found:.4f}",
-                "verdict": "passed" if one.passed else "FAILED",
-            }
-            for one in study.refutations
-        ],
-    )
+    print_table("Refuters", refuters_table(study))
     click.echo(f"\nNegative controls: {calibration_sentence(study)}")
     click.echo(f"Who to treat: {heterogeneity_sentence(heterogeneity)}")

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import click
 from sqlalchemy.exc import OperationalError
 
+from e2i_dagster.display import Table
 from e2i_dagster.errors import E2IError, UnavailableError
 
 
@@ -122,18 +123,26 @@ def say(json_output: bool, text: str) -> None:
     click.echo(text, err=json_output)
 
 
-def print_table(title: str, rows: list[dict[str, Any]], drop: tuple[str, ...] = ()) -> None:
-    from rich.console import Console
-    from rich.table import Table
+def print_table(title: str, rows: Table | list[dict[str, Any]], drop: tuple[str, ...] = ()) -> None:
+    """A table, or rows that all have the columns of the first; without rows nothing.
 
-    if not rows:
+    Columns of numbers and those named ``rows`` and ``seconds`` are aligned to the right. Values of rows are written as
+    they are, those of a table as everywhere; ``drop`` names columns that are left out.
+    """
+    from rich.console import Console
+    from rich.table import Table as Printed
+
+    if not isinstance(rows, Table):
+        names = [name for name in rows[0] if name not in drop] if rows else []
+        rows = Table(names, [["" if row[name] is None else str(row[name]) for name in names] for row in rows])
+    if not rows.rows:
         return
-    names = [name for name in rows[0] if name not in drop]
-    table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
-    for name in names:
-        table.add_column(name, justify="right" if name in ("rows", "seconds") else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*("" if row[name] is None else str(row[name]) for name in names))
+    table = Printed(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for name, kind in zip(rows.columns, rows.types, strict=True):
+        right = name in ("rows", "seconds") or kind in ("int", "float")
+        table.add_column(name, justify="right" if right else "left", overflow="fold")
+    for row in rows.texts:
+        table.add_row(*row)
     # Cells are data: `[causal]` and `:name:` in them are no markup.
     console = Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False)
     console.print()

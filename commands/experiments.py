@@ -11,6 +11,7 @@ import click
 
 from commands.console import as_json, command_errors, mapping_option, print_table, stop
 from commands.launch import launch, refuse_failed
+from e2i_dagster.display import text
 
 if TYPE_CHECKING:
     from e2i_dagster.errors import VerdictError
@@ -69,6 +70,7 @@ def list_command(json_output: bool) -> None:
 def show_command(name: str, json_output: bool) -> None:
     """State, enrolment, ratio of the arms, looks (blinded as the design says), history and what may follow."""
     from e2i_dagster.database.connection import engine
+    from e2i_dagster.experiments.conduct.interim_looks import looks_table
     from e2i_dagster.experiments.conduct.summary import summary
 
     with engine(role="app").begin() as connection:
@@ -84,7 +86,7 @@ def show_command(name: str, json_output: bool) -> None:
         print_table("Approvals of the design in force", told["approvals"])
     if told["sample_ratio"]:
         click.echo(f"\nSample ratio: {told['sample_ratio']}")
-    print_table("Looks", told["looks"])
+    print_table("Looks", looks_table(told["looks"]))
     if told["sample_size_review"]:
         click.echo(f"\nSample size looked at again: {told['sample_size_review']}")
     print_table("History", told["history"])
@@ -306,15 +308,8 @@ def heterogeneity_command(name: str, covariates: str, json_output: bool) -> None
         if one.status == "not_estimable":
             click.echo(f"{one.arm}: not estimable, {one.reason}")
             continue
-        click.echo(f"{one.arm}: calibration slope {one.calibration_slope:.2f}, p {one.p_value:.3g}")
-        print_table(
-            "Thirds by predicted effect",
-            [
-                {"third": g.group, "units": g.units, "effect": f"{g.effect:.4f}",
-                 "interval": f"{g.lower:.4f} to {g.upper:.4f}"}
-                for g in one.groups
-            ],
-        )  # fmt: skip
+        click.echo(f"{one.arm}: calibration slope {text(one.calibration_slope)}, p {text(one.p_value)}")
+        print_table("Thirds by predicted effect", one.groups_table)
 
 
 @experiment.command("report")
@@ -411,6 +406,7 @@ def _run(name: str, *, json_output: bool) -> None:
 
 def _show_after(name: str, json_output: bool) -> None:
     from e2i_dagster.database.connection import engine
+    from e2i_dagster.experiments.conduct.interim_looks import looks_table
     from e2i_dagster.experiments.conduct.summary import summary
 
     with engine(role="app").begin() as connection:
@@ -418,7 +414,7 @@ def _show_after(name: str, json_output: bool) -> None:
     if json_output:
         click.echo(json.dumps(told, default=str))
         return
-    print_table("Looks", told["looks"])
+    print_table("Looks", looks_table(told["looks"]))
     click.echo(f"\n{name} is {told['state']}. It may become: {', '.join(told['next_states']) or 'nothing'}.")
     click.echo(
         f"Pages: make ui (group experiments), e2i experiment show {name}, e2i experiment report {name}"

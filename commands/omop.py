@@ -59,9 +59,8 @@ def omop_command(
         _write(cohort.rows, out)
     shown = cohort.to_metadata()
     if json_output:
-        told = {name: value for name, value in shown.items() if name != "rules_md"}
-        told["rules"] = cohort.shown_rules()
-        click.echo(json.dumps(told | {"out": None if out is None else str(out)}))
+        told = shown | {"rules": cohort.shown_rules(), "out": None if out is None else str(out)}
+        click.echo(json.dumps(told))
         return
     click.echo(f"{shown['persons']} persons with {shown['periods']} periods in the cohort.")
     if "open_periods" in shown:

@@ -6,8 +6,8 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
+from assets.metadata import dagster_metadata
 from assets.quality import quality_key
-from assets.stage import shown
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.errors import E2IError, VerdictError
 from e2i_dagster.policy_files.environment import actor
@@ -112,7 +112,7 @@ def audit_scope(
             check_name="leakage_gate",
             passed=result.passed,
             description=result.text,
-            metadata=shown(result.to_metadata()),
+            metadata=dagster_metadata(result.to_metadata()),
             partition=name,
         )
     failed = [result.error for result in results.values() if result.error is not None]
@@ -158,7 +158,7 @@ def build_data_docs(
         )
     except E2IError as error:
         raise refusal(error) from error
-    metadata = {**shown(docs.to_metadata()), "data_docs": dg.MetadataValue.path(docs.page)}
+    metadata = {**dagster_metadata(docs.to_metadata()), "data_docs": dg.MetadataValue.path(docs.page)}
     context.add_output_metadata(metadata)
     context.log_event(dg.AssetObservation(asset_key=quality_key(config.table), metadata=metadata))
 

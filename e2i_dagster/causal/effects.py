@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field
 
 from e2i_dagster.causal.nuisances import Estimand
 from e2i_dagster.causal.overlap import Overlap
+from e2i_dagster.display import Table
 from e2i_dagster.policy_files.base import PolicyModel
 
 
@@ -167,29 +168,23 @@ class CrossValidation(PolicyModel):
             told["consensus_effect"] = self.consensus_effect
             told["consensus_lower"], told["consensus_upper"] = self.consensus_interval
         told["agreement_score"] = self.agreement_score
-        told["estimates_md"] = estimates_table(self)
+        told["estimates"] = estimates_table(self)
         return {name: value for name, value in told.items() if value is not None}
 
 
-def estimates_table(found: CrossValidation) -> str:
-    """Markdown: one line per library and one for the consensus."""
-    lines = ["| library | estimand | effect | interval | state | seconds |", "|---|---|---:|---|---|---:|"]
-    for one in found.effects.estimates:
-        state = one.state if not one.reason else f"{one.state}: {one.reason}"
-        if one.point is None:
-            lines.append(f"| {one.label} | {one.estimand} | - | - | {state} | {one.seconds:.1f} |")
-        else:
-            lines.append(
-                f"| {one.label} | {one.estimand} | {one.point:.3f} | {one.lower:.3f} to {one.upper:.3f} | {state} "
-                f"| {one.seconds:.1f} |"
-            )
-    if found.consensus_effect is not None and found.consensus_interval is not None:
-        lower, upper = found.consensus_interval
-        lines.append(
-            f"| **consensus** | {found.effects.estimand} | **{found.consensus_effect:.3f}** "
-            f"| {lower:.3f} to {upper:.3f} | median of {len(found.libraries)} | |"
+def estimates_table(found: CrossValidation) -> Table:
+    """One line per library and one for the consensus."""
+    rows: list[tuple[Any, ...]] = [
+        (
+            *(one.label, one.estimand, one.point, (one.lower, one.upper)),
+            *(one.state if not one.reason else f"{one.state}: {one.reason}", one.seconds),
         )
-    return "\n".join(lines)
+        for one in found.effects.estimates
+    ]
+    if found.consensus_effect is not None and found.consensus_interval is not None:
+        agreed = (found.consensus_effect, found.consensus_interval, f"median of {len(found.libraries)}", None)
+        rows.append(("consensus", found.effects.estimand, *agreed))
+    return Table(("library", "estimand", "effect", "interval", "state", "seconds"), rows)
 
 
 def agreement_score(estimates: tuple[LibraryEstimate, ...]) -> float | None:

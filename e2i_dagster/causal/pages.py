@@ -9,7 +9,8 @@ import numpy as np
 from e2i_dagster.causal.effects import CrossValidation
 from e2i_dagster.causal.overlap import Overlap
 from e2i_dagster.cohorts.disclosure import is_small, shown_count
-from e2i_dagster.reports import Image, Section, Table, figure_markdown, figure_png, html_page, new_figure
+from e2i_dagster.display import Figure, Table, text
+from e2i_dagster.reports import Section, drawn, html_page, new_figure
 
 if TYPE_CHECKING:
     from e2i_dagster.causal.heterogeneity import EffectHeterogeneity
@@ -153,72 +154,67 @@ def _plain(axes: Any) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def markdown_table(columns: list[str], rows: list[list[str]]) -> str:
-    """A markdown table; None without rows is an empty text."""
-    if not rows:
-        return ""
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
-
-
-def refutation_rows(study: CausalEstimates) -> list[list[str]]:
-    """Refuter, expected, found, verdict, meaning."""
-    return [
+def refuters_table(study: CausalEstimates) -> Table:
+    """What each refuter expected and found."""
+    return Table(
+        ("refuter", "expected", "found (range)", "verdict", "meaning"),
         [
-            one.name,
-            f"{one.expected:.4f}",
-            "-" if one.found is None else f"{one.found:.4f} ({one.lower:.4f} to {one.upper:.4f})",
-            "passed" if one.passed else "FAILED",
-            one.meaning,
-        ]
-        for one in study.refutations
-    ]
+            (
+                *(one.name, one.expected, (one.found, one.lower, one.upper)),
+                *("passed" if one.passed else "FAILED", one.meaning),
+            )
+            for one in study.refutations
+        ],
+    )
 
 
-def sensitivity_rows(study: CausalEstimates) -> list[list[str]]:
-    """Figure, value, meaning."""
+def sensitivity_table(study: CausalEstimates) -> Table:
+    """How strong an unobserved confounder must be."""
+    columns = ("figure", "value", "meaning")
     found = study.sensitivity
     if found is None:
-        return []
-    rows = []
+        return Table(columns, [])
+    rows: list[tuple[str, Any, str]] = []
     if found.e_value is not None:
         value = found.e_value
         rows.append(
-            [
+            (
                 "E-value",
-                f"{value.point:.2f} (interval {value.limit:.2f})",
-                f"Risk ratio {value.risk_ratio:.2f} ({value.lower:.2f} to {value.upper:.2f}); an unobserved "
-                "confounder needs this risk ratio with treatment and with outcome to explain it away.",
-            ]
+                f"{text(value.point)} (interval {text(value.limit)})",
+                f"Risk ratio {text((value.risk_ratio, value.lower, value.upper))}; an unobserved confounder needs "
+                "this risk ratio with treatment and with outcome to explain it away.",
+            )
         )
     rows.append(
-        [
+        (
             "robustness value",
-            f"{found.robustness_value:.3f} (significance {found.robustness_value_significant:.3f})",
+            f"{text(found.robustness_value)} (significance {text(found.robustness_value_significant)})",
             "Share of what is left of treatment and outcome that an unobserved confounder must explain "
-            f"to bring the linear effect of {found.linear_effect:.3f} to zero.",
-        ]
+            f"to bring the linear effect of {text(found.linear_effect)} to zero.",
+        )
     )
     rows += [
-        [
+        (
             f"{bound.multiple:g} x {bound.confounder}",
             "no confounder can be that strong"
             if bound.estimate is None
-            else f"{bound.estimate:.3f} ({bound.lower:.3f} to {bound.upper:.3f})",
+            else (bound.estimate, bound.lower, bound.upper),
             "Linear effect left if an unobserved confounder is that strong.",
-        ]
+        )
         for bound in found.bounds
     ]
-    return rows
+    return Table(columns, rows)
 
 
-def control_rows(study: CausalEstimates) -> list[list[str]]:
-    """Negative-control outcome, effect in its deviations, interval covers zero."""
-    calibration = study.calibration
-    return [
-        [one.outcome, f"{one.effect:+.3f} (error {one.error:.3f})", "yes" if one.covers_zero else "NO"]
-        for one in (calibration.controls if calibration else ())
-    ]
+def controls_table(study: CausalEstimates) -> Table:
+    """Effect on each negative-control outcome in its deviations, and what they say of the estimate."""
+    found = study.calibration
+    return Table(
+        ("negative control", "effect", "standard error", "covers zero"),
+        [(one.outcome, one.effect, one.error, one.covers_zero) for one in (found.controls if found else ())],
+        {"effect": "+.3f"},
+        note=calibration_sentence(study),
+    )
 
 
 def calibration_sentence(study: CausalEstimates) -> str:
@@ -237,33 +233,24 @@ def calibration_sentence(study: CausalEstimates) -> str:
 def estimates_metadata(study: CausalEstimates) -> dict[str, Any]:
     """What the UI shows of the asset ``causal_estimates``."""
     effects = study.found.effects
-    told: dict[str, Any] = {"question_md": study.question, "labelled_patients": shown_count(effects.rows)}
+    told: dict[str, Any] = {"question": study.question, "labelled_patients": shown_count(effects.rows)}
     if not is_small(effects.treated) and not is_small(effects.rows - effects.treated):
         told["treated_patients"] = effects.treated
     told |= study.found.to_metadata()
     if effects.unadjusted is not None and study.found.consensus_effect is None:
-        told["unadjusted_md"] = effects.unadjusted.sentence
+        told["unadjusted"] = effects.unadjusted.sentence
     if study.found.consensus_effect is not None:
-        told["forest_plot_md"] = figure_markdown(forest_plot(study.found), "forest plot")
+        told["forest_plot"] = drawn(forest_plot(study.found), "forest plot")
     if effects.overlap is not None:
         told["overlap_auc"] = effects.overlap.auc
         told["share_outside_overlap"] = effects.overlap.share_outside
-        told["love_plot_md"] = figure_markdown(
-            love_plot(effects.overlap, study.balanced_difference), "love plot"
-        )
-        told["overlap_plot_md"] = figure_markdown(overlap_plot(effects.overlap), "overlap")
+        told["love_plot"] = drawn(love_plot(effects.overlap, study.balanced_difference), "love plot")
+        told["overlap_plot"] = drawn(overlap_plot(effects.overlap), "overlap")
     if study.refutations:
         told["refuted_by"] = ", ".join(study.refuted_by) or "none"
-        told["refuters_md"] = markdown_table(
-            ["refuter", "expected", "found (range)", "verdict", "meaning"], refutation_rows(study)
-        )
-        told["sensitivity_md"] = markdown_table(["figure", "value", "meaning"], sensitivity_rows(study))
-        told["negative_controls_md"] = "\n\n".join(
-            [
-                calibration_sentence(study),
-                markdown_table(["negative control", "effect", "covers zero"], control_rows(study)),
-            ]
-        )
+        told["refuters"] = refuters_table(study)
+        told["sensitivity"] = sensitivity_table(study)
+        told["negative_controls"] = controls_table(study)
     return told
 
 
@@ -277,35 +264,32 @@ def heterogeneity_metadata(found: EffectHeterogeneity) -> dict[str, Any]:
         "calibration_slope": found.calibration_slope,
         "slope_p_value": found.slope_p_value,
         "qini": found.qini,
-        "uplift_curve_md": figure_markdown(uplift_plot(found), "uplift curve"),
-        "groups_plot_md": figure_markdown(group_plot(found), "effects by fifth"),
-        "verdict_md": heterogeneity_sentence(found),
-        "policies_md": markdown_table(["treat", "share treated", "net value"], policy_rows(found)),
-        "models_md": markdown_table(
-            ["model", "held-out loss"], [[name, f"{loss:.5f}"] for name, loss in found.losses.items()]
-        ),
-        "contrasts_md": markdown_table(
-            ["confounder", "smallest fifth", "largest fifth", "difference in deviations"],
-            contrast_rows(found),
-        ),
+        "uplift_curve": drawn(uplift_plot(found), "uplift curve"),
+        "groups_plot": drawn(group_plot(found), "effects by fifth"),
+        "verdict": heterogeneity_sentence(found),
+        "policies": policies_table(found),
+        "models": Table(("model", "held-out loss"), found.losses.items()),
+        "contrasts": contrasts_table(found),
     }
     return {name: value for name, value in told.items() if value is not None}
 
 
-def policy_rows(found: EffectHeterogeneity) -> list[list[str]]:
-    """Policy, share treated, net value with its interval."""
-    return [
-        [one.policy, f"{one.share_treated:.0%}", f"{one.value:.4f} ({one.lower:.4f} to {one.upper:.4f})"]
-        for one in found.policies
-    ]
+def policies_table(found: EffectHeterogeneity) -> Table:
+    """What each policy of treatment is worth."""
+    return Table(
+        ("treat", "share treated", "net value"),
+        [(one.policy, one.share_treated, (one.value, one.lower, one.upper)) for one in found.policies],
+        {"share treated": ".0%"},
+    )
 
 
-def contrast_rows(found: EffectHeterogeneity) -> list[list[str]]:
-    """Confounder and its means in the extreme fifths."""
-    return [
-        [one.confounder, f"{one.smallest:.2f}", f"{one.largest:.2f}", f"{one.standardized_difference:+.2f}"]
-        for one in found.contrasts
-    ]
+def contrasts_table(found: EffectHeterogeneity) -> Table:
+    """Means of the confounders in the extreme fifths."""
+    return Table(
+        ("confounder", "smallest fifth", "largest fifth", "difference in deviations"),
+        [(one.confounder, one.smallest, one.largest, one.standardized_difference) for one in found.contrasts],
+        {"difference in deviations": "+.2f"},
+    )
 
 
 def heterogeneity_sentence(found: EffectHeterogeneity) -> str:
@@ -322,15 +306,15 @@ def model_section(model: EffectModel) -> Section:
     """What became of the model of individual effects, and why."""
     if model.evaluation is None:
         return Section("Model of individual effects", [model.sentence()])
-    rows = [
-        [one.name, one.rule, "-" if one.value is None else f"{one.value:.3g}", "yes" if one.passed else "NO"]
-        for one in model.evaluation.criteria
-    ]
+    criteria = [(one.name, one.rule, one.value, one.passed) for one in model.evaluation.criteria]
     return Section(
         "Model of individual effects",
-        [model.sentence(), "Judged on validation patients that it has not seen."],
-        [Table(["criterion", "rule", "value", "met"], rows)],
-        [Image(model.evaluation.figure, "uplift curve on validation patients")],
+        [
+            model.sentence(),
+            "Judged on validation patients that it has not seen.",
+            Table(("criterion", "rule", "value", "met"), criteria),
+            Figure.png(model.evaluation.figure, "uplift curve on validation patients"),
+        ],
     )
 
 
@@ -342,65 +326,43 @@ def study_page(
     """The whole study as one self-contained HTML page."""
     effects = study.found.effects
     sections = [Section("Question", [study.question])]
+    overlap = [drawn(overlap_plot(effects.overlap), "overlap")] if effects.overlap else []
+    unadjusted = [effects.unadjusted.sentence] if effects.unadjusted else []
     if study.found.consensus_effect is None or study.found.consensus_interval is None:
-        images = [Image(figure_png(overlap_plot(effects.overlap)), "overlap")] if effects.overlap else []
-        said = [study.found.reason, *([effects.unadjusted.sentence] if effects.unadjusted else [])]
-        sections.append(Section("Not estimable", said, images=images))
+        sections.append(Section("Not estimable", [study.found.reason, *unadjusted, *overlap]))
         return html_page(f"Effect of {effects.treatment}", sections)
-    lower, upper = study.found.consensus_interval
+    consensus = text((study.found.consensus_effect, *study.found.consensus_interval))
     agreement = study.found.agreement_score
     sections.append(
         Section(
             "Effect",
             [
-                f"Consensus {study.found.consensus_effect:.3f} ({lower:.3f} to {upper:.3f}); agreement of the "
-                f"libraries {'undefined: only one' if agreement is None else f'{agreement:.0%}'}. "
-                f"On {effects.population}.",
-                *([effects.unadjusted.sentence] if effects.unadjusted else []),
+                f"Consensus {consensus}; agreement of the libraries "
+                f"{'undefined: only one' if agreement is None else f'{agreement:.0%}'}. On {effects.population}.",
+                *unadjusted,
                 *(f"Left out: {name} ({why})." for name, why in study.found.left_out.items()),
+                drawn(forest_plot(study.found), "forest plot"),
             ],
-            images=[Image(figure_png(forest_plot(study.found)), "forest plot")],
         )
     )
     if effects.overlap is not None:
-        sections.append(
-            Section(
-                "Overlap and balance",
-                images=[
-                    Image(figure_png(overlap_plot(effects.overlap)), "overlap"),
-                    Image(figure_png(love_plot(effects.overlap, study.balanced_difference)), "love plot"),
-                ],
-            )
-        )
+        balance = drawn(love_plot(effects.overlap, study.balanced_difference), "love plot")
+        sections.append(Section("Overlap and balance", [*overlap, balance]))
     sections += [
-        Section(
-            "Refuters",
-            tables=[
-                Table(["refuter", "expected", "found (range)", "verdict", "meaning"], refutation_rows(study))
-            ],
-        ),
-        Section("Sensitivity", tables=[Table(["figure", "value", "meaning"], sensitivity_rows(study))]),
-        Section(
-            "Negative controls",
-            [calibration_sentence(study)],
-            [Table(["negative control", "effect", "covers zero"], control_rows(study))],
-        ),
+        Section("Refuters", [refuters_table(study)]),
+        Section("Sensitivity", [sensitivity_table(study)]),
+        Section("Negative controls", [controls_table(study)]),
     ]
     if heterogeneity is not None and heterogeneity.state == "estimated":
         sections.append(
             Section(
                 "Who to treat",
-                [heterogeneity_sentence(heterogeneity)],
                 [
-                    Table(["treat", "share treated", "net value"], policy_rows(heterogeneity)),
-                    Table(
-                        ["confounder", "smallest fifth", "largest fifth", "difference in deviations"],
-                        contrast_rows(heterogeneity),
-                    ),
-                ],
-                [
-                    Image(figure_png(uplift_plot(heterogeneity)), "uplift curve"),
-                    Image(figure_png(group_plot(heterogeneity)), "effects by fifth"),
+                    heterogeneity_sentence(heterogeneity),
+                    policies_table(heterogeneity),
+                    contrasts_table(heterogeneity),
+                    drawn(uplift_plot(heterogeneity), "uplift curve"),
+                    drawn(group_plot(heterogeneity), "effects by fifth"),
                 ],
             )
         )

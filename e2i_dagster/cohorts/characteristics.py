@@ -9,6 +9,7 @@ import pandas as pd
 
 from e2i_dagster.cohorts.disclosure import HIDDEN, is_small, shown_count, shown_partition
 from e2i_dagster.cohorts.result import Cohort
+from e2i_dagster.display import Table
 
 AGE = "age_at_diagnosis"
 #: Columns whose distribution is shown, with the word for each.
@@ -54,16 +55,20 @@ def characteristics(cohort: Cohort, patients: pd.DataFrame) -> tuple[StepCharact
     return tuple(found)
 
 
-def characteristics_markdown(found: tuple[StepCharacteristics, ...]) -> str:
-    """The groups as a Markdown table; shares that are hidden are left out and said to be."""
+def characteristics_table(found: tuple[StepCharacteristics, ...]) -> Table:
+    """The groups as a table; shares that are hidden are left out and said to be."""
     columns = [column for column in GROUPS if any(column in group.shares for group in found)]
-    head = ["removed by", "persons", "median age", *(GROUPS[column] for column in columns)]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for group in found:
-        age = "-" if group.median_age is None else f"{group.median_age:.0f}"
-        cells = [_shares(group.shares.get(column, {})) for column in columns]
-        lines.append("| " + " | ".join([group.step, group.persons, age, *cells]) + " |")
-    return "\n".join(lines)
+    return Table(
+        ("removed by", "persons", "median age", *(GROUPS[column] for column in columns)),
+        [
+            (
+                *(group.step, group.persons, group.median_age),
+                *(_shares(group.shares.get(column, {})) for column in columns),
+            )
+            for group in found
+        ],
+        {"median age": ".0f"},
+    )
 
 
 def _removed_at(cohort: Cohort) -> pd.Series:

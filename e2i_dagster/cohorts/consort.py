@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from html import escape
 from textwrap import wrap
 
@@ -67,12 +66,6 @@ def consort_svg(
         f'<rect width="100%" height="100%" fill="{_PAPER}"/>'
         f"{_text(_MARGIN, 32, title, size=16, weight=600)}{''.join(parts)}</svg>"
     )
-
-
-def svg_markdown(svg: str, alternative: str) -> str:
-    """``svg`` as an image in Markdown that needs no file."""
-    data = base64.b64encode(svg.encode()).decode()
-    return f"![{alternative}](data:image/svg+xml;base64,{data})"
 
 
 _MARGIN = 30

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from e2i_dagster.config.cohort import CohortDefinition
+from e2i_dagster.display import Table, Words
 
 
 def definition_page(definition: CohortDefinition) -> dict[str, Any]:
@@ -14,8 +15,8 @@ def definition_page(definition: CohortDefinition) -> dict[str, Any]:
         "version": definition.version,
         "status": status_words(definition),
         "definition_hash": definition.definition_hash,
-        "definition_md": sentences_markdown(definition),
-        "examples_md": examples_markdown(definition),
+        "definition": Words(definition.sentences(), "list"),
+        "examples": examples_table(definition),
     }
 
 
@@ -27,17 +28,13 @@ def status_words(definition: CohortDefinition) -> str:
     return f"approved by {consent.by} on {consent.on.isoformat()}"
 
 
-def sentences_markdown(definition: CohortDefinition) -> str:
-    """The definition in sentences, one per line."""
-    return "\n".join(f"- {sentence}" for sentence in definition.sentences())
-
-
-def examples_markdown(definition: CohortDefinition) -> str:
+def examples_table(definition: CohortDefinition) -> Table:
     """The invented patients of the file and the verdict that each must get."""
-    if not definition.examples:
-        return "The file has no examples."
-    lines = ["| invented patient | verdict | rules that remove the patient |", "|---|---|---|"]
-    for example in definition.examples:
-        out = ", ".join(sorted(example.failed_rules))
-        lines.append(f"| {example.name} | {'out' if out else example.expect} | {out} |")
-    return "\n".join(lines)
+    return Table(
+        ("invented patient", "verdict", "rules that remove the patient"),
+        [
+            (one.name, "out" if one.failed_rules else one.expect, sorted(one.failed_rules))
+            for one in definition.examples
+        ],
+        empty="The file has no examples.",
+    )

@@ -15,6 +15,7 @@ from e2i_dagster.cohorts.operators import holds
 from e2i_dagster.cohorts.own_fields import not_converted_words, with_own_fields
 from e2i_dagster.config.cohort import CohortDefinition, CohortExample, Criterion, normal_code
 from e2i_dagster.config.cohort_fields import is_list_of_codes
+from e2i_dagster.display import Table
 from e2i_dagster.tables.codes import EVENT_CODE_COLUMNS
 
 #: A column with more nulls than this is reported (share of the patients who reach the rule).
@@ -47,15 +48,17 @@ class LintReport(BaseModel):
         return not any(finding.severity == "error" for finding in self.findings)
 
     def to_metadata(self) -> dict[str, Any]:
-        lines = ["| severity | kind | rule | finding |", "|---|---|---|---|"]
-        lines += [f"| {f.severity} | {f.kind} | {f.rule} | {f.message} |" for f in self.findings]
         return {
             "cohort": self.cohort,
             "definition_hash": self.definition_hash,
             "examples_run": self.examples,
             "errors": sum(f.severity == "error" for f in self.findings),
             "warnings": sum(f.severity == "warning" for f in self.findings),
-            "findings_md": "\n".join(lines) if self.findings else "No findings.",
+            "findings": Table(
+                ("severity", "kind", "rule", "finding"),
+                [(one.severity, one.kind, one.rule, one.message) for one in self.findings],
+                empty="No findings.",
+            ),
         }
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 from e2i_dagster.cohorts.columns import TypedColumn, date_column, require_columns
 from e2i_dagster.cohorts.disclosure import shown_count, shown_steps
 from e2i_dagster.cohorts.errors import CohortInputError, ScopeRefused
-from e2i_dagster.cohorts.result import Cohort, attrition_markdown
+from e2i_dagster.cohorts.result import Cohort, attrition_table
 from e2i_dagster.config.scope import OUTCOME_TABLES, EventRule, ScopeSpec
 from e2i_dagster.tables import date_column as dated_by
 
@@ -120,9 +120,9 @@ class Labels:
             "labelled_patients": steps[-1].remaining,
             "with_outcome": "suppressed" if small else f"{positive:,}",
             "without_outcome": "suppressed" if small else f"{negative:,}",
-            "prevalence": "suppressed" if small or self.prevalence is None else round(self.prevalence, 4),
+            "prevalence": "suppressed" if small or self.prevalence is None else self.prevalence,
             "scoring_patients": shown_count(len(self.frame) - self.labelled_count),
-            "label_attrition_md": attrition_markdown(steps),
+            "label_attrition": attrition_table(steps),
         }
 
 

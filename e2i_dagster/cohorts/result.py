@@ -12,11 +12,12 @@ from typing import Any
 
 import pandas as pd
 
-from e2i_dagster.cohorts.consort import consort_svg, svg_markdown
-from e2i_dagster.cohorts.definition_page import examples_markdown, sentences_markdown
+from e2i_dagster.cohorts.consort import consort_svg
+from e2i_dagster.cohorts.definition_page import examples_table
 from e2i_dagster.cohorts.disclosure import HIDDEN, ShownStep, is_small, shown_count, shown_steps
 from e2i_dagster.cohorts.own_fields import not_converted_words
 from e2i_dagster.config.cohort import CohortDefinition
+from e2i_dagster.display import Figure, Table, Words
 
 
 @dataclass(frozen=True)
@@ -108,14 +109,14 @@ class Cohort:
             "definition_hash": self.definition_hash,
             "input_patients": _number(shown_count(self.input_patients)),
             "eligible_patients": _number(remaining),
-            "exclusion_rate": "suppressed" if hidden or rate is None else round(rate, 4),
+            "exclusion_rate": "suppressed" if hidden or rate is None else rate,
             "pending_patients": _number(_removed(steps, "followup_pending")),
             "removed_by_followup": _number(_removed(steps, "followup")),
             "kept_with_unknown_safety_value": _number(self._shown_kept(steps)),
-            "definition_md": sentences_markdown(self.definition),
-            "attrition_md": attrition_markdown(steps, self.attrition["share"].tolist()),
-            "consort_md": svg_markdown(self.consort_svg(), f"CONSORT figure of {self.definition.key}"),
-            "examples_md": examples_markdown(self.definition),
+            "definition": Words(self.definition.sentences(), "list"),
+            "attrition": attrition_table(steps, self.attrition["share"].tolist()),
+            "consort": Figure.svg(self.consort_svg(), f"CONSORT figure of {self.definition.key}"),
+            "examples": examples_table(self.definition),
         }
         if notes := self.own_field_notes:
             metadata["own_fields_not_converted"] = "; ".join(notes)
@@ -182,22 +183,20 @@ def _removed(steps: tuple[ShownStep, ...], name: str) -> str:
     return next((step.removed for step in steps if step.criterion == name), "0")
 
 
-def attrition_markdown(steps: tuple[ShownStep, ...], shares: Sequence[float] | None = None) -> str:
-    """The steps as a Markdown table.
+def attrition_table(steps: tuple[ShownStep, ...], shares: Sequence[float] | None = None) -> Table:
+    """The steps as a table.
 
     Args:
         shares: share of each rule in who is excluded, whatever the order; shown in whole percent, and only
             where no count of the table is hidden.
     """
-    counts = [(s.removed, s.remaining, s.unknown, s.marginal_gain) for s in steps]
-    hidden = any(not count.replace(",", "").isdigit() for of_step in counts for count in of_step)
+    counts = [[_number(n) for n in (s.removed, s.remaining, s.unknown, s.marginal_gain)] for s in steps]
     names = ["#", "rule", "kind", "condition", "removed", "remaining", "unknown", "gained if dropped"]
     rows = [
-        [str(s.order), s.criterion, s.side, s.description, *of_step]
+        [s.order, s.criterion, s.side, s.description, *of_step]
         for s, of_step in zip(steps, counts, strict=True)
     ]
-    if shares is not None and not hidden:
+    if shares is not None and all(isinstance(count, int) for of_step in counts for count in of_step):
         names.append("share in exclusions")
-        rows = [[*row, f"{share:.0%}"] for row, share in zip(rows, shares, strict=True)]
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+        rows = [[*row, share] for row, share in zip(rows, shares, strict=True)]
+    return Table(names, rows, {"share in exclusions": ".0%"})

@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from e2i_dagster.config.allocation import RATIO_TOLERANCE, allocation_shares
 from e2i_dagster.config.cohort import CohortDefinition, Criterion
+from e2i_dagster.display import Table
 from e2i_dagster.errors import ConfigError
 from e2i_dagster.policy_files.base import Place, PolicyModel, did_you_mean, digest_of, read_yaml
 from e2i_dagster.policy_files.observed import note_file
@@ -593,8 +594,8 @@ class ExperimentSpec(PolicyModel):
             "dates": f"{self.dates.start} to {self.dates.end}",
             "blinding": self.blinding,
         }
-        lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
-        return {"design_digest": self.design_digest, "version": self.version, "design_md": "\n".join(lines)}
+        table = Table(("part", "plan"), rows.items())
+        return {"design_digest": self.design_digest, "version": self.version, "design": table}
 
     @classmethod
     def from_yaml(

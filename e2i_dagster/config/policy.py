@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from e2i_dagster.config.sources import SourcesPolicy
+from e2i_dagster.display import Words
 from e2i_dagster.errors import ConfigError, InputError
 from e2i_dagster.policy_files import base
 from e2i_dagster.policy_files.base import PolicyModel, did_you_mean
@@ -121,7 +122,7 @@ class PolicySummary(PolicyModel):
             "cohorts": ", ".join(sorted(self.cohorts)),
             "scopes": ", ".join(sorted(self.scopes)),
             "files_with_problems": len(self.problems),
-            "problems_md": "\n\n".join(self.problems.values()) or None,
+            "problems": Words([*self.problems.values()]) if self.problems else None,
         }
 
 

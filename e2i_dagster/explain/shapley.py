@@ -13,11 +13,12 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
+from e2i_dagster.display import Figure, Table
 from e2i_dagster.errors import InputError
 from e2i_dagster.modelling.estimators import one_thread
 from e2i_dagster.modelling.model_input import LabelledRows, model_input
 from e2i_dagster.modelling.preprocessing import column_origins
-from e2i_dagster.reports import figure_png, image_markdown, new_figure
+from e2i_dagster.reports import figure_png, new_figure
 from e2i_dagster.splits.rows import VisibleRows
 from e2i_dagster.training.fit import TrainedModel
 
@@ -81,13 +82,13 @@ class Explanation(BaseModel):
             "split": self.split,
             "largest_additivity_error": self.additivity_error,
             "narrative": self.narrative,
-            "seconds": round(self.seconds, 2),
-            "importance_md": "| feature | mean absolute SHAP | share | direction |\n|---|---|---|---|\n"
-            + "\n".join(
-                f"| {item.feature} | {item.importance:.4f} | {item.share:.1%} | {_direction(item)} |"
-                for item in self.effects
+            "seconds": self.seconds,
+            "importance": Table(
+                ("feature", "mean absolute SHAP", "share", "direction"),
+                [(one.feature, one.importance, one.share, _direction(one)) for one in self.effects],
+                {"share": ".1%"},
             ),
-            "summary_md": image_markdown(self.figure, "mean absolute SHAP value of each feature"),
+            "summary": Figure.png(self.figure, "mean absolute SHAP value of each feature"),
         }
 
     def to_record(self) -> dict[str, Any]:

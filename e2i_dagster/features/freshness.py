@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from e2i_dagster.config.feast_materialization import FreshnessLimits
 from e2i_dagster.config.feature_views import VIEWS
+from e2i_dagster.display import Table
 
 FreshnessStatus = Literal["fresh", "warning", "stale", "never"]
 _WORSE: list[FreshnessStatus] = ["fresh", "warning", "stale", "never"]
@@ -58,17 +59,17 @@ class FreshnessReport(BaseModel):
 
     def to_metadata(self) -> dict[str, Any]:
         """Status, and a table with a line per view."""
-        lines = ["| view | last materialization | age (s) | status |", "|---|---|---|---|"]
-        lines += [
-            f"| {view.view} | {view.last_materialization.isoformat() if view.last_materialization else 'never'}"
-            f" | {'' if view.age_seconds is None else round(view.age_seconds)} | {view.status} |"
-            for view in self.views
-        ]
         return {
             "status": self.status,
             "warn_after_seconds": self.warn_after_seconds,
             "stale_after_seconds": self.stale_after_seconds,
-            "views_md": "\n".join(lines),
+            "views": Table(
+                ("view", "last materialization", "age (s)", "status"),
+                [
+                    (view.view, view.last_materialization or "never", view.age_seconds, view.status)
+                    for view in self.views
+                ],
+            ),
         }
 
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from e2i_dagster.binning import quantile_bins
 from e2i_dagster.config.feature_selection import FeatureSelectionPolicy
 from e2i_dagster.config.feature_views import feature_names
+from e2i_dagster.display import Table
 from e2i_dagster.errors import InputError, VerdictError
 
 Rule = Literal["missingness", "variance", "mutual_information", "correlation"]
@@ -48,18 +49,15 @@ class FeatureSelection(BaseModel):
 
     def to_metadata(self) -> dict[str, Any]:
         """Counts and a table with a line per feature."""
-        lines = ["| feature | kept | mutual information (nats) | reason |", "|---|---|---|---|"]
-        ranked = sorted(self.kept, key=lambda name: -self.mutual_information[name])
-        lines += [f"| {name} | yes | {self.mutual_information[name]:.4f} | |" for name in ranked]
-        for drop in self.dropped:
-            known = self.mutual_information.get(drop.feature)
-            shown = "" if known is None else f"{known:.4f}"
-            lines.append(f"| {drop.feature} | no | {shown} | {drop.reason} |")
+        measured = self.mutual_information
+        ranked = sorted(self.kept, key=lambda name: -measured[name])
+        rows = [(name, True, measured[name], None) for name in ranked]
+        rows += [(drop.feature, False, measured.get(drop.feature), drop.reason) for drop in self.dropped]
         return {
             "training_rows": self.rows,
             "features_kept": len(self.kept),
             "features_dropped": len(self.dropped),
-            "features_md": "\n".join(lines),
+            "features": Table(("feature", "kept", "mutual information (nats)", "reason"), rows),
         }
 
 

@@ -18,6 +18,7 @@ from upath import UPath
 
 from e2i_dagster.config.feast_materialization import SnapshotPolicy
 from e2i_dagster.config.feature_views import ARRIVAL, TIMESTAMP, VIEWS, FeatureViewDefinition, view_named
+from e2i_dagster.display import Table
 from e2i_dagster.errors import DamagedError, InputError, UnavailableError
 from e2i_dagster.policy_files.base import digest_of
 
@@ -92,12 +93,14 @@ class FeatureFiles(BaseModel):
 
     def to_metadata(self) -> dict[str, Any]:
         """Rows and digest of each view, and the digest over all."""
-        lines = ["| view | rows | from | to | digest |", "|---|---|---|---|---|"]
-        lines += [
-            f"| {file.view} | {file.rows:,} | {_day(file.oldest)} | {_day(file.newest)} | {file.digest} |"
-            for file in self.files
-        ]
-        return {"rows": self.rows, "digest": self.digest, "views_md": "\n".join(lines)}
+        views = Table(
+            ("view", "rows", "from", "to", "digest"),
+            [
+                (file.view, file.rows, _day(file.oldest), _day(file.newest), file.digest)
+                for file in self.files
+            ],
+        )
+        return {"rows": self.rows, "digest": self.digest, "views": views}
 
 
 def spine(cohort: pd.DataFrame, tables: Mapping[str, pd.DataFrame], *, brand: str) -> pd.DataFrame:

@@ -63,22 +63,6 @@ def feature_statistics(
     )
 
 
-def statistics_table(statistics: Sequence[FeatureStatistics]) -> str:
-    """The statistics as a markdown table."""
-    lines = [
-        "| feature | view | rows | missing | mean | sd | p05 | median | p95 | most frequent |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for item in statistics:
-        quantiles = item.quantiles or {}
-        numbers = [item.mean, item.standard_deviation, *(quantiles.get(q) for q in ("p05", "p50", "p95"))]
-        share = "" if item.missing_share is None else f"{item.missing_share:.1%}"
-        top = ", ".join(f"{name} {count:,}" for name, count in list((item.categories or {}).items())[:3])
-        shown = " | ".join("" if number is None else f"{number:.4g}" for number in numbers)
-        lines.append(f"| {item.feature} | {item.view} | {item.rows:,} | {share} | {shown} | {top} |")
-    return "\n".join(lines)
-
-
 def _of(view: str, feature: Feature, values: pd.Series) -> FeatureStatistics:
     present = values.dropna()
     base: dict[str, Any] = {

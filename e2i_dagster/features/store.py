@@ -38,6 +38,7 @@ from e2i_dagster.config.feature_views import (
     FeatureViewDefinition,
     feature_names,
 )
+from e2i_dagster.display import Table
 from e2i_dagster.errors import ConfigError, InputError, UnavailableError, VerdictError
 from e2i_dagster.features.compute import conform_features
 from e2i_dagster.features.snapshots import FeatureFiles
@@ -122,19 +123,16 @@ class MaterializationReport(BaseModel):
 
     def to_metadata(self) -> dict[str, Any]:
         """Entities and seconds for each view."""
-        lines = ["| view | entities written | entities online | seconds |", "|---|---:|---:|---:|"]
-        lines += [
-            f"| {view.view} | {view.rows:,} | "
-            f"{'' if view.online_entities is None else format(view.online_entities, ',')} | {view.seconds:.2f} |"
-            for view in self.views
-        ]
         return {
             "project": self.project,
             "digest": self.files.digest,
             "entities_written": sum(view.rows for view in self.views),
-            "seconds": round(sum(view.seconds for view in self.views), 3),
+            "seconds": sum(view.seconds for view in self.views),
             "online_up_to": self.end.isoformat(),
-            "views_md": "\n".join(lines),
+            "views": Table(
+                ("view", "entities written", "entities online", "seconds"),
+                [(view.view, view.rows, view.online_entities, view.seconds) for view in self.views],
+            ),
         }
 
 

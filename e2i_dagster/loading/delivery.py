@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from e2i_dagster.config.own_columns import disagreements
 from e2i_dagster.config.sources import FileSource, SourcesPolicy, SyntheticSource
+from e2i_dagster.display import Table
 from e2i_dagster.errors import ConfigError, VerdictError
 from e2i_dagster.policy_files import observed
 from e2i_dagster.policy_files.base import digest_of
@@ -79,18 +80,16 @@ class DeliveryManifest(BaseModel):
 
     def to_metadata(self) -> dict[str, Any]:
         """Folder, kind, files and what was not read for the UI."""
-        lines = ["| file | bytes | lines | digest |", "|---|---:|---:|---|"]
-        lines += [
-            f"| {file.name} | {file.size:,} | {'' if file.lines is None else f'{file.lines:,}'} | `{file.digest}` |"
-            for file in self.files
-        ]
         return {
             "kind": self.kind,
             "folder": self.folder,
             "mapping": self.mapping or "none",
             "accepted_share": self.success_threshold,
             "reason": self.reason,
-            "files_md": "\n".join(lines),
+            "files": Table(
+                ("file", "bytes", "lines", "digest"),
+                [(file.name, file.size, file.lines, file.digest) for file in self.files],
+            ),
             "not_read": dict(self.not_read),
         }
 

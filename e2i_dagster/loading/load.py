@@ -17,6 +17,7 @@ import pandas as pd
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from e2i_dagster.display import Table, Words
 from e2i_dagster.errors import ConfigError, InputError
 from e2i_dagster.loading import rejects, staging
 from e2i_dagster.loading.rejects import Rejected
@@ -138,25 +139,23 @@ class LoadReport(BaseModel):
         return {name: done.message or done.status for name, done in self.tables.items() if not done.success}
 
     def to_metadata(self) -> dict[str, Any]:
-        """Plain values for the UI: totals and one table of counts."""
+        """Totals and one table of counts for the UI."""
         total = {
             name: sum(getattr(done, name) for done in self.tables.values())
             for name in ("source", "loaded", "unchanged", "rejected", "duplicate", "reversal", "withdrawn")
         }
-        columns = [
+        columns = (
             *("source", "lines", "inserted", "updated", "unchanged", "rejected", "duplicate", "reversal"),
             *("withdrawn", "restored"),
+        )
+        rows = [
+            (
+                *(name, done.status, *(getattr(done, column) for column in columns)),
+                *(", ".join(f"{code} {rows:,}" for code, rows in done.reasons.items()), done.seconds),
+            )
+            for name, done in self.tables.items()
         ]
-        lines = [
-            f"| table | status | {' | '.join(columns)} | reasons | s |",
-            "|---|---|" + "---:|" * len(columns) + "---|---:|",
-        ]
-        for name, done in self.tables.items():
-            given = [getattr(done, column) for column in columns]
-            counts = " | ".join("" if count is None else f"{count:,}" for count in given)
-            why = ", ".join(f"{code} {rows:,}" for code, rows in done.reasons.items())
-            lines.append(f"| {name} | {done.status} | {counts} | {why} | {done.seconds:.1f} |")
-        problems = [f"* **{name}**: {text}" for name, text in self.failures.items()]
+        problems = [f"{name}: {text}" for name, text in self.failures.items()]
         return {
             "load_id": self.load_id,
             "success": self.success,
@@ -164,9 +163,9 @@ class LoadReport(BaseModel):
             "threshold": self.threshold,
             **({"threshold_reason": self.threshold_reason} if self.threshold_reason else {}),
             **{f"rows_{name}": count for name, count in total.items()},
-            "seconds": round(self.seconds, 3),
-            "tables_md": "\n".join(lines),
-            **({"problems_md": "\n".join(problems)} if problems else {}),
+            "seconds": self.seconds,
+            "tables": Table(("table", "status", *columns, "reasons", "seconds"), rows),
+            "problems": Words(problems, "list") if problems else None,
         }
 
     def to_records(self) -> list[dict[str, Any]]:

@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict
 
 from e2i_dagster.binning import quantile_bins, stability_index
 from e2i_dagster.config.drift_monitoring import SEVERITIES, DriftPolicy, Severity
+from e2i_dagster.display import Table
+from e2i_dagster.reports import drawn, new_figure
 
 MAX_CATEGORIES = 50
 
@@ -69,16 +71,18 @@ class DriftReport(BaseModel):
 
     def to_metadata(self) -> dict[str, Any]:
         """Scores and a table for people, worst feature first."""
-        from e2i_dagster.reports.figures import figure_markdown
-
+        order = sorted(self.features, key=lambda f: (-SEVERITIES.index(f.severity), -(f.psi or 0.0), f.name))
         return {
             "worst_severity": self.worst,
             "composite_score": self.composite_score,
             "features_tested": len(self.tested),
             "features_skipped": len(self.features) - len(self.tested),
             "retraining": self.retraining,
-            "drift_md": _markdown(self.features),
-            "figure_md": figure_markdown(_figure(self.tested)) if self.tested else None,
+            "drift": Table(
+                ("feature", "severity", "PSI", "test", "adjusted p", "note"),
+                [(f.name, f.severity, f.psi, f.test, f.adjusted_p_value, f.reason) for f in order],
+            ),
+            "figure": drawn(_figure(self.tested), "stability of each feature") if self.tested else None,
         }
 
     def to_record(self) -> list[dict[str, Any]]:
@@ -303,23 +307,9 @@ def _category_counts(reference: pd.Series, current: pd.Series) -> tuple[np.ndarr
     return counts[0], counts[1]
 
 
-def _markdown(features: Sequence[FeatureDrift]) -> str:
-    order = sorted(features, key=lambda f: (-SEVERITIES.index(f.severity), -(f.psi or 0.0), f.name))
-    lines = ["| feature | severity | PSI | test | adjusted p | note |", "|---|---|---|---|---|---|"]
-    for feature in order:
-        psi = "" if feature.psi is None else f"{feature.psi:.3f}"
-        p_value = "" if feature.adjusted_p_value is None else f"{feature.adjusted_p_value:.3g}"
-        lines.append(
-            f"| {feature.name} | {feature.severity} | {psi} | {feature.test or ''} | {p_value} | {feature.reason} |"
-        )
-    return "\n".join(lines)
-
-
 def _figure(features: Sequence[FeatureDrift]) -> Any:
-    from matplotlib.figure import Figure
-
     shown = sorted(features, key=lambda f: f.psi or 0.0)[-20:]
-    figure = Figure(figsize=(7, 0.28 * len(shown) + 1.2), layout="constrained")
+    figure = new_figure(7, 0.28 * len(shown) + 1.2)
     axes = figure.subplots()
     colours = {
         "none": "#7f8c8d",

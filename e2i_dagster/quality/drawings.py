@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from html import escape
 
@@ -81,11 +80,6 @@ def score_trend(
                 f'<text transform="translate({x + 4:.1f},{top + height + 48}) rotate(-90)">{escape(label)}</text>'
             )
     return "".join([*parts, "</svg>"])
-
-
-def markdown_image(svg: str, alt: str) -> str:
-    """``svg`` as one markdown image that needs no file."""
-    return f"![{alt}](data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()})"
 
 
 def _colour(value: float | None) -> str:

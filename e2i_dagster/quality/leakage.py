@@ -26,6 +26,7 @@ import pandas as pd
 import yaml
 
 from e2i_dagster.config.quality import LeakageSettings, QualityPolicy, Severity, current_quality_policy
+from e2i_dagster.display import Table
 from e2i_dagster.errors import InputError
 from e2i_dagster.policy_files.base import PolicyModel, digest_of
 from e2i_dagster.quality import near_duplicates as twins
@@ -105,31 +106,26 @@ class LeakageReport(PolicyModel):
 
     def to_metadata(self) -> dict[str, Any]:
         """What the UI shows: counts, the table of findings, which checks ran."""
-        lines = [
-            "| severity | kind | columns | rows | evidence | remedy | page |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        for one in self.findings:
-            rows = "–" if one.affected is None else f"{one.affected:,}"
-            remedy = one.remedy if one.proposal is None else f"{one.remedy}: `{one.proposal}`"
-            columns, evidence, remedy = (
-                text.replace("|", "\\|") for text in (", ".join(one.columns), one.evidence, remedy)
-            )
-            lines.append(
-                f"| {one.severity} | {one.kind} | {columns} | {rows} | {evidence} | {remedy} | {one.page} |"
-            )
-        states = ["| check | state |", "|---|---|"]
-        states += [
-            f"| {one.kind} | {'ran' if one.ran else 'skipped: ' + one.reason} |" for one in self.checks
-        ]
         return {
             "blocking": self.blocking,
             "rows": self.rows,
             "features": len(self.features),
             "splits": list(self.splits),
-            "findings": len(self.findings),
-            "findings_md": "\n".join(lines) if self.findings else "No findings.",
-            "checks_md": "\n".join(states),
+            "findings": Table(
+                ("severity", "kind", "columns", "rows", "evidence", "remedy", "page"),
+                [
+                    (
+                        *(one.severity, one.kind, one.columns, one.affected, one.evidence),
+                        *(one.remedy if one.proposal is None else f"{one.remedy}: {one.proposal}", one.page),
+                    )
+                    for one in self.findings
+                ],
+                empty="No findings.",
+            ),
+            "checks": Table(
+                ("check", "state"),
+                [(one.kind, "ran" if one.ran else f"skipped: {one.reason}") for one in self.checks],
+            ),
         }
 
     def to_record(self) -> dict[str, list[dict[str, Any]]]:

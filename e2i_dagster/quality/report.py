@@ -14,10 +14,11 @@ import numpy as np
 import pandas as pd
 
 from e2i_dagster.config.quality import DIMENSIONS, QualityPolicy, Severity
+from e2i_dagster.display import Figure, Table
 from e2i_dagster.policy_files.base import PolicyModel
 from e2i_dagster.quality import dimensions, expectations, plausibility, schemas, shift
 from e2i_dagster.quality.dimensions import WHOLE, ColumnScore, DimensionScores, Scores
-from e2i_dagster.quality.drawings import heat_map, markdown_image, score_trend
+from e2i_dagster.quality.drawings import heat_map, score_trend
 from e2i_dagster.quality.expectations import PartExpectations
 from e2i_dagster.quality.pseudonyms import pseudonym
 from e2i_dagster.quality.rules import Rule, ruleset_hash
@@ -32,7 +33,8 @@ Trend = Literal["new", "existing", "resolved"]
 Result = TypeVar("Result")
 
 _RANK: dict[Verdict, int] = {"passed": 0, "warning": 1, "failed": 2, "error": 3}
-_SHOWN = 50
+#: Scores of a table: one a dimension, and the overall one.
+SCORES = (*DIMENSIONS, "overall")
 #: Rules of which a column can violate several, told apart by what they say.
 _SEVERAL = ("schema_order", "expectation", "expectation_critical", "check_error")
 
@@ -164,14 +166,24 @@ class QualityReport(PolicyModel):
         """Findings of previous data versions that are gone."""
         return tuple(finding for part in self.partitions for finding in part.resolved)
 
-    def trend_drawing(self) -> str:
-        """Overall score of each partition as an SVG."""
-        return score_trend(
+    @property
+    def scores(self) -> dict[str, float | None]:
+        """Score of each dimension and the overall one, over all rows; None where it is not measured."""
+        return {name: getattr(self.whole, name, None) for name in SCORES}
+
+    def heat_map(self) -> Figure:
+        """Columns by dimensions."""
+        return Figure.svg(heat_map(self.columns), f"{self.table}: columns by dimensions")
+
+    def trend(self) -> Figure:
+        """Overall score of each partition."""
+        drawing = score_trend(
             [part.partition for part in self.partitions],
             [part.scores.overall if part.scores else None for part in self.partitions],
             [part.verdict for part in self.partitions],
             required=self.required_overall,
         )
+        return Figure.svg(drawing, f"{self.table}: overall score by partition")
 
     @property
     def failing_partitions(self) -> tuple[str, ...]:
@@ -188,27 +200,22 @@ class QualityReport(PolicyModel):
 
     def to_metadata(self) -> dict[str, Any]:
         """What the UI shows: verdict, scores, tables of findings, partitions and columns, heat map."""
-        scores = {
-            name: round(value, 4)
-            for name in (*DIMENSIONS, "overall")
-            if self.whole is not None and (value := getattr(self.whole, name)) is not None
-        }
         return {
             "verdict": self.verdict,
             "rows": self.rows,
             "rules_checked": self.rules_checked,
             "blocking_findings": len(self.blocking),
             "failing_partitions": list(self.failing_partitions),
-            **scores,
-            "findings_md": _findings_table(self.findings),
-            "resolved_md": _findings_table(self.resolved) if self.resolved else None,
-            "heat_map_md": markdown_image(heat_map(self.columns), f"{self.table}: columns by dimensions"),
-            "trend_md": markdown_image(self.trend_drawing(), f"{self.table}: overall score by partition"),
-            "partitions_md": _partitions_table(self.partitions),
-            "columns_md": _columns_table(self.columns),
+            **self.scores,
+            "findings": findings_table(self.findings),
+            "resolved": findings_table(self.resolved) if self.resolved else None,
+            "heat_map": self.heat_map(),
+            "trend": self.trend(),
+            "partitions": _partitions_table(self.partitions),
+            "columns": _columns_table(self.columns),
             "ruleset_hash": self.ruleset_hash,
             "as_of": self.as_of.isoformat() if self.as_of else None,
-            "seconds": round(self.seconds, 3),
+            "seconds": self.seconds,
         }
 
     def to_record(self) -> dict[str, list[dict[str, Any]]]:
@@ -585,67 +592,54 @@ def _missing(name: str) -> PartitionQuality:
     raise KeyError(name)
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
-def _cell(text: object) -> str:
-    return str(text).replace("|", "\\|").replace("\n", " ")
-
-
-def _findings_table(findings: Sequence[Finding]) -> str:
-    if not findings:
-        return "No findings."
-    lines = [
-        "| severity | trend | rule | partition | column | rows | share | what | keys (pseudonyms) | page |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for one in findings[:_SHOWN]:
-        share = "–" if one.share is None else f"{one.share:.2%}"
-        count = "–" if one.count is None else f"{one.count:,}"
-        cells = (
-            one.severity,
-            one.trend,
-            one.rule,
-            one.partition,
-            one.column or "–",
-            count,
-            share,
-            one.detail,
-            ", ".join(one.sample_keys) or "–",
-            one.page,
-        )
-        lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
-    if len(findings) > _SHOWN:
-        lines.append(f"\n{len(findings) - _SHOWN} more in data_quality_results.")
-    return "\n".join(lines)
-
-
-def _partitions_table(parts: Sequence[PartitionQuality]) -> str:
-    names = (*DIMENSIONS, "overall")
-    lines = [
-        "| partition | verdict | rows | " + " | ".join(names) + " | expectations |",
-        "|---" * (len(names) + 4) + "|",
-    ]
-    for part in parts:
-        values = [_number(getattr(part.scores, name) if part.scores else None) for name in names]
-        suite = part.expectations
-        held = f"{suite.passed} of {suite.evaluated}" if suite else "–"
-        lines.append(f"| {part.partition} | {part.verdict} | {part.rows:,} | {' | '.join(values)} | {held} |")
-    return "\n".join(lines)
-
-
-def _columns_table(columns: Sequence[ColumnScore]) -> str:
-    lines = [
-        "| column | expected | filled | applicable | completeness | invalid | validity |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    lines.extend(
-        f"| {one.column} | {'yes' if one.expected else 'no'} | {one.filled:,} | {one.applicable:,} | "
-        f"{_number(one.completeness)} | {one.invalid:,} | {_number(one.validity)} |"
-        for one in columns
+def findings_table(findings: Sequence[Finding], most: int = 50) -> Table:
+    """The first ``most`` findings; a note says how many more there are."""
+    columns = (
+        "severity",
+        "trend",
+        "rule",
+        "partition",
+        "column",
+        "rows",
+        "share",
+        "what",
+        "keys (pseudonyms)",
+        "page",
     )
-    return "\n".join(lines)
+    rows = [
+        (
+            *(one.severity, one.trend, one.rule, one.partition, one.column, one.count, one.share, one.detail),
+            *(", ".join(one.sample_keys) or None, one.page),
+        )
+        for one in findings[:most]
+    ]
+    more = len(findings) - most
+    note = f"{more} more in data_quality_results." if more > 0 else ""
+    return Table(columns, rows, {"share": ".2%"}, note=note, empty="No findings.")
+
+
+def _partitions_table(parts: Sequence[PartitionQuality]) -> Table:
+    rows = [
+        (
+            *(
+                part.partition,
+                part.verdict,
+                part.rows,
+                *(getattr(part.scores, name, None) for name in SCORES),
+            ),
+            f"{part.expectations.passed} of {part.expectations.evaluated}" if part.expectations else None,
+        )
+        for part in parts
+    ]
+    return Table(
+        ("partition", "verdict", "rows", *SCORES, "expectations"), rows, dict.fromkeys(SCORES, ".3f")
+    )
+
+
+def _columns_table(columns: Sequence[ColumnScore]) -> Table:
+    names = ("column", "expected", "filled", "applicable", "completeness", "invalid", "validity")
+    rows = [[getattr(one, name) for name in names] for one in columns]
+    return Table(names, rows, {"completeness": ".3f", "validity": ".3f"})
 
 
 def _report_record(report: QualityReport, part: PartitionQuality, identity: str) -> dict[str, Any]:

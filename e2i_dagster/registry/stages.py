@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from e2i_dagster.config.registry import WAY_UP, RegistryPolicy, Stage
+from e2i_dagster.display import Table
 from e2i_dagster.policy_files.base import digest_of
 from e2i_dagster.training import Evaluation
 
@@ -107,9 +108,8 @@ class Transition(BaseModel):
             "from_stage": self.from_stage,
             "to_stage": self.to_stage,
             "allowed": self.allowed,
-            "rules_md": "| rule | met | found |\n|---|---|---|\n"
-            + "\n".join(
-                f"| {item.rule} | {'yes' if item.passed else 'NO'} | {item.reason} |" for item in self.results
+            "rules": Table(
+                ("rule", "met", "found"), [(one.rule, one.passed, one.reason) for one in self.results]
             ),
         }
 

@@ -1,10 +1,11 @@
-"""Figures as text: PNG inside markdown or HTML, the same bytes for the same drawing."""
+"""Figures of matplotlib as pictures: the same bytes for the same drawing."""
 
 from __future__ import annotations
 
-import base64
 import io
 from typing import Any
+
+from e2i_dagster.display import Figure
 
 
 def new_figure(width: float = 8.0, height: float = 4.0) -> Any:
@@ -24,11 +25,6 @@ def figure_png(figure: Any, dpi: int = 80) -> bytes:
     return buffer.getvalue()
 
 
-def image_markdown(png: bytes, alt: str) -> str:
-    """One markdown image that carries its PNG bytes."""
-    return f"![{alt}](data:image/png;base64,{base64.b64encode(png).decode('ascii')})"
-
-
-def figure_markdown(figure: Any, alt: str = "figure") -> str:
-    """``figure`` as one markdown image that needs no file."""
-    return image_markdown(figure_png(figure), alt)
+def drawn(figure: Any, alt: str) -> Figure:
+    """The picture of a matplotlib ``figure``."""
+    return Figure.png(figure_png(figure), alt)

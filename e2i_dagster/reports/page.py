@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+
+from e2i_dagster.display import Figure, Table, Words
 
 _TEMPLATE = """<!doctype html>
 <html lang="en">
@@ -16,7 +16,8 @@ _TEMPLATE = """<!doctype html>
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2rem; border-bottom: 1px solid #d0d7de; }
 table { border-collapse: collapse; margin: .7rem 0; } th, td { border: 1px solid #d0d7de; padding: .25rem .6rem; }
-th { background: #f6f8fa; text-align: left; } img { max-width: 100%; } .note { color: #57606a; }
+th { background: #f6f8fa; text-align: left; } td.number { text-align: right; white-space: nowrap; }
+img { max-width: 100%; } .note { color: #57606a; }
 </style>
 </head>
 <body>
@@ -24,43 +25,29 @@ th { background: #f6f8fa; text-align: left; } img { max-width: 100%; } .note { c
 {% if subtitle %}<p class="note">{{ subtitle }}</p>{% endif %}
 {% for section in sections %}
 <h2>{{ section.title }}</h2>
-{% for paragraph in section.paragraphs %}<p>{{ paragraph }}</p>
-{% endfor %}
-{% for link in section.links %}<p><a href="{{ link.address }}">{{ link.text }}</a></p>
-{% endfor %}
-{% for table in section.tables %}<table>
-<tr>{% for name in table.columns %}<th>{{ name }}</th>{% endfor %}</tr>
-{% for row in table.rows %}<tr>{% for value in row %}<td>{{ value }}</td>{% endfor %}</tr>
+{% for one in section.content %}
+{% if one is string %}<p>{{ one }}</p>
+{% elif one.address is defined %}<p><a href="{{ one.address }}">{{ one.text }}</a></p>
+{% elif one.uri is defined %}<p><img alt="{{ one.alt }}" src="{{ one.uri }}"></p>
+{% elif one.columns is defined %}
+{% if one.rows %}{% set types = one.types %}<table>
+<tr>{% for name in one.columns %}<th>{{ name }}</th>{% endfor %}</tr>
+{% for row in one.texts %}<tr>
+{% for value in row %}<td{% if types[loop.index0] in ("int", "float") %} class="number"{% endif %}>{{ value }}</td>
+{% endfor %}</tr>
 {% endfor %}</table>
-{% endfor %}
-{% for image in section.images %}<p><img alt="{{ image.alt }}" src="data:{{ image.media }};base64,{{ image.data }}"></p>
+{% else %}<p>{{ one.empty }}</p>
+{% endif %}
+{% if one.note %}<p class="note">{{ one.note }}</p>{% endif %}
+{% elif one.kind == "list" %}<ul>{% for part in one.parts %}<li>{{ part }}</li>{% endfor %}</ul>
+{% else %}{% set tag = "pre" if one.kind == "code" else "p" %}
+{% for part in one.parts %}<{{ tag }}>{{ part }}</{{ tag }}>{% endfor %}
+{% endif %}
 {% endfor %}
 {% endfor %}
 </body>
 </html>
 """
-
-
-@dataclass(frozen=True)
-class Table:
-    """Column names and rows; every value is shown as text and escaped."""
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Any]]
-
-
-@dataclass(frozen=True)
-class Image:
-    """A PNG (or, by ``media``, another kind of picture) with its description."""
-
-    png: bytes
-    alt: str
-    media: str = "image/png"
-
-    @property
-    def data(self) -> str:
-        """Base64 of the bytes."""
-        return base64.b64encode(self.png).decode("ascii")
 
 
 @dataclass(frozen=True)
@@ -73,13 +60,10 @@ class Link:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with paragraphs, then links, tables and images."""
+    """A heading, and below it paragraphs of text, tables, figures and links in their order."""
 
     title: str
-    paragraphs: Sequence[str] = field(default_factory=tuple)
-    tables: Sequence[Table] = field(default_factory=tuple)
-    images: Sequence[Image] = field(default_factory=tuple)
-    links: Sequence[Link] = field(default_factory=tuple)
+    content: Sequence[str | Table | Figure | Words | Link]
 
 
 def html_page(title: str, sections: Sequence[Section], *, subtitle: str = "") -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from e2i_dagster.config.algorithms import PROBLEM_TYPES, Algorithm, AlgorithmsPolicy, SelectionPolicy
+from e2i_dagster.display import Table
 from e2i_dagster.errors import ConfigError, VerdictError
 from e2i_dagster.modelling.estimators import TRAINABLE, build_estimator, one_thread, raw_scores
 from e2i_dagster.modelling.model_input import LabelledRows, feature_kinds
@@ -68,26 +69,32 @@ class AlgorithmChoice(BaseModel):
             "alternatives": ", ".join(self.alternatives) or "none",
             "measured_by": self.measured,
             "benchmark_rows": self.benchmark_rows,
-            "seconds": round(self.seconds, 2),
+            "seconds": self.seconds,
             "rationale": self.rationale,
-            "candidates_md": self._table(),
+            "candidates": Table(
+                (
+                    *("algorithm", self.metric, "fold deviation", "latency (ms)", "declared latency (ms)"),
+                    *("stored (MB)", "interpretability", "verdict"),
+                ),
+                [
+                    (
+                        *(
+                            one.algorithm,
+                            one.performance,
+                            one.deviation,
+                            one.latency_ms,
+                            one.declared_latency_ms,
+                        ),
+                        *(one.memory_mb, one.interpretability, f"{one.state}: {one.reason}"),
+                    )
+                    for one in self.candidates
+                ],
+            ),
         }
 
     def to_record(self) -> dict[str, Any]:
         """The choice as JSON values, without the time it took (equal inputs, equal record)."""
         return self.model_dump(mode="json", exclude=self.volatile_fields)
-
-    def _table(self) -> str:
-        head = (
-            f"| algorithm | {self.metric} | ± fold deviation | latency ms (declared) | stored MB | "
-            "interpretability | verdict |\n|---|---|---|---|---|---|---|\n"
-        )
-        return head + "\n".join(
-            f"| {item.algorithm} | {_shown(item.performance)} | {_shown(item.deviation)} | "
-            f"{_shown(item.latency_ms, 1)} ({item.declared_latency_ms:g}) | {_shown(item.memory_mb, 2)} | "
-            f"{item.interpretability:g} | {item.state}: {item.reason} |"
-            for item in self.candidates
-        )
 
 
 def select_algorithm(
@@ -433,7 +440,3 @@ def _rationale(
     elif len(ranking) > 1 and ranking[1] in scores:
         sentences.append(f"Next is {ranking[1]} with {measures[ranking[1]]['performance']:.3f}.")
     return " ".join(sentences)
-
-
-def _shown(value: float | None, digits: int = 4) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"

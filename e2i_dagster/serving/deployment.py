@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict
 
 from e2i_dagster.config.serving import ServingPolicy
+from e2i_dagster.display import Table, Words
 from e2i_dagster.errors import InputError, UnavailableError
 from e2i_dagster.policy_files.environment import port as configured_port
 from e2i_dagster.policy_files.environment import state_folder
@@ -140,28 +141,30 @@ class Deployment(BaseModel):
         """Whether every comparison was within its tolerance."""
         return all(one.holds for one in self.parity)
 
+    @property
+    def parity_table(self) -> Table:
+        """How far the answers through HTTP are from those of the offline models."""
+        return Table(
+            ("model", "rows", "largest difference", "tolerance", "holds"),
+            [(one.model_id, one.rows, one.max_difference, one.tolerance, one.holds) for one in self.parity],
+            {"largest difference": ".2e", "tolerance": ".0e"},
+        )
+
     def to_metadata(self) -> dict[str, Any]:
         """Address, models, parity and times for the asset's page."""
-        models = "\n".join(f"| {one.model_id} | {one.stage} | `{one.digest}` |" for one in self.models)
-        compared = "\n".join(
-            f"| {one.model_id} | {one.rows} | {one.max_difference:.2e} | {one.tolerance:.0e} | "
-            f"{'yes' if one.holds else 'no'} |"
-            for one in self.parity
-        )
-        examples = "\n\n".join(f"```sh\n{one.example}\n```" for one in self.models)
         return {
             "url": self.url,
             "service": self.service,
             "slot": self.slot,
             "bento": self.bento_tag,
             "previous_bento": self.previous_release or "none",
-            "seconds": round(sum(self.seconds.values()), 2),
-            "models_md": f"| model | stage | digest |\n|---|---|---|\n{models}",
-            "parity_md": "| model | rows | largest difference | tolerance | holds |\n|---|---|---|---|---|\n"
-            + compared,
-            "steps_md": "| step | seconds |\n|---|---|\n"
-            + "\n".join(f"| {step} | {seconds:.2f} |" for step, seconds in self.seconds.items()),
-            "examples_md": examples,
+            "seconds": sum(self.seconds.values()),
+            "models": Table(
+                ("model", "stage", "digest"), [(one.model_id, one.stage, one.digest) for one in self.models]
+            ),
+            "parity": self.parity_table,
+            "steps": Table(("step", "seconds"), self.seconds.items()),
+            "examples": Words([one.example for one in self.models], "code"),
         }
 
     def to_record(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from e2i_dagster.config.serving import ServiceName, ServingPolicy
+from e2i_dagster.display import Table
 from e2i_dagster.errors import InputError, UnavailableError
 from e2i_dagster.pipeline.code import source_code
 from e2i_dagster.policy_files.base import digest_of
@@ -212,20 +213,18 @@ class Release(BaseModel):
 
     def to_metadata(self) -> dict[str, Any]:
         """Tag, folder, size and a table of the models."""
-        rows = "\n".join(
-            f"| {one.model_name} | {one.version} | {one.problem_type} | {len(one.signature.features)} "
-            f"| `{one.digest}` |"
-            for one in self.models
-        )
-        size = sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
         return {
             "bento": self.tag,
             "path": str(self.path),
-            "models": len(self.models),
-            "bytes": size,
+            "bytes": sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file()),
             "reused": self.reused,
-            "models_md": "| model | version | problem type | features | digest |\n|---|---|---|---|---|\n"
-            + rows,
+            "models": Table(
+                ("model", "version", "problem type", "features", "digest"),
+                [
+                    (one.model_name, one.version, one.problem_type, len(one.signature.features), one.digest)
+                    for one in self.models
+                ],
+            ),
         }
 
     def to_record(self) -> dict[str, Any]:

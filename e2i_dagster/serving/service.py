@@ -401,7 +401,8 @@ class Application:
 
     def page(self) -> str:
         """The page at ``/``: what the service answers for and where to go on. It loads nothing."""
-        from e2i_dagster.reports.page import Link, Section, Table, html_page
+        from e2i_dagster.display import Table
+        from e2i_dagster.reports.page import Link, Section, html_page
 
         _, health = self.health()
         models = [
@@ -418,11 +419,8 @@ class Application:
         return html_page(
             f"e2i {self.manifest.service}",
             [
-                Section(
-                    "Models",
-                    tables=[Table(["model", "version", "stage", "health", "recent answers"], models)],
-                ),
-                Section("Pages", links=links),
+                Section("Models", [Table(("model", "version", "stage", "health", "recent answers"), models)]),
+                Section("Pages", links),
             ],
             subtitle=f"Slot {health['slot']}, release {self.version}, {health['status']}",
         )

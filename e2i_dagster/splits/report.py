@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
-from e2i_dagster.cohorts.disclosure import shown_count
+from e2i_dagster.cohorts.disclosure import HIDDEN, is_small, shown_count
+from e2i_dagster.display import Table
 from e2i_dagster.errors import InputError
 from e2i_dagster.splits.assign import RATIOS, SPLITS, UNASSIGNED, Ratios
 
@@ -50,18 +51,21 @@ class SplitReport(BaseModel):
     def to_metadata(self) -> dict[str, Any]:
         assigned = sum(self.counts[name] for name in SPLITS)
         # A small split hides the others' figures too: their sum is shown.
-        small = any(0 < count < 11 for count in self.counts.values())
-        lines = ["| split | patients | share |", "|---|---|---|"]
-        for name, count in self.counts.items():
-            share = "" if name == UNASSIGNED or not assigned else f"{count / assigned:.3f}"
-            lines.append(f"| {name} | {'suppressed' if small else f'{count:,}'} | {'' if small else share} |")
-        checks = ["| check | status | detail |", "|---|---|---|"]
-        checks += [f"| {c.name} | {c.status} | {'' if small else c.detail} |" for c in self.checks]
+        small = any(map(is_small, self.counts.values()))
+        rows = [
+            (
+                name,
+                HIDDEN if small else count,
+                None if small or name == UNASSIGNED or not assigned else count / assigned,
+            )
+            for name, count in self.counts.items()
+        ]
+        checks = [(one.name, one.status, None if small else one.detail) for one in self.checks]
         return {
             "patients": shown_count(self.patients),
             "violations": len(self.violations),
-            "splits_md": "\n".join(lines),
-            "checks_md": "\n".join(checks),
+            "splits": Table(("split", "patients", "share"), rows, {"share": ".3f"}),
+            "checks": Table(("check", "status", "detail"), checks),
         }
 
     def to_record(self) -> dict[str, Any]:

@@ -12,12 +12,14 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from e2i_dagster.cohorts.disclosure import shown_count
 from e2i_dagster.config.optuna_config import EvaluationPolicy, OptunaPolicy
 from e2i_dagster.config.scope import CalibrationRule, SuccessCriteria, SuccessRule
+from e2i_dagster.display import Figure, Table, text
 from e2i_dagster.modelling.estimators import build_estimator, one_thread, raw_scores
 from e2i_dagster.modelling.model_input import LabelledRows
 from e2i_dagster.modelling.preprocessing import build_preprocessor, column_origins
-from e2i_dagster.reports import figure_png, image_markdown, new_figure
+from e2i_dagster.reports import figure_png, new_figure
 from e2i_dagster.splits.rows import SealedRows, VisibleRows
 from e2i_dagster.training.fit import TrainedModel
 from e2i_dagster.training.metrics import (
@@ -41,6 +43,11 @@ class Estimate(BaseModel):
     value: float | None
     low: float | None
     high: float | None
+
+    @property
+    def with_interval(self) -> tuple[float | None, float | None, float | None]:
+        """The value and the ends of its interval."""
+        return self.value, self.low, self.high
 
 
 class SplitMetrics(BaseModel):
@@ -137,64 +144,50 @@ class Evaluation(BaseModel):
         return {
             "accepted": self.accepted,
             **{
-                f"{split}_{headline}": round(value, 4)
+                f"{split}_{headline}": value
                 for split in self.splits
                 if (value := self.metric(split, headline)) is not None
             },
             "threshold": self.threshold,
             "test_opened": self.test_opened,
             "model_digest": self.model_digest,
-            "seconds": round(self.seconds, 2),
-            "criteria_md": self._criteria_table(),
-            "metrics_md": self._metrics_table(),
-            "baselines_md": self._baseline_table(),
-            "figure_md": image_markdown(self.figure, self.figure_title),
+            "seconds": self.seconds,
+            "criteria": Table(
+                ("criterion", "value", "interval", "threshold", "distance", "met"),
+                [
+                    (one.rule, one.value, (one.low, one.high), one.threshold, one.distance, one.passed)
+                    for one in self.criteria
+                ],
+            ),
+            "metrics": self._metrics_table(),
+            "baselines": Table(
+                ("baseline", "measure", "its value", "model minus baseline", "required", "beaten"),
+                [
+                    (
+                        *(f"{one.name} ({one.detail})", f"{one.metric} on {one.split}", one.value),
+                        *(one.difference.with_interval, f"above {one.required:g}", one.beaten),
+                    )
+                    for one in self.baselines
+                ],
+            ),
+            "figure": Figure.png(self.figure, self.figure_title),
         }
 
     def to_record(self) -> dict[str, Any]:
         """JSON values without the figure and the time it took."""
         return self.model_dump(mode="json", exclude=self.volatile_fields)
 
-    def _criteria_table(self) -> str:
-        return (
-            "| criterion | value | interval | threshold | distance | met |\n|---|---|---|---|---|---|\n"
-            + "\n".join(
-                f"| {item.rule} | {_shown(item.value)} | {_shown(item.low)} to {_shown(item.high)} | "
-                f"{_shown(item.threshold)} | {_shown(item.distance)} | {'yes' if item.passed else 'NO'} |"
-                for item in self.criteria
-            )
-        )
-
-    def _metrics_table(self) -> str:
-        names = list(dict.fromkeys(name for split in self.splits.values() for name in split.metrics))
-        head = "| metric | " + " | ".join(
-            f"{name} (n = {_count(split.n)})" for name, split in self.splits.items()
-        )
-        rows = [head + " |", "|---" * (len(self.splits) + 1) + "|"]
-        for name in names:
-            cells = [split.metrics.get(name) for split in self.splits.values()]
-            rows.append(
-                f"| {name} | "
-                + " | ".join(
-                    "–"
-                    if cell is None
-                    else f"{_shown(cell.value)} ({_shown(cell.low)} to {_shown(cell.high)})"
-                    for cell in cells
-                )
-                + " |"
-            )
-        notes = [f"{name}: {split.note}" for name, split in self.splits.items() if split.note]
-        return "\n".join(rows) + ("\n\n" + "; ".join(notes) if notes else "")
-
-    def _baseline_table(self) -> str:
-        return (
-            "| baseline | measure | its value | model minus baseline | required | beaten |\n|---|---|---|---|---|---|\n"
-            + "\n".join(
-                f"| {item.name} ({item.detail}) | {item.metric} on {item.split} | {_shown(item.value)} | "
-                f"{_shown(item.difference.value)} ({_shown(item.difference.low)} to {_shown(item.difference.high)}) | "
-                f"above {item.required:g} | {'yes' if item.beaten else 'NO'} |"
-                for item in self.baselines
-            )
+    def _metrics_table(self) -> Table:
+        splits = self.splits
+        names = dict.fromkeys(name for split in splits.values() for name in split.metrics)
+        none = Estimate(value=None, low=None, high=None)
+        return Table(
+            ("metric", *(f"{name} (n = {shown_count(split.n)})" for name, split in splits.items())),
+            [
+                (name, *(split.metrics.get(name, none).with_interval for split in splits.values()))
+                for name in names
+            ],
+            note="; ".join(f"{name}: {split.note}" for name, split in splits.items() if split.note),
         )
 
 
@@ -400,7 +393,7 @@ def _judge(rule: SuccessRule, splits: Mapping[str, SplitMetrics]) -> CriterionRe
         passed = distance >= 0
         reason = (
             f"{rule.words()}: {seen:.4f} is {'met' if passed else f'short by {-distance:.4f}'} "
-            f"(interval {_shown(low)} to {_shown(high)})."
+            f"(interval {text((low, high), '.4f')})."
         )
     return CriterionResult(
         name=rule.name,
@@ -437,7 +430,7 @@ def _judge_calibration(rule: CalibrationRule, splits: Mapping[str, SplitMetrics]
             distance = min(high - lowest, highest - low)
             passed = distance >= 0
             reason = (
-                f"{words}: {value:.4f} (interval {_shown(low)} to {_shown(high)}) "
+                f"{words}: {value:.4f} (interval {text((low, high), '.4f')}) "
                 f"{'reaches the limits: met' if passed else 'lies outside the limits'}."
             )
         results.append(
@@ -529,14 +522,6 @@ def _figure(parts: Mapping[str, tuple[np.ndarray, np.ndarray]], model: TrainedMo
 
 def _number(value: float) -> float | None:
     return None if not np.isfinite(value) else float(value)
-
-
-def _count(n: int) -> str:
-    return str(n) if n >= _SMALL else f"<{_SMALL}"
-
-
-def _shown(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
 
 
 __all__ = [

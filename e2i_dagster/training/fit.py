@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from e2i_dagster.config.optuna_config import OptunaPolicy
+from e2i_dagster.display import Table
 from e2i_dagster.modelling.estimators import build_estimator, one_thread, raw_scores
 from e2i_dagster.modelling.model_input import Kind, feature_kinds, model_input
 from e2i_dagster.modelling.preprocessing import build_preprocessor
@@ -90,17 +91,15 @@ class TrainedModel:
             "training_rows": self.training_rows,
             "validation_rows": self.validation_rows,
             "features": len(self.kinds),
-            "positive_share": None if self.prevalence is None else round(self.prevalence, 4),
+            "positive_share": self.prevalence,
             "calibration": f"{self.calibration}: {self.calibration_note}",
             "threshold": self.threshold,
             "model_digest": self.digest,
-            "seconds": round(self.seconds, 2),
-            "parameters_md": "| parameter | value |\n|---|---|\n"
-            + "\n".join(f"| {name} | {value} |" for name, value in self.parameters.items()),
-            "features_md": "| feature | kind | missing in training |\n|---|---|---|\n"
-            + "\n".join(
-                f"| {name} | {kind} | {'yes' if name in self.nullable else 'no'} |"
-                for name, kind in self.kinds.items()
+            "seconds": self.seconds,
+            "parameters": Table(("parameter", "value"), self.parameters.items()),
+            "feature_kinds": Table(
+                ("feature", "kind", "missing in training"),
+                [(name, kind, name in self.nullable) for name, kind in self.kinds.items()],
             ),
         }
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from e2i_dagster.config.algorithms import Algorithm, AlgorithmsPolicy, Choice, Dimension, FloatRange, IntRange
 from e2i_dagster.config.optuna_config import OptunaPolicy
+from e2i_dagster.display import Table, text
 from e2i_dagster.errors import UnavailableError, VerdictError
 from e2i_dagster.modelling.estimators import build_estimator, one_thread, raw_scores
 from e2i_dagster.modelling.model_input import LabelledRows, feature_kinds
@@ -74,21 +75,22 @@ class SearchResult(BaseModel):
         return ({"note": self.note} if self.note else {}) | {
             "study": self.study_name,
             "algorithm": self.algorithm,
-            f"best_validation_{self.metric}": round(self.best_value, 6),
-            "trials": len(self.trials),
+            f"best_validation_{self.metric}": self.best_value,
             "completed": self.n_completed,
             "pruned": self.n_pruned,
             "taken_from_earlier_run": self.resumed_trials,
             "stopped_by": self.stopped_by,
-            "seconds": round(self.seconds, 2),
-            "parameters_md": "| parameter | value |\n|---|---|\n"
-            + "\n".join(f"| {name} | {_shown(value)} |" for name, value in self.parameters.items()),
-            "trials_md": "| trial | state | value | parameters |\n|---|---|---|---|\n"
-            + "\n".join(
-                f"| {trial.number} | {trial.state} | {_shown(trial.value)} | "
-                + ", ".join(f"{name} {_shown(value)}" for name, value in trial.parameters.items())
-                + " |"
-                for trial in self.trials
+            "seconds": self.seconds,
+            "parameters": Table(("parameter", "value"), self.parameters.items()),
+            "trials": Table(
+                ("trial", "state", "value", "parameters"),
+                [
+                    (
+                        *(trial.number, trial.state, trial.value),
+                        [f"{name} {text(value)}" for name, value in trial.parameters.items()],
+                    )
+                    for trial in self.trials
+                ],
             ),
         }
 
@@ -436,7 +438,3 @@ def _quiet_optuna() -> Iterator[None]:
             yield
     finally:
         optuna.logging.set_verbosity(before)
-
-
-def _shown(value: Any) -> str:
-    return "–" if value is None else f"{value:.5g}" if isinstance(value, float) else str(value)

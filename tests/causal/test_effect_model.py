@@ -101,7 +101,7 @@ def test_effects_that_differ_are_found_and_every_criterion_is_met(fitted, varied
     assert losses["cross_fitted_loss_boosting"].value < losses["cross_fitted_loss_constant"].value
     assert evaluation.splits["validation"].metrics["qini"].low > 0
     assert 0 < evaluation.metric("validation", "policy_value") < 0.4
-    assert "calibration_slope" in evaluation.to_metadata()["metrics_md"]
+    assert "calibration_slope" in [row[0] for row in evaluation.to_metadata()["metrics"].rows]
 
 
 def test_an_answer_carries_what_was_measured_among_patients_predicted_alike(fitted, varied):

@@ -141,11 +141,11 @@ def test_checks_fail_with_the_reason(sound, separated, plant, causal_policy):
 
 def test_the_pages_say_what_was_found(sound, separated, plant, causal_policy):
     told = sound.to_metadata()
-    assert {"forest_plot_md", "love_plot_md", "overlap_plot_md"} <= set(told)
+    assert {"forest_plot", "love_plot", "overlap_plot"} <= set(told)
     assert told["agreement_score"] == 1.0
-    assert "| **consensus** |" in told["estimates_md"]
-    assert "placebo_treatment" in told["refuters_md"]
-    assert "E-value" in told["sensitivity_md"]
+    assert told["estimates"].texts[-1][0] == "consensus"
+    assert "placebo_treatment" in [row[0] for row in told["refuters"].rows]
+    assert "E-value" in [row[0] for row in told["sensitivity"].rows]
     heterogeneity = study_heterogeneity(
         plant(1.5), treatment="treated", outcome="outcome", confounders=["severity", "academic"],
         policy=causal_policy, estimable=True,
@@ -155,8 +155,8 @@ def test_the_pages_say_what_was_found(sound, separated, plant, causal_policy):
     assert "Who to treat" in page
     refused = separated.to_metadata()
     assert refused["effect_state"] == "not_estimable"
-    assert "forest_plot_md" not in refused
-    assert "overlap_plot_md" in refused  # refused with its figure
+    assert "forest_plot" not in refused
+    assert "overlap_plot" in refused  # refused with its figure
     assert "Not estimable" in study_page(separated)
 
 
@@ -165,7 +165,7 @@ def test_figures_do_not_depend_on_what_was_imported(sound):
     import matplotlib as mpl
 
     assert mpl.rcParams["axes.facecolor"] == mpl.rcParamsDefault["axes.facecolor"]
-    assert sound.to_metadata()["forest_plot_md"] == sound.to_metadata()["forest_plot_md"]
+    assert sound.to_metadata()["forest_plot"] == sound.to_metadata()["forest_plot"]
 
 
 def test_a_stored_study_reads_back_and_durations_are_no_result(sound):

@@ -74,7 +74,7 @@ def test_examples_that_the_definition_does_not_meet():
     assert "'wrong': expected x, the definition says in" in report.findings[1].message
     assert not report.passed
     assert kinds(lint(definition([rule("x", "==", 1)])), "warning") == ["no_examples"]
-    assert "example_verdict" in report.to_metadata()["findings_md"]
+    assert "example_verdict" in str(report.to_metadata()["findings"].texts)
 
 
 def data(**columns):

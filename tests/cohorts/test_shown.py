@@ -1,7 +1,6 @@
 """What is shown of a cohort: small cells cannot be read or computed; figure and tables are whole."""
 
 import base64
-import re
 from xml.etree import ElementTree
 
 import numpy as np
@@ -10,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from e2i_dagster.cohorts import CohortDefinition, build_cohort, read_cohort
-from e2i_dagster.cohorts.characteristics import characteristics, characteristics_markdown
+from e2i_dagster.cohorts.characteristics import characteristics, characteristics_table
 from e2i_dagster.cohorts.disclosure import is_small, shown_steps, suppressed
 
 
@@ -104,12 +103,12 @@ def small_cohort(n=60):
 
 def test_metadata_shows_no_small_cell_and_no_patient():
     metadata = small_cohort().to_metadata()
-    text = str({k: v for k, v in metadata.items() if k != "consort_md"})
-    svg = base64.b64decode(re.search(r"base64,([^)]+)", metadata["consort_md"]).group(1)).decode()
+    text = str({k: v for k, v in metadata.items() if k != "consort"})
+    svg = base64.b64decode(metadata["consort"].data).decode()
     for shown in (text, svg):
         assert "CANARY" not in shown
         assert "Removed: 7" not in shown
-        assert "| 7 | 53 |" not in shown
+        assert "7, 53" not in shown
         assert "suppressed" in shown
     root = ElementTree.fromstring(svg)
     assert root.tag.endswith("svg")
@@ -143,10 +142,10 @@ def test_the_share_in_exclusions_is_shown_only_where_nothing_is_hidden():
             "last_observation_date": pd.Timestamp("2024-01-01"),
         }
     )
-    table = build_cohort(small_cohort().definition, frame).to_metadata()["attrition_md"]
+    table = build_cohort(small_cohort().definition, frame).to_metadata()["attrition"]
     # 40 are too young only, 20 at risk only, 20 both: 50 and 30 of 80.
-    assert [line.split("|")[-2].strip() for line in table.splitlines()[2:5]] == ["0%", "62%", "38%"]
-    assert "share in exclusions" not in small_cohort().to_metadata()["attrition_md"]
+    assert [row[-1] for row in table.texts[:3]] == ["0%", "62%", "38%"]
+    assert "share in exclusions" not in small_cohort().to_metadata()["attrition"].columns
 
 
 def test_those_lost_are_described_without_giving_a_small_group_away():
@@ -170,9 +169,10 @@ def test_those_lost_are_described_without_giving_a_small_group_away():
     assert lost.shares == {"gender": {"F": 0.6, "M": 0.4}}
     # Five of unknown sex could be subtracted from the whole, so the others are hidden too.
     assert (stayed.step, stayed.shares) == ("eligible", {"gender": {"F": None, "U": None}})
-    shown = characteristics_markdown((lost, stayed))
-    assert "| age | 100 | 17 | F 60%, M 40% |" in shown
-    assert "| eligible | 300 | 40 | hidden |" in shown
+    assert characteristics_table((lost, stayed)).texts == [
+        ["age", "100", "17", "F 60%, M 40%"],
+        ["eligible", "300", "40", "hidden"],
+    ]
 
 
 def test_a_person_with_several_journeys_is_lost_once_where_the_last_of_them_fails():

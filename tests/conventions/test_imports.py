@@ -18,6 +18,7 @@ CORE = CHECKOUT / "e2i_dagster"
 ROOMS = (
     "e2i_dagster.errors",
     "e2i_dagster.binning",
+    "e2i_dagster.display",
     "e2i_dagster.policy_files",
     "e2i_dagster.modelling",
     "e2i_dagster.tables",

@@ -2,14 +2,15 @@
 
 import ast
 import inspect
+import re
 
 import pytest
 from pydantic import BaseModel
 
 from e2i_dagster.policy_files.environment import CHECKOUT
 
-#: The two modules of assets/ that hold no assets.
-MACHINERY = {"stage.py", "partitions.py", "__init__.py"}
+#: The modules of assets/ that hold no assets.
+MACHINERY = {"stage.py", "metadata.py", "partitions.py", "__init__.py"}
 ASSET_MODULES = sorted(path for path in (CHECKOUT / "assets").glob("*.py") if path.name not in MACHINERY)
 DECORATORS = {"stage_asset", "scope_asset", "stage_check", "dg.asset_check"}
 MOST_STATEMENTS = 14
@@ -91,6 +92,18 @@ def test_asset_graph_snapshot(tmp_path):
     assert actual == expected, (
         f"The asset graph changed. tests/conventions/asset_graph.txt should be:\n{actual}"
     )
+
+
+@pytest.mark.parametrize("package", ["e2i_dagster", "assets", "sensors"])
+def test_tables_and_figures_are_drawn_in_one_place(package):
+    """Whoever shows something makes a Table, a Figure or Words; no other text has the marks of Markdown or HTML."""
+    markup = re.compile(r"\|\s*:?-{2,}|!\[|;base64,|<t[dr]\b|MetadataValue\.(md|table)\b")
+    drawing = {"e2i_dagster/display.py", "e2i_dagster/reports/page.py", "assets/metadata.py"}
+    for path in sorted((CHECKOUT / package).rglob("*.py")):
+        found = markup.search(path.read_text(encoding="utf-8"))
+        assert found is None or path.relative_to(CHECKOUT).as_posix() in drawing, (
+            f"{path}: {found and found.group()!r}; make a value of e2i_dagster.display instead"
+        )
 
 
 def test_no_test_is_skipped_without_saying_why():

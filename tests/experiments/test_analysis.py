@@ -378,7 +378,7 @@ def test_what_cannot_be_estimated_says_why(units, change, arguments, reason):
     assert (refused and reason in refused[-1].reason) or any(reason in item.reason for item in refused)
     for item in refused:
         assert item.effect is None and item.p_value is None and item.interval is None and item.z is None
-    assert "not estimable" in found.to_metadata()["comparisons_md"]
+    assert "not estimable" in [row[1] for row in found.to_metadata()["comparisons"].rows]
 
 
 @pytest.mark.parametrize(
@@ -404,7 +404,7 @@ def test_a_test_that_exists_is_given_where_a_hazard_ratio_does_not(units, change
     assert tested and any(reason in item.reason for item in tested)
     for item in tested:
         assert item.effect is None and item.interval is None and 0 <= item.p_value <= 1 and item.z is not None
-    assert "not estimable" in found.to_metadata()["comparisons_md"]
+    assert "not estimable" in [row[1] for row in found.to_metadata()["comparisons"].rows]
 
 
 @pytest.mark.parametrize(
@@ -582,4 +582,4 @@ def test_a_covariate_that_the_treatment_moved_is_noted(units):
 
 def test_shown_means_of_few_units_are_withheld(units):
     found = analyze(units.head(12), arm="arm", outcome="spend", control="control", min_per_arm=2)
-    assert "<11" in found.to_metadata()["arms_md"]
+    assert {row[1:] for row in found.to_metadata()["arms"].rows} == {("<11", "<11", "0", None)}

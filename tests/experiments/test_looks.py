@@ -7,13 +7,7 @@ import pandas as pd
 import pytest
 
 from e2i_dagster.config.experiment import ExperimentSpec, LifecyclePolicy
-from e2i_dagster.experiments.conduct.final_analysis import (
-    _set_result,
-    _subgroups,
-    effect_rows,
-    forest_md,
-    grow_forest,
-)
+from e2i_dagster.experiments.conduct.final_analysis import _set_result, _subgroups, effects_table, grow_forest
 from e2i_dagster.experiments.conduct.interim_looks import (
     _at_planned,
     answered,
@@ -296,7 +290,7 @@ def test_a_covariate_that_cannot_serve_leaves_look_harm_and_results_their_effect
     policy = LifecyclePolicy.load(config_folder())
     frame = given.analysis_frame(spec, policy)
     results = _set_result(frame, spec, "responded", "itt", policy)
-    assert "without the covariate" in effect_rows([results])[0][-1]
+    assert "without the covariate" in effects_table([results]).texts[0][-1]
 
 
 def test_classical_looks_are_frozen_at_the_planned_information():
@@ -346,4 +340,4 @@ def test_a_subgroup_and_a_forest_covariate_that_nobody_has_leave_the_others():
     forest = grow_forest(frame, spec, policy, "treated", spec.heterogeneity)
     assert forest.status == "estimated"
     assert forest.reason == "without never_asked: no unit has a value"
-    assert forest_md(forest).startswith("without never_asked")
+    assert forest.to_metadata()["reason"] == forest.reason

@@ -352,7 +352,7 @@ def test_a_declared_forest_is_looked_for_once_for_the_same_rows_and_says_why_it_
         (found,) = page.heterogeneity
         assert found.status == "not_estimable"
         assert "a forest needs at least 200" in found.reason
-        assert "not estimable" in page.to_metadata()["forest_of_effects_treated_md"]
+        assert page.to_metadata()["forest_of_effects_treated_status"] == "not_estimable"
         assert run.results_page(connection, name, lifecycle, actor="carla").heterogeneity == (found,)
         assert connection.scalar(recorded) == 1
 

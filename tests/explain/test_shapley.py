@@ -106,8 +106,8 @@ def test_narrative_and_metadata_come_from_the_numbers():
     assert found.narrative.startswith("On 200 validation patients, severity")
     assert "severity: larger values go with a higher predicted probability" in found.narrative
     shown = found.to_metadata()
-    assert shown["summary_md"].startswith("![")
-    assert shown["importance_md"].count("\n") == 1 + len(found.effects)
+    assert shown["summary"].uri.startswith("data:image/png")
+    assert len(shown["importance"].rows) == len(found.effects)
 
 
 def test_levels_of_few_patients_are_not_named():

@@ -119,7 +119,7 @@ def test_the_report_has_the_documented_form(database, content, hcps):
     assert {*counts, "seconds", "status", "reasons", "partitions"} <= set(form["tables"]["hcp_profiles"])
     metadata = report.to_metadata()
     assert metadata["rows_source"] == 20
-    assert "| hcp_profiles | loaded | 20 |" in metadata["tables_md"]
+    assert [row[:3] for row in metadata["tables"].rows] == [("hcp_profiles", "loaded", 20)]
     recorded = content("ml_table_loads").iloc[0]
     assert (recorded["load_id"], recorded["actor"], recorded["run_id"]) == ("the-load", "someone", "run-1")
     assert (recorded["delivered"], recorded["inserted"], recorded["status"]) == (20, 20, "loaded")

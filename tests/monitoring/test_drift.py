@@ -111,8 +111,8 @@ def test_inputs_stay_as_they_are():
 def test_metadata_shows_a_table_and_a_figure():
     rng = np.random.default_rng(9)
     shown = report(frame(rng, 500), frame(rng, 500, shift=4)).to_metadata()
-    assert "| disease_severity | critical |" in shown["drift_md"]
-    assert "data:image/" in shown["figure_md"]
+    assert ("disease_severity", "critical") in [row[:2] for row in shown["drift"].rows]
+    assert shown["figure"].uri.startswith("data:image/png")
 
 
 @settings(max_examples=40, deadline=None)

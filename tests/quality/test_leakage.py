@@ -419,7 +419,7 @@ def test_what_did_not_run_says_why() -> None:
     empty = _audit(_honest().iloc[:0])
     assert not empty.findings
     single = audit(_honest().assign(label=1), target="label")
-    assert "single value" in single.to_metadata()["checks_md"]
+    assert "single value" in str(single.to_metadata()["checks"].texts)
 
 
 def test_unlabelled_rows_mixed_types_and_empty_columns_do_not_stop_it() -> None:
@@ -559,7 +559,7 @@ def test_a_large_category_without_an_event_cannot_have_the_outcome(column: Drawn
 
 def test_the_page_and_the_record_tell_the_rule_that_leaves_them_out() -> None:
     report = audit(_readmissions(_text, 300), target="readmitted")
-    assert "exclusion_criteria:" in report.to_metadata()["findings_md"]
+    assert "exclusion_criteria:" in str(report.to_metadata()["findings"].texts)
     (row,) = [one for one in report.to_record()["rows"] if "cannot have" in one["details"]]
     assert "expired: in hospital" in row["remediation_action"]
 

@@ -151,8 +151,8 @@ def test_the_deployment_says_what_it_did(live: Live) -> None:
     assert deployed.parity[0].max_difference <= 1e-6
     assert any("agree with the offline model" in sentence for sentence in live.said)
     shown = deployed.to_metadata()
-    assert f"{MODEL}/1" in shown["models_md"]
-    assert "curl" in shown["examples_md"]
+    assert [row[0] for row in shown["models"].rows] == [f"{MODEL}/1"]
+    assert "curl" in shown["examples"].parts[0]
 
 
 def test_deployments_are_recorded_and_retired(live: Live, warehouse: sa.Engine) -> None:

@@ -240,9 +240,10 @@ def test_equal_inputs_give_equal_evaluations(trained):
 
 def test_metadata_has_tables_and_a_figure(trained):
     shown = evaluate(*trained, criteria=criteria(min_auc=0.6)).to_metadata()
-    assert shown["figure_md"].startswith("![ROC curve and calibration](data:image/png;base64,iVBOR")
-    assert "roc_auc" in shown["metrics_md"]
-    assert "not measured" not in shown["metrics_md"]
+    assert shown["figure"].alt == "ROC curve and calibration"
+    assert shown["figure"].uri.startswith("data:image/png;base64,iVBOR")
+    assert "roc_auc" in [row[0] for row in shown["metrics"].rows]
+    assert not shown["metrics"].note
 
 
 def test_a_number_is_judged_by_its_own_metrics():

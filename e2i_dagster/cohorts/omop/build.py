@@ -13,6 +13,7 @@ from e2i_dagster.cohorts.disclosure import HIDDEN, is_small, shown_count
 from e2i_dagster.cohorts.omop.expression import CohortExpression, read_expression
 from e2i_dagster.cohorts.omop.folder import OpenPeriods, Quote, find_tables, load_tables
 from e2i_dagster.cohorts.omop.sql_plan import Plan, compile_plan
+from e2i_dagster.display import Table
 from e2i_dagster.errors import InputError
 
 if TYPE_CHECKING:
@@ -80,18 +81,16 @@ class OmopCohort:
 
     def to_metadata(self) -> dict[str, Any]:
         """Counts that may be shown: cells of 1 to 10 persons are suppressed."""
-        shown = {"persons": shown_count(self.persons), "periods": shown_count(len(self.rows))}
+        shown: dict[str, Any] = {"persons": shown_count(self.persons), "periods": shown_count(len(self.rows))}
         if self.open_periods.count:
             shown |= {
                 "open_periods": shown_count(self.open_periods.count),
                 "observed_until": str(self.open_periods.until),
             }
-        if not self.rules:
-            return shown
-        table = "".join(
-            f"| {row['rule']} | {row['persons']} | {row['gain']} |\n" for row in self.shown_rules()
-        )
-        return {**shown, "rules_md": f"| rule | persons | gain |\n| :-- | --: | --: |\n{table}"}
+        if self.rules:
+            names = ("rule", "persons", "gain")
+            shown["rules"] = Table(names, [[row[name] for name in names] for row in self.shown_rules()])
+        return shown
 
     def to_record(self) -> dict[str, Any]:
         """Exact counts, without any person."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from e2i_dagster.config.experiment import ExperimentSpec, FidelityGrades, LifecyclePolicy, Twin
 from e2i_dagster.config.scope import ScopeSpec
+from e2i_dagster.display import Figure, Table, text
 from e2i_dagster.errors import ConfigError, InputError
 from e2i_dagster.splits.seal import Seal
 from e2i_dagster.tables.description import experiments as tables
@@ -58,16 +59,16 @@ class TwinSimulation(BaseModel):
 
     def to_metadata(self) -> dict[str, Any]:
         """Prediction and heterogeneity for the UI."""
-        rows = ["| decile of the predicted effect | mean effect |", "|---:|---:|"]
-        rows += [f"| {number} | {value:.4f} |" for number, value in enumerate(self.deciles, start=1)]
         return {
-            "predicted_effect": round(self.ate, 4),
-            "interval": f"{self.lower:.4f} to {self.upper:.4f}",
+            "predicted_effect": self.ate,
+            "interval": text((self.lower, self.upper)),
             "twins": self.twins,
             "training_rows": self.training_rows,
             "model": f"{self.estimator}, {self.trees} trees, {', '.join(self.confounders)}",
             "recommendation": f"{self.recommendation}: {self.rationale}",
-            "heterogeneity_md": "\n".join(rows),
+            "heterogeneity": Table(
+                ("decile of the predicted effect", "mean effect"), enumerate(self.deciles, start=1)
+            ),
         }
 
     def to_record(self) -> dict[str, Any]:
@@ -85,27 +86,38 @@ class FidelityPage(BaseModel):
     simulations: int
     comparisons: tuple[dict[str, Any], ...]
     reason: str = ""
-    figure_md: str = ""
+    figure: Figure | None = None
 
     def to_metadata(self) -> dict[str, Any]:
         """Grade by look."""
-        rows = ["| look | predicted | observed | error | grade |", "|---:|---:|---:|---:|---|"]
-        for one in self.comparisons:
-            error = one["relative_prediction_error"]
-            rows.append(
-                f"| {one['analysis_number']} | {one['predicted_effect']:.4f} | {one['actual_effect']:.4f} | "
-                f"{one['reason'] if error is None else f'{error:.1%}'} | {one['fidelity_grade']} |"
-            )
         return {
             "simulations": self.simulations,
             "reason": self.reason or None,
-            "fidelity_md": "\n".join(rows) if self.comparisons else None,
-            "prediction_against_observation_md": self.figure_md or None,
+            "fidelity": fidelity_table(self.comparisons) if self.comparisons else None,
+            "prediction_against_observation": self.figure,
         }
 
     def to_record(self) -> dict[str, Any]:
         """Everything as plain values but the figure."""
-        return self.model_dump(mode="json", exclude={"figure_md"})
+        return self.model_dump(mode="json", exclude={"figure"})
+
+
+def fidelity_table(comparisons: Sequence[Mapping[str, Any]]) -> Table:
+    """Prediction and observation by look, graded."""
+    return Table(
+        ("look", "predicted", "observed", "error", "grade"),
+        [
+            (
+                *(one["analysis_number"], one["predicted_effect"], one["actual_effect"]),
+                one["reason"]
+                if one["relative_prediction_error"] is None
+                else one["relative_prediction_error"],
+                one["fidelity_grade"],
+            )
+            for one in comparisons
+        ],
+        {"error": ".1%"},
+    )
 
 
 def twin_rows(

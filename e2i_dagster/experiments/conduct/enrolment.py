@@ -21,6 +21,7 @@ from e2i_dagster.cohorts.disclosure import shown_count
 from e2i_dagster.cohorts.operators import decidable, holds
 from e2i_dagster.config.cohort import CohortDefinition, Criterion
 from e2i_dagster.config.experiment import Consent, ExperimentSpec
+from e2i_dagster.display import Figure, Table
 from e2i_dagster.errors import InputError
 from e2i_dagster.experiments.conduct.intake import (
     Fault,
@@ -501,7 +502,7 @@ class EnrolmentReport(BaseModel):
     per_day_planned: float
     by_day: dict[str, int]
     as_of: str | None
-    figure_md: str = ""
+    figure: Figure | None = None
 
     @property
     def rate(self) -> float | None:
@@ -512,35 +513,29 @@ class EnrolmentReport(BaseModel):
         span = int((days[-1] - days[0]) / pd.Timedelta(days=1)) + 1
         return self.assigned / span
 
+    @property
+    def table(self) -> Table:
+        """Units at each step; cells below 11 are hidden."""
+        reached = {name: getattr(self, name) for name in ("screened", "eligible", "consented", "assigned")}
+        steps = reached | self.statuses
+        return Table(("step", "units"), [(name, shown_count(n)) for name, n in steps.items()])
+
     def to_metadata(self) -> dict[str, Any]:
         """Counts for the UI; cells below 11 are hidden."""
-        rows = {
-            "screened": self.screened,
-            "eligible": self.eligible,
-            "consented": self.consented,
-            "assigned": self.assigned,
-            **self.statuses,
-        }
-        table = [
-            "| step | units |",
-            "|---|---:|",
-            *(f"| {name} | {shown_count(n)} |" for name, n in rows.items()),
-        ]
-        failed = ["| criterion | units that fail it |", "|---|---:|"]
-        failed += [f"| {name} | {shown_count(count)} |" for name, count in self.failed.items()]
+        failed = [(name, shown_count(count)) for name, count in self.failed.items()]
         return {
             "stream": "simulated" if self.simulated else "observed",
             "assigned_of_planned": f"{self.assigned:,} of {self.planned:,}",
-            "units_per_day": None if self.rate is None else round(self.rate, 2),
+            "units_per_day": self.rate,
             "as_of": self.as_of,
-            "enrolment_md": "\n".join(table),
-            "not_eligible_md": "\n".join(failed) if self.failed else None,
-            "against_plan_md": self.figure_md or None,
+            "enrolment": self.table,
+            "not_eligible": Table(("criterion", "units that fail it"), failed) if failed else None,
+            "against_plan": self.figure,
         }
 
     def to_record(self) -> dict[str, Any]:
         """Everything as plain values but the figure."""
-        return self.model_dump(mode="json", exclude={"figure_md"})
+        return self.model_dump(mode="json", exclude={"figure"})
 
 
 def enrolment_report(

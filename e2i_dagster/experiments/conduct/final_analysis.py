@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy.dialects.postgresql import insert
 
 from e2i_dagster.config.experiment import ExperimentSpec, HeterogeneityPlan, LifecyclePolicy
+from e2i_dagster.display import Figure, Table, text
 from e2i_dagster.errors import InputError, VerdictError
 from e2i_dagster.experiments.conduct import store
 from e2i_dagster.experiments.conduct.interim_looks import (
@@ -72,7 +73,7 @@ class ResultsPage(BaseModel):
     heterogeneity: tuple[Heterogeneity, ...] = ()
     scorecard: ScoredResult | None = None
     adjusted: dict[str, Any] | None = None
-    forest_md: str = ""
+    figure: Figure | None = None
 
     def to_metadata(self) -> dict[str, Any]:
         """Effects by metric and set."""
@@ -84,87 +85,47 @@ class ResultsPage(BaseModel):
         }
         if not self.available:
             return found
-        head = [f"| {' | '.join(EFFECT_COLUMNS)} |", "|---|---|---|---:|---|---:|---:|---|"]
-        head += [f"| {' | '.join(row)} |" for row in effect_rows(self.results)]
+        parts = {
+            **{f"subgroups_{one.arm}": one.to_metadata() for one in self.subgroups},
+            **{f"forest_of_effects_{one.arm}": one.to_metadata() for one in self.heterogeneity},
+        }
         return {
             **found,
             "snapshot": self.snapshot_digest,
-            "effects_md": "\n".join(head),
-            "forest_md": self.forest_md or None,
-            **{
-                f"subgroups_{one.arm}_{part}_md": one.to_metadata()[f"{part}_md"]
-                for one in self.subgroups
-                for part in ("levels", "interaction")
-            },
-            **{f"forest_of_effects_{one.arm}_md": forest_md(one) for one in self.heterogeneity},
+            "effects": effects_table(self.results),
+            "forest": self.figure,
+            **{f"{of}_{name}": value for of, part in parts.items() for name, value in part.items()},
             "adjusted_for_looks": None if self.adjusted is None else adjusted_sentence(self.adjusted),
             **({} if self.scorecard is None else self.scorecard.to_metadata()),
         }
 
     def to_record(self) -> dict[str, Any]:
         """Everything as plain values but the figure."""
-        return self.model_dump(mode="json", exclude={"forest_md"})
+        return self.model_dump(mode="json", exclude={"figure"})
 
 
-EFFECT_COLUMNS = ("metric", "set", "arm", "effect", "interval", "p", "adjusted p", "note")
-
-
-def effect_rows(results: Sequence[SetResult]) -> list[tuple[str, ...]]:
-    """``EFFECT_COLUMNS`` as text, a row per comparison."""
-    rows: list[tuple[str, ...]] = []
+def effects_table(results: Sequence[SetResult]) -> Table:
+    """A row for each comparison, or for a metric and set that cannot be analysed."""
+    rows: list[tuple[Any, ...]] = []
     for result in results:
         if result.analysis is None:
-            rows.append((result.metric, result.analysis_set, "", "not estimable", result.reason, "", "", ""))
+            none = ("not estimable", result.reason, None, None, None)
+            rows.append((result.metric, result.analysis_set, None, *none))
             continue
+        named = f"{result.metric} ({EFFECTS[result.analysis.kind]})"
         for one in result.analysis.comparisons:
-            named = f"{result.metric} ({EFFECTS[result.analysis.kind]})"
-            shared = (named, result.analysis_set, one.arm)
-            final = result.adjusted_p_values.get(one.arm)
+            effect, interval = one.estimate
             if one.effect is None:
-                p = "" if one.p_value is None else f"{one.p_value:.3g}"
-                said = "; ".join(filter(None, (one.reason, one.method)))
-                rows.append(
-                    (
-                        *shared,
-                        "not estimable",
-                        said,
-                        p,
-                        "" if final is None else f"{final:.3g}",
-                        one.note or "",
-                    )
-                )
-            else:
-                rows.append(
-                    (
-                        *shared,
-                        f"{one.effect:.4f}",
-                        f"{one.lower:.4f} to {one.upper:.4f}",
-                        f"{one.p_value:.3g}",
-                        "" if final is None else f"{final:.3g}",
-                        one.note or "",
-                    )
-                )
-    return rows
+                interval = "; ".join(filter(None, (one.reason, one.method)))
+            final = result.adjusted_p_values.get(one.arm)
+            rows.append((named, result.analysis_set, one.arm, effect, interval, one.p_value, final, one.note))
+    return Table(("metric", "set", "arm", "effect", "interval", "p", "adjusted p", "note"), rows)
 
 
 def adjusted_sentence(adjusted: dict[str, Any]) -> str:
     """The estimate that allows for the looks, in one line."""
-    return (
-        f"{adjusted['median_unbiased']:.4f} ({adjusted['lower']:.4f} to {adjusted['upper']:.4f}), "
-        f"p {adjusted['p_value']:.3g}, ended at look {adjusted['look']}"
-    )
-
-
-def forest_md(found: Heterogeneity) -> str:
-    """What the forest found, as markdown."""
-    shown = found.to_metadata()
-    if found.status == "not_estimable":
-        return f"not estimable: {found.reason}"
-    return (
-        (f"{found.reason}.\n\n" if found.reason else "")
-        + f"Does the effect differ? Calibration slope {found.calibration_slope:.2f}, p {found.p_value:.3g}.\n\n"
-        f"{shown['groups_md']}\n\n{shown['importance_md']}"
-    )
+    estimate = text((adjusted["median_unbiased"], adjusted["lower"], adjusted["upper"]))
+    return f"{estimate}, p {text(adjusted['p_value'])}, ended at look {adjusted['look']}"
 
 
 def compute_results(

@@ -23,6 +23,7 @@ from e2i_dagster.config.experiment import (
     Metric,
     Minimum,
 )
+from e2i_dagster.display import Figure, Table
 from e2i_dagster.errors import InputError, VerdictError
 from e2i_dagster.experiments.conduct import store
 from e2i_dagster.experiments.conduct.lifecycle import bound_to_stop
@@ -141,7 +142,7 @@ class InterimPage(BaseModel):
     """What everyone may see of the looks of an experiment.
 
     ``looks`` has number, information, data as of, digest of the frozen rows, alpha spent and ``advice``
-    (``continue`` or ``stop for review`` while blinded). ``boundary_md`` shows the path of z only when open.
+    (``continue`` or ``stop for review`` while blinded). ``figure`` shows the path of z only when open.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -154,7 +155,7 @@ class InterimPage(BaseModel):
     next_fraction: float | None
     looks: tuple[dict[str, Any], ...]
     size_proposal: str = ""
-    boundary_md: str = ""
+    figure: Figure | None = None
 
     def to_metadata(self) -> dict[str, Any]:
         """Looks made, and when the next is due."""
@@ -166,23 +167,24 @@ class InterimPage(BaseModel):
             "experiment_state": self.state,
             "stream": "simulated" if self.simulated else "observed",
             "blinding": "dmc: effects and statistics are left out" if self.blinded else "open",
-            "information_fraction": round(self.information, 4),
+            "information_fraction": self.information,
             "next_look_at": self.next_fraction,
             "looks_made": len(self.looks),
-            "looks_md": _table(facts, self.looks) if self.looks else None,
-            "effects_md": _table(effects, self.looks) if self.looks and not self.blinded else None,
+            "looks": looks_table(self.looks, facts) if self.looks else None,
+            "effects": looks_table(self.looks, effects) if self.looks and not self.blinded else None,
             "sample_size_review": self.size_proposal or None,
-            "boundaries_md": self.boundary_md or None,
+            "boundaries": self.figure,
         }
 
     def to_record(self) -> dict[str, Any]:
         """Everything as plain values but the figure."""
-        return self.model_dump(mode="json", exclude={"boundary_md"})
+        return self.model_dump(mode="json", exclude={"figure"})
 
 
-def _table(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
-    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-    return "\n".join([*lines, *(f"| {' | '.join(str(row[name]) for name in columns)} |" for row in rows)])
+def looks_table(looks: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> Table:
+    """``looks`` of an :class:`InterimPage`; without ``columns`` all that they have."""
+    columns = columns or list(looks[0] if looks else ())
+    return Table(columns, [[look[name] for name in columns] for look in looks])
 
 
 def due_look(spec: ExperimentSpec, information: float, made: int, *, ended: bool) -> int | None:
@@ -440,33 +442,33 @@ def interim_page(
     information: float,
     *,
     blinded: bool,
-    figure: str = "",
+    figure: Figure | None = None,
 ) -> InterimPage:
     """What of the looks may be shown."""
     shown = []
     for look in made:
         row: dict[str, Any] = {
             "look": look["analysis_number"],
-            "information": f"{look['information_fraction']:.3f}",
-            "units": f"{look['sample_size_at_analysis']:,}",
+            "information": look["information_fraction"],
+            "units": look["sample_size_at_analysis"],
             "data as of": f"{look['data_as_of']:%Y-%m-%d}",
-            "alpha spent": f"{look['cumulative_alpha_spent']:.5f}",
+            "alpha spent": look["cumulative_alpha_spent"],
             "frozen rows": look["snapshot_digest"],
         }
         if blinded:
             row["says"] = blinded_advice(look)
         else:
             z, effect = look["test_statistic"], look["effect_estimate"]
-            row["z"] = "not estimable" if z is None else f"{z:.3f}"
-            row["boundary"] = f"{look['boundary_z']:.3f}"
-            row["effect"] = "not estimable" if effect is None else f"{effect:.4f}"
+            row["z"] = "not estimable" if z is None else z
+            row["boundary"] = look["boundary_z"]
+            row["effect"] = "not estimable" if effect is None else effect
             for arm in look["metrics_snapshot"]["arms"]:
                 sequence = arm.get("always_valid")
                 if sequence is not None:
                     lower, upper = sequence["lower"], sequence["upper"]
                     if held.spec.metrics.primary.kind == "survival":
                         lower, upper = math.exp(lower), math.exp(upper)
-                    row[f"always valid, {arm['arm']}"] = f"{lower:.4f} to {upper:.4f}"
+                    row[f"always valid, {arm['arm']}"] = (lower, upper)
             row["says"] = look["decision"]
         shown.append(row)
     planned, used = held.spec.looks.information_fractions, len(answered(held.spec, made))
@@ -479,7 +481,7 @@ def interim_page(
         next_fraction=planned[used] if used < len(planned) and held.state == "running" else None,
         looks=tuple(shown),
         size_proposal=size_review_text(held.spec, made, blinded=blinded),
-        boundary_md=figure,
+        figure=figure,
     )
 
 
@@ -719,16 +721,6 @@ class PresentInterval(BaseModel):
     upper: float | None = None
     p_value: float | None = None
     reason: str = ""
-
-    @property
-    def shown_effect(self) -> str:
-        """The effect as text."""
-        return "not estimable" if self.effect is None else f"{self.effect:.4f}"
-
-    @property
-    def shown_interval(self) -> str:
-        """The interval as text."""
-        return "" if self.lower is None or self.upper is None else f"{self.lower:.4f} to {self.upper:.4f}"
 
 
 def present_intervals(

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from e2i_dagster.cohorts.disclosure import shown_count
 from e2i_dagster.config.experiment import ExperimentSpec, Metric
+from e2i_dagster.display import Figure, Table, text
+from e2i_dagster.experiments.conduct.digital_twin import fidelity_table
 from e2i_dagster.experiments.conduct.enrolment import EnrolmentReport
 from e2i_dagster.experiments.conduct.final_analysis import (
-    EFFECT_COLUMNS,
     EFFECTS,
     ResultsPage,
     SetResult,
     adjusted_sentence,
-    effect_rows,
+    effects_table,
 )
 from e2i_dagster.experiments.conduct.interim_looks import (
     PresentInterval,
@@ -31,8 +31,8 @@ from e2i_dagster.experiments.conduct.interim_looks import (
 from e2i_dagster.experiments.conduct.lifecycle import Review, may_read_results
 from e2i_dagster.experiments.conduct.store import Experiment
 from e2i_dagster.experiments.statistics.stopping import SPENDING_RULES, Boundaries, z_of_conditional_power
-from e2i_dagster.experiments.statistics.subgroups import SubgroupAnalysis
-from e2i_dagster.reports import Image, Section, Table, figure_markdown, figure_png, html_page, new_figure
+from e2i_dagster.experiments.statistics.subgroups import SubgroupAnalysis, interaction_table
+from e2i_dagster.reports import Section, drawn, html_page, new_figure
 
 _BLUE, _RED, _GREY, _GREEN, _ORANGE, _VIOLET = (
     "#1f5fa8",
@@ -203,11 +203,6 @@ def fidelity_figure(comparisons: Sequence[Mapping[str, Any]]) -> Any:
     return figure
 
 
-def as_markdown(figure: Any, alt: str) -> str:
-    """``figure`` as one markdown image."""
-    return figure_markdown(figure, alt)
-
-
 def experiment_report(
     held: Experiment,
     enrolment: EnrolmentReport,
@@ -229,98 +224,59 @@ def experiment_report(
     """
     spec = held.spec
     fractions = ", ".join(f"{fraction:g}" for fraction in spec.looks.information_fractions)
+    design = {
+        "unit": spec.unit,
+        "arms": ", ".join(f"{arm.name} ({arm.ratio:.3g})" for arm in spec.arms),
+        "primary metric": f"{spec.metrics.primary.name}, {spec.metrics.primary.kind}",
+        "randomization": spec.randomization.method,
+        "looks": f"{spec.looks.rule}: {fractions}",
+        "approvals": _approvals(review),
+        "sample size": spec.sample_size.total,
+        "design": f"version {held.version}, digest {spec.design_digest}",
+        "units": "invented (simulated stream)" if held.simulated else "observed",
+    }
     sections = [
-        Section(
-            "Design",
-            [spec.hypothesis.strip()],
-            [
-                Table(
-                    ("part", "plan"),
-                    [
-                        ("unit", spec.unit),
-                        ("arms", ", ".join(f"{arm.name} ({arm.ratio:.3g})" for arm in spec.arms)),
-                        ("primary metric", f"{spec.metrics.primary.name}, {spec.metrics.primary.kind}"),
-                        ("randomization", spec.randomization.method),
-                        ("looks", f"{spec.looks.rule}: {fractions}"),
-                        ("approvals", _approvals(review)),
-                        ("sample size", f"{spec.sample_size.total:,}"),
-                        ("design", f"version {held.version}, digest {spec.design_digest}"),
-                        ("units", "invented (simulated stream)" if held.simulated else "observed"),
-                    ],
-                )
-            ],
-        ),
+        Section("Design", [spec.hypothesis.strip(), Table(("part", "plan"), design.items())]),
         Section(
             "Enrolment",
             [
                 f"{enrolment.assigned:,} of {enrolment.planned:,} units assigned"
-                + ("" if enrolment.rate is None else f", {enrolment.rate:.1f} a day.")
+                + ("" if enrolment.rate is None else f", {enrolment.rate:.1f} a day."),
+                enrolment.table,
+                drawn(enrolment_figure(enrolment), "Units assigned against the plan"),
             ],
-            [
-                Table(
-                    ("step", "units"),
-                    [(str(key), str(value)) for key, value in _steps(enrolment).items()],
-                )
-            ],
-            [Image(figure_png(enrolment_figure(enrolment)), "Units assigned against the plan")],
         ),
     ]
     if srm is not None:
+        said = (
+            f"Severity {srm['severity']}: p {text(srm['p_value'])} (fixed test), {text(srm['sequential_p_value'])} "
+            "(valid at every look)."
+        )
         sections.append(
-            Section(
-                "Sample ratio",
-                [f"Severity {srm['severity']}: p {srm['p_value']:.3g} (fixed test), {srm['sequential_p_value']:.3g} "
-                 "(valid at every look)."],
-                [Table(("arm", "units"), [(arm, f"{count:,}") for arm, count in srm["actual_counts"].items()])],
-            )
-        )  # fmt: skip
+            Section("Sample ratio", [said, Table(("arm", "units"), srm["actual_counts"].items())])
+        )
     sections.append(_looks_section(spec, made, blinded))
     if now and not blinded:
         sections.append(_present_section(now))
     if results.available:
         sections += _results_sections(spec, results)
     if fidelity and not blinded:
-        sections.append(_fidelity_section(fidelity))
-    sections.append(
-        Section(
-            "History",
-            [],
-            [
-                Table(
-                    ("at", "state", "by", "why"),
-                    [
-                        (
-                            f"{one['recorded_at']:%Y-%m-%d %H:%M}",
-                            one["to_state"],
-                            one["recorded_by"],
-                            one["reason"],
-                        )
-                        for one in history
-                    ],
-                )
-            ],
-        )
-    )
+        figure = drawn(fidelity_figure(fidelity), "Predicted and observed effect at each look")
+        sections.append(Section("Digital twin", [fidelity_table(fidelity), figure]))
+    states = [(_at(one), one["to_state"], one["recorded_by"], one["reason"]) for one in history]
+    sections.append(Section("History", [Table(("at", "state", "by", "why"), states)]))
     if openings:
-        sections.append(
-            Section(
-                "Openings of the unblinded report",
-                [],
-                [
-                    Table(
-                        ("at", "by", "why"),
-                        [
-                            (f"{one['recorded_at']:%Y-%m-%d %H:%M}", one["recorded_by"], one["reason"])
-                            for one in openings
-                        ],
-                    )
-                ],
-            )
-        )
+        opened = [(_at(one), one["recorded_by"], one["reason"]) for one in openings]
+        table = Table(("at", "by", "why"), opened)
+        sections.append(Section("Openings of the unblinded report", [table]))
     subtitle = f"{held.name}: {held.state}" + (f", decision {held.decision}" if held.decision else "")
     return html_page(
         spec.title, sections, subtitle=subtitle + (". Blinded page." if blinded else _unblinded(held))
     )
+
+
+def _at(record: Mapping[str, Any]) -> str:
+    return f"{record['recorded_at']:%Y-%m-%d %H:%M}"
 
 
 def _unblinded(held: Experiment) -> str:
@@ -341,33 +297,22 @@ def _approvals(review: Review) -> str:
 _HARM = {True: "harmful", False: "no", None: "too early"}
 
 
-def _steps(enrolment: EnrolmentReport) -> dict[str, str]:
-    steps = {
-        "screened": enrolment.screened, "eligible": enrolment.eligible, "consented": enrolment.consented,
-        "assigned": enrolment.assigned, **enrolment.statuses,
-    }  # fmt: skip
-    return {name: shown_count(count) for name, count in steps.items()}
-
-
 def _looks_section(spec: ExperimentSpec, made: Sequence[Mapping[str, Any]], blinded: bool) -> Section:
-    tables = []
+    content: list[str | Table | Figure] = []
+    if not blinded:
+        content += [f"Look {look['analysis_number']}: {look['decision_rationale']}" for look in made]
+    proposal = size_review_text(spec, [dict(look) for look in made], blinded=blinded)
+    if proposal:
+        content.append(f"Sample size looked at again: {proposal}")
     if made and blinded:
-        rows = [
-            (
-                look["analysis_number"], f"{look['information_fraction']:.3f}",
-                f"{look['sample_size_at_analysis']:,}",
-                blinded_advice(look),
-            )
-            for look in made
-        ]  # fmt: skip
-        tables.append(Table(("look", "information", "units", "says"), rows))
+        facts = ("analysis_number", "information_fraction", "sample_size_at_analysis")
+        rows = [(*(look[name] for name in facts), blinded_advice(look)) for look in made]
+        content.append(Table(("look", "information", "units", "says"), rows))
     elif made:
-        tables.append(_arms_table(made))
+        content.append(_arms_table(made))
         harm = [
             (
-                look["analysis_number"],
-                one["arm"],
-                one["metric"],
+                *(look["analysis_number"], one["arm"], one["metric"]),
                 _HARM[one["harmful"]] if one.get("status") != "not_evaluable" else "not evaluable",
                 one["reason"],
             )
@@ -375,38 +320,27 @@ def _looks_section(spec: ExperimentSpec, made: Sequence[Mapping[str, Any]], blin
             for one in look["metrics_snapshot"]["harm"]
         ]
         if harm:
-            tables.append(Table(("look", "arm", "harm by", "harmful", "found"), harm))
-    said = (
-        [] if blinded else [f"Look {look['analysis_number']}: {look['decision_rationale']}" for look in made]
-    )
-    proposal = size_review_text(spec, [dict(look) for look in made], blinded=blinded)
-    if proposal:
-        said.append(f"Sample size looked at again: {proposal}")
+            content.append(Table(("look", "arm", "harm by", "harmful", "found"), harm))
     figure = boundary_figure(spec, made, blinded=blinded)
-    return Section("Looks", said, tables, [Image(figure_png(figure), "Boundaries and looks")])
+    return Section("Looks", [*content, drawn(figure, "Boundaries and looks")])
 
 
 def _arms_table(made: Sequence[Mapping[str, Any]]) -> Table:
     """Each arm at each look, with the repeated confidence interval and the chances. Unblinded."""
     rows = [
         (
-            look["analysis_number"], f"{look['information_fraction']:.3f}", arm["arm"],
+            *(look["analysis_number"], look["information_fraction"], arm["arm"]),
             *(
-                (
-                    f"{arm['effect']:.4f}", f"{arm['lower']:.4f} to {arm['upper']:.4f}", f"{arm['z']:.3f}",
-                    f"{look['boundary_z']:.3f}", f"{arm['conditional_power']:.3f}", f"{arm['predictive_power']:.3f}",
-                    arm["advice"],
-                )
+                (arm["effect"], (arm["lower"], arm["upper"]))
                 if arm["estimable"]
-                else (
-                    "not estimable", arm["reason"], "" if arm["z"] is None else f"{arm['z']:.3f}",
-                    f"{look['boundary_z']:.3f}", "", "", arm["advice"].replace("_", " "),
-                )
+                else ("not estimable", arm["reason"])
             ),
+            *(arm["z"], look["boundary_z"], arm["conditional_power"], arm["predictive_power"]),
+            arm["advice"].replace("_", " "),
         )
         for look in made
         for arm in look["metrics_snapshot"]["arms"]
-    ]  # fmt: skip
+    ]
     head = (
         "look", "information", "arm", "effect", "repeated interval", "z", "boundary", "conditional power",
         "predictive power", "says",
@@ -415,117 +349,58 @@ def _arms_table(made: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _present_section(now: Sequence[PresentInterval]) -> Section:
+    rows = [
+        (
+            *(
+                one.arm,
+                one.units,
+                "not estimable" if one.effect is None else one.effect,
+                (one.lower, one.upper),
+            ),
+            *(one.p_value, one.reason),
+        )
+        for one in now
+    ]
     return Section(
         "Between the looks",
         [
             "The confidence sequence of all rows recorded so far. It holds however often it is opened, and spends no "
-            "alpha; it stops nothing by itself."
-        ],
-        [
-            Table(
-                ("arm", "units", "effect", "interval", "p", "note"),
-                [
-                    (
-                        one.arm,
-                        f"{one.units:,}",
-                        one.shown_effect,
-                        one.shown_interval,
-                        _p(one.p_value),
-                        one.reason,
-                    )
-                    for one in now
-                ],
-            )
+            "alpha; it stops nothing by itself.",
+            Table(("arm", "units", "effect", "interval", "p", "note"), rows),
         ],
     )
 
 
 def _results_sections(spec: ExperimentSpec, results: ResultsPage) -> list[Section]:
-    figure = forest_figure(results.results, spec.metrics.primary, results.subgroups)
     adjusted = results.adjusted
-    sections = [
-        Section(
-            "Results",
-            []
-            if adjusted is None
-            else [f"Adjusted for the looks (median-unbiased): {adjusted_sentence(adjusted)}."],
-            [Table(EFFECT_COLUMNS, effect_rows(results.results))],
-            [Image(figure_png(figure), "Effects by analysed set and subgroup")],
-        )
-    ]
+    looks = (
+        []
+        if adjusted is None
+        else [f"Adjusted for the looks (median-unbiased): {adjusted_sentence(adjusted)}."]
+    )
+    figure = forest_figure(results.results, spec.metrics.primary, results.subgroups)
+    picture = drawn(figure, "Effects by analysed set and subgroup")
+    sections = [Section("Results", [*looks, effects_table(results.results), picture])]
     if results.subgroups:
-        sections.append(
-            Section(
-                "Pre-registered subgroups",
-                [f"Does the effect differ between the levels? Test of interaction, adjusted by {spec.multiplicity}."],
-                [
-                    Table(
-                        ("arm", "subgroup", "interaction p", "adjusted p", "note"),
-                        [
-                            (found.arm, group.subgroup, _p(group.interaction_p_value),
-                             _p(group.adjusted_interaction_p_value), group.reason or "")
-                            for found in results.subgroups
-                            for group in found.subgroups
-                        ],
-                    )
-                ],
-            )
-        )  # fmt: skip
+        asked = f"Does the effect differ between the levels? Test of interaction, adjusted by {spec.multiplicity}."
+        sections.append(Section("Pre-registered subgroups", [asked, interaction_table(results.subgroups)]))
     if results.heterogeneity:
         sections.append(_heterogeneity_section(results))
     if results.scorecard is not None:
-        sections.append(
-            Section(
-                "Scorecard",
-                [results.scorecard.sentence + ". It advises; who decided, and why, is in the history."],
-                [Table(("part", "weight", "score", "found"), results.scorecard.rows)],
-            )
-        )
+        said = f"{results.scorecard.sentence}. It advises; who decided, and why, is in the history."
+        sections.append(Section("Scorecard", [said, results.scorecard.table]))
     return sections
 
 
 def _heterogeneity_section(results: ResultsPage) -> Section:
-    said, tables = [], []
+    content: list[str | Table] = []
     for found in results.heterogeneity:
         if found.status == "not_estimable":
-            said.append(f"{found.arm}: not estimable, {found.reason}.")
+            content.append(f"{found.arm}: not estimable, {found.reason}.")
             continue
-        said.append(
-            f"{found.arm}: calibration slope {found.calibration_slope:.2f} (1 where predicted differences are real, 0 "
-            f"where they are noise), p {_p(found.p_value)}."
-        )
-        tables.append(
-            Table(
-                ("third by predicted effect", "units", "effect", "interval"),
-                [
-                    (g.group, shown_count(g.units), f"{g.effect:.4f}", f"{g.lower:.4f} to {g.upper:.4f}")
-                    for g in found.groups
-                ],
-            )
-        )
-    return Section("Does the effect differ? (causal forest)", said, tables)
-
-
-def _p(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
-
-
-def _fidelity_section(fidelity: Sequence[Mapping[str, Any]]) -> Section:
-    rows = [
-        (
-            one["analysis_number"],
-            f"{one['predicted_effect']:.4f}",
-            f"{one['actual_effect']:.4f}",
-            one["reason"]
-            if one["relative_prediction_error"] is None
-            else f"{one['relative_prediction_error']:.1%}",
-            one["fidelity_grade"],
-        )
-        for one in fidelity
-    ]
-    return Section(
-        "Digital twin",
-        [],
-        [Table(("look", "predicted", "observed", "error", "grade"), rows)],
-        [Image(figure_png(fidelity_figure(fidelity)), "Predicted and observed effect at each look")],
-    )
+        content += [
+            f"{found.arm}: calibration slope {text(found.calibration_slope)} (1 where predicted differences are real, "
+            f"0 where they are noise), p {text(found.p_value)}.",
+            found.groups_table,
+        ]
+    return Section("Does the effect differ? (causal forest)", content)

@@ -33,6 +33,7 @@ from e2i_dagster.experiments.conduct.watch import balance_attributes, check_srm
 from e2i_dagster.experiments.design.planning import power
 from e2i_dagster.experiments.design.randomization import BalanceReport, balance
 from e2i_dagster.experiments.statistics.stopping import boundaries
+from e2i_dagster.reports import drawn
 
 
 def register_design(
@@ -46,8 +47,8 @@ def register_design(
         "experiment_state": held.state,
         "design_version": held.version,
         "locked": held.locked_at is not None,
-        "power_at_minimum_effect": None if power_planned is None else round(power_planned, 4),
-        "boundaries_md": pages.as_markdown(figure, "Planned boundaries"),
+        "power_at_minimum_effect": power_planned,
+        "boundaries": drawn(figure, "Planned boundaries"),
     }
 
 
@@ -104,7 +105,7 @@ def enrolment_page(
         held.spec, records.screened, states, records.events, simulated=held.simulated
     )
     figure = pages.enrolment_figure(report)
-    return report.model_copy(update={"figure_md": pages.as_markdown(figure, "Enrolment against plan")})
+    return report.model_copy(update={"figure": drawn(figure, "Enrolment against plan")})
 
 
 def look_page(connection: sa.Connection, name: str, policy: LifecyclePolicy, *, actor: str) -> InterimPage:
@@ -119,7 +120,7 @@ def look_page(connection: sa.Connection, name: str, policy: LifecyclePolicy, *, 
         made,
         store.information(held.spec, store.read_records(connection, name).outcomes),
         blinded=blinded,
-        figure=pages.as_markdown(figure, "Boundaries and looks"),
+        figure=drawn(figure, "Boundaries and looks"),
     )
 
 
@@ -130,7 +131,7 @@ def results_page(connection: sa.Connection, name: str, policy: LifecyclePolicy, 
         return page
     spec = store.read(connection, name).spec
     figure = pages.forest_figure(page.results, spec.metrics.primary, page.subgroups)
-    return page.model_copy(update={"forest_md": pages.as_markdown(figure, "Forest plot")})
+    return page.model_copy(update={"figure": drawn(figure, "Forest plot")})
 
 
 def judge_ratio(
@@ -207,14 +208,14 @@ def fidelity_page(
     if blinded and found:
         reason = f"{len(found)} comparison(s), blinded until data collection is over"
     shown = () if blinded else tuple(_plain(one) for one in found)
-    figure = pages.as_markdown(pages.fidelity_figure(found), "Prediction and observation") if shown else ""
+    figure = drawn(pages.fidelity_figure(found), "Prediction and observation") if shown else None
     return FidelityPage(
         experiment=name,
         blinded=blinded,
         simulations=simulations(connection, name),
         comparisons=shown,
         reason=reason,
-        figure_md=figure,
+        figure=figure,
     )
 
 

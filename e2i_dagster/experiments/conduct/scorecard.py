@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from e2i_dagster.config.experiment import ExperimentSpec
 from e2i_dagster.config.experiment import Scorecard as ScorecardPolicy
+from e2i_dagster.display import Table
 from e2i_dagster.errors import InputError
 from e2i_dagster.experiments.statistics.comparison_results import Analysis, Comparison
 
@@ -53,23 +54,17 @@ class ScoredResult(BaseModel):
         )
 
     @property
-    def rows(self) -> list[tuple[str, str, str, str]]:
-        """Part, weight, score and what was found, as text."""
-        return [
-            (
-                part.name,
-                f"{part.weight:.2f}",
-                "open" if part.score is None else f"{part.score:.2f}",
-                part.found,
-            )
+    def table(self) -> Table:
+        """Part, weight, score and what was found."""
+        rows = [
+            (part.name, part.weight, "open" if part.score is None else part.score, part.found)
             for part in self.parts
         ]
+        return Table(("part", "weight", "score", "found"), rows, dict.fromkeys(("weight", "score"), ".2f"))
 
     def to_metadata(self) -> dict[str, Any]:
         """Score and its parts for the UI."""
-        lines = ["| part | weight | score | found |", "|---|---:|---:|---|"]
-        lines += [f"| {' | '.join(row)} |" for row in self.rows]
-        return {"score": self.sentence, "scorecard_md": "\n".join(lines)}
+        return {"score": self.sentence, "scorecard": self.table}
 
     def to_record(self) -> dict[str, Any]:
         """Everything as plain values."""

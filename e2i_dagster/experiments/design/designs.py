@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from e2i_dagster.display import Table
 from e2i_dagster.errors import InputError
 from e2i_dagster.experiments.design.planning import drift_for_power, fixed_drift
 from e2i_dagster.experiments.statistics.group_sequential import Walk, crossing_probabilities, solve
@@ -61,20 +62,17 @@ class Design(BaseModel):
         return float(stop @ fractions)
 
     def to_metadata(self) -> dict[str, Any]:
-        head = ["| look | information | stop for benefit z >= | stop for futility z < |", "|---|---|---|---|"]
-        lower = self.futility or (None,) * self.efficacy.looks
-        rows = zip(self.efficacy.information_fractions, self.efficacy.z, lower, strict=True)
-        head += [
-            f"| {k} | {t:.3f} | {z:.4f} | {'' if f is None else format(f, '.4f')} |"
-            for k, (t, z, f) in enumerate(rows, start=1)
-        ]
+        efficacy = self.efficacy
+        lower = self.futility or (None,) * efficacy.looks
+        looks = range(1, efficacy.looks + 1)
+        rows = zip(looks, efficacy.information_fractions, efficacy.z, lower, strict=True)
         return {
-            "rule": self.efficacy.rule,
-            "alpha": self.efficacy.alpha,
+            "rule": efficacy.rule,
+            "alpha": efficacy.alpha,
             "power": self.power,
             "inflation": self.inflation,
             "futility": "none" if self.futility is None else "binding" if self.binding else "non-binding",
-            "design_md": "\n".join(head),
+            "design": Table(("look", "information", "stop for benefit z >=", "stop for futility z <"), rows),
         }
 
     def to_record(self) -> dict[str, Any]:

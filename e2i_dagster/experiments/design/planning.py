@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from e2i_dagster.display import Table
 from e2i_dagster.errors import InputError
 from e2i_dagster.experiments.statistics.comparisons import (
     FEWEST_CLUSTERS,
@@ -67,11 +68,11 @@ class SampleSize(BaseModel):
     def to_metadata(self) -> dict[str, Any]:
         shown = {"kind": self.kind, "total": self.total, "power": self.power, "alpha": self.alpha}
         shown |= {"effect": self.effect, "design_effect": self.design_effect, "inflation": self.inflation}
-        lines = ["| arm | units |", "|---|---|", *(f"| {arm} | {n:,} |" for arm, n in self.per_arm.items())]
+        per_arm = Table(("arm", "units"), self.per_arm.items())
         if self.clusters:
-            lines = ["| arm | clusters | units |", "|---|---|---|"]
-            lines += [f"| {arm} | {self.clusters[arm]:,} | {n:,} |" for arm, n in self.per_arm.items()]
-        return shown | {"per_arm_md": "\n".join(lines)} | ({"events": self.events} if self.events else {})
+            rows = [(arm, self.clusters[arm], n) for arm, n in self.per_arm.items()]
+            per_arm = Table(("arm", "clusters", "units"), rows)
+        return shown | {"per_arm": per_arm} | ({"events": self.events} if self.events else {})
 
     def to_record(self) -> dict[str, Any]:
         return self.model_dump(mode="json")

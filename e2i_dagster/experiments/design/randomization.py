@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 from e2i_dagster.config.allocation import RATIO_TOLERANCE, allocation_shares
 from e2i_dagster.config.experiment import ExperimentSpec
+from e2i_dagster.display import Table
 from e2i_dagster.errors import InputError, VerdictError
 
 Method = Literal["simple", "block", "stratified", "minimization", "cluster"]
@@ -222,17 +223,19 @@ class BalanceReport(BaseModel):
 
     def to_metadata(self) -> dict[str, Any]:
         """Counts and balance for the UI."""
-        arms = ["| arm | units | expected |", "|---|---:|---:|"]
-        arms += [f"| {arm} | {self.counts[arm]:,} | {self.expected[arm]:,.1f} |" for arm in self.counts]
-        attributes = ["| attribute | largest standardized difference |", "|---|---:|"]
-        attributes += [f"| {name} | {value:.3f} |" for name, value in self.standardized_difference.items()]
         return {
             "units": sum(self.counts.values()),
             "strata": self.strata,
             "waiting_for": self.waiting or None,
             "worst_stratum_imbalance": self.worst_stratum_imbalance,
-            "arms_md": "\n".join(arms),
-            "balance_md": "\n".join(attributes) if self.standardized_difference else None,
+            "arms": Table(
+                ("arm", "units", "expected"), [(arm, n, self.expected[arm]) for arm, n in self.counts.items()]
+            ),
+            "balance": Table(
+                ("attribute", "largest standardized difference"), self.standardized_difference.items()
+            )
+            if self.standardized_difference
+            else None,
         }
 
     def to_record(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from e2i_dagster.cohorts.disclosure import shown_count
+from e2i_dagster.display import Table
 from e2i_dagster.errors import InputError
 from e2i_dagster.experiments.statistics.comparison_results import Status
 
@@ -61,31 +62,27 @@ class Heterogeneity(BaseModel):
     importance: dict[str, float] | None = None
 
     def to_metadata(self) -> dict[str, Any]:
-        shown: dict[str, Any] = {"status": self.status, "units": shown_count(self.units)}
+        shown = {"status": self.status, "units": shown_count(self.units), "reason": self.reason}
         if self.status == "not_estimable":
-            return shown | {"reason": self.reason}
-        lines = ["| third | units | predicted | effect | interval |", "|---|---|---|---|---|"]
-        for g in self.groups:
-            interval = f"{g.lower:.4g} to {g.upper:.4g}"
-            lines.append(
-                f"| {g.group} | {shown_count(g.units)} | {g.predicted:.4g} | {g.effect:.4g} | {interval} |"
-            )
+            return shown
         ranked = sorted((self.importance or {}).items(), key=lambda item: -item[1])
         return shown | {
             "p_value": self.p_value,
             "calibration_slope": self.calibration_slope,
-            "groups_md": "\n".join(lines),
-            "importance_md": "\n".join(
-                [
-                    "| covariate | share |",
-                    "|---|---|",
-                    *(f"| {name} | {value:.3f} |" for name, value in ranked),
-                ]
-            ),
+            "groups": self.groups_table,
+            "importance": Table(("covariate", "share"), ranked, {"share": ".3f"}),
         }
 
     def to_record(self) -> dict[str, Any]:
         return self.model_dump(mode="json")
+
+    @property
+    def groups_table(self) -> Table:
+        """Effect by third of the predicted effect."""
+        return Table(
+            ("third by predicted effect", "units", "predicted", "effect", "interval"),
+            [(g.group, shown_count(g.units), g.predicted, g.effect, (g.lower, g.upper)) for g in self.groups],
+        )
 
 
 def heterogeneity(

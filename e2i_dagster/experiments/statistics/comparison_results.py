@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from e2i_dagster.cohorts.disclosure import is_small, shown_count
+from e2i_dagster.display import Table
 from e2i_dagster.errors import InputError
 from e2i_dagster.experiments.statistics.sufficient_statistics import AnalysisSet, Kind, Missing
 
@@ -101,6 +102,11 @@ class Comparison(BaseModel):
         low, high = (float(ndtr(-abs(z))) for z in self.attainable)
         return min(low, high) if sign is None else (high if sign > 0 else low)
 
+    @property
+    def estimate(self) -> tuple[float | str, tuple[float | None, float | None]]:
+        """Effect and interval as they are shown; in words when there is no estimate."""
+        return "not estimable" if self.effect is None else self.effect, (self.lower, self.upper)
+
 
 class Analysis(BaseModel):
     """Arms, comparisons with the control, and how they came about.
@@ -156,25 +162,21 @@ class Analysis(BaseModel):
         return self.comparison().reason
 
     def to_metadata(self) -> dict[str, Any]:
-        arms = ["| arm | units | observed | missing | mean |", "|---|---|---|---|---|"]
-        for item in self.arms:
-            # A mean of fewer than 11 units says something about persons.
-            mean = None if is_small(item.observed) else item.mean
-            shown = "" if mean is None else f"{mean:.6g}"
-            counts = " | ".join(shown_count(n) for n in (item.units, item.observed, item.missing))
-            arms.append(f"| {item.arm} | {counts} | {shown} |")
-        head = ["| arm | effect | interval | p | adjusted p | method |", "|---|---|---|---|---|---|"]
-        for item in self.comparisons:
-            if item.effect is None:
-                p = "" if item.p_value is None else f"{item.p_value:.4g}"
-                final = "" if item.adjusted_p_value is None else f"{item.adjusted_p_value:.4g}"
-                said = "; ".join(filter(None, (item.method, item.reason)))
-                head.append(f"| {item.arm} | not estimable | | {p} | {final} | {said} |")
-            else:
-                head.append(
-                    f"| {item.arm} | {item.effect:.6g} | {item.lower:.6g} to {item.upper:.6g} | "
-                    f"{item.p_value:.4g} | {item.adjusted_p_value:.4g} | {item.method} |"
-                )
+        # A mean of fewer than 11 units says something about persons.
+        arms = [
+            (
+                *(one.arm, shown_count(one.units), shown_count(one.observed), shown_count(one.missing)),
+                None if is_small(one.observed) else one.mean,
+            )
+            for one in self.arms
+        ]
+        compared = [
+            (
+                *(one.arm, *one.estimate, one.p_value, one.adjusted_p_value),
+                "; ".join(filter(None, (one.method, one.reason))),
+            )
+            for one in self.comparisons
+        ]
         return {
             "kind": self.kind,
             "analysis_set": self.analysis_set,
@@ -182,8 +184,8 @@ class Analysis(BaseModel):
             "control": self.control,
             "confidence": self.confidence,
             "not_analysed": shown_count(self.not_analysed),
-            "arms_md": "\n".join(arms),
-            "comparisons_md": "\n".join(head),
+            "arms": Table(("arm", "units", "observed", "missing", "mean"), arms),
+            "comparisons": Table(("arm", "effect", "interval", "p", "adjusted p", "method"), compared),
         } | ({"notes": "; ".join(self.notes)} if self.notes else {})
 
     def to_record(self) -> dict[str, Any]:

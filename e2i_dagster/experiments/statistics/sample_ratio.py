@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from e2i_dagster.config.allocation import allocation_shares
+from e2i_dagster.display import Table
 from e2i_dagster.errors import InputError
 
 Severity = Literal["none", "warning", "critical"]
@@ -52,16 +53,15 @@ class SrmResult(BaseModel):
         return self.severity != "none"
 
     def to_metadata(self) -> dict[str, Any]:
-        lines = ["| arm | units | expected |", "|---|---|---|"]
-        for arm, count in self.counts.items():
-            lines.append(f"| {arm} | {count:,} | {self.expected[arm]:,.1f} |")
         return {
             "severity": self.severity,
             "p_value": self.p_value,
             "statistic": self.statistic,
             "method": self.method,
             "deviation_percent": self.deviation_percent,
-            "counts_md": "\n".join(lines),
+            "counts": Table(
+                ("arm", "units", "expected"), [(arm, n, self.expected[arm]) for arm, n in self.counts.items()]
+            ),
         }
 
     def to_record(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from e2i_dagster.display import Table
 from e2i_dagster.errors import InputError
 from e2i_dagster.experiments.statistics.group_sequential import Walk, crossing_probabilities, solve
 
@@ -104,16 +105,14 @@ class Boundaries(BaseModel):
         return self.z[int(look) - 1]
 
     def to_metadata(self) -> dict[str, Any]:
-        lines = ["| look | information | z | nominal p | alpha spent |", "|---|---|---|---|---|"]
-        rows = zip(self.information_fractions, self.z, self.nominal_p, self.alpha_spent, strict=True)
-        for look, (fraction, z, p, spent) in enumerate(rows, start=1):
-            lines.append(f"| {look} | {fraction:.3f} | {z:.4f} | {p:.6f} | {spent:.6f} |")
+        looks = range(1, self.looks + 1)
+        rows = zip(looks, self.information_fractions, self.z, self.nominal_p, self.alpha_spent, strict=True)
         return {
             "rule": self.rule,
             "alpha": self.alpha,
             "sides": self.sides,
             "looks": self.looks,
-            "boundaries_md": "\n".join(lines),
+            "boundaries": Table(("look", "information", "z", "nominal p", "alpha spent"), rows),
         }
 
     def to_record(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from e2i_dagster.cohorts.disclosure import shown_count
+from e2i_dagster.display import Table
 from e2i_dagster.errors import InputError
 from e2i_dagster.experiments.statistics.analysis import SMALLEST_ARM, analyze_statistics
 from e2i_dagster.experiments.statistics.comparison_results import Comparison, Status
@@ -62,33 +63,39 @@ class SubgroupAnalysis(BaseModel):
     subgroups: tuple[Subgroup, ...]
 
     def to_metadata(self) -> dict[str, Any]:
-        lines = ["| subgroup | level | units | effect | interval | adjusted p |", "|---|---|---|---|---|---|"]
-        tests = ["| subgroup | interaction p | adjusted | note |", "|---|---|---|---|"]
-        for group in self.subgroups:
-            for level in group.levels:
-                found = level.comparison
-                if found.effect is None:
-                    p = "" if level.adjusted_p_value is None else f"{level.adjusted_p_value:.4g}"
-                    shown = f"not estimable: {found.reason} | | {p}"
-                else:
-                    interval = f"{found.lower:.4g} to {found.upper:.4g}"
-                    shown = f"{found.effect:.4g} | {interval} | {level.adjusted_p_value:.4g}"
-                lines.append(f"| {group.subgroup} | {level.level} | {shown_count(level.units)} | {shown} |")
-            p = "" if group.interaction_p_value is None else f"{group.interaction_p_value:.4g}"
-            final = (
-                ""
-                if group.adjusted_interaction_p_value is None
-                else f"{group.adjusted_interaction_p_value:.4g}"
+        levels = [
+            (
+                *(group.subgroup, level.level, shown_count(level.units), *level.comparison.estimate),
+                *(level.adjusted_p_value, level.comparison.reason),
             )
-            tests.append(f"| {group.subgroup} | {p} | {final} | {group.reason or ''} |")
+            for group in self.subgroups
+            for level in group.levels
+        ]
         return {
-            "levels_md": "\n".join(lines),
-            "interaction_md": "\n".join(tests),
+            "levels": Table(
+                ("subgroup", "level", "units", "effect", "interval", "adjusted p", "note"), levels
+            ),
+            "interaction": interaction_table([self]),
             "multiplicity": self.multiplicity,
         }
 
     def to_record(self) -> dict[str, Any]:
         return self.model_dump(mode="json")
+
+
+def interaction_table(found: Sequence[SubgroupAnalysis]) -> Table:
+    """Whether the effect of each arm differs between the levels of each subgroup."""
+    return Table(
+        ("arm", "subgroup", "interaction p", "adjusted p", "note"),
+        [
+            (
+                *(one.arm, group.subgroup, group.interaction_p_value, group.adjusted_interaction_p_value),
+                group.reason,
+            )
+            for one in found
+            for group in one.subgroups
+        ],
+    )
 
 
 def analyze_subgroups(
