@@ -2,7 +2,8 @@
 
 import dagster as dg
 
-from assets.stage import Produced, stage_asset
+from assets.execution import Produced
+from assets.stage import stage_asset
 from e2i_dagster.config.environment import config_folder
 from e2i_dagster.config.policy import PolicySummary, current_policy
 
