@@ -148,6 +148,7 @@ def effect_heterogeneity(treated_patients: DataFrame, causal_estimates: CausalEs
 
 @scope_asset(
     produces="e2i_dagster.causal.registration:EffectModel",
+    fault=lambda made: made.damage(),
     kinds={"scikitlearn", "mlflow"},
     description="The model of individual effects: registered and staged only when its criteria are met.",
 )

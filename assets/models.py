@@ -138,6 +138,7 @@ def evaluation(
 @scope_asset(
     outside=True,
     produces="e2i_dagster.registry.track:TrackedRun",
+    fault=lambda tracked: tracked.damage(),
     kinds={"mlflow"},
     description="The attempt on record in MLflow and the warehouse, accepted or rejected.",
 )
@@ -212,6 +213,7 @@ def explanations(
 
 @scope_asset(
     produces="e2i_dagster.registry.versions:RegisteredVersion",
+    fault=lambda version: version.damage(),
     group_name="registry",
     kinds={"mlflow"},
     description="The model version: registered when every criterion is met, staged on its measured evidence.",
