@@ -75,7 +75,7 @@ def cohort(
                 *(one for one in input_versions(context, warehouse) if one[0] != "cohort_definition"),
                 *current_versions(tables, warehouse),
             ],
-            code_version=context.assets_def.code_versions_by_key[context.asset_key],
+            code_version=context.assets_def.get_asset_spec().code_version,
         )
     lost = characteristics_markdown(characteristics(built, patients))
     return Produced(cohort_frame(built), built, metadata={"lost_by_step_md": lost})

@@ -151,7 +151,7 @@ class Stage:
     @property
     def document(self) -> "type[BaseModel] | None":
         """The declared type of the value; None for a frame."""
-        return document_type(self.context.assets_def.metadata_by_key[self.context.asset_key])
+        return document_type(self.context.assets_def.get_asset_spec().metadata)
 
     def reusable(
         self, fault: Callable[[Any], str] | None, *, any_version: bool
@@ -287,20 +287,26 @@ def input_versions(
     """
     from e2i_dagster.warehouse import ledger
 
-    some = set(context.assets_def.metadata_by_key[context.asset_key].get(SOME_PARTITIONS, ()))
+    some = set(context.assets_def.get_asset_spec().metadata.get(SOME_PARTITIONS, ()))
     with warehouse.engine().connect() as connection:
-        for input_name, key in context.assets_def.keys_by_input_name.items():
+        for input_name in context.assets_def.op.ins:
+            key = context.asset_key_for_input(input_name)
             # A gate orders the steps of a run; its report is not read.
             if key.path[0] == QUALITY or key.path[0] in some:
                 continue
             current = ledger.current(connection, asset_name(key))
-            partitioned = context.get_step_execution_context().has_asset_partitions_for_input(input_name)
-            wanted: list[str | None] = (
-                list(context.asset_partition_keys_for_input(input_name)) if partitioned else [None]
-            )
+            wanted = _partitions_of_input(context, input_name)
             for partition in wanted:
                 if partition in current:
                     yield asset_name(key), partition, current[partition].digest
+
+
+def _partitions_of_input(context: dg.AssetExecutionContext, name: str) -> Sequence[str | None]:
+    try:
+        context.asset_partitions_def_for_input(name)
+    except dg.DagsterInvariantViolationError:
+        return [None]
+    return context.asset_partition_keys_for_input(name)
 
 
 def current_versions(tables: Sequence[str], warehouse: Warehouse) -> Iterator[tuple[str, str | None, str]]:
