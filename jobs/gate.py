@@ -6,8 +6,8 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
+from assets.execution import shown
 from assets.quality import quality_key
-from assets.stage import shown
 from e2i_dagster.config.alerts import AlertsPolicy
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.errors import E2IError, VerdictError
