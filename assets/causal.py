@@ -1,15 +1,16 @@
 """Causal effects: what a treatment does to a scope's outcome, what speaks against it, and for whom."""
 
 from functools import partial
-from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from assets.execution import Produced, input_versions
 from assets.metadata import dagster_metadata
 from assets.models import cohort_approved
 from assets.partitions import ALL_MONTHS, SCOPES
 from assets.serving import STAGE, go_live, health_result, not_live, parity_result
-from assets.stage import Produced, input_versions, stage_asset, stage_check
+from assets.stage import stage_asset
+from assets.values import CausalEstimates, DataFrame, Deployment, EffectHeterogeneity, EffectModel, Release
 from e2i_dagster.config.causal import CausalPolicy
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.config.scope import ScopeSpec
@@ -18,15 +19,6 @@ from resources.bentoml import Serving
 from resources.lake import LakeIOManager
 from resources.mlflow import MlflowResource
 from resources.warehouse import Warehouse
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from e2i_dagster.causal.heterogeneity import EffectHeterogeneity
-    from e2i_dagster.causal.registration import EffectModel
-    from e2i_dagster.causal.study import CausalEstimates
-    from e2i_dagster.serving.deployment import Deployment
-    from e2i_dagster.serving.release import Release
 
 scope_asset = partial(
     stage_asset,
@@ -48,9 +40,9 @@ def policy() -> CausalPolicy:
 )
 def treated_patients(
     scope_spec: ScopeSpec,
-    training_frame: "pd.DataFrame",
-    splits: "pd.DataFrame",
-    engagement_events: "pd.DataFrame",
+    training_frame: DataFrame,
+    splits: DataFrame,
+    engagement_events: DataFrame,
 ) -> Produced:
     from e2i_dagster.causal.question import causal_frame, visible_frame
 
@@ -68,7 +60,7 @@ def treated_patients(
 def causal_estimates(
     context: dg.AssetExecutionContext,
     scope_spec: ScopeSpec,
-    treated_patients: "pd.DataFrame",
+    treated_patients: DataFrame,
     warehouse: Warehouse,
 ) -> Produced:
     from e2i_dagster.causal.question import OUTCOME, question_words
@@ -90,10 +82,10 @@ def causal_estimates(
     return Produced(study, study)
 
 
-@stage_check(
+@dg.asset_check(
     asset=causal_estimates, description="Treated and control patients are comparable: no refusal for overlap."
 )
-def overlap(causal_estimates: "CausalEstimates") -> dg.AssetCheckResult:
+def overlap(causal_estimates: CausalEstimates) -> dg.AssetCheckResult:
     found = causal_estimates.found.effects.overlap
     return dg.AssetCheckResult(
         passed=found is not None and not found.refusal,
@@ -104,10 +96,10 @@ def overlap(causal_estimates: "CausalEstimates") -> dg.AssetCheckResult:
     )
 
 
-@stage_check(
+@dg.asset_check(
     asset=causal_estimates, description="Every confounder is balanced after weighting (config/causal.yaml)."
 )
-def balance(causal_estimates: "CausalEstimates") -> dg.AssetCheckResult:
+def balance(causal_estimates: CausalEstimates) -> dg.AssetCheckResult:
     judged = causal_estimates.found.effects.overlap is not None
     unbalanced = ", ".join(causal_estimates.unbalanced)
     return dg.AssetCheckResult(
@@ -119,8 +111,8 @@ def balance(causal_estimates: "CausalEstimates") -> dg.AssetCheckResult:
     )
 
 
-@stage_check(asset=causal_estimates, description="No refuter speaks against the estimate.")
-def refutation(causal_estimates: "CausalEstimates") -> dg.AssetCheckResult:
+@dg.asset_check(asset=causal_estimates, description="No refuter speaks against the estimate.")
+def refutation(causal_estimates: CausalEstimates) -> dg.AssetCheckResult:
     from e2i_dagster.causal.pages import refuters_table
 
     refuted = ", ".join(causal_estimates.refuted_by)
@@ -140,7 +132,7 @@ def refutation(causal_estimates: "CausalEstimates") -> dg.AssetCheckResult:
     kinds={"scikitlearn"},
     description="For whom the effect is larger, whether that is more than noise, and what treating them is worth.",
 )
-def effect_heterogeneity(treated_patients: "pd.DataFrame", causal_estimates: "CausalEstimates") -> Produced:
+def effect_heterogeneity(treated_patients: DataFrame, causal_estimates: CausalEstimates) -> Produced:
     from e2i_dagster.causal.question import OUTCOME
     from e2i_dagster.causal.study import study_heterogeneity
 
@@ -159,15 +151,16 @@ def effect_heterogeneity(treated_patients: "pd.DataFrame", causal_estimates: "Ca
 
 @scope_asset(
     produces="e2i_dagster.causal.registration:EffectModel",
+    fault=lambda made: made.damage(),
     kinds={"scikitlearn", "mlflow"},
     description="The model of individual effects: registered and staged only when its criteria are met.",
 )
 def effect_model(
     context: dg.AssetExecutionContext,
     scope_spec: ScopeSpec,
-    treated_patients: "pd.DataFrame",
-    causal_estimates: "CausalEstimates",
-    effect_heterogeneity: "EffectHeterogeneity",
+    treated_patients: DataFrame,
+    causal_estimates: CausalEstimates,
+    effect_heterogeneity: EffectHeterogeneity,
     mlflow: MlflowResource,
     warehouse: Warehouse,
 ) -> Produced:
@@ -190,10 +183,10 @@ def effect_model(
     return Produced(made, made)
 
 
-@stage_check(
+@dg.asset_check(
     asset=effect_model, description="The model of effects is in staging; without heterogeneity it is not."
 )
-def effect_promoted(effect_model: "EffectModel") -> dg.AssetCheckResult:
+def effect_promoted(effect_model: EffectModel) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
         passed=effect_model.state == "promoted",
         severity=dg.AssetCheckSeverity.WARN,
@@ -208,7 +201,7 @@ def effect_promoted(effect_model: "EffectModel") -> dg.AssetCheckResult:
     always=True,
     description="One bento for the causal service, with the models of effects that are in staging.",
 )
-def effect_bento(effect_model: "EffectModel", serving: Serving, mlflow: MlflowResource) -> Produced:
+def effect_bento(effect_model: EffectModel, serving: Serving, mlflow: MlflowResource) -> Produced:
     from e2i_dagster.serving.active import models_at_stage
 
     effect_model.require_promoted()
@@ -227,7 +220,7 @@ def effect_bento(effect_model: "EffectModel", serving: Serving, mlflow: MlflowRe
 )
 def effect_deployment(
     context: dg.AssetExecutionContext,
-    effect_bento: "Release",
+    effect_bento: Release,
     serving: Serving,
     mlflow: MlflowResource,
     lake: dg.ResourceParam[LakeIOManager],
@@ -236,17 +229,17 @@ def effect_deployment(
     return Produced(deployed, deployed)
 
 
-@stage_check(
+@dg.asset_check(
     asset=effect_deployment,
     blocking=True,
     description="Patients sent through HTTP got the effects of the offline model.",
 )
-def effect_parity(effect_deployment: "Deployment") -> dg.AssetCheckResult:
+def effect_parity(effect_deployment: Deployment) -> dg.AssetCheckResult:
     return parity_result(effect_deployment)
 
 
-@stage_check(
+@dg.asset_check(
     asset=effect_deployment, blocking=True, description="The causal service answers now and is healthy."
 )
-def effect_endpoint_health(effect_deployment: "Deployment", serving: Serving) -> dg.AssetCheckResult:
+def effect_endpoint_health(effect_deployment: Deployment, serving: Serving) -> dg.AssetCheckResult:
     return health_result(effect_deployment, serving)

@@ -1,28 +1,18 @@
 """Cohorts: each definition file is an asset of its own; each cohort says who is in and why not."""
 
-from typing import TYPE_CHECKING
-
 import dagster as dg
 
+from assets.execution import Produced, current_versions, input_versions
 from assets.metadata import dagster_metadata
 from assets.partitions import COHORTS
-from assets.stage import (
-    AlsoReads,
-    Produced,
-    current_versions,
-    input_versions,
-    stage_asset,
-    stage_check,
-)
+from assets.stage import AlsoReads, stage_asset
+from assets.values import DataFrame
 from e2i_dagster.config.cohort import CohortDefinition
 from e2i_dagster.config.cohort_fields import EVENT_COLUMNS, OBSERVATION
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.policy_files.environment import actor
 from resources.lake import LakeIOManager
 from resources.warehouse import Warehouse
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 GROUP = "cohorts"
 
@@ -55,8 +45,8 @@ def cohort_definition(context: dg.AssetExecutionContext, warehouse: Warehouse) -
 def cohort(
     context: dg.AssetExecutionContext,
     cohort_definition: CohortDefinition,
-    patient_journeys: "pd.DataFrame",
-    patient_clinical: "pd.DataFrame",
+    patient_journeys: DataFrame,
+    patient_clinical: DataFrame,
     lake: dg.ResourceParam[LakeIOManager],
     warehouse: Warehouse,
 ) -> Produced:
@@ -86,7 +76,7 @@ def cohort(
                 *(one for one in input_versions(context, warehouse) if one[0] != "cohort_definition"),
                 *current_versions(tables, warehouse),
             ],
-            code_version=context.assets_def.code_versions_by_key[context.asset_key],
+            code_version=context.assets_def.get_asset_spec().code_version,
         )
     lost = characteristics_table(characteristics(built, patients))
     return Produced(cohort_frame(built), built, metadata={"lost_by_step": lost})
@@ -96,13 +86,13 @@ def _execution(context: dg.AssetExecutionContext) -> str:
     return f"{context.run.run_id}:{context.partition_key}"
 
 
-@stage_check(
+@dg.asset_check(
     asset=cohort,
     blocking=True,
     description="A cohort without eligible patients cannot be used (CC_003).",
 )
 def cohort_not_empty(
-    context: dg.AssetCheckExecutionContext, cohort: "pd.DataFrame", warehouse: Warehouse
+    context: dg.AssetCheckExecutionContext, cohort: DataFrame, warehouse: Warehouse
 ) -> dg.AssetCheckResult:
     from e2i_dagster.cohorts import shown_count, why_empty
 
@@ -115,7 +105,7 @@ def cohort_not_empty(
     return dg.AssetCheckResult(passed=eligible > 0, description=description)
 
 
-@stage_check(
+@dg.asset_check(
     asset=cohort_definition,
     description="Runs the definition's own examples and looks for contradictory rules.",
 )

@@ -2,7 +2,8 @@
 
 import dagster as dg
 
-from assets.stage import Produced, stage_asset
+from assets.execution import Produced
+from assets.stage import stage_asset
 from e2i_dagster.config.policy import PolicySummary, current_policy
 from e2i_dagster.policy_files.environment import config_folder
 

@@ -1,18 +1,15 @@
 """Experiments: design, assignments, enrolment, interim looks, results; each page is blinded as the design says."""
 
-from typing import TYPE_CHECKING
-
 import dagster as dg
 
+from assets.execution import Produced
 from assets.partitions import EXPERIMENT_OF_SCOPE, EXPERIMENTS
-from assets.stage import Produced, stage_asset
+from assets.stage import stage_asset
+from assets.values import DataFrame
 from e2i_dagster.config.experiment import ExperimentSpec, LifecyclePolicy
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.policy_files.environment import actor, config_folder
 from resources.warehouse import Warehouse
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 GROUP = "experiments"
 
@@ -138,8 +135,8 @@ def sample_ratio(context: dg.AssetCheckExecutionContext, warehouse: Warehouse) -
 )
 def twin_simulation(
     context: dg.AssetExecutionContext,
-    training_frame: "pd.DataFrame",
-    splits: "pd.DataFrame",
+    training_frame: DataFrame,
+    splits: DataFrame,
     warehouse: Warehouse,
 ) -> Produced:
     from e2i_dagster.experiments.conduct.run import simulate_and_record

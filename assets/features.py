@@ -1,13 +1,14 @@
 """Features: the scope's question and labels, dated feature values, the Feast store, point-in-time frames."""
 
 from functools import partial
-from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from assets.execution import Produced
 from assets.metadata import dagster_metadata
 from assets.partitions import ALL_MONTHS, COHORT_OF_SCOPE, SCOPES
-from assets.stage import Produced, stage_asset, stage_check
+from assets.stage import stage_asset
+from assets.values import DataFrame, FeatureFiles, MaterializationReport
 from e2i_dagster.config.feast_materialization import FeastMaterializationPolicy
 from e2i_dagster.config.feature_selection import FeatureSelectionPolicy
 from e2i_dagster.config.feature_views import columns_read
@@ -18,12 +19,6 @@ from e2i_dagster.policy_files.environment import config_folder
 from resources.feature_store import FeatureStore
 from resources.lake import LakeIOManager
 from resources.warehouse import Warehouse
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from e2i_dagster.features.snapshots import FeatureFiles
-    from e2i_dagster.features.store import MaterializationReport
 
 GROUP = "features"
 scope_asset = partial(stage_asset, group_name=GROUP, partitions_def=SCOPES)
@@ -58,11 +53,11 @@ def scope_spec(context: dg.AssetExecutionContext) -> Produced:
 )
 def outcome_labels(
     scope_spec: ScopeSpec,
-    cohort: "pd.DataFrame",
-    patient_journeys: "pd.DataFrame",
-    treatment_events: "pd.DataFrame",
-    engagement_events: "pd.DataFrame",
-    outcome_events: "pd.DataFrame",
+    cohort: DataFrame,
+    patient_journeys: DataFrame,
+    treatment_events: DataFrame,
+    engagement_events: DataFrame,
+    outcome_events: DataFrame,
 ) -> Produced:
     from e2i_dagster.cohorts import label_outcome
 
@@ -93,13 +88,13 @@ def outcome_labels(
 def feature_values(
     context: dg.AssetExecutionContext,
     scope_spec: ScopeSpec,
-    outcome_labels: "pd.DataFrame",
-    hcp_profiles: "pd.DataFrame",
-    patient_journeys: "pd.DataFrame",
-    treatment_events: "pd.DataFrame",
-    engagement_events: "pd.DataFrame",
-    triggers: "pd.DataFrame",
-    business_metrics: "pd.DataFrame",
+    outcome_labels: DataFrame,
+    hcp_profiles: DataFrame,
+    patient_journeys: DataFrame,
+    treatment_events: DataFrame,
+    engagement_events: DataFrame,
+    triggers: DataFrame,
+    business_metrics: DataFrame,
     lake: dg.ResourceParam[LakeIOManager],
 ) -> Produced:
     from e2i_dagster.features.build import FEATURE_TABLES, build_feature_files
@@ -125,7 +120,7 @@ def feature_values(
 )
 def feature_views(
     context: dg.AssetExecutionContext,
-    feature_values: "FeatureFiles",
+    feature_values: FeatureFiles,
     feature_store: FeatureStore,
     warehouse: Warehouse,
 ) -> Produced:
@@ -144,7 +139,7 @@ def feature_views(
 )
 def online_features(
     context: dg.AssetExecutionContext,
-    feature_views: "FeatureFiles",
+    feature_views: FeatureFiles,
     feature_store: FeatureStore,
     warehouse: Warehouse,
 ) -> Produced:
@@ -164,9 +159,9 @@ def online_features(
 def training_frame(
     context: dg.AssetExecutionContext,
     scope_spec: ScopeSpec,
-    outcome_labels: "pd.DataFrame",
-    patient_journeys: "pd.DataFrame",
-    feature_views: "FeatureFiles",
+    outcome_labels: DataFrame,
+    patient_journeys: DataFrame,
+    feature_views: FeatureFiles,
     feature_store: FeatureStore,
 ) -> Produced:
     from e2i_dagster.features.snapshots import labelled_spine
@@ -184,9 +179,9 @@ def training_frame(
 def scoring_frame(
     context: dg.AssetExecutionContext,
     scope_spec: ScopeSpec,
-    outcome_labels: "pd.DataFrame",
-    patient_journeys: "pd.DataFrame",
-    feature_views: "FeatureFiles",
+    outcome_labels: DataFrame,
+    patient_journeys: DataFrame,
+    feature_views: FeatureFiles,
     feature_store: FeatureStore,
 ) -> Produced:
     from e2i_dagster.features.snapshots import scoring_spine
@@ -204,9 +199,9 @@ def scoring_frame(
 def feature_selection(
     context: dg.AssetExecutionContext,
     scope_spec: ScopeSpec,
-    training_frame: "pd.DataFrame",
-    splits: "pd.DataFrame",
-    feature_views: "FeatureFiles",
+    training_frame: DataFrame,
+    splits: DataFrame,
+    feature_views: FeatureFiles,
     warehouse: Warehouse,
 ) -> Produced:
     from e2i_dagster.features.records import record_features
@@ -226,13 +221,13 @@ def feature_selection(
     return Produced(chosen.selection, chosen.selection)
 
 
-@stage_check(
+@dg.asset_check(
     asset=online_features,
     description="Online values equal a point-in-time join at the same time, row by row.",
 )
 def online_equals_offline(
     context: dg.AssetCheckExecutionContext,
-    online_features: "MaterializationReport",
+    online_features: MaterializationReport,
     feature_store: FeatureStore,
 ) -> dg.AssetCheckResult:
     from e2i_dagster.features.parity import sample_of

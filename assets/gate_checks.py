@@ -8,15 +8,13 @@ from assets.features import training_frame as training_frame_asset
 from assets.metadata import dagster_metadata
 from assets.quality import quality_key
 from assets.splits import splits as splits_asset
-from assets.stage import stage_check
+from assets.values import DataFrame
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, date_column
 from resources.alerts import Alerts
 from resources.warehouse import Warehouse
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from e2i_dagster.quality.table_check import GateResult
 
 
@@ -65,7 +63,7 @@ def every_partition_check(table: str) -> dg.AssetChecksDefinition:
     return every_partition_ok
 
 
-@stage_check(
+@dg.asset_check(
     asset=training_frame_asset,
     name="leakage_gate",
     blocking=True,
@@ -73,7 +71,7 @@ def every_partition_check(table: str) -> dg.AssetChecksDefinition:
 )
 def training_frame_leakage_gate(
     context: dg.AssetCheckExecutionContext,
-    training_frame: "pd.DataFrame",
+    training_frame: DataFrame,
     warehouse: Warehouse,
     alerts: Alerts,
 ) -> dg.AssetCheckResult:
@@ -86,7 +84,7 @@ def training_frame_leakage_gate(
     return told(result)
 
 
-@stage_check(
+@dg.asset_check(
     asset=splits_asset,
     name="leakage_gate",
     blocking=True,
@@ -95,8 +93,8 @@ def training_frame_leakage_gate(
 )
 def splits_leakage_gate(
     context: dg.AssetCheckExecutionContext,
-    splits: "pd.DataFrame",
-    training_frame: "pd.DataFrame",
+    splits: DataFrame,
+    training_frame: DataFrame,
     warehouse: Warehouse,
     alerts: Alerts,
 ) -> dg.AssetCheckResult:

@@ -1,28 +1,27 @@
 """Models: algorithm, search, fit, judgement, record, explanation, registration."""
 
 from functools import partial
-from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from assets.execution import Produced, input_versions
 from assets.partitions import SCOPES
-from assets.stage import Produced, input_versions, stage_asset, stage_check
+from assets.stage import stage_asset
+from assets.values import (
+    AlgorithmChoice,
+    DataFrame,
+    Evaluation,
+    Explanation,
+    FeatureSelection,
+    SearchResult,
+    StoredModel,
+    TrackedRun,
+)
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.config.scope import ScopeSpec
 from e2i_dagster.policy_files.environment import actor
 from resources.mlflow import MlflowResource
 from resources.warehouse import Warehouse
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from e2i_dagster.explain import Explanation
-    from e2i_dagster.features.selection import FeatureSelection
-    from e2i_dagster.registry.storage import StoredModel
-    from e2i_dagster.registry.training_runs import TrackedRun
-    from e2i_dagster.registry.versions import RegisteredVersion
-    from e2i_dagster.selection import AlgorithmChoice
-    from e2i_dagster.training import Evaluation, SearchResult
 
 scope_asset = partial(stage_asset, group_name="models", partitions_def=SCOPES)
 
@@ -41,9 +40,9 @@ def cohort_approved(scope: str) -> bool:
 )
 def algorithm(
     scope_spec: ScopeSpec,
-    training_frame: "pd.DataFrame",
-    splits: "pd.DataFrame",
-    feature_selection: "FeatureSelection",
+    training_frame: DataFrame,
+    splits: DataFrame,
+    feature_selection: FeatureSelection,
 ) -> Produced:
     from e2i_dagster.selection import select_algorithm
     from e2i_dagster.splits.rows import visible_rows
@@ -62,10 +61,10 @@ def algorithm(
 )
 def hyperparameters(
     scope_spec: ScopeSpec,
-    training_frame: "pd.DataFrame",
-    splits: "pd.DataFrame",
-    feature_selection: "FeatureSelection",
-    algorithm: "AlgorithmChoice",
+    training_frame: DataFrame,
+    splits: DataFrame,
+    feature_selection: FeatureSelection,
+    algorithm: AlgorithmChoice,
 ) -> Produced:
     from e2i_dagster.splits.rows import visible_rows
     from e2i_dagster.training import default_storage, search_hyperparameters
@@ -86,10 +85,10 @@ def hyperparameters(
 )
 def trained_model(
     scope_spec: ScopeSpec,
-    training_frame: "pd.DataFrame",
-    splits: "pd.DataFrame",
-    feature_selection: "FeatureSelection",
-    hyperparameters: "SearchResult",
+    training_frame: DataFrame,
+    splits: DataFrame,
+    feature_selection: FeatureSelection,
+    hyperparameters: SearchResult,
 ) -> Produced:
     from e2i_dagster.registry.storage import StoredModel
     from e2i_dagster.splits.rows import visible_rows
@@ -112,9 +111,9 @@ def trained_model(
 )
 def evaluation(
     scope_spec: ScopeSpec,
-    training_frame: "pd.DataFrame",
-    splits: "pd.DataFrame",
-    trained_model: "StoredModel",
+    training_frame: DataFrame,
+    splits: DataFrame,
+    trained_model: StoredModel,
     warehouse: Warehouse,
 ) -> Produced:
     from e2i_dagster.splits.rows import sealed_test_rows, visible_rows
@@ -140,18 +139,19 @@ def evaluation(
 @scope_asset(
     outside=True,
     produces="e2i_dagster.registry.training_runs:TrackedRun",
+    fault=lambda tracked: tracked.damage(),
     kinds={"mlflow"},
     description="The attempt on record in MLflow and the warehouse, accepted or rejected.",
 )
 def tracked_run(
     context: dg.AssetExecutionContext,
     scope_spec: ScopeSpec,
-    trained_model: "StoredModel",
-    evaluation: "Evaluation",
-    algorithm: "AlgorithmChoice",
-    hyperparameters: "SearchResult",
-    splits: "pd.DataFrame",
-    training_frame: "pd.DataFrame",
+    trained_model: StoredModel,
+    evaluation: Evaluation,
+    algorithm: AlgorithmChoice,
+    hyperparameters: SearchResult,
+    splits: DataFrame,
+    training_frame: DataFrame,
     mlflow: MlflowResource,
     warehouse: Warehouse,
 ) -> Produced:
@@ -171,12 +171,12 @@ def tracked_run(
     return Produced(tracked, tracked)
 
 
-@stage_check(
+@dg.asset_check(
     asset=tracked_run,
     blocking=True,
     description="GATE: a model that misses a success criterion of its scope is not registered.",
 )
-def success_criteria(tracked_run: "TrackedRun") -> dg.AssetCheckResult:
+def success_criteria(tracked_run: TrackedRun) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
         passed=tracked_run.accepted,
         description="; ".join(tracked_run.reasons) or "every success criterion is met",
@@ -192,10 +192,10 @@ def success_criteria(tracked_run: "TrackedRun") -> dg.AssetCheckResult:
 def explanations(
     context: dg.AssetExecutionContext,
     scope_spec: ScopeSpec,
-    training_frame: "pd.DataFrame",
-    splits: "pd.DataFrame",
-    trained_model: "StoredModel",
-    tracked_run: "TrackedRun",
+    training_frame: DataFrame,
+    splits: DataFrame,
+    trained_model: StoredModel,
+    tracked_run: TrackedRun,
     mlflow: MlflowResource,
     warehouse: Warehouse,
 ) -> Produced:
@@ -214,23 +214,24 @@ def explanations(
 
 @scope_asset(
     produces="e2i_dagster.registry.versions:RegisteredVersion",
+    fault=lambda version: version.damage(),
     group_name="registry",
     kinds={"mlflow"},
     description="The model version: registered when every criterion is met, staged on its measured evidence.",
 )
 def registered_model(
     scope_spec: ScopeSpec,
-    trained_model: "StoredModel",
-    evaluation: "Evaluation",
-    tracked_run: "TrackedRun",
-    explanations: "Explanation",
+    trained_model: StoredModel,
+    evaluation: Evaluation,
+    tracked_run: TrackedRun,
+    explanations: Explanation,
     mlflow: MlflowResource,
     warehouse: Warehouse,
 ) -> Produced:
     from e2i_dagster.registry import model_key, write_explanation
     from e2i_dagster.registry.training_runs import register_and_stage
 
-    version: RegisteredVersion = register_and_stage(
+    version = register_and_stage(
         warehouse.engine(),
         trained_model.model(),
         evaluation,

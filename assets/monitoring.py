@@ -1,22 +1,17 @@
 """Monitoring: what the endpoint was asked on a day, and whether that still looks like the training data."""
 
 import datetime as dt
-from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from assets.execution import Produced
 from assets.partitions import DAYS_BY_SCOPE, SCOPE_OF_DAY
-from assets.stage import Produced, stage_asset
+from assets.stage import stage_asset
+from assets.values import DataFrame, RegisteredVersion, StoredModel
 from e2i_dagster.config.drift_monitoring import DriftPolicy
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.policy_files.environment import config_folder
 from resources.warehouse import Warehouse
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from e2i_dagster.registry.storage import StoredModel
-    from e2i_dagster.registry.versions import RegisteredVersion
 
 GROUP = "monitoring"
 
@@ -42,7 +37,7 @@ def day_and_scope(context: dg.AssetExecutionContext) -> tuple[dt.date, str]:
     description="Live answers of the scope's model on a day, with the features as the endpoint received them.",
 )
 def prediction_log(
-    context: dg.AssetExecutionContext, trained_model: "StoredModel", warehouse: Warehouse
+    context: dg.AssetExecutionContext, trained_model: StoredModel, warehouse: Warehouse
 ) -> Produced:
     from e2i_dagster.monitoring.prediction_log import read_prediction_log
 
@@ -72,11 +67,11 @@ def prediction_log(
 )
 def drift_report(
     context: dg.AssetExecutionContext,
-    prediction_log: "pd.DataFrame",
-    training_frame: "pd.DataFrame",
-    splits: "pd.DataFrame",
-    trained_model: "StoredModel",
-    registered_model: "RegisteredVersion",
+    prediction_log: DataFrame,
+    training_frame: DataFrame,
+    splits: DataFrame,
+    trained_model: StoredModel,
+    registered_model: RegisteredVersion,
     warehouse: Warehouse,
 ) -> Produced:
     from e2i_dagster.monitoring.compare import compare_with_training

@@ -1,17 +1,14 @@
 """Quality: each raw table in three layers, a verdict for each month, and the gate that blocks."""
 
-from typing import TYPE_CHECKING
-
 import dagster as dg
 
+from assets.execution import QUALITY, Produced, input_versions
 from assets.partitions import MONTHS
-from assets.stage import QUALITY, Produced, input_versions, stage_asset
+from assets.stage import stage_asset
+from assets.values import DataFrame
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, date_column, related_tables
 from resources.warehouse import Warehouse
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 GROUP = QUALITY
 
@@ -38,7 +35,7 @@ def quality_asset(table: str) -> dg.AssetsDefinition:
         description=f"Schema, five dimensions and expectations of {table}, judged "
         + ("month by month." if dated_by else "as a whole."),
     )
-    def report(context: dg.AssetExecutionContext, rows: "pd.DataFrame", warehouse: Warehouse) -> Produced:
+    def report(context: dg.AssetExecutionContext, rows: DataFrame, warehouse: Warehouse) -> Produced:
         from e2i_dagster.quality.table_check import judge_table
 
         judged = judge_table(

@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING
 import dagster as dg
 from pydantic import Field
 
+from assets.execution import Produced
 from assets.partitions import MONTHS
-from assets.stage import Produced, stage_asset
+from assets.stage import stage_asset
+from assets.values import DeliveryManifest
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.policy_files.environment import state_folder
 from e2i_dagster.tables import (
@@ -19,7 +21,7 @@ from e2i_dagster.tables import (
 from resources.warehouse import Warehouse
 
 if TYPE_CHECKING:
-    from e2i_dagster.loading.delivery import DeliveryManifest, DeliveryRequest
+    from e2i_dagster.loading.delivery import DeliveryRequest
 
 GROUP = "raw"
 
@@ -83,7 +85,7 @@ def raw_asset(table: str) -> dg.AssetsDefinition:
         + (f", by month of {dated_by}." if dated_by else "."),
     )
     def rows(
-        context: dg.AssetExecutionContext, source_files: "DeliveryManifest", warehouse: Warehouse
+        context: dg.AssetExecutionContext, source_files: DeliveryManifest, warehouse: Warehouse
     ) -> Produced:
         from e2i_dagster.loading.delivery import deliver_table
 

@@ -1,13 +1,14 @@
 """Serving: a release as a bento, a live endpoint, and the patients who are to be scored through it."""
 
 from functools import partial
-from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from assets.execution import Produced
 from assets.metadata import dagster_metadata
 from assets.partitions import SCOPES
-from assets.stage import Produced, stage_asset, stage_check
+from assets.stage import stage_asset
+from assets.values import DataFrame, Deployment, RegisteredVersion, Release
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.config.serving import ServingPolicy
 from e2i_dagster.policy_files.environment import config_folder
@@ -16,18 +17,11 @@ from resources.lake import LakeIOManager
 from resources.mlflow import MlflowResource
 from resources.warehouse import Warehouse
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from e2i_dagster.registry.versions import RegisteredVersion
-    from e2i_dagster.serving.deployment import Deployment
-    from e2i_dagster.serving.release import Release
-
 scope_asset = partial(stage_asset, group_name="serving", partitions_def=SCOPES)
 STAGE = "staging"
 
 
-def not_live(deployment: "Deployment") -> str:
+def not_live(deployment: Deployment) -> str:
     """What is wrong when the release of ``deployment`` does not answer now; empty when it does."""
     from e2i_dagster.serving.endpoints import endpoints
 
@@ -37,11 +31,11 @@ def not_live(deployment: "Deployment") -> str:
 
 def go_live(
     context: dg.AssetExecutionContext,
-    release: "Release",
+    release: Release,
     serving: Serving,
     mlflow: MlflowResource,
     lake: LakeIOManager,
-) -> "Deployment":
+) -> Deployment:
     """``release`` in slot staging, proven by rows of the training frames of its models' scopes."""
     from e2i_dagster.serving.active import models_of_release, parity_samples
 
@@ -58,7 +52,7 @@ def go_live(
     )
 
 
-def parity_result(deployment: "Deployment") -> dg.AssetCheckResult:
+def parity_result(deployment: Deployment) -> dg.AssetCheckResult:
     """Passes when every compared answer was that of the offline model, and there was one."""
     return dg.AssetCheckResult(
         passed=deployment.parity_holds and bool(deployment.parity),
@@ -66,7 +60,7 @@ def parity_result(deployment: "Deployment") -> dg.AssetCheckResult:
     )
 
 
-def health_result(deployment: "Deployment", serving: Serving) -> dg.AssetCheckResult:
+def health_result(deployment: Deployment, serving: Serving) -> dg.AssetCheckResult:
     """Passes when the endpoint of ``deployment`` says now that it is healthy."""
     from e2i_dagster.serving.active import health_of
 
@@ -104,7 +98,7 @@ def bento(serving: Serving, mlflow: MlflowResource) -> Produced:
 )
 def deployment(
     context: dg.AssetExecutionContext,
-    bento: "Release",
+    bento: Release,
     serving: Serving,
     mlflow: MlflowResource,
     lake: dg.ResourceParam[LakeIOManager],
@@ -113,17 +107,19 @@ def deployment(
     return Produced(deployed, deployed)
 
 
-@stage_check(
+@dg.asset_check(
     asset=deployment,
     blocking=True,
     description="Training rows sent through HTTP got the answers of the offline model.",
 )
-def parity(deployment: "Deployment") -> dg.AssetCheckResult:
+def parity(deployment: Deployment) -> dg.AssetCheckResult:
     return parity_result(deployment)
 
 
-@stage_check(asset=deployment, blocking=True, description="The endpoint answers now and says it is healthy.")
-def endpoint_health(deployment: "Deployment", serving: Serving) -> dg.AssetCheckResult:
+@dg.asset_check(
+    asset=deployment, blocking=True, description="The endpoint answers now and says it is healthy."
+)
+def endpoint_health(deployment: Deployment, serving: Serving) -> dg.AssetCheckResult:
     return health_result(deployment, serving)
 
 
@@ -136,9 +132,9 @@ def endpoint_health(deployment: "Deployment", serving: Serving) -> dg.AssetCheck
     "without a value that the model needs waits with its reason.",
 )
 def live_scores(
-    scoring_frame: "pd.DataFrame",
-    deployment: "Deployment",
-    registered_model: "RegisteredVersion",
+    scoring_frame: DataFrame,
+    deployment: Deployment,
+    registered_model: RegisteredVersion,
     warehouse: Warehouse,
 ) -> Produced:
     from e2i_dagster.serving.client import score_answerable, waiting_words, with_waiting

@@ -1,18 +1,15 @@
 """Splits: train, validation, test, holdout by patient, stable, shared by all scopes of a cohort."""
 
-from typing import TYPE_CHECKING
-
 import dagster as dg
 
+from assets.execution import Produced
 from assets.partitions import SCOPES
-from assets.stage import Produced, stage_asset, stage_check
+from assets.stage import stage_asset
+from assets.values import DataFrame
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.config.scope import ScopeSpec
 from e2i_dagster.policy_files.environment import actor
 from resources.warehouse import Warehouse
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 GROUP = "splits"
 
@@ -23,7 +20,7 @@ GROUP = "splits"
     partitions_def=SCOPES,
     description="60/20/15/5 by patient: what the registry holds never moves, new patients fill the largest gap.",
 )
-def splits(scope_spec: ScopeSpec, training_frame: "pd.DataFrame", warehouse: Warehouse) -> Produced:
+def splits(scope_spec: ScopeSpec, training_frame: DataFrame, warehouse: Warehouse) -> Produced:
     from e2i_dagster.splits import split_scope
 
     with warehouse.engine().begin() as connection:
@@ -34,7 +31,7 @@ def splits(scope_spec: ScopeSpec, training_frame: "pd.DataFrame", warehouse: War
 def split_check(name: str, description: str) -> dg.AssetChecksDefinition:
     """One rule of :func:`e2i_dagster.splits.validate_splits` as a check."""
 
-    @stage_check(
+    @dg.asset_check(
         asset=splits,
         name=name,
         blocking=True,
@@ -42,7 +39,7 @@ def split_check(name: str, description: str) -> dg.AssetChecksDefinition:
         additional_ins={"training_frame": dg.AssetIn("training_frame")},
     )
     def check(
-        context: dg.AssetCheckExecutionContext, splits: "pd.DataFrame", training_frame: "pd.DataFrame"
+        context: dg.AssetCheckExecutionContext, splits: DataFrame, training_frame: DataFrame
     ) -> dg.AssetCheckResult:
         from e2i_dagster.splits.leakage_check import judge_rule
 

@@ -23,8 +23,8 @@ def run_user_interfaces(say: Callable[[str], None]) -> None:
     """
     from e2i_dagster.registry.mlflow_runs import tracking_environment
     from e2i_dagster.serving.deployment import endpoints, restart_recorded
-    from resources.local_history import TOGETHER
     from resources.local_instance import dagster_home
+    from resources.private_dagster import TOGETHER
 
     home = dagster_home()
     dagster_port, mlflow_port = _free(port(0), "Dagster UI"), _free(port(4), "MLflow UI")

@@ -11,6 +11,7 @@ import dagster as dg
 from e2i_dagster.errors import InputError
 from e2i_dagster.pipeline.states import Execution, announce
 from e2i_dagster.policy_files.environment import lake_url
+from resources.private_dagster import partitions_to_read, run_of
 from resources.stages import failures_recorded, refusal
 from resources.warehouse import Warehouse
 
@@ -162,7 +163,7 @@ class LakeIOManager(dg.ConfigurableIOManager):
             return self.lake().read_document(stored[0], document)
         return self.lake().read_frame(stored)
 
-    def handle_output(self, context: dg.OutputContext, obj: Outcome) -> Iterator[dg.DagsterEvent]:
+    def handle_output(self, context: dg.OutputContext, obj: Outcome) -> Iterator[dict[str, Any]]:
         """Store ``obj``; of one with withheld partitions tell of the good ones, then fail.
 
         Raises:
@@ -172,23 +173,24 @@ class LakeIOManager(dg.ConfigurableIOManager):
             self.store(obj)
         if obj.withheld:
             for partition, digest in obj.pieces.digests.items():
-                yield dg.DagsterEvent.asset_materialization(
-                    context.step_context,
+                context.log_event(
                     dg.AssetMaterialization(
                         context.asset_key,
                         partition=partition,
                         metadata={**obj.metadata, "digest": digest},
                         tags={"dagster/data_version": digest},
-                    ),
+                    )
                 )
+            # Dagster takes what was logged when something is yielded, also of an output that then fails.
+            yield {}
             raise dg.Failure(obj.withheld, metadata=obj.metadata, allow_retries=False)
 
     def load_input(self, context: dg.InputContext) -> Any:
-        partitions = _partitions_to_read(context) if context.has_asset_partitions else [None]
+        partitions = partitions_to_read(context) if context.has_asset_partitions else [None]
         if context.has_asset_partitions:
             # What is read must not be replaced before the stage that reads it has ended.
             self.warehouse.hold_scopes(
-                context.asset_partitions_def, partitions, context.step_context.run_id, context.log.info
+                context.asset_partitions_def, partitions, run_of(context), context.log.info
             )
         declared = context.upstream_output.definition_metadata if context.upstream_output else {}
         try:
@@ -222,14 +224,6 @@ def document_type(metadata: Mapping[str, Any]) -> "type[BaseModel] | None":
     """The type of the value of an asset with this ``metadata``, imported now; None for a frame."""
     declared = metadata.get(DOCUMENT)
     return resolve_name(f"{declared.module}:{declared.name}") if declared is not None else None
-
-
-def _partitions_to_read(context: dg.InputContext) -> Sequence[str]:
-    """The mapped partitions; a check reads the partition of its run, which Dagster does not map for it."""
-    step = context.step_context
-    if step.is_asset_check_step and step.has_partition_key:
-        return [step.partition_key]
-    return context.asset_partition_keys
 
 
 def split_by_month(

@@ -11,7 +11,7 @@ import yaml
 
 from e2i_dagster.errors import UnavailableError
 from e2i_dagster.policy_files.environment import CHECKOUT, state_folder
-from resources.local_history import TOGETHER
+from resources.private_dagster import TOGETHER
 
 
 def dagster_home() -> Path:

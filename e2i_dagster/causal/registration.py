@@ -38,6 +38,11 @@ class EffectModel(BaseModel):
     tracked: TrackedRun | None = None
     version: RegisteredVersion | None = None
 
+    def damage(self) -> str:
+        """What is wrong with the stored model in words; empty when it is what was logged."""
+        stored = self.version or self.tracked
+        return stored.damage() if stored else ""
+
     def to_metadata(self) -> dict[str, Any]:
         """State, judgement and version for the UI."""
         return {

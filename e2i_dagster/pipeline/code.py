@@ -27,7 +27,7 @@ PACKAGES = ("e2i_dagster", "resources")
 #: Thin modules whose functions are followed one by one instead of as a whole.
 SHELL = "assets"
 #: Modules that carry every stage and decide no value.
-CARRIERS = frozenset({"assets.stage", "assets.partitions"})
+CARRIERS = frozenset({"assets.execution", "assets.partitions", "assets.stage"})
 
 #: File of the digests that were found last, beside the parsed modules.
 KNOWN = "digests.json"
@@ -155,13 +155,19 @@ class SourceCode:
             return set(), set()
         by_name = {bound: part for part in module.parts for bound in part.binds}
         imported = {bound: target for part in module.parts for bound, target in part.imports}
+        digests: set[str] = set()
+        modules: set[str] = set()
+        seen: set[int] = set()
         if isinstance(lines, range):
             waiting = [part for part in module.parts if part.first_line <= lines.start <= part.last_line]
         else:
             waiting = [by_name[one] for one in lines if one in by_name]
-        digests: set[str] = set()
-        modules: set[str] = set()
-        seen: set[int] = set()
+            # What the module itself imports and another one takes from it, such as a type.
+            for one in lines:
+                if one in imported and one not in by_name:
+                    more, reached = self._target(imported[one])
+                    digests |= more
+                    modules |= reached
         while waiting:
             part = waiting.pop()
             if id(part) in seen:

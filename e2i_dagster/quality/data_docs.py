@@ -19,6 +19,7 @@ import pandas as pd
 from e2i_dagster.config.quality import QualityPolicy
 from e2i_dagster.errors import InputError
 from e2i_dagster.quality.expectations import batches, expectation, with_compared
+from e2i_dagster.quality.private_great_expectations import page_of
 from e2i_dagster.quality.typed import TypedFrame, typed
 
 _COUNTS_ONLY = {
@@ -97,8 +98,6 @@ def build_data_docs(
     specs = suite.expectations
     door = batches()
     import great_expectations as gx
-    from great_expectations.render.renderer.page_renderer import ValidationResultsPageRenderer
-    from great_expectations.render.view import DefaultJinjaPageView
 
     suite = gx.ExpectationSuite(
         name=table, expectations=[expectation(policy, position, spec) for position, spec in enumerate(specs)]
@@ -118,8 +117,7 @@ def build_data_docs(
         }
         failing = tuple(spec.title for position, spec in enumerate(specs) if position not in held)
         told.append(PartDocs(label, len(data), len(specs), failing))
-        drawn = DefaultJinjaPageView().render(ValidationResultsPageRenderer().render(result))
-        sections.append(_sections(drawn, f"part-{len(told)}"))
+        sections.append(_sections(page_of(result), f"part-{len(told)}"))
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(_page(table, told, sections), encoding="utf-8")
     return DataDocs(page, tuple(told))

@@ -26,6 +26,7 @@ import pandas as pd
 
 from e2i_dagster.config.quality import ExpectationSpec, QualityPolicy
 from e2i_dagster.policy_files.base import PolicyModel
+from e2i_dagster.quality.private_great_expectations import validated, without_progress_bars
 from e2i_dagster.quality.typed import TypedFrame, typed
 from e2i_dagster.tables.moments import earlier
 
@@ -174,11 +175,10 @@ def batches() -> BatchDefinition:
     # Read when the library is imported: without it an event would leave the machine.
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
     import great_expectations as gx
-    from great_expectations.data_context.types.base import ProgressBarsConfig
 
     context = gx.get_context(mode="ephemeral")
     context.variables.analytics_enabled = False
-    context.variables.progress_bars = ProgressBarsConfig(globally=False, metric_calculations=False)
+    without_progress_bars(context)
     asset = context.data_sources.add_pandas("memory").add_dataframe_asset("table")
     return asset.add_batch_definition_whole_dataframe("rows")
 
@@ -193,7 +193,6 @@ class _Runner:
         """Position of each failed expectation, with the positions of its rows or the kind of its error."""
         door = batches()
         import great_expectations as gx
-        from great_expectations.validator.v1_validator import Validator
 
         if not specs:
             return {}
@@ -201,12 +200,11 @@ class _Runner:
             name="suite",
             expectations=[expectation(self.policy, position, spec) for position, spec in specs.items()],
         )
-        # Great Expectations hashes every value of a batch, and once more if the batch is asked to validate itself.
+        # Great Expectations hashes every value of a batch.
         named = {column for spec in specs.values() for column in spec.columns.values()}
         needed = data[[column for column in data.columns if column in named]].reset_index(drop=True)
         needed = with_compared(needed, specs.values())
-        validator = Validator(door, _POSITIONS_ONLY, {"dataframe": needed})
-        result = validator.validate_expectation_suite(suite)
+        result = validated(door, needed, suite, _POSITIONS_ONLY)
         failed: dict[int, _Failure] = {}
         seen: set[int] = set()
         for one in result.results:

@@ -22,6 +22,7 @@ from e2i_dagster.config.scope import ScopeSpec
 from e2i_dagster.errors import InputError, UnavailableError
 from e2i_dagster.explain import Explanation
 from e2i_dagster.policy_files.environment import lake_url
+from e2i_dagster.registry.model_files import ModelFiles
 from e2i_dagster.selection import AlgorithmChoice
 from e2i_dagster.training import Evaluation, SearchResult, TrainedModel
 
@@ -30,12 +31,13 @@ _FRAMEWORKS = {"XGBoost": ("xgboost",), "LightGBM": ("lightgbm",)}
 
 @dataclass(frozen=True)
 class LoggedModel:
-    """Where a trained model is stored. ``uri`` is what MLflow and BentoML load it by."""
+    """Where a trained model is stored, and its files. ``uri`` is what MLflow and BentoML load it by."""
 
     run_id: str
     experiment_id: str
     model_id: str
     uri: str
+    files: ModelFiles
     seconds: float
 
 
@@ -174,9 +176,11 @@ def log_training(
         "e2i.scope_digest": scope.digest(),
         **{f"e2i.digest.{name}": value for name, value in {**model.data_digests, **(digests or {})}.items()},
     }
+    metadata = {**model_metadata(model, scope, digests or {}), **(more or {})}
     # Before the metrics: MLflow repeats a run's metrics for each model that is logged after them.
-    logged = _log_model(model, {**model_metadata(model, scope, digests or {}), **(more or {})})
-    mlflow.MlflowClient().log_batch(
+    logged = _log_model(model, metadata)
+    client = mlflow.MlflowClient()
+    client.log_batch(
         run.info.run_id,
         metrics=[
             Metric(name, value, now, 0, model_id=logged.model_id, run_id=run.info.run_id)
@@ -200,6 +204,7 @@ def log_training(
         experiment_id=run.info.experiment_id,
         model_id=logged.model_id,
         uri=logged.model_uri,
+        files=ModelFiles.note(client, logged.model_id, metadata["model_name"]),
         seconds=time.perf_counter() - started,
     )
 
@@ -249,14 +254,15 @@ def load_pipeline(model_uri: str) -> Any:
     """The stored scikit-learn pipeline, read by skops with :data:`TRUSTED_TYPES`; never by pickle.
 
     Raises:
+        DamagedError: a file is missing or not what was logged.
         InputError: the model is stored in another format, or contains a type that is not trusted.
     """
     silence_telemetry()
+    import mlflow
     import skops.io
-    from mlflow.artifacts import download_artifacts
     from mlflow.models import Model
 
-    folder = Path(download_artifacts(artifact_uri=model_uri))
+    folder = ModelFiles.noted(mlflow.MlflowClient(), model_uri).folder()
     flavour = Model.load(str(folder)).flavors.get("sklearn", {})
     if flavour.get("serialization_format") != "skops":
         raise InputError(

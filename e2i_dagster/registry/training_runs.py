@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from e2i_dagster.config.scope import ScopeSpec
 from e2i_dagster.registry.mlflow_runs import experiment_name, log_training
+from e2i_dagster.registry.model_files import ModelFiles
 from e2i_dagster.registry.records import write_experiment, write_model, write_study, write_training_run
 from e2i_dagster.registry.stages import Evidence
 from e2i_dagster.registry.versions import RegisteredVersion, promote, register
@@ -18,7 +19,11 @@ from e2i_dagster.training import Evaluation, SearchResult, TrainedModel
 
 
 class TrackedRun(BaseModel):
-    """Where a training attempt is recorded."""
+    """Where a training attempt is recorded.
+
+    Attributes:
+        files: those of the model; None of a run from before they were noted.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -27,6 +32,11 @@ class TrackedRun(BaseModel):
     uri: str
     accepted: bool
     reasons: tuple[str, ...]
+    files: ModelFiles | None = None
+
+    def damage(self) -> str:
+        """What is wrong with the stored model in words; empty when it is what was logged."""
+        return self.files.damage() if self.files else ""
 
     def to_metadata(self) -> dict[str, Any]:
         """Run, model and verdict for the UI."""
@@ -88,6 +98,7 @@ def track_training(
         uri=logged.uri,
         accepted=evaluation.accepted,
         reasons=tuple(evaluation.reasons()),
+        files=logged.files,
     )
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from e2i_dagster.config.registry import RegistryPolicy, Stage
 from e2i_dagster.errors import VerdictError
 from e2i_dagster.registry.mlflow_runs import silence_telemetry
+from e2i_dagster.registry.model_files import ModelFiles
 from e2i_dagster.registry.stages import Evidence, Transition, check_transition
 from e2i_dagster.training import Evaluation, TrainedModel
 
@@ -21,8 +22,13 @@ _SUPERSEDED_TAG = "e2i.superseded_since"
 
 
 class RegisteredVersion(BaseModel):
-    """One version in the registry. ``since`` is when it reached ``stage``; ``new`` is False when the same model
-    was registered before and that version is returned."""
+    """One version in the registry.
+
+    Attributes:
+        since: when it reached ``stage``.
+        files: those of its model; None of a version from before they were noted.
+        new: False when the same model was registered before and that version is returned.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -34,7 +40,12 @@ class RegisteredVersion(BaseModel):
     run_id: str
     uri: str
     model_digest: str
+    files: ModelFiles | None = None
     new: bool = False
+
+    def damage(self) -> str:
+        """What is wrong with the stored model in words; empty when it is what was logged."""
+        return self.files.damage() if self.files else ""
 
     def to_metadata(self) -> dict[str, Any]:
         """What the asset page shows."""
@@ -64,7 +75,7 @@ def register(
     """Register the stored model as a new version of ``name``, in stage development.
 
     A model that computes the same as a registered version (equal digest and data digests) is that
-    version; nothing is added.
+    version, as long as its files are whole; nothing is added.
 
     Raises:
         VerdictError: a success criterion is not met. Such a model stays a training run.
@@ -84,8 +95,8 @@ def register(
         client.create_registered_model(name)
     identity = _identity(model)
     for known in client.search_model_versions(f"name='{name}'"):
-        if known.tags.get("e2i.identity") == identity:
-            return _version(known)
+        if known.tags.get("e2i.identity") == identity and not _version(client, known).damage():
+            return _version(client, known)
     created = client.create_model_version(
         name,
         model_uri,
@@ -99,7 +110,7 @@ def register(
         },
     )
     client.set_registered_model_alias(name, "development", created.version)
-    return _version(client.get_model_version(name, created.version)).model_copy(update={"new": True})
+    return _version(client, client.get_model_version(name, created.version)).model_copy(update={"new": True})
 
 
 def version_at(
@@ -111,8 +122,8 @@ def version_at(
     client = _client(tracking_uri)
     try:
         if stage_or_version.isdigit():
-            return _version(client.get_model_version(name, stage_or_version))
-        return _version(client.get_model_version_by_alias(name, stage_or_version))
+            return _version(client, client.get_model_version(name, stage_or_version))
+        return _version(client, client.get_model_version_by_alias(name, stage_or_version))
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
@@ -139,7 +150,7 @@ def promote(
     """
     client = _client(tracking_uri)
     now = now or _now()
-    present = _version(client.get_model_version(version.name, version.version))
+    present = _version(client, client.get_model_version(version.name, version.version))
     if present.stage == to_stage:
         return present, Transition(from_stage=to_stage, to_stage=to_stage, results=())
     if present.model_digest != evidence.model_digest:
@@ -171,7 +182,7 @@ def promote(
         client.set_registered_model_alias(version.name, to_stage, version.version)
     if before is not None and before.version != version.version:
         client.set_model_version_tag(before.name, before.version, _SUPERSEDED_TAG, now.isoformat())
-    return _version(client.get_model_version(version.name, version.version)), verdict
+    return _version(client, client.get_model_version(version.name, version.version)), verdict
 
 
 def _client(tracking_uri: str | None) -> Any:
@@ -187,7 +198,7 @@ def _identity(model: TrainedModel) -> str:
     return digest_of({"model": model.digest, "data": model.data_digests})
 
 
-def _version(found: Any) -> RegisteredVersion:
+def _version(client: Any, found: Any) -> RegisteredVersion:
     tags = found.tags
     created = dt.datetime.fromtimestamp(found.creation_timestamp / 1000, dt.UTC)
     superseded = tags.get(_SUPERSEDED_TAG)
@@ -200,6 +211,7 @@ def _version(found: Any) -> RegisteredVersion:
         run_id=found.run_id or "",
         uri=found.source,
         model_digest=tags.get("e2i.model_digest", ""),
+        files=ModelFiles.noted(client, found.source),
     )
 
 

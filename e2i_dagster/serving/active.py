@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import pandas as pd
 
 from e2i_dagster.config.serving import ServingPolicy
 from e2i_dagster.errors import InputError
 from e2i_dagster.registry import version_at
+from e2i_dagster.registry.model_files import ModelFiles
 from e2i_dagster.registry.versions import RegisteredVersion
 from e2i_dagster.serving.deployment import Deployment, ParitySample
 from e2i_dagster.serving.endpoints import Endpoint
@@ -55,12 +55,11 @@ def parity_samples(
 
 def _to_serve(version: RegisteredVersion, tracking_uri: str) -> ModelToServe:
     import mlflow
-    from mlflow.artifacts import download_artifacts
 
     # MLflow resolves the address of a stored model by the process's own store, whatever is passed; a step that
     # runs alone has opened no run that would have set it.
     mlflow.set_tracking_uri(tracking_uri)
-    folder = Path(download_artifacts(artifact_uri=version.uri))
+    folder = ModelFiles.noted(mlflow.MlflowClient(), version.uri).folder()
     return ModelToServe.of_model(folder, model_name=version.name, version=version.version)
 
 

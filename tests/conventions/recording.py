@@ -238,7 +238,7 @@ def rebuilt(function: Callable[..., Any], calls: Calls, made: dict[Any, Any]) ->
         if name.startswith("__"):
             continue
         beside = inspect.isfunction(value) and value.__module__.startswith("assets.")
-        if beside and value.__module__ not in ("assets.stage", "assets.metadata"):
+        if beside and value.__module__ not in ("assets.execution", "assets.metadata", "assets.stage"):
             reached[name] = rebuilt(inspect.unwrap(value), calls, made)
         else:
             reached[name] = noted(name, value, calls)

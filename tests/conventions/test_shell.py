@@ -4,15 +4,17 @@ import ast
 import inspect
 import re
 
+import dagster as dg
+import pandas as pd
 import pytest
 from pydantic import BaseModel
 
 from e2i_dagster.policy_files.environment import CHECKOUT
 
 #: The modules of assets/ that hold no assets.
-MACHINERY = {"stage.py", "metadata.py", "partitions.py", "__init__.py"}
+MACHINERY = {"__init__.py", "execution.py", "metadata.py", "partitions.py", "stage.py", "values.py"}
 ASSET_MODULES = sorted(path for path in (CHECKOUT / "assets").glob("*.py") if path.name not in MACHINERY)
-DECORATORS = {"stage_asset", "scope_asset", "stage_check", "dg.asset_check"}
+DECORATORS = {"stage_asset", "scope_asset", "dg.asset_check"}
 MOST_STATEMENTS = 14
 
 
@@ -62,25 +64,37 @@ def test_every_declared_type_is_a_document():
 
 
 def test_what_a_body_reads_is_what_its_input_declares():
-    """A value is read as its producer declares it; the annotation of the reader is not asked when it runs."""
+    """A value is read as its producer declares it, and compared with the annotation of the reader."""
     from e2i_dagster.definitions import defs
     from resources.lake import document_type
 
     nodes = defs.resolve_asset_graph()
     compared = 0
     for definition in [*(defs.assets or []), *(defs.asset_checks or [])]:
-        body = body_of(definition)
-        read = inspect.signature(body).parameters
-        for name, key in definition.keys_by_input_name.items():
-            if name not in read:
+        for declared in definition.op.input_defs:
+            if declared.dagster_type.is_nothing:
                 continue
-            declared = document_type(nodes.get(key).metadata)
-            expected = "pd.DataFrame" if declared is None else declared.__name__
-            annotation = read[name].annotation
-            told = annotation if isinstance(annotation, str) else annotation.__name__
-            assert told == expected, f"{body.__module__}.{body.__name__}: {name} is a {expected}"
+            key = definition.keys_by_input_name[declared.name]
+            document = document_type(nodes.get(key).metadata) or pd.DataFrame
+            where = f"{definition.op.name}: {declared.name} is a {document.__name__}"
+            assert declared.dagster_type.display_name == document.__name__, where
+            assert dg.check_dagster_type(declared.dagster_type, document.__new__(document)).success, where
             compared += 1
     assert compared > 100
+
+
+def test_types_of_values_are_the_classes_that_the_type_checker_sees():
+    from assets import values
+
+    tree = ast.parse((CHECKOUT / "assets" / "values.py").read_text(encoding="utf-8"))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {
+        alias.name: f"{node.module}:{alias.name}"
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert {name: one.key for name, one in vars(values).items() if isinstance(one, dg.DagsterType)} == seen
 
 
 def test_asset_graph_snapshot(tmp_path):

@@ -9,7 +9,7 @@ import dagster as dg
 import pytest
 import yaml
 
-from resources.local_history import TOGETHER, LocalEventLog, LocalHistory
+from resources.private_dagster import TOGETHER, LocalEventLog, LocalHistory
 
 #: More than engines are kept.
 RUNS = 10

@@ -7,19 +7,17 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 import yaml
 from pipeline_runs import materialized
 
-from assets.stage import Produced, stage_asset
+from assets.execution import Produced
+from assets.stage import stage_asset
+from e2i_dagster.config.policy import PolicySummary
 from e2i_dagster.config.sources import SourcesPolicy
 from e2i_dagster.policy_files.environment import CHECKOUT, config_folder
 from e2i_dagster.tables.vocabulary import load_vocabulary
-
-if TYPE_CHECKING:
-    from e2i_dagster.config.policy import PolicySummary
 
 
 @pytest.fixture
@@ -111,8 +109,6 @@ SUMMARY = "e2i_dagster.config.policy:PolicySummary"
 
 
 def summary(seed):
-    from e2i_dagster.config.policy import PolicySummary
-
     return PolicySummary(cohorts={}, scopes={}, sources=str(seed), problems={})
 
 
@@ -144,7 +140,7 @@ def placed(made, seed, **kind):
         return Produced(summary(0))
 
     @stage_asset(name="scored", group_name="test", gated=False, produces=SUMMARY, outside=True, **kind)
-    def scored(address: "PolicySummary", rows: "PolicySummary") -> Produced:
+    def scored(address: PolicySummary, rows: PolicySummary) -> Produced:
         made.append(address.sources)
         return Produced(rows)
 
@@ -172,7 +168,7 @@ def show():
     source_code.cache_clear()
     found = {}
     for path in sorted((CHECKOUT / "assets").glob("*.py")):
-        if path.stem not in ("__init__", "stage", "partitions"):
+        if path.stem not in ("__init__", "execution", "partitions", "stage", "values"):
             module = importlib.reload(importlib.import_module(f"assets.{path.stem}"))
             for value in vars(module).values():
                 for one in value if isinstance(value, list) else [value]:

@@ -1,21 +1,19 @@
 """Values between stages: stored as what their asset declares, read as that in any later run."""
 
-from typing import TYPE_CHECKING
-
 import dagster as dg
 import pandas as pd
 import pytest
 from click.testing import CliRunner
 from pipeline_runs import materialized, said
 
-from assets.stage import Produced, stage_asset, stage_check
+from assets.execution import Produced
+from assets.stage import stage_asset
+from assets.values import DataFrame
 from commands.cli import main
 from commands.status import status_report
+from e2i_dagster.config.policy import PolicySummary
 from e2i_dagster.serving.client import waiting_words
 from resources.lake import DOCUMENT
-
-if TYPE_CHECKING:
-    from e2i_dagster.config.policy import PolicySummary
 
 SUMMARY = "e2i_dagster.config.policy:PolicySummary"
 
@@ -29,8 +27,6 @@ def asset_of(value, produces):
 
 
 def summary():
-    from e2i_dagster.config.policy import PolicySummary
-
     return PolicySummary(cohorts={"a": "1"}, scopes={}, sources="2", problems={})
 
 
@@ -47,26 +43,23 @@ def test_a_value_of_another_type_than_declared_is_refused_and_not_stored(pipelin
 
 
 def readers_of(made, annotation, seen):
-    """A stage and a check that read ``made``, annotated by the text ``annotation``."""
+    """A stage and a check that read ``made`` as an ``annotation``."""
 
-    def reader(made) -> Produced:
+    @stage_asset(name="reader", group_name="test", gated=False)
+    def reader(made: annotation) -> Produced:
         seen.append(made)
         return Produced(rows())
 
-    def read_again(made) -> dg.AssetCheckResult:
+    @dg.asset_check(asset=made)
+    def read_again(made: annotation) -> dg.AssetCheckResult:
         seen.append(made)
         return dg.AssetCheckResult(passed=True)
 
-    for body in (reader, read_again):
-        body.__annotations__["made"] = annotation
-    return (
-        stage_asset(name="reader", group_name="test", gated=False)(reader),
-        stage_check(asset=made, name="read_again")(read_again),
-    )
+    return reader, read_again
 
 
 @pytest.mark.parametrize(
-    ("value", "produces", "annotation"), [(rows, None, "pd.DataFrame"), (summary, SUMMARY, "PolicySummary")]
+    ("value", "produces", "annotation"), [(rows, None, DataFrame), (summary, SUMMARY, PolicySummary)]
 )
 def test_stage_and_check_of_a_later_run_read_the_declared_type(pipeline, value, produces, annotation):
     made, seen = asset_of(value, produces), []
@@ -81,7 +74,7 @@ def test_stage_and_check_of_a_later_run_read_the_declared_type(pipeline, value, 
 
 def test_a_stage_that_expects_another_type_than_declared_does_not_run(pipeline):
     made, seen = asset_of(summary, SUMMARY), []
-    reader, check = readers_of(made, "pd.DataFrame", seen)
+    reader, check = readers_of(made, DataFrame, seen)
     result = materialized([made, reader, check], pipeline)
     assert {event.step_key for event in result.get_step_failure_events()} == {"reader", "made_read_again"}
     assert 'expected type "DataFrame"' in said(result)
@@ -90,7 +83,7 @@ def test_a_stage_that_expects_another_type_than_declared_does_not_run(pipeline):
 
 def test_the_ui_names_what_an_asset_is_and_what_a_stage_reads():
     @stage_asset(name="reader", group_name="test", gated=False)
-    def reader(made: "PolicySummary", other: "pd.DataFrame") -> Produced:
+    def reader(made: PolicySummary, other: DataFrame) -> Produced:
         return Produced(other.assign(scopes=len(made.scopes)))
 
     (shown,) = asset_of(summary, SUMMARY).metadata_by_key.values()

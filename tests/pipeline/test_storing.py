@@ -8,7 +8,8 @@ import pytest
 from pipeline_runs import said
 from sqlalchemy.event import listen, remove
 
-from assets.stage import Produced, stage_asset
+from assets.execution import Produced
+from assets.stage import stage_asset
 from e2i_dagster.config.policy import PolicySummary
 from e2i_dagster.definitions import build_resources
 from e2i_dagster.versions import ledger

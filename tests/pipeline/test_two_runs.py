@@ -17,7 +17,8 @@ RUN = """
 import sys
 import dagster as dg
 from assets.partitions import SCOPES
-from assets.stage import Produced, stage_asset
+from assets.execution import Produced
+from assets.stage import stage_asset
 from e2i_dagster.definitions import build_resources
 from e2i_dagster.database import locks
 

@@ -14,9 +14,10 @@ from e2i_dagster import registry
 from e2i_dagster.config.algorithms import AlgorithmsPolicy
 from e2i_dagster.config.optuna_config import OptunaPolicy
 from e2i_dagster.config.scope import SuccessCriteria, default_scope
-from e2i_dagster.errors import InputError, UnavailableError, VerdictError
+from e2i_dagster.errors import DamagedError, InputError, UnavailableError, VerdictError
 from e2i_dagster.explain import explain
 from e2i_dagster.modelling.model_input import model_input
+from e2i_dagster.serving.active import models_at_stage
 from e2i_dagster.splits.rows import SealedRows
 from e2i_dagster.tables.description.models import (
     ml_experiments,
@@ -291,3 +292,35 @@ def test_the_embedded_server_holds_runs_versions_studies_and_tables(database: sa
     )
     history = registry.performance_history(database, name)
     assert history == {"LogisticRegression": [pytest.approx(evaluation.metric("validation", "roc_auc"))]}
+
+
+def test_a_damaged_model_is_named_and_logged_again_as_a_new_version(store, logged):
+    model, evaluation, where = logged
+    uri, name = store.uri(), "e2i-test-damage"
+    told = {"name": name, "tracking_uri": uri}
+    first = registry.register(model, evaluation, model_uri=where.uri, run_id=where.run_id, **told)
+    assert (first.files, first.damage()) == (where.files, "")
+    stored = Path(mlflow.artifacts.download_artifacts(where.uri)) / "model.skops"
+    content = stored.read_bytes()
+    for found, damaged in (
+        ("other content", content[:-9] + bytes(9)),
+        ("bytes long", content[:-9]),
+        ("missing", None),
+    ):
+        stored.unlink() if damaged is None else stored.write_bytes(damaged)
+        assert found in first.damage() and str(stored) in first.damage()
+        for read in (
+            lambda: registry.load_pipeline(f"models:/{name}/1"),
+            lambda: models_at_stage([name], "development", tracking_uri=uri),
+        ):
+            with pytest.raises(DamagedError, match=found) as refused:
+                read()
+            assert (refused.value.file, refused.value.field) == (str(stored), SCOPE.model_name)
+
+    with store.run(dagster_run("again"), SCOPE):
+        again = registry.log_training(model, evaluation, scope=SCOPE)
+    for _ in range(2):
+        second = registry.register(model, evaluation, model_uri=again.uri, run_id=again.run_id, **told)
+        assert (second.version, second.damage()) == ("2", "")
+    assert registry.load_pipeline(f"models:/{name}@development").classes_.tolist() == [0, 1]
+    stored.write_bytes(content)

@@ -1,9 +1,14 @@
-"""Dagster's history in SQLite, as Dagster keeps it, over engines that last.
+"""What is used of Dagster beyond its public API, and nowhere else.
 
-Dagster's own storage makes a new SQLAlchemy engine for every event: each compiles its statements again, and closing
-its connection, the last one to the database, waits for the disk. Events that Dagster hands over together it writes
-one by one. A run over three years of months writes thousands of events. Files and tables are Dagster's own: an
-instance with its own storage reads the same history.
+* The history of the local instance, in SQLite, as Dagster keeps it, over engines that last. Dagster's own storage makes
+  a new SQLAlchemy engine for every event: each compiles its statements again, and closing its connection, the last
+  one to the database, waits for the disk. Events that Dagster hands over together it writes one by one. A run over
+  three years of months writes thousands of events. Files and tables are Dagster's own: an instance with its own
+  storage reads the same history. ``docs/pipeline.md`` says what was measured.
+* Of an input that is loaded, the run, and the partition of a run that only checks: the public context of an IO manager
+  tells neither.
+
+``tests/conventions/test_private.py`` says what an upgrade of Dagster broke of it.
 """
 
 import os
@@ -14,6 +19,7 @@ from pathlib import Path
 from threading import RLock
 from typing import Any
 
+import dagster as dg
 import sqlalchemy as sa
 from dagster._core.events import ASSET_EVENTS
 from dagster._core.events.log import EventLogEntry
@@ -149,3 +155,16 @@ class LocalHistory(DagsterSqliteStorage):
     def from_config_value(cls, inst_data: ConfigurableClassData, config_value: Any) -> "LocalHistory":
         """The storage that ``dagster.yaml`` describes: ``base_dir``."""
         return cls.from_local(inst_data=inst_data, **config_value)
+
+
+def run_of(context: dg.InputContext) -> str:
+    """The run that loads an input."""
+    return context.step_context.run_id
+
+
+def partitions_to_read(context: dg.InputContext) -> Sequence[str]:
+    """The partitions of an input; a check reads the partition of its run, which Dagster does not map for it."""
+    step = context.step_context
+    if step.is_asset_check_step and step.has_partition_key:
+        return [step.partition_key]
+    return context.asset_partition_keys
