@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,6 +34,7 @@ from e2i_dagster.cohorts.plan import (
 )
 from e2i_dagster.config.codes import EVENT_CODE_COLUMNS
 from e2i_dagster.config.cohort import CohortDefinition
+from e2i_dagster.warehouse.coverage import Coverage
 
 if TYPE_CHECKING:
     import duckdb
@@ -63,8 +63,7 @@ def planned(
     events: Any = None,
     observation_periods: Any = None,
     *,
-    data_start: date | None = None,
-    data_end: date | None = None,
+    covered: Coverage,
     engine: Engine | None = None,
 ) -> Planned:
     """The plan of ``definition`` over its sources.
@@ -101,7 +100,7 @@ def planned(
             f"Cohort {definition.key}, events",
             set(),
         )
-        of_events = _dated(of_events, data_start, data_end)
+        of_events = _dated(of_events, covered)
     of_periods = None
     if observation_periods is not None:
         what = "The table observation_periods"
@@ -115,8 +114,7 @@ def planned(
         source,
         of_events,
         of_periods,
-        data_start=data_start,
-        data_end=data_end,
+        covered=covered,
         several_rows=several,
     )
     return Planned(rows, keys.rows, several, connection)
@@ -321,16 +319,16 @@ def _arrow(column: TypedColumn) -> Any:
             return pa.nulls(len(column.values), type=pa.string())
 
 
-def _dated(events: Source, data_start: date | None, data_end: date | None) -> Source:
+def _dated(events: Source, covered: Coverage) -> Source:
     """Events by day; one without a date lies in no window, one outside the covered days was not observed."""
     import narwhals as nw
 
     day = nw.col(EVENT_DAY).cast(nw.Date)
     frame = events.frame.with_columns(day.alias(EVENT_DAY)).filter(~nw.col(EVENT_DAY).is_null())
-    if data_start is not None:
-        frame = frame.filter(nw.col(EVENT_DAY) >= nw.lit(data_start))
-    if data_end is not None:
-        frame = frame.filter(nw.col(EVENT_DAY) <= nw.lit(data_end))
+    if covered.start is not None:
+        frame = frame.filter(nw.col(EVENT_DAY) >= nw.lit(covered.start))
+    if covered.end is not None:
+        frame = frame.filter(nw.col(EVENT_DAY) <= nw.lit(covered.end))
     return Source(frame, events.kinds)
 
 
