@@ -14,7 +14,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from e2i_dagster.errors import InputError
-from e2i_dagster.experiments.comparisons import FEWEST_CLUSTERS, cluster_error, satterthwaite_clusters
+from e2i_dagster.experiments.comparisons import (
+    FEWEST_CLUSTERS,
+    MOST_OF_ONE_CLUSTER,
+    cluster_error,
+    satterthwaite_clusters,
+)
 from e2i_dagster.experiments.group_sequential import crossing_probabilities, solve
 from e2i_dagster.experiments.interim import (
     Boundaries,
@@ -109,6 +114,14 @@ class _Setting(BaseModel):
                 raise InputError(
                     f"n: {count} clusters in an arm; an analysis needs at least {FEWEST_CLUSTERS} in each."
                 )
+            if (most := self.clusters.largest_share(count)) > MOST_OF_ONE_CLUSTER:
+                raise InputError(
+                    f"n: of {count} clusters in an arm one would be {most:.0%} of it; an analysis can judge at most "
+                    f"{MOST_OF_ONE_CLUSTER:.0%}. Enrol more clusters, or leave that one out.",
+                    field="n",
+                    value=count,
+                    remedy="Enrol more clusters, or leave that one out.",
+                )
         treated = control = self.sd**2
         if self.kind == "proportion":
             control, treated = (rate * (1.0 - rate) for rate in self.rates(effect))
@@ -187,6 +200,7 @@ def _setting(
     cluster_size: float | None,
     icc: float | None,
     cluster_size_cv: float,
+    largest_cluster: float | None,
     lost: float,
 ) -> _Setting:
     if kind not in KINDS:
@@ -217,14 +231,13 @@ def _setting(
     if correlation and kind == "survival":
         raise InputError("covariate_correlation: not for kind survival; its size follows from events alone.")
     pair = allocation[arm] + allocation[control]
-    planned = design_effect(cluster_size, icc, cluster_size_cv)
-    clusters = None
+    inflated, clusters = design_effect(cluster_size, icc, cluster_size_cv), None
     if cluster_size is not None and icc is not None:
         if kind == "survival":
             raise InputError("cluster_size: not for kind survival, which is not analysed by clusters.")
         observed = max(cluster_size * (1.0 - lost), 1.0)
-        clusters = _Clusters(cluster_size, observed, cluster_size_cv)
-        planned = design_effect(observed, icc, cluster_size_cv)
+        clusters = _Clusters(cluster_size, observed, cluster_size_cv, largest_cluster)
+        inflated = design_effect(observed, icc, cluster_size_cv)
     return _Setting(
         kind=kind,  # type: ignore[arg-type]
         baseline=None if baseline is None else checked_number(baseline, "baseline"),
@@ -234,32 +247,55 @@ def _setting(
         tail=checked_probability(alpha, "alpha") / (len(allocation) - 1) / sides,
         sides=sides,  # type: ignore[arg-type]
         variance_share=1.0 - correlation**2,
-        design_effect=planned,
+        design_effect=inflated,
         clusters=clusters,
     )
 
 
 @dataclass(frozen=True)
 class _Clusters:
-    """Clusters of ``observed`` units with outcome each (mean ``size`` enrolled), of sizes that vary by ``cv``."""
+    """Clusters of ``observed`` units with outcome each (mean ``size`` enrolled), of sizes that vary by ``cv``.
+
+    ``largest``: units of the largest one, where it is known.
+    """
 
     size: float
     observed: float
     cv: float
+    largest: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.largest is not None and not self.size <= self.largest < math.inf:
+            raise InputError(
+                f"largest_cluster: {self.largest:g} units; it is at least the mean cluster_size {self.size:g}.",
+                field="largest_cluster",
+                value=self.largest,
+                remedy="Give the units of the largest cluster.",
+            )
+
+    def shares(self, number: int) -> np.ndarray:
+        """Share of the arm that each of ``number`` clusters is, the largest last: quantiles of a gamma law."""
+        sizes = np.ones(number)
+        if self.cv:
+            from scipy.special import gammaincinv
+
+            sizes = gammaincinv(self.cv**-2, (np.arange(number) + 0.5) / number)
+        share = sizes / sizes.sum()
+        known = 0.0 if self.largest is None else min(1.0, self.largest / (number * self.size))
+        if known > share[-1]:
+            share = np.append(share[:-1] * ((1.0 - known) / (1.0 - share[-1])), known)
+        return share
+
+    def largest_share(self, number: int) -> float:
+        """Share of the arm that the largest of ``number`` clusters is."""
+        return float(self.shares(number)[-1])
 
     def of_arm(self, number: int, variance: float) -> tuple[float, float, float]:
         """Variance of the arm's mean, its degrees of freedom, and the variance for clusters of variance 1.
 
         ``variance``: of one unit times the design effect.
         """
-        if self.cv == 0:
-            share = np.full(number, 1.0 / number)
-        else:
-            from scipy.special import gammaincinv
-
-            shape = self.cv**-2
-            sizes = gammaincinv(shape, (np.arange(number) + 0.5) / number)
-            share = sizes / sizes.sum()
+        share = self.shares(number)
         return variance / (number * self.observed), satterthwaite_clusters(share), float(share @ share)
 
     def power(self, effect: float, tail: float, arms: Sequence[tuple[int, float]]) -> float:
@@ -369,6 +405,7 @@ def sample_size(
     cluster_size: float | None = None,
     icc: float | None = None,
     cluster_size_cv: float = 0.0,
+    largest_cluster: float | None = None,
     covariate_correlation: float = 0.0,
     dropout: float = 0.0,
     boundaries: Boundaries | None = None,
@@ -385,7 +422,8 @@ def sample_size(
         ratio: treated units per control unit; or all arms, as shares that sum to 1 or as whole parts: by name, or
             the treated ones first and the control last (``"2:1"``, ``[2, 1]``: two treated for one control). Over
             several treated arms alpha is split (Bonferroni).
-        cluster_size, icc, cluster_size_cv: clusters are randomized.
+        cluster_size, icc, cluster_size_cv: clusters are randomized. largest_cluster: units of the largest one, where
+            it is known; an arm of which it is more than an analysis can judge gets more clusters.
         covariate_correlation: correlation of outcome and CUPED covariate; the variance shrinks by its square.
         dropout: share of units without outcome.
         boundaries: the looks of the plan, whose inflation factor is applied.
@@ -408,7 +446,8 @@ def sample_size(
         arm: _setting(
             kind, baseline=baseline, sd=sd, event_probability=event_probability, allocation=allocation,
             arm=arm, control=control, alpha=alpha, sides=sides, covariate_correlation=covariate_correlation,
-            cluster_size=cluster_size, icc=icc, cluster_size_cv=cluster_size_cv, lost=lost,
+            cluster_size=cluster_size, icc=icc, cluster_size_cv=cluster_size_cv, largest_cluster=largest_cluster,
+            lost=lost,
         )
         for arm in allocation if arm != control
     }  # fmt: skip
@@ -470,6 +509,7 @@ def power(
     cluster_size: float | None = None,
     icc: float | None = None,
     cluster_size_cv: float = 0.0,
+    largest_cluster: float | None = None,
     covariate_correlation: float = 0.0,
     dropout: float = 0.0,
     boundaries: Boundaries | None = None,
@@ -498,7 +538,8 @@ def power(
         setting = _setting(
             kind, baseline=baseline, sd=sd, event_probability=event_probability, allocation=allocation,
             arm=arm, control=control, alpha=alpha, sides=sides, covariate_correlation=covariate_correlation,
-            cluster_size=cluster_size, icc=icc, cluster_size_cv=cluster_size_cv, lost=lost,
+            cluster_size=cluster_size, icc=icc, cluster_size_cv=cluster_size_cv, largest_cluster=largest_cluster,
+            lost=lost,
         )  # fmt: skip
         value = _checked_effect(setting, effect, relative)
         if setting.clusters is not None:
@@ -541,7 +582,8 @@ def _whole_clusters(
 
     def enough(total: int) -> bool:
         counts = _split(total, allocation)
-        if min(counts.values()) < FEWEST_CLUSTERS:
+        fewest = min(counts.values())
+        if fewest < FEWEST_CLUSTERS or size.largest_share(fewest) > MOST_OF_ONE_CLUSTER:
             return False
         for arm, setting in settings.items():
             single = setting.cluster_power(effect, counts[arm], counts[control])

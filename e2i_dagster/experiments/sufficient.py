@@ -25,6 +25,8 @@ Missing = Literal["complete_cases", "refuse", "non_responder", "bounds"]
 KINDS: tuple[str, ...] = get_args(Kind)
 ANALYSIS_SETS: tuple[str, ...] = get_args(AnalysisSet)
 MISSING: tuple[str, ...] = get_args(Missing)
+#: Different outcomes up to which their frequencies are kept: of more, the plain tests of means are good enough.
+MOST_VALUES = 10_000
 #: The stratum of an analysis without strata.
 WHOLE = "all"
 
@@ -100,6 +102,7 @@ class Cell:
         return self.complete.merged(filled)
 
 
+_VALUE_KEYS = ["arm", "stratum", "v0"]
 _LIFE = ["arm", "stratum", "time", "events", "censored"]
 
 
@@ -108,8 +111,9 @@ class SufficientStatistics:
     """What ``summarize`` makes of unit rows.
 
     ``cells`` by (arm, stratum). ``clusters`` (clustered designs): totals per arm, stratum and cluster.
-    ``life`` (survival): events and censorings per arm, stratum and time. ``not_analysed``: units outside
-    the analysis set.
+    ``life`` (survival): events and censorings per arm, stratum and time. ``values`` (means and ratios of units, up to
+    :data:`MOST_VALUES` different outcomes): ``units`` per arm, stratum and outcome ``v0``.
+    ``not_analysed``: units outside the analysis set.
     """
 
     kind: Kind
@@ -121,6 +125,7 @@ class SufficientStatistics:
     cells: Mapping[tuple[str, str], Cell]
     clusters: pd.DataFrame | None = field(default=None, repr=False)
     life: pd.DataFrame | None = field(default=None, repr=False)
+    values: pd.DataFrame | None = field(default=None, repr=False)
     not_analysed: int = 0
 
     @property
@@ -150,6 +155,7 @@ class SufficientStatistics:
             cells={(arm, WHOLE): cell for (arm, name), cell in self.cells.items() if name == stratum},
             clusters=_of_stratum(self.clusters, stratum),
             life=_of_stratum(self.life, stratum),
+            values=_of_stratum(self.values, stratum),
             not_analysed=0,
         )  # fmt: skip
 
@@ -161,6 +167,7 @@ class SufficientStatistics:
             cells={(arm, WHOLE): self.cell(arm) for arm in self.arms},
             clusters=_pooled(self.clusters, ["arm", "stratum", "cluster"]),
             life=_pooled(self.life, ["arm", "stratum", "time"]),
+            values=_pooled(self.values, _VALUE_KEYS),
         )
 
     def without_covariate(self) -> SufficientStatistics:
@@ -214,13 +221,21 @@ def merge(parts: Iterable[SufficientStatistics]) -> SufficientStatistics:
     for part in several:
         for key, cell in part.cells.items():
             cells[key] = cells[key].merged(cell) if key in cells else cell
+    values = None
+    if all(part.values is not None for part in several):
+        values = _few_values(_added([part.values for part in several], _VALUE_KEYS))
     return SufficientStatistics(
         kind=first.kind, analysis_set=first.analysis_set, missing=first.missing, variables=first.variables,
         covariate=first.covariate, stratified=first.stratified, cells=cells,
         clusters=_added([part.clusters for part in several], ["arm", "stratum", "cluster"]),
         life=_added([part.life for part in several], ["arm", "stratum", "time"]),
+        values=values,
         not_analysed=sum(part.not_analysed for part in several),
     )  # fmt: skip
+
+
+def _few_values(values: pd.DataFrame | None) -> pd.DataFrame | None:
+    return values if values is not None and values["v0"].nunique() <= MOST_VALUES else None
 
 
 def _added(tables: list[pd.DataFrame | None], keys: list[str]) -> pd.DataFrame | None:
@@ -342,7 +357,11 @@ def summarize(
     names = [*variables, *(["x"] if covariate else [])]
     cells = _cells(present, totals, variables, names)
     clusters = None if cluster is None else _cluster_totals(present, names)
-    return SufficientStatistics(**common, cells=cells, clusters=clusters)
+    values = None
+    if kind != "proportion" and cluster is None and totals["different"].max() <= MOST_VALUES:
+        counted = _collected(present.group_by(_VALUE_KEYS).agg(nw.len().alias("units")))
+        values = _few_values(counted.sort_values(_VALUE_KEYS, ignore_index=True))
+    return SufficientStatistics(**common, cells=cells, clusters=clusters, values=values)
 
 
 def _check_combination(kind: str, analysis_set: str, missing: str, columns: _Columns) -> None:
@@ -607,6 +626,7 @@ def _totals(assigned: Any, columns: _Columns, kind: str, variables: list[str]) -
     totals = _collected(
         marked.group_by("arm", "stratum").agg(
             nw.len().alias("units"),
+            nw.col("v0").n_unique().alias("different"),
             *(nw.col(name).sum().alias(name) for name in sums),
             *(nw.col(name).sum().alias(f"sum_{name}") for name in names),
             *(nw.col(name).count().alias(f"count_{name}") for name in names),
