@@ -18,7 +18,7 @@ class E2IError(Exception):
     programs.
 
     Args:
-        message: what people read, remedy included.
+        message: what people read: what was found and what was expected. The remedy is added where it is not in it.
         file: file, folder or variable that is wrong. field: key, column, option or step in it.
         value: what was found there; never of a patient. remedy: what to do.
         parts: the single errors, when the message tells of several.
@@ -37,7 +37,7 @@ class E2IError(Exception):
         remedy: str | None = None,
         parts: Sequence[E2IError] = (),
     ) -> None:
-        super().__init__(message)
+        super().__init__(message if remedy is None or remedy in message else f"{message} {remedy}")
         self.file = None if file is None else str(file)
         self.field = field
         self.value = value
@@ -96,10 +96,7 @@ class DamagedError(InputError):
             "damaged is not reused but made and stored again."
         )
         return cls(
-            f"{file}, stored by {made_by}, is damaged: {found}. {remedy}",
-            file=file,
-            value=found,
-            remedy=remedy,
+            f"{file}, stored by {made_by}, is damaged: {found}.", file=file, value=found, remedy=remedy
         )
 
 

@@ -71,8 +71,8 @@ def causal_frame(
     absent = [name for name in wanted if name not in training_frame.columns]
     if absent:
         raise InputError(
-            f"config/causal.yaml names {', '.join(absent)}, which the features of scope {scope.key} do not have. "
-            "Name features of docs/features.md."
+            f"config/causal.yaml names {', '.join(absent)}, which the features of scope {scope.key} do not have.",
+            remedy="Name features of docs/features.md.",
         )
     rows = visible_frame(scope, training_frame, splits)
     treated = treated_before(rows, engagement_events, question, covered=covered)

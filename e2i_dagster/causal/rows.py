@@ -119,8 +119,9 @@ def _check_columns(frame: pd.DataFrame, named: Sequence[str], confounders: Seque
         )
     if not confounders:
         raise InputError(
-            "No confounder is named. Name at least one column measured before the treatment; without any, a "
-            "difference of means is the estimate (experiments.analyze)."
+            "No confounder is named.",
+            remedy="Name at least one column measured before the treatment; without any, a difference of "
+            "means is the estimate (experiments.analyze).",
         )
     if frame.empty:
         raise InputError("The frame has no row.")
@@ -129,14 +130,15 @@ def _check_columns(frame: pd.DataFrame, named: Sequence[str], confounders: Seque
 def _binary_treatment(column: pd.Series) -> np.ndarray:
     if column.isna().any():
         raise InputError(
-            f"Treatment {column.name!r}: {int(column.isna().sum()):,} rows have none. Leave them out first."
+            f"Treatment {column.name!r}: {int(column.isna().sum()):,} rows have none.",
+            remedy="Leave them out first.",
         )
     values = _numeric(column, "treatment")
     if not np.isin(values, (0.0, 1.0)).all():
         levels = len(np.unique(values))
         raise InputError(
-            f"Treatment {column.name!r}: {levels} different values; expected 0/1 or false/true. Cut it at a "
-            "threshold stated beforehand."
+            f"Treatment {column.name!r}: {levels} different values; expected 0/1 or false/true.",
+            remedy="Cut it at a threshold stated beforehand.",
         )
     return values
 
@@ -204,7 +206,8 @@ def _encoded_levels(name: str, column: pd.Series, maximum_levels: int) -> dict[s
     levels = sorted(text.unique())
     if len(levels) > maximum_levels:
         raise InputError(
-            f"Confounder {name!r} has {len(levels):,} levels, more than {maximum_levels}: an identifier, or a code "
-            "that needs grouping. Leave it out, or group it (config/causal.yaml: maximum_levels)."
+            f"Confounder {name!r} has {len(levels):,} levels, more than {maximum_levels}: an identifier, "
+            f"or a code that needs grouping.",
+            remedy="Leave it out, or group it (config/causal.yaml: maximum_levels).",
         )
     return {f"{name}={level}": (text == level).to_numpy(dtype=float) for level in levels[1:]}

@@ -49,8 +49,8 @@ def patient_frame(journeys: pd.DataFrame, clinical: pd.DataFrame) -> pd.DataFram
         if repeated:
             raise CohortInputError(
                 "CC_004",
-                f"table {table} repeats {repeated:,} value(s) of {key}; expected one row per journey. "
-                "Remove the repeated rows and load again.",
+                f"table {table} repeats {repeated:,} value(s) of {key}; expected one row per journey.",
+                remedy="Remove the repeated rows and load again.",
             )
     own = extra_frame(clinical)
     clinical = clinical.drop(columns="extra", errors="ignore").join(
@@ -329,7 +329,8 @@ def _check_keys(patient: pa.Array, journey: pa.Array) -> bool:
         if values.null_count:
             raise CohortInputError(
                 "CC_004",
-                f"{values.null_count:,} row(s) have no {key}. Load the patients again with their keys.",
+                f"{values.null_count:,} row(s) have no {key}.",
+                remedy="Load the patients again with their keys.",
             )
     if is_ascending(journey):
         return True

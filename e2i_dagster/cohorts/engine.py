@@ -83,8 +83,8 @@ def planned(
     if definition.reads_events and events is None:
         raise CohortInputError(
             "CC_002",
-            f"Cohort {definition.key} has rules on events, but no events were given. Load the event tables, "
-            "or give events=.",
+            f"Cohort {definition.key} has rules on events, but no events were given.",
+            remedy="Load the event tables, or give events=.",
         )
     connection = _connection([patients, events, observation_periods])
     dates = {definition.index.after} if definition.index is not None and definition.index.after else set()
@@ -196,15 +196,15 @@ def _on_one_engine(sources: dict[str, Any], engine: Engine | None) -> None:
         said = ", ".join(f"{name} on {place}" for name, place in places.items())
         raise CohortInputError(
             "CC_004",
-            f"the frames are on several engines: {said}. Give all of them on one; pandas frames and Parquet "
-            "files may be mixed.",
+            f"the frames are on several engines: {said}.",
+            remedy="Give all of them on one; pandas frames and Parquet files may be mixed.",
         )
     place = places["patients"]
     if engine is not None and place not in ("pandas", engine):
         raise CohortInputError(
             "CC_004",
-            f"engine {engine} was asked for, but the frames are on {place}. Leave engine out: they are computed "
-            "where they lie.",
+            f"engine {engine} was asked for, but the frames are on {place}.",
+            remedy="Leave engine out: they are computed where they lie.",
         )
 
 
@@ -279,8 +279,9 @@ def _kind_of(name: str, dtype: Any, what: str) -> Kind:
         return "number"
     raise CohortInputError(
         "CC_004",
-        f"{what}: column {name!r} holds values that cannot be compared ({dtype}); expected true/false, numbers, "
-        "dates or texts. Give the column one type in the import mapping.",
+        f"{what}: column {name!r} holds values that cannot be compared ({dtype}); expected true/false, "
+        f"numbers, dates or texts.",
+        remedy="Give the column one type in the import mapping.",
     )
 
 
@@ -364,7 +365,9 @@ def _checked_keys(native: Any, *, ordered: bool = True) -> Keys:
     for key, empty in ((PATIENT, keys.no_patient), (JOURNEY, keys.no_journey)):
         if empty:
             raise CohortInputError(
-                "CC_004", f"{empty:,} row(s) have no {key}. Load the patients again with their keys."
+                "CC_004",
+                f"{empty:,} row(s) have no {key}.",
+                remedy="Load the patients again with their keys.",
             )
     repeated = keys.rows - keys.journeys
     if repeated:

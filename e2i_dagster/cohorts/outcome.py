@@ -281,8 +281,8 @@ def _hcp(patients: pd.DataFrame, tables: Mapping[str, pd.DataFrame]) -> Any:
     if (position < 0).any():
         raise CohortInputError(
             "CC_004",
-            f"{int((position < 0).sum()):,} journey(s) of the cohort are not in patient_journeys. "
-            "Label with the tables that the cohort was built from.",
+            f"{int((position < 0).sum()):,} journey(s) of the cohort are not in patient_journeys.",
+            remedy="Label with the tables that the cohort was built from.",
         )
     return journeys["hcp_id"].astype("string[pyarrow]").take(position).array
 

@@ -759,7 +759,8 @@ def _compare_survival(
     longest = min(last_time(statistics.life, name) for name in (arm, control))
     if horizon is not None and not 0 < checked_number(horizon, "horizon") <= longest:
         raise InputError(
-            f"horizon: {horizon:g} must lie above 0 and at most {longest:g}, the shorter follow-up."
+            f"horizon: {horizon:g} must lie above 0 and at most {longest:g}, the shorter follow-up.",
+            field="horizon",
         )
     until = longest if horizon is None else float(horizon)
     treated, base = (restricted_mean(statistics.life, name, until) for name in (arm, control))

@@ -207,16 +207,21 @@ def merge(parts: Iterable[SufficientStatistics]) -> SufficientStatistics:
     """
     several = list(parts)
     if not several:
-        raise InputError("merge: nothing to merge; give the statistics of at least one partition.")
+        raise InputError(
+            "merge: nothing to merge; give the statistics of at least one partition.", field="merge"
+        )
     first = several[0]
     for name in ("kind", "analysis_set", "missing", "variables", "covariate", "stratified"):
         values = {getattr(part, name) for part in several}
         if len(values) > 1:
             raise InputError(
-                f"merge: the parts differ in {name} ({sorted(map(str, values))}); summarize them alike."
+                f"merge: the parts differ in {name} ({sorted(map(str, values))}); summarize them alike.",
+                field="merge",
             )
     if len({part.clusters is None for part in several}) > 1:
-        raise InputError("merge: some parts have clusters and some have none; summarize them alike.")
+        raise InputError(
+            "merge: some parts have clusters and some have none; summarize them alike.", field="merge"
+        )
     cells: dict[tuple[str, str], Cell] = {}
     for part in several:
         for key, cell in part.cells.items():
@@ -323,7 +328,8 @@ def summarize(
     totals = _totals(assigned, columns, str(kind), variables)
     if totals.empty:
         raise InputError(
-            f"analysis_set: no unit is in the {analysis_set} set; check {received or adherent or arm}."
+            f"analysis_set: no unit is in the {analysis_set} set; check {received or adherent or arm}.",
+            field="analysis_set",
         )
     present = assigned if missing == "non_responder" else assigned.filter(~nw.col("no_outcome"))
     common: dict[str, Any] = {
@@ -405,13 +411,14 @@ def _lazy(frame: Any) -> Any:
             return nw.from_native(duckdb.connect().read_parquet(str(frame))).lazy()
         except duckdb.Error as error:
             raise InputError(
-                f"frame: {frame} cannot be read as Parquet ({str(error).splitlines()[0]})."
+                f"frame: {frame} cannot be read as Parquet ({str(error).splitlines()[0]}).", field="frame"
             ) from error
     try:
         table = nw.from_native(frame).lazy()
     except TypeError:
         raise InputError(
-            f"frame: {type(frame).__name__} is no frame; give a pandas frame, a DuckDB relation or a Parquet path."
+            f"frame: {type(frame).__name__} is no frame; give a pandas frame, a DuckDB relation or a Parquet path.",
+            field="frame",
         ) from None
     if table.implementation.is_pyarrow():
         import duckdb
@@ -473,7 +480,8 @@ def _selected(table: Any, columns: _Columns, analysis_set: str) -> tuple[Any, li
     if columns.adherent:
         if schema[columns.adherent] != nw.Boolean:
             raise InputError(
-                f"adherent: column {columns.adherent!r} is {schema[columns.adherent]}, not boolean."
+                f"adherent: column {columns.adherent!r} is {schema[columns.adherent]}, not boolean.",
+                field="adherent",
             )
         read["adherent"] = nw.col(columns.adherent).fill_null(False)
     selected = table.select(**{name: expression.alias(name) for name, expression in read.items()})
@@ -545,7 +553,7 @@ def _check_units(selected: Any, columns: _Columns) -> int:
         )
     ).iloc[0]
     if int(found["rows"]) == 0:
-        raise InputError("frame: it has no rows; nothing can be analysed.")
+        raise InputError("frame: it has no rows; nothing can be analysed.", field="frame")
     messages = {
         "no_arm": f"arm: {{n}} units have none in {columns.arm!r}; a unit is analysed once it is assigned.",
         "early_outcome": (
@@ -578,7 +586,9 @@ def _check_identifiers(selected: Any, unit: str) -> None:
         )
     ).iloc[0]
     if int(distinct["named"]) < int(distinct["rows"]):
-        raise InputError(f"unit: {int(distinct['rows'] - distinct['named'])} rows have no {unit!r}.")
+        raise InputError(
+            f"unit: {int(distinct['rows'] - distinct['named'])} rows have no {unit!r}.", field="unit"
+        )
     if int(distinct["units"]) == int(distinct["rows"]):
         return
     repeated = _collected(
@@ -590,12 +600,14 @@ def _check_identifiers(selected: Any, unit: str) -> None:
     if int(repeated["switched"] or 0):
         raise InputError(
             f"unit: {int(repeated['switched'])} units in {unit!r} are assigned twice with different arms; "
-            "the assignment is wrong and nothing can be concluded from it."
+            "the assignment is wrong and nothing can be concluded from it.",
+            field="unit",
         )
     if int(repeated["units"] or 0):
         raise InputError(
-            f"unit: {int(repeated['units'])} units in {unit!r} have several rows. Give one row per unit, or "
-            f"give cluster={unit!r} instead."
+            f"unit: {int(repeated['units'])} units in {unit!r} have several rows.",
+            field="unit",
+            remedy=f"Give one row per unit, or give cluster={unit!r} instead.",
         )
 
 
@@ -638,13 +650,14 @@ def _totals(assigned: Any, columns: _Columns, kind: str, variables: list[str]) -
             raise InputError(f"column {given[name]!r}: {count} values are infinite; they have no mean.")
     if kind == "proportion" and (count := int(totals["not_binary"].sum())):
         raise InputError(
-            f"outcome: {count} values of {columns.outcome!r} are not 0 or 1; kind proportion needs them."
+            f"outcome: {count} values of {columns.outcome!r} are not 0 or 1; kind proportion needs them.",
+            field="outcome",
         )
     if kind == "survival":
         if count := int(totals["negative"].sum()):
-            raise InputError(f"outcome: {count} times in {columns.outcome!r} are negative.")
+            raise InputError(f"outcome: {count} times in {columns.outcome!r} are negative.", field="outcome")
         if count := int(totals["not_event"].sum()):
-            raise InputError(f"event: {count} values of {columns.event!r} are not 0 or 1.")
+            raise InputError(f"event: {count} values of {columns.event!r} are not 0 or 1.", field="event")
     return totals
 
 

@@ -397,8 +397,8 @@ def raw_columns(table: str, frame: pd.DataFrame, columns: tuple[str, ...]) -> pa
     missing = [name for name in columns if name not in frame.columns]
     if missing:
         raise InputError(
-            f"{table}: the columns {', '.join(missing)} are missing, which features are computed from. "
-            "Deliver them, or map them in the import mapping."
+            f"{table}: the columns {', '.join(missing)} are missing, which features are computed from.",
+            remedy="Deliver them, or map them in the import mapping.",
         )
     types = raw_table(table).columns
     arrays = {}
@@ -407,8 +407,8 @@ def raw_columns(table: str, frame: pd.DataFrame, columns: tuple[str, ...]) -> pa
             arrays[name] = _as_arrow(frame[name], types[name].type)
         except (ValueError, TypeError, pa.ArrowInvalid):
             raise InputError(
-                f"{table}.{name}: found {frame[name].dtype}, which cannot be read as {types[name].type}. "
-                "Load the table again; loading checks the types."
+                f"{table}.{name}: found {frame[name].dtype}, which cannot be read as {types[name].type}.",
+                remedy="Load the table again; loading checks the types.",
             ) from None
     return pa.table(arrays)
 

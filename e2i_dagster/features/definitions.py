@@ -421,8 +421,8 @@ def refuse_extract_columns(columns: Iterable[str], user: str) -> None:
     if refused:
         raise ConfigError(
             f"{user}: {', '.join(refused)} is known only at the time of the extract, so its value on the "
-            "day of a prediction cannot be reconstructed and it can be no feature. Use the dated events "
-            "that it is derived from, or a static column."
+            f"day of a prediction cannot be reconstructed and it can be no feature.",
+            remedy="Use the dated events that it is derived from, or a static column.",
         )
 
 
