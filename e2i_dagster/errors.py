@@ -6,7 +6,8 @@ patient or a secret.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -112,3 +113,13 @@ class UnavailableError(E2IError):
 
     exit_code = 5
     code = "unavailable"
+
+
+@contextmanager
+def in_file(file: str | Path) -> Iterator[None]:
+    """What is refused inside the block is refused of ``file``, where the error does not know another one."""
+    try:
+        yield
+    except E2IError as error:
+        error.file = error.file or str(file)
+        raise
