@@ -50,11 +50,12 @@ def treated_patients(
     training_frame: "pd.DataFrame",
     splits: "pd.DataFrame",
     engagement_events: "pd.DataFrame",
+    warehouse: Warehouse,
 ) -> Produced:
     from e2i_dagster.causal.question import causal_frame, visible_frame
 
-    start = current_policy().sources.first_day
-    frame = causal_frame(scope_spec, training_frame, splits, engagement_events, policy(), data_start=start)
+    covered = warehouse.coverage("engagement_events")
+    frame = causal_frame(scope_spec, training_frame, splits, engagement_events, policy(), covered=covered)
     unknown = len(visible_frame(scope_spec, training_frame, splits)) - len(frame)
     return Produced(frame, metadata={"treatment_unknown": unknown})
 

@@ -258,8 +258,12 @@ def vocabulary_problems(policy: VocabularyPolicy) -> Iterator[Place]:
                 )
 
 
-def unused_vocabularies(policy: VocabularyPolicy, named: Iterable[str]) -> Iterator[Place]:
-    """Vocabularies that no column has and no suite of expectations names (``named``)."""
+#: Where a suite of expectations names a vocabulary; read as text, as a suite that is wrong names it, too.
+_NAMED_VOCABULARY = re.compile(r"""\bvocabulary:\s*["']?([\w-]+)""")
+
+
+def unused_vocabularies(policy: VocabularyPolicy, suites: Path) -> Iterator[Place]:
+    """Vocabularies that no column has and no suite of expectations in the folder ``suites`` names."""
     from e2i_dagster.tables import all_metadata, facts
 
     of_columns = {
@@ -268,7 +272,8 @@ def unused_vocabularies(policy: VocabularyPolicy, named: Iterable[str]) -> Itera
         for column in table.columns
         if "facts" in column.info and (listed := facts(column).vocabulary) is not None
     }
-    used = sorted({*of_columns, *named})
+    texts = (path.read_text(encoding="utf-8", errors="replace") for path in suites.glob("*.yaml"))
+    used = sorted(of_columns.union(*map(_NAMED_VOCABULARY.findall, texts)))
     for name in policy.vocabularies:
         if name not in used:
             near = did_you_mean(name, used)

@@ -309,7 +309,8 @@ def export(
             aside.replace(path)
         except OSError as error:
             raise UnavailableError(
-                f"{path}: cannot be written ({error.strerror or error}). Choose another folder or correct it."
+                f"{path}: cannot be written ({error.strerror or error}).",
+                remedy="Choose another folder or correct it.",
             ) from None
         written.append(path)
     return written
@@ -402,7 +403,7 @@ def resubmit(
             if column in frame.columns:
                 arrived.setdefault(home, set()).update(frame[column].dropna().tolist())
     if last is None:
-        raise InputError("There are no rejects to resubmit. See `e2i rejects list`.")
+        raise InputError("There are no rejects to resubmit.", remedy="See `e2i rejects list`.")
     return LoadReport(
         **{
             **last.model_dump(exclude={"tables"}),

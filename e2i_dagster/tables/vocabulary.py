@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from e2i_dagster.config.names import vocabulary_problems
+from e2i_dagster.config.names import unused_vocabularies, vocabulary_problems
 from e2i_dagster.errors import ConfigError
-from e2i_dagster.policy_files.base import PolicyModel, did_you_mean, read_yaml
+from e2i_dagster.policy_files.base import Place, PolicyModel, did_you_mean, read_yaml
 from e2i_dagster.policy_files.environment import config_folder
 
 if TYPE_CHECKING:
@@ -113,4 +113,10 @@ def load_vocabulary(folder: Path | None = None) -> VocabularyPolicy:
     Raises:
         ConfigError: the file is missing or wrong.
     """
-    return read_yaml((folder or config_folder()) / "vocabulary.yaml", VocabularyPolicy, vocabulary_problems)
+    folder = folder or config_folder()
+
+    def problems(policy: VocabularyPolicy) -> Iterator[Place]:
+        yield from vocabulary_problems(policy)
+        yield from unused_vocabularies(policy, folder / "expectations")
+
+    return read_yaml(folder / "vocabulary.yaml", VocabularyPolicy, problems)
