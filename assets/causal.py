@@ -43,11 +43,12 @@ def treated_patients(
     training_frame: DataFrame,
     splits: DataFrame,
     engagement_events: DataFrame,
+    warehouse: Warehouse,
 ) -> Produced:
     from e2i_dagster.causal.question import causal_frame, visible_frame
 
-    start = current_policy().sources.first_day
-    frame = causal_frame(scope_spec, training_frame, splits, engagement_events, policy(), data_start=start)
+    covered = warehouse.coverage("engagement_events")
+    frame = causal_frame(scope_spec, training_frame, splits, engagement_events, policy(), covered=covered)
     unknown = len(visible_frame(scope_spec, training_frame, splits)) - len(frame)
     return Produced(frame, metadata={"treatment_unknown": unknown})
 

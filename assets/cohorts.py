@@ -56,15 +56,17 @@ def cohort(
 
     patients = patient_frame(patient_journeys, patient_clinical)
     tables = cohort_definition.tables_read
-    sources = current_policy().sources
-    observed = read_observed(warehouse.engine(), lake.lake(), tables, patient_journeys, months=sources.months)
+    months = current_policy().sources.months
+    observed = read_observed(warehouse.engine(), lake.lake(), tables, patient_journeys, months=months)
+    covered = warehouse.coverage(*tables)
     built = build_cohort(
         cohort_definition,
         patients,
         observed.events,
         observation_periods=observed.periods,
-        data_start=sources.first_day,
-        data_end=sources.data_end,
+        data_start=covered.start,
+        data_end=covered.end,
+        unobserved=covered.unobserved,
     )
     with warehouse.engine().begin() as connection:
         record_cohort(
@@ -79,7 +81,7 @@ def cohort(
             code_version=context.assets_def.get_asset_spec().code_version,
         )
     lost = characteristics_table(characteristics(built, patients))
-    return Produced(cohort_frame(built), built, metadata={"lost_by_step": lost})
+    return Produced(cohort_frame(built), built, metadata={"covered": covered.words(), "lost_by_step": lost})
 
 
 def _execution(context: dg.AssetExecutionContext) -> str:

@@ -58,6 +58,7 @@ def outcome_labels(
     treatment_events: DataFrame,
     engagement_events: DataFrame,
     outcome_events: DataFrame,
+    warehouse: Warehouse,
 ) -> Produced:
     from e2i_dagster.cohorts import label_outcome
 
@@ -67,9 +68,18 @@ def outcome_labels(
         "engagement_events": engagement_events,
         "outcome_events": outcome_events,
     }
-    labels = label_outcome(scope_spec, cohort, tables, data_end=current_policy().sources.data_end)
+    covered = warehouse.coverage(scope_spec.outcome.event.table)
+    labels = label_outcome(
+        scope_spec,
+        cohort,
+        tables,
+        data_start=covered.start,
+        data_end=covered.end or current_policy().sources.data_end,
+        unobserved=covered.unobserved,
+        lookback_days=current_policy().cohorts[scope_spec.cohort].temporal_requirements.lookback_days,
+    )
     labels.check_sample(scope_spec)
-    return Produced(labels.frame, labels)
+    return Produced(labels.frame, labels, metadata={"outcome_covered": covered.words()})
 
 
 @scope_asset(
@@ -96,6 +106,7 @@ def feature_values(
     triggers: DataFrame,
     business_metrics: DataFrame,
     lake: dg.ResourceParam[LakeIOManager],
+    warehouse: Warehouse,
 ) -> Produced:
     from e2i_dagster.features.build import FEATURE_TABLES, build_feature_files
 
@@ -104,7 +115,7 @@ def feature_values(
         outcome_labels,
         {table: given[table] for table in FEATURE_TABLES},
         brand=scope_spec.brand,
-        data_start=current_policy().sources.first_day,
+        covered={table: warehouse.coverage(table) for table in FEATURE_TABLES},
         data_end=current_policy().sources.data_end,
         source_lag_days=scope_spec.source_lag_days,
         policy=_feast().snapshots,

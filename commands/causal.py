@@ -164,7 +164,7 @@ def study_command(
     from e2i_dagster.causal.study import study_effect, study_heterogeneity, study_population
     from e2i_dagster.config.causal import CausalPolicy
     from e2i_dagster.config.mapping import HandedMapping
-    from e2i_dagster.errors import VerdictError
+    from e2i_dagster.errors import VerdictError, in_file
     from e2i_dagster.policy_files.environment import config_folder
     from e2i_dagster.sources.handed import identifier_notes, is_identifier, read_handed
 
@@ -175,29 +175,31 @@ def study_command(
         "policy": CausalPolicy.load(config_folder()),
     }
     given = HandedMapping() if mapping is None else HandedMapping.load(mapping)
-    # What is adjusted for was measured, so its dates have passed.
+    # What is named was measured, so its dates have passed.
     named = (treatment, outcome, *_names(confounders), *_names(negative_controls))
     frame = read_handed(
         file,
         text=[name for name in named if is_identifier(name)],
         times=[name for name in named if name in given.dates],
-        measured=_names(confounders),
+        measured=named,
         mapping=given,
     )
     notes = [
         *identifier_notes(frame, _names(confounders)),
-        *_date_notes(frame, _names(confounders), given.dates),
+        *_date_notes(frame, _names(confounders), given.dates, "adjusted for"),
+        *_date_notes(frame, _names(negative_controls), given.dates, "judged"),
     ]
-    population = study_population(frame, missing_outcome=missing_outcome, trim=trim, **asked)
-    study = population.note(
-        study_effect(
-            population.frame,
-            question=f"What does {treatment} do to {outcome} in {file.name}? Adjusted for {confounders}.",
-            controls=_names(negative_controls),
-            estimand=estimand,
-            **asked,
+    with in_file(file):
+        population = study_population(frame, missing_outcome=missing_outcome, trim=trim, **asked)
+        study = population.note(
+            study_effect(
+                population.frame,
+                question=f"What does {treatment} do to {outcome} in {file.name}? Adjusted for {confounders}.",
+                controls=_names(negative_controls),
+                estimand=estimand,
+                **asked,
+            )
         )
-    )
     found = study.found
     heterogeneity = study_heterogeneity(
         population.frame,
@@ -230,10 +232,10 @@ def study_command(
             click.echo(f"Note: {note}")
 
 
-def _date_notes(frame: pd.DataFrame, names: Sequence[str], declared: Collection[str]) -> list[str]:
+def _date_notes(frame: pd.DataFrame, names: Sequence[str], declared: Collection[str], used: str) -> list[str]:
     """Which of the columns ``names`` were taken for days without being ``declared`` as such."""
     return [
-        f"{name} holds days and is adjusted for as such. Where it is a category, name it under `text` in --mapping; "
+        f"{name} holds days and is {used} as such. Where it is a category, name it under `text` in --mapping; "
         "how its days are written is declared under `dates`."
         for name in names
         if name in frame.columns and name not in declared and str(frame[name].dtype).startswith("datetime64")

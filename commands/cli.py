@@ -315,7 +315,9 @@ def feast(arguments: tuple[str, ...], scope: str) -> None:
     with FeatureStore().open(name) as store:
         online = store.current()
         if online is None:
-            raise InputError(f"Scope {name} has no features yet. Run `e2i run --scope {name}` first.")
+            raise InputError(
+                f"Scope {name} has no features yet.", remedy=f"Run `e2i run --scope {name}` first."
+            )
         environment = {**os.environ, **repo_environment(store.settings, online.files)}
     executable = str(Path(sys.executable).with_name("feast"))
     os.execve(executable, [executable, "-c", str(CHECKOUT / "feature_repo"), *arguments], environment)

@@ -194,6 +194,7 @@ def preview_command(file: Path, exact: bool, json_output: bool) -> None:
     from e2i_dagster.cohorts.preview import preview
     from e2i_dagster.config.policy import current_policy
     from e2i_dagster.database.connection import engine
+    from e2i_dagster.versions.coverage import coverage
 
     if exact:
         require_patient_level("e2i cohort preview --exact")
@@ -205,6 +206,7 @@ def preview_command(file: Path, exact: bool, json_output: bool) -> None:
     reads_events = definition.reads_events or (live is not None and live.reads_events)
     wanted = outcomes | set(EVENT_TABLES if reads_events else ())
     tables = _current_tables("patient_journeys", "patient_clinical", *sorted(wanted))
+    covered = coverage(engine(role="app"), sorted(wanted), policy.sources.months)
     seen = preview(
         definition,
         patient_frame(tables["patient_journeys"], tables["patient_clinical"]),
@@ -212,8 +214,9 @@ def preview_command(file: Path, exact: bool, json_output: bool) -> None:
         live=live,
         scopes=scopes,
         tables=tables,
-        data_start=policy.sources.first_day,
-        data_end=policy.sources.data_end,
+        data_start=covered.start,
+        data_end=covered.end,
+        unobserved=covered.unobserved,
     )
     if exact:
         record_opening(engine(role="app"), "preview --exact", definition.key)

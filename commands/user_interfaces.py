@@ -98,8 +98,8 @@ def _free(wanted: int, what: str) -> int:
             probe.bind(("127.0.0.1", wanted))
         except OSError:
             raise UnavailableError(
-                f"Port {wanted} for the {what} is taken. Stop what listens there, or set E2I_PORT_BASE "
-                "to another first port (0 picks free ones)."
+                f"Port {wanted} for the {what} is taken.",
+                remedy="Stop what listens there, or set E2I_PORT_BASE to another first port (0 picks free ones).",
             ) from None
         return int(probe.getsockname()[1])
 

@@ -6,7 +6,8 @@ patient or a secret.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,7 +19,7 @@ class E2IError(Exception):
     programs.
 
     Args:
-        message: what people read, remedy included.
+        message: what people read: what was found and what was expected. The remedy is added where it is not in it.
         file: file, folder or variable that is wrong. field: key, column, option or step in it.
         value: what was found there; never of a patient. remedy: what to do.
         parts: the single errors, when the message tells of several.
@@ -37,7 +38,7 @@ class E2IError(Exception):
         remedy: str | None = None,
         parts: Sequence[E2IError] = (),
     ) -> None:
-        super().__init__(message)
+        super().__init__(message if remedy is None or remedy in message else f"{message} {remedy}")
         self.file = None if file is None else str(file)
         self.field = field
         self.value = value
@@ -96,10 +97,7 @@ class DamagedError(InputError):
             "damaged is not reused but made and stored again."
         )
         return cls(
-            f"{file}, stored by {made_by}, is damaged: {found}. {remedy}",
-            file=file,
-            value=found,
-            remedy=remedy,
+            f"{file}, stored by {made_by}, is damaged: {found}.", file=file, value=found, remedy=remedy
         )
 
 
@@ -115,3 +113,13 @@ class UnavailableError(E2IError):
 
     exit_code = 5
     code = "unavailable"
+
+
+@contextmanager
+def in_file(file: str | Path) -> Iterator[None]:
+    """What is refused inside the block is refused of ``file``, where the error does not know another one."""
+    try:
+        yield
+    except E2IError as error:
+        error.file = error.file or str(file)
+        raise

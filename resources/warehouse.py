@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
     from e2i_dagster.database.connection import Role
+    from e2i_dagster.versions.coverage import Coverage
 
 
 class Warehouse(dg.ConfigurableResource):
@@ -25,6 +26,12 @@ class Warehouse(dg.ConfigurableResource):
         from e2i_dagster.database.connection import engine
 
         return engine(role=role)
+
+    def coverage(self, *tables: str) -> "Coverage":
+        """The days of the configured range that every one of ``tables`` covers."""
+        from e2i_dagster.versions.coverage import coverage
+
+        return coverage(self.engine(), tables, current_policy().sources.months)
 
     def hold_scopes(
         self,

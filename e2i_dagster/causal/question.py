@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import datetime as dt
-
 import pandas as pd
 
 from e2i_dagster.config.causal import CausalPolicy, QuestionRule
 from e2i_dagster.config.scope import ScopeSpec
 from e2i_dagster.errors import InputError
 from e2i_dagster.splits import Seal
+from e2i_dagster.versions.coverage import EVERY_DAY, Coverage
 
 OUTCOME = "label"
 #: ``train`` or ``validation``.
@@ -21,7 +20,7 @@ def treated_before(
     engagement_events: pd.DataFrame,
     question: QuestionRule,
     *,
-    data_start: dt.date | None = None,
+    covered: Coverage = EVERY_DAY,
 ) -> pd.Series:
     """Whether the best contact in the window before the index date reaches the threshold.
 
@@ -31,24 +30,23 @@ def treated_before(
     Args:
         patients: patient_journey_id, index_date. engagement_events: patient_journey_id, engagement_date,
             quality_score.
-        data_start: first day that the contacts cover, None where that is not said.
+        covered: days that the contacts cover.
 
     Returns:
         Nullable booleans in the order of ``patients``. No contact in the window is not treated; null where part of
-        the window lies before ``data_start`` and no contact was seen in the rest.
+        the window is not covered and no contact was seen in the rest.
     """
     contacts = engagement_events[["patient_journey_id", "engagement_date", "quality_score"]].dropna()
-    if data_start is not None:
-        contacts = contacts[pd.to_datetime(contacts["engagement_date"]) >= pd.Timestamp(data_start)]
+    if covered.start is not None:
+        contacts = contacts[pd.to_datetime(contacts["engagement_date"]) >= pd.Timestamp(covered.start)]
     joined = patients[["patient_journey_id", "index_date"]].merge(contacts, on="patient_journey_id")
     ahead = (pd.to_datetime(joined["index_date"]) - pd.to_datetime(joined["engagement_date"])).dt.days
     counted = ahead.between(1, question.window_days) & (joined["quality_score"] >= question.threshold)
     treated = joined.loc[counted, "patient_journey_id"].unique()
     found = patients["patient_journey_id"].isin(treated).astype("boolean").rename(question.treatment)
-    if data_start is None:
-        return found
-    begins = pd.to_datetime(patients["index_date"]) - pd.Timedelta(days=question.window_days)
-    return found.mask(~found & (begins < pd.Timestamp(data_start)))
+    index = pd.to_datetime(patients["index_date"]).to_numpy().astype("datetime64[D]")
+    seen = covered.covers(index - question.window_days, index - 1)
+    return found.mask(~found & ~seen)
 
 
 def causal_frame(
@@ -58,12 +56,12 @@ def causal_frame(
     engagement_events: pd.DataFrame,
     policy: CausalPolicy,
     *,
-    data_start: dt.date | None = None,
+    covered: Coverage = EVERY_DAY,
 ) -> pd.DataFrame:
     """Train and validation patients (column ``split``) with treatment, label, confounders and negative controls.
 
-    Test and holdout rows stay sealed. Who cannot be said to be treated or not, because part of the window lies before
-    ``data_start``, is left out.
+    Test and holdout rows stay sealed. Who cannot be said to be treated or not, because part of the window is not
+    ``covered`` by the contacts, is left out.
 
     Raises:
         InputError: a confounder or negative control is no feature of the scope, or a patient has no split.
@@ -73,11 +71,11 @@ def causal_frame(
     absent = [name for name in wanted if name not in training_frame.columns]
     if absent:
         raise InputError(
-            f"config/causal.yaml names {', '.join(absent)}, which the features of scope {scope.key} do not have. "
-            "Name features of docs/features.md."
+            f"config/causal.yaml names {', '.join(absent)}, which the features of scope {scope.key} do not have.",
+            remedy="Name features of docs/features.md.",
         )
     rows = visible_frame(scope, training_frame, splits)
-    treated = treated_before(rows, engagement_events, question, data_start=data_start)
+    treated = treated_before(rows, engagement_events, question, covered=covered)
     known = treated.notna().to_numpy()
     frame = rows[["patient_id", SPLIT, OUTCOME, *wanted]].copy()
     frame.insert(2, question.treatment, treated)

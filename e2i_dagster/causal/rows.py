@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from e2i_dagster.errors import InputError
+from e2i_dagster.policy_files.base import did_you_mean
 
 #: Variances and their products must be finite.
 LARGEST = 1e50
@@ -106,12 +107,24 @@ def causal_rows(
     return CausalRows(y, t, x, names, bool(np.isin(y, (0.0, 1.0)).all()), int(missing.sum()), constant)
 
 
-def _check_columns(frame: pd.DataFrame, named: Sequence[str], confounders: Sequence[str]) -> None:
+def require_named(frame: pd.DataFrame, named: Sequence[str], what: str = "") -> None:
+    """Every one of ``named`` is a column of ``frame``; ``what`` they are named for.
+
+    Raises:
+        InputError: one is not; says which may be meant.
+    """
     absent = [name for name in named if name not in frame.columns]
     if absent:
+        columns = list(map(str, frame.columns))
         raise InputError(
-            f"The frame has no column {', '.join(map(repr, absent))}. It has: {', '.join(map(str, frame.columns))}."
+            f"The frame has no column {', '.join(map(repr, absent))}{what}. It has: {', '.join(columns)}.",
+            field=absent[0],
+            remedy=did_you_mean(absent[0], columns) or "Name one of its columns.",
         )
+
+
+def _check_columns(frame: pd.DataFrame, named: Sequence[str], confounders: Sequence[str]) -> None:
+    require_named(frame, named)
     twice = sorted({name for name in named if list(named).count(name) > 1})
     if twice:
         raise InputError(
@@ -119,24 +132,32 @@ def _check_columns(frame: pd.DataFrame, named: Sequence[str], confounders: Seque
         )
     if not confounders:
         raise InputError(
-            "No confounder is named. Name at least one column measured before the treatment; without any, a "
-            "difference of means is the estimate (experiments.analyze)."
+            "No confounder is named.",
+            remedy="Name at least one column measured before the treatment; without any, a difference of "
+            "means is the estimate (experiments.analyze).",
         )
     if frame.empty:
         raise InputError("The frame has no row.")
 
 
 def _binary_treatment(column: pd.Series) -> np.ndarray:
+    if pd.api.types.is_datetime64_any_dtype(column):
+        raise InputError(
+            f"Treatment {column.name!r} holds days; expected 0/1 or false/true.",
+            field=str(column.name),
+            remedy="Name a column that is 1 where the unit was treated, whatever the day, and 0 where it was not.",
+        )
     if column.isna().any():
         raise InputError(
-            f"Treatment {column.name!r}: {int(column.isna().sum()):,} rows have none. Leave them out first."
+            f"Treatment {column.name!r}: {int(column.isna().sum()):,} rows have none.",
+            remedy="Leave them out first.",
         )
     values = _numeric(column, "treatment")
     if not np.isin(values, (0.0, 1.0)).all():
         levels = len(np.unique(values))
         raise InputError(
-            f"Treatment {column.name!r}: {levels} different values; expected 0/1 or false/true. Cut it at a "
-            "threshold stated beforehand."
+            f"Treatment {column.name!r}: {levels} different values; expected 0/1 or false/true.",
+            remedy="Cut it at a threshold stated beforehand.",
         )
     return values
 
@@ -148,13 +169,24 @@ def _check_levels(t: np.ndarray, name: str) -> None:
 
 
 def _numeric(column: pd.Series, role: str) -> np.ndarray:
+    if pd.api.types.is_datetime64_any_dtype(column):
+        raise InputError(
+            f"{role.capitalize()} {column.name!r} holds days; expected numbers or booleans.",
+            field=str(column.name),
+            remedy="Name a column of numbers, such as the days from a beginning that is the same for every unit.",
+        )
     if not (pd.api.types.is_bool_dtype(column) or pd.api.types.is_numeric_dtype(column)):
-        try:
-            column = pd.to_numeric(column)
-        except (ValueError, TypeError):
+        numbers = pd.to_numeric(column, errors="coerce")
+        lost = np.flatnonzero((numbers.isna() | np.isinf(numbers.astype(float))) & column.notna())
+        if len(lost):
             raise InputError(
-                f"{role.capitalize()} {column.name!r} is text; expected numbers or booleans."
-            ) from None
+                f"{role.capitalize()} {column.name!r}: {len(lost):,} of {len(column):,} cells are no number or "
+                f"boolean, the first in row {lost[0] + 1}.",
+                field=str(column.name),
+                value=f"row {lost[0] + 1}",
+                remedy="Write numbers or true and false, and leave a cell empty where nothing is known.",
+            )
+        column = numbers
     values = column.astype("Float64").to_numpy(dtype=float, na_value=np.nan)
     if np.isinf(values).any():
         raise InputError(f"{role.capitalize()} {column.name!r} has infinite values.")
@@ -179,8 +211,7 @@ def _encoded(frame: pd.DataFrame, maximum_levels: int) -> tuple[np.ndarray, tupl
         elif pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
             columns |= _encoded_number(str(name), _numeric(column, "confounder"))
         elif pd.api.types.is_datetime64_any_dtype(column):
-            days = (column - column.min()).dt.total_seconds() / 86_400
-            columns |= _encoded_number(str(name), days.to_numpy(dtype=float))
+            columns |= _encoded_number(str(name), days_of(column))
         else:
             columns |= _encoded_levels(str(name), column, maximum_levels)
     if not columns:
@@ -188,6 +219,11 @@ def _encoded(frame: pd.DataFrame, maximum_levels: int) -> tuple[np.ndarray, tupl
             f"Every confounder has one value only ({', '.join(constant)}): there is nothing to adjust for."
         )
     return np.column_stack(list(columns.values())), tuple(columns), tuple(constant)
+
+
+def days_of(column: pd.Series) -> np.ndarray:
+    """Moments as days since the first of them, NaN where there is none."""
+    return ((column - column.min()).dt.total_seconds() / 86_400).to_numpy(dtype=float)
 
 
 def _encoded_number(name: str, values: np.ndarray) -> dict[str, np.ndarray]:
@@ -202,9 +238,16 @@ def _encoded_number(name: str, values: np.ndarray) -> dict[str, np.ndarray]:
 def _encoded_levels(name: str, column: pd.Series, maximum_levels: int) -> dict[str, np.ndarray]:
     text = column.astype("string").fillna("missing")
     levels = sorted(text.unique())
+    require_few_levels(name, levels, maximum_levels, "Confounder")
+    return {f"{name}={level}": (text == level).to_numpy(dtype=float) for level in levels[1:]}
+
+
+def require_few_levels(name: str, levels: Sequence[str], maximum_levels: int, role: str) -> None:
+    """Refuse a category of more than ``maximum_levels``, which is none."""
     if len(levels) > maximum_levels:
         raise InputError(
-            f"Confounder {name!r} has {len(levels):,} levels, more than {maximum_levels}: an identifier, or a code "
-            "that needs grouping. Leave it out, or group it (config/causal.yaml: maximum_levels)."
+            f"{role} {name!r} has {len(levels):,} levels, more than {maximum_levels}: an identifier, "
+            f"or a code that needs grouping.",
+            field=name,
+            remedy="Leave it out, or group it (config/causal.yaml: maximum_levels).",
         )
-    return {f"{name}={level}": (text == level).to_numpy(dtype=float) for level in levels[1:]}

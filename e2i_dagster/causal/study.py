@@ -15,7 +15,14 @@ from e2i_dagster.causal.heterogeneity import EffectHeterogeneity, judge_heteroge
 from e2i_dagster.causal.negative_controls import Calibration, negative_controls
 from e2i_dagster.causal.nuisances import Estimand, Nuisances, fit_nuisances, quiet_libraries
 from e2i_dagster.causal.refute import Refutation, doubly_robust, refute
-from e2i_dagster.causal.rows import CausalRows, MissingOutcome, causal_rows
+from e2i_dagster.causal.rows import (
+    CausalRows,
+    MissingOutcome,
+    causal_rows,
+    days_of,
+    require_few_levels,
+    require_named,
+)
 from e2i_dagster.causal.sensitivity import Sensitivity, judge_sensitivity
 from e2i_dagster.config.causal import CausalPolicy
 from e2i_dagster.errors import InputError
@@ -169,7 +176,7 @@ def study_effect(
         refutations = refute(rows, nuisances, sensitivity, policy, seed=seed, effect=effect)
         calibration = negative_controls(
             rows,
-            control_outcomes(frame, controls),
+            control_outcomes(frame, controls, policy.maximum_levels),
             effect,
             minimum=policy.minimum_negative_controls,
             minimum_arm=policy.minimum_arm,
@@ -224,28 +231,38 @@ def _rows(
 
 
 def _check_controls(frame: pd.DataFrame, controls: Sequence[str], asked: Sequence[str]) -> None:
-    absent = [name for name in controls if name not in frame.columns]
-    if absent:
-        raise InputError(f"The frame has no column {', '.join(map(repr, absent))} for a negative control.")
+    require_named(frame, controls, " for a negative control")
     both = [name for name in controls if name in asked]
     if both:
         raise InputError(
             f"{', '.join(both)}: named as negative control, and as treatment, outcome or confounder. A negative "
-            "control is an outcome that the treatment cannot have changed."
+            "control is an outcome that the treatment cannot have changed.",
+            field=both[0],
+            remedy="Leave it out of one of the two.",
         )
 
 
-def control_outcomes(frame: pd.DataFrame, controls: Sequence[str]) -> dict[str, np.ndarray]:
-    """Outcomes (n,) of the negative controls: numbers as they are, an indicator for each level of a category."""
+def control_outcomes(
+    frame: pd.DataFrame, controls: Sequence[str], maximum_levels: int
+) -> dict[str, np.ndarray]:
+    """Outcomes (n,) of the negative controls: numbers as they are, days since the first, an indicator for each level.
+
+    Raises:
+        InputError: a category has more than ``maximum_levels`` levels.
+    """
     outcomes: dict[str, np.ndarray] = {}
     for name in controls:
         column = frame[name]
-        if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
-            values = column.astype("Float64").to_numpy(dtype=float, na_value=np.nan)
+        dated = pd.api.types.is_datetime64_any_dtype(column)
+        if dated or (pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)):
+            values = (
+                days_of(column) if dated else column.astype("Float64").to_numpy(dtype=float, na_value=np.nan)
+            )
             outcomes[name] = np.where(np.isnan(values), np.nanmedian(values), values)
         else:
             text = column.astype("string").fillna("missing")
             levels = sorted(text.unique())
+            require_few_levels(name, levels, maximum_levels, "Negative control")
             # Of two levels the second says nothing that the first does not.
             for level in levels[1:] if len(levels) == 2 else levels:
                 outcomes[f"{name}={level}"] = (text == level).to_numpy(dtype=float)

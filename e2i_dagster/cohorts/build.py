@@ -6,6 +6,7 @@ Eligibility, attrition and reasons are all read off the same mask, so they canno
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -26,6 +27,7 @@ from e2i_dagster.cohorts.own_fields import with_own_fields
 from e2i_dagster.cohorts.result import Cohort
 from e2i_dagster.config.cohort import CohortDefinition, Criterion, Rule
 from e2i_dagster.tables.frames import extra_frame
+from e2i_dagster.versions.coverage import Coverage, Days
 
 pc: Any = pyarrow.compute
 
@@ -47,8 +49,8 @@ def patient_frame(journeys: pd.DataFrame, clinical: pd.DataFrame) -> pd.DataFram
         if repeated:
             raise CohortInputError(
                 "CC_004",
-                f"table {table} repeats {repeated:,} value(s) of {key}; expected one row per journey. "
-                "Remove the repeated rows and load again.",
+                f"table {table} repeats {repeated:,} value(s) of {key}; expected one row per journey.",
+                remedy="Remove the repeated rows and load again.",
             )
     own = extra_frame(clinical)
     clinical = clinical.drop(columns="extra", errors="ignore").join(
@@ -70,6 +72,7 @@ def build_cohort(
     observation_periods: Any = None,
     data_start: date | str | None = None,
     data_end: date | str | None = None,
+    unobserved: Sequence[Days] = (),
     engine: Engine | None = None,
 ) -> Cohort:
     """Apply ``definition`` to ``patients``.
@@ -87,6 +90,9 @@ def build_cohort(
             before it fails as unknown, and in an event window that does, absence is unknown.
         data_end: last day that the data covers. With it, a patient who meets every rule but whose
             required follow-up ends later is ``pending``: neither eligible nor excluded by a rule.
+        unobserved: stretches in between (first and last day) that the data do not cover, in order: what happened
+            then is unknown, as before ``data_start``. Follow-up that reaches into one fails as unknown, or with
+            ``followup: censor`` ends before it.
         engine: where pandas frames are computed: ``pandas`` (rules on columns only) or ``duckdb``; chosen by
             the definition when it is not given. Spark frames are computed on their own Spark session, and
             DuckDB relations on their connection: there is nothing to choose.
@@ -98,19 +104,20 @@ def build_cohort(
         CohortInputError: CC_002 a column is missing, CC_004 keys or values are wrong, CC_005 dates are
             no dates.
     """
-    start, end = _day(data_start), _day(data_end)
+    covered = _covered(data_start, data_end, unobserved)
     frames = (patients, events, observation_periods)
     in_memory = all(frame is None or isinstance(frame, pd.DataFrame) for frame in frames)
     patients, lost = with_own_fields(definition, patients)
-    if in_memory and engine != "duckdb" and observation_periods is None and reads_columns_only(definition):
-        return replace(_build_on_columns(definition, patients, start, end), not_converted=lost)
+    on_columns = observation_periods is None and not unobserved and reads_columns_only(definition)
+    if in_memory and engine != "duckdb" and on_columns:
+        return replace(_build_on_columns(definition, patients, covered), not_converted=lost)
     if engine == "pandas":
         raise CohortInputError(
             "CC_004",
             f"Cohort {definition.key}: engine pandas computes rules on columns of a patient frame in memory. Rules "
-            "on events, groups, derived fields, observation periods and files need engine duckdb.",
+            "on events, groups, derived fields, observation periods, unobserved days and files need engine duckdb.",
         )
-    built = _build_on_engine(definition, patients, events, observation_periods, (start, end), engine)
+    built = _build_on_engine(definition, patients, events, observation_periods, covered, engine)
     return replace(built, not_converted=lost)
 
 
@@ -123,6 +130,7 @@ def write_cohort(
     observation_periods: Any = None,
     data_start: date | str | None = None,
     data_end: date | str | None = None,
+    unobserved: Sequence[Days] = (),
 ) -> pd.DataFrame:
     """Compute a cohort that need not fit into memory, and write it as Parquet into ``folder``.
 
@@ -138,13 +146,13 @@ def write_cohort(
     """
     import narwhals as nw
 
-    start, end = _day(data_start), _day(data_end)
+    covered = _covered(data_start, data_end, unobserved)
     patients, _ = with_own_fields(definition, patients)
     counts = None
-    if events is None and observation_periods is None:
-        counts = pass_over(definition, patients, (start, end), folder=folder)
+    if events is None and observation_periods is None and not unobserved:
+        counts = pass_over(definition, patients, (covered.start, covered.end), folder=folder)
     if counts is None:
-        plan = planned(definition, patients, events, observation_periods, data_start=start, data_end=end)
+        plan = planned(definition, patients, events, observation_periods, covered=covered)
         folder.mkdir(parents=True, exist_ok=True)
         written = written_rows(plan.rows, folder / REASONS, plan.connection)
         eligible = written.filter(nw.col("mask") == 0).select(*ROW_FIELDS)
@@ -163,25 +171,27 @@ def count_cohort(
     observation_periods: Any = None,
     data_start: date | str | None = None,
     data_end: date | str | None = None,
+    unobserved: Sequence[Days] = (),
 ) -> pd.DataFrame:
     """The attrition alone: nothing per patient leaves the engine.
 
     Raises:
         CohortInputError: as :func:`build_cohort`.
     """
-    start, end = _day(data_start), _day(data_end)
+    covered = _covered(data_start, data_end, unobserved)
     patients, _ = with_own_fields(definition, patients)
     counts = None
-    if events is None and observation_periods is None:
-        counts = pass_over(definition, patients, (start, end))
+    if events is None and observation_periods is None and not unobserved:
+        counts = pass_over(definition, patients, (covered.start, covered.end))
     if counts is None:
-        plan = planned(definition, patients, events, observation_periods, data_start=start, data_end=end)
+        plan = planned(definition, patients, events, observation_periods, covered=covered)
         counts = counts_of_plan(plan.rows, several_rows=plan.several_rows)
     return attrition(definition.rules, counts)
 
 
-def _day(day: date | str | None) -> date | None:
-    return None if day is None else pd.Timestamp(day).date()
+def _covered(start: date | str | None, end: date | str | None, unobserved: Sequence[Days]) -> Coverage:
+    first, last = (None if day is None else pd.Timestamp(day).date() for day in (start, end))
+    return Coverage(first, last, tuple(unobserved))
 
 
 @dataclass(frozen=True)
@@ -204,14 +214,11 @@ def _build_on_engine(
     patients: Any,
     events: Any,
     observation_periods: Any,
-    covered: tuple[date | None, date | None],
+    covered: Coverage,
     engine: Engine | None,
 ) -> Cohort:
     started = time.perf_counter()
-    start, end = covered
-    plan = planned(
-        definition, patients, events, observation_periods, data_start=start, data_end=end, engine=engine
-    )
+    plan = planned(definition, patients, events, observation_periods, covered=covered, engine=engine)
     validated = time.perf_counter()
     rows = plan.rows.collect(backend="pyarrow").to_arrow()
     rows = rows.sort_by([("patient_journey_id", "ascending"), ("index_date", "ascending")])
@@ -222,7 +229,7 @@ def _build_on_engine(
     applied = time.perf_counter()
     return _cohort(
         definition,
-        end,
+        covered.end,
         found,
         *_persons(found.patient),
         records=plan.records,
@@ -235,9 +242,7 @@ def _build_on_engine(
     )
 
 
-def _build_on_columns(
-    definition: CohortDefinition, patients: pd.DataFrame, data_start: date | None, data_end: date | None
-) -> Cohort:
+def _build_on_columns(definition: CohortDefinition, patients: pd.DataFrame, covered: Coverage) -> Cohort:
     """A definition whose rules read columns of the patient frame only, on arrays."""
     started = time.perf_counter()
     require_columns(patients, definition.required_fields, what=f"Cohort {definition.key}")
@@ -250,7 +255,7 @@ def _build_on_columns(
     dates = {name: date_column(patients[name], name) for name in date_fields(definition)}
     validated = time.perf_counter()
 
-    answered = answers(definition, columns, dates, data_end, data_start)
+    answered = answers(definition, columns, dates, covered.end, covered.start)
     found = _Found(
         patient,
         journey,
@@ -270,7 +275,7 @@ def _build_on_columns(
     temporal_done = time.perf_counter()
     return _cohort(
         definition,
-        data_end,
+        covered.end,
         found,
         person,
         persons,
@@ -324,7 +329,8 @@ def _check_keys(patient: pa.Array, journey: pa.Array) -> bool:
         if values.null_count:
             raise CohortInputError(
                 "CC_004",
-                f"{values.null_count:,} row(s) have no {key}. Load the patients again with their keys.",
+                f"{values.null_count:,} row(s) have no {key}.",
+                remedy="Load the patients again with their keys.",
             )
     if is_ascending(journey):
         return True

@@ -72,8 +72,8 @@ def require_columns(frame: pd.DataFrame, names: tuple[str, ...], *, what: str) -
         hints.append(f"{name!r}" + (f" (nearest: {near[0]!r})" if near else ""))
     raise CohortInputError(
         "CC_002",
-        f"{what} needs column(s) that the data does not have: {', '.join(hints)}. "
-        "Load them, or correct the name in the definition. A rule is never skipped.",
+        f"{what} needs column(s) that the data does not have: {', '.join(hints)}.",
+        remedy="Load them, or correct the name in the definition. A rule is never skipped.",
     )
 
 
@@ -191,8 +191,9 @@ def date_column(series: pd.Series, name: str) -> TypedColumn:
         if wrong:
             raise CohortInputError(
                 "CC_005",
-                f"column {name!r} must hold dates, but {wrong:,} of {len(series):,} values are texts that are "
-                "no dates (expected YYYY-MM-DD). Correct them in the import mapping.",
+                f"column {name!r} must hold dates, but {wrong:,} of {len(series):,} values are texts that "
+                f"are no dates (expected YYYY-MM-DD).",
+                remedy="Correct them in the import mapping.",
             )
         return TypedColumn(name, "date", _days(parsed), column.known)
     if column.kind != "date":
@@ -221,8 +222,9 @@ def _kind(series: pd.Series, name: str) -> Kind:
     if kind is None:
         raise CohortInputError(
             "CC_004",
-            f"column {name!r} holds values that cannot be compared ({found}); expected true/false, numbers, "
-            "dates or texts. Give the column one type in the import mapping.",
+            f"column {name!r} holds values that cannot be compared ({found}); expected true/false, "
+            f"numbers, dates or texts.",
+            remedy="Give the column one type in the import mapping.",
         )
     return kind
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,6 +34,7 @@ from e2i_dagster.cohorts.narwhals_plan import (
 )
 from e2i_dagster.config.cohort import CohortDefinition
 from e2i_dagster.tables.codes import EVENT_CODE_COLUMNS
+from e2i_dagster.versions.coverage import Coverage
 
 if TYPE_CHECKING:
     import duckdb
@@ -63,8 +63,7 @@ def planned(
     events: Any = None,
     observation_periods: Any = None,
     *,
-    data_start: date | None = None,
-    data_end: date | None = None,
+    covered: Coverage,
     engine: Engine | None = None,
 ) -> Planned:
     """The plan of ``definition`` over its sources.
@@ -84,8 +83,8 @@ def planned(
     if definition.reads_events and events is None:
         raise CohortInputError(
             "CC_002",
-            f"Cohort {definition.key} has rules on events, but no events were given. Load the event tables, "
-            "or give events=.",
+            f"Cohort {definition.key} has rules on events, but no events were given.",
+            remedy="Load the event tables, or give events=.",
         )
     connection = _connection([patients, events, observation_periods])
     dates = {definition.index.after} if definition.index is not None and definition.index.after else set()
@@ -101,7 +100,7 @@ def planned(
             f"Cohort {definition.key}, events",
             set(),
         )
-        of_events = _dated(of_events, data_start, data_end)
+        of_events = _dated(of_events, covered)
     of_periods = None
     if observation_periods is not None:
         what = "The table observation_periods"
@@ -115,8 +114,7 @@ def planned(
         source,
         of_events,
         of_periods,
-        data_start=data_start,
-        data_end=data_end,
+        covered=covered,
         several_rows=several,
     )
     return Planned(rows, keys.rows, several, connection)
@@ -198,15 +196,15 @@ def _on_one_engine(sources: dict[str, Any], engine: Engine | None) -> None:
         said = ", ".join(f"{name} on {place}" for name, place in places.items())
         raise CohortInputError(
             "CC_004",
-            f"the frames are on several engines: {said}. Give all of them on one; pandas frames and Parquet "
-            "files may be mixed.",
+            f"the frames are on several engines: {said}.",
+            remedy="Give all of them on one; pandas frames and Parquet files may be mixed.",
         )
     place = places["patients"]
     if engine is not None and place not in ("pandas", engine):
         raise CohortInputError(
             "CC_004",
-            f"engine {engine} was asked for, but the frames are on {place}. Leave engine out: they are computed "
-            "where they lie.",
+            f"engine {engine} was asked for, but the frames are on {place}.",
+            remedy="Leave engine out: they are computed where they lie.",
         )
 
 
@@ -281,8 +279,9 @@ def _kind_of(name: str, dtype: Any, what: str) -> Kind:
         return "number"
     raise CohortInputError(
         "CC_004",
-        f"{what}: column {name!r} holds values that cannot be compared ({dtype}); expected true/false, numbers, "
-        "dates or texts. Give the column one type in the import mapping.",
+        f"{what}: column {name!r} holds values that cannot be compared ({dtype}); expected true/false, "
+        f"numbers, dates or texts.",
+        remedy="Give the column one type in the import mapping.",
     )
 
 
@@ -321,16 +320,16 @@ def _arrow(column: TypedColumn) -> Any:
             return pa.nulls(len(column.values), type=pa.string())
 
 
-def _dated(events: Source, data_start: date | None, data_end: date | None) -> Source:
+def _dated(events: Source, covered: Coverage) -> Source:
     """Events by day; one without a date lies in no window, one outside the covered days was not observed."""
     import narwhals as nw
 
     day = nw.col(EVENT_DAY).cast(nw.Date)
     frame = events.frame.with_columns(day.alias(EVENT_DAY)).filter(~nw.col(EVENT_DAY).is_null())
-    if data_start is not None:
-        frame = frame.filter(nw.col(EVENT_DAY) >= nw.lit(data_start))
-    if data_end is not None:
-        frame = frame.filter(nw.col(EVENT_DAY) <= nw.lit(data_end))
+    if covered.start is not None:
+        frame = frame.filter(nw.col(EVENT_DAY) >= nw.lit(covered.start))
+    if covered.end is not None:
+        frame = frame.filter(nw.col(EVENT_DAY) <= nw.lit(covered.end))
     return Source(frame, events.kinds)
 
 
@@ -366,7 +365,9 @@ def _checked_keys(native: Any, *, ordered: bool = True) -> Keys:
     for key, empty in ((PATIENT, keys.no_patient), (JOURNEY, keys.no_journey)):
         if empty:
             raise CohortInputError(
-                "CC_004", f"{empty:,} row(s) have no {key}. Load the patients again with their keys."
+                "CC_004",
+                f"{empty:,} row(s) have no {key}.",
+                remedy="Load the patients again with their keys.",
             )
     repeated = keys.rows - keys.journeys
     if repeated:

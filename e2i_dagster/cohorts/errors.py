@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from e2i_dagster.errors import InputError, UnavailableError, VerdictError
 
 
 class CohortInputError(InputError):
     """The patient frame does not fit the definition (CC_002 missing fields, CC_004 data, CC_005 time)."""
 
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(f"{code}: {message}")
+    def __init__(self, code: str, message: str, **known: Any) -> None:
+        super().__init__(f"{code}: {message}", **known)
         self.code = code
 
 

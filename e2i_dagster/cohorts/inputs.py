@@ -31,8 +31,8 @@ def read_current(
     missing = [table for table, found in versions.items() if not found]
     if missing:
         raise InputError(
-            f"{', '.join(missing)}: never loaded. Load data first: `e2i load --from FOLDER`, or `e2i run` "
-            "for the invented set."
+            f"{', '.join(missing)}: never loaded.",
+            remedy="Load data first: `e2i load --from FOLDER`, or `e2i run` for the invented set.",
         )
     return {
         table: lake.read_frame([version.file for version in found.values() if version.file])

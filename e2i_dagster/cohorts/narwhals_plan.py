@@ -7,8 +7,8 @@ three-valued logic is ours and no engine's. Every rule becomes one bit of a mask
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from datetime import date
+from dataclasses import dataclass, replace
+from datetime import date, timedelta
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from e2i_dagster.tables.codes import (
     NDC_ZEROS,
     ONLY_DIGITS,
 )
+from e2i_dagster.versions.coverage import Coverage
 
 if TYPE_CHECKING:
     import narwhals as nw
@@ -73,26 +74,27 @@ def cohort_plan(
     events: Source | None,
     periods: Source | None,
     *,
-    data_start: date | None,
-    data_end: date | None,
+    covered: Coverage,
     several_rows: bool,
 ) -> nw.LazyFrame:
     """One row per index date: keys, index_date, followup_end, mask, unknown_mask.
 
     Args:
+        covered: days that the events cover; where there are none, the data.
         several_rows: a patient may have several rows, so that one of them has to be chosen.
     """
     import narwhals as nw
 
     rows, keys = _indexed(definition, patients, events)
     kinds = dict(patients.kinds)
+    data_end = covered.end
     rows = _observed(rows, keys, definition, periods, data_end)
     for name, derived in definition.derived.items():
         rows = rows.with_columns(_years(derived.years_since, kinds).alias(name))
         kinds[name] = "number"
     counted: dict[int, Truth] = {}
     if events is not None:
-        rows, counted = _event_counts(rows, keys, definition, events, (data_start, data_end))
+        rows, counted = _event_counts(rows, keys, definition, events, covered)
     failed: dict[str, nw.Expr] = {}
     unknown: dict[str, nw.Expr] = {}
     for rule in definition.rules:
@@ -100,7 +102,7 @@ def cohort_plan(
             truth = _truth(rule.criterion, kinds, counted)
             failed[rule.name] = _fails(truth, rule)
             unknown[rule.name] = truth.unknown
-    timed, timed_unknown = _time_rules(definition, data_start, data_end)
+    timed, timed_unknown = _time_rules(definition, covered)
     failed |= timed
     unknown |= timed_unknown
     end = nw.col(_LAST)
@@ -108,6 +110,9 @@ def cohort_plan(
         end = nw.when(end > nw.lit(data_end)).then(nw.lit(data_end)).otherwise(end)
     elif periods is not None:
         end = nw.when(end < nw.lit(_ENDLESS)).then(end)
+    for first, _ in reversed(covered.unobserved):
+        cut = (nw.col(INDEX) < nw.lit(first)) & (end >= nw.lit(first))
+        end = nw.when(cut).then(nw.lit(first - timedelta(1))).otherwise(end)
     rules = definition.rules
     rows = rows.select(
         PATIENT,
@@ -297,7 +302,7 @@ def _event_counts(
     keys: list[str],
     definition: CohortDefinition,
     events: Source,
-    covered: tuple[date | None, date | None],
+    covered: Coverage,
 ) -> tuple[nw.LazyFrame, dict[int, Truth]]:
     """Adds what each event criterion needs, and gives the criteria's truth by identity.
 
@@ -352,25 +357,19 @@ def _open_column(column: str | None) -> nw.Expr | None:
     return None if column is None else _or_none(column)
 
 
-def _seen_since(day: nw.Expr, covered: tuple[date | None, date | None]) -> nw.Expr:
-    """Whether the patient was observed, and rows are kept, from ``day`` on."""
+def _kept(since: nw.Expr, until: nw.Expr, covered: Coverage) -> nw.Expr:
+    """Whether every day from ``since`` to ``until`` is covered."""
     import narwhals as nw
 
-    seen = day >= nw.col(_FIRST)
-    return seen if covered[0] is None else seen & (day >= nw.lit(covered[0]))
+    answers = [(until < nw.lit(first)) | (since > nw.lit(last)) for first, last in covered.unobserved]
+    if covered.start is not None:
+        answers.append(since >= nw.lit(covered.start))
+    if covered.end is not None:
+        answers.append(until <= nw.lit(covered.end))
+    return reduce(lambda left, right: left & right, answers, nw.lit(True))
 
 
-def _seen_until(day: nw.Expr, covered: tuple[date | None, date | None]) -> nw.Expr:
-    """Whether the patient was observed, and rows are kept, up to ``day``."""
-    import narwhals as nw
-
-    seen = day <= nw.col(_LAST)
-    return seen if covered[1] is None else seen & (day <= nw.lit(covered[1]))
-
-
-def _window_observed(
-    criterion: EventCriterion, definition: CohortDefinition, covered: tuple[date | None, date | None]
-) -> nw.Expr:
+def _window_observed(criterion: EventCriterion, definition: CohortDefinition, covered: Coverage) -> nw.Expr:
     """Whether the window was observed as a whole.
 
     An open end goes as far as observation does, by the convention of incident users: it is observed where the
@@ -382,7 +381,8 @@ def _window_observed(
     times = definition.temporal_requirements
     since = _shifted(nw.col(INDEX), -times.lookback_days if first is None else first)
     until = _shifted(nw.col(INDEX), times.required_followup if last is None else last)
-    return _false_if_null(_seen_since(since, covered) & _seen_until(until, covered))
+    seen = (since >= nw.col(_FIRST)) & (until <= nw.col(_LAST))
+    return _false_if_null(seen & _kept(since, until, covered))
 
 
 def _occurrence_truth(
@@ -390,7 +390,7 @@ def _occurrence_truth(
     seen: nw.Expr,
     most: nw.Expr | None,
     definition: CohortDefinition,
-    covered: tuple[date | None, date | None],
+    covered: Coverage,
 ) -> Truth:
     """Whether the first (last) event of all lies in the window, as far as what was ``seen`` can say.
 
@@ -408,10 +408,12 @@ def _occurrence_truth(
     before, after = _false_if_null(before), _false_if_null(after)
     inside = ~seen.is_null() & ~before & ~after
     if criterion.occurrence == "first":
-        settled = _seen_since(_shifted(seen, -times.lookback_days), covered)
+        since = _shifted(seen, -times.lookback_days)
+        settled = (since >= nw.col(_FIRST)) & _kept(since, seen, covered)
         out = before
     else:
-        settled = _seen_until(_shifted(seen, times.required_followup), covered)
+        until = _shifted(seen, times.required_followup)
+        settled = (until <= nw.col(_LAST)) & _kept(seen, until, covered)
         out = after
     observed = _window_observed(criterion, definition, covered)
     sure_in = inside & _false_if_null(settled)
@@ -433,7 +435,7 @@ def _count_truth(
     count: nw.Expr,
     most: nw.Expr | None,
     definition: CohortDefinition,
-    covered: tuple[date | None, date | None],
+    covered: Coverage,
 ) -> Truth:
     """Presence is proved by what was seen; absence only in time that was observed.
 
@@ -819,7 +821,7 @@ def _misfit(criterion: Criterion, kind: Kind, why: str) -> CohortInputError:
 
 
 def _time_rules(
-    definition: CohortDefinition, data_start: date | None, data_end: date | None
+    definition: CohortDefinition, covered: Coverage
 ) -> tuple[dict[str, nw.Expr], dict[str, nw.Expr]]:
     """Failures and unknowns of the rules about time; see :func:`.build._time_rules` for what they mean."""
     import narwhals as nw
@@ -836,20 +838,21 @@ def _time_rules(
         "followup": ~long_enough,
     }
     unknown = {"index_date": ~known, "lookback": ~known_before, "followup": ~known_after}
-    if data_start is not None:
-        unkept = known & (_shifted(index, -times.lookback_days) < nw.lit(data_start))
-        unknown["lookback"] = unknown["lookback"] | (~failed["lookback"] & unkept)
-        failed["lookback"] = failed["lookback"] | unkept
-    if data_end is None:
+    pending = nw.lit(False)
+    if covered.end is not None:
+        inside = known_after & (index <= last) & (index <= nw.lit(covered.end))
+        failed["followup"] = ~inside
         if times.followup == "require":
-            failed["followup_pending"] = nw.lit(False)
-        return failed, unknown
-    inside = known_after & (index <= last) & (index <= nw.lit(data_end))
-    failed["followup"] = ~inside
+            pending = known & (_shifted(index, required) > nw.lit(covered.end))
+            failed["followup"] = (pending & ~inside) | (~pending & ~long_enough)
+    before = _kept(_shifted(index, -times.lookback_days), index, replace(covered, end=None))
+    after = _kept(index, _shifted(index, required), Coverage(unobserved=covered.unobserved))
+    for rule, kept in (("lookback", before), ("followup", after)):
+        unkept = known & ~kept
+        unknown[rule] = unknown[rule] | (~failed[rule] & unkept)
+        failed[rule] = failed[rule] | unkept
     if times.followup == "require":
-        waits = known & (_shifted(index, required) > nw.lit(data_end))
-        failed["followup"] = (waits & ~inside) | (~waits & ~long_enough)
-        failed["followup_pending"] = waits
+        failed["followup_pending"] = pending
     return failed, unknown
 
 

@@ -6,7 +6,7 @@ data has no label yet and belongs to the scoring set.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -20,6 +20,7 @@ from e2i_dagster.cohorts.errors import CohortInputError, ScopeRefused
 from e2i_dagster.cohorts.result import Cohort, attrition_table
 from e2i_dagster.config.scope import OUTCOME_TABLES, EventRule, ScopeSpec
 from e2i_dagster.tables import date_column as dated_by
+from e2i_dagster.versions.coverage import Coverage, Days
 
 _COLUMNS = ("patient_id", "patient_journey_id", "index_date", "followup_end")
 
@@ -27,6 +28,7 @@ LABELLED, SCORING = "labelled", "scoring"
 OUTCOME_SEEN = "outcome in the window"
 NO_OUTCOME = "no outcome in the window"
 NOT_OVER = "window and source lag not closed at the end of the data"
+NOT_LOADED = "months of its table were never loaded"
 PENDING = "follow-up not over at the end of the data"
 
 
@@ -139,6 +141,9 @@ def label_outcome(
     tables: Mapping[str, pd.DataFrame],
     *,
     data_end: date | str,
+    data_start: date | None = None,
+    unobserved: Sequence[Days] = (),
+    lookback_days: int = 0,
 ) -> Labels:
     """Label the patients of a cohort by the scope's outcome rule.
 
@@ -146,7 +151,10 @@ def label_outcome(
         cohort_frame: patient_id, patient_journey_id, index_date, followup_end, and optionally ``pending``
             (boolean; pending patients are never labelled). One row per patient: see :func:`cohort_frame`.
         tables: raw tables by name: the outcome's event table and ``patient_journeys`` (for hcp_id).
-        data_end: last day that the data cover.
+        data_end, data_start: last and first day that the outcome's table covers.
+        unobserved: stretches in between (first and last day) that it does not cover: without an event in the rest of
+            the window the outcome is unknown, and so is an outcome before it when ``lookback_days`` reach into one.
+        lookback_days: days before the index date by which the cohort judges what came before.
 
     Returns:
         The labels. Events of a patient count whatever journey they belong to.
@@ -176,14 +184,20 @@ def label_outcome(
         cohort_frame["pending"].to_numpy(dtype=bool) if "pending" in cohort_frame else np.zeros(n, dtype=bool)
     )
     window_end = index.values + last_day
-    prior = before if scope.outcome.prior_outcome == "exclude" else np.zeros(n, dtype=bool)
+    covered = Coverage(data_start, unobserved=tuple(unobserved))
+    prior, prior_unknown = before, ~before & ~covered.covers(index.values - lookback_days, index.values)
+    if scope.outcome.prior_outcome == "keep":
+        prior, prior_unknown = np.zeros((2, n), dtype=bool)
+    prior = prior | prior_unknown
     not_over = ~prior & ~pending & (window_end + scope.source_lag_days > end)
     waiting = ~prior & (pending | not_over)
-    unobserved = ~(observed.known & (observed.values >= window_end))
-    incomplete = ~prior & ~waiting & ~in_window & unobserved
+    unknown = ~prior & ~waiting & ~in_window
+    not_loaded = unknown & ~covered.covers(index.values + scope.outcome.window[0], window_end)
+    incomplete = unknown & ~(observed.known & (observed.values >= window_end))
     if scope.outcome.incomplete_followup == "negative":
         incomplete[:] = False
-    labelled = ~(prior | waiting | incomplete)
+    incomplete |= not_loaded
+    labelled, none = ~(prior | waiting | incomplete), np.zeros(n, dtype=bool)
 
     label = pd.array(np.where(in_window, 1, 0), dtype="Int64")
     label[~labelled] = pd.NA
@@ -201,18 +215,24 @@ def label_outcome(
     )
     kept = rows[labelled | waiting]
     out = rows[prior | incomplete].drop(columns=["hcp_id", "label", "set"])
-    out["reason"] = pd.array(
-        np.where(
-            prior[prior | incomplete], "outcome before the window", "not observed until the window's end"
-        ),
-        dtype="string[pyarrow]",
+    why = np.select(
+        [prior_unknown, prior, not_loaded],
+        [f"unknown before the window: {NOT_LOADED}", "outcome before the window", f"unknown: {NOT_LOADED}"],
+        "not observed until the window's end",
     )
+    out["reason"] = pd.array(why[prior | incomplete].astype(object), dtype="string[pyarrow]")
     return Labels(
         scope=scope.key,
         data_end=pd.Timestamp(data_end).date(),
         frame=kept.sort_values("patient_id", kind="stable", ignore_index=True),
         excluded=out.sort_values("patient_id", kind="stable", ignore_index=True),
-        attrition=_branches(scope, prior=prior, pending=pending & ~prior, not_over=not_over, lost=incomplete),
+        attrition=_branches(
+            scope,
+            (prior, prior_unknown),
+            (pending & ~prior, none),
+            (not_over, none),
+            (incomplete, not_loaded),
+        ),
         start=n,
     )
 
@@ -261,40 +281,40 @@ def _hcp(patients: pd.DataFrame, tables: Mapping[str, pd.DataFrame]) -> Any:
     if (position < 0).any():
         raise CohortInputError(
             "CC_004",
-            f"{int((position < 0).sum()):,} journey(s) of the cohort are not in patient_journeys. "
-            "Label with the tables that the cohort was built from.",
+            f"{int((position < 0).sum()):,} journey(s) of the cohort are not in patient_journeys.",
+            remedy="Label with the tables that the cohort was built from.",
         )
     return journeys["hcp_id"].astype("string[pyarrow]").take(position).array
 
 
-def _branches(
-    scope: ScopeSpec, *, prior: np.ndarray, pending: np.ndarray, not_over: np.ndarray, lost: np.ndarray
-) -> pd.DataFrame:
+def _branches(scope: ScopeSpec, *branches: tuple[np.ndarray, np.ndarray]) -> pd.DataFrame:
+    """One row for each branch, which patients take in this order: whom it removes, and of them the unknown ones."""
     window = scope.outcome.window
-    remaining = len(prior)
+    remaining = len(branches[0][0])
     rows = []
-    for order, (name, value, removed, description) in enumerate(
-        (
-            ("prior_outcome", scope.outcome.prior_outcome, prior, "No outcome before the window"),
+    for order, ((name, value, description), (removed, unknown)) in enumerate(
+        zip(
             (
-                "followup_pending",
-                "to be scored",
-                pending,
-                "Follow-up of the cohort is over (else: to be scored)",
+                ("prior_outcome", scope.outcome.prior_outcome, "No outcome before the window"),
+                (
+                    "followup_pending",
+                    "to be scored",
+                    "Follow-up of the cohort is over (else: to be scored)",
+                ),
+                (
+                    "window_closed",
+                    f"{window[1]} + {scope.source_lag_days} days",
+                    f"Window of {window[1]} days and source lag of {scope.source_lag_days} days are over "
+                    "(else: to be scored)",
+                ),
+                (
+                    "outcome_observed",
+                    scope.outcome.incomplete_followup,
+                    "Outcome seen, or observed until the end of the window",
+                ),
             ),
-            (
-                "window_closed",
-                f"{window[1]} + {scope.source_lag_days} days",
-                not_over,
-                f"Window of {window[1]} days and source lag of {scope.source_lag_days} days are over "
-                "(else: to be scored)",
-            ),
-            (
-                "outcome_observed",
-                scope.outcome.incomplete_followup,
-                lost,
-                "Outcome seen, or observed until the end of the window",
-            ),
+            branches,
+            strict=True,
         ),
         start=1,
     ):
@@ -309,7 +329,7 @@ def _branches(
                 "value": value,
                 "removed": count,
                 "remaining": remaining,
-                "unknown": 0,
+                "unknown": int(np.count_nonzero(unknown)),
                 "marginal_gain": count,
                 "on_unknown": "exclude",
                 "description": description,

@@ -20,6 +20,7 @@ from e2i_dagster.cohorts.outcome import Labels, cohort_frame, label_outcome
 from e2i_dagster.cohorts.result import Cohort
 from e2i_dagster.config.cohort import CohortDefinition
 from e2i_dagster.config.scope import ScopeSpec
+from e2i_dagster.versions.coverage import Days
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,12 @@ def preview(
     tables: Mapping[str, pd.DataFrame] | None = None,
     data_start: date | str | None = None,
     data_end: date | str | None = None,
+    unobserved: Sequence[Days] = (),
 ) -> Preview:
     """Build ``definition`` and the live one on the same data and compare them. Writes nothing.
 
     Args:
-        patients, events, observation_periods, data_start, data_end: as for :func:`.build_cohort`.
+        patients, events, observation_periods, data_start, data_end, unobserved: as for :func:`.build_cohort`.
         live: the definition in force; None when there is none yet.
         scopes: the scopes on this cohort. tables: raw tables that their outcomes are read from.
 
@@ -122,11 +124,14 @@ def preview(
         "observation_periods": observation_periods,
         "data_start": data_start,
         "data_end": data_end,
+        "unobserved": unobserved,
     }
     new = build_cohort(definition, *frames, **extra)
     old = None if live is None else build_cohort(live, *frames, **extra)
     effects = tuple(
-        _effect(scope, new, old, tables or {}, data_end) for scope in scopes if data_end is not None
+        _effect(scope, new, old, tables or {}, data_end=data_end, unobserved=unobserved)
+        for scope in scopes
+        if data_end is not None
     )
     return Preview(new, old, None if old is None else compare(old, new), effects)
 
@@ -136,12 +141,16 @@ def _effect(
     new: Cohort,
     old: Cohort | None,
     tables: Mapping[str, pd.DataFrame],
-    data_end: date | str,
+    **covered: Any,
 ) -> ScopeEffect:
     from e2i_dagster.cohorts.errors import ScopeRefused
 
-    after = label_outcome(scope, cohort_frame(new), tables, data_end=data_end)
-    before = None if old is None else label_outcome(scope, cohort_frame(old), tables, data_end=data_end)
+    def labels(cohort: Cohort) -> Labels:
+        lookback = cohort.definition.temporal_requirements.lookback_days
+        return label_outcome(scope, cohort_frame(cohort), tables, lookback_days=lookback, **covered)
+
+    after = labels(new)
+    before = None if old is None else labels(old)
     refused: tuple[str, ...] = ()
     try:
         after.check_sample(scope)

@@ -83,8 +83,9 @@ def record_cohort(
         assigned = _copy_assignments(connection, cohort, execution_id, at)
     except (SQLAlchemyError, psycopg.Error) as error:
         raise CohortStorageError(
-            f"CC_006: cohort {definition.key} could not be recorded ({type(error).__name__}). Nothing of this "
-            "execution is kept. Check the database (e2i status) and run it again."
+            f"CC_006: cohort {definition.key} could not be recorded ({type(error).__name__}). Nothing of "
+            f"this execution is kept.",
+            remedy="Check the database (e2i status) and run it again.",
         ) from error
     return {
         "ml_cohort_definitions": 1,
@@ -111,8 +112,8 @@ def require_new_version(connection: sa.Connection, definition: CohortDefinition)
     listed = "".join(f"\n  - {change.words()}" for change in changed)
     raise CohortConfigError(
         f"CC_001: the rules of {definition.key} changed under version {definition.version} (recorded "
-        f"{row.config_hash}, now {definition.definition_hash}). Raise 'version:' in config/cohorts/"
-        f"{definition.key}.yaml.{listed}"
+        f"{row.config_hash}, now {definition.definition_hash}).",
+        remedy=f"Raise 'version:' in config/cohorts/{definition.key}.yaml.{listed}",
     )
 
 

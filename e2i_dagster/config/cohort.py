@@ -364,8 +364,8 @@ class CohortDefinition(PolicyModel):
         definition = cls.from_file(path, fields)
         if definition.key != path.stem:
             raise CohortConfigError(
-                f"CC_001: {path}: the file is called {path.stem!r} and the cohort {definition.key!r}. "
-                f"Rename the file to {definition.key}.yaml or set key: {path.stem}."
+                f"CC_001: {path}: the file is called {path.stem!r} and the cohort {definition.key!r}.",
+                remedy=f"Rename the file to {definition.key}.yaml or set key: {path.stem}.",
             )
         return definition
 

@@ -520,15 +520,16 @@ class ExperimentSpec(PolicyModel):
         ]
         if grouped:
             raise ConfigError(
-                f"config/experiments/{self.name}.yaml: eligibility.cohort: {len(grouped)} rule(s) of {own.cohort} are "
-                "groups or criteria on events, which a screening cannot answer. Leave cohort out and write the "
-                "criteria of the screening as inclusion_criteria and exclusion_criteria."
+                f"config/experiments/{self.name}.yaml: eligibility.cohort: {len(grouped)} rule(s) of "
+                f"{own.cohort} are groups or criteria on events, which a screening cannot answer.",
+                remedy="Leave cohort out and write the criteria of the screening as inclusion_criteria "
+                "and exclusion_criteria.",
             )
         if base.derived:
             raise ConfigError(
-                f"config/experiments/{self.name}.yaml: eligibility.cohort: the cohort {own.cohort!r} has derived "
-                f"fields ({', '.join(base.derived)}), which enrolment does not evaluate. State the criteria of the "
-                "experiment itself."
+                f"config/experiments/{self.name}.yaml: eligibility.cohort: the cohort {own.cohort!r} has "
+                f"derived fields ({', '.join(base.derived)}), which enrolment does not evaluate.",
+                remedy="State the criteria of the experiment itself.",
             )
         return (
             (*(c for c in base.inclusion_criteria if isinstance(c, Criterion)), *own.inclusion_criteria),

@@ -48,19 +48,6 @@ class Feature:
     unit: str | None = None
     window_days: int | None = None
 
-    @property
-    def observed_days(self) -> int | None:
-        """Kept days, up to and including the day of the value, without which it is unknown.
-
-        None: its tables are not kept by month. What is on record needs one day: with none there is no record.
-        """
-        from e2i_dagster.tables import date_column
-
-        if self.window_days is not None:
-            return self.window_days
-        dated = any(date_column(source.split(".", 1)[0]) is not None for source in self.sources)
-        return 1 if dated else None
-
 
 @dataclass(frozen=True)
 class FeatureViewDefinition:
@@ -434,8 +421,8 @@ def refuse_extract_columns(columns: Iterable[str], user: str) -> None:
     if refused:
         raise ConfigError(
             f"{user}: {', '.join(refused)} is known only at the time of the extract, so its value on the "
-            "day of a prediction cannot be reconstructed and it can be no feature. Use the dated events "
-            "that it is derived from, or a static column."
+            f"day of a prediction cannot be reconstructed and it can be no feature.",
+            remedy="Use the dated events that it is derived from, or a static column.",
         )
 
 

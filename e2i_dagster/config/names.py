@@ -5,7 +5,7 @@ A name that matches nothing would be passed over in silence: a model without the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from e2i_dagster.config.causal import QuestionRule
     from e2i_dagster.config.experiment import ExperimentSpec
     from e2i_dagster.config.scope import ScopeSpec
-    from e2i_dagster.tables.vocabulary import VocabularyPolicy
 
 _BOTH = ("binary_classification", "regression")
 
@@ -190,27 +189,6 @@ def _untraceable(name: str) -> str | None:
     if isinstance(found, ModuleType) and not below:
         return f"{name!r} is a module. Name a type in it, or write {name + '.*'!r} for everything below it."
     return None
-
-
-def unused_vocabularies(policy: VocabularyPolicy, named: Iterable[str]) -> Iterator[Place]:
-    """Vocabularies that no column has and no suite of expectations names (``named``)."""
-    from e2i_dagster.tables import all_metadata, facts
-
-    of_columns = {
-        listed
-        for table in all_metadata().sorted_tables
-        for column in table.columns
-        if "facts" in column.info and (listed := facts(column).vocabulary) is not None
-    }
-    used = sorted({*of_columns, *named})
-    for name in policy.vocabularies:
-        if name not in used:
-            near = did_you_mean(name, used)
-            yield (
-                ("vocabularies", name),
-                f"no column and no suite of expectations uses the vocabulary {name!r}. "
-                f"{near + ' ' if near else ''}Used: {', '.join(used)}.",
-            )
 
 
 def question_problems(question: QuestionRule) -> Iterator[Place]:

@@ -13,7 +13,6 @@ import numpy as np
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from e2i_dagster.config.names import unused_vocabularies
 from e2i_dagster.errors import ConfigError
 from e2i_dagster.policy_files.base import YAML_LOADER, PolicyModel, _line_of, did_you_mean, read_yaml
 from e2i_dagster.policy_files.environment import config_folder
@@ -342,9 +341,6 @@ class QualityPolicy:
             suite = read_yaml(file, Suite)
             problems.extend(_suite_problems(file, _described(suite), vocabularies))
             suites[suite.table] = suite
-        named = {one.vocabulary for suite in suites.values() for one in suite.expectations if one.vocabulary}
-        for place, said in unused_vocabularies(vocabularies, named):
-            problems.append(f"{_place(folder / 'vocabulary.yaml', *place)}: {said}")
         if problems:
             raise ConfigError.joined([_told(one) for one in problems])
         return cls(settings, suites, vocabularies)

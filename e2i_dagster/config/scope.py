@@ -474,11 +474,12 @@ def check_against_cohorts(
     theirs = (cohort.brand.lower(), cohort.indication.lower())
     if mine != theirs:
         raise ConfigError(
-            f"Scope {scope.key} is about {'/'.join(mine)}, its cohort {scope.cohort} about "
-            f"{'/'.join(theirs)}. Name the cohort of the same brand and indication."
+            f"Scope {scope.key} is about {'/'.join(mine)}, its cohort {scope.cohort} about {'/'.join(theirs)}.",
+            remedy="Name the cohort of the same brand and indication.",
         )
     if cohort.journeys == "every":
         raise ConfigError(
-            f"Scope {scope.key}: a patient is in its cohort {scope.cohort} once for every index date, and a model "
-            "takes one row per patient. Give the scope a cohort with journeys: first_eligible (or first)."
+            f"Scope {scope.key}: a patient is in its cohort {scope.cohort} once for every index date, and "
+            f"a model takes one row per patient.",
+            remedy="Give the scope a cohort with journeys: first_eligible (or first).",
         )

@@ -40,7 +40,7 @@ def connect_url(role: Role = "app", database: str = DATABASE) -> str:
         ConfigError: ``E2I_DATABASE_URL`` is not the address of a PostgreSQL database.
     """
     if role not in ROLE_NAMES:
-        raise ConfigError(f"There is no role {role!r}. Use one of: {', '.join(ROLE_NAMES)}.")
+        raise ConfigError(f"There is no role {role!r}.", remedy=f"Use one of: {', '.join(ROLE_NAMES)}.")
     # Asked once: to look whether it is up, the server begins a process.
     server = ensure_server() if database_url() is None else None
     if database == DATABASE:

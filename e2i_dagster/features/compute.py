@@ -12,15 +12,17 @@ is ``[index - n, index - 1]``. Means are rounded to nine decimals, so that their
 digest does not depend on the order in which rows are added.
 
 Counts are 0 where an entity is known and has no such row, and null where the entity is unknown (a
-patient without a journey, a professional without a profile). A feature over a window that reaches
-before the first day that is kept is null for everybody: what happened then is unknown. So is a feature of
-what is on record on a day before that one; rows dated before it are no part of the record.
+patient without a journey, a professional without a profile). A feature over a window of which its tables do not
+cover every day (it reaches before the first one, or into a month that was never loaded) is null for everybody: what
+happened then is unknown. So is a feature of what is on record where the days from the first covered one on are not
+all covered; rows dated before that one are no part of the record.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -29,14 +31,17 @@ import sqlalchemy as sa
 from e2i_dagster.config.feature_views import (
     ARRIVAL,
     TIMESTAMP,
+    Feature,
     FeatureViewDefinition,
     dtypes,
     source_columns,
     view_named,
 )
 from e2i_dagster.errors import InputError
+from e2i_dagster.versions.coverage import EVERY_DAY, Coverage
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
 _PATIENT_SQL = """
@@ -258,7 +263,7 @@ def compute_view(
     entities: pd.DataFrame,
     tables: Mapping[str, pd.DataFrame],
     *,
-    data_start: dt.date | None = None,
+    covered: Mapping[str, Coverage] = MappingProxyType({}),
     source_lag_days: int = 0,
 ) -> pd.DataFrame:
     """Values of one view for every row of ``entities``, from what was known at the end of ``as_of``.
@@ -269,7 +274,7 @@ def compute_view(
             ``patient_journey_id`` may name the journey whose static columns count; without it that is
             the journey begun last by ``as_of``, or the first one if none has begun.
         tables: raw tables by name; only those that the view declares are read.
-        data_start: first day that the tables cover, None where that is not said.
+        covered: days that each table covers; all of them where nothing is said of a table.
         source_lag_days: days after its date from which a row without an arrival time is known.
 
     Returns:
@@ -293,15 +298,12 @@ def compute_view(
                     f"Given: {', '.join(sorted(tables)) or 'none'}."
                 )
             rows = raw_columns(name, tables[name], columns)
-            _register(connection, name, rows, source_lag_days, data_start)
+            _register(connection, name, rows, source_lag_days, covered.get(name, EVERY_DAY).start)
         found = connection.sql(f"{_STATEMENTS[definition.name]} ORDER BY e.row").to_arrow_table()
     values = found.select(list(definition.feature_names)).to_pandas()
-    if data_start is not None:
-        days = (pd.to_datetime(asked["as_of"]).dt.normalize() - pd.Timestamp(data_start)).dt.days + 1
-        for feature in definition.features:
-            needed = feature.observed_days
-            if needed is not None:
-                values[feature.name] = values[feature.name].where((days >= needed).to_numpy())
+    as_of = pd.to_datetime(asked["as_of"]).to_numpy().astype("datetime64[D]")
+    for feature in definition.features:
+        values[feature.name] = values[feature.name].where(_seen(feature, as_of, covered))
     result = asked[list(definition.keys)].astype("string[pyarrow]").reset_index(drop=True)
     result[TIMESTAMP] = end_of_day(asked["as_of"]).reset_index(drop=True)
     return pd.concat([result, conform_features(values, (definition,))], axis=1)
@@ -311,14 +313,30 @@ def compute_views(
     entities: Mapping[str, pd.DataFrame],
     tables: Mapping[str, pd.DataFrame],
     *,
-    data_start: dt.date | None = None,
+    covered: Mapping[str, Coverage] = MappingProxyType({}),
     source_lag_days: int = 0,
 ) -> dict[str, pd.DataFrame]:
     """:func:`compute_view` for each view in ``entities`` (by view name)."""
     return {
-        name: compute_view(name, frame, tables, data_start=data_start, source_lag_days=source_lag_days)
+        name: compute_view(name, frame, tables, covered=covered, source_lag_days=source_lag_days)
         for name, frame in entities.items()
     }
+
+
+def _seen(feature: Feature, as_of: np.ndarray, covered: Mapping[str, Coverage]) -> np.ndarray:
+    """Whether the tables of ``feature`` cover its window, or the record from its first day on."""
+    import numpy as np
+
+    from e2i_dagster.tables import date_column
+
+    seen = np.ones(len(as_of), dtype=bool)
+    for table in {source.split(".", 1)[0] for source in feature.sources} & set(covered):
+        if feature.window_days is not None:
+            seen &= covered[table].covers(as_of - feature.window_days + 1, as_of)
+        elif date_column(table) is not None:
+            start = covered[table].start
+            seen &= covered[table].covers(as_of if start is None else np.datetime64(start), as_of)
+    return seen
 
 
 def _register(
@@ -379,8 +397,8 @@ def raw_columns(table: str, frame: pd.DataFrame, columns: tuple[str, ...]) -> pa
     missing = [name for name in columns if name not in frame.columns]
     if missing:
         raise InputError(
-            f"{table}: the columns {', '.join(missing)} are missing, which features are computed from. "
-            "Deliver them, or map them in the import mapping."
+            f"{table}: the columns {', '.join(missing)} are missing, which features are computed from.",
+            remedy="Deliver them, or map them in the import mapping.",
         )
     types = raw_table(table).columns
     arrays = {}
@@ -389,8 +407,8 @@ def raw_columns(table: str, frame: pd.DataFrame, columns: tuple[str, ...]) -> pa
             arrays[name] = _as_arrow(frame[name], types[name].type)
         except (ValueError, TypeError, pa.ArrowInvalid):
             raise InputError(
-                f"{table}.{name}: found {frame[name].dtype}, which cannot be read as {types[name].type}. "
-                "Load the table again; loading checks the types."
+                f"{table}.{name}: found {frame[name].dtype}, which cannot be read as {types[name].type}.",
+                remedy="Load the table again; loading checks the types.",
             ) from None
     return pa.table(arrays)
 

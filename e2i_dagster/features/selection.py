@@ -92,7 +92,9 @@ def select_features(
     """
     mask = np.asarray(train, dtype=bool)
     if len(mask) != len(frame):
-        raise InputError(f"train: found {len(mask)} values for {len(frame)} rows; expected one per row.")
+        raise InputError(
+            f"train: found {len(mask)} values for {len(frame)} rows; expected one per row.", field="train"
+        )
     rows = frame[mask]
     rows = rows[rows[label].notna()]
     if rows[label].nunique() < 2:

@@ -310,8 +310,8 @@ def _write(content: bytes, target: UPath) -> None:
         put(write_aside(target, content), target)
     except OSError as error:
         raise UnavailableError(
-            f"The feature files cannot be written to {target.parent} ({error.strerror or error}). "
-            "Free space or correct the permissions of the lake, then run again; nothing was changed."
+            f"The feature files cannot be written to {target.parent} ({error.strerror or error}).",
+            remedy="Free space or correct the permissions of the lake, then run again; nothing was changed.",
         ) from error
 
 

@@ -211,7 +211,8 @@ class ScopeStore:
         until = end or max(newest for _, newest in stamps)
         if until < oldest:
             raise InputError(
-                f"end: found {until.isoformat()}; the oldest feature row is of {oldest.isoformat()}."
+                f"end: found {until.isoformat()}; the oldest feature row is of {oldest.isoformat()}.",
+                field="end",
             )
         with self._exclusive():
             store = self._store(files)
@@ -340,7 +341,8 @@ class ScopeStore:
         state = self.current()
         if state is None:
             raise UnavailableError(
-                f"No features of {self.settings.project} are online. Materialize online_features first."
+                f"No features of {self.settings.project} are online.",
+                remedy="Materialize online_features first.",
             )
         return state
 
@@ -371,8 +373,9 @@ class ScopeStore:
         frame = joined.select(["row", *names]).to_pandas(integer_object_nulls=True).sort_values("row")
         if frame["row"].tolist() != list(range(len(rows))):
             raise VerdictError(
-                f"The point-in-time join returned {len(frame)} rows for {len(rows)} entities; expected each "
-                "entity once. Do not train on this; report the versions of feast and duckdb."
+                f"The point-in-time join returned {len(frame)} rows for {len(rows)} entities; expected "
+                f"each entity once.",
+                remedy="Do not train on this; report the versions of feast and duckdb.",
             )
         return conform_features(frame[names].reset_index(drop=True), tuple(views))
 
@@ -623,8 +626,8 @@ def _online_store(settings: StoreSettings, files: FeatureFiles) -> dict[str, Any
 
     if importlib.util.find_spec("redis") is None:
         raise ConfigError(
-            "Online features in Redis need the Python package redis, which is not installed. "
-            "Install feast[redis], or unset the Redis address to keep them in a local file."
+            "Online features in Redis need the Python package redis, which is not installed.",
+            remedy="Install feast[redis], or unset the Redis address to keep them in a local file.",
         )
     return {"type": "redis", "connection_string": settings.redis}
 

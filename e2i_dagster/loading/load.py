@@ -345,8 +345,8 @@ def _bring_vocabulary_in_step(engine: sa.Engine, policy: VocabularyPolicy) -> No
                     return
             if last:
                 raise ConfigError(
-                    f"The warehouse {staging.describe(engine)} accepts other values than the vocabulary of this "
-                    "load. Put them into config/vocabulary.yaml and load again."
+                    f"The warehouse {staging.describe(engine)} accepts other values than the vocabulary of this load.",
+                    remedy="Put them into config/vocabulary.yaml and load again.",
                 )
             refresh_vocabulary()
 

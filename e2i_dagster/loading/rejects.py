@@ -306,7 +306,8 @@ def export(
             aside.replace(path)
         except OSError as error:
             raise UnavailableError(
-                f"{path}: cannot be written ({error.strerror or error}). Choose another folder or correct it."
+                f"{path}: cannot be written ({error.strerror or error}).",
+                remedy="Choose another folder or correct it.",
             ) from None
         written.append(path)
     return written

@@ -69,7 +69,7 @@ def resubmit(
             if column in frame.columns:
                 arrived.setdefault(home, set()).update(frame[column].dropna().tolist())
     if last is None:
-        raise InputError("There are no rejects to resubmit. See `e2i rejects list`.")
+        raise InputError("There are no rejects to resubmit.", remedy="See `e2i rejects list`.")
     return LoadReport(
         **{
             **last.model_dump(exclude={"tables"}),

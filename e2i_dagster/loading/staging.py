@@ -100,8 +100,8 @@ def speaking_errors(engine: sa.Engine) -> Iterator[None]:
         yield
     except (psycopg.errors.DiskFull, psycopg.errors.OutOfMemory) as error:
         raise UnavailableError(
-            f"The database {where} has no space left ({type(error).__name__}). Free space, then load again; "
-            "the table was left as it was."
+            f"The database {where} has no space left ({type(error).__name__}).",
+            remedy="Free space, then load again; the table was left as it was.",
         ) from None
     except psycopg.errors.InsufficientPrivilege as error:
         raise UnavailableError(
@@ -113,8 +113,9 @@ def speaking_errors(engine: sa.Engine) -> Iterator[None]:
         if engine.url.password:
             reason = reason.replace(str(engine.url.password), "***")
         raise UnavailableError(
-            f"The database {where} cannot be reached or gave up ({reason}). Check E2I_DATABASE_URL and that "
-            "the server runs, then load again: what was loaded stays, nothing is half-made."
+            f"The database {where} cannot be reached or gave up ({reason}).",
+            remedy="Check E2I_DATABASE_URL and that the server runs, then load again: what was loaded "
+            "stays, nothing is half-made.",
         ) from None
 
 
@@ -266,8 +267,8 @@ class Staging:
                 except StagingLostError:
                     if last:
                         raise UnavailableError(
-                            f"{self.table}: the database restarted twice while rows were copied. Load again "
-                            "when it is stable; the table was left as it was."
+                            f"{self.table}: the database restarted twice while rows were copied.",
+                            remedy="Load again when it is stable; the table was left as it was.",
                         ) from None
         finally:
             self._drop()

@@ -287,7 +287,9 @@ def _error(kind: Kind, error: Exception) -> LeakageFinding:
 def _require(frame: pd.DataFrame, names: Sequence[str | None]) -> None:
     if not frame.columns.is_unique:
         twice = sorted({str(name) for name in frame.columns[frame.columns.duplicated()]})
-        raise InputError(f"The audited frame has two columns of one name: {', '.join(twice)}. Rename one.")
+        raise InputError(
+            f"The audited frame has two columns of one name: {', '.join(twice)}.", remedy="Rename one."
+        )
     missing = [name for name in names if name is not None and name not in frame.columns]
     if missing:
         raise InputError(
@@ -388,7 +390,8 @@ def _require_days(frame: pd.DataFrame, named: Sequence[str]) -> None:
     for name in named:
         for reason, rows in _unread(frame[name]).items():
             raise InputError(
-                f"Column {name} has {rows:,} value(s) refused as {reason}. Write YYYY-MM-DD or YYYY-MM-DDTHH:MM:SSZ."
+                f"Column {name} has {rows:,} value(s) refused as {reason}.",
+                remedy="Write YYYY-MM-DD or YYYY-MM-DDTHH:MM:SSZ.",
             )
 
 

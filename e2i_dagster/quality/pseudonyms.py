@@ -38,8 +38,8 @@ def pseudonym_key() -> bytes | None:
     if given is not None:
         if len(given) < _LEAST_CHARACTERS:
             raise ConfigError(
-                f"{VARIABLE} has {len(given)} characters; a key needs at least {_LEAST_CHARACTERS}. "
-                'Make one: python -c "import secrets; print(secrets.token_hex(32))".'
+                f"{VARIABLE} has {len(given)} characters; a key needs at least {_LEAST_CHARACTERS}.",
+                remedy='Make one: python -c "import secrets; print(secrets.token_hex(32))".',
             )
         return given.encode()
     if database_url() is not None:

@@ -70,7 +70,9 @@ def typed(frame: pd.DataFrame, table: str) -> TypedFrame:
 
     if not frame.columns.is_unique:
         twice = sorted({str(name) for name in frame.columns[frame.columns.duplicated()]})
-        raise InputError(f"{table}: columns occur twice: {', '.join(twice)}. Rename or drop one of each.")
+        raise InputError(
+            f"{table}: columns occur twice: {', '.join(twice)}.", remedy="Rename or drop one of each."
+        )
     described = families(table)
     columns: dict[str, Any] = {}
     faults: dict[str, np.ndarray] = {}

@@ -106,8 +106,8 @@ def ensure_experiment(name: str, *, tracking_uri: str, artifact_root: str | None
     except (MlflowException, SQLAlchemyError, OSError) as error:
         # The address may hold a password, so the message does not repeat it.
         raise UnavailableError(
-            f"the MLflow tracking store cannot be used ({type(error).__name__}). Check MLFLOW_TRACKING_URI, or "
-            "that the database server runs (`e2i status`)."
+            f"the MLflow tracking store cannot be used ({type(error).__name__}).",
+            remedy="Check MLFLOW_TRACKING_URI, or that the database server runs (`e2i status`).",
         ) from None
 
 

@@ -70,8 +70,8 @@ def models_of_release(release: Release, *, tracking_uri: str) -> list[ModelToSer
         version = version_at(model.model_name, model.version, tracking_uri=tracking_uri)
         if version is None:
             raise InputError(
-                f"The release {release.tag} holds {model.model_id}, which the registry does not have. "
-                "Materialize bento again."
+                f"The release {release.tag} holds {model.model_id}, which the registry does not have.",
+                remedy="Materialize bento again.",
             )
         found.append(_to_serve(version, tracking_uri))
     return found

@@ -61,8 +61,8 @@ def score(
     )
     if refused:
         raise InputError(
-            f"{len(refused)} of {len(frame)} rows are refused, the first because {next(iter(refused.values()))}. "
-            "Correct them, or leave them out."
+            f"{len(refused)} of {len(frame)} rows are refused, the first because {next(iter(refused.values()))}.",
+            remedy="Correct them, or leave them out.",
         )
     return answers
 
@@ -84,7 +84,8 @@ def _score(
 
     if id_column is not None and id_column not in frame.columns:
         raise InputError(
-            f"The frame has no column {id_column}. Pass id_column=None to send no patient identifiers."
+            f"The frame has no column {id_column}.",
+            remedy="Pass id_column=None to send no patient identifiers.",
         )
     with httpx.Client(base_url=endpoint_url, timeout=timeout, headers=dict(headers or {})) as client:
         described, max_batch = _described(client, model_name)
@@ -282,8 +283,8 @@ def _sent(client: httpx.Client, method: str, path: str, body: dict[str, Any] | N
         except httpx.TransportError as error:
             if pause is None:
                 raise UnavailableError(
-                    f"The service at {client.base_url} cannot be reached ({type(error).__name__}). "
-                    "See `e2i status`; start it with `make ui` or deploy again."
+                    f"The service at {client.base_url} cannot be reached ({type(error).__name__}).",
+                    remedy="See `e2i status`; start it with `make ui` or deploy again.",
                 ) from None
         else:
             if response.status_code != 503 or pause is None:

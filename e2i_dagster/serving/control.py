@@ -54,8 +54,9 @@ def exclusive(state: Path, service: str, seconds: float, say: Progress) -> Itera
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise UnavailableError(
-                        f"Another deployment of {service} has not ended within {seconds:g} s "
-                        "(lock_seconds in config/serving.yaml). Try again later."
+                        f"Another deployment of {service} has not ended within {seconds:g} s (lock_seconds "
+                        f"in config/serving.yaml).",
+                        remedy="Try again later.",
                     ) from None
                 if not waiting:
                     waiting = True
@@ -75,7 +76,8 @@ class Control:
             self._socket = socket.create_connection(("127.0.0.1", self._record.control_port), timeout=30)
         except OSError:
             raise UnavailableError(
-                f"The supervisor of {self._record.service} does not answer. Stop it with `e2i down` and try again."
+                f"The supervisor of {self._record.service} does not answer.",
+                remedy="Stop it with `e2i down` and try again.",
             ) from None
         self._file = self._socket.makefile("rwb")
         return self
@@ -173,8 +175,8 @@ def require_free(host: str, port: int, service: str) -> None:
         listen(host, port).close()
     except PermissionError:
         raise UnavailableError(
-            f"Port {port} for the service {service} needs rights that this user has not. "
-            "Choose other ports with E2I_PORT_BASE (services listen on base + 1, 2, 3; 0 picks free ones)."
+            f"Port {port} for the service {service} needs rights that this user has not.",
+            remedy="Choose other ports with E2I_PORT_BASE (services listen on base + 1, 2, 3; 0 picks free ones).",
         ) from None
     except OSError as error:
         raise UnavailableError(

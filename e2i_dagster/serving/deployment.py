@@ -359,8 +359,8 @@ def _checked(
     ]
     if unproven:
         raise InputError(
-            f"No parity rows were given for {', '.join(unproven)}, which the service does not answer for yet. "
-            "Give rows with the offline model's answers."
+            f"No parity rows were given for {', '.join(unproven)}, which the service does not answer for yet.",
+            remedy="Give rows with the offline model's answers.",
         )
     strange = sorted(set(parity) - {one.model_name for one in release.models})
     if strange:

@@ -47,8 +47,9 @@ def check_digests(folder: Path, expected: Mapping[str, str]) -> None:
     differing = differing_files(folder, expected)
     if differing:
         raise VerdictError(
-            f"The model files {', '.join(differing)} in {folder} are not those of the release "
-            "(missing, added or changed since it was built). Build the release again."
+            f"The model files {', '.join(differing)} in {folder} are not those of the release (missing, "
+            f"added or changed since it was built).",
+            remedy="Build the release again.",
         )
 
 
@@ -64,8 +65,8 @@ def stored_model(folder: Path) -> Path:
     stored = flavour.get("serialization_format")
     if stored != "skops":
         raise InputError(
-            f"The model in {folder.name} is stored as {stored}; only skops is loaded, since pickle can run "
-            "any code. Log it with serialization_format='skops'."
+            f"The model in {folder.name} is stored as {stored}; only skops is loaded, since pickle can run any code.",
+            remedy="Log it with serialization_format='skops'.",
         )
     return folder / flavour["pickled_model"]
 

@@ -80,8 +80,8 @@ class ModelToServe(BaseModel):
         stored = mlmodel(folder).get("metadata") or {}
         if "problem_type" not in stored:
             raise InputError(
-                f"The metadata of the model {model_name}/{version} has no problem_type, which decides the service. "
-                "Register it again, or give problem_type, scope and threshold."
+                f"The metadata of the model {model_name}/{version} has no problem_type, which decides the service.",
+                remedy="Register it again, or give problem_type, scope and threshold.",
             )
         return cls(
             model_name=model_name,
@@ -164,7 +164,7 @@ class Manifest(BaseModel):
                 ".".join(map(str, one["loc"])) for one in error.errors(include_input=False)[:5]
             )
             raise InputError(
-                f"{path} is not a manifest of this version ({fields}). Build it again."
+                f"{path} is not a manifest of this version ({fields}).", remedy="Build it again."
             ) from None
 
 
@@ -299,7 +299,8 @@ def _require_fitting(models: Sequence[ModelToServe], service: ServiceName, polic
         raise InputError("A release needs at least one model version; none was given.")
     if service not in policy.services:
         raise InputError(
-            f"There is no service {service!r} in config/serving.yaml. Use one of: {', '.join(policy.services)}."
+            f"There is no service {service!r} in config/serving.yaml.",
+            remedy=f"Use one of: {', '.join(policy.services)}.",
         )
     names = [one.model_name for one in models]
     repeated = sorted({name for name in names if names.count(name) > 1})

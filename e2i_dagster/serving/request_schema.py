@@ -105,8 +105,8 @@ class Signature(BaseModel):
         inputs = (described.get("signature") or {}).get("inputs")
         if not inputs:
             raise InputError(
-                f"The model in {folder.name} has no input signature, so its requests cannot be checked. "
-                "Log it with `signature=`."
+                f"The model in {folder.name} has no input signature, so its requests cannot be checked.",
+                remedy="Log it with `signature=`.",
             )
         columns = json.loads(inputs)
         wrong = [
@@ -401,15 +401,15 @@ def to_records(signature: Signature, frame: pd.DataFrame) -> list[dict[str, Any]
         if feature.name in frame.columns:
             if frame[feature.name].isin([math.inf, -math.inf]).any():
                 raise InputError(
-                    f"Column {feature.name} has an infinite value; JSON has none. Correct those rows, or leave them "
-                    "out."
+                    f"Column {feature.name} has an infinite value; JSON has none.",
+                    remedy="Correct those rows, or leave them out.",
                 )
             try:
                 columns[feature.name] = _json_values(frame[feature.name], feature.type)
             except (TypeError, ValueError):
                 raise InputError(
-                    f"Column {feature.name} is {frame[feature.name].dtype}; the model takes {feature.type}. "
-                    "Convert the column first."
+                    f"Column {feature.name} is {frame[feature.name].dtype}; the model takes {feature.type}.",
+                    remedy="Convert the column first.",
                 ) from None
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 

@@ -167,7 +167,8 @@ def _require_libraries(manifest: Manifest) -> None:
     ]
     if differing:
         raise VerdictError(
-            f"The release was built with other library versions: {', '.join(differing)}. Build it again."
+            f"The release was built with other library versions: {', '.join(differing)}.",
+            remedy="Build it again.",
         )
 
 

@@ -217,7 +217,8 @@ def read_record(state: Path, service: str) -> ServiceRecord | None:
         return None
     except ValidationError:
         raise InputError(
-            f"{path} is damaged. Remove it and deploy the service again; check with `ps` that none runs."
+            f"{path} is damaged.",
+            remedy="Remove it and deploy the service again; check with `ps` that none runs.",
         ) from None
 
 

@@ -495,8 +495,8 @@ def _only_one(state: Path, service: str) -> IO[str]:
     except BlockingIOError:
         lock.close()
         raise UnavailableError(
-            f"The service {service} of {state} is supervised already (`e2i status` shows it). "
-            "Stop it with `e2i down` first."
+            f"The service {service} of {state} is supervised already (`e2i status` shows it).",
+            remedy="Stop it with `e2i down` first.",
         ) from None
     return lock
 

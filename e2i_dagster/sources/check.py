@@ -284,10 +284,12 @@ def mapping_yaml(found: ImportCheck) -> str:
 def _files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise InputError(f"{folder}: {what}. Give the folder that holds the supplier's files.")
+        raise InputError(f"{folder}: {what}.", remedy="Give the folder that holds the supplier's files.")
     paths = readable_files(folder)
     if not paths:
-        raise InputError(f"{folder}: no CSV, TSV, text or Parquet file. Save what you have as one of them.")
+        raise InputError(
+            f"{folder}: no CSV, TSV, text or Parquet file.", remedy="Save what you have as one of them."
+        )
     return paths
 
 
@@ -359,7 +361,7 @@ def _sample(path: Path, form: FileFormat, rows: int) -> pd.DataFrame:
     records = [record for record in records if record]
     if not records:
         raise InputError(
-            f"{path.name}: the file is empty, without even a header. Deliver it again or remove it."
+            f"{path.name}: the file is empty, without even a header.", remedy="Deliver it again or remove it."
         )
     header = [name.strip() for name in records[0]]
     body = [record for record in records[1:] if len(record) == len(header)]

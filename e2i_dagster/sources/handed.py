@@ -270,7 +270,8 @@ def _final_names(path: Path, names: Sequence[str], mapping: HandedMapping) -> li
     twice = sorted({name for name in final if final.count(name) > 1})
     if twice:
         raise InputError(
-            f"{path.name}: two columns become {', '.join(twice)} after the mapping. Rename or ignore one of them.",
+            f"{path.name}: two columns become {', '.join(twice)} after the mapping.",
+            remedy="Rename or ignore one of them.",
             file=path,
         )
     return final

@@ -202,7 +202,8 @@ def _split_of(frame: pd.DataFrame, assignments: pd.DataFrame) -> pd.Series:
     missing = int(split.isna().sum())
     if missing:
         raise InputError(
-            f"{missing:,} row(s) belong to patients without a split. Assign the splits of this cohort first."
+            f"{missing:,} row(s) belong to patients without a split.",
+            remedy="Assign the splits of this cohort first.",
         )
     known = split.isin([*SPLITS, UNASSIGNED])
     if not known.all():

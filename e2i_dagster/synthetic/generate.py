@@ -176,8 +176,8 @@ def write(tables: Tables, folder: Path | str, format: Literal["csv", "parquet"] 
             written.append(path)
     except OSError as error:
         raise UnavailableError(
-            f"{target}: cannot be written to ({error.strerror or error}). "
-            "Give another folder, or free space and permissions."
+            f"{target}: cannot be written to ({error.strerror or error}).",
+            remedy="Give another folder, or free space and permissions.",
         ) from error
     return written
 

@@ -240,5 +240,5 @@ def process(name: str) -> Process:
         InputError: there is no such process; the known ones are listed.
     """
     if name not in PROCESSES:
-        raise InputError(f"There is no process {name!r}. Use one of: {', '.join(PROCESSES)}.")
+        raise InputError(f"There is no process {name!r}.", remedy=f"Use one of: {', '.join(PROCESSES)}.")
     return PROCESSES[name]()

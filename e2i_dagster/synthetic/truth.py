@@ -175,8 +175,8 @@ def write_truth(folder: Path | str, truth: Truth) -> tuple[Path, Path]:
         aside.replace(patients)
     except OSError as error:
         raise UnavailableError(
-            f"{target}: cannot be written to ({error.strerror or error}). "
-            "Give another folder, or free space and permissions."
+            f"{target}: cannot be written to ({error.strerror or error}).",
+            remedy="Give another folder, or free space and permissions.",
         ) from error
     return summary, patients
 

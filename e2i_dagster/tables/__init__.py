@@ -70,7 +70,7 @@ def raw_table(name: str) -> sa.Table:
     """
     if name not in RAW_TABLES and name not in OPTIONAL_RAW_TABLES:
         known = ", ".join(RAW_TABLES + OPTIONAL_RAW_TABLES)
-        raise InputError(f"There is no raw table {name!r}. Use one of: {known}.")
+        raise InputError(f"There is no raw table {name!r}.", remedy=f"Use one of: {known}.")
     return metadata.tables[name]
 
 

@@ -8,32 +8,36 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+#: Written for a hyphen: the soft one, Unicode's hyphens and dashes, the minus sign, and their wide forms.
+DASHES = "[\u00ad\u2010-\u2015\u2212\ufe58\ufe63\uff0d]"
+#: A hyphen however it is written: cells are held against the shapes of codes as they were delivered.
+HYPHEN = f"[-{DASHES[1:]}"
+#: What separates the parts of a National Drug Code.
+NDC_SEPARATOR = f"[- {DASHES[1:]}"
 #: Forms of a National Drug Code with its parts separated, and where the missing zero belongs.
 NDC_FORMS: tuple[tuple[str, int | None], ...] = (
-    (r"^[0-9]{5}[- ][0-9]{4}[- ][0-9]{2}$", None),
-    (r"^[0-9]{4}[- ][0-9]{4}[- ][0-9]{2}$", 0),
-    (r"^[0-9]{5}[- ][0-9]{3}[- ][0-9]{2}$", 5),
-    (r"^[0-9]{5}[- ][0-9]{4}[- ][0-9]$", 9),
+    (rf"^[0-9]{{5}}{NDC_SEPARATOR}[0-9]{{4}}{NDC_SEPARATOR}[0-9]{{2}}$", None),
+    (rf"^[0-9]{{4}}{NDC_SEPARATOR}[0-9]{{4}}{NDC_SEPARATOR}[0-9]{{2}}$", 0),
+    (rf"^[0-9]{{5}}{NDC_SEPARATOR}[0-9]{{3}}{NDC_SEPARATOR}[0-9]{{2}}$", 5),
+    (rf"^[0-9]{{5}}{NDC_SEPARATOR}[0-9]{{4}}{NDC_SEPARATOR}[0-9]$", 9),
 )
-#: What separates the parts of a National Drug Code.
-NDC_SEPARATOR = "[- ]"
 #: Ten digits without hyphens, of which it cannot be told which part lacks its zero; fewer where a column of numbers
 #: lost the zeros in front, which may have been eleven digits or ten.
 NDC_UNDECIDED = r"^[0-9]{1,10}(?:\.0+)?$"
 NDC_FRACTION = r"\.0+$"
 NDC_DIGITS = 10
 #: What holds a drug code, or several, and cannot be read: parts that lost zeros, or digits and more beside.
-NDC_UNREADABLE = r"^[0-9]{1,5}[- ][0-9]{1,4}[- ][0-9]{1,2}$|(?:[0-9][^0-9]*){9,}"
+NDC_UNREADABLE = (
+    rf"^[0-9]{{1,5}}{NDC_SEPARATOR}[0-9]{{1,4}}{NDC_SEPARATOR}[0-9]{{1,2}}$|(?:[0-9][^0-9]*){{9,}}"
+)
 #: Digits alone are no such cell: codes of other systems have twelve and more.
 ONLY_DIGITS = r"^[0-9]*$"
-#: What word processors write for a hyphen: the hyphens and dashes of Unicode, the minus sign, and their wide forms.
-DASHES = "[\u2010-\u2015\u2212\ufe58\ufe63\uff0d]"
 #: Where the zero can belong that ten digits lack.
 NDC_ZEROS: tuple[int, ...] = tuple(place for _, place in NDC_FORMS if place is not None)
 
-#: A cell with several codes: ``["L50.1", "J30.1"]``, ``{L50.1,J30.1}`` or ``L50.1; J30.1``. Of it these
+#: A cell with several codes: ``["L50.1", "J30.1"]`` with any quotes, ``{L50.1,J30.1}`` or ``L50.1; J30.1``. Of it these
 #: characters are no part of a code, and these separate two.
-LIST_MARKS = r'[\[\]{}".]'
+LIST_MARKS = "[\\[\\]{}().'\"\u2018-\u201f]"
 LIST_SEPARATOR = r"\s*[,;|]\s*"
 #: What stands before, between and after the codes of a cell in the form in which they are compared.
 BAR = "|"
@@ -94,7 +98,7 @@ SYSTEMS: dict[str, CodeSystem] = {
     ),
     "loinc": CodeSystem(
         "LOINC laboratory test",
-        r"^[0-9]{1,7}-[0-9]$",
+        rf"^[0-9]{{1,7}}{HYPHEN}[0-9]$",
         "digits, a hyphen and the check digit, such as 718-7",
         "loinc_codes",
     ),
@@ -127,12 +131,17 @@ def known_system(name: str) -> str:
     return plain
 
 
+def plain(code: str) -> str:
+    """A code in upper case, without outer blanks, every dash a hyphen."""
+    return re.sub(DASHES, "-", code.strip().upper())
+
+
 def normal_code(code: str, system: str | None = None) -> str:
     """A code as it is compared: upper case, without dots and outer blanks; a drug code (``ndc``) as 11 digits.
 
-    Every dash is a hyphen. A drug code of no known form is left as it is written.
+    Every dash is a hyphen (:func:`plain`). A drug code of no known form is left as it is written.
     """
-    text = re.sub(DASHES, "-", code.strip().upper())
+    text = plain(code)
     if system != "ndc":
         return text.replace(".", "")
     for form, place in NDC_FORMS:
@@ -144,7 +153,7 @@ def normal_code(code: str, system: str | None = None) -> str:
 
 def normal_prefix(code: str, system: str | None = None) -> str:
     """The beginning of codes as they are compared; of a drug code its closed parts get their missing zeros."""
-    text = code.strip().upper()
+    text = plain(code)
     if system != "ndc":
         return text.replace(".", "")
     *closed, last = re.split(NDC_SEPARATOR, text.removesuffix("."))
@@ -186,7 +195,7 @@ def fits(code: str, system: str) -> bool:
 
     An undecided drug code does.
     """
-    text = code.strip().upper()
+    text = plain(code)
     if re.fullmatch(SYSTEMS[system].shape, text) is None:
         return False
     digits = [int(one) for one in text if one.isdigit()]

@@ -195,7 +195,9 @@ def convert(column: pd.Series, type_: sa.types.TypeEngine[Any], *, where: str) -
 def _refuse(where: str, bad: pd.Series, expected: str) -> None:
     count = int(bad.sum())
     if count:
-        raise InputError(f"{where}: {count} of {len(bad)} values are not {expected}. Correct or reject them.")
+        raise InputError(
+            f"{where}: {count} of {len(bad)} values are not {expected}.", remedy="Correct or reject them."
+        )
 
 
 def _text(column: pd.Series) -> pd.Series:
@@ -229,7 +231,9 @@ def _documents(column: pd.Series, where: str) -> pd.Series:
             canonical.append(None)
             bad += int((codes == position).sum())
     if bad:
-        raise InputError(f"{where}: {bad} of {len(column)} values are not JSON. Correct or reject them.")
+        raise InputError(
+            f"{where}: {bad} of {len(column)} values are not JSON.", remedy="Correct or reject them."
+        )
     return pd.Series(np.array([*canonical, None], dtype=object)[codes], dtype=TEXT)
 
 

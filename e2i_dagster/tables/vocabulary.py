@@ -138,10 +138,42 @@ def _problems(policy: VocabularyPolicy) -> Iterator[Place]:
                 )
 
 
+#: Where a suite of expectations names a vocabulary; read as text, as a suite that is wrong names it, too.
+_NAMED_VOCABULARY = re.compile(r"""\bvocabulary:\s*["']?([\w-]+)""")
+
+
+def _unused(policy: VocabularyPolicy, suites: Path) -> Iterator[Place]:
+    """Vocabularies that no column has and no suite of expectations in the folder ``suites`` names."""
+    from e2i_dagster.tables import all_metadata, facts
+
+    of_columns = {
+        listed
+        for table in all_metadata().sorted_tables
+        for column in table.columns
+        if "facts" in column.info and (listed := facts(column).vocabulary) is not None
+    }
+    texts = (path.read_text(encoding="utf-8", errors="replace") for path in suites.glob("*.yaml"))
+    used = sorted(of_columns.union(*map(_NAMED_VOCABULARY.findall, texts)))
+    for name in policy.vocabularies:
+        if name not in used:
+            near = did_you_mean(name, used)
+            yield (
+                ("vocabularies", name),
+                f"no column and no suite of expectations uses the vocabulary {name!r}. "
+                f"{near + ' ' if near else ''}Used: {', '.join(used)}.",
+            )
+
+
 def load_vocabulary(folder: Path | None = None) -> VocabularyPolicy:
     """``vocabulary.yaml`` of ``folder`` (default: the configuration folder).
 
     Raises:
         ConfigError: the file is missing or wrong.
     """
-    return read_yaml((folder or config_folder()) / "vocabulary.yaml", VocabularyPolicy, _problems)
+    folder = folder or config_folder()
+
+    def problems(policy: VocabularyPolicy) -> Iterator[Place]:
+        yield from _problems(policy)
+        yield from _unused(policy, folder / "expectations")
+
+    return read_yaml(folder / "vocabulary.yaml", VocabularyPolicy, problems)

@@ -252,8 +252,8 @@ def require_both_outcomes(train: LabelledRows, validation: LabelledRows, problem
             raise VerdictError(f"there are no {part} rows.")
         if problem_type == "binary_classification" and len(np.unique(rows.target)) < 2:
             raise VerdictError(
-                f"all {len(rows)} {part} rows have the same outcome; both outcomes are needed to learn. "
-                "Check the scope's outcome window and the cohort's size."
+                f"all {len(rows)} {part} rows have the same outcome; both outcomes are needed to learn.",
+                remedy="Check the scope's outcome window and the cohort's size.",
             )
 
 
@@ -302,8 +302,8 @@ def _open_study(name: str, storage: str | None, pruner: Any) -> Any:
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         # The URL may hold a password, so the message names only what happened.
         raise UnavailableError(
-            f"the study database cannot be used ({type(error).__name__}). Start the database and run again; "
-            "finished trials are kept."
+            f"the study database cannot be used ({type(error).__name__}).",
+            remedy="Start the database and run again; finished trials are kept.",
         ) from None
 
 

@@ -137,8 +137,8 @@ class Lake:
 
     def _unwritable(self, error: OSError) -> UnavailableError:
         return UnavailableError(
-            f"The lake at {self.root} cannot be written to ({error.strerror or error}). "
-            "Free space or correct the permissions of E2I_LAKE, then run again; nothing was changed."
+            f"The lake at {self.root} cannot be written to ({error.strerror or error}).",
+            remedy="Free space or correct the permissions of E2I_LAKE, then run again; nothing was changed.",
         )
 
     def damage(self, file: StoredFile, *, whole: bool = True) -> str:

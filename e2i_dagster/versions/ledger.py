@@ -240,7 +240,7 @@ def snapshot_of(members: Iterable[SnapshotMember]) -> Snapshot:
     ordered = tuple(sorted(members, key=lambda member: (member.table, member.partition or "")))
     keys = [(member.table, member.partition or "") for member in ordered]
     if len(set(keys)) != len(keys):
-        raise InputError("A snapshot has a table and partition twice. Give each of them once.")
+        raise InputError("A snapshot has a table and partition twice.", remedy="Give each of them once.")
     digest = _digest_of_lines((member.table, member.partition or "", member.digest) for member in ordered)
     return Snapshot(digest, ordered)
 
@@ -266,7 +266,9 @@ def current_snapshot(bind: Bind, assets: Sequence[str]) -> Snapshot:
         rows = connection.execute(query).all()
     missing = sorted(set(assets) - {row.asset for row in rows})
     if missing:
-        raise InputError(f"No version was recorded of: {', '.join(missing)}. Materialize them first.")
+        raise InputError(
+            f"No version was recorded of: {', '.join(missing)}.", remedy="Materialize them first."
+        )
     return snapshot_of(SnapshotMember(row.asset, row.partition or None, row.digest, row.rows) for row in rows)
 
 

@@ -154,6 +154,50 @@ def test_an_undeclared_confounder_of_days_is_one_of_days(files, tmp_path, last, 
     assert words in " ".join(told.output.split())
 
 
+@pytest.mark.parametrize(
+    ("cells", "arguments", "words"),
+    [
+        ("days", ("--outcome", "x"), "Outcome 'x' holds days; expected numbers or booleans."),
+        ("days", ("--treatment", "x"), "Treatment 'x' holds days; expected 0/1 or false/true."),
+        ("words", ("--negative-controls", "x"), "Negative control 'x' has 500 levels, more than"),
+        (
+            "huge",
+            ("--outcome", "x"),
+            "Outcome 'x': 1 of 500 cells are no number or boolean, the first in row 3.",
+        ),
+        ("days", ("--treatment", "treatd"), "Did you mean 'treated'?"),
+    ],
+)
+def test_a_column_that_cannot_serve_is_told_with_file_column_and_what_to_do(
+    files, tmp_path, cells, arguments, words
+):
+    frame = pd.read_csv(files / "good.csv")
+    days = (pd.Timestamp("2024-01-01") + pd.to_timedelta(range(len(frame)), unit="D")).strftime("%Y-%m-%d")
+    words_of = [f"w{place}" for place in range(len(frame))]
+    numbers = ["1.5"] * len(frame)
+    numbers[2] = "1e400"
+    frame["x"] = {"days": days, "words": words_of, "huge": numbers}[cells]
+    frame.to_csv(tmp_path / "own.csv", index=False)
+    told = typed("study", tmp_path / "own.csv", *ASKED, *arguments, "--json")
+    assert told.exit_code == 3, told.output
+    error = json.loads(told.stdout)["error"]
+    assert words in error["message"] and error["remedy"] in error["message"]
+    assert error["file"] == str(tmp_path / "own.csv") and error["field"] == arguments[1]
+
+
+def test_a_negative_control_of_days_is_one_of_days(files, tmp_path):
+    frame = pd.read_csv(files / "good.csv")
+    days = pd.Timestamp("2024-01-01") + pd.to_timedelta(np.arange(len(frame)) % 90, unit="D")
+    frame["visit"] = days.strftime("%Y-%m-%d")
+    frame.to_csv(tmp_path / "dated.csv", index=False)
+    told = typed("study", tmp_path / "dated.csv", *ASKED, "--negative-controls", "visit", "--json")
+    assert told.exit_code == 0, told.output
+    record = json.loads(told.stdout)
+    calibration = record["estimates"]["calibration"]
+    assert [one["outcome"] for one in calibration["controls"]] == ["visit"] and not calibration["left_out"]
+    assert any("visit holds days and is judged as such" in note for note in record["notes"])
+
+
 def test_not_estimable_as_json_has_the_figure_and_no_effect(files):
     told = typed("study", files / "apart.csv", *ASKED, "--json")
     assert told.exit_code == 4

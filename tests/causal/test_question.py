@@ -14,6 +14,7 @@ from e2i_dagster.causal.study import CausalEstimates, study_effect, study_hetero
 from e2i_dagster.config.policy import load_policy
 from e2i_dagster.errors import InputError
 from e2i_dagster.policy_files.environment import CHECKOUT
+from e2i_dagster.versions.coverage import Coverage
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +52,18 @@ def test_no_contact_in_days_that_are_not_kept_is_unknown_and_not_untreated(scope
             "quality_score": 9.0,
         }
     )
-    treated = treated_before(patients, contacts, causal_policy.question, data_start=start)
+    treated = treated_before(patients, contacts, causal_policy.question, covered=Coverage(start))
     assert [None if one is pd.NA else bool(one) for one in treated] == [False, None, True, None]
     frame = patients.assign(
         patient_id=list("abcd"), label=[0, 1, 0, 1], disease_severity=1.0, academic_hcp=1, age_at_diagnosis=40,
         insurance_type="medicare", gender="F", geographic_region="west",
     )  # fmt: skip
+    hole = (start, start + dt.timedelta(days=1))
+    interrupted = Coverage(start - dt.timedelta(days=30), unobserved=(hole,))
+    treated = treated_before(patients, contacts, causal_policy.question, covered=interrupted)
+    assert [None if one is pd.NA else bool(one) for one in treated] == [None, None, True, True]
     splits = pd.DataFrame({"patient_id": list("abcd"), "split": "train"})
-    found = causal_frame(scope, frame, splits, contacts, causal_policy, data_start=start)
+    found = causal_frame(scope, frame, splits, contacts, causal_policy, covered=Coverage(start))
     assert dict(zip(found["patient_id"], found["high_engagement"], strict=True)) == {"a": False, "c": True}
 
 

@@ -178,6 +178,6 @@ def test_levels_of_a_category_are_outcomes_of_their_own():
     frame = pd.DataFrame(
         {"region": ["n", "s", "w", None], "sex": ["F", "M", "F", "M"], "age": [1, 2, None, 4]}
     )
-    outcomes = control_outcomes(frame, ["region", "sex", "age"])
+    outcomes = control_outcomes(frame, ["region", "sex", "age"], 50)
     assert set(outcomes) == {"region=missing", "region=n", "region=s", "region=w", "sex=M", "age"}
     assert outcomes["age"].tolist() == [1.0, 2.0, 2.0, 4.0]

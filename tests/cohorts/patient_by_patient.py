@@ -52,23 +52,29 @@ def matching(pattern, events):
 
 
 def event_truth(c, index, span, events, covered, lookback, followup):
-    """``covered``: first and last day of the data or None; ``lookback``, ``followup``: days the definition needs."""
+    """``covered``: first and last day of the data or None, and what lies between uncovered.
+
+    ``lookback``, ``followup``: days the definition needs.
+    """
     if index is None:
         return None
-    data_start, data_end = covered
+    data_start, data_end, holes = covered
 
-    def since(day):
-        return span is not None and day >= span[0] and (data_start is None or day >= data_start)
+    def kept(first, last):
+        whole = all(last < a or first > b for a, b in holes)
+        return (
+            whole and (data_start is None or first >= data_start) and (data_end is None or last <= data_end)
+        )
 
-    def until(day):
-        return span is not None and day <= span[1] and (data_end is None or day <= data_end)
+    def seen_from(first, last):
+        return span is not None and span[0] <= first and last <= span[1] and kept(first, last)
 
     a, b = c.within
     lo = date.min if a is None else index + timedelta(a)
     hi = date.max if b is None else index + timedelta(b)
     # An open end goes as far as observation does; it takes the definition's days on that side to say no.
-    observed = since(index - timedelta(lookback) if a is None else lo) and until(
-        index + timedelta(followup) if b is None else hi
+    observed = seen_from(
+        index - timedelta(lookback) if a is None else lo, index + timedelta(followup) if b is None else hi
     )
     m = matching(c, events)
     if c.gap_days is not None:
@@ -84,7 +90,10 @@ def event_truth(c, index, span, events, covered, lookback, followup):
         if seen is not None and (seen < lo if first else seen > hi):
             possible = {0}
         elif seen is not None and lo <= seen <= hi:
-            if since(seen - timedelta(lookback)) if first else until(seen + timedelta(followup)):
+            before, after = seen - timedelta(lookback), seen + timedelta(followup)
+            if first and span is not None and span[0] <= before and kept(before, seen):
+                possible = {1}
+            if not first and span is not None and after <= span[1] and kept(seen, after):
                 possible = {1}
         elif observed:
             possible = {0}
@@ -123,7 +132,7 @@ def spans(periods, gap, data_end):
     return out
 
 
-def evaluate(d, rows, events, periods, data_end, data_start=None):  # noqa: PLR0912
+def evaluate(d, rows, events, periods, data_end, data_start=None, holes=()):  # noqa: PLR0912
     """{(journey, index): [failed rule names]}, {..: [unknown rule names]}, {...: followup_end}."""
     t = d.temporal_requirements
     need = t.followup_days if t.followup == "require" else 0
@@ -175,7 +184,8 @@ def evaluate(d, rows, events, periods, data_end, data_start=None):  # noqa: PLR0
             for rule in d.rules:
                 if rule.criterion is None:
                     continue
-                x = truth(rule.criterion, r, index, span, mine, (data_start, data_end), t.lookback_days, need)
+                covered = (data_start, data_end, holes)
+                x = truth(rule.criterion, r, index, span, mine, covered, t.lookback_days, need)
                 if x is None:
                     unknown.append(rule.name)
                     if rule.on_unknown == "exclude":
@@ -191,7 +201,9 @@ def evaluate(d, rows, events, periods, data_end, data_start=None):  # noqa: PLR0
                 unknown.append("followup")
             if index is None or first is None or (index - first).days < t.lookback_days:
                 failed.append("lookback")
-            elif data_start is not None and index - timedelta(t.lookback_days) < data_start:
+            elif (data_start is not None and index - timedelta(t.lookback_days) < data_start) or any(
+                index - timedelta(t.lookback_days) <= b and index >= a for a, b in holes
+            ):
                 failed.append("lookback")
                 unknown.append("lookback")
             openw = (
@@ -209,10 +221,17 @@ def evaluate(d, rows, events, periods, data_end, data_start=None):  # noqa: PLR0
                 t.followup != "require" and data_end is not None and index > data_end
             ):
                 failed.append("followup")
+            reached = index is not None and any(index <= b and index + timedelta(need) >= a for a, b in holes)
+            if reached and "followup" not in failed:
+                failed.append("followup")
+                unknown.append("followup")
             if openw:
                 failed.append("followup_pending")
             end = last if data_end is None or last is None else min(last, data_end)
             end = None if end == OPEN else end
+            for hole, _ in reversed(holes):
+                if index is not None and index < hole and (end or OPEN) >= hole:
+                    end = hole - timedelta(1)
             res.append([row["patient_id"], row["patient_journey_id"], index, failed, unknown, end])
     if d.journeys != "every":
         taken = set()

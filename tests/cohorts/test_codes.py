@@ -1,5 +1,7 @@
 """All spellings of one code give the same cohort, on arrays and in a plan."""
 
+import re
+
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -11,7 +13,8 @@ from e2i_dagster.cohorts.narwhals_plan import condition_truth
 from e2i_dagster.cohorts.operators import decidable, holds
 from e2i_dagster.config.cohort import CohortDefinition, Criterion
 from e2i_dagster.config.criteria import EventPattern
-from e2i_dagster.tables.codes import SYSTEMS, fits, luhn_sum
+from e2i_dagster.tables.codes import SYSTEMS, cell_shape, fits, luhn_sum
+from e2i_dagster.tables.own_columns import read_as
 
 NDC = [
     "00078-0946-61", "00078094661", "0078-0946-61", " 00078-0946-61 ",
@@ -34,6 +37,32 @@ SPELLINGS = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("system", "code"),
+    [("ndc", "00078\u20130946\u201161"), ("loinc", "718\u20137"), ("loinc", "718\u00ad-7".replace("-", ""))],
+)
+def test_a_dash_is_a_hyphen_for_shapes_own_columns_and_cells_alike(system, code):
+    assert fits(code, system) and re.fullmatch(cell_shape([system]), code)
+    kept, lost = read_as(pd.Series([code], dtype="string[pyarrow]"), system)
+    assert lost == 0 and kept[0] == code
+
+
+@pytest.mark.parametrize("engine", [None, "duckdb"])
+@pytest.mark.parametrize("cell", ["['J30.1', 'L50.1']", "(L50.1)", "\u201cL50.1\u201d; J30.1"])
+def test_every_kind_of_quote_and_bracket_is_no_part_of_a_code(cell, engine):
+    rule = {"field": "x", "operator": "in", "value": ["L50.1"], "code_system": "icd10cm"}
+    criterion = Criterion.model_validate(rule)
+    if engine is None:
+        assert holds(criterion, typed_column(pd.Series([cell]), "x")).tolist() == [True]
+        return
+    import duckdb
+    import narwhals as nw
+
+    frame = nw.from_native(duckdb.sql("SELECT $1 AS x", params=[cell]))
+    answer = frame.select(condition_truth(criterion, {"x": "text"}).true.alias("is"))
+    assert answer.to_native().fetchall() == [(True,)]
+
+
 @pytest.mark.parametrize("engine", [None, "duckdb"])
 @pytest.mark.parametrize(("system", "same", "undecided"), SPELLINGS)
 def test_all_spellings_of_a_code_give_the_same_cohort(system, same, undecided, engine):
@@ -48,8 +77,8 @@ def test_all_spellings_of_a_code_give_the_same_cohort(system, same, undecided, e
             "last_observation_date": pd.Timestamp("2024-06-01"),
         }
     )
-    wild = {NDC[0]: ["00078-*", "0078-0946-*", "00078.*"]}.get(same[0], [])
-    for written in [*filter(str.isascii, same), *wild]:
+    wild = {NDC[0]: ["00078-*", "0078\u20130946-*", "00078.*"]}.get(same[0], [])
+    for written in [*same, *wild]:
         rule = {"field": "x", "operator": "in", "value": [written], "code_system": system}
         definition = CohortDefinition.model_validate(
             {

@@ -232,9 +232,9 @@ def found_by(cohort):
     return reasons, {(j, day_or_none(i)): day_or_none(x) for j, i, x in zip(*columns, strict=True)}
 
 
-def expected(built, rs, es, ps, data_end, data_start=None):
+def expected(built, rs, es, ps, data_end, data_start=None, holes=()):
     bits = {rule.name: rule.bit for rule in built.rules}
-    plain = evaluate(built, rs, es, ps, data_end, data_start)
+    plain = evaluate(built, rs, es, ps, data_end, data_start, holes)
     reasons = {
         (row[1], row[2]): (sum(bits[n] for n in set(row[3])), sum(bits[n] for n in set(row[4])))
         for row in plain
@@ -265,13 +265,17 @@ STEPS = ("criterion", "removed", "remaining", "unknown", "marginal_gain")
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(definition(), rows, events, periods, maybe(day), maybe(day))
-def test_engines_agree_with_a_plain_evaluation(built, rs, es, ps, data_start, data_end):
+@given(definition(), rows, events, periods, maybe(day), maybe(day), st.lists(day, max_size=4, unique=True))
+def test_engines_agree_with_a_plain_evaluation(built, rs, es, ps, data_start, data_end, ends):
+    ends = sorted(ends)
+    holes = tuple(zip(ends[::2], ends[1::2], strict=False))
     rs = [{**row, "patient_journey_id": f"J{k}"} for k, row in enumerate(rs)]
     patients, happened, observed = frames(rs, es, ps)
-    wanted = expected(built, rs, es, ps, data_end, data_start)
+    wanted = expected(built, rs, es, ps, data_end, data_start, holes)
     assert CohortDefinition.model_validate(built.model_dump(mode="json")) == built
-    known = {"observation_periods": observed, "data_start": data_start, "data_end": data_end}
+    known = {
+        "observation_periods": observed, "data_start": data_start, "data_end": data_end, "unobserved": holes
+    }  # fmt: skip
     cohort = build_cohort(built, patients, happened, engine="duckdb", **known)
     assert found_by(cohort) == wanted
     assert list(zip(*(cohort.attrition[n] for n in STEPS), strict=True)) == plain_attrition(built, cohort)

@@ -104,6 +104,31 @@ def test_incomplete_follow_up_is_not_a_negative_unless_it_is_said_to_be():
     assert label_of(label_outcome(scope(), short, seen, data_end=END)) == 1
 
 
+def test_no_outcome_in_a_month_that_was_never_loaded_is_unknown_and_counted_with_its_reason():
+    def labelled(*holes, events=(), lookback=0, **outcome):
+        days = [tuple((INDEX + pd.Timedelta(days=d)).date() for d in hole) for hole in holes]
+        given = {"data_end": END, "unobserved": days, "lookback_days": lookback}
+        return label_outcome(scope(**outcome), cohort(), tables(events), **given)
+
+    for outcome in ({}, {"incomplete_followup": "negative"}):
+        assert label_of(labelled((91, 120), **outcome)) == 0
+        unknown = labelled((90, 120), **outcome)
+        assert unknown.excluded["reason"].tolist() == ["unknown: months of its table were never loaded"]
+        assert unknown.attrition.set_index("criterion").loc["outcome_observed", "unknown"] == 1
+    assert label_of(labelled((20, 40), events=[{"event_date": INDEX + pd.Timedelta(days=5)}])) == 1
+    # What came before is judged by the days that the cohort's lookback asks for.
+    assert label_of(labelled((-40, -31), lookback=30)) == 0
+    prior = labelled((-40, -30), lookback=30)
+    assert prior.excluded["reason"].tolist() == [
+        "unknown before the window: months of its table were never loaded"
+    ]
+    assert prior.attrition.set_index("criterion").loc["prior_outcome", ["removed", "unknown"]].tolist() == [
+        1,
+        1,
+    ]
+    assert label_of(labelled((-40, -30), lookback=30, prior_outcome="keep")) == 0
+
+
 def test_follow_up_until_the_last_day_of_the_window_is_complete():
     last = INDEX + pd.Timedelta(days=90)
     for observed, label in ((last, 0), (last - pd.Timedelta(days=1), None)):

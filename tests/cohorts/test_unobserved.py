@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from e2i_dagster.cohorts import build_cohort, count_cohort, write_cohort
 from e2i_dagster.config.cohort import CohortDefinition
+from e2i_dagster.versions.coverage import Coverage
 
 WASHOUT = {"washout": {"event": "rx", "days": 180}}
 PRESENT = {"has_event": {"event": "rx", "within": [-180, -1]}}
@@ -193,6 +194,50 @@ asked = st.one_of(
     st.builds(lambda w, n: {"gap": {"event": "rx", "within": w, "days": n}}, windows, st.integers(1, 4)),
 )
 near = st.integers(-12, 12).map(lambda n: DAY + timedelta(n))
+
+
+@pytest.mark.parametrize("followup", ["require", "censor"])
+def test_a_month_that_was_never_loaded_is_unknown_for_lookback_absence_and_follow_up(followup):
+    hole = (date(2023, 3, 1), date(2023, 3, 31))
+    frame = patients(
+        before="2023-02-01", inside="2023-03-10", after="2023-04-01", whole="2023-10-01", seen="2023-04-01"
+    )
+    events = fills(seen=["2023-03-20"], before=["2023-01-15"])
+    rules = definition({**PRESENT, "name": "asked", "on_unknown": "include"})
+    times = {"lookback_days": 180, "followup_days": 60, "followup": followup}
+    rules = CohortDefinition.model_validate(rules.model_dump(mode="json") | {"temporal_requirements": times})
+    built = build_cohort(
+        rules, frame, events, data_start="2022-01-01", data_end="2024-12-31", unobserved=(hole,)
+    )
+    bits = {rule.name: rule.bit for rule in rules.rules}
+    unknown = built.reasons.set_index("patient_id")["unknown_mask"]
+
+    def of(rule):
+        return {name for name, mask in unknown.items() if mask & bits[rule]}
+
+    assert of("lookback") == {"inside", "after", "seen"}
+    assert of("asked") == {"inside", "after"}
+    assert of("followup") == ({"before", "inside"} if followup == "require" else {"inside"})
+    # Unknown is counted where it removes: `inside` and `after`, `seen` at the lookback; `before` at its follow-up.
+    attrition = built.attrition.set_index("criterion")["unknown"]
+    assert (attrition["lookback"], attrition["followup"]) == (3, int(followup == "require"))
+    ends = build_cohort(
+        definition(lookback=0).model_copy(update={"temporal_requirements": rules.temporal_requirements}),
+        frame, unobserved=(hole,), data_end="2024-12-31",
+    ).eligible.set_index("patient_id")["followup_end"]  # fmt: skip
+    assert ends["whole"] == pd.Timestamp("2024-12-31")
+    assert ("before" in ends) == (followup == "censor")
+    if followup == "censor":
+        assert ends["before"] == pd.Timestamp("2023-02-28")
+
+
+def test_months_that_were_never_loaded_shorten_or_interrupt_what_is_covered():
+    months = [f"2024-{month:02d}" for month in range(1, 9)]
+    found = Coverage.of_months(months, {"2024-02", "2024-03", "2024-06"})
+    assert (found.start, found.end) == (date(2024, 2, 1), date(2024, 6, 30))
+    assert found.unobserved == ((date(2024, 4, 1), date(2024, 5, 31)),)
+    nothing = Coverage.of_months(months, ())
+    assert nothing.unobserved == ((date(2024, 1, 1), date(2024, 8, 31)),)
 
 
 @settings(max_examples=25, deadline=None)

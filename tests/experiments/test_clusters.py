@@ -117,3 +117,21 @@ def test_planning_refuses_what_an_analysis_refuses():
         minimum_detectable_effect(n=160, **shared)
     with pytest.raises(InputError, match="not for kind survival"):
         sample_size("survival", effect=0.5, event_probability=0.3, **shared)
+
+
+def test_planning_refuses_an_arm_of_which_one_cluster_is_more_than_an_analysis_can_judge():
+    shared = {"effect": 3.0, "cluster_size": 20, "icc": 0.05}
+    # 400 of 500 units are four fifths of an arm of 25 clusters, and 400 of 540 less than three quarters.
+    with pytest.raises(InputError, match=r"of 25 clusters in an arm one would be 80% of it") as refused:
+        power(n=1000, largest_cluster=400, **shared)
+    assert refused.value.remedy and refused.value.field == "n"
+    small = {**shared, "effect": 0.3}
+    assert power(n=1080, largest_cluster=400, **small) < 0.8 * power(n=1080, **small)
+    assert sample_size(largest_cluster=400, **shared).clusters == {"control": 27, "treatment": 27}
+    # What is only known as a coefficient of variation is held to the same: its largest of five is 0.9 of them.
+    with pytest.raises(InputError, match="one would be"):
+        power(n=200, cluster_size_cv=4.0, **shared)
+    with pytest.raises(
+        InputError, match="largest_cluster: 10 units; it is at least the mean cluster_size 20"
+    ):
+        power(n=1000, largest_cluster=10, **shared)

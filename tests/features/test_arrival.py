@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from e2i_dagster.config.feast_materialization import FeastMaterializationPolicy
 from e2i_dagster.config.feature_views import VIEWS, feature_names
-from e2i_dagster.features.build import build_feature_files
+from e2i_dagster.features.build import FEATURE_TABLES, build_feature_files
 from e2i_dagster.features.compute import compute_view
 from e2i_dagster.features.snapshots import spine
 from e2i_dagster.features.store import ScopeStore, StoreSettings
 from e2i_dagster.policy_files.environment import CHECKOUT
+from e2i_dagster.versions.coverage import Coverage
 from tests.features.conftest import build_tables
 
 INDEX = dt.date(2024, 5, 15)
@@ -79,7 +80,7 @@ def built(patients, tables, folder, data_end):
         patients,
         tables,
         brand="Remibrutinib",
-        data_start=dt.date(2023, 1, 1),
+        covered=dict.fromkeys(FEATURE_TABLES, Coverage(dt.date(2023, 1, 1))),
         data_end=data_end,
         source_lag_days=LAG,
         policy=POLICY,

@@ -18,7 +18,9 @@ from e2i_dagster.config.feature_views import (
     view_named,
 )
 from e2i_dagster.errors import ConfigError, InputError
+from e2i_dagster.features.build import FEATURE_TABLES
 from e2i_dagster.features.compute import compute_view
+from e2i_dagster.versions.coverage import Coverage
 from e2i_dagster.versions.digest import frame_digest
 
 INDEX = dt.date(2024, 1, 10)
@@ -365,12 +367,42 @@ def test_missing_tables_columns_and_views_are_named(hand_written):
         view_named("shoe_features")
 
 
+def since(start, *unobserved):
+    return dict.fromkeys(FEATURE_TABLES, Coverage(start, unobserved=unobserved))
+
+
+@pytest.mark.parametrize(
+    ("hole", "recent", "quality"),
+    [((89, 89), True, True), ((90, 90), False, True), ((179, 170), False, True), ((180, 180), False, False)],
+)
+def test_days_that_were_never_loaded_make_their_windows_unknown_and_no_others(
+    hand_written, hole, recent, quality
+):
+    tables = hand_written(
+        patient_journeys=[journey(age_at_diagnosis=44)], engagement_events=[contacted(30, quality_score=7.0)]
+    )
+    asked = pd.DataFrame([{"patient_id": "P1", "as_of": AS_OF}])
+    days = tuple(AS_OF - dt.timedelta(days=ahead) for ahead in hole)
+    covered = since(AS_OF - dt.timedelta(days=400), days)
+    found = compute_view("engagement_features", asked, tables, covered=covered).iloc[0]
+    assert pd.isna(found["recent_touches"]) == recent and pd.isna(found["best_contact_quality"]) == quality
+    # The hole is part of the record: since when there was no contact is unknown.
+    assert pd.isna(found["days_since_last_contact"])
+    patient = compute_view("patient_features", asked, tables, covered=covered).iloc[0]
+    assert patient["age_at_diagnosis"] == 44 and pd.isna(patient["treatment_count"])
+    # Of another table than the one with the hole nothing is lost.
+    other = compute_view(
+        "patient_features", asked, tables, covered={"engagement_events": covered["engagement_events"]}
+    )
+    assert other.iloc[0]["treatment_count"] == 0
+
+
 def test_a_feature_over_days_that_are_not_kept_is_missing_and_not_zero(hand_written):
     tables = hand_written(patient_journeys=[journey()], engagement_events=[contacted(30)])
     asked = pd.DataFrame([{"patient_id": "P1", "as_of": AS_OF}])
 
     def values(start):
-        return compute_view("engagement_features", asked, tables, data_start=start).iloc[0]
+        return compute_view("engagement_features", asked, tables, covered=since(start)).iloc[0]
 
     # The window of 90 days begins on its first kept day; a day later one day of it is unknown.
     whole = values(AS_OF - dt.timedelta(days=89))
@@ -385,26 +417,25 @@ def test_a_feature_over_days_that_are_not_kept_is_missing_and_not_zero(hand_writ
 def test_what_is_on_record_begins_on_the_first_kept_day(hand_written):
     tables = hand_written(patient_journeys=[journey()], engagement_events=[contacted(30), contacted(3)])
     asked = pd.DataFrame([{"patient_id": "P1", "as_of": AS_OF}])
-    care = [
-        name
-        for name, needed in ((one.name, one.observed_days) for one in view_named("patient_features").features)
-        if needed == 1
-    ]
-    assert {"treatment_count", "prior_prescriptions", "days_since_last_event"} <= set(care)
-    first = compute_view("patient_features", asked, tables, data_start=AS_OF).iloc[0]
+    care = ["treatment_count", "prior_prescriptions", "days_since_last_event"]
+    first = compute_view("patient_features", asked, tables, covered=since(AS_OF)).iloc[0]
     assert first["treatment_count"] == 0
     # The day before the first kept one has no record at all: not "none", unknown.
-    none = compute_view("patient_features", asked, tables, data_start=AS_OF + dt.timedelta(days=1)).iloc[0]
+    none = compute_view("patient_features", asked, tables, covered=since(AS_OF + dt.timedelta(days=1))).iloc[
+        0
+    ]
     assert all(pd.isna(none[name]) for name in care)
     # Rows before it are no part of the record, whoever hands them over.
     contacts = compute_view(
-        "engagement_features", asked, tables, data_start=AS_OF - dt.timedelta(days=10)
+        "engagement_features", asked, tables, covered=since(AS_OF - dt.timedelta(days=10))
     ).iloc[0]
     alone = hand_written(patient_journeys=[journey()], engagement_events=[contacted(3)])
     assert contacts["days_since_last_contact"] == 2
     pd.testing.assert_series_equal(
         contacts,
-        compute_view("engagement_features", asked, alone, data_start=AS_OF - dt.timedelta(days=10)).iloc[0],
+        compute_view("engagement_features", asked, alone, covered=since(AS_OF - dt.timedelta(days=10))).iloc[
+            0
+        ],
     )
 
 

@@ -17,6 +17,7 @@ LOADED = PATIENTS
 EVENT_FILES = ("treatment_events", "engagement_events", "outcome_events")
 #: Of the events two months are loaded, on both sides of New Year.
 EVENT_MONTHS = ("2023-12", "2024-01")
+ALL_MONTHS = ("2022-01", "2024-12")
 
 
 @pytest.fixture
@@ -116,7 +117,7 @@ def test_every_index_date_of_a_journey_is_built_and_recorded(after_load, deliver
         ),
         version=("version: 1.0.0", "version: 2.0.0"),
     )
-    assert pipeline.load(folder, *PATIENTS, *EVENT_FILES, months=EVENT_MONTHS).success
+    assert pipeline.load(folder, *PATIENTS, *EVENT_FILES, months=ALL_MONTHS).success
     done, _ = built(pipeline, CSU)
     assert done.success, said(done)
     wanted = {
@@ -181,6 +182,15 @@ def test_a_definition_on_events_reads_checked_events_and_delivered_periods(after
 
     tables = (*PATIENTS, *EVENT_FILES, "observation_periods")
     assert pipeline.load(folder, *tables, months=EVENT_MONTHS).success
+    # Of the other months nothing is known: whose lookback reaches into one is counted, not taken for "no event".
+    short, states = built(pipeline, CSU)
+    assert states["cohort"] == "executed", said(short)
+    assert not check_of(short, "cohort_not_empty").passed
+    counts = pipeline.rows(
+        "SELECT unknown_count FROM ml_cohort_eligibility_log WHERE criterion_name = 'lookback' ORDER BY log_id"
+    )
+    assert counts[-1]["unknown_count"] > 0
+    assert pipeline.load(folder, *EVENT_FILES, months=ALL_MONTHS).success
     done, states = built(pipeline, CSU)
     assert states["cohort"] == "executed", said(done)
     rows = pipeline.rows(

@@ -19,6 +19,7 @@ from e2i_dagster.errors import ConfigError
 from e2i_dagster.modelling.estimators import parameters_of, trained_algorithms
 from e2i_dagster.policy_files.environment import CHECKOUT
 from e2i_dagster.registry import TRUSTED_TYPES
+from e2i_dagster.tables.vocabulary import load_vocabulary
 
 BOGUS = "bogus_name"
 FOREST = yaml.safe_load((CHECKOUT / "config/algorithms.yaml").read_text(encoding="utf-8"))["algorithms"][
@@ -208,9 +209,9 @@ def errors_of(folder, file):
     """What reading the file says; the quick way, by the one reader that reads it."""
     if "/" in file or file == "sources.yaml":
         return list(validate_folder(folder).values())
-    if file == "vocabulary.yaml":
-        return refusal_of(QualityPolicy.load, folder)  # reads the suites, which may name a vocabulary, too
     stem = file.removesuffix(".yaml")
+    if stem == "vocabulary":
+        return refusal_of(load_vocabulary, folder)
     wanted = {
         "alerts": "AlertsPolicy", "algorithms": "AlgorithmsPolicy", "causal": "CausalPolicy",
         "drift_monitoring": "DriftPolicy", "experiment_lifecycle": "LifecyclePolicy",
@@ -249,6 +250,20 @@ def test_a_name_that_matches_nothing_is_refused(configuration, file, place, valu
     assert path.name in said or f"Scope {path.stem}" in said
     if path.name == "vocabulary.yaml" and "aliases" not in place:
         assert f": {place}: " in said
+
+
+def test_every_error_of_a_file_is_told_in_one_go(configuration):
+    path = configuration / "vocabulary.yaml"
+    before = path.read_text(encoding="utf-8")
+    document = yaml.safe_load(before)
+    put(document, "vocabularies.regions", {"values": ["a"]})
+    put(document, "column_matching.words.x", BOGUS)
+    path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+    try:
+        (said,) = refusal_of(load_vocabulary, configuration)
+    finally:
+        path.write_text(before, encoding="utf-8")
+    assert "uses the vocabulary 'regions'" in said and BOGUS in said
 
 
 def test_the_shipped_files_name_only_what_there_is():

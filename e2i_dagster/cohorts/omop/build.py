@@ -138,11 +138,14 @@ def build(
             return replace(_run(connection, expression, plan), open_periods=open_periods)
         except (duckdb.IOException, duckdb.InvalidInputException) as error:
             said = str(error).splitlines()[0]
-            raise InputError(f"{folder}: a file cannot be read ({said[:200]}). Write it again.") from None
+            raise InputError(
+                f"{folder}: a file cannot be read ({said[:200]}).", remedy="Write it again."
+            ) from None
         except (duckdb.ConversionException, duckdb.OutOfRangeException):
             # What DuckDB says here quotes the value.
             raise InputError(
-                f"{folder}: a date or number is too large to count with. Look for days_supply and dates."
+                f"{folder}: a date or number is too large to count with.",
+                remedy="Look for days_supply and dates.",
             ) from None
 
 

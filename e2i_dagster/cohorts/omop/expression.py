@@ -662,10 +662,10 @@ def _document(circe_json: str | Path | dict[str, Any]) -> tuple[str, dict[str, A
             text = Path(circe_json).read_text(encoding="utf-8-sig")
         except OSError as error:
             raise ConfigError(
-                f"{name}: the file cannot be read ({error.strerror}). Give a Circe JSON file."
+                f"{name}: the file cannot be read ({error.strerror}).", remedy="Give a Circe JSON file."
             ) from None
         except UnicodeDecodeError:
-            raise ConfigError(f"{name}: not UTF-8 text. Give a Circe JSON file.") from None
+            raise ConfigError(f"{name}: not UTF-8 text.", remedy="Give a Circe JSON file.") from None
     try:
         document = json.loads(text)
     except json.JSONDecodeError as error:
@@ -674,7 +674,8 @@ def _document(circe_json: str | Path | dict[str, Any]) -> tuple[str, dict[str, A
         raise ConfigError(f"{name}: expected a JSON object with PrimaryCriteria at the top level.")
     if "PrimaryCriteria" not in document and isinstance(document.get("expression"), dict | str):
         raise ConfigError(
-            f"{name}: this is an Atlas definition around a cohort expression. Give the value of `expression`."
+            f"{name}: this is an Atlas definition around a cohort expression.",
+            remedy="Give the value of `expression`.",
         )
     return name, document
 

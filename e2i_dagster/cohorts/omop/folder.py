@@ -79,7 +79,7 @@ def find_tables(folder: Path, plan: Plan) -> list[TableFiles]:
         InputError: there is no such folder, or needed tables are missing, all of them named.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder}: there is no such folder. Give a folder of OMOP tables.")
+        raise InputError(f"{folder}: there is no such folder.", remedy="Give a folder of OMOP tables.")
     found: dict[str, TableFiles] = {}
     for entry in sorted(folder.iterdir()):
         files = _table_files(entry)
@@ -87,15 +87,16 @@ def find_tables(folder: Path, plan: Plan) -> list[TableFiles]:
             continue
         if files.table in found:
             raise InputError(
-                f"{folder}: the table {files.table} is there twice ({found[files.table].name}, "
-                f"{files.name}). Remove one."
+                f"{folder}: the table {files.table} is there twice ({found[files.table].name}, {files.name}).",
+                remedy="Remove one.",
             )
         found[files.table] = files
     missing = [(table, path) for table, path in plan.needed.items() if table not in found]
     if missing:
         listed = "; ".join(f"{table} (read at {path})" for table, path in missing)
         raise InputError(
-            f"{folder}: needed tables are missing: {listed}. Add each as TABLE.csv or TABLE.parquet."
+            f"{folder}: needed tables are missing: {listed}.",
+            remedy="Add each as TABLE.csv or TABLE.parquet.",
         )
     wanted = [*plan.needed, *(["concept"] if "concept" in found else [])]
     return [found[table] for table in wanted]
@@ -107,7 +108,7 @@ def _table_files(entry: Path) -> TableFiles | None:
         parts = [part for part in sorted(entry.iterdir()) if _suffix(part.name)]
         kinds: set[Kind] = {SUFFIXES[str(_suffix(part.name))] for part in parts}
         if len(kinds) > 1:
-            raise InputError(f"{entry}: CSV and Parquet parts are mixed. Keep one kind.")
+            raise InputError(f"{entry}: CSV and Parquet parts are mixed.", remedy="Keep one kind.")
         return TableFiles(name, tuple(parts), kinds.pop()) if parts else None
     suffix = _suffix(name)
     return None if suffix is None else TableFiles(name.removesuffix(suffix), (entry,), SUFFIXES[suffix])
@@ -184,7 +185,8 @@ def _read_csv(connection: DuckDBPyConnection, files: TableFiles, quote: Quote) -
     separators = sorted({_separator(path) for path in files.paths})
     if len(separators) > 1:
         raise InputError(
-            f"{files.name}: its parts are separated by {' and '.join(map(repr, separators))}. Use one."
+            f"{files.name}: its parts are separated by {' and '.join(map(repr, separators))}.",
+            remedy="Use one.",
         )
     form = FileFormat(separator=separators[0], quote=quote)
     paths: Any = [str(path) for path in files.paths]  # DuckDB takes lists, its signatures know files only
@@ -273,7 +275,7 @@ def _check_unique(connection: DuckDBPyConnection, files: TableFiles) -> None:
     ((extra,),) = connection.execute(repeated).fetchall()
     if extra:
         raise InputError(
-            f"{files.name}: {key} is not unique ({extra:,} rows too many). Keep one row of each."
+            f"{files.name}: {key} is not unique ({extra:,} rows too many).", remedy="Keep one row of each."
         )
 
 
@@ -281,8 +283,10 @@ def _unreadable(files: TableFiles, error: Exception) -> InputError:
     """The first line of what DuckDB said: the next ones would quote the data."""
     said = str(error).splitlines()[0]
     if READ_MARK in said:
-        return InputError(f"{files.name}: {said.split(READ_MARK, 1)[1]}. Correct the file.")
-    return InputError(f"{files.name}: cannot be read as {files.kind.upper()} ({said[:200]}). Write it again.")
+        return InputError(f"{files.name}: {said.split(READ_MARK, 1)[1]}.", remedy="Correct the file.")
+    return InputError(
+        f"{files.name}: cannot be read as {files.kind.upper()} ({said[:200]}).", remedy="Write it again."
+    )
 
 
 def _columns(files: TableFiles, types: dict[str, tuple[str, str]], plan: Plan) -> list[str]:

@@ -90,7 +90,10 @@ def score_result(
         InputError: ``alignment`` lies outside 0 to 1.
     """
     if alignment is not None and not 0 <= alignment <= 1:
-        raise InputError(f"alignment: {alignment:g} lies outside 0 (against the strategy) to 1 (fits it).")
+        raise InputError(
+            f"alignment: {alignment:g} lies outside 0 (against the strategy) to 1 (fits it).",
+            field="alignment",
+        )
     known = [
         one
         for one in analysis.comparisons

@@ -76,9 +76,10 @@ def draw_stream(
     ]
     if reasons or cohort is None:
         raise InputError(
-            f"Experiment {spec.name} cannot be simulated: {'; '.join(reasons)}. A simulated stream has patients of "
-            f"one of {', '.join(COHORTS)}, a proportion as primary metric and secondary ones of other kinds than mean. "
-            "Record your own units instead."
+            f"Experiment {spec.name} cannot be simulated: {'; '.join(reasons)}. A simulated stream has "
+            f"patients of one of {', '.join(COHORTS)}, a proportion as primary metric and secondary ones "
+            f"of other kinds than mean.",
+            remedy="Record your own units instead.",
         )
     size = 6 * spec.sample_size.total
     people = draw_population(dgp, size, seed, [cohort])

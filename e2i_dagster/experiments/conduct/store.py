@@ -127,13 +127,15 @@ def register(connection: sa.Connection, spec: ExperimentSpec, *, actor: str) -> 
         return held
     if stored["locked_at"] is not None:
         raise VerdictError(
-            f"The design of experiment {spec.name} is locked since its first assignment, and its file has changed. "
-            f"Take the change back, or record it as an amendment: e2i experiment amend {spec.name} --reason TEXT."
+            f"The design of experiment {spec.name} is locked since its first assignment, and its file has changed.",
+            remedy=f"Take the change back, or record it as an amendment: e2i experiment amend {spec.name} "
+            f"--reason TEXT.",
         )
     if stored["state"] not in ("draft", "in_review"):
         raise VerdictError(
-            f"The design of experiment {spec.name} changed after its approval. Take the change back, or cancel it "
-            f"(e2i experiment transition {spec.name} cancelled --reason TEXT) and give the new design a new name."
+            f"The design of experiment {spec.name} changed after its approval.",
+            remedy=f"Take the change back, or cancel it (e2i experiment transition {spec.name} cancelled "
+            f"--reason TEXT) and give the new design a new name.",
         )
     _new_design(
         connection, spec, stored["design_version"] + 1, amendment=False, reason="file changed", actor=actor
@@ -465,8 +467,8 @@ def randomize(
     ).one_or_none()
     if previous is not None and previous.key_fingerprint != key_fingerprint(key):
         raise VerdictError(
-            f"Experiment {name} was begun with another randomization key. Go on with that key: the lists of "
-            "another one would break balance and audit."
+            f"Experiment {name} was begun with another randomization key.",
+            remedy="Go on with that key: the lists of another one would break balance and audit.",
         )
     records = read_records(connection, name)
     plan = RandomizationPlan.of(held.spec)
@@ -639,7 +641,8 @@ def _following(connection: sa.Connection, name: str, source: Source) -> Experime
     held = _held(connection, name)
     if held.source not in (None, source):
         raise InputError(
-            f"Experiment {name} has {held.source} units; {source} ones never mix with them. Use another experiment."
+            f"Experiment {name} has {held.source} units; {source} ones never mix with them.",
+            remedy="Use another experiment.",
         )
     return held
 

@@ -113,24 +113,37 @@ def design(
     )
     fractions = np.array(efficacy.information_fractions)
     if fractions[-1] < 1.0:
-        raise InputError(f"information_fractions: a design ends at 1, not at {fractions[-1]:g}.")
+        raise InputError(
+            f"information_fractions: a design ends at 1, not at {fractions[-1]:g}.",
+            field="information_fractions",
+        )
     wanted = checked_probability(power, "power")
     per_side = efficacy.alpha / efficacy.sides
     if wanted <= per_side:
-        raise InputError(f"power: {wanted:g} is not above the error of one side ({per_side:g}).")
+        raise InputError(
+            f"power: {wanted:g} is not above the error of one side ({per_side:g}).", field="power"
+        )
     single = fixed_drift(per_side, wanted)
     if beta_spending is None:
         if binding or beta_gamma is not None:
-            raise InputError("beta_spending: binding futility and beta_gamma need one of the spending rules.")
+            raise InputError(
+                "beta_spending: binding futility and beta_gamma need one of the spending rules.",
+                field="beta_spending",
+            )
         drift = drift_for_power(efficacy, wanted)
         return Design(
             efficacy=efficacy, futility=None, binding=False, beta_spending=None, beta_gamma=None,
             power=wanted, drift=drift, inflation=(drift / single) ** 2, beta_spent=None,
         )  # fmt: skip
     if beta_spending not in SPENDING_RULES:
-        raise InputError(f"beta_spending: {beta_spending!r} is not one of {', '.join(SPENDING_RULES)}.")
+        raise InputError(
+            f"beta_spending: {beta_spending!r} is not one of {', '.join(SPENDING_RULES)}.",
+            field="beta_spending",
+        )
     if binding and rule not in SPENDING_RULES:
-        raise InputError(f"binding: {rule} does not spend alpha; binding futility needs a spending rule.")
+        raise InputError(
+            f"binding: {rule} does not spend alpha; binding futility needs a spending rule.", field="binding"
+        )
     beta = spending(beta_spending, fractions, 1.0 - wanted, beta_gamma)
     spent = spending(rule, fractions, per_side, gamma) if binding else None
     upper = boundaries_by_spending(

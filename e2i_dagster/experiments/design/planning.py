@@ -17,6 +17,7 @@ from e2i_dagster.display import Table
 from e2i_dagster.errors import InputError
 from e2i_dagster.experiments.statistics.comparisons import (
     FEWEST_CLUSTERS,
+    MOST_OF_ONE_CLUSTER,
     cluster_error,
     satterthwaite_clusters,
 )
@@ -112,7 +113,16 @@ class _Setting(BaseModel):
         for count in (number, other):
             if count < FEWEST_CLUSTERS:
                 raise InputError(
-                    f"n: {count} clusters in an arm; an analysis needs at least {FEWEST_CLUSTERS} in each."
+                    f"n: {count} clusters in an arm; an analysis needs at least {FEWEST_CLUSTERS} in each.",
+                    field="n",
+                )
+            if (most := self.clusters.largest_share(count)) > MOST_OF_ONE_CLUSTER:
+                raise InputError(
+                    f"n: of {count} clusters in an arm one would be {most:.0%} of it; an analysis can judge at most "
+                    f"{MOST_OF_ONE_CLUSTER:.0%}. Enrol more clusters, or leave that one out.",
+                    field="n",
+                    value=count,
+                    remedy="Enrol more clusters, or leave that one out.",
                 )
         treated = control = self.sd**2
         if self.kind == "proportion":
@@ -169,7 +179,9 @@ class _Setting(BaseModel):
 
         freedom = total - 2.0
         if freedom <= 0:
-            raise InputError(f"n: {total:g} units in two arms leave nothing to estimate the variance from.")
+            raise InputError(
+                f"n: {total:g} units in two arms leave nothing to estimate the variance from.", field="n"
+            )
         shift = abs(effect) / self.sd * math.sqrt(total * q0 * q1 / self.variance_share)
         critical = float(student.isf(self.tail, freedom))
         value = float(nct.sf(critical, freedom, shift))
@@ -192,44 +204,55 @@ def _setting(
     cluster_size: float | None,
     icc: float | None,
     cluster_size_cv: float,
+    largest_cluster: float | None,
     lost: float,
 ) -> _Setting:
     if kind not in KINDS:
-        raise InputError(f"kind: {kind!r} is not known; known are {', '.join(KINDS)}.")
+        raise InputError(f"kind: {kind!r} is not known; known are {', '.join(KINDS)}.", field="kind")
     if sides not in (1, 2):
-        raise InputError(f"sides: {sides!r}; a test has 1 or 2 sides.")
+        raise InputError(f"sides: {sides!r}; a test has 1 or 2 sides.", field="sides")
     if kind == "proportion":
         if baseline is None:
-            raise InputError("baseline: kind proportion needs the rate of the control arm.")
+            raise InputError("baseline: kind proportion needs the rate of the control arm.", field="baseline")
         checked_probability(baseline, "baseline")
     if kind == "survival":
         if event_probability is None:
             raise InputError(
                 "event_probability: kind survival needs the share of control units that have the event until "
-                "the end of follow-up."
+                "the end of follow-up.",
+                field="event_probability",
             )
         checked_probability(event_probability, "event_probability")
     if kind == "ratio" and sd is None:
         raise InputError(
-            "sd: kind ratio needs the standard deviation of the linearized metric (linearized_sd)."
+            "sd: kind ratio needs the standard deviation of the linearized metric (linearized_sd).",
+            field="sd",
         )
     spread = 1.0 if sd is None else checked_number(sd, "sd")
     if spread <= 0:
-        raise InputError(f"sd: {spread:g} must be above 0.")
+        raise InputError(f"sd: {spread:g} must be above 0.", field="sd")
     correlation = checked_number(covariate_correlation, "covariate_correlation")
     if not -1.0 < correlation < 1.0:
-        raise InputError(f"covariate_correlation: {correlation:g} must lie between -1 and 1.")
+        raise InputError(
+            f"covariate_correlation: {correlation:g} must lie between -1 and 1.",
+            field="covariate_correlation",
+        )
     if correlation and kind == "survival":
-        raise InputError("covariate_correlation: not for kind survival; its size follows from events alone.")
+        raise InputError(
+            "covariate_correlation: not for kind survival; its size follows from events alone.",
+            field="covariate_correlation",
+        )
     pair = allocation[arm] + allocation[control]
-    planned = design_effect(cluster_size, icc, cluster_size_cv)
-    clusters = None
+    inflated, clusters = design_effect(cluster_size, icc, cluster_size_cv), None
     if cluster_size is not None and icc is not None:
         if kind == "survival":
-            raise InputError("cluster_size: not for kind survival, which is not analysed by clusters.")
+            raise InputError(
+                "cluster_size: not for kind survival, which is not analysed by clusters.",
+                field="cluster_size",
+            )
         observed = max(cluster_size * (1.0 - lost), 1.0)
-        clusters = _Clusters(cluster_size, observed, cluster_size_cv)
-        planned = design_effect(observed, icc, cluster_size_cv)
+        clusters = _Clusters(cluster_size, observed, cluster_size_cv, largest_cluster)
+        inflated = design_effect(observed, icc, cluster_size_cv)
     return _Setting(
         kind=kind,  # type: ignore[arg-type]
         baseline=None if baseline is None else checked_number(baseline, "baseline"),
@@ -239,32 +262,55 @@ def _setting(
         tail=checked_probability(alpha, "alpha") / (len(allocation) - 1) / sides,
         sides=sides,  # type: ignore[arg-type]
         variance_share=1.0 - correlation**2,
-        design_effect=planned,
+        design_effect=inflated,
         clusters=clusters,
     )
 
 
 @dataclass(frozen=True)
 class _Clusters:
-    """Clusters of ``observed`` units with outcome each (mean ``size`` enrolled), of sizes that vary by ``cv``."""
+    """Clusters of ``observed`` units with outcome each (mean ``size`` enrolled), of sizes that vary by ``cv``.
+
+    ``largest``: units of the largest one, where it is known.
+    """
 
     size: float
     observed: float
     cv: float
+    largest: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.largest is not None and not self.size <= self.largest < math.inf:
+            raise InputError(
+                f"largest_cluster: {self.largest:g} units; it is at least the mean cluster_size {self.size:g}.",
+                field="largest_cluster",
+                value=self.largest,
+                remedy="Give the units of the largest cluster.",
+            )
+
+    def shares(self, number: int) -> np.ndarray:
+        """Share of the arm that each of ``number`` clusters is, the largest last: quantiles of a gamma law."""
+        sizes = np.ones(number)
+        if self.cv:
+            from scipy.special import gammaincinv
+
+            sizes = gammaincinv(self.cv**-2, (np.arange(number) + 0.5) / number)
+        share = sizes / sizes.sum()
+        known = 0.0 if self.largest is None else min(1.0, self.largest / (number * self.size))
+        if known > share[-1]:
+            share = np.append(share[:-1] * ((1.0 - known) / (1.0 - share[-1])), known)
+        return share
+
+    def largest_share(self, number: int) -> float:
+        """Share of the arm that the largest of ``number`` clusters is."""
+        return float(self.shares(number)[-1])
 
     def of_arm(self, number: int, variance: float) -> tuple[float, float, float]:
         """Variance of the arm's mean, its degrees of freedom, and the variance for clusters of variance 1.
 
         ``variance``: of one unit times the design effect.
         """
-        if self.cv == 0:
-            share = np.full(number, 1.0 / number)
-        else:
-            from scipy.special import gammaincinv
-
-            shape = self.cv**-2
-            sizes = gammaincinv(shape, (np.arange(number) + 0.5) / number)
-            share = sizes / sizes.sum()
+        share = self.shares(number)
         return variance / (number * self.observed), satterthwaite_clusters(share), float(share @ share)
 
     def power(self, effect: float, tail: float, arms: Sequence[tuple[int, float]]) -> float:
@@ -316,7 +362,8 @@ def linearized_sd(
     if mean == 0 or numerator_sd < 0 or denominator_sd < 0 or not -1 <= correlation <= 1:
         raise InputError(
             "linearized_sd: the mean of the denominator is not 0, standard deviations are not negative and "
-            "the correlation lies in [-1, 1]."
+            "the correlation lies in [-1, 1].",
+            field="linearized_sd",
         )
     cross = 2.0 * ratio * correlation * numerator_sd * denominator_sd
     variance = numerator_sd**2 + ratio**2 * denominator_sd**2 - cross
@@ -327,7 +374,9 @@ def _allocation(ratio: Ratio, control: str) -> dict[str, float]:
     if isinstance(ratio, Mapping):
         shares = checked_ratio(ratio)
         if control not in shares:
-            raise InputError(f"control: {control!r} is not an arm of the ratio ({', '.join(shares)}).")
+            raise InputError(
+                f"control: {control!r} is not an arm of the ratio ({', '.join(shares)}).", field="control"
+            )
         return shares
     if isinstance(ratio, str) or hasattr(ratio, "__len__"):
         count = len(ratio.split(":")) if isinstance(ratio, str) else len(ratio)  # type: ignore[arg-type]
@@ -335,7 +384,9 @@ def _allocation(ratio: Ratio, control: str) -> dict[str, float]:
         return checked_ratio(ratio, [*treated, control] if count != 1 else None)
     value = checked_number(ratio, "ratio")  # type: ignore[arg-type]
     if value <= 0:
-        raise InputError(f"ratio: {value:g} treated units per control unit; it must be above 0.")
+        raise InputError(
+            f"ratio: {value:g} treated units per control unit; it must be above 0.", field="ratio"
+        )
     return {control: 1.0 / (1.0 + value), "treatment": value / (1.0 + value)}
 
 
@@ -343,18 +394,23 @@ def _checked_effect(setting: _Setting, effect: float, relative: bool) -> float:
     value = checked_number(effect, "effect")
     if setting.kind == "survival":
         if value <= 0 or value == 1.0:
-            raise InputError(f"effect: {value:g}; for kind survival it is a hazard ratio above 0 and not 1.")
+            raise InputError(
+                f"effect: {value:g}; for kind survival it is a hazard ratio above 0 and not 1.",
+                field="effect",
+            )
         return value
     if relative:
         if not setting.baseline:
-            raise InputError("relative: a relative effect needs a baseline that is not 0.")
+            raise InputError("relative: a relative effect needs a baseline that is not 0.", field="relative")
         value *= setting.baseline
     if value == 0:
-        raise InputError("effect: 0; no size detects an effect of nothing.")
+        raise InputError("effect: 0; no size detects an effect of nothing.", field="effect")
     if setting.kind == "proportion":
         rate = setting.rates(value)[1]
         if not 0.0 < rate < 1.0:
-            raise InputError(f"effect: the treated rate would be {rate:g}; it must lie between 0 and 1.")
+            raise InputError(
+                f"effect: the treated rate would be {rate:g}; it must lie between 0 and 1.", field="effect"
+            )
     return value
 
 
@@ -374,6 +430,7 @@ def sample_size(
     cluster_size: float | None = None,
     icc: float | None = None,
     cluster_size_cv: float = 0.0,
+    largest_cluster: float | None = None,
     covariate_correlation: float = 0.0,
     dropout: float = 0.0,
     boundaries: Boundaries | None = None,
@@ -390,7 +447,8 @@ def sample_size(
         ratio: treated units per control unit; or all arms, as shares that sum to 1 or as whole parts: by name, or
             the treated ones first and the control last (``"2:1"``, ``[2, 1]``: two treated for one control). Over
             several treated arms alpha is split (Bonferroni).
-        cluster_size, icc, cluster_size_cv: clusters are randomized.
+        cluster_size, icc, cluster_size_cv: clusters are randomized. largest_cluster: units of the largest one, where
+            it is known; an arm of which it is more than an analysis can judge gets more clusters.
         covariate_correlation: correlation of outcome and CUPED covariate; the variance shrinks by its square.
         dropout: share of units without outcome.
         boundaries: the looks of the plan, whose inflation factor is applied.
@@ -402,25 +460,29 @@ def sample_size(
     power = checked_probability(power, "power")
     lost = checked_number(dropout, "dropout")
     if not 0.0 <= lost < 1.0:
-        raise InputError(f"dropout: {lost:g} must lie in [0, 1).")
+        raise InputError(f"dropout: {lost:g} must lie in [0, 1).", field="dropout")
     if boundaries is not None:
         alpha, sides = boundaries.alpha, boundaries.sides
         if len(allocation) > 2:
             raise InputError(
-                "boundaries: interim looks with more than two arms need one plan per comparison."
+                "boundaries: interim looks with more than two arms need one plan per comparison.",
+                field="boundaries",
             )
     settings = {
         arm: _setting(
             kind, baseline=baseline, sd=sd, event_probability=event_probability, allocation=allocation,
             arm=arm, control=control, alpha=alpha, sides=sides, covariate_correlation=covariate_correlation,
-            cluster_size=cluster_size, icc=icc, cluster_size_cv=cluster_size_cv, lost=lost,
+            cluster_size=cluster_size, icc=icc, cluster_size_cv=cluster_size_cv, largest_cluster=largest_cluster,
+            lost=lost,
         )
         for arm in allocation if arm != control
     }  # fmt: skip
     first = next(iter(settings.values()))
     value = _checked_effect(first, effect, relative)
     if power <= first.tail:
-        raise InputError(f"power: {power:g} is not above the error of one side ({first.tail:g}).")
+        raise InputError(
+            f"power: {power:g} is not above the error of one side ({first.tail:g}).", field="power"
+        )
     inflation = 1.0 if boundaries is None else inflation_factor(boundaries, power)
     totals = {
         arm: setting.fixed_total(value, power) / (allocation[arm] + allocation[control])
@@ -428,7 +490,9 @@ def sample_size(
     }
     fixed = max(totals.values())
     if fixed > MOST_UNITS:
-        raise InputError(f"effect: {value:g} would need {fixed:.3g} units; the effect is too near to none.")
+        raise InputError(
+            f"effect: {value:g} would need {fixed:.3g} units; the effect is too near to none.", field="effect"
+        )
     enrolled = fixed * inflation * first.design_effect / (1.0 - lost)
     per_arm = {arm: math.ceil(enrolled * share - 1e-9) for arm, share in allocation.items()}
     clusters = None
@@ -475,6 +539,7 @@ def power(
     cluster_size: float | None = None,
     icc: float | None = None,
     cluster_size_cv: float = 0.0,
+    largest_cluster: float | None = None,
     covariate_correlation: float = 0.0,
     dropout: float = 0.0,
     boundaries: Boundaries | None = None,
@@ -487,14 +552,15 @@ def power(
     units = checked_number(n, "n")
     lost = checked_number(dropout, "dropout")
     if not 0.0 <= lost < 1.0:
-        raise InputError(f"dropout: {lost:g} must lie in [0, 1).")
+        raise InputError(f"dropout: {lost:g} must lie in [0, 1).", field="dropout")
     if units < 2:
-        raise InputError(f"n: {units:g}; two arms need at least 2 units.")
+        raise InputError(f"n: {units:g}; two arms need at least 2 units.", field="n")
     if boundaries is not None:
         alpha, sides = boundaries.alpha, boundaries.sides
         if len(allocation) > 2:
             raise InputError(
-                "boundaries: interim looks with more than two arms need one plan per comparison."
+                "boundaries: interim looks with more than two arms need one plan per comparison.",
+                field="boundaries",
             )
     found = []
     for arm in allocation:
@@ -503,7 +569,8 @@ def power(
         setting = _setting(
             kind, baseline=baseline, sd=sd, event_probability=event_probability, allocation=allocation,
             arm=arm, control=control, alpha=alpha, sides=sides, covariate_correlation=covariate_correlation,
-            cluster_size=cluster_size, icc=icc, cluster_size_cv=cluster_size_cv, lost=lost,
+            cluster_size=cluster_size, icc=icc, cluster_size_cv=cluster_size_cv, largest_cluster=largest_cluster,
+            lost=lost,
         )  # fmt: skip
         value = _checked_effect(setting, effect, relative)
         if setting.clusters is not None:
@@ -546,7 +613,8 @@ def _whole_clusters(
 
     def enough(total: int) -> bool:
         counts = _split(total, allocation)
-        if min(counts.values()) < FEWEST_CLUSTERS:
+        fewest = min(counts.values())
+        if fewest < FEWEST_CLUSTERS or size.largest_share(fewest) > MOST_OF_ONE_CLUSTER:
             return False
         for arm, setting in settings.items():
             single = setting.cluster_power(effect, counts[arm], counts[control])
@@ -583,7 +651,7 @@ def minimum_detectable_effect(
         low, high = 1e-6, 1.0 - 1e-9
     elif kind == "proportion":
         if settings.get("baseline") is None:
-            raise InputError("baseline: kind proportion needs the rate of the control arm.")
+            raise InputError("baseline: kind proportion needs the rate of the control arm.", field="baseline")
         low, high = 1e-9, (1.0 - checked_probability(settings["baseline"], "baseline")) * (1 - 1e-9)
     else:
         low, high = 1e-9, 1e3
@@ -593,10 +661,10 @@ def minimum_detectable_effect(
     if settings.get("relative"):
         base = checked_number(settings.get("baseline") or 0.0, "baseline")
         if base == 0:
-            raise InputError("relative: a relative effect needs a baseline that is not 0.")
+            raise InputError("relative: a relative effect needs a baseline that is not 0.", field="relative")
         low, high = low / abs(base), high / abs(base)
     if reached(low) * reached(high) > 0:
-        raise InputError(f"n: no effect is found with power {wanted:g} by {n:g} units.")
+        raise InputError(f"n: no effect is found with power {wanted:g} by {n:g} units.", field="n")
     return solve(reached, low, high)
 
 
@@ -611,7 +679,7 @@ def drift_for_power(boundaries: Boundaries, power: float = 0.80) -> float:
     """Expectation of the final z at which the looks have ``power``."""
     wanted = checked_probability(power, "power")
     if wanted <= boundaries.alpha / boundaries.sides:
-        raise InputError(f"power: {wanted:g} is not above the error of one side.")
+        raise InputError(f"power: {wanted:g} is not above the error of one side.", field="power")
     return solve(lambda drift: power_of_looks(boundaries, drift) - wanted, 0.0, 30.0)
 
 

@@ -140,18 +140,22 @@ def merged(before: pd.DataFrame, given: pd.DataFrame, arms: Sequence[str]) -> pd
     unknown = sorted(set(given["variant"].dropna().astype(str)) - set(arms))
     if unknown or given[["unit_id", "variant"]].isna().to_numpy().any():
         raise InputError(
-            f"assignments: unknown or missing arm ({', '.join(unknown) or 'null'}). Arms: {', '.join(arms)}."
+            f"assignments: unknown or missing arm ({', '.join(unknown) or 'null'}). Arms: {', '.join(arms)}.",
+            field="assignments",
         )
     single = given[["unit_id", "variant"]].drop_duplicates()
     torn = int(single["unit_id"].duplicated().sum())
     if torn:
-        raise InputError(f"assignments: {torn:,} unit(s) are given with two different arms.")
+        raise InputError(
+            f"assignments: {torn:,} unit(s) are given with two different arms.", field="assignments"
+        )
     both = single.merge(before[["unit_id", "variant"]], on="unit_id", how="left", suffixes=("", "_before"))
     moved = int((both["variant_before"].notna() & (both["variant_before"] != both["variant"])).sum())
     if moved:
         raise VerdictError(
             f"assignments: {moved:,} unit(s) are already assigned to another arm. An assignment is never "
-            "changed: correct the delivery, or record a deviation for what the unit really received."
+            "changed: correct the delivery, or record a deviation for what the unit really received.",
+            field="assignments",
         )
     return both.loc[both["variant_before"].isna(), ["unit_id", "variant"]].reset_index(drop=True)
 

@@ -28,8 +28,8 @@ def randomization_key() -> bytes:
     if given:
         if len(given) < _LEAST_CHARACTERS:
             raise ConfigError(
-                f"{VARIABLE} has {len(given)} characters; a key needs at least {_LEAST_CHARACTERS}. "
-                'Make one: python -c "import secrets; print(secrets.token_hex(32))".'
+                f"{VARIABLE} has {len(given)} characters; a key needs at least {_LEAST_CHARACTERS}.",
+                remedy='Make one: python -c "import secrets; print(secrets.token_hex(32))".',
             )
         return given.encode()
     if database_url() is not None:
@@ -65,6 +65,6 @@ def _generated(path: Path) -> bytes:
         return path.read_text(encoding="utf-8").strip().encode()
     except OSError as error:
         raise UnavailableError(
-            f"The key of randomization {path} cannot be read or made ({error.strerror}). Correct the permissions "
-            f"of the state folder, or set {VARIABLE}."
+            f"The key of randomization {path} cannot be read or made ({error.strerror}).",
+            remedy=f"Correct the permissions of the state folder, or set {VARIABLE}.",
         ) from error

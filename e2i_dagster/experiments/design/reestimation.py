@@ -86,7 +86,8 @@ def blinded_reestimation(
     if within <= 0:
         raise InputError(
             f"assumed_effect: {assumed_effect:g} alone explains more variance than was seen ({seen:g}); "
-            "it is too large."
+            "it is too large.",
+            field="assumed_effect",
         )
     ratio = within / before
     if ratio > trigger or (least < 1.0 and ratio < 1.0):
@@ -131,7 +132,7 @@ def promising_zone(
             f"look {look}: the size is looked at again at the last look but one, of a whole plan."
         )
     if most < planned:
-        raise InputError(f"most: {most} is below the {planned} units planned.")
+        raise InputError(f"most: {most} is below the {planned} units planned.", field="most")
     target = checked_probability(target_power, "target_power")
     value = checked_number(z, "z")
     fraction, final = boundaries.information_fractions[look - 1], boundaries.z[-1]
@@ -161,7 +162,7 @@ def promising_zone(
 
 def _checked_size(planned: int) -> None:
     if isinstance(planned, bool) or planned != int(planned) or planned < 2:
-        raise InputError(f"planned: {planned!r} is no number of units.")
+        raise InputError(f"planned: {planned!r} is no number of units.", field="planned")
 
 
 def _power_with(z: float, fraction: float, final: float, factor: float) -> float:

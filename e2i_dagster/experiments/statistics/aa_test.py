@@ -84,11 +84,14 @@ def aa_check(
 
     alpha = checked_probability(alpha, "alpha")
     if draws < FEWEST_DRAWS:
-        raise InputError(f"draws: {draws}; at least {FEWEST_DRAWS} are needed to judge a share of {alpha:g}.")
+        raise InputError(
+            f"draws: {draws}; at least {FEWEST_DRAWS} are needed to judge a share of {alpha:g}.",
+            field="draws",
+        )
     if randomized is not None and randomized not in frame.columns:
-        raise InputError(f"randomized: the frame has no column {randomized!r}.")
+        raise InputError(f"randomized: the frame has no column {randomized!r}.", field="randomized")
     if "strata" in options:
-        raise InputError("strata: the A/A check takes none.")
+        raise InputError("strata: the A/A check takes none.", field="strata")
     rng = np.random.default_rng(seed)
     codes = np.arange(len(frame)) if randomized is None else pd.factorize(frame[randomized])[0]
     groups = int(codes.max()) + 1 if len(frame) else 0

@@ -117,22 +117,30 @@ def analyze_statistics(
     confidence = checked_probability(confidence, "confidence")
     control = str(control)
     if min_per_arm < 2:
-        raise InputError(f"min_per_arm: {min_per_arm} leaves no variance to estimate; at least 2.")
+        raise InputError(
+            f"min_per_arm: {min_per_arm} leaves no variance to estimate; at least 2.", field="min_per_arm"
+        )
     given = list(map(str, arms)) if arms is not None else list(statistics.arms)
     unknown = sorted(set(statistics.arms) - set(given))
     if unknown:
-        raise InputError(f"arm: {unknown} are not among the arms of the design ({', '.join(given)}).")
+        raise InputError(
+            f"arm: {unknown} are not among the arms of the design ({', '.join(given)}).", field="arm"
+        )
     if control not in given:
-        raise InputError(f"control: {control!r} is no arm; the arms are {', '.join(given)}.")
+        raise InputError(f"control: {control!r} is no arm; the arms are {', '.join(given)}.", field="control")
     treated = [name for name in given if name != control]
     if not treated:
-        raise InputError(f"arm: every unit is in {control!r}; one arm alone has no effect to estimate.")
+        raise InputError(
+            f"arm: every unit is in {control!r}; one arm alone has no effect to estimate.", field="arm"
+        )
     limits = _outcome_range(statistics, outcome_range)
     absent = {name: statistics.cell(name).missing for name in given if statistics.cell(name).missing}
     if statistics.missing == "refuse" and absent:
         raise InputError(
-            f"outcome: {sum(absent.values())} units have none (arms {', '.join(sorted(absent))}), and missing="
-            "'refuse'. Deliver the outcomes or choose another policy for missing ones."
+            f"outcome: {sum(absent.values())} units have none (arms {', '.join(sorted(absent))}), and "
+            f"missing='refuse'.",
+            field="outcome",
+            remedy="Deliver the outcomes or choose another policy for missing ones.",
         )
     comparisons = [
         compare(statistics, name, control, confidence, limits, horizon, min_per_arm) for name in treated
@@ -167,11 +175,12 @@ def _outcome_range(
         if statistics.kind == "proportion":
             return 0.0, 1.0
         raise InputError(
-            "outcome_range: missing='bounds' of means needs the least and largest possible outcome."
+            "outcome_range: missing='bounds' of means needs the least and largest possible outcome.",
+            field="outcome_range",
         )
     low, high = (checked_number(value, "outcome_range") for value in outcome_range)
     if low >= high:
-        raise InputError(f"outcome_range: {low:g} is not below {high:g}.")
+        raise InputError(f"outcome_range: {low:g} is not below {high:g}.", field="outcome_range")
     return low, high
 
 

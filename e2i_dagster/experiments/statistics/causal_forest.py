@@ -114,11 +114,15 @@ def heterogeneity(
     """
     for name in (arm, outcome, *covariates):
         if name not in frame.columns:
-            raise InputError(f"heterogeneity: the frame has no column {name!r}.")
+            raise InputError(f"heterogeneity: the frame has no column {name!r}.", field="heterogeneity")
     if not covariates:
-        raise InputError("covariates: name at least one column from before the assignment.")
+        raise InputError(
+            "covariates: name at least one column from before the assignment.", field="covariates"
+        )
     if not (pd.api.types.is_numeric_dtype(frame[outcome]) or pd.api.types.is_bool_dtype(frame[outcome])):
-        raise InputError(f"outcome: column {outcome!r} is {frame[outcome].dtype}; a number is needed.")
+        raise InputError(
+            f"outcome: column {outcome!r} is {frame[outcome].dtype}; a number is needed.", field="outcome"
+        )
     labels = frame[arm].astype("string")
     units = frame[labels.isin([str(treated), str(control)]) & frame[outcome].notna()]
     treatment = (units[arm].astype("string") == str(treated)).to_numpy(dtype=int)

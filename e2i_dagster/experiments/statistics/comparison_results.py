@@ -137,7 +137,8 @@ class Analysis(BaseModel):
         found = [item for item in self.comparisons if arm is None or item.arm == arm]
         if len(found) != 1:
             raise InputError(
-                f"comparison: name one of the arms {', '.join(c.arm for c in self.comparisons)}."
+                f"comparison: name one of the arms {', '.join(c.arm for c in self.comparisons)}.",
+                field="comparison",
             )
         return found[0]
 

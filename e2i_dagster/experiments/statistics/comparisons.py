@@ -14,6 +14,13 @@ import pandas as pd
 
 from e2i_dagster.cohorts.disclosure import shown_count
 from e2i_dagster.errors import InputError
+from e2i_dagster.experiments.permutation import (
+    FEWEST_RATIO_OTHERS,
+    Pool,
+    few_others,
+    needs_permutation,
+    permutation_test,
+)
 from e2i_dagster.experiments.statistics.comparison_results import Comparison
 from e2i_dagster.experiments.statistics.rates import (
     MOST_SKEWNESS,
@@ -140,7 +147,70 @@ def _estimated(
         return _compare_clusters(statistics, arm, control, confidence)
     if statistics.kind == "proportion" and _few_events(statistics, arm, control):
         return _compare_rates(statistics, arm, control, confidence)
+    pools = _pools(statistics, arm, control)
+    if statistics.kind == "ratio" and (few_others(pools) or FEWEST_RATIO_OTHERS) < FEWEST_RATIO_OTHERS:
+        raise _NotEstimableError(
+            "too few units have another numerator than most: no test of a ratio holds its level"
+        )
+    if statistics.kind == "mean" and pools and _vary(pools) and needs_permutation(pools):
+        return _compare_values(statistics, pools, arm, control, confidence)
     return _compare_means(statistics, arm, control, confidence)
+
+
+def _pools(statistics: SufficientStatistics, arm: str, control: str) -> list[Pool]:
+    """The values of both arms by stratum; of strata that have units of both. None where they are not kept."""
+    if statistics.values is None:
+        return []
+    found = []
+    kept = statistics.values[statistics.values["arm"].isin([arm, control])]
+    for _, part in kept.groupby("stratum", sort=True):
+        sides = part.pivot_table(index="v0", columns="arm", values="units", aggfunc="sum", fill_value=0)
+        if {arm, control} <= set(sides.columns):
+            counts = sides[[arm, control]].to_numpy(dtype=np.int64)
+            found.append(Pool(sides.index.to_numpy(dtype=float), counts.sum(axis=1), counts[:, 0]))
+    return found
+
+
+def _vary(pools: list[Pool]) -> bool:
+    return any(pool.others for pool in pools)
+
+
+def _compare_values(
+    statistics: SufficientStatistics, pools: list[Pool], arm: str, control: str, confidence: float
+) -> Comparison:
+    """Difference of means by the permutation test within strata, of 0 and 1 by the test of rates; no covariate.
+
+    The interval is that of the permutation variance, widened by what it overstates, so that it holds 0 exactly where
+    the test does not reject.
+    """
+    from scipy.special import ndtr
+
+    if all(np.isin(pool.values, (0.0, 1.0)).all() for pool in pools):
+        return _compare_rates(statistics, arm, control, confidence)
+    test = permutation_test(pools)
+    weights = np.array([pool.units for pool in pools], dtype=float)
+    weights /= weights.sum()
+    effect = float(weights @ [pool.difference for pool in pools])
+    spread = math.sqrt(float(weights**2 @ [pool.difference_variance for pool in pools]))
+    lower, upper = _widened(effect, spread, test.z, _normal_quantile(confidence))
+    base = statistics.cell(control).moments(statistics.covariate_fill((arm, control)))
+    note = "without the covariate: too few outcomes differ to adjust for it" if statistics.covariate else None
+    return Comparison(
+        arm=arm, control=control, status="estimated", note=note,
+        method=test.method + (", stratified" if statistics.stratified else ""), effect=effect,
+        standard_error=(effect - lower if effect > 0 else upper - effect) / _normal_quantile(confidence),
+        lower=lower, upper=upper, statistic=test.statistic, z=test.z,
+        p_value=min(1.0, float(2 * ndtr(-abs(test.z)))), attainable=test.attainable,
+        relative_effect=effect / float(base.mean[0]) if base.mean[0] else None,
+    )  # fmt: skip
+
+
+def _widened(effect: float, spread: float, found: float, z: float) -> tuple[float, float]:
+    """Limits of ``effect`` with the standard error ``spread``, widened by what that overstates against ``found``."""
+    side = math.copysign(1.0, effect)
+    overstated = effect / spread - found
+    towards, away = max(0.0, z + side * overstated) * spread, (z + max(0.0, side * overstated)) * spread
+    return (effect - towards, effect + away) if side > 0 else (effect - away, effect + towards)
 
 
 def _no_variation(statistics: SufficientStatistics, what: str) -> Exception:
@@ -358,10 +428,7 @@ def _compare_rates(statistics: SufficientStatistics, arm: str, control: str, con
     )
     if null > 0:
         # The same correction about the effect that is weighted by strata.
-        side, spread = math.copysign(1.0, effect), math.sqrt(null)
-        overstated = effect / spread - found
-        towards, away = max(0.0, z + side * overstated) * spread, (z + max(0.0, side * overstated)) * spread
-        lower, upper = (effect - towards, effect + away) if side > 0 else (effect - away, effect + towards)
+        lower, upper = _widened(effect, math.sqrt(null), found, z)
     p1, p0 = counts.events_1 / counts.units_1, counts.events_0 / counts.units_0
     v1, v0 = p1 * (1 - p1) / counts.units_1, p0 * (1 - p0) / counts.units_0
     relative: dict[str, Any] = {"relative_effect": effect / p0} if p0 else {}
@@ -503,7 +570,7 @@ def cluster_error(
 
     Each arm's variance for itself with Satterthwaite's degrees of freedom, or one variance of clusters in both
     arms: with few clusters in one arm alone the first is too often too small, the second is wrong where the arms
-    differ. Taken is the one with the longer interval, while an arm has few clusters.
+    differ. Taken is the one with the longer interval, while an arm has few clusters or none that differ.
 
     Args:
         variance: of each arm (and stratum), shape (2, ..., strata). freedom, unit: likewise, as
@@ -519,7 +586,8 @@ def cluster_error(
     shared = (one * unit.sum(axis=0)).sum(axis=-1)
     both = together.sum(axis=-1)
     longer = stdtrit(both, 1.0 - tail) ** 2 * shared > stdtrit(own, 1.0 - tail) ** 2 * arms
-    longer &= freedom.sum(axis=-1).min(axis=0) < MANY_CLUSTERS
+    # An arm that does not vary (every cluster without an event) says nothing of its error.
+    longer &= (freedom.sum(axis=-1).min(axis=0) < MANY_CLUSTERS) | (variance.sum(axis=-1).min(axis=0) == 0.0)
     return ratio * np.where(longer, shared, arms), np.where(longer, both, own)
 
 
@@ -691,7 +759,8 @@ def _compare_survival(
     longest = min(last_time(statistics.life, name) for name in (arm, control))
     if horizon is not None and not 0 < checked_number(horizon, "horizon") <= longest:
         raise InputError(
-            f"horizon: {horizon:g} must lie above 0 and at most {longest:g}, the shorter follow-up."
+            f"horizon: {horizon:g} must lie above 0 and at most {longest:g}, the shorter follow-up.",
+            field="horizon",
         )
     until = longest if horizon is None else float(horizon)
     treated, base = (restricted_mean(statistics.life, name, until) for name in (arm, control))

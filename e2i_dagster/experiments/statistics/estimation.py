@@ -76,7 +76,7 @@ def _stagewise(
     boundaries.at(look)
     floor = boundaries.lower if lower is None else tuple(float(item) for item in lower)
     if len(floor) < look:
-        raise InputError(f"lower: {len(floor)} boundaries for look {look}.")
+        raise InputError(f"lower: {len(floor)} boundaries for look {look}.", field="lower")
     walk = Walk(boundaries.information_fractions[:look], drift)
     up = down = 0.0
     for index in range(look - 1):
@@ -110,7 +110,7 @@ def final_estimate(
     """
     value, error = checked_number(z, "z"), checked_number(standard_error, "standard_error")
     if error <= 0:
-        raise InputError(f"standard_error: {error:g} must be above 0.")
+        raise InputError(f"standard_error: {error:g} must be above 0.", field="standard_error")
     bound = boundaries.at(look)
     floor = boundaries.lower if lower is None else tuple(float(item) for item in lower)
     last = look == boundaries.looks and boundaries.complete
@@ -160,13 +160,14 @@ def repeated_intervals(
     """
     if len(estimates) != len(standard_errors) or not 1 <= len(estimates) <= boundaries.looks:
         raise InputError(
-            f"estimates: {len(estimates)} and {len(standard_errors)} standard errors for {boundaries.looks} looks."
+            f"estimates: {len(estimates)} and {len(standard_errors)} standard errors for {boundaries.looks} looks.",
+            field="estimates",
         )
     result = []
     for estimate, error, z in zip(estimates, standard_errors, boundaries.z, strict=False):
         centre, spread = checked_number(estimate, "estimates"), checked_number(error, "standard_errors")
         if spread <= 0:
-            raise InputError(f"standard_errors: {spread:g} must be above 0.")
+            raise InputError(f"standard_errors: {spread:g} must be above 0.", field="standard_errors")
         result.append((centre - z * spread, centre + z * spread))
     return tuple(result)
 
@@ -201,7 +202,9 @@ def mixture_variance(planned_standard_error: float, *, alpha: float = 0.05) -> f
         checked_probability(alpha, "alpha"),
     )
     if error <= 0:
-        raise InputError(f"planned_standard_error: {error:g} must be above 0.")
+        raise InputError(
+            f"planned_standard_error: {error:g} must be above 0.", field="planned_standard_error"
+        )
     ratio = solve(
         lambda x: x - 1.0 - math.log(x) + 2.0 * math.log(level), 1.0 + 1e-9, 10.0 - 4.0 * math.log(level)
     )
@@ -234,7 +237,9 @@ def always_valid(
     if error <= 0 or tuning <= 0:
         raise InputError("standard_error and tuning_variance: both must be above 0.")
     if before is not None and (before.confidence, before.tuning_variance) != (level, tuning):
-        raise InputError("before: confidence and tuning_variance are fixed before the first look.")
+        raise InputError(
+            "before: confidence and tuning_variance are fixed before the first look.", field="before"
+        )
     variance = error**2
     total = variance + tuning
     half = math.sqrt(variance * total / tuning * (math.log(total / variance) - 2.0 * math.log(1.0 - level)))
@@ -248,8 +253,10 @@ def always_valid(
         if lower > upper:
             # The sequence contradicts itself, which under its assumptions happens at most once in 1/alpha trials.
             raise InputError(
-                "always_valid: this interval and those before have nothing in common; the effect drifts over time or "
-                "the standard errors are wrong. Look at the effect by period."
+                "always_valid: this interval and those before have nothing in common; the effect drifts "
+                "over time or the standard errors are wrong.",
+                field="always_valid",
+                remedy="Look at the effect by period.",
             )
     return AlwaysValid(
         estimate=value, lower=lower, upper=upper, p_value=p_value, confidence=level, tuning_variance=tuning

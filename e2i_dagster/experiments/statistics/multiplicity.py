@@ -21,11 +21,13 @@ def adjusted(p_values: Sequence[float | None], method: str = "holm") -> list[flo
         InputError: the method is not known or a p-value lies outside [0, 1].
     """
     if method not in METHODS:
-        raise InputError(f"multiplicity: {method!r} is not known; known are {', '.join(METHODS)}.")
+        raise InputError(
+            f"multiplicity: {method!r} is not known; known are {', '.join(METHODS)}.", field="multiplicity"
+        )
     places = [place for place, value in enumerate(p_values) if value is not None]
     values = np.array([p_values[place] for place in places], dtype=float)
     if values.size and not ((values >= 0) & (values <= 1)).all():
-        raise InputError("multiplicity: a p-value lies outside [0, 1].")
+        raise InputError("multiplicity: a p-value lies outside [0, 1].", field="multiplicity")
     result: list[float | None] = [None] * len(p_values)
     if not values.size:
         return result

@@ -121,25 +121,28 @@ def _checked_counts(counts: Any, ratio: dict[str, float]) -> dict[str, int]:
         if unknown or absent:
             raise InputError(
                 f"counts: arms {unknown or 'none'} are not in the ratio and {absent or 'none'} have no count "
-                "(give 0 for an arm without units). Counts and ratio name the same arms."
+                "(give 0 for an arm without units). Counts and ratio name the same arms.",
+                field="counts",
             )
         given = {arm: given[arm] for arm in ratio}
     else:
         values = list(counts)
         if len(values) != len(ratio):
-            raise InputError(f"counts: {len(values)} values for {len(ratio)} arms.")
+            raise InputError(f"counts: {len(values)} values for {len(ratio)} arms.", field="counts")
         given = dict(zip(ratio, values, strict=True))
     result = {}
     for arm, value in given.items():
         number = float(value) if isinstance(value, (int, float, np.integer, np.floating)) else math.nan
         if not (math.isfinite(number) and number >= 0 and number == math.floor(number)):
             raise InputError(
-                f"counts: arm {arm} has {value!r}; a count is a whole number of units, 0 or more."
+                f"counts: arm {arm} has {value!r}; a count is a whole number of units, 0 or more.",
+                field="counts",
             )
         result[arm] = int(number)
     if sum(result.values()) == 0:
         raise InputError(
-            "counts: every arm has 0 units; a ratio cannot be judged before the first assignment."
+            "counts: every arm has 0 units; a ratio cannot be judged before the first assignment.",
+            field="counts",
         )
     return result
 
@@ -258,14 +261,18 @@ def sequential_srm_test(
     from scipy.special import gammaln
 
     if not (math.isfinite(concentration) and concentration > 0):
-        raise InputError(f"concentration: {concentration!r} must be above 0.")
+        raise InputError(f"concentration: {concentration!r} must be above 0.", field="concentration")
     units, shares = _with_names(counts, ratio)
     if before is not None:
         if before.expected_ratio.keys() != shares.keys():
-            raise InputError(f"before: has arms {sorted(before.expected_ratio)}, now {sorted(shares)}.")
+            raise InputError(
+                f"before: has arms {sorted(before.expected_ratio)}, now {sorted(shares)}.", field="before"
+            )
         fewer = [arm for arm, count in before.counts.items() if units[arm] < count]
         if fewer:
-            raise InputError(f"counts: arms {fewer} have fewer units than at the look before; give totals.")
+            raise InputError(
+                f"counts: arms {fewer} have fewer units than at the look before; give totals.", field="counts"
+            )
     observed, share = np.array(list(units.values()), dtype=float), np.array(list(shares.values()))
     prior = concentration * share
     log_e = float(

@@ -129,29 +129,36 @@ def checked_fractions(information_fractions: Sequence[float] | np.ndarray) -> np
         fractions = np.asarray(information_fractions, dtype=float)
     except (TypeError, ValueError):
         raise InputError(
-            f"information_fractions: {information_fractions!r} are not numbers; give e.g. [0.25, 0.5, 0.75, 1]."
+            f"information_fractions: {information_fractions!r} are not numbers; give e.g. [0.25, 0.5, 0.75, 1].",
+            field="information_fractions",
         ) from None
     if fractions.ndim != 1 or fractions.size == 0:
-        raise InputError("information_fractions: at least one look is needed, e.g. [0.5, 1].")
+        raise InputError(
+            "information_fractions: at least one look is needed, e.g. [0.5, 1].",
+            field="information_fractions",
+        )
     for look, value in enumerate(fractions, start=1):
         if not (math.isfinite(value) and 0.0 < value <= 1.0 + 1e-12):
             raise InputError(
                 f"information_fractions: look {look} is {value:g}; a fraction lies above 0 and at most 1. "
-                "More information than planned: give fractions of what there is, and spending_time."
+                "More information than planned: give fractions of what there is, and spending_time.",
+                field="information_fractions",
             )
     steps = np.diff(fractions)
     if (steps <= 0).any():
         look = int(np.argmax(steps <= 0)) + 2
         raise InputError(
             f"information_fractions: look {look} ({fractions[look - 1]:g}) does not come after look "
-            f"{look - 1} ({fractions[look - 2]:g}); fractions increase from look to look."
+            f"{look - 1} ({fractions[look - 2]:g}); fractions increase from look to look.",
+            field="information_fractions",
         )
     small = steps < SMALLEST_STEP * fractions[1:]
     if small.any():
         look = int(np.argmax(small)) + 2
         raise InputError(
             f"information_fractions: look {look} adds less than {SMALLEST_STEP:.2%} of information to look "
-            f"{look - 1}; take them as one look."
+            f"{look - 1}; take them as one look.",
+            field="information_fractions",
         )
     return np.minimum(fractions, 1.0)
 
@@ -200,13 +207,16 @@ def spending(rule: str, fractions: np.ndarray, alpha: float, gamma: float | None
     if rule == "lan_demets_pocock":
         return alpha * np.log1p((math.e - 1.0) * fractions)
     if rule != "hwang_shih_decani":
-        raise InputError(f"spending: {rule!r} is not one of {', '.join(SPENDING_RULES)}.")
+        raise InputError(f"spending: {rule!r} is not one of {', '.join(SPENDING_RULES)}.", field="spending")
     if gamma is None:
         raise InputError(
-            "gamma: hwang_shih_decani needs it, e.g. -4 (like O'Brien-Fleming) or 1 (like Pocock)."
+            "gamma: hwang_shih_decani needs it, e.g. -4 (like O'Brien-Fleming) or 1 (like Pocock).",
+            field="gamma",
         )
     if abs(checked_number(gamma, "gamma")) > LARGEST_GAMMA:
-        raise InputError(f"gamma: {gamma:g} lies outside -{LARGEST_GAMMA:g} to {LARGEST_GAMMA:g}.")
+        raise InputError(
+            f"gamma: {gamma:g} lies outside -{LARGEST_GAMMA:g} to {LARGEST_GAMMA:g}.", field="gamma"
+        )
     if abs(gamma) < 1e-12:
         return alpha * fractions
     return alpha * np.expm1(-gamma * fractions) / math.expm1(-gamma)
@@ -244,29 +254,38 @@ def boundaries(
         InputError: an argument is out of its range, or the rule cannot do what is asked.
     """
     if rule not in RULES:
-        raise InputError(f"rule: {rule!r} is not known; known are {', '.join(RULES)}.")
+        raise InputError(f"rule: {rule!r} is not known; known are {', '.join(RULES)}.", field="rule")
     fractions = checked_fractions(information_fractions)
     alpha = checked_probability(alpha, "alpha")
     if sides not in (1, 2):
-        raise InputError(f"sides: {sides!r}; a test has 1 or 2 sides.")
+        raise InputError(f"sides: {sides!r}; a test has 1 or 2 sides.", field="sides")
     per_side = alpha / sides
     if per_side >= 0.5:
-        raise InputError(f"alpha: {alpha:g} with sides={sides} is {per_side:g} a side; it must be below 0.5.")
+        raise InputError(
+            f"alpha: {alpha:g} with sides={sides} is {per_side:g} a side; it must be below 0.5.",
+            field="alpha",
+        )
     spends = rule in SPENDING_RULES
     if not spends:
         if spending_time is not None:
-            raise InputError(f"spending_time: {rule} does not spend; use one of {', '.join(SPENDING_RULES)}.")
+            raise InputError(
+                f"spending_time: {rule} does not spend; use one of {', '.join(SPENDING_RULES)}.",
+                field="spending_time",
+            )
         if fractions[-1] < 1.0 - 1e-9 and not final:
             raise InputError(
                 f"information_fractions: {rule} holds for a whole plan, whose last look is at 1, not "
-                f"{fractions[-1]:g}. For looks so far use one of {', '.join(SPENDING_RULES)}."
+                f"{fractions[-1]:g}. For looks so far use one of {', '.join(SPENDING_RULES)}.",
+                field="information_fractions",
             )
     if gamma is not None and rule != "hwang_shih_decani":
-        raise InputError(f"gamma: only hwang_shih_decani has it, not {rule}.")
+        raise InputError(f"gamma: only hwang_shih_decani has it, not {rule}.", field="gamma")
     if spends:
         time = fractions if spending_time is None else checked_fractions(spending_time)
         if len(time) != len(fractions):
-            raise InputError(f"spending_time: {len(time)} values for {len(fractions)} looks.")
+            raise InputError(
+                f"spending_time: {len(time)} values for {len(fractions)} looks.", field="spending_time"
+            )
         spent = spending(rule, time, per_side, gamma)
         if final:
             spent[-1] = per_side
@@ -321,7 +340,7 @@ def _constant(fractions: np.ndarray, shape: np.ndarray, per_side: float, symmetr
 
 def _haybittle_peto(fractions: np.ndarray, per_side: float, interim_z: float, symmetric: bool) -> np.ndarray:
     if interim_z <= 0:
-        raise InputError(f"interim_z: {interim_z:g} must be above 0 (3 is usual).")
+        raise InputError(f"interim_z: {interim_z:g} must be above 0 (3 is usual).", field="interim_z")
     walk = Walk(fractions)
     used = 0.0
     for _ in fractions[:-1]:
@@ -329,8 +348,10 @@ def _haybittle_peto(fractions: np.ndarray, per_side: float, interim_z: float, sy
         walk.advance(-interim_z if symmetric else -math.inf, interim_z)
     if used >= per_side:
         raise InputError(
-            f"interim_z: {interim_z:g} at {len(fractions) - 1} interim looks spends {used:.4f} a side, "
-            f"the whole of {per_side:g}; nothing is left for the last look. Raise interim_z."
+            f"interim_z: {interim_z:g} at {len(fractions) - 1} interim looks spends {used:.4f} a side, the "
+            f"whole of {per_side:g}; nothing is left for the last look.",
+            field="interim_z",
+            remedy="Raise interim_z.",
         )
     last = solve(lambda z: walk.above(z) - (per_side - used), -10.0, UNREACHABLE)
     return np.append(np.full(len(fractions) - 1, interim_z), last)
@@ -367,7 +388,9 @@ def _checked_interim(z: float, information_fraction: float) -> tuple[float, floa
     value = checked_number(z, "z")
     fraction = checked_number(information_fraction, "information_fraction")
     if not 0.0 < fraction <= 1.0:
-        raise InputError(f"information_fraction: {fraction:g} lies above 0 and at most 1.")
+        raise InputError(
+            f"information_fraction: {fraction:g} lies above 0 and at most 1.", field="information_fraction"
+        )
     return value, fraction
 
 
@@ -429,7 +452,7 @@ def predictive_power(
     if prior_mean is not None and prior_sd is not None:
         spread = checked_number(prior_sd, "prior_sd")
         if spread <= 0:
-            raise InputError(f"prior_sd: {spread:g} must be above 0.")
+            raise InputError(f"prior_sd: {spread:g} must be above 0.", field="prior_sd")
         precision += spread**-2
         weighted += checked_number(prior_mean, "prior_mean") / spread**2
     rest = 1.0 - fraction
@@ -518,11 +541,14 @@ def evaluate_look(
             )
     if len(earlier_z) != index:
         raise InputError(
-            f"earlier_z: look {look} follows {index} looks, {len(earlier_z)} statistics were given."
+            f"earlier_z: look {look} follows {index} looks, {len(earlier_z)} statistics were given.",
+            field="earlier_z",
         )
     lower = None if futility_z is None else [float(item) for item in futility_z]
     if lower is not None and len(lower) != boundaries.looks:
-        raise InputError(f"futility_z: {len(lower)} boundaries for {boundaries.looks} looks.")
+        raise InputError(
+            f"futility_z: {len(lower)} boundaries for {boundaries.looks} looks.", field="futility_z"
+        )
     for number, (before, limit) in enumerate(zip(earlier_z, boundaries.z, strict=False), start=1):
         if checked_number(before, f"earlier_z[{number - 1}]") >= limit:
             raise InputError(f"look {look}: the trial stopped for benefit at look {number}; no look follows.")

@@ -124,16 +124,18 @@ def analyze_subgroups(
         InputError: no or a repeated subgroup, or as ``analyze``.
     """
     if not subgroups or len(set(subgroups)) != len(subgroups):
-        raise InputError("subgroups: name every pre-registered subgroup once.")
+        raise InputError("subgroups: name every pre-registered subgroup once.", field="subgroups")
     if "strata" in options:
-        raise InputError("strata: an analysis by subgroup takes none.")
+        raise InputError("strata: an analysis by subgroup takes none.", field="strata")
     analysis = {name: options.pop(name) for name in ("horizon", "outcome_range") if name in options}
     found: list[tuple[str, list[tuple[str, int, Comparison]]]] = []
     for name in subgroups:
         statistics = summarize(frame, arm=arm, outcome=outcome, kind=kind, strata=name, **options)
         names = [item for item in statistics.arms if item != str(control)]
         if treated is None and len(names) != 1:
-            raise InputError(f"treated: name the arm to compare; there are {', '.join(names) or 'none'}.")
+            raise InputError(
+                f"treated: name the arm to compare; there are {', '.join(names) or 'none'}.", field="treated"
+            )
         treated = str(names[0] if treated is None else treated)
         levels = []
         for level in statistics.strata:

@@ -25,6 +25,8 @@ Missing = Literal["complete_cases", "refuse", "non_responder", "bounds"]
 KINDS: tuple[str, ...] = get_args(Kind)
 ANALYSIS_SETS: tuple[str, ...] = get_args(AnalysisSet)
 MISSING: tuple[str, ...] = get_args(Missing)
+#: Different outcomes up to which their frequencies are kept: of more, the plain tests of means are good enough.
+MOST_VALUES = 10_000
 #: The stratum of an analysis without strata.
 WHOLE = "all"
 
@@ -100,6 +102,7 @@ class Cell:
         return self.complete.merged(filled)
 
 
+_VALUE_KEYS = ["arm", "stratum", "v0"]
 _LIFE = ["arm", "stratum", "time", "events", "censored"]
 
 
@@ -108,8 +111,9 @@ class SufficientStatistics:
     """What ``summarize`` makes of unit rows.
 
     ``cells`` by (arm, stratum). ``clusters`` (clustered designs): totals per arm, stratum and cluster.
-    ``life`` (survival): events and censorings per arm, stratum and time. ``not_analysed``: units outside
-    the analysis set.
+    ``life`` (survival): events and censorings per arm, stratum and time. ``values`` (means and ratios of units, up to
+    :data:`MOST_VALUES` different outcomes): ``units`` per arm, stratum and outcome ``v0``.
+    ``not_analysed``: units outside the analysis set.
     """
 
     kind: Kind
@@ -121,6 +125,7 @@ class SufficientStatistics:
     cells: Mapping[tuple[str, str], Cell]
     clusters: pd.DataFrame | None = field(default=None, repr=False)
     life: pd.DataFrame | None = field(default=None, repr=False)
+    values: pd.DataFrame | None = field(default=None, repr=False)
     not_analysed: int = 0
 
     @property
@@ -150,6 +155,7 @@ class SufficientStatistics:
             cells={(arm, WHOLE): cell for (arm, name), cell in self.cells.items() if name == stratum},
             clusters=_of_stratum(self.clusters, stratum),
             life=_of_stratum(self.life, stratum),
+            values=_of_stratum(self.values, stratum),
             not_analysed=0,
         )  # fmt: skip
 
@@ -161,6 +167,7 @@ class SufficientStatistics:
             cells={(arm, WHOLE): self.cell(arm) for arm in self.arms},
             clusters=_pooled(self.clusters, ["arm", "stratum", "cluster"]),
             life=_pooled(self.life, ["arm", "stratum", "time"]),
+            values=_pooled(self.values, _VALUE_KEYS),
         )
 
     def without_covariate(self) -> SufficientStatistics:
@@ -200,27 +207,40 @@ def merge(parts: Iterable[SufficientStatistics]) -> SufficientStatistics:
     """
     several = list(parts)
     if not several:
-        raise InputError("merge: nothing to merge; give the statistics of at least one partition.")
+        raise InputError(
+            "merge: nothing to merge; give the statistics of at least one partition.", field="merge"
+        )
     first = several[0]
     for name in ("kind", "analysis_set", "missing", "variables", "covariate", "stratified"):
         values = {getattr(part, name) for part in several}
         if len(values) > 1:
             raise InputError(
-                f"merge: the parts differ in {name} ({sorted(map(str, values))}); summarize them alike."
+                f"merge: the parts differ in {name} ({sorted(map(str, values))}); summarize them alike.",
+                field="merge",
             )
     if len({part.clusters is None for part in several}) > 1:
-        raise InputError("merge: some parts have clusters and some have none; summarize them alike.")
+        raise InputError(
+            "merge: some parts have clusters and some have none; summarize them alike.", field="merge"
+        )
     cells: dict[tuple[str, str], Cell] = {}
     for part in several:
         for key, cell in part.cells.items():
             cells[key] = cells[key].merged(cell) if key in cells else cell
+    values = None
+    if all(part.values is not None for part in several):
+        values = _few_values(_added([part.values for part in several], _VALUE_KEYS))
     return SufficientStatistics(
         kind=first.kind, analysis_set=first.analysis_set, missing=first.missing, variables=first.variables,
         covariate=first.covariate, stratified=first.stratified, cells=cells,
         clusters=_added([part.clusters for part in several], ["arm", "stratum", "cluster"]),
         life=_added([part.life for part in several], ["arm", "stratum", "time"]),
+        values=values,
         not_analysed=sum(part.not_analysed for part in several),
     )  # fmt: skip
+
+
+def _few_values(values: pd.DataFrame | None) -> pd.DataFrame | None:
+    return values if values is not None and values["v0"].nunique() <= MOST_VALUES else None
 
 
 def _added(tables: list[pd.DataFrame | None], keys: list[str]) -> pd.DataFrame | None:
@@ -308,7 +328,8 @@ def summarize(
     totals = _totals(assigned, columns, str(kind), variables)
     if totals.empty:
         raise InputError(
-            f"analysis_set: no unit is in the {analysis_set} set; check {received or adherent or arm}."
+            f"analysis_set: no unit is in the {analysis_set} set; check {received or adherent or arm}.",
+            field="analysis_set",
         )
     present = assigned if missing == "non_responder" else assigned.filter(~nw.col("no_outcome"))
     common: dict[str, Any] = {
@@ -342,7 +363,11 @@ def summarize(
     names = [*variables, *(["x"] if covariate else [])]
     cells = _cells(present, totals, variables, names)
     clusters = None if cluster is None else _cluster_totals(present, names)
-    return SufficientStatistics(**common, cells=cells, clusters=clusters)
+    values = None
+    if kind != "proportion" and cluster is None and totals["different"].max() <= MOST_VALUES:
+        counted = _collected(present.group_by(_VALUE_KEYS).agg(nw.len().alias("units")))
+        values = _few_values(counted.sort_values(_VALUE_KEYS, ignore_index=True))
+    return SufficientStatistics(**common, cells=cells, clusters=clusters, values=values)
 
 
 def _check_combination(kind: str, analysis_set: str, missing: str, columns: _Columns) -> None:
@@ -386,13 +411,14 @@ def _lazy(frame: Any) -> Any:
             return nw.from_native(duckdb.connect().read_parquet(str(frame))).lazy()
         except duckdb.Error as error:
             raise InputError(
-                f"frame: {frame} cannot be read as Parquet ({str(error).splitlines()[0]})."
+                f"frame: {frame} cannot be read as Parquet ({str(error).splitlines()[0]}).", field="frame"
             ) from error
     try:
         table = nw.from_native(frame).lazy()
     except TypeError:
         raise InputError(
-            f"frame: {type(frame).__name__} is no frame; give a pandas frame, a DuckDB relation or a Parquet path."
+            f"frame: {type(frame).__name__} is no frame; give a pandas frame, a DuckDB relation or a Parquet path.",
+            field="frame",
         ) from None
     if table.implementation.is_pyarrow():
         import duckdb
@@ -454,7 +480,8 @@ def _selected(table: Any, columns: _Columns, analysis_set: str) -> tuple[Any, li
     if columns.adherent:
         if schema[columns.adherent] != nw.Boolean:
             raise InputError(
-                f"adherent: column {columns.adherent!r} is {schema[columns.adherent]}, not boolean."
+                f"adherent: column {columns.adherent!r} is {schema[columns.adherent]}, not boolean.",
+                field="adherent",
             )
         read["adherent"] = nw.col(columns.adherent).fill_null(False)
     selected = table.select(**{name: expression.alias(name) for name, expression in read.items()})
@@ -526,7 +553,7 @@ def _check_units(selected: Any, columns: _Columns) -> int:
         )
     ).iloc[0]
     if int(found["rows"]) == 0:
-        raise InputError("frame: it has no rows; nothing can be analysed.")
+        raise InputError("frame: it has no rows; nothing can be analysed.", field="frame")
     messages = {
         "no_arm": f"arm: {{n}} units have none in {columns.arm!r}; a unit is analysed once it is assigned.",
         "early_outcome": (
@@ -559,7 +586,9 @@ def _check_identifiers(selected: Any, unit: str) -> None:
         )
     ).iloc[0]
     if int(distinct["named"]) < int(distinct["rows"]):
-        raise InputError(f"unit: {int(distinct['rows'] - distinct['named'])} rows have no {unit!r}.")
+        raise InputError(
+            f"unit: {int(distinct['rows'] - distinct['named'])} rows have no {unit!r}.", field="unit"
+        )
     if int(distinct["units"]) == int(distinct["rows"]):
         return
     repeated = _collected(
@@ -571,12 +600,14 @@ def _check_identifiers(selected: Any, unit: str) -> None:
     if int(repeated["switched"] or 0):
         raise InputError(
             f"unit: {int(repeated['switched'])} units in {unit!r} are assigned twice with different arms; "
-            "the assignment is wrong and nothing can be concluded from it."
+            "the assignment is wrong and nothing can be concluded from it.",
+            field="unit",
         )
     if int(repeated["units"] or 0):
         raise InputError(
-            f"unit: {int(repeated['units'])} units in {unit!r} have several rows. Give one row per unit, or "
-            f"give cluster={unit!r} instead."
+            f"unit: {int(repeated['units'])} units in {unit!r} have several rows.",
+            field="unit",
+            remedy=f"Give one row per unit, or give cluster={unit!r} instead.",
         )
 
 
@@ -607,6 +638,7 @@ def _totals(assigned: Any, columns: _Columns, kind: str, variables: list[str]) -
     totals = _collected(
         marked.group_by("arm", "stratum").agg(
             nw.len().alias("units"),
+            nw.col("v0").n_unique().alias("different"),
             *(nw.col(name).sum().alias(name) for name in sums),
             *(nw.col(name).sum().alias(f"sum_{name}") for name in names),
             *(nw.col(name).count().alias(f"count_{name}") for name in names),
@@ -618,13 +650,14 @@ def _totals(assigned: Any, columns: _Columns, kind: str, variables: list[str]) -
             raise InputError(f"column {given[name]!r}: {count} values are infinite; they have no mean.")
     if kind == "proportion" and (count := int(totals["not_binary"].sum())):
         raise InputError(
-            f"outcome: {count} values of {columns.outcome!r} are not 0 or 1; kind proportion needs them."
+            f"outcome: {count} values of {columns.outcome!r} are not 0 or 1; kind proportion needs them.",
+            field="outcome",
         )
     if kind == "survival":
         if count := int(totals["negative"].sum()):
-            raise InputError(f"outcome: {count} times in {columns.outcome!r} are negative.")
+            raise InputError(f"outcome: {count} times in {columns.outcome!r} are negative.", field="outcome")
         if count := int(totals["not_event"].sum()):
-            raise InputError(f"event: {count} values of {columns.event!r} are not 0 or 1.")
+            raise InputError(f"event: {count} values of {columns.event!r} are not 0 or 1.", field="event")
     return totals
 
 
