@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from e2i_dagster.experiments import analyze, analyze_statistics, merge, summarize
-from e2i_dagster.experiments.permutation import Pool, needs_permutation, permutation_test
+from e2i_dagster.experiments.statistics.permutation import Pool, needs_permutation, permutation_test
 
 
 def frame_of(treated, control, **columns):

@@ -14,14 +14,14 @@ import pandas as pd
 
 from e2i_dagster.cohorts.disclosure import shown_count
 from e2i_dagster.errors import InputError
-from e2i_dagster.experiments.permutation import (
+from e2i_dagster.experiments.statistics.comparison_results import Comparison
+from e2i_dagster.experiments.statistics.permutation import (
     FEWEST_RATIO_OTHERS,
     Pool,
     few_others,
     needs_permutation,
     permutation_test,
 )
-from e2i_dagster.experiments.statistics.comparison_results import Comparison
 from e2i_dagster.experiments.statistics.rates import (
     MOST_SKEWNESS,
     MOST_SKEWNESS_STUDENTIZED,
