@@ -191,6 +191,7 @@ def rejects_resubmit(folder: Path, json_output: bool) -> None:
 @command_errors
 def run(scope: str, json_output: bool) -> None:
     """Execute the plan: load and QC, cohorts, the scope's pipeline, monitoring."""
+    from resources.local_instance import local_instance
     from sensors.plan import plan, scopes_named
 
     scopes = scopes_named(scope)
@@ -200,12 +201,15 @@ def run(scope: str, json_output: bool) -> None:
     say(json_output, "Starting: warehouse, tracking store and services start when they are first needed.")
     events: list[StageEvent] = []
     failed = None
-    for planned in plan(scopes):
-        say(json_output, f"\n{planned.job} {planned.label}")
-        result = launch(planned.job, planned=planned, show=not json_output, collect=events)
-        if not result.success:
-            failed = result
-            break
+    with local_instance() as instance:
+        for planned in plan(scopes):
+            say(json_output, f"\n{planned.job} {planned.label}")
+            result = launch(
+                planned.job, planned=planned, show=not json_output, collect=events, instance=instance
+            )
+            if not result.success:
+                failed = result
+                break
     if not json_output:
         _print_run(events, time.monotonic() - began)
     if failed is not None:
