@@ -192,6 +192,7 @@ def rejects_resubmit(folder: Path, json_output: bool) -> None:
 def run(scope: str, json_output: bool) -> None:
     """Execute the plan: load and QC, cohorts, the scope's pipeline, monitoring."""
     from jobs.sequence import plan, scopes_named
+    from resources.local_instance import local_instance
 
     scopes = scopes_named(scope)
     _require_shared()
@@ -200,12 +201,15 @@ def run(scope: str, json_output: bool) -> None:
     say(json_output, "Starting: warehouse, tracking store and services start when they are first needed.")
     events: list[StageEvent] = []
     failed = None
-    for planned in plan(scopes):
-        say(json_output, f"\n{planned.job} {planned.label}")
-        result = launch(planned.job, planned=planned, show=not json_output, collect=events)
-        if not result.success:
-            failed = result
-            break
+    with local_instance() as instance:
+        for planned in plan(scopes):
+            say(json_output, f"\n{planned.job} {planned.label}")
+            result = launch(
+                planned.job, planned=planned, show=not json_output, collect=events, instance=instance
+            )
+            if not result.success:
+                failed = result
+                break
     if not json_output:
         _print_run(events, time.monotonic() - began)
     if failed is not None:

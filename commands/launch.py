@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -23,8 +24,12 @@ def launch(
     planned: Any = None,
     show: bool = True,
     collect: list[StageEvent] | None = None,
+    instance: dg.DagsterInstance | None = None,
 ) -> dg.ExecuteInProcessResult:
-    """Run ``job`` in this process in the instance of the UI, printing each stage as it ends."""
+    """Run ``job`` in this process in the instance of the UI, printing each stage as it ends.
+
+    ``instance``: that instance, where several jobs follow each other: opening it reads Dagster's migrations.
+    """
     from e2i_dagster.database import locks
     from e2i_dagster.definitions import defs
     from e2i_dagster.pipeline.states import observers
@@ -45,10 +50,10 @@ def launch(
     observers.append(observe)
     locks.observers.append(wait)
     try:
-        with local_instance() as instance:
+        with nullcontext(instance) if instance else local_instance() as opened:
             run = planned or PlannedRun(job, *months_of(job))
             ops = {name: {"config": values} for name, values in (config or {}).items()}
-            return execute(defs, run, instance, {"ops": ops} if ops else None)
+            return execute(defs, run, opened, {"ops": ops} if ops else None)
     finally:
         observers.remove(observe)
         locks.observers.remove(wait)

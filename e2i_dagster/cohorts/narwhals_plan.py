@@ -6,7 +6,7 @@ three-valued logic is ours and no engine's. Every rule becomes one bit of a mask
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from functools import reduce
@@ -85,6 +85,13 @@ def cohort_plan(
     """
     import narwhals as nw
 
+    patients = with_drug_codes(patients, _criteria(definition.conditions))
+    if events is not None:
+        patterns = [event for condition in definition.conditions for event in condition.events()]
+        indexed = [] if definition.index is None else [definition.index]
+        events = with_drug_codes(
+            events, [one for pattern in (*patterns, *indexed) for one in pattern.conditions]
+        )
     rows, keys = _indexed(definition, patients, events)
     kinds = dict(patients.kinds)
     data_end = covered.end
@@ -668,7 +675,7 @@ def group_truth(members: list[Truth], needed: int) -> Truth:
 
 
 def condition_truth(criterion: Criterion, kinds: Mapping[str, Kind]) -> Truth:
-    """A criterion on a column of known kind.
+    """A criterion on a column of known kind; on one of drug codes, of a frame of :func:`with_drug_codes`.
 
     Raises:
         CohortInputError: CC_004, operator or value do not fit the kind of the column.
@@ -686,7 +693,7 @@ def condition_truth(criterion: Criterion, kinds: Mapping[str, Kind]) -> Truth:
     if kind == "date":
         column = column.cast(nw.Date)
     if criterion.code_system == "ndc" and kind == "text":
-        return _drug_truth(criterion, column)
+        return _drug_truth(criterion)
     answer = (
         _text(criterion, kind)
         if kind == "text" or criterion.code_system
@@ -759,33 +766,78 @@ def _listed(criterion: Criterion, column: nw.Expr) -> list[nw.Expr]:
     return [codes.str.contains(one, literal=True) for one in sought]
 
 
-def _drug_truth(criterion: Criterion, column: nw.Expr) -> Truth:
-    """Drug codes as 11 digits (:func:`.codes.normal_code`); unknown where the readings of one decide otherwise."""
+def with_drug_codes(source: Source, criteria: Iterable[Criterion]) -> Source:
+    """``source`` with what the drug codes that ``criteria`` compare can be read as: for :func:`condition_truth`.
+
+    For each column the code as 11 digits (:func:`.codes.normal_code`), whether it is open which code is meant and
+    what it is then read as, and whether it cannot be read. In steps, each a column that the next ones use: written
+    into one expression, an engine would plan each step as often as it is used, for seconds.
+    """
+    import narwhals as nw
+
+    frame = source.frame
+    fields = {
+        one.field for one in criteria if one.code_system == "ndc" and source.kinds.get(one.field) == "text"
+    }
+    for field in sorted(fields):
+        text, digits, padded = (nw.col(_reading(field, step)) for step in ("text", "digits", "padded"))
+        written = nw.col(field).str.strip_chars().str.to_uppercase().str.replace_all(DASHES, "-")
+        frame = frame.with_columns(written.alias(_reading(field, "text")))
+        frame = frame.with_columns(
+            text.str.replace_all(NDC_SEPARATOR, "").alias(_reading(field, "digits")),
+            text.str.replace_all(NDC_FRACTION, "").str.zfill(NDC_DIGITS).alias(_reading(field, "padded")),
+        )
+        normal = text
+        unreadable = text.str.contains(NDC_UNREADABLE) & ~text.str.contains(ONLY_DIGITS)
+        for form, place in NDC_FORMS:
+            has_form = text.str.contains(form)
+            normal = (
+                nw.when(has_form)
+                .then(digits if place is None else _with_zero(digits, place))
+                .otherwise(normal)
+            )
+            unreadable &= ~has_form
+        frame = frame.with_columns(
+            normal.alias(_reading(field, "normal")),
+            unreadable.alias(_reading(field, "unreadable")),
+            _false_if_null(text.str.contains(NDC_UNDECIDED)).alias(_reading(field, "open")),
+            *(_with_zero(padded, place).alias(_reading(field, place)) for place in NDC_ZEROS),
+        )
+    return Source(frame, source.kinds)
+
+
+def _reading(field: str, step: object) -> str:
+    return f"_drug_{step}_of_{field}"
+
+
+def _criteria(conditions: Iterable[Criterion | EventCriterion | Group]) -> Iterator[Criterion]:
+    """The criteria on columns among ``conditions`` and the members of groups."""
+    for condition in conditions:
+        if isinstance(condition, Criterion):
+            yield condition
+        elif isinstance(condition, Group):
+            yield from _criteria(condition.members)
+
+
+def _drug_truth(criterion: Criterion) -> Truth:
+    """Reads what :func:`with_drug_codes` has added; unknown where the readings of a code decide otherwise."""
     import narwhals as nw
 
     exact, prefixes = code_patterns(criterion)
 
-    def among(code: nw.Expr) -> nw.Expr:
+    def among(step: object) -> nw.Expr:
+        code = nw.col(_reading(criterion.field, step))
         answers = [code.str.starts_with(prefix) for prefix in prefixes]
         answers += [code.is_in(list(exact))] if exact else []
         return reduce(lambda left, right: left | right, answers)
 
-    text = column.str.strip_chars().str.to_uppercase().str.replace_all(DASHES, "-")
-    digits = text.str.replace_all(NDC_SEPARATOR, "")
-    normal = text
-    unreadable = text.str.contains(NDC_UNREADABLE) & ~text.str.contains(ONLY_DIGITS)
-    for form, place in NDC_FORMS:
-        filled = digits if place is None else _with_zero(digits, place)
-        has_form = text.str.contains(form)
-        normal = nw.when(has_form).then(filled).otherwise(normal)
-        unreadable &= ~has_form
-    padded = text.str.replace_all(NDC_FRACTION, "").str.zfill(NDC_DIGITS)
-    read_as = [among(_with_zero(padded, place)) for place in NDC_ZEROS]
-    open_ = _false_if_null(text.str.contains(NDC_UNDECIDED))
+    read_as = [among(place) for place in NDC_ZEROS]
+    open_, unreadable = (nw.col(_reading(criterion.field, step)) for step in ("open", "unreadable"))
     every = reduce(lambda left, right: left & right, read_as)
     some = reduce(lambda left, right: left | right, read_as)
-    found = _false_if_null(nw.when(open_).then(every).otherwise(among(normal)))
-    unknown = column.is_null() | _false_if_null((open_ & some & ~every) | (unreadable & ~open_))
+    found = _false_if_null(nw.when(open_).then(every).otherwise(among("normal")))
+    undecided = _false_if_null((open_ & some & ~every) | (unreadable & ~open_))
+    unknown = nw.col(criterion.field).is_null() | undecided
     true = ~found if criterion.operator in ("!=", "not_in") else found
     return Truth(true=true & ~unknown, unknown=unknown)
 

@@ -26,24 +26,38 @@ def changed(record: Mapping[str, Mapping[str, Any]], folder: Path | None = None)
         path = folder / file
         try:
             found = path.stat()
-            value = _read(path, of_file["model"], found.st_mtime_ns, found.st_size)
+            now = _now(path, of_file["model"], found.st_mtime_ns, found.st_size)
         except (OSError, ConfigError, ImportError, AttributeError):
             return f"{file} (cannot be read as it was)"
         for keys, noted in of_file["keys"].items():
-            where = json.loads(keys)
-            if digest(_at(value, where)) != noted:
-                return f"{file}: {'.'.join(where) or 'its content'}"
+            if now[keys] != noted:
+                return f"{file}: {'.'.join(json.loads(keys)) or 'its content'}"
     return None
 
 
+class _Now(dict[str, str]):
+    """The digest of each value of a file, by its keys as a record has them; made when it is first asked for.
+
+    Many versions of a ledger are asked about the same values.
+    """
+
+    def __init__(self, value: Any) -> None:
+        super().__init__()
+        self._value = value
+
+    def __missing__(self, keys: str) -> str:
+        found = self[keys] = digest(_at(self._value, json.loads(keys)))
+        return found
+
+
 @lru_cache(maxsize=256)
-def _read(path: Path, model: str, modified: int, size: int) -> Any:
-    """The file ``path`` as JSON-like data, or of a folder the names of its files."""
+def _now(path: Path, model: str, modified: int, size: int) -> _Now:
+    """The values of the file ``path``, or of a folder the names of its files."""
     if not model:
-        return dict.fromkeys(sorted(one.stem for one in path.glob("*.yaml")))
+        return _Now(dict.fromkeys(sorted(one.stem for one in path.glob("*.yaml"))))
     kind = resolve_name(model)
     with unobserved():
-        return plain(kind.from_yaml(path) if hasattr(kind, "from_yaml") else read_yaml(path, kind))
+        return _Now(plain(kind.from_yaml(path) if hasattr(kind, "from_yaml") else read_yaml(path, kind)))
 
 
 def _at(value: Any, keys: Keys) -> Any:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from e2i_dagster.cohorts import build_cohort
 from e2i_dagster.cohorts.columns import typed_column
-from e2i_dagster.cohorts.narwhals_plan import condition_truth
+from e2i_dagster.cohorts.narwhals_plan import Source, condition_truth, with_drug_codes
 from e2i_dagster.cohorts.operators import decidable, holds
 from e2i_dagster.config.cohort import CohortDefinition, Criterion
 from e2i_dagster.config.criteria import EventPattern
@@ -120,9 +120,10 @@ def test_digits_of_other_systems_and_of_no_reading_are_known_not_to_be_a_drug(en
         import duckdb
         import narwhals as nw
 
-        frame = nw.from_native(duckdb.from_df(pd.DataFrame({"x": others})))
-        truth = condition_truth(rule, {"x": "text"})
-        read = frame.select(truth.true.alias("true"), truth.unknown.alias("unknown")).to_native().df()
+        frame = nw.from_native(duckdb.from_df(pd.DataFrame({"x": others}))).lazy()
+        source = with_drug_codes(Source(frame, {"x": "text"}), [rule])
+        truth = condition_truth(rule, source.kinds)
+        read = source.frame.select(truth.true.alias("true"), truth.unknown.alias("unknown")).to_native().df()
         assert not read.to_numpy().any()
 
 
