@@ -185,7 +185,7 @@ def test_a_cell_that_is_no_certain_day_is_counted_by_its_reason_and_the_remedy_i
 def test_a_typed_day_after_the_year_9999_is_refused_as_text_is(tmp_path, kind):
     days = pa.array([2_932_897], pa.int32()).cast(pa.date32())
     cell = days if kind == pa.date32() else days.cast(pa.timestamp("us")).cast(pa.int64()).cast(kind)
-    with pytest.raises(InputError, match="drug_exposure_start_date: .* 1 date_format"):
+    with pytest.raises(InputError, match=r"drug_exposure_start_date: .* 1 date_format"):
         build(expression(), folder_of(tmp_path, cell, "parquet"))
 
 

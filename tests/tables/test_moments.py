@@ -168,11 +168,11 @@ def test_a_typed_moment_or_day_outside_the_years_1_to_9999_is_refused(unit, seco
     import pyarrow as pa
 
     at = seconds * {"s": 1, "ms": 10**3, "us": 10**6}[unit]
-    for given in (
+    for cells in (
         pa.array([at, 0, None], pa.int64()).cast(pa.timestamp(unit, "Asia/Tokyo")),
         pa.array([seconds // 86_400, 0, None], pa.int32()).cast(pa.date32()),
     ):
-        for found in (moments.days(given), moments.moments(given)):
+        for found in (moments.days(cells), moments.moments(cells)):
             assert found.values.is_null().to_pylist() == [True, False, True]
             assert found.refused["format"].to_pylist() == [True, False, False]
 
