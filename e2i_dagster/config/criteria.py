@@ -22,6 +22,7 @@ from e2i_dagster.tables.codes import (
     known_system,
     normal_code,
     normal_prefix,
+    plain,
 )
 
 Operator = Literal["==", "!=", ">", ">=", "<", "<=", "in", "not_in", "between", "contains"]
@@ -519,7 +520,7 @@ def _check_codes(codes: Iterable[Any], system: str, position: Position, *, whole
     if position == "first" and system == "ndc":
         raise ValueError("drug codes come one to a cell: remove position")
     for code in codes:
-        if not isinstance(code, str) or not re.fullmatch(r"[A-Za-z0-9. -]+\*?", code):
+        if not isinstance(code, str) or not re.fullmatch(r"[A-Z0-9. -]+\*?", plain(code)):
             raise ValueError(
                 f"{code!r} is not a code: expected letters, digits and dots, and * only at the end"
             )
