@@ -196,7 +196,7 @@ def run(scope: str, json_output: bool) -> None:
 
     scopes = scopes_named(scope)
     _require_shared()
-    _say_left_out()
+    _left_out()
     began = time.monotonic()
     say(json_output, "Starting: warehouse, tracking store and services start when they are first needed.")
     events: list[StageEvent] = []
@@ -227,9 +227,9 @@ def show_plan(scope: str, json_output: bool) -> None:
     from jobs.sequence import plan, scopes_named
 
     rows = [{"job": planned.job, "partitions": planned.label} for planned in plan(scopes_named(scope))]
-    _say_left_out()
+    left_out = _left_out()
     if json_output:
-        click.echo(json.dumps(rows))
+        click.echo(json.dumps({"plan": rows, "left_out": left_out}))
     else:
         print_table("Plan", rows)
 
@@ -374,15 +374,23 @@ def _unloaded(report: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _say_left_out() -> None:
-    """Name every policy file that takes no part because it is wrong, and those that no run can do without."""
+def _left_out() -> list[dict[str, Any]]:
+    """Tell of every policy file that takes no part because it is wrong, and of those that no run can do without.
+
+    Returns:
+        Their errors as records; ``needed`` says that no run can do without the file.
+    """
     from e2i_dagster.config.validate import OF_EVERY_RUN, folder_errors, shared_errors
     from e2i_dagster.policy_files.environment import config_folder
 
     folder = config_folder()
     needed = {str(error) for error in shared_errors(folder, OF_EVERY_RUN)}
+    records = []
     for error in folder_errors(folder):
-        click.echo(f"{'No run without it' if str(error) in needed else 'Left out'}: {error}", err=True)
+        is_needed = str(error) in needed
+        click.echo(f"{'No run without it' if is_needed else 'Left out'}: {error}", err=True)
+        records.append({**error.to_record(), "needed": is_needed})
+    return records
 
 
 def _require_shared() -> None:

@@ -56,7 +56,7 @@ def list_command(json_output: bool) -> None:
     for error in broken:
         click.echo(f"Left out: {error}", err=True)
     if json_output:
-        click.echo(json.dumps(rows))
+        click.echo(json.dumps({"experiments": rows, "left_out": [error.to_record() for error in broken]}))
     elif rows:
         print_table("Experiments", rows)
     else:

@@ -18,6 +18,8 @@ from e2i_dagster.config.cohort import CohortDefinition, Rule
 from e2i_dagster.config.criteria import Criterion, EventCriterion, EventPattern, Group, code_patterns
 from e2i_dagster.tables.codes import (
     BAR,
+    BETWEEN,
+    BLANKS,
     DASHES,
     LIST_MARKS,
     LIST_SEPARATOR,
@@ -29,6 +31,7 @@ from e2i_dagster.tables.codes import (
     NDC_UNREADABLE,
     NDC_ZEROS,
     ONLY_DIGITS,
+    READABLE_PART,
 )
 from e2i_dagster.versions.coverage import Coverage
 
@@ -287,13 +290,13 @@ def _matches(pattern: EventPattern, kinds: Mapping[str, Kind], *, undecided: boo
     """Events of the pattern; a null is not one of them.
 
     Args:
-        undecided: those, too, that are events of the pattern or not by what their drug code is read as.
+        undecided: those, too, that are events of the pattern or not by what their codes are read as.
     """
     import narwhals as nw
 
     def meets(criterion: Criterion) -> nw.Expr:
         truth = condition_truth(criterion, kinds)
-        if undecided and criterion.code_system == "ndc":
+        if undecided and criterion.code_system is not None:
             return truth.true | (truth.unknown & ~nw.col(criterion.field).is_null())
         return truth.true
 
@@ -301,7 +304,7 @@ def _matches(pattern: EventPattern, kinds: Mapping[str, Kind], *, undecided: boo
 
 
 def _can_be_undecided(pattern: EventPattern) -> bool:
-    return any(criterion.code_system == "ndc" for criterion in pattern.conditions)
+    return any(criterion.code_system is not None for criterion in pattern.conditions)
 
 
 def _event_counts(
@@ -450,7 +453,7 @@ def _count_truth(
     above ``at_most``, and a gap, are unknown where the window was not observed as a whole.
 
     Args:
-        most: ``count`` with the events that are of the pattern or not by what their drug code is read as: where
+        most: ``count`` with the events that are of the pattern or not by what their codes are read as: where
             they decide, the answer is unknown. None where there can be no such events.
     """
     import narwhals as nw
@@ -692,13 +695,11 @@ def condition_truth(criterion: Criterion, kinds: Mapping[str, Kind]) -> Truth:
         known = known & ~column.is_nan()
     if kind == "date":
         column = column.cast(nw.Date)
-    if criterion.code_system == "ndc" and kind == "text":
-        return _drug_truth(criterion)
-    answer = (
-        _text(criterion, kind)
-        if kind == "text" or criterion.code_system
-        else _compared(criterion, kind, column)
-    )
+    if criterion.code_system is not None and kind != "text":
+        raise _misfit(criterion, kind, "codes are texts")
+    if criterion.code_system is not None:
+        return _drug_truth(criterion) if criterion.code_system == "ndc" else _listed_truth(criterion, column)
+    answer = _text(criterion, kind) if kind == "text" else _compared(criterion, kind, column)
     # What is not known is false whatever the answer would be: false and null is false.
     return Truth(true=known & answer, unknown=~known)
 
@@ -730,31 +731,42 @@ def _compared(criterion: Criterion, kind: Kind, column: nw.Expr) -> nw.Expr:  # 
 def _text(criterion: Criterion, kind: Kind) -> nw.Expr:
     import narwhals as nw
 
-    if kind != "text":
-        raise _misfit(criterion, kind, "codes are texts")
     if criterion.operator in (">", ">=", "<", "<=", "between"):
         raise _misfit(criterion, kind, f"operator {criterion.operator} needs numbers or dates")
     wrong = [value for value in criterion.values if not isinstance(value, str)]
     if wrong:
         raise _misfit(criterion, kind, f"the definition compares it with {wrong[0]!r}")
     column = nw.col(criterion.field)
-    if criterion.code_system is not None:
-        answers = _listed(criterion, column)
-    elif criterion.operator == "contains":
-        answers = [column.str.contains(criterion.value, literal=True)]
+    if criterion.operator == "contains":
+        answer = column.str.contains(criterion.value, literal=True)
     else:
-        answers = [column.is_in(list(criterion.values))]
-    answer = reduce(lambda left, right: left | right, answers)
+        answer = column.is_in(list(criterion.values))
     return ~answer if criterion.operator in ("!=", "not_in") else answer
 
 
-def _listed(criterion: Criterion, column: nw.Expr) -> list[nw.Expr]:
-    """For each code of the criterion whether it is among those of the cell: as :func:`.codes.normal_list`."""
+def _listed_truth(criterion: Criterion, column: nw.Expr) -> Truth:
+    """Whether a code of the criterion is among those of the cell, as :func:`.codes.listed` reads them.
+
+    Unknown where none is and a part cannot be read (:func:`.codes.is_readable`).
+    """
     import narwhals as nw
 
     text = column.str.to_uppercase().str.replace_all(DASHES, "-")
-    text = text.str.replace_all(LIST_MARKS, "").str.strip_chars()
-    codes = nw.concat_str(nw.lit(BAR), text.str.replace_all(LIST_SEPARATOR, BAR), nw.lit(BAR))
+    text = text.str.replace_all(LIST_MARKS, "").str.strip_chars(BLANKS)
+    listed = nw.concat_str(nw.lit(BAR), text.str.replace_all(LIST_SEPARATOR, BETWEEN), nw.lit(BAR))
+    if criterion.position == "first":
+        readable = listed.str.contains(f"^{READABLE_PART}")
+    else:
+        readable = listed.str.replace_all(READABLE_PART, "") == ""
+    answers = _among(criterion, listed.str.replace_all(".", "", literal=True))
+    found = _false_if_null(reduce(lambda left, right: left | right, answers))
+    unknown = column.is_null() | ~(found | _false_if_null(readable))
+    true = ~found if criterion.operator in ("!=", "not_in") else found
+    return Truth(true=true & ~unknown, unknown=unknown)
+
+
+def _among(criterion: Criterion, codes: nw.Expr) -> list[nw.Expr]:
+    """For each code of the criterion whether it is among ``codes``, as :func:`.codes.normal_list` has them."""
     exact, prefixes = code_patterns(criterion)
     if criterion.operator == "contains":
         # Codes are letters, digits, blanks and hyphens: in an expression they stand for themselves.
@@ -781,7 +793,7 @@ def with_drug_codes(source: Source, criteria: Iterable[Criterion]) -> Source:
     }
     for field in sorted(fields):
         text, digits, padded = (nw.col(_reading(field, step)) for step in ("text", "digits", "padded"))
-        written = nw.col(field).str.strip_chars().str.to_uppercase().str.replace_all(DASHES, "-")
+        written = nw.col(field).str.strip_chars(BLANKS).str.to_uppercase().str.replace_all(DASHES, "-")
         frame = frame.with_columns(written.alias(_reading(field, "text")))
         frame = frame.with_columns(
             text.str.replace_all(NDC_SEPARATOR, "").alias(_reading(field, "digits")),

@@ -15,7 +15,7 @@ import numpy as np
 from e2i_dagster.cohorts.columns import Kind, TypedColumn
 from e2i_dagster.cohorts.errors import CohortInputError
 from e2i_dagster.config.cohort import Criterion, code_patterns
-from e2i_dagster.tables.codes import BAR, normal_list, readings
+from e2i_dagster.tables.codes import BAR, is_readable, normal_list, readings
 
 _EXPECTED: dict[str, str] = {
     "boolean": "true or false",
@@ -31,12 +31,17 @@ def decidable(criterion: Criterion, column: TypedColumn) -> TypedColumn:
     """``column`` without the codes that decide otherwise by what they are read as: they are unknown.
 
     A drug code without hyphens that is none of the criterion's codes, whatever it is read as, is known not to be one of
-    them; a cell with a drug code that cannot be read is unknown for every criterion.
+    them; a cell with a drug code that cannot be read is unknown for every criterion. So is one of another system with
+    a part that cannot be read, unless one of the criterion's codes is beside it.
     """
-    if criterion.code_system != "ndc" or column.kind != "text":
+    if criterion.code_system is None or column.kind != "text":
         return column
     matches = _code_matcher(criterion)
-    decided = [len({matches(one) for one in readings(text, "ndc")}) == 1 for text in column.texts]
+    if criterion.code_system == "ndc":
+        decided = [len({matches(one) for one in readings(text, "ndc")}) == 1 for text in column.texts]
+    else:
+        first = criterion.position == "first"
+        decided = [matches(normal_list(text)) or is_readable(text, first=first) for text in column.texts]
     return replace(column, known=column.known & np.array([*decided, False])[column.values])
 
 

@@ -43,11 +43,14 @@ class Policy:
         """The scope that ``make run`` takes when none is named.
 
         Raises:
-            ConfigError: no scope is valid; says what is wrong with each file.
+            ConfigError: its file is wrong, or it cannot be told which one it is, see
+                :func:`e2i_dagster.config.scope.the_default`.
         """
+        from e2i_dagster.config.scope import the_default
+
         if not self.scopes:
             raise self.none_valid("scopes")
-        return next((name for name, scope in self.scopes.items() if scope.default), sorted(self.scopes)[0])
+        return the_default(self.folder / "scopes", self.scopes, self.broken("scopes")).key
 
     def scope(self, name: str) -> ScopeSpec:
         """The scope ``name``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -47,6 +48,8 @@ _METRICS = {
     "max_mae": ("mae", "at_most"),
     "max_mape": ("mape", "at_most"),
 }
+#: Read as text, because a file that is wrong says it, too.
+_SAYS_DEFAULT = re.compile(r"""^["']?default["']?:\s*(true|yes|on)\b""", re.IGNORECASE | re.MULTILINE)
 _REGRESSION_ONLY = frozenset({"min_r2", "max_rmse", "max_mae", "max_mape"})
 
 
@@ -426,21 +429,45 @@ def read_scope(key: str, folder: Path | None = None) -> ScopeSpec:
 
 
 def default_scope(folder: Path | None = None) -> ScopeSpec:
-    """The scope whose file says ``default: true``.
+    """The scope whose file says ``default: true``, see :func:`the_default`."""
+    folder = folder or scope_folder()
+    return the_default(folder, *read_scopes(folder))
+
+
+def the_default(
+    folder: Path, scopes: Mapping[str, ScopeSpec], broken: Mapping[str, ConfigError]
+) -> ScopeSpec:
+    """The one of ``scopes`` that says ``default: true``, or the only one that there is.
+
+    Args:
+        folder: of the files. scopes: the valid ones by file stem. broken: errors of the others by file stem.
 
     Raises:
-        ConfigError: none or several files say so, or a file could not be read and none of the others does.
+        ConfigError: a file that says so is wrong: no other question is answered in its place. Or none or several
+            say so.
     """
-    scopes, broken = read_scopes(folder)
+    wrong = [
+        error
+        for name, error in broken.items()
+        if not scopes
+        or _SAYS_DEFAULT.search((folder / f"{name}.yaml").read_text(encoding="utf-8", errors="replace"))
+    ]
+    if wrong:
+        raise ConfigError.joined(wrong)
     marked = [scope for scope in scopes.values() if scope.default]
-    if len(marked) == 1:
-        return marked[0]
-    if not marked and broken:
-        raise ConfigError("\n".join(str(error) for error in broken.values()))
-    found = ", ".join(scope.key for scope in marked) or "none"
-    raise ConfigError(
-        f"Exactly one file in {folder or scope_folder()} must say default: true (found: {found})."
-    )
+    if not marked and len(scopes) == 1 and not broken:
+        marked = list(scopes.values())
+    if len(marked) != 1:
+        found = ", ".join(scope.key for scope in marked) or "none"
+        remedy = "Write it in one of them, or name a scope with --scope."
+        raise ConfigError(
+            f"{folder}: exactly one file must say default: true (found: {found}). {remedy}",
+            file=folder,
+            field="default",
+            value=found,
+            remedy=remedy,
+        )
+    return marked[0]
 
 
 def check_against_cohorts(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 import datetime as dt
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from e2i_dagster.policy_files.base import Place, PolicyModel, read_yaml, unknown
+from e2i_dagster.policy_files.base import Place, PolicyModel, RemediedError, read_yaml, unknown
 
 
 class SyntheticSource(PolicyModel):
@@ -68,8 +69,11 @@ class SourcesPolicy(PolicyModel):
     @classmethod
     def _end_of_month(cls, value: dt.date) -> dt.date:
         if (value + dt.timedelta(days=1)).day != 1:
-            raise ValueError(
-                "data_end must be the last day of a month, because event tables are kept by month"
+            before = value.replace(day=1) - dt.timedelta(days=1)
+            last = value.replace(day=calendar.monthrange(value.year, value.month)[1])
+            raise RemediedError(
+                "data_end must be the last day of a month, because event tables are kept by month",
+                f"Write {before} or {last}.",
             )
         return value
 

@@ -22,7 +22,7 @@ from e2i_dagster.config.mapping import ReversalRule
 from e2i_dagster.loading import staging
 from e2i_dagster.tables import date_column, facts, primary_key, raw_table, rules
 from e2i_dagster.tables.cells import NUMBER, as_text, kind_of, numbers_of
-from e2i_dagster.tables.codes import DASHES, NDC_FORMS, NDC_SEPARATOR, SYSTEMS, normal_code
+from e2i_dagster.tables.codes import BLANKS, DASHES, NDC_FORMS, NDC_SEPARATOR, SYSTEMS, normal_code
 
 if TYPE_CHECKING:
     import psycopg
@@ -457,8 +457,8 @@ def _compared(value: Any, system: str) -> Any:
     """SQL of a code as it is compared: as :func:`.codes.normal_code`."""
     from psycopg import sql
 
-    text = sql.SQL("regexp_replace(upper(regexp_replace({}, '^\\s+|\\s+$', '', 'g')), {}, '-', 'g')").format(
-        value, sql.Literal(DASHES)
+    text = sql.SQL("regexp_replace(upper(btrim({}, {})), {}, '-', 'g')").format(
+        value, sql.Literal(BLANKS), sql.Literal(DASHES)
     )
     if system != "ndc":
         return sql.SQL("nullif(replace({}, '.', ''), '')").format(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import json
 import re
@@ -24,6 +25,15 @@ from e2i_dagster.errors import ConfigError
 from e2i_dagster.policy_files import observed
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+class RemediedError(ValueError):
+    """What a validator says of a value, with what to write instead."""
+
+    def __init__(self, message: str, remedy: str) -> None:
+        super().__init__(message)
+        self.remedy = remedy
+
 
 #: Keys on the way to a wrong place of a file, and what is wrong there.
 Place = tuple[tuple[int | str, ...], str]
@@ -115,10 +125,12 @@ def read_yaml(
         problems = []
         for problem in error.errors(include_url=False):
             missing = problem["type"] == "missing"
-            near = _nearest(model, problem)
             found = {} if missing else {"value": _short(problem["input"])}
-            said = problem["msg"] + (f" (found {found['value']})" if found else "")
-            problems.append(_problem(path, node, problem["loc"], said, near, missing=missing, **found))
+            said = problem["msg"].removeprefix("Value error, ") + (
+                f" (found {found['value']})" if found else ""
+            )
+            remedy = _remedy(model, problem)
+            problems.append(_problem(path, node, problem["loc"], said, remedy, missing=missing, **found))
         raise ConfigError.joined(problems) from None
     problems = [_problem(path, node, *one) for one in check(value)] if check else []
     if problems:
@@ -154,13 +166,14 @@ def _parsed(text: str) -> tuple[yaml.Node | None, Any]:
         loader.dispose()
 
 
-def _nearest(model: type[BaseModel], problem: Any) -> str:
-    """What a key or a word that there is not was meant to be; empty for any other problem."""
+def _remedy(model: type[BaseModel], problem: Any) -> str:
+    """What a key or a word that there is not was meant to be, and what a validator says; empty where nobody knows."""
     if problem["type"] == "extra_forbidden":
         return _nearest_key(model, problem)
     if problem["type"] == "literal_error" and isinstance(problem["input"], str):
         return did_you_mean(problem["input"], re.findall(r"'([^']*)'", problem["ctx"]["expected"]))
-    return ""
+    error = problem.get("ctx", {}).get("error")
+    return error.remedy if isinstance(error, RemediedError) else ""
 
 
 def _nearest_key(model: type[BaseModel], problem: Any) -> str:
@@ -206,7 +219,7 @@ def _places_of(model: type[BaseModel]) -> dict[str, list[tuple[str, ...]]]:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = value.isoformat() if isinstance(value, dt.date) else repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 

@@ -49,8 +49,9 @@ if TYPE_CHECKING:
     from e2i_dagster.tables.own_types import OwnType
     from e2i_dagster.tables.vocabulary import VocabularyPolicy
 
-#: Endings that are read; all but Parquet also with ``.gz`` after them.
-_TEXT_ENDINGS = (".csv", ".tsv", ".txt")
+#: Endings that are read, and what separates the fields where the ending says it; all but Parquet also with ``.gz``
+#: after them.
+_TEXT_ENDINGS = {".csv": ",", ".tsv": "\t", ".txt": None}
 _READ = "CSV, TSV, text (.txt, with a declared separator), each also as .gz, or Parquet"
 _TEXT = pd.StringDtype("pyarrow")
 # A cell may hold a document; what is too much is decided by rows, not by this reader.
@@ -234,7 +235,10 @@ def _find_files(
             {stem_of(path).lower() for path in paths}
         ) < len(paths):
             names = ", ".join(path.name for path in paths)
-            problems.append(f"{table}: the same rows in two formats? ({names}). Keep one of them.")
+            problems.append(
+                f"{table}: the same rows in two formats? ({names}). Keep one of them; where they hold different "
+                "rows, move those of one format to another folder and load it after this one."
+            )
         problems.extend(
             f"{path.name}: a text file whose separator is not declared. Write for example "
             f'`tables: {{{table}: {{separator: "|"}}}}` in the mapping.'
@@ -270,7 +274,7 @@ def ending_of(path: Path) -> str:
     if suffixes[-1:] == [".gz"]:
         return suffixes[-2] if len(suffixes) > 1 and suffixes[-2] in _TEXT_ENDINGS else ""
     last = suffixes[-1] if suffixes else ""
-    return last if last in (*_TEXT_ENDINGS, ".parquet") else ""
+    return last if last in {*_TEXT_ENDINGS, ".parquet"} else ""
 
 
 def stem_of(path: Path) -> str:
@@ -527,8 +531,10 @@ def _read_csv(path: Path, form: FileFormat, block_size: int = 1 << 22) -> FileRo
     judged = judge_lines(path, form) if quoted or wide else None
 
     def parse(threads: bool, handler: Any) -> pa.Table:
+        # Arrow itself tells what is compressed by an ending in lower case only.
+        compression = "gzip" if path.suffix.lower() == ".gz" else None
         return arrow_csv.read_csv(
-            path,
+            pa.input_stream(str(path), compression=compression),
             read_options=arrow_csv.ReadOptions(
                 use_threads=threads, encoding=_python_encoding(form), block_size=block_size
             ),
@@ -613,9 +619,18 @@ def open_text(path: Path, form: FileFormat) -> io.TextIOWrapper:
 
 
 def separator_of(path: Path, form: FileFormat) -> str:
-    """The declared separator; without one a tab in ``.tsv`` files and a comma in others."""
-    tabs = "separator" not in form.model_fields_set and ".tsv" in (part.lower() for part in path.suffixes)
-    return "\t" if tabs else form.separator
+    """The declared separator, else that of the file's ending: a tab in ``.tsv``, a comma in ``.csv``.
+
+    Parts of one table may be written differently: the ending holds, too, where only its separator stands in the header.
+    """
+    own = _TEXT_ENDINGS.get(ending_of(path))
+    if own is None or own == form.separator:
+        return form.separator
+    if "separator" not in form.model_fields_set:
+        return own
+    with open_text(path, form) as stream:
+        header = stream.readline()
+    return own if own in header and form.separator not in header else form.separator
 
 
 def records_of(lines: Iterable[str], path: Path, form: FileFormat, *, strict: bool) -> Any:
@@ -762,10 +777,12 @@ def _read_header(path: Path, form: FileFormat) -> tuple[list[str], bool]:
     separator = separator_of(path, form)
     others = [mark for mark in (",", ";", "\t", "|") if mark != separator]
     if len(header) == 1 and (mark := max(others, key=header[0].count)) in header[0]:
-        shown = {"\t": "\\t"}.get(mark, mark)
+        shown, expected = ({"\t": "\\t"}.get(one, one) for one in (mark, separator))
+        remedy = f'Write `separator: "{shown}"` in the mapping, or save it with "{expected}".'
+        if "separator" in form.model_fields_set:
+            remedy += " One separator is declared for all parts of a table: save parts alike."
         problems.append(
-            f'{path.name}: the fields are separated by "{shown}", expected "{separator}". Write '
-            f'`separator: "{shown}"` in the mapping, or save it with "{separator}".'
+            f'{path.name}: the fields are separated by "{shown}", expected "{expected}". {remedy}'
         )
     names = [name.strip() for name in header]
     twice = sorted({name for name in names if names.count(name) > 1})

@@ -8,6 +8,11 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+#: Blanks of any width, none too, of which no code begins or ends with one.
+BLANKS = (
+    " \t\n\r\x0b\x0c\x85\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u200b"
+    "\u200c\u200d\u2028\u2029\u202f\u205f\u2060\u3000\ufeff"
+)
 #: Written for a hyphen: the soft one, Unicode's hyphens and dashes, the minus sign, and their wide forms.
 DASHES = "[\u00ad\u2010-\u2015\u2212\ufe58\ufe63\uff0d]"
 #: A hyphen however it is written: cells are held against the shapes of codes as they were delivered.
@@ -37,10 +42,11 @@ NDC_ZEROS: tuple[int, ...] = tuple(place for _, place in NDC_FORMS if place is n
 
 #: A cell with several codes: ``["L50.1", "J30.1"]`` with any quotes, ``{L50.1,J30.1}`` or ``L50.1; J30.1``. Of it these
 #: characters are no part of a code, and these separate two.
-LIST_MARKS = "[\\[\\]{}().'\"\u2018-\u201f]"
-LIST_SEPARATOR = r"\s*[,;|]\s*"
-#: What stands before, between and after the codes of a cell in the form in which they are compared.
+LIST_MARKS = "[\\[\\]{}()'\"\u2018-\u201f]"
+LIST_SEPARATOR = f"[{BLANKS}]*[,;|\u3001\uff0c\uff1b\uff5c][{BLANKS}]*"
+#: What stands before and after each code of a cell in the form in which they are compared.
 BAR = "|"
+BETWEEN = BAR + BAR
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,7 @@ SYSTEMS: dict[str, CodeSystem] = {
     ),
     "loinc": CodeSystem(
         "LOINC laboratory test",
-        rf"^[0-9]{{1,7}}{HYPHEN}[0-9]$",
+        rf"^[1-9][0-9]{{0,6}}{HYPHEN}[0-9]$",
         "digits, a hyphen and the check digit, such as 718-7",
         "loinc_codes",
     ),
@@ -108,6 +114,17 @@ SYSTEMS: dict[str, CodeSystem] = {
         "ten digits whose last is the check digit over prefix 80840",
     ),
 }
+#: What is a code of none of the systems: digits alone (SNOMED CT, RxNorm), drug codes that lost zeros, ICD-10-PCS.
+_OTHERS = ("[0-9]+", "[0-9]{1,5}-[0-9]{1,4}-[0-9]{1,2}", "[0-9BCDFGHX][0-9A-HJ-NP-Z]{6}")
+#: Words: every code has a digit.
+_WORDS = "[^0-9\u0660-\u0669\u06f0-\u06f9\uff10-\uff19|]*"
+#: One part of a list of codes that is a code of any system or no code for certain. What is neither (``99213-25``,
+#: ``J30.1 L50.1``, ``ICD10:L50.1``) is any code or none.
+READABLE_PART = r"\|(?:{})\|".format(
+    "|".join(
+        [*(system.shape.replace("^", "").replace("$", "") for system in SYSTEMS.values()), *_OTHERS, _WORDS]
+    )
+)
 #: Columns of the events that hold the codes of a system; frames with one code to an event have ``code``.
 EVENT_CODE_COLUMNS = frozenset(system.event_column for system in SYSTEMS.values()) - {"code"}
 #: Other names of a system; case, hyphens, blanks and underscores do not count in any name.
@@ -133,7 +150,7 @@ def known_system(name: str) -> str:
 
 def plain(code: str) -> str:
     """A code in upper case, without outer blanks, every dash a hyphen."""
-    return re.sub(DASHES, "-", code.strip().upper())
+    return re.sub(DASHES, "-", code.strip(BLANKS).upper())
 
 
 def normal_code(code: str, system: str | None = None) -> str:
@@ -162,7 +179,7 @@ def normal_prefix(code: str, system: str | None = None) -> str:
 
 def is_undecided(code: str, system: str | None) -> bool:
     """Whether it cannot be known which code is meant: a drug code of ten digits, or fewer, without hyphens."""
-    return system == "ndc" and re.match(NDC_UNDECIDED, code.strip()) is not None
+    return system == "ndc" and re.match(NDC_UNDECIDED, code.strip(BLANKS)) is not None
 
 
 def readings(code: str, system: str | None) -> tuple[str, ...]:
@@ -172,7 +189,7 @@ def readings(code: str, system: str | None) -> tuple[str, ...]:
     drug code that cannot be read (:data:`NDC_UNREADABLE`), which is any code or none.
     """
     if is_undecided(code, system):
-        digits = re.sub(NDC_FRACTION, "", code.strip()).zfill(NDC_DIGITS)
+        digits = re.sub(NDC_FRACTION, "", code.strip(BLANKS)).zfill(NDC_DIGITS)
         return tuple(f"{digits[:place]}0{digits[place:]}" for place in NDC_ZEROS)
     normal = normal_code(code, system)
     if system == "ndc" and not re.match(ONLY_DIGITS, normal) and re.search(NDC_UNREADABLE, normal):
@@ -180,14 +197,25 @@ def readings(code: str, system: str | None) -> tuple[str, ...]:
     return (normal,)
 
 
-def normal_list(cell: str) -> str:
-    """The codes of a cell in their order, as they are compared, each between bars: ``|L501|J301|``.
+def listed(cell: str) -> str:
+    """The codes of a cell in their order, in upper case, each between bars: ``|L50.1||J30.1|``.
 
     Takes one code, ``["L50.1", "J30.1"]``, ``{L50.1,J30.1}`` and codes separated by comma, semicolon or bar.
     For every system but ``ndc``, whose codes come one to a cell.
     """
-    text = re.sub(LIST_MARKS, "", re.sub(DASHES, "-", cell.upper())).strip()
-    return f"{BAR}{re.sub(LIST_SEPARATOR, BAR, text)}{BAR}"
+    text = re.sub(LIST_MARKS, "", re.sub(DASHES, "-", cell.upper())).strip(BLANKS)
+    return f"{BAR}{re.sub(LIST_SEPARATOR, BETWEEN, text)}{BAR}"
+
+
+def normal_list(cell: str) -> str:
+    """The codes of a cell as they are compared: :func:`listed` without dots, ``|L501||J301|``."""
+    return listed(cell).replace(".", "")
+
+
+def is_readable(cell: str, *, first: bool = False) -> bool:
+    """Whether every part of a cell with codes, or its ``first``, is a code of some system or no code for certain."""
+    codes = listed(cell)
+    return re.match(READABLE_PART, codes) is not None if first else not re.sub(READABLE_PART, "", codes)
 
 
 def fits(code: str, system: str) -> bool:

@@ -44,6 +44,10 @@ _LOCAL = (
     r"^(?:[0-8]\d{3}|9[0-8]\d{2}|99[0-8]\d|999[0-8])[-\d]{4,6}[Tt ]\d{2}:\d{2}(?::\d{2}(?:[.,]\d{1,9})?)?$"
 )
 _SECOND = 1_000_000
+#: The seconds from 1970 to the first of year 1 and to the end of year 9999: no calendar date and no database has more.
+_FIRST, _END = -62_135_596_800, 253_402_300_800
+#: Since when an end is one that nobody knows, in those seconds.
+_OPEN = 253_370_764_800
 
 #: How a date without its day is completed: to the first, middle (the 15th, 1 July) or last day of what it says.
 Completion = Literal["first", "middle", "last"]
@@ -106,7 +110,8 @@ def days(given: pa.Array) -> Judged:
     import pyarrow as pa
 
     if pa.types.is_date(given.type):
-        return Judged(given.cast(pa.date32()), {})
+        kept, refused = _within(given)
+        return Judged(kept.cast(pa.date32()), refused)
     found = moments(given)
     micros = _micros(found.values)
     day = np.floor_divide(micros, 86_400 * _SECOND).astype(np.int32)
@@ -115,15 +120,16 @@ def days(given: pa.Array) -> Judged:
 
 
 def moments(given: pa.Array) -> Judged:
-    """The moment of each cell in UTC; a day is its first moment, a moment without an offset is UTC."""
+    """The moment of each cell in UTC; a day is its first moment, a moment without an offset is UTC.
+
+    What lies outside the years 1 to 9999, also by its offset alone, is refused as ``format``.
+    """
     import pyarrow as pa
 
-    utc = pa.timestamp("us", "UTC")
-    if pa.types.is_timestamp(given.type):
-        plain = given.cast(pa.timestamp("us", given.type.tz), safe=False)
-        return Judged(plain.cast(utc) if given.type.tz else plain.cast(pa.int64()).cast(utc), {})
-    if pa.types.is_date(given.type):
-        return Judged(given.cast(pa.timestamp("us")).cast(pa.int64()).cast(utc), {})
+    if pa.types.is_timestamp(given.type) or pa.types.is_date(given.type):
+        kept, refused = _within(given)
+        plain = kept.cast(pa.timestamp("us", getattr(given.type, "tz", None)), safe=False)
+        return Judged(plain.cast(pa.int64()).cast(pa.timestamp("us", "UTC")), refused)
     coded = given.cast(pa.large_string()).dictionary_encode()
     distinct = _of_text(coded.dictionary)
     return Judged(
@@ -161,11 +167,30 @@ def not_earlier(other: str, one: str) -> Any:
     return (first <= second) | (first.dt.truncate("1d") == second)
 
 
+def _within(given: pa.Array) -> tuple[pa.Array, dict[str, pa.Array]]:
+    """Typed days or moments without those outside the years 1 to 9999, and which these are, by their reason."""
+    import pyarrow as pa
+
+    pc = compute()
+    if pa.types.is_date32(given.type):
+        counts, first, end = given.cast(pa.int32()), _FIRST // 86_400, _END // 86_400
+    else:
+        unit = "ms" if pa.types.is_date64(given.type) else given.type.unit
+        if unit == "ns":
+            return given, {}
+        a_second = {"s": 1, "ms": 1_000, "us": _SECOND}[unit]
+        counts, first, end = given.cast(pa.int64()), _FIRST * a_second, _END * a_second
+    beyond = pc.fill_null(pc.or_(pc.less(counts, first), pc.greater_equal(counts, end)), False)
+    if not pc.any(beyond).as_py():
+        return given, {}
+    return pc.if_else(beyond, pa.scalar(None, given.type), given), {"format": beyond}
+
+
 def in_zone(given: pa.Array, zone: str) -> pa.Array:
     """Moments without an offset as moments in UTC, read by the clocks of ``zone``; every other cell unchanged.
 
     Of an hour that the clocks show twice the later one is meant, and a time that they skip is the end of the skip:
-    nothing is known too early.
+    nothing is known too early. Open ends (year 9999) are no moments of any zone.
 
     Args:
         given: text, or timestamps without a zone.
@@ -184,7 +209,9 @@ def in_zone(given: pa.Array, zone: str) -> pa.Array:
         return told.cast(pa.timestamp("us", "UTC"))
 
     if pa.types.is_timestamp(given.type):
-        return utc(given)
+        as_utc = given.cast(pa.timestamp("us")).cast(pa.int64())
+        ends = pc.greater_equal(as_utc, _OPEN * _SECOND)
+        return pc.if_else(ends, as_utc.cast(pa.timestamp("us", "UTC")), utc(given))
     clocks = _of_text(given).values
     local = pc.and_kleene(
         pc.match_substring_regex(pc.utf8_trim_whitespace(given), _LOCAL), pc.is_valid(clocks)
@@ -218,6 +245,7 @@ def _of_text(given: pa.Array) -> Judged:
     good &= (day >= 1) & (day <= length)
     seconds = (first.astype("datetime64[D]").astype(np.int64) + day - 1) * 86_400
     seconds += hour * 3_600 + minute * 60 + second - offset * 60
+    good &= (seconds >= _FIRST) & (seconds < _END)
     values = pa.array(seconds * _SECOND + fraction, pa.int64(), mask=~good)
     left = ~good & text.is_valid().to_numpy(zero_copy_only=False)
     refused: dict[str, pa.Array] = {}

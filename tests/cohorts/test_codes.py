@@ -30,10 +30,26 @@ SPELLINGS = [
     ("ndc", NDC, OPEN_NDC),
     ("ndc", ["12345-0678-90", "12345-678-90", "12345067890"], ["1234567890"]),
     ("ndc", ["12345-6789-01", "12345-6789-1", "12345678901"], []),
-    ("icd10cm", ["L50.1", "l501", " L50.1 "], []),
-    ("icd9cm", ["708.1", "7081"], []),
-    ("cpt", ["0001F", "0001f "], []),
-    ("loinc", ["718-7", "718\u20137", " 718\u20117"], []),
+    (
+        "icd10cm",
+        ["L50.1", "l501", " L50.1 ", "L50.1\u00a0", "\u200bL50.1"],
+        [
+            "J30.1 L50.1",
+            "J30.1/L50.1",
+            "J30.1^L50.1",
+            "J30.1~L50.1",
+            "J30.1\tL50.1",
+            "L50 .1",
+            "ICD10:L50.1",
+            "L50.1*",
+            "\uff2c\uff15\uff10.\uff11",
+            "R05; J30.1 L50.1",
+        ],
+    ),
+    ("icd9cm", ["708.1", "7081"], ["708.1 995.3", "ICD9 708.1"]),
+    ("cpt", ["0001F", "0001f "], ["0001F-59", "CPT:0001F", "95004.0"]),
+    ("hcpcs", ["J2357", "j2357"], ["J2357-JW", "95004.0"]),
+    ("loinc", ["718-7", "718\u20137", " 718\u20117"], ["0718-7", "718-7 2532-0", "LOINC:718-7"]),
 ]
 
 
@@ -48,7 +64,10 @@ def test_a_dash_is_a_hyphen_for_shapes_own_columns_and_cells_alike(system, code)
 
 
 @pytest.mark.parametrize("engine", [None, "duckdb"])
-@pytest.mark.parametrize("cell", ["['J30.1', 'L50.1']", "(L50.1)", "\u201cL50.1\u201d; J30.1"])
+@pytest.mark.parametrize(
+    "cell",
+    ["['J30.1', 'L50.1']", "(L50.1)", "\u201cL50.1\u201d; J30.1", "J30.1\uff0c L50.1", "J30.1 X; L50.1"],
+)
 def test_every_kind_of_quote_and_bracket_is_no_part_of_a_code(cell, engine):
     rule = {"field": "x", "operator": "in", "value": ["L50.1"], "code_system": "icd10cm"}
     criterion = Criterion.model_validate(rule)
@@ -78,7 +97,8 @@ def test_all_spellings_of_a_code_give_the_same_cohort(system, same, undecided, e
         }
     )
     wild = {NDC[0]: ["00078-*", "0078\u20130946-*", "00078.*"]}.get(same[0], [])
-    for written in [*same, *wild]:
+    # How a definition spells a code is read before any engine.
+    for written in [*same, *wild] if engine is None else [same[-1], *wild[-1:]]:
         rule = {"field": "x", "operator": "in", "value": [written], "code_system": system}
         definition = CohortDefinition.model_validate(
             {
@@ -127,6 +147,42 @@ def test_digits_of_other_systems_and_of_no_reading_are_known_not_to_be_a_drug(en
         assert not read.to_numpy().any()
 
 
+@pytest.mark.parametrize("engine", [None, "duckdb"])
+@pytest.mark.parametrize(
+    ("position", "cell", "known"),
+    [
+        ("any", "J30.1; 99213-25", False),
+        ("first", "J30.1; 99213-25", True),
+        ("first", "99213-25; J30.1", False),
+    ],
+)
+def test_a_part_that_cannot_be_read_is_unknown_only_where_its_position_is_asked_for(
+    position, cell, known, engine
+):
+    rule = {
+        "field": "x",
+        "operator": "not_in",
+        "value": ["L50.1"],
+        "code_system": "icd10cm",
+        "position": position,
+    }
+    criterion = Criterion.model_validate(rule)
+    others = ["99213", "J2357", "718-7", "402408009", "78-946-61", "0JH60DZ", "", "none", "[]"]
+    column = pd.Series([cell, *others])
+    if engine is None:
+        truth = decidable(criterion, typed_column(column, "x")).known.tolist()
+        true = holds(criterion, typed_column(column, "x")).tolist()
+    else:
+        import duckdb
+        import narwhals as nw
+
+        found = condition_truth(criterion, {"x": "text"})
+        frame = nw.from_native(duckdb.from_df(pd.DataFrame({"x": column})))
+        read = frame.select((~found.unknown).alias("known"), found.true.alias("true")).to_native().df()
+        truth, true = read["known"].tolist(), read["true"].tolist()
+    assert truth == [known, *[True] * len(others)] and true == truth
+
+
 def test_a_part_of_a_drug_code_is_refused_and_its_beginning_is_not():
     shared = {"field": "drug_ndc", "description": "a drug", "code_system": "ndc"}
     with pytest.raises(ValueError, match="its spellings differ: use in"):
@@ -150,7 +206,7 @@ INVALID = {
     "cpt": ["9500", "J2357", "0001X", "950044"],
     "hcpcs": ["W0001", "JJ123", "J235"],
     "ndc": ["12345", "123-45-6", "0007-80946-61", "ABCDE-0946-61", "123456789012"],
-    "loinc": ["718-8", "2532-1", "25320", "2532-", "100746-8"],
+    "loinc": ["718-8", "2532-1", "25320", "2532-", "100746-8", "0718-7"],
     "npi": ["1234567890", "123456789", "12345678930"],
 }
 

@@ -251,22 +251,44 @@ def test_unknown_by_a_drug_code_is_counted_and_follows_the_rule_of_unknowns():
 
 
 @pytest.mark.parametrize(
+    ("system", "column", "code", "cells"),
+    [
+        ("icd10cm", "icd_codes", "L50.1", ["J30.1 L50.1", ["J30.1/L50.1"]]),
+        ("cpt", "cpt_codes", "99213", ["99213-25", ["99213-25"], "99213.0"]),
+        ("loinc", "loinc_codes", "718-7", ["0718-7", ["LOINC:718-7"]]),
+    ],
+)
+def test_an_event_whose_codes_cannot_be_read_proves_neither_presence_nor_absence(system, column, code, cells):
+    keys = [f"open{place}" for place in range(len(cells))]
+    rows = [(key, DAY, {column: cell}) for key, cell in zip(keys, cells, strict=True)]
+    rows += [("sure", DAY, {column: [code, "99213-25"]}), ("other", DAY, {column: ["R05", "2951-2"]})]
+    open_ = dict.fromkeys(keys, "unknown")
+    for kind, sure, other in (("has_event", "yes", "no"), ("no_event", "no", "yes")):
+        definition = cohort_of({kind: {"codes": [code], "code_system": system}})
+        assert verdicts(definition, rows) == {**open_, "sure": sure, "other": other}
+
+
+@pytest.mark.parametrize(
+    ("column", "system", "code", "unclear"),
+    [("drug_ndc", "ndc", DRUG, OPEN), ("icd_codes", "icd10cm", "L50.1", ["J30.1 L50.1"])],
+)
+@pytest.mark.parametrize(
     ("occurrence", "days"),
     [
         ("first", {"sure": "2023-06-01", "open": None, "early": None, "late": "2023-06-01"}),
         ("last", {"sure": "2023-06-01", "open": None, "early": "2023-06-01", "late": None}),
     ],
 )
-def test_an_index_date_that_a_drug_code_leaves_open_is_unknown(occurrence, days):
+def test_an_index_date_that_a_code_leaves_open_is_unknown(occurrence, days, column, system, code, unclear):
     rows = [
-        ("sure", DAY, {"drug_ndc": DRUG}),
-        ("open", DAY, {"drug_ndc": OPEN}),
-        ("early", DAY, {"drug_ndc": DRUG}),
-        ("early", "2023-05-01", {"drug_ndc": OPEN}),
-        ("late", DAY, {"drug_ndc": DRUG}),
-        ("late", "2023-07-01", {"drug_ndc": OPEN}),
+        ("sure", DAY, {column: code}),
+        ("open", DAY, {column: unclear}),
+        ("early", DAY, {column: code}),
+        ("early", "2023-05-01", {column: unclear}),
+        ("late", DAY, {column: code}),
+        ("late", "2023-07-01", {column: unclear}),
     ]
-    index = {"codes": [DRUG], "code_system": "ndc", "occurrence": occurrence}
+    index = {"codes": [code], "code_system": system, "occurrence": occurrence}
     definition = cohort_of({"field": "age", "operator": ">=", "value": 0}, index=index)
     built = build_cohort(definition, people(*days), events(rows))
     found = built.reasons.set_index("patient_id")["index_date"]

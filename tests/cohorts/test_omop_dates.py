@@ -159,6 +159,7 @@ def test_a_missing_day_is_missing_in_parquet_text_as_in_csv(tmp_path, missing, k
         ("2013", "partial_date", "2024-01-01"),
         ("05/01/2024", "ambiguous_date", "2024-05-01"),
         ("2024-02-30", "date_format", "2024-02-29"),
+        ("9999-12-31T23:59:59-05:00", "date_format", "2024-12-31"),
     ],
 )
 @KINDS
@@ -178,6 +179,14 @@ def test_a_cell_that_is_no_certain_day_is_counted_by_its_reason_and_the_remedy_i
     )
     folder_of(folder, remedy if kind == "csv" else pa.array([remedy]), kind)
     assert rows(build(expression(), folder)) == [(1, remedy, "2025-12-31")]
+
+
+@pytest.mark.parametrize("kind", [pa.timestamp("us"), pa.timestamp("us", "UTC"), pa.date32()])
+def test_a_typed_day_after_the_year_9999_is_refused_as_text_is(tmp_path, kind):
+    days = pa.array([2_932_897], pa.int32()).cast(pa.date32())
+    cell = days if kind == pa.date32() else days.cast(pa.timestamp("us")).cast(pa.int64()).cast(kind)
+    with pytest.raises(InputError, match=r"drug_exposure_start_date: .* 1 date_format"):
+        build(expression(), folder_of(tmp_path, cell, "parquet"))
 
 
 def test_reasons_are_counted_over_the_whole_column(tmp_path):

@@ -85,5 +85,22 @@ def test_unknown_scopes_cohorts_and_defaults_are_named(tmp_path):
     several = cohorts[scope.cohort].model_copy(update={"journeys": "every"})
     with pytest.raises(ConfigError, match=r"once for every index date.*first_eligible"):
         check_against_cohorts(scope, {scope.cohort: several})
+
+
+def test_the_default_is_the_one_that_says_so_or_the_only_one_and_no_other_answers_for_it(tmp_path):
+    first = read(tmp_path)
+    assert default_scope(tmp_path).key == first.key
+    other = tmp_path / "other.yaml"
+    (file,) = tmp_path.glob("*.yaml")
+    text = file.read_text(encoding="utf-8")
+    other.write_text(text.replace(f"key: {first.key}", "key: other"), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"must say default: true \(found: none\)"):
+        default_scope(tmp_path)
+    file.write_text(f"default: true\n{text}", encoding="utf-8")
+    assert default_scope(tmp_path).key == first.key
+    other.write_text("bogus: 1\n", encoding="utf-8")
+    assert default_scope(tmp_path).key == first.key
+    file.write_text(f"bogus: 1\ndefault: true\n{text}", encoding="utf-8")
+    other.write_text(text.replace(f"key: {first.key}", "key: other"), encoding="utf-8")
+    with pytest.raises(ConfigError, match=f"{first.key}.yaml:1: bogus"):
         default_scope(tmp_path)

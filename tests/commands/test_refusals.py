@@ -156,7 +156,11 @@ def test_a_broken_design_is_told_whatever_is_asked_of_it(command, configuration)
     other = shutil.copytree(CHECKOUT / "config", configuration.with_name("other"))
     (other / "experiments" / "mine.yaml").write_text("titel: Mine\n", encoding="utf-8")
     done = command("experiment", "list", "--json", E2I_CONFIG=str(other))
-    assert done.returncode == 0 and [one["experiment"] for one in json.loads(done.stdout)] == [path.stem]
+    assert done.returncode == 0 and [one["experiment"] for one in json.loads(done.stdout)["experiments"]] == [
+        path.stem
+    ]
+    (left,) = json.loads(done.stdout)["left_out"]
+    assert left["file"].endswith("mine.yaml") and "titel" in left["message"]
     assert "Left out: " in done.stderr and "mine.yaml" in done.stderr and "titel" in done.stderr
     for name, said in ((path.stem, "is not registered yet"), ("other", "Unknown experiment other.")):
         done = command("experiment", "show", name, "--json", E2I_CONFIG=str(other))
@@ -173,6 +177,24 @@ def test_a_broken_cohort_is_told_whatever_is_asked_of_it(command, configuration)
         assert done.returncode == 2, done.stderr
         error = json.loads(done.stdout)["error"]
         assert error["file"] == str(path) and error["field"] and "brnd" in error["message"]
+
+
+def test_no_other_scope_answers_for_a_broken_default(command, configuration):
+    (path,) = (
+        one
+        for one in (configuration / "scopes").glob("*.yaml")
+        if "default: true" in one.read_text(encoding="utf-8")
+    )
+    path.write_text(f"bogus_key: 1\n{path.read_text(encoding='utf-8')}", encoding="utf-8")
+    for arguments in (("plan",), ("run",), ("causal", "show"), ("leakage-audit",)):
+        done = command(*arguments, "--json", E2I_CONFIG=str(configuration))
+        assert done.returncode == 2, arguments
+        error = json.loads(done.stdout)["error"]
+        assert (error["file"], error["field"]) == (str(path), "bogus_key"), arguments
+    told = command("plan", "--scope", "fabhalta_pnh_initiation", "--json", E2I_CONFIG=str(configuration))
+    planned = json.loads(told.stdout)
+    assert [(one["file"], one["needed"]) for one in planned["left_out"]] == [(str(path), False)]
+    assert {"job": "scope_pipeline", "partitions": "fabhalta_pnh_initiation"} in planned["plan"]
 
 
 @pytest.mark.parametrize("file", ["vocabulary.yaml", "algorithms.yaml", "expectations/triggers.yaml"])

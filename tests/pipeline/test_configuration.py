@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import sys
 import pytest
 
 from e2i_dagster.config.sources import SourcesPolicy
+from e2i_dagster.errors import ConfigError
 from e2i_dagster.policy_files.environment import CHECKOUT
 
 #: Nothing may be connected to while the definitions are imported, and no variable but that of the folder is set.
@@ -128,6 +130,17 @@ def test_months_are_those_of_the_configured_range_on_any_day(tmp_path, today, fi
     assert (shown["months"][0], shown["months"][-1]) == (first, end[:7])
     # The run of the plan reaches every one of them, and its last job finds the day of today.
     assert shown["planned"] == shown["months"] and shown["today"]
+
+
+def test_an_end_within_a_month_says_which_ends_there_are(tmp_path):
+    text = (CHECKOUT / "config" / "sources.yaml").read_text(encoding="utf-8")
+    (tmp_path / "sources.yaml").write_text(
+        re.sub("data_end: .*", "data_end: 2026-11-20", text), encoding="utf-8"
+    )
+    with pytest.raises(ConfigError) as refused:
+        SourcesPolicy.load(tmp_path)
+    assert "(found 2026-11-20)" in str(refused.value) and "Value error" not in str(refused.value)
+    assert refused.value.remedy == "Write 2026-10-31 or 2026-11-30."
 
 
 def test_a_range_without_months_is_refused():

@@ -1,6 +1,7 @@
 """Reading folders of files: what is read, and the one clear message when something is wrong."""
 
 import datetime as dt
+import gzip
 from pathlib import Path
 
 import pandas as pd
@@ -166,8 +167,33 @@ def test_only_the_named_tables_are_read(folder):
 
 
 def test_one_table_in_two_formats_is_refused(folder, tmp_path):
-    pd.DataFrame({"hcp_id": ["H1"]}).to_parquet(tmp_path / "hcp_profiles.parquet")
-    assert "the same rows in two formats?" in problem(folder(hcp_profiles__csv="hcp_id\nH1\n"))
+    pd.DataFrame({"hcp_id": ["H1"]}).to_parquet(tmp_path / "hcp_profiles_1.parquet")
+    said = problem(folder(hcp_profiles_2__csv="hcp_id\nH1\n"))
+    assert "the same rows in two formats?" in said and "to another folder" in said
+
+
+@pytest.mark.parametrize("ending", ["csv.gz", "CSV.GZ", "Tsv.Gz"])
+def test_what_is_compressed_is_told_by_the_ending_in_any_case(tmp_path, ending):
+    mark = "\t" if ending.startswith("T") else ","
+    text = mark.join(["hcp_id", "npi"]) + "\n" + mark.join(["H1", "x"]) + "\n"
+    (tmp_path / f"hcp_profiles.{ending}").write_bytes(gzip.compress(text.encode()))
+    assert files.read(tmp_path)["hcp_profiles"].values.tolist() == [["H1", "x"]]
+
+
+def test_a_part_whose_ending_says_its_separator_keeps_it_beside_one_whose_separator_is_declared(folder):
+    where = folder(
+        hcp_profiles_1__csv="hcp_id,npi\nH1,a\n",
+        hcp_profiles_2__tsv="hcp_id\tnpi\nH2\tb|c\n",
+        hcp_profiles_3__txt="hcp_id|npi\nH3|d,e\n",
+        hcp_profiles_4__csv="hcp_id|npi\nH4|f,g\n",
+        m__yaml='tables: {hcp_profiles: {separator: "|"}}',
+    )
+    read = files.read(where, where / "m.yaml")["hcp_profiles"]
+    assert read.values.tolist() == [["H1", "a"], ["H2", "b|c"], ["H3", "d,e"], ["H4", "f,g"]]
+    folder(hcp_profiles_5__csv="hcp_id;npi\nH5;h\n")
+    said = problem(where, mapping=where / "m.yaml")
+    assert 'hcp_profiles_5.csv: the fields are separated by ";", expected "|"' in said
+    assert "save parts alike" in said
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,8 @@ TABLE = [
     ("2024-02-30", None, "date_format"),
     ("2024-W01-1", None, "date_format"),
     ("2024-05-10T24:00:00Z", None, "date_format"),
+    ("9999-12-31T23:59:59-05:00", None, "date_format"),
+    ("0001-01-01T00:00:00+05:00", None, "date_format"),
 ]
 
 
@@ -158,6 +160,31 @@ def test_every_door_gives_the_same_verdict_and_day(text):
         assert seen is not None and declared is None
     at = loaded([text], column="source_timestamp")[0][0]
     assert (None if at is None else at.date()) == value
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us"])
+@pytest.mark.parametrize("seconds", [-62_135_596_801, 253_402_300_800])
+def test_a_typed_moment_or_day_outside_the_years_1_to_9999_is_refused(unit, seconds):
+    import pyarrow as pa
+
+    at = seconds * {"s": 1, "ms": 10**3, "us": 10**6}[unit]
+    for cells in (
+        pa.array([at, 0, None], pa.int64()).cast(pa.timestamp(unit, "Asia/Tokyo")),
+        pa.array([seconds // 86_400, 0, None], pa.int32()).cast(pa.date32()),
+    ):
+        for found in (moments.days(cells), moments.moments(cells)):
+            assert found.values.is_null().to_pylist() == [True, False, True]
+            assert found.refused["format"].to_pylist() == [True, False, False]
+
+
+def test_an_open_end_is_no_moment_of_a_zone_as_text_and_typed():
+    import pyarrow as pa
+
+    end = dt.datetime(9999, 12, 31, 23, 59, 59)
+    typed = moments.in_zone(pa.array([end], pa.timestamp("us")), "America/New_York")
+    text = moments.in_zone(pa.array([end.isoformat()], pa.large_string()), "America/New_York")
+    assert moments.moments(typed).values.to_pylist() == moments.moments(text).values.to_pylist()
+    assert moments.days(typed).values.to_pylist() == [end.date()]
 
 
 @pytest.mark.parametrize("zone", ["UTC", "America/New_York", "+02:00"])

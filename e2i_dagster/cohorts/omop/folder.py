@@ -163,6 +163,7 @@ def load_tables(
             else:
                 _create(wanted, one, given, types)
             _check_unique(connection, one)
+            _check_calendar(connection, one)
             _check_starts(connection, one)
         except duckdb.Error as error:
             raise _unreadable(one, error) from None
@@ -348,6 +349,24 @@ def _day(cells: Any) -> Any:
 
     array = cells.combine_chunks() if isinstance(cells, pa.ChunkedArray) else cells
     return moments.days(array.cast(pa.large_string())).values
+
+
+def _check_calendar(connection: DuckDBPyConnection, files: TableFiles) -> None:
+    """Types hold days before the year 1 and after 9999, which are no dates as text either."""
+    names = [key.removesuffix("*") for key, kind in TABLES[files.table].items() if kind == "date"]
+    if not names:
+        return
+    beyond = (f"count(*) FILTER ({name} NOT BETWEEN '0001-01-01' AND '9999-12-31')" for name in names)
+    counts = connection.execute(f"SELECT {', '.join(beyond)} FROM cdm_{files.table}").fetchall()[0]
+    for name, count in zip(names, counts, strict=True):
+        if count:
+            remedy = "Write the days as YYYY-MM-DD."
+            raise InputError(
+                f"{files.name}: {name}: a value is not one of {EXPECTED['date']}: {count:,} date_format. {remedy}",
+                file=files.name,
+                field=name,
+                remedy=remedy,
+            )
 
 
 def _check_starts(connection: DuckDBPyConnection, files: TableFiles) -> None:
