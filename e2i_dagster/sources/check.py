@@ -28,18 +28,19 @@ from e2i_dagster.sources.files import (
     IGNORED_COLUMNS,
     Delivery,
     complete_dates,
-    ending_of,
+    frame_of,
     iso_text,
     not_read,
-    open_bytes,
-    open_text,
-    proposed_quoting,
     read,
     readable_files,
-    records_of,
+    refused_files,
     stem_of,
     with_decimal_point,
 )
+from e2i_dagster.sources.formats import READ, open_records, recognise
+from e2i_dagster.sources.formats.delimited import FORMAT as CSV
+from e2i_dagster.sources.formats.delimited import open_text, proposed_quoting, records_of, text_ending
+from e2i_dagster.sources.formats.records import open_bytes
 from e2i_dagster.tables import (
     MAINTAINED_COLUMNS,
     OPTIONAL_RAW_TABLES,
@@ -287,7 +288,10 @@ def _files(folder: Path) -> list[Path]:
         raise InputError(f"{folder}: {what}. Give the folder that holds the supplier's files.")
     paths = readable_files(folder)
     if not paths:
-        raise InputError(f"{folder}: no CSV, TSV, text or Parquet file. Save what you have as one of them.")
+        refused = "".join(f"\n  - {said}" for said in refused_files(folder))
+        raise InputError(
+            f"{folder}: no file that is read ({READ}). Save what you have as one of them.{refused}"
+        )
     return paths
 
 
@@ -299,14 +303,14 @@ def _formats(paths: Sequence[Path]) -> dict[Path, FileFormat]:
     formats: dict[Path, FileFormat] = {}
     undecided = []
     for path in paths:
-        if ending_of(path) == ".parquet":
+        if recognise(path) is not CSV:
             formats[path] = FileFormat()
             continue
         encoding, text = _beginning(path)
         header, _, body = text.partition("\n")
         separator = max(_SEPARATORS, key=header.count)
         # A comma goes without saying, but not in .txt and .tsv files.
-        said = {} if separator == "," and ending_of(path) == ".csv" else {"separator": separator}
+        said = {} if separator == "," and text_ending(path) == ".csv" else {"separator": separator}
         cell = rf'(?:^|[{re.escape(separator)}])"?-?\d+{{}}\d+"?(?=[{re.escape(separator)}\r\n])'
         comma, point = (len(re.findall(cell.format(mark), body, re.MULTILINE)) for mark in (",", r"\."))
         if not comma and not point and separator != ",":
@@ -344,15 +348,10 @@ def _beginning(path: Path) -> tuple[str, str]:
 
 def _sample(path: Path, form: FileFormat, rows: int) -> pd.DataFrame:
     """The first rows of a file as text, nulls as null."""
-    if ending_of(path) == ".parquet":
-        import pyarrow.parquet as pq
-
-        with pq.ParquetFile(path) as parquet:
-            batch = next(parquet.iter_batches(batch_size=rows), None)
-            frame = batch.to_pandas() if batch is not None else parquet.schema_arrow.empty_table().to_pandas()
-        # Lists, structures and bytes among them, which have no text of their own.
-        objects = {name: cell_text(frame[name]) for name in frame.columns if frame[name].dtype == object}
-        return frame.assign(**objects).astype("string[pyarrow]")
+    if recognise(path) is not CSV:
+        given = frame_of(open_records(path, form).head(rows))
+        # As the loader keeps own columns: lists, structures and bytes have no text of their own.
+        return pd.DataFrame({str(name): cell_text(given[name]) for name in given.columns})
     with open_text(path, form) as stream:
         # By records and not by lines: a cell may hold line breaks.
         records = list(itertools.islice(records_of(stream, path, form, strict=False), rows + 1))

@@ -1,31 +1,29 @@
-"""Reading a folder of CSV or Parquet files into raw tables.
+"""Reading a folder of files into raw tables: which file holds which table, the supplier's names and codes.
 
-Here belongs everything about files: which file holds which table, encoding, separator, the
-supplier's names and codes. What a row must look like to be accepted is ``warehouse.rules``.
-Every CSV value is read as text, so leading zeros of codes, ZIP and NDC survive.
+How the formats of files are read is :mod:`.formats`, what a row must look like to be accepted
+:mod:`e2i_dagster.tables.rules`.
 """
 
 from __future__ import annotations
 
-import codecs
-import csv
 import datetime as dt
 import difflib
 import gzip
-import io
 import re
-import sys
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
 
 from e2i_dagster.config.mapping import FileFormat, ImportMapping, ReversalRule, TableMapping
 from e2i_dagster.errors import InputError
+from e2i_dagster.sources.formats import READ, FileProblems, Format, Refused, is_read, open_records, recognise
+from e2i_dagster.sources.formats.delimited import text_ending
+from e2i_dagster.sources.formats.records import FileRows, Told
 from e2i_dagster.sources.reversal_rules import check_rule
 from e2i_dagster.tables import (
     MAINTAINED_COLUMNS,
@@ -38,7 +36,6 @@ from e2i_dagster.tables import (
     required_columns,
     tables_referring_to,
 )
-from e2i_dagster.tables.arrow import compute
 from e2i_dagster.tables.cells import as_text, kind_of
 from e2i_dagster.tables.frames import cell_text
 from e2i_dagster.tables.own_types import OWN_TABLE
@@ -49,12 +46,7 @@ if TYPE_CHECKING:
     from e2i_dagster.tables.own_types import OwnType
     from e2i_dagster.tables.vocabulary import VocabularyPolicy
 
-#: Endings that are read; all but Parquet also with ``.gz`` after them.
-_TEXT_ENDINGS = (".csv", ".tsv", ".txt")
-_READ = "CSV, TSV, text (.txt, with a declared separator), each also as .gz, or Parquet"
 _TEXT = pd.StringDtype("pyarrow")
-# A cell may hold a document; what is too much is decided by rows, not by this reader.
-csv.field_size_limit(sys.maxsize)
 _ALL_TABLES = RAW_TABLES + OPTIONAL_RAW_TABLES
 
 #: Columns that a file may have and that nobody reads: the split registry says which split a patient
@@ -67,15 +59,17 @@ _COMPLETED = ("position", "column", "delivered", "precision", "rule")
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file of a table and the rows that came from it (``first_row`` counts from 0 in the frame).
-
-    ``lines`` are its lines below the header, blank ones aside; None for Parquet.
-    """
+    """One file of a table, the rows from it (``first_row`` counts from 0 in the frame), and what it says of them."""
 
     path: Path
     first_row: int
     rows: int
-    lines: int | None = None
+    told: Told = field(default_factory=Told)
+
+    @property
+    def lines(self) -> int | None:
+        """Its lines below the header, blank ones aside; None where the format has no lines."""
+        return self.told.lines
 
     @property
     def name(self) -> str:
@@ -179,19 +173,13 @@ def read(
     for table, paths in found.items():
         try:
             delivered[table] = _read_table(table, paths, mapping, vocabulary)
-        except _Problems as error:
+        except FileProblems as error:
             problems.extend(error.found)
     if problems:
         parts = [InputError(one, file=folder) if isinstance(one, str) else one for one in problems]
         known = {**parts[0].known, "file": parts[0].file and folder / parts[0].file}
         raise InputError(_listing(folder, problems), **known, parts=parts if len(parts) > 1 else ())
     return Delivery(delivered, folder, not_read(folder, mapping, tables))
-
-
-class _Problems(InputError):
-    def __init__(self, found: Sequence[str | InputError]) -> None:
-        super().__init__("\n".join(map(str, found)))
-        self.found = list(found)
 
 
 def _listing(folder: Path, problems: Sequence[str | InputError]) -> str:
@@ -230,7 +218,7 @@ def _find_files(
             if path in claimed:
                 problems.append(f"{path.name}: matches both {claimed[path]} and {table}. Make `files` exact.")
             claimed[path] = table
-        if len({path.suffix.lower() == ".parquet" for path in paths}) > 1 or len(
+        if len({recognise(path) for path in paths}) > 1 or len(
             {stem_of(path).lower() for path in paths}
         ) < len(paths):
             names = ", ".join(path.name for path in paths)
@@ -239,7 +227,7 @@ def _find_files(
             f"{path.name}: a text file whose separator is not declared. Write for example "
             f'`tables: {{{table}: {{separator: "|"}}}}` in the mapping.'
             for path in paths
-            if ending_of(path) == ".txt" and "separator" not in mapping.format_of(table).model_fields_set
+            if text_ending(path) == ".txt" and "separator" not in mapping.format_of(table).model_fields_set
         )
         if paths:
             found[table] = paths
@@ -247,7 +235,7 @@ def _find_files(
         f"{path.name}: belongs to no raw table{_near(stem_of(path), _ALL_TABLES)}. Expected <table>.csv or "
         "<table>.parquet; rename it, name it under `files` in the mapping, or move it to a sub-folder."
         for path in candidates
-        if path not in claimed and tables is None and ending_of(path) != ".txt"
+        if path not in claimed and tables is None and text_ending(path) != ".txt"
     )
     if tables is not None:
         found = {table: paths for table, paths in found.items() if table in tables}
@@ -258,19 +246,11 @@ def _find_files(
         )
     if not found and not problems:
         problems.append(
-            f"no file that is read ({_READ}). Expected <table>.csv or <table>.parquet with <table> one of "
+            f"no file that is read ({READ}). Expected <table>.csv or <table>.parquet with <table> one of "
             f"{', '.join(_ALL_TABLES)}; see docs/templates."
         )
+        problems.extend(refused_files(folder))
     return found, problems
-
-
-def ending_of(path: Path) -> str:
-    """What kind of file it is: ``.csv``, ``.tsv``, ``.txt`` or ``.parquet``; empty for what is not read."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes[-1:] == [".gz"]:
-        return suffixes[-2] if len(suffixes) > 1 and suffixes[-2] in _TEXT_ENDINGS else ""
-    last = suffixes[-1] if suffixes else ""
-    return last if last in (*_TEXT_ENDINGS, ".parquet") else ""
 
 
 def stem_of(path: Path) -> str:
@@ -279,14 +259,20 @@ def stem_of(path: Path) -> str:
 
 
 def readable_files(folder: Path) -> list[Path]:
-    """The files of a folder that are of a kind that is read, by name."""
-    return sorted(path for path in folder.iterdir() if path.is_file() and ending_of(path))
+    """The files of a folder that are of a format that is read, by name."""
+    return sorted(path for path in folder.iterdir() if path.is_file() and is_read(path))
+
+
+def refused_files(folder: Path) -> list[str]:
+    """What to do with each file of a folder that is of a known format that is not read."""
+    known = {path.name: recognise(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    return [f"{name}: {found.reason}." for name, found in known.items() if isinstance(found, Refused)]
 
 
 def not_read(folder: Path, mapping: ImportMapping, tables: Sequence[str] | None = None) -> dict[str, str]:
     """Each file and folder inside ``folder`` that a load does not read, with the reason."""
-    found, _ = _find_files(folder, mapping, None)
-    table_of = {path: table for table, paths in found.items() for path in paths}
+    assigned, _ = _find_files(folder, mapping, None)
+    table_of = {path: table for table, paths in assigned.items() for path in paths}
     parents = {parent for path in table_of for parent in path.parents}
     reasons: dict[str, str] = {}
     for path in sorted(folder.iterdir()):
@@ -299,12 +285,12 @@ def not_read(folder: Path, mapping: ImportMapping, tables: Sequence[str] | None 
         elif table is not None:
             if tables is not None and table not in tables:
                 reasons[path.name] = f"holds {table}, which was not asked for"
-        elif ending_of(path):
+        elif isinstance(found := recognise(path), Format):
             reasons[path.name] = "belongs to no raw table; rename it or name it under `files` in the mapping"
         elif path.suffix.lower() in (".yaml", ".yml"):
             reasons[path.name] = "a mapping or another document, no data"
         else:
-            reasons[path.name] = f"not {_READ}"
+            reasons[path.name] = found.reason if found else f"not {READ}"
     return reasons
 
 
@@ -334,31 +320,31 @@ def _read_table(
         try:
             read_rows = read_file(path, form)
             _check_columns(table, path, read_rows.rows.column_names, own, vocabulary)
-        except _Problems as error:
+        except FileProblems as error:
             problems.extend(error.found)
             continue
         found.append((path, read_rows))
     if problems:
-        raise _Problems(problems)
+        raise FileProblems(problems)
     raws = _of_one_type([read_rows.rows for _, read_rows in found])
     for (path, read_rows), rows in zip(found, raws, strict=True):
-        bad = read_rows.malformed
-        frame = apply_mapping(table, _pandas(rows), own, form, vocabulary)
+        frame = apply_mapping(table, frame_of(rows), own, form, vocabulary)
         frame, filled = complete_dates(frame, own.partial_dates)
         completed.append(filled.assign(position=filled["position"] + first))
         mapped.append(frame)
-        bad_numbers = np.array([number for number, _ in bad], dtype=np.int64)
-        numbers.append(np.setdiff1d(np.arange(1, rows.num_rows + len(bad) + 1), bad_numbers))
-        files.append(SourceFile(path, first, rows.num_rows, read_rows.lines))
-        malformed.extend({"file": path.name, "row_number": number, "text": text} for number, text in bad)
+        numbers.append(read_rows.numbers)
+        files.append(SourceFile(path, first, rows.num_rows, read_rows.told))
+        malformed.extend(
+            {"file": path.name, "row_number": number, "text": text} for number, text in read_rows.malformed
+        )
         first += rows.num_rows
     if own.reversals is not None and mapped:
         names = list(dict.fromkeys(str(name) for frame in mapped for name in frame.columns))
         if wrong := check_rule(table, own.reversals, names):
-            raise _Problems(list(wrong))
+            raise FileProblems(list(wrong))
     return DeliveredTable(
         frame=mapped[0] if len(mapped) == 1 else pd.concat(mapped, ignore_index=True),
-        raw=_pandas(pa.concat_tables(raws, promote_options="permissive")),
+        raw=frame_of(pa.concat_tables(raws, promote_options="permissive")),
         row_numbers=np.concatenate(numbers),
         files=tuple(files),
         malformed=pd.DataFrame(malformed, columns=["file", "row_number", "text"]),
@@ -393,7 +379,8 @@ def _restates_all(table: str) -> str:
     return "Write `restates: all` if the delivery holds every row of the table, else leave it out."
 
 
-def _pandas(rows: pa.Table) -> pd.DataFrame:
+def frame_of(rows: pa.Table) -> pd.DataFrame:
+    """Rows as a frame that keeps what is delivered: whole numbers beside gaps, days of any year, text as Arrow text."""
     import pyarrow as pa
 
     def dtype(kind: pa.DataType) -> Any:
@@ -413,19 +400,6 @@ def _pandas(rows: pa.Table) -> pd.DataFrame:
     return frame.assign(**{name: pd.Series(rows[name].to_pylist(), dtype=object) for name in nested})
 
 
-@dataclass(frozen=True)
-class FileRows:
-    """One file: its rows, the (row number, text) of rows with a wrong number of fields, and its lines.
-
-    ``lines`` are the lines below the header that are not blank, counted apart from the parser; more than
-    rows where cells hold line breaks. None for Parquet, which has no lines.
-    """
-
-    rows: pa.Table
-    malformed: list[tuple[int, str]]
-    lines: int | None
-
-
 def read_file(path: Path, form: FileFormat) -> FileRows:
     """All rows of one file, as text where the file is text.
 
@@ -433,13 +407,13 @@ def read_file(path: Path, form: FileFormat) -> FileRows:
         InputError: the file cannot be read as ``form`` says.
     """
     try:
-        if path.suffix.lower() == ".parquet":
-            return FileRows(_read_parquet(path, form), [], None)
-        return _read_csv(path, form)
+        return open_records(path, form).read()
     except PermissionError:
-        raise _Problems([f"{path.name}: no permission to read it. Correct the file's permissions."]) from None
+        raise FileProblems(
+            [f"{path.name}: no permission to read it. Correct the file's permissions."]
+        ) from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise _Problems(
+        raise FileProblems(
             [f"{path.name}: not readable as gzip ({str(error)[:120]}). Deliver it again."]
         ) from None
 
@@ -452,40 +426,8 @@ def read_rows(path: Path, form: FileFormat) -> FileRows:
     """
     try:
         return read_file(path, form)
-    except _Problems as error:
+    except FileProblems as error:
         raise InputError(str(error), file=path.name) from None
-
-
-def _read_parquet(path: Path, form: FileFormat) -> pa.Table:
-    """The rows of a Parquet file; text that is an empty field in CSV is null here, too."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if path.stat().st_size == 0:
-        raise _Problems([f"{path.name}: the file is empty (0 bytes). Deliver it again."])
-    try:
-        with pq.ParquetFile(path) as parquet:
-            rows = parquet.read()
-    except (pa.ArrowInvalid, pa.ArrowIOError) as error:
-        reason = str(error).split("\n", 1)[0]
-        raise _Problems(
-            [f"{path.name}: not readable as Parquet ({reason[:120]}). Deliver it again."]
-        ) from None
-    return _with_nulls(rows, form)
-
-
-def _with_nulls(rows: pa.Table, form: FileFormat) -> pa.Table:
-    import pyarrow as pa
-
-    pc = compute()
-    for number, kind in enumerate(rows.schema.types):
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            continue
-        empty = pc.is_in(rows.column(number), value_set=pa.array(["", *form.nulls], kind))
-        if pc.any(empty).as_py():
-            filled = pc.if_else(empty, pa.scalar(None, kind), rows.column(number))
-            rows = rows.set_column(number, rows.field(number), filled)
-    return rows
 
 
 def _of_one_type(files: Sequence[pa.Table]) -> list[pa.Table]:
@@ -502,280 +444,12 @@ def _of_one_type(files: Sequence[pa.Table]) -> list[pa.Table]:
 
     def column(rows: pa.Table, name: str) -> Any:
         given = rows.select([name])
-        return pa.array(as_text(_pandas(given)[name]), pa.string()) if name in unlike else given.column(0)
+        return pa.array(as_text(frame_of(given)[name]), pa.string()) if name in unlike else given.column(0)
 
     return [
         pa.table({name: column(rows, name) for name in rows.column_names}) if unlike else rows
         for rows in files
     ]
-
-
-def _read_csv(path: Path, form: FileFormat, block_size: int = 1 << 22) -> FileRows:
-    """Rows of a text file; ``block_size`` is how many bytes the parser takes at once.
-
-    Lines are counted on the bytes, apart from the parser, and both counts must agree: a quotation mark
-    that is text would otherwise fold the lines that follow into one cell without a word.
-    """
-    import pyarrow as pa
-    from pyarrow import csv as arrow_csv
-
-    header, has_rows = _read_header(path, form)
-    if not has_rows:
-        return FileRows(pa.table({name: pa.array([], pa.string()) for name in header}), [], 0)
-    lines, quoted = count_lines(path, form)
-    wide = _is_wide(form)
-    judged = judge_lines(path, form) if quoted or wide else None
-
-    def parse(threads: bool, handler: Any) -> pa.Table:
-        return arrow_csv.read_csv(
-            path,
-            read_options=arrow_csv.ReadOptions(
-                use_threads=threads, encoding=_python_encoding(form), block_size=block_size
-            ),
-            # Free text may hold line breaks inside quotes.
-            parse_options=arrow_csv.ParseOptions(
-                delimiter=separator_of(path, form),
-                quote_char=False if form.quote == "none" else form.quote,
-                newlines_in_values=judged is not None and judged.lines > judged.rows,
-                invalid_row_handler=handler,
-            ),
-            convert_options=arrow_csv.ConvertOptions(
-                column_types={name: pa.string() for name in header},
-                strings_can_be_null=True,
-                null_values=["", *form.nulls],
-            ),
-        )
-
-    bad: list[Any] = []
-
-    def skip(row: Any) -> str:
-        bad.append(row)
-        return "skip"
-
-    try:
-        rows = parse(True, skip)
-        if bad:
-            # Only the reader with one thread knows row numbers.
-            bad.clear()
-            rows = parse(False, skip)
-    except pa.ArrowInvalid as error:
-        reason = str(error).split("\n", 1)[0]
-        if "UTF" in reason:
-            raise _Problems([_not_encoded(path, form)]) from None
-        raise _Problems(
-            [f"{path.name}: not a readable text file ({reason[:120]}). Deliver it again."]
-        ) from None
-    except UnicodeError:
-        raise _Problems([_not_encoded(path, form)]) from None
-    parsed = rows.num_rows + len(bad)
-    if judged is None and lines != parsed + 1:
-        # Blank lines are no rows.
-        judged = judge_lines(path, form)
-    if judged is not None and judged.rows != parsed:
-        raise _Problems(
-            [
-                f"{path.name}: {judged.rows:,} rows by its lines, {parsed:,} by the parser. Write "
-                "`quote: none` in the mapping if the file is written without quoting, or deliver it again."
-            ]
-        )
-    return FileRows(
-        rows, [(row.number - 1, row.text) for row in bad], parsed if judged is None else judged.lines
-    )
-
-
-@dataclass(frozen=True)
-class JudgedLines:
-    """What the lines of a text file are, header and blank lines aside.
-
-    Attributes:
-        rows: rows. lines: the lines that they take; more than rows where cells hold line breaks.
-        uneven: rows with another number of fields than the header.
-    """
-
-    rows: int
-    lines: int
-    uneven: int
-
-
-def _is_wide(form: FileFormat) -> bool:
-    return form.encoding.startswith(("utf-16", "utf-32"))
-
-
-def open_bytes(path: Path) -> IO[bytes]:
-    """The bytes of a file, decompressed."""
-    return cast("IO[bytes]", gzip.open(path)) if path.suffix.lower() == ".gz" else path.open("rb")
-
-
-def open_text(path: Path, form: FileFormat) -> io.TextIOWrapper:
-    """The text of a file, decompressed, its line ends as they are."""
-    encoding = "utf-8-sig" if form.encoding == "utf-8" else form.encoding
-    return io.TextIOWrapper(open_bytes(path), encoding=encoding, newline="")
-
-
-def separator_of(path: Path, form: FileFormat) -> str:
-    """The declared separator; without one a tab in ``.tsv`` files and a comma in others."""
-    tabs = "separator" not in form.model_fields_set and ".tsv" in (part.lower() for part in path.suffixes)
-    return "\t" if tabs else form.separator
-
-
-def records_of(lines: Iterable[str], path: Path, form: FileFormat, *, strict: bool) -> Any:
-    """The standard library's reader over ``lines`` in the format of the file."""
-    quoting: dict[str, Any] = (
-        {"quoting": csv.QUOTE_NONE} if form.quote == "none" else {"quotechar": form.quote}
-    )
-    return csv.reader(lines, delimiter=separator_of(path, form), strict=strict, **quoting)
-
-
-def count_lines(path: Path, form: FileFormat) -> tuple[int, bool]:
-    """Lines of a file, blank ones too, and whether it has a quotation mark; nothing is parsed."""
-    mark = b"" if form.quote == "none" else form.quote.encode()
-    lines, quoted, last = 0, False, b"\n"
-    with open_bytes(path) as stream:
-        while block := stream.read(1 << 22):
-            lines += block.count(b"\n")
-            if returns := block.count(b"\r"):
-                lines += returns - block.count(b"\r\n")
-            # The pair of a line's end may lie in two blocks.
-            lines -= last == b"\r" and block[:1] == b"\n"
-            quoted = quoted or (bool(mark) and mark in block)
-            last = block[-1:]
-    return lines + (last not in (b"\n", b"\r")), quoted
-
-
-def judge_lines(path: Path, form: FileFormat, advice: str | None = None) -> JudgedLines:
-    """Count the rows of a text file and the lines they take, by the rules of quoting (RFC 4180).
-
-    Args:
-        advice: what to do about a quotation mark that is text, for files that no mapping describes.
-
-    Raises:
-        InputError: a quotation mark that is text: text follows a closing quote, a quote is never closed,
-            a row over several lines has another number of fields than the header, or a cell holds line
-            breaks together with separators (accepted where the format declares ``line_breaks``).
-    """
-    separator = separator_of(path, form)
-    rows = lines = uneven = width = end = 0
-    with open_text(path, form) as stream:
-        reader = records_of(stream, path, form, strict=True)
-        try:
-            for record in reader:
-                first, end = end + 1, reader.line_num
-                if not record:
-                    continue
-                several = end > first
-                if several and not form.line_breaks:
-                    folded = not width or any(
-                        separator in cell and ("\n" in cell or "\r" in cell) for cell in record
-                    )
-                    if folded or len(record) != width or width == 1:
-                        what = "a cell holds line breaks together with separators"
-                        raise _stray_quote(path, first, form, what, advice, breaks=True)
-                if not width:
-                    width = len(record)
-                    continue
-                rows += 1
-                lines += end - first + 1
-                uneven += len(record) != width
-        except csv.Error as error:
-            closed = "unexpected end" not in str(error)
-            what = "text follows a closing quotation mark" if closed else "a quotation mark is never closed"
-            raise _stray_quote(path, end + 1, form, what, advice) from None
-        except UnicodeError:
-            raise _Problems([_not_encoded(path, form)]) from None
-    return JudgedLines(rows, lines, uneven)
-
-
-def _stray_quote(
-    path: Path, line: int, form: FileFormat, what: str, advice: str | None, *, breaks: bool = False
-) -> _Problems:
-    meant = (
-        ", or `line_breaks: true` if such cells are meant so"
-        if breaks
-        else f", or double the mark inside quoted cells ({form.quote * 2})"
-    )
-    advice = advice or (
-        f"Write `quote: none` in the mapping if the file is written without quoting and {form.quote} is "
-        f"text{meant}."
-    )
-    return _Problems([f"{path.name}, line {line}: {what}, so lines or text would be lost. {advice}"])
-
-
-def proposed_quoting(path: Path, form: FileFormat) -> dict[str, Any]:
-    """What a mapping must say about the quotes of a file: nothing, ``quote: none`` or ``line_breaks: true``.
-
-    Where quotes do not hold, that reading is proposed under which fewer rows have a wrong number of fields.
-    """
-    readings: list[tuple[float, dict[str, Any]]] = []
-    for said in ({}, {"quote": "none"}, {"line_breaks": True}):
-        try:
-            judged = judge_lines(path, form.model_copy(update=said))
-        except _Problems:
-            continue
-        if not said:
-            return {}
-        readings.append((judged.uneven / max(judged.rows, 1), said))
-    return min(readings, key=lambda one: one[0])[1] if readings else {}
-
-
-def _python_encoding(form: FileFormat) -> str:
-    return "utf8" if form.encoding == "utf-8" else form.encoding
-
-
-def _not_encoded(path: Path, form: FileFormat) -> str:
-    return (
-        f"{path.name}: not {form.encoding} text. Save it as UTF-8, or say in the mapping what it is, "
-        "for example `encoding: latin-1` or `encoding: cp1252`."
-    )
-
-
-def _read_header(path: Path, form: FileFormat) -> tuple[list[str], bool]:
-    """Column names, and whether any row follows."""
-    with open_bytes(path) as stream:
-        start = stream.read(1 << 16)
-        more = bool(stream.read(1))
-    if not start.strip(b"\xef\xbb\xbf \t\r\n"):
-        raise _Problems(
-            [f"{path.name}: the file is empty, without even a header. Deliver it again or remove it."]
-        )
-    wide = _is_wide(form)
-    if not wide and (start[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\x00" in start[:4096]):
-        raise _Problems(
-            [
-                f"{path.name}: the file is UTF-16, expected {form.encoding}. Save it as UTF-8, or write "
-                "`encoding: utf-16` in the mapping."
-            ]
-        )
-    encoding = "utf-8-sig" if form.encoding == "utf-8" else form.encoding
-    try:
-        # A chunk may end inside a character.
-        beginning = codecs.getincrementaldecoder(encoding)().decode(start)
-    except UnicodeError:
-        raise _Problems([_not_encoded(path, form)]) from None
-    text = io.StringIO(beginning, newline="")
-    header = next((line for line in records_of(text, path, form, strict=False) if line), [])
-    if any("\n" in name or "\r" in name for name in header) and not form.line_breaks:
-        raise _stray_quote(
-            path, 1, form, "a quotation mark of the header is not closed in its line", None, breaks=True
-        )
-    has_rows = bool(text.read().strip()) or more
-    problems = []
-    separator = separator_of(path, form)
-    others = [mark for mark in (",", ";", "\t", "|") if mark != separator]
-    if len(header) == 1 and (mark := max(others, key=header[0].count)) in header[0]:
-        shown = {"\t": "\\t"}.get(mark, mark)
-        problems.append(
-            f'{path.name}: the fields are separated by "{shown}", expected "{separator}". Write '
-            f'`separator: "{shown}"` in the mapping, or save it with "{separator}".'
-        )
-    names = [name.strip() for name in header]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        problems.append(f"{path.name}: the header repeats {', '.join(twice)}. Keep each column once.")
-    if "" in names and not problems:
-        problems.append(f"{path.name}: column {names.index('') + 1} has no name. Name or remove it.")
-    if problems:
-        raise _Problems(problems)
-    return header, has_rows
 
 
 def apply_mapping(
@@ -920,7 +594,7 @@ def _check_columns(
         if name not in dated or (name not in final and name not in own.constants)
     )
     if problems:
-        raise _Problems(problems)
+        raise FileProblems(problems)
 
 
 def _map_values(series: pd.Series, to: Mapping[str, str | None]) -> pd.Series:
@@ -938,7 +612,9 @@ def _with_offset(series: pd.Series, zone: str) -> pd.Series:
 
     if isinstance(series.dtype, np.dtype) and series.dtype.kind == "M":
         local = pa.array(series.dt.as_unit("us"), pa.timestamp("us"), from_pandas=True)
-        return pd.Series(moments.in_zone(local, zone).to_pandas().array, index=series.index, name=series.name)
+        return pd.Series(
+            moments.in_zone(local, zone).toframe_of().array, index=series.index, name=series.name
+        )
     if series.dtype != _TEXT:
         return series
     codes, distinct = pd.factorize(series)
