@@ -122,6 +122,8 @@ def _print_findings(table: TableCheck) -> None:
         )
     for partial in table.partial_dates:
         click.echo(f"To choose: {partial.column}: {partial.note}.")
+    for rule, count in table.left_out.items():
+        click.echo(f"Left out by the mapping: {rule}, {count:,} rows")
     for reason, count in table.rejected.items():
         click.echo(f"A load would reject: {reason}, {count:,} rows")
 

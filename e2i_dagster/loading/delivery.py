@@ -161,7 +161,9 @@ def prepare_delivery(
     read = read_delivery(manifest)
     # The marks of a synthetic set beside its files are our own.
     left = {} if isinstance(source, SyntheticSource) else dict(read.not_read)
-    lines = {file.path: file.lines for table in read.delivered.values() for file in table.files}
+    lines: dict[Path, int | None] = {}
+    for file in (file for table in read.delivered.values() for file in table.files):
+        lines.setdefault(file.path, file.lines)
     counted = tuple(
         file.model_copy(update={"lines": lines.get(folder / file.name)}) for file in manifest.files
     )
@@ -187,13 +189,8 @@ def _delivered(folder: Path, mapping: str | None) -> list[Path]:
     if not folder.is_dir():
         return []
     tables = ImportMapping() if mapping is None else ImportMapping.load(Path(mapping))
-    named = {
-        path
-        for table in tables.tables.values()
-        for pattern in table.files
-        for path in folder.glob(pattern)
-        if path.is_file()
-    }
+    patterns = (*tables.named_files, *tables.looked_up_files)
+    named = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
     return sorted({*readable_files(folder), *named})
 
 

@@ -133,6 +133,7 @@ class TableCheck(BaseModel):
             (``config/quality.yaml``, ``expected``), of those that apply to every row.
         own: types of the columns that are kept under their own names, as declared or proposed.
         rows: rows of the files. rejected: reason -> rows that a load would reject, references aside.
+        left_out: rule of the mapping -> rows that it leaves out.
         partial_dates: date columns with cells that have no day, and what the mapping makes of them.
     """
 
@@ -148,6 +149,7 @@ class TableCheck(BaseModel):
     own: dict[str, OwnType] = {}
     rows: int = 0
     rejected: dict[str, int] = {}
+    left_out: dict[str, int] = {}
     partial_dates: tuple[PartialDates, ...] = ()
 
     @property
@@ -243,7 +245,7 @@ def check_folder(
 
 def mapping_document(mapping: ImportMapping) -> dict[str, Any]:
     """``mapping`` as plain values without what is default."""
-    document = mapping.model_dump(mode="json", exclude_defaults=True)
+    document = mapping.model_dump(mode="json", exclude_defaults=True, by_alias=True)
     if "separator" in mapping.format.model_fields_set:
         # Text files need it said, also where it is a comma.
         document.setdefault("format", {})["separator"] = mapping.format.separator
@@ -906,6 +908,7 @@ def _judged(
             "own": dict(delivery.delivered[name].own),
             "rows": len(frame),
             "rejected": counts,
+            "left_out": dict(delivery.delivered[name].left_out),
             "partial_dates": _partial_dates(delivery, name),
             "not_delivered": tuple(
                 column

@@ -11,16 +11,18 @@ import difflib
 import gzip
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
 
-from e2i_dagster.config.mapping import FileFormat, ImportMapping, ReversalRule, TableMapping
+from e2i_dagster.config.mapping import FileFormat, ImportMapping, PartMapping, ReversalRule, TableMapping
 from e2i_dagster.errors import InputError
+from e2i_dagster.sources.compute import Chosen, OtherFile, choose, one_row_mask, text_of, unknown_names
 from e2i_dagster.sources.formats import READ, FileProblems, Format, Refused, is_read, open_records, recognise
 from e2i_dagster.sources.formats.delimited import text_ending
 from e2i_dagster.sources.formats.records import FileRows, Told
@@ -93,6 +95,8 @@ class DeliveredTable:
         restates: ``month`` when the rows are all that there are of their months, ``all`` of their table.
         own: declared types of columns of one's own.
         reversals: which of the rows take others back; None when none does.
+        left_out: rule of the mapping -> delivered rows that it left out; they are in no frame.
+        added: rows that the mapping made of numbered columns, beside the first of each line.
     """
 
     frame: pd.DataFrame
@@ -105,12 +109,15 @@ class DeliveredTable:
     reversals: ReversalRule | None = None
     completed: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(_COMPLETED)))
     partial_dates: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    added: int = 0
 
     @property
     def lines(self) -> int | None:
         """Lines of the files below their headers, blank ones aside; None where a file has no lines."""
-        counts = [file.lines for file in self.files if file.lines is not None]
-        return sum(counts) if counts and len(counts) == len(self.files) else None
+        counts = [file.lines for file in self.files]
+        told = [count for count in counts if count is not None]
+        return sum(told) if told and len(told) == len(counts) else None
 
     def file_of_rows(self, positions: np.ndarray) -> list[str]:
         """Name of the file of each row position in ``frame``."""
@@ -170,9 +177,10 @@ def read(
     folder = Path(folder)
     found, problems = _find_files(folder, mapping, tables)
     delivered: dict[str, DeliveredTable] = {}
-    for table, paths in found.items():
+    reader = _Reader(folder)
+    for table, shapes in found.items():
         try:
-            delivered[table] = _read_table(table, paths, mapping, vocabulary)
+            delivered[table] = _read_table(table, shapes, mapping, vocabulary, reader)
         except FileProblems as error:
             problems.extend(error.found)
     if problems:
@@ -187,9 +195,13 @@ def _listing(folder: Path, problems: Sequence[str | InputError]) -> str:
     return "\n".join([head, *(f"  - {problem}" for problem in problems)])
 
 
+#: Files of a table, by their shapes.
+_Shapes = list[tuple[PartMapping, list[Path]]]
+
+
 def _find_files(
     folder: Path, mapping: ImportMapping, tables: Sequence[str] | None
-) -> tuple[dict[str, list[Path]], list[str | InputError]]:
+) -> tuple[dict[str, _Shapes], list[str | InputError]]:
     """Files per table in load order, and what is wrong with the names."""
     problems: list[str | InputError] = [
         f"{name}: not a raw table. Known: {', '.join(_ALL_TABLES)}."
@@ -200,37 +212,33 @@ def _find_files(
         what = "is a file, not a folder" if folder.exists() else "does not exist"
         remedy = "Give the folder that holds <table>.csv or <table>.parquet."
         raise InputError(f"{folder}: {what}. {remedy}", file=folder, remedy=remedy)
-    candidates = readable_files(folder)
-    found: dict[str, list[Path]] = {}
-    claimed: dict[Path, str] = {}
+    named = set(_matching(folder, mapping.named_files))
+    looked_up = set(_matching(folder, mapping.looked_up_files))
+    ignored = set(_matching(folder, mapping.ignore))
+    problems.extend(
+        f"{path.name}: named under `files` and under `ignore` of the mapping. Take it out of one of them."
+        for path in sorted((named | looked_up) & ignored)
+    )
+    candidates = [path for path in readable_files(folder) if path not in ignored]
+    found: dict[str, _Shapes] = {}
     for table in _ALL_TABLES:
-        patterns = mapping.table(table).files
-        if patterns:
-            paths = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
-            if not paths and (tables is None or table in tables):
-                problems.append(
-                    f"{table}: no file matches {', '.join(patterns)}. Correct `files` in the mapping."
-                )
-        else:
-            name = re.compile(rf"{table}([_.-].*)?", re.IGNORECASE)
-            paths = [path for path in candidates if name.fullmatch(stem_of(path))]
-        for path in paths:
-            if path in claimed:
-                problems.append(f"{path.name}: matches both {claimed[path]} and {table}. Make `files` exact.")
-            claimed[path] = table
-        if len({recognise(path) for path in paths}) > 1 or len(
-            {stem_of(path).lower() for path in paths}
-        ) < len(paths):
-            names = ", ".join(path.name for path in paths)
-            problems.append(f"{table}: the same rows in two formats? ({names}). Keep one of them.")
-        problems.extend(
-            f"{path.name}: a text file whose separator is not declared. Write for example "
-            f'`tables: {{{table}: {{separator: "|"}}}}` in the mapping.'
-            for path in paths
-            if text_ending(path) == ".txt" and "separator" not in mapping.format_of(table).model_fields_set
-        )
-        if paths:
-            found[table] = paths
+        of_table = re.compile(rf"{table}([_.-].*)?", re.IGNORECASE)
+        for part in mapping.table(table).as_parts:
+            if part.files:
+                paths = _matching(folder, part.files)
+                if not paths and (tables is None or table in tables):
+                    problems.append(
+                        f"{table}: no file matches {', '.join(part.files)}. Correct `files` in the mapping."
+                    )
+            else:
+                # What is named for another table holds this one only where it is named for it, too.
+                paths = [
+                    path for path in candidates if of_table.fullmatch(stem_of(path)) and path not in named
+                ]
+            problems.extend(_ill_assorted(table, paths, mapping.format_of(table, part)))
+            if paths:
+                found.setdefault(table, []).append((part, paths))
+    claimed = looked_up | {path for shapes in found.values() for _, paths in shapes for path in paths}
     problems.extend(
         f"{path.name}: belongs to no raw table{_near(stem_of(path), _ALL_TABLES)}. Expected <table>.csv or "
         "<table>.parquet; rename it, name it under `files` in the mapping, or move it to a sub-folder."
@@ -238,11 +246,11 @@ def _find_files(
         if path not in claimed and tables is None and text_ending(path) != ".txt"
     )
     if tables is not None:
-        found = {table: paths for table, paths in found.items() if table in tables}
+        found = {table: shapes for table, shapes in found.items() if table in tables}
         problems.extend(
             f"{table}: no file {table}.csv or {table}.parquet."
             for table in tables
-            if table in _ALL_TABLES and table not in found and not mapping.table(table).files
+            if table in _ALL_TABLES and table not in found and not mapping.table(table).as_parts[0].files
         )
     if not found and not problems:
         problems.append(
@@ -251,6 +259,26 @@ def _find_files(
         )
         problems.extend(refused_files(folder))
     return found, problems
+
+
+def _matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
+    """The files of ``folder`` that fit one of the patterns, by name."""
+    return sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
+
+
+def _ill_assorted(table: str, paths: Sequence[Path], form: FileFormat) -> Iterator[str]:
+    """What is wrong with the names of the files of one shape."""
+    if len({recognise(path) for path in paths}) > 1 or len({stem_of(path).lower() for path in paths}) < len(
+        paths
+    ):
+        names = ", ".join(path.name for path in paths)
+        yield f"{table}: the same rows in two formats? ({names}). Keep one of them."
+    for path in paths:
+        if text_ending(path) == ".txt" and "separator" not in form.model_fields_set:
+            yield (
+                f"{path.name}: a text file whose separator is not declared. Write for example "
+                f'`tables: {{{table}: {{separator: "|"}}}}` in the mapping.'
+            )
 
 
 def stem_of(path: Path) -> str:
@@ -272,19 +300,25 @@ def refused_files(folder: Path) -> list[str]:
 def not_read(folder: Path, mapping: ImportMapping, tables: Sequence[str] | None = None) -> dict[str, str]:
     """Each file and folder inside ``folder`` that a load does not read, with the reason."""
     assigned, _ = _find_files(folder, mapping, None)
-    table_of = {path: table for table, paths in assigned.items() for path in paths}
-    parents = {parent for path in table_of for parent in path.parents}
+    tables_of: dict[Path, list[str]] = {path: [] for path in _matching(folder, mapping.looked_up_files)}
+    for table, shapes in assigned.items():
+        for path in (path for _, paths in shapes for path in paths):
+            tables_of.setdefault(path, []).append(table)
+    ignored = _matching(folder, mapping.ignore)
+    parents = {parent for path in tables_of for parent in path.parents}
     reasons: dict[str, str] = {}
     for path in sorted(folder.iterdir()):
-        table = table_of.get(path)
+        held = tables_of.get(path)
         if path.is_dir():
             if path not in parents:
                 reasons[path.name] = (
                     "a folder inside the folder; move its files up, or name them under `files`"
                 )
-        elif table is not None:
-            if tables is not None and table not in tables:
-                reasons[path.name] = f"holds {table}, which was not asked for"
+        elif path in ignored:
+            reasons[path.name] = "left out by the mapping (`ignore`)"
+        elif held is not None:
+            if tables is not None and held and not set(held) & set(tables):
+                reasons[path.name] = f"holds {', '.join(dict.fromkeys(held))}, which was not asked for"
         elif isinstance(found := recognise(path), Format):
             reasons[path.name] = "belongs to no raw table; rename it or name it under `files` in the mapping"
         elif path.suffix.lower() in (".yaml", ".yml"):
@@ -299,60 +333,160 @@ def _near(name: str, known: Sequence[str]) -> str:
     return f" (did you mean {near[0]}?)" if near else ""
 
 
+class _Reader:
+    """The files of a folder, each read once however many tables it feeds."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._read: dict[tuple[Path, str], FileRows] = {}
+        self._others: dict[tuple[tuple[str, ...], str], pd.DataFrame] = {}
+
+    def rows(self, path: Path, form: FileFormat) -> FileRows:
+        key = (path, repr(sorted(form.model_dump(exclude_unset=True).items())))
+        if key not in self._read:
+            self._read[key] = read_file(path, form)
+        return self._read[key]
+
+    def other(self, form: FileFormat) -> OtherFile:
+        """What reads the files that columns are looked up in."""
+
+        def rows(patterns: tuple[str, ...]) -> pd.DataFrame:
+            key = (patterns, repr(form))
+            if key not in self._others:
+                paths = _matching(self._folder, patterns)
+                if not paths:
+                    named = ", ".join(patterns)
+                    raise FileProblems(
+                        [f"no file matches {named}, in which a column of the mapping is looked up."]
+                    )
+                frames = [_text_frame(self.rows(path, form).rows) for path in paths]
+                self._others[key] = pd.concat(frames, ignore_index=True)
+            return self._others[key]
+
+        return rows
+
+
+def _text_frame(rows: pa.Table) -> pd.DataFrame:
+    frame = frame_of(rows)
+    return pd.DataFrame({str(name).strip(): text_of(frame[name]) for name in frame.columns})
+
+
 def _read_table(
-    table: str, paths: Sequence[Path], mapping: ImportMapping, vocabulary: VocabularyPolicy
+    table: str, shapes: _Shapes, mapping: ImportMapping, vocabulary: VocabularyPolicy, reader: _Reader
 ) -> DeliveredTable:
     import pyarrow as pa
 
     own = mapping.table(table)
-    form = mapping.format_of(table)
     problems: list[str | InputError] = []
     if own.restates:
         problems.extend(_cannot_restate(table, own.restates))
-    found: list[tuple[Path, FileRows]] = []
+    found: list[tuple[Path, PartMapping, FileRows]] = []
+    for part, paths in shapes:
+        for path in paths:
+            try:
+                read_rows = reader.rows(path, mapping.format_of(table, part))
+                _check_columns(table, path, read_rows.rows.column_names, part, own, vocabulary)
+            except FileProblems as error:
+                problems.extend(error.found)
+                continue
+            found.append((path, part, read_rows))
+    if problems:
+        raise FileProblems(problems)
     mapped: list[pd.DataFrame] = []
     numbers: list[np.ndarray] = []
     files: list[SourceFile] = []
     malformed: list[dict[str, Any]] = []
     completed: list[pd.DataFrame] = []
-    first = 0
-    for path in paths:
-        try:
-            read_rows = read_file(path, form)
-            _check_columns(table, path, read_rows.rows.column_names, own, vocabulary)
-        except FileProblems as error:
-            problems.extend(error.found)
-            continue
-        found.append((path, read_rows))
-    if problems:
-        raise FileProblems(problems)
-    raws = _of_one_type([read_rows.rows for _, read_rows in found])
-    for (path, read_rows), rows in zip(found, raws, strict=True):
-        frame = apply_mapping(table, frame_of(rows), own, form, vocabulary)
+    left_out: Counter[str] = Counter()
+    raws: list[pa.Table] = []
+    first = added = 0
+    counted: set[Path] = set()
+    for (path, part, read_rows), rows in zip(
+        found, _of_one_type([read_rows.rows for *_, read_rows in found]), strict=True
+    ):
+        form = mapping.format_of(table, part)
+        frame, chosen = _mapped(table, rows, part, own, form, vocabulary, reader.other(form))
         frame, filled = complete_dates(frame, own.partial_dates)
         completed.append(filled.assign(position=filled["position"] + first))
         mapped.append(frame)
-        numbers.append(read_rows.numbers)
-        files.append(SourceFile(path, first, rows.num_rows, read_rows.told))
+        raws.append(rows if not part.computes else rows.take(chosen.taken))
+        left_out.update(chosen.left_out)
+        added += chosen.added
+        numbers.append(read_rows.numbers[chosen.taken])
+        # A file that feeds the table by two shapes has its lines once.
+        told = Told(lines=0) if path in counted else read_rows.told
+        files.append(SourceFile(path, first, len(frame), told))
         malformed.extend(
-            {"file": path.name, "row_number": number, "text": text} for number, text in read_rows.malformed
+            {"file": path.name, "row_number": number, "text": text} for number, text in told.malformed
         )
-        first += rows.num_rows
+        counted.add(path)
+        first += len(frame)
     if own.reversals is not None and mapped:
         names = list(dict.fromkeys(str(name) for frame in mapped for name in frame.columns))
         if wrong := check_rule(table, own.reversals, names):
             raise FileProblems(list(wrong))
-    return DeliveredTable(
-        frame=mapped[0] if len(mapped) == 1 else pd.concat(mapped, ignore_index=True),
-        raw=frame_of(pa.concat_tables(raws, promote_options="permissive")),
-        row_numbers=np.concatenate(numbers),
+    return _one_row(
+        DeliveredTable(
+            frame=mapped[0] if len(mapped) == 1 else pd.concat(mapped, ignore_index=True),
+            raw=frame_of(pa.concat_tables(raws, promote_options="permissive")),
+            row_numbers=np.concatenate(numbers),
+            files=tuple(files),
+            malformed=pd.DataFrame(malformed, columns=["file", "row_number", "text"]),
+            restates=own.restates,
+            own=own.own,
+            reversals=own.reversals,
+            completed=pd.concat(completed, ignore_index=True),
+            partial_dates=own.partial_dates,
+            left_out=dict(left_out),
+            added=added,
+        ),
+        own,
+    )
+
+
+def _mapped(
+    table: str,
+    rows: pa.Table,
+    part: PartMapping,
+    own: TableMapping,
+    form: FileFormat,
+    vocabulary: VocabularyPolicy,
+    other: OtherFile,
+) -> tuple[pd.DataFrame, Chosen]:
+    """The rows of one file under our names, and which of them the mapping chose."""
+    frame = frame_of(rows)
+    if part.computes:
+        frame.columns = [str(name).strip() for name in frame.columns]
+    try:
+        chosen = choose(frame, part, form, list(raw_table(table).columns.keys()), other)
+    except FileProblems:
+        raise
+    except InputError as error:
+        raise FileProblems([error]) from None
+    return apply_mapping(table, chosen.frame, own, form, vocabulary, part, chosen.computed), chosen
+
+
+def _one_row(read: DeliveredTable, own: TableMapping) -> DeliveredTable:
+    """The table with one of the rows that agree in a column, as ``one_row`` of the mapping says."""
+    if own.one_row is None:
+        return read
+    kept = one_row_mask(read.frame, own.one_row)
+    files, rows = [], 0
+    for file in read.files:
+        its = int(kept[file.first_row : file.first_row + file.rows].sum())
+        files.append(replace(file, first_row=rows, rows=its))
+        rows += its
+    places = np.cumsum(kept) - 1
+    cells = read.completed[kept[read.completed["position"].to_numpy(dtype=np.int64)]]
+    left_out = len(kept) - rows
+    return replace(
+        read,
+        frame=read.frame[kept].reset_index(drop=True),
+        raw=read.raw[kept].reset_index(drop=True),
+        row_numbers=read.row_numbers[kept],
         files=tuple(files),
-        malformed=pd.DataFrame(malformed, columns=["file", "row_number", "text"]),
-        restates=own.restates,
-        own=own.own,
-        reversals=own.reversals,
-        completed=pd.concat(completed, ignore_index=True),
-        partial_dates=own.partial_dates,
+        completed=cells.assign(position=places[cells["position"].to_numpy(dtype=np.int64)]),
+        left_out={**read.left_out, **({own.one_row.words: left_out} if left_out else {})},
     )
 
 
@@ -453,38 +587,45 @@ def _of_one_type(files: Sequence[pa.Table]) -> list[pa.Table]:
 
 
 def apply_mapping(
-    table: str, frame: pd.DataFrame, own: TableMapping, form: FileFormat, vocabulary: VocabularyPolicy
+    table: str,
+    frame: pd.DataFrame,
+    own: TableMapping,
+    form: FileFormat,
+    vocabulary: VocabularyPolicy,
+    part: PartMapping | None = None,
+    computed: Mapping[str, pd.Series] | None = None,
 ) -> pd.DataFrame:
     """``frame`` under our column names and values; columns that nobody knows stay as they are.
 
-    Order: rename, ignored columns, known column aliases, constants, declared values, decimal mark,
+    Order: rename, ignored columns, known column aliases, computed columns, constants, declared values, decimal mark,
     known value aliases, date formats, time zone. Columns of one's own are text, to which only what the mapping declares
     is done: their ``values``, ``dates``, and the decimal mark where ``own`` says number. A value that a date
     format does not fit stays as delivered and is rejected by the loader, so that its reject shows what was
     delivered.
     """
+    part = part or own
     columns = {
         final: frame[name]
         for name, final in zip(
-            frame.columns, _final_names(table, list(frame.columns), own, vocabulary), strict=True
+            frame.columns, _final_names(table, list(frame.columns), part, vocabulary), strict=True
         )
         if final is not None
     }
-    result = pd.DataFrame(columns, index=frame.index)
-    for name, value in own.constants.items():
+    result = pd.DataFrame({**columns, **(computed or {})}, index=frame.index)
+    for name, value in part.constants.items():
         result[name] = pd.Series([value], dtype=_TEXT).repeat(len(frame)).set_axis(frame.index)
     known = raw_table(table).columns
     for name in result.columns:
         if name not in known and table == OWN_TABLE:
             result[name] = cell_text(result[name])
-        if name in own.values:
-            result[name] = _map_values(result[name], own.values[name])
+        if name in part.values:
+            result[name] = _map_values(result[name], part.values[name])
         if name not in known:
             number = own.own.get(name) == "number" or _marks_reversals(own, name)
             if form.decimal == "," and number:
                 result[name] = with_decimal_point(result[name])
-            if name in own.dates:
-                result[name] = _map_dates(result[name], own.dates[name])
+            if name in part.dates:
+                result[name] = _map_dates(result[name], part.dates[name])
             continue
         column = known[name]
         if form.decimal == "," and _is_number(column) and result[name].dtype == _TEXT:
@@ -492,8 +633,8 @@ def apply_mapping(
         vocabulary_name = facts(column).vocabulary
         if vocabulary_name and (aliases := vocabulary.aliases(vocabulary_name)):
             result[name] = _map_values(result[name], aliases)
-        if name in own.dates:
-            result[name] = _map_dates(result[name], own.dates[name])
+        if name in part.dates:
+            result[name] = _map_dates(result[name], part.dates[name])
         if kind_of(column) == "timestamp" and form.time_zone != "UTC":
             result[name] = _with_offset(result[name], form.time_zone)
     return result
@@ -518,7 +659,7 @@ def _is_number(column: Any) -> bool:
 
 
 def _final_names(
-    table: str, names: Sequence[str], own: TableMapping, vocabulary: VocabularyPolicy
+    table: str, names: Sequence[str], own: PartMapping, vocabulary: VocabularyPolicy
 ) -> list[str | None]:
     """Our name of each file column; None for a column that is dropped."""
     known = set(raw_table(table).columns.keys())
@@ -538,14 +679,19 @@ def _final_names(
 
 
 def _check_columns(
-    table: str, path: Path, names: Sequence[str], own: TableMapping, vocabulary: VocabularyPolicy
+    table: str,
+    path: Path,
+    names: Sequence[str],
+    part: PartMapping,
+    own: TableMapping,
+    vocabulary: VocabularyPolicy,
 ) -> None:
     """Raise every problem of the columns of one file."""
     stripped = [str(name).strip() for name in names]
-    final = [name for name in _final_names(table, names, own, vocabulary) if name is not None]
+    final = [name for name in _final_names(table, names, part, vocabulary) if name is not None]
     problems: list[str | InputError] = []
     for name in required_columns(table):
-        if name not in final and name not in own.constants:
+        if name not in final and name not in part.made:
             near = difflib.get_close_matches(name, final, n=1)
             hint = f"; column {near[0]} looks like it" if near else ""
             remedy = (
@@ -556,7 +702,7 @@ def _check_columns(
             problems.append(InputError(said, file=path.name, field=name, remedy=remedy))
     problems.extend(
         f"{path.name}: the mapping renames {name}, which the file lacks. Found: {', '.join(stripped)}."
-        for name in own.rename
+        for name in part.rename
         if name not in stripped
     )
     problems.extend(
@@ -565,9 +711,10 @@ def _check_columns(
     )
     problems.extend(
         f"{path.name}: {name} is a constant of the mapping, but the file has that column. Remove one of them."
-        for name in own.constants
+        for name in part.constants
         if name in final
     )
+    problems.extend(f"{path.name}: the mapping's {said}" for said in unknown_names(part, stripped))
     known = raw_table(table).columns
     problems.extend(
         f"{path.name}: the mapping's `own` declares {name}, "
@@ -577,13 +724,13 @@ def _check_columns(
             else f"no column after renaming{_near(name, final)}. Found: {', '.join(final)}."
         )
         for name in own.own
-        if name in known or (name not in final and name not in own.constants)
+        if name in known or (name not in final and name not in part.made)
     )
     problems.extend(
-        f"{path.name}: the mapping's `{part}` names {name}, no column after renaming. Use our name."
-        for part, given in (("dates", own.dates), ("values", own.values))
+        f"{path.name}: the mapping's `{key}` names {name}, no column after renaming. Use our name."
+        for key, given in (("dates", part.dates), ("values", part.values))
         for name in given
-        if name not in final and name not in own.constants
+        if name not in final and name not in part.made
     )
     dated = [column.name for column in raw_table(table).columns if kind_of(column) in ("date", "timestamp")]
     dated += [name for name, kind in own.own.items() if kind == "date"]
@@ -591,7 +738,7 @@ def _check_columns(
         f"{path.name}: the mapping's `partial_dates` names {name}, no date column of {table} that the file has. "
         f"Date columns are {', '.join(dated)}."
         for name in own.partial_dates
-        if name not in dated or (name not in final and name not in own.constants)
+        if name not in dated or (name not in final and name not in part.made)
     )
     if problems:
         raise FileProblems(problems)
@@ -612,9 +759,7 @@ def _with_offset(series: pd.Series, zone: str) -> pd.Series:
 
     if isinstance(series.dtype, np.dtype) and series.dtype.kind == "M":
         local = pa.array(series.dt.as_unit("us"), pa.timestamp("us"), from_pandas=True)
-        return pd.Series(
-            moments.in_zone(local, zone).toframe_of().array, index=series.index, name=series.name
-        )
+        return pd.Series(moments.in_zone(local, zone).to_pandas().array, index=series.index, name=series.name)
     if series.dtype != _TEXT:
         return series
     codes, distinct = pd.factorize(series)

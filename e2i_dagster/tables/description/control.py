@@ -134,6 +134,13 @@ ml_table_loads = sa.Table(
     column(
         "reasons", JSONB, "Reason code to number of rejected rows.", nullable=False, server_default=_EMPTY
     ),
+    column(
+        "left_out",
+        JSONB,
+        "Rule of the mapping to number of delivered rows that it left out.",
+        nullable=False,
+        server_default=_EMPTY,
+    ),
     column("partitions", JSONB, "Month to number of rows.", nullable=False, server_default=_EMPTY),
     column(
         "own_columns",
