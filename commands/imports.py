@@ -122,6 +122,8 @@ def _print_findings(table: TableCheck) -> None:
         )
     for partial in table.partial_dates:
         click.echo(f"To choose: {partial.column}: {partial.note}.")
+    for said in table.notes:
+        click.echo(f"To know: {said}")
     for rule, count in table.left_out.items():
         click.echo(f"Left out by the mapping: {rule}, {count:,} rows")
     for reason, count in table.rejected.items():
@@ -130,10 +132,12 @@ def _print_findings(table: TableCheck) -> None:
 
 def _print(found: ImportCheck, hits: list[RuleHits]) -> None:
     for table in found.tables:
-        click.echo(f"\n{table.table}: {', '.join(table.files)}, {table.rows:,} rows")
+        kinds = ", ".join(f"{name} ({table.formats[name]})" for name in table.files if name in table.formats)
+        click.echo(f"\n{table.table}: {kinds or ', '.join(table.files)}, {table.rows:,} rows")
         rows: list[dict[str, Any]] = [
             {
                 "file column": match.file_column,
+                **({"its label": table.labels.get(match.file_column, "")} if table.labels else {}),
                 "ours": match.column,
                 "score": f"{match.score:.2f}",
                 "date format": match.date_format or "",

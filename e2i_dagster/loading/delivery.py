@@ -53,7 +53,10 @@ class DeliveryRequest(BaseModel):
 
 
 class DeliveredFile(BaseModel):
-    """One file by name, size and digest of its bytes; ``lines`` below the header where it is text that was read."""
+    """One file by name, size and digest of its bytes; ``lines`` below the header where it is text that was read.
+
+    ``format`` as people call it, ``notes`` what the file says of its rows besides their cells, of files that were read.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -61,6 +64,8 @@ class DeliveredFile(BaseModel):
     size: int
     digest: str
     lines: int | None = None
+    format: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 class DeliveryManifest(BaseModel):
@@ -79,11 +84,13 @@ class DeliveryManifest(BaseModel):
 
     def to_metadata(self) -> dict[str, Any]:
         """Folder, kind, files and what was not read for the UI."""
-        lines = ["| file | bytes | lines | digest |", "|---|---:|---:|---|"]
+        lines = ["| file | format | bytes | lines | digest |", "|---|---|---:|---:|---|"]
         lines += [
-            f"| {file.name} | {file.size:,} | {'' if file.lines is None else f'{file.lines:,}'} | `{file.digest}` |"
+            f"| {file.name} | {file.format or ''} | {file.size:,} | "
+            f"{'' if file.lines is None else f'{file.lines:,}'} | `{file.digest}` |"
             for file in self.files
         ]
+        notes = [f"* {said}" for file in self.files for said in file.notes]
         return {
             "kind": self.kind,
             "folder": self.folder,
@@ -91,6 +98,7 @@ class DeliveryManifest(BaseModel):
             "accepted_share": self.success_threshold,
             "reason": self.reason,
             "files_md": "\n".join(lines),
+            **({"notes_md": "\n".join(notes)} if notes else {}),
             "not_read": dict(self.not_read),
         }
 
@@ -161,12 +169,10 @@ def prepare_delivery(
     read = read_delivery(manifest)
     # The marks of a synthetic set beside its files are our own.
     left = {} if isinstance(source, SyntheticSource) else dict(read.not_read)
-    lines: dict[Path, int | None] = {}
+    said: dict[Path, dict[str, Any]] = {}
     for file in (file for table in read.delivered.values() for file in table.files):
-        lines.setdefault(file.path, file.lines)
-    counted = tuple(
-        file.model_copy(update={"lines": lines.get(folder / file.name)}) for file in manifest.files
-    )
+        said.setdefault(file.path, {"lines": file.lines, "format": file.format_name, "notes": file.notes})
+    counted = tuple(file.model_copy(update=said.get(folder / file.name, {})) for file in manifest.files)
     return manifest.model_copy(update={"not_read": left, "files": counted})
 
 

@@ -75,6 +75,7 @@ class TableLoad(BaseModel):
         withheld: month -> why nothing of it was written.
         lines: lines of the delivered text files below their headers, blank ones aside, counted apart from
             the parser: more than rows where cells hold line breaks; None where there are no lines.
+        notes: what the files say of their rows besides the cells, such as special missing values by letter.
         outside: delivered rows of other months than the window's; not looked at.
         ignored_columns: delivered columns for which the table has no place.
     """
@@ -102,6 +103,7 @@ class TableLoad(BaseModel):
     partitions: tuple[str, ...] = ()
     withheld: dict[str, str] = Field(default_factory=dict)
     lines: int | None = None
+    notes: tuple[str, ...] = ()
     outside: int = Field(default=0, ge=0)
     ignored_columns: tuple[str, ...] = ()
     batches: int = 0
@@ -167,7 +169,9 @@ class LoadReport(BaseModel):
         for name, done in self.tables.items():
             given = [getattr(done, column) for column in columns]
             counts = " | ".join("" if count is None else f"{count:,}" for count in given)
-            why = ", ".join(f"{code} {rows:,}" for code, rows in (*done.reasons.items(), *done.left_out.items()))
+            why = ", ".join(
+                f"{code} {rows:,}" for code, rows in (*done.reasons.items(), *done.left_out.items())
+            )
             lines.append(f"| {name} | {done.status} | {counts} | {why} | {done.seconds:.1f} |")
         problems = [f"* **{name}**: {text}" for name, text in self.failures.items()]
         return {
@@ -522,6 +526,7 @@ class _Loader:
             partitions=tuple(merged.months),
             withheld=counts.withheld,
             lines=None if delivered is None else delivered.lines,
+            notes=() if delivered is None else delivered.notes,
             outside=int((~(counts.considered | beyond)).sum()),
             ignored_columns=checked.ignored,
             batches=staged.batches,

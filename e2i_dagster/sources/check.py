@@ -40,7 +40,7 @@ from e2i_dagster.sources.files import (
 from e2i_dagster.sources.formats import READ, open_records, recognise
 from e2i_dagster.sources.formats.delimited import FORMAT as CSV
 from e2i_dagster.sources.formats.delimited import open_text, proposed_quoting, records_of, text_ending
-from e2i_dagster.sources.formats.records import open_bytes
+from e2i_dagster.sources.formats.records import ColumnNotes, open_bytes
 from e2i_dagster.tables import (
     MAINTAINED_COLUMNS,
     OPTIONAL_RAW_TABLES,
@@ -80,6 +80,8 @@ _MOSTLY = 0.5
 _DISTINCT = 0.9
 #: From this score on nobody is asked whether a column is really the key.
 _SURE = 0.8
+#: What the likeness to a label counts beside that to a name.
+_OF_LABEL = 0.95
 #: Likeness of the letters of two words that are one, shortened or misspelt.
 _SAME_WORD = 0.75
 
@@ -135,6 +137,8 @@ class TableCheck(BaseModel):
         rows: rows of the files. rejected: reason -> rows that a load would reject, references aside.
         left_out: rule of the mapping -> rows that it leaves out.
         partial_dates: date columns with cells that have no day, and what the mapping makes of them.
+        formats: file to its format, as people call it. labels: file column to what the file calls it in words.
+        notes: what the files say of their rows besides the cells.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -151,6 +155,9 @@ class TableCheck(BaseModel):
     rejected: dict[str, int] = {}
     left_out: dict[str, int] = {}
     partial_dates: tuple[PartialDates, ...] = ()
+    formats: dict[str, str] = {}
+    labels: dict[str, str] = {}
+    notes: tuple[str, ...] = ()
 
     @property
     def kept_as_own(self) -> tuple[str, ...]:
@@ -348,12 +355,15 @@ def _beginning(path: Path) -> tuple[str, str]:
     return "latin-1", lines.decode("latin-1")
 
 
-def _sample(path: Path, form: FileFormat, rows: int) -> pd.DataFrame:
-    """The first rows of a file as text, nulls as null."""
+def _sample(path: Path, form: FileFormat, rows: int) -> tuple[pd.DataFrame, Mapping[str, ColumnNotes]]:
+    """The first rows of a file as text, nulls as null, and what it says of its columns."""
     if recognise(path) is not CSV:
-        given = frame_of(open_records(path, form).head(rows))
+        records = open_records(path, form)
+        given = frame_of(records.head(rows))
         # As the loader keeps own columns: lists, structures and bytes have no text of their own.
-        return pd.DataFrame({str(name): cell_text(given[name]) for name in given.columns})
+        return pd.DataFrame(
+            {str(name): cell_text(given[name]) for name in given.columns}
+        ), records.told.columns
     with open_text(path, form) as stream:
         # By records and not by lines: a cell may hold line breaks.
         records = list(itertools.islice(records_of(stream, path, form, strict=False), rows + 1))
@@ -365,7 +375,7 @@ def _sample(path: Path, form: FileFormat, rows: int) -> pd.DataFrame:
     header = [name.strip() for name in records[0]]
     body = [record for record in records[1:] if len(record) == len(header)]
     frame = pd.DataFrame(body, columns=header, dtype="string[pyarrow]")
-    return frame.mask(frame.apply(lambda column: column.str.strip() == ""))
+    return frame.mask(frame.apply(lambda column: column.str.strip() == "")), {}
 
 
 # Which table, which column.
@@ -378,8 +388,8 @@ def _propose(
     found: dict[str, list[tuple[Path, FileFormat, list[ColumnMatch], list[str]]]] = {}
     unassigned: dict[str, str] = {}
     for path, form in _formats(paths).items():
-        sample = _sample(path, form, vocabulary.column_matching.sample_rows)
-        columns = [_FileColumn(str(name), sample[name]) for name in sample.columns]
+        sample, about = _sample(path, form, vocabulary.column_matching.sample_rows)
+        columns = [_FileColumn(str(name), sample[name], about.get(str(name))) for name in sample.columns]
         named = [one for one in _TABLES if _is_named(path, one)]
         ranked = sorted(
             (
@@ -391,7 +401,8 @@ def _propose(
         )
         possible = [one for one in ranked if not _lacking(one[1], one[2])]
         if not possible or possible[0][0] <= 0:
-            unassigned[path.name] = _nearest(named, ranked, columns, vocabulary.column_matching)
+            read_as = "" if (of := recognise(path)) in (CSV, None) else f"read as {of.name}; "
+            unassigned[path.name] = read_as + _nearest(named, ranked, columns, vocabulary.column_matching)
             continue
         _, table, matches = possible[0]
         taken = {match.file_column for match in matches}
@@ -519,13 +530,13 @@ def _match_columns(
             if column.name in MAINTAINED_COLUMNS or column.name == "extra":
                 continue
             is_ours = column.name in (one.name, aliases.get(one.name))
-            name = 1.0 if is_ours else _alike(one.name, column.name, meanings)
+            name = 1.0 if is_ours else one.alike(column.name, meanings)
             if name < rules.minimum * 2 / 3:
                 continue
             if not is_ours and column.name == key and one.repeats:
                 continue
             if not is_ours and column.name.endswith("_id"):
-                said = [*_words(one.name, meanings), *of_file]
+                said = [*_words(one.name, meanings), *_words(one.label, meanings), *of_file]
                 if not _says(said, column.name.removesuffix("_id").rpartition("_")[2]):
                     continue
             values = _value_fit(one, column, form, vocabulary)
@@ -626,9 +637,16 @@ class _Values:
 class _FileColumn:
     """The filled cells of a file's column as text; whether they are days is asked once, not for each table."""
 
-    def __init__(self, name: str, values: pd.Series) -> None:
+    def __init__(self, name: str, values: pd.Series, about: ColumnNotes | None) -> None:
         self.name = name
+        self.label = (about and about.label) or ""
+        self.value_labels = about.values if about else {}
         self.text = values.dropna().astype("string[pyarrow]").str.strip()
+
+    def alike(self, ours: str, meanings: Mapping[str, str]) -> float:
+        """Likeness of a column of ours to its name, or to its label, which says it in more words."""
+        by_label = _OF_LABEL * _alike(self.label, ours, meanings) if self.label else 0.0
+        return max(_alike(self.name, ours, meanings), by_label)
 
     @cached_property
     def repeats(self) -> bool:
@@ -654,7 +672,7 @@ def _value_fit(
     if kind in ("number", "integer"):
         return _numbers(text, column, form)
     if about.vocabulary:
-        return _vocabulary_fit(text, about.vocabulary, vocabulary)
+        return _vocabulary_fit(text, about.vocabulary, vocabulary, given.value_labels)
     return _boolean_fit(text) if kind == "boolean" else _text_fit(text, column.name)
 
 
@@ -717,7 +735,9 @@ def _boolean_fit(text: pd.Series) -> _Values | None:
     )
 
 
-def _vocabulary_fit(text: pd.Series, name: str, policy: VocabularyPolicy) -> _Values | None:
+def _vocabulary_fit(
+    text: pd.Series, name: str, policy: VocabularyPolicy, labels: Mapping[str, str]
+) -> _Values | None:
     accepted = policy.values(name)
     known = {**{value.lower(): value for value in accepted}}
     known |= {alias.lower(): target for alias, target in policy.aliases(name).items() if target}
@@ -728,8 +748,9 @@ def _vocabulary_fit(text: pd.Series, name: str, policy: VocabularyPolicy) -> _Va
     for value in distinct:
         if value in exact:
             continue
-        target = known.get(value.lower().replace(" ", "_"), known.get(value.lower()))
-        begins = [one for one in accepted if len(value) > 2 and one.lower().startswith(value.lower())]
+        word = labels.get(value, value).lower()
+        target = known.get(word.replace(" ", "_"), known.get(word))
+        begins = [one for one in accepted if len(word) > 2 and one.lower().startswith(word)]
         if target is None and len(begins) == 1:
             target = begins[0]
         if target is None:
@@ -906,6 +927,14 @@ def _judged(
     return before.model_copy(
         update={
             "own": dict(delivery.delivered[name].own),
+            "formats": {file.name: file.format_name for file in delivery.delivered[name].files},
+            "labels": {
+                column: notes.label
+                for file in delivery.delivered[name].files
+                for column, notes in file.told.columns.items()
+                if notes.label
+            },
+            "notes": delivery.delivered[name].notes,
             "rows": len(frame),
             "rejected": counts,
             "left_out": dict(delivery.delivered[name].left_out),

@@ -24,6 +24,7 @@ from e2i_dagster.config.mapping import FileFormat, ImportMapping, PartMapping, R
 from e2i_dagster.errors import InputError
 from e2i_dagster.sources.compute import Chosen, OtherFile, choose, one_row_mask, text_of, unknown_names
 from e2i_dagster.sources.formats import READ, FileProblems, Format, Refused, is_read, open_records, recognise
+from e2i_dagster.sources.formats.delimited import FORMAT as CSV
 from e2i_dagster.sources.formats.delimited import text_ending
 from e2i_dagster.sources.formats.records import FileRows, Told
 from e2i_dagster.sources.reversal_rules import check_rule
@@ -74,6 +75,16 @@ class SourceFile:
         return self.told.lines
 
     @property
+    def format_name(self) -> str:
+        """Its format, as people call it."""
+        return found.name if isinstance(found := recognise(self.path), Format) else CSV.name
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What it says of its rows besides their cells."""
+        return tuple(f"{self.name}: {said}" for said in (*self.told.notes, *self.told.missing_kinds()))
+
+    @property
     def name(self) -> str:
         """The file's name without its folder."""
         return self.path.name
@@ -118,6 +129,11 @@ class DeliveredTable:
         counts = [file.lines for file in self.files]
         told = [count for count in counts if count is not None]
         return sum(told) if told and len(told) == len(counts) else None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What its files say of the rows besides their cells: special missing values, references; counts alone."""
+        return tuple(said for file in self.files for said in file.notes)
 
     def file_of_rows(self, positions: np.ndarray) -> list[str]:
         """Name of the file of each row position in ``frame``."""
@@ -746,8 +762,7 @@ def _check_columns(
 
 def _map_values(series: pd.Series, to: Mapping[str, str | None]) -> pd.Series:
     """Replace whole values; an empty target means null. Works on the distinct values."""
-    text = series.astype(_TEXT)
-    codes, distinct = pd.factorize(text)
+    codes, distinct = pd.factorize(text_of(series))
     mapped = [to.get(value, value) or None for value in distinct.tolist()]
     taken = pd.array(mapped, dtype=_TEXT).take(codes, allow_fill=True)
     return pd.Series(taken, index=series.index, name=series.name)
@@ -770,7 +785,7 @@ def _with_offset(series: pd.Series, zone: str) -> pd.Series:
 
 def _map_dates(series: pd.Series, form: str) -> pd.Series:
     """Values that fit ``form`` as ISO text, all others unchanged; by ``%Y-%m`` it is a month without a day."""
-    codes, distinct = pd.factorize(series.astype(_TEXT))
+    codes, distinct = pd.factorize(text_of(series))
     values = [iso_text(str(value), form) or value for value in distinct]
     taken = pd.array(values, dtype=_TEXT).take(codes, allow_fill=True)
     return pd.Series(taken, index=series.index, name=series.name)
@@ -788,7 +803,7 @@ def complete_dates(frame: pd.DataFrame, rules: Mapping[str, str]) -> tuple[pd.Da
     for name, rule in rules.items():
         if rule == "reject" or pd.api.types.is_datetime64_any_dtype(frame[name]):
             continue
-        codes, distinct = pd.factorize(frame[name].astype(_TEXT))
+        codes, distinct = pd.factorize(text_of(frame[name]))
         filled = [moments.completed(str(value), cast("moments.Completion", rule)) for value in distinct]
         positions = np.flatnonzero(np.array([*(one is not None for one in filled), False])[codes])
         if not len(positions):

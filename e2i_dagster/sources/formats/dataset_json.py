@@ -46,10 +46,11 @@ _TYPES: dict[str, tuple[type, ...]] = {
 def _open(path: Path, form: FileFormat) -> Records:
     import pyarrow as pa
 
-    stream = io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", newline="\n")
     told = Told()
+    by_lines = _is_ndjson(path)
     try:
-        about, rows = _by_lines(stream, told) if _is_ndjson(path) else _document(path, stream)
+        with _text(path) as stream:
+            about = json.loads(stream.readline()) if by_lines else _Document(path, stream).about()
     except UnicodeDecodeError:
         raise _refusal(path, "is not UTF-8 text", _ENCODE) from None
     columns = about.get("columns")
@@ -76,7 +77,8 @@ def _open(path: Path, form: FileFormat) -> Records:
 
     def batches() -> Iterator[pa.RecordBatch]:
         seen = 0
-        with stream:
+        with _text(path) as stream:
+            rows = _lines(stream, told) if by_lines else _Document(path, stream).rows()
             try:
                 while taken := list(itertools.islice(rows, _ROWS)):
                     good = [
@@ -99,6 +101,10 @@ def _open(path: Path, form: FileFormat) -> Records:
             raise _refusal(path, f"says {declared:,} records and has {seen - len(told.blank):,}")
 
     return Records(schema, batches(), told)
+
+
+def _text(path: Path) -> io.TextIOWrapper:
+    return io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig")
 
 
 def _refusal(path: Path, what: str, remedy: str = "Deliver it again.") -> FileProblems:
@@ -136,44 +142,26 @@ def _is_ndjson(path: Path) -> bool:
         return False
 
 
-def _by_lines(stream: io.TextIOWrapper, told: Told) -> tuple[dict[str, Any], Iterator[Any]]:
-    about = json.loads(stream.readline())
+def _lines(stream: io.TextIOWrapper, told: Told) -> Iterator[Any]:
+    stream.readline()
     told.lines = 0
-
-    def rows() -> Iterator[Any]:
-        for number, line in enumerate(stream, 1):
-            text = line.strip()
-            if not text:
-                told.blank.append(number)
-                yield _BLANK
-                continue
-            told.lines = (told.lines or 0) + 1
-            try:
-                yield json.loads(text)
-            except ValueError:
-                yield text
-
-    return about, rows()
+    for number, line in enumerate(stream, 1):
+        text = line.strip()
+        if not text:
+            told.blank.append(number)
+            yield _BLANK
+            continue
+        told.lines += 1
+        try:
+            yield json.loads(text)
+        except ValueError:
+            yield text
 
 
 # --- one document
 
 
-def _document(path: Path, stream: io.TextIOWrapper) -> tuple[dict[str, Any], Iterator[Any]]:
-    """What stands beside the rows, and the rows, of which a few are held at a time."""
-    text = _Text(path, stream)
-    about, rows_reached = text.members()
-    if rows_reached and "columns" not in about:
-        # What describes the rows stands after them: look for it, then begin again.
-        for _ in text.items():
-            pass
-        about |= text.members()[0]
-        text = _Text(path, io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig"))
-        _, rows_reached = text.members()
-    return about, text.items() if rows_reached else iter(())
-
-
-class _Text:
+class _Document:
     """A JSON document that is read from its beginning in pieces."""
 
     def __init__(self, path: Path, stream: io.TextIOWrapper) -> None:
@@ -181,6 +169,21 @@ class _Text:
         self.held, self.place = "", 0
         self.decode = json.JSONDecoder().raw_decode
         self.begun = False
+
+    def about(self) -> dict[str, Any]:
+        """What stands beside the rows; where the columns stand after the rows, all of it is read."""
+        found, reached = self.members()
+        if reached and "columns" not in found:
+            for _ in self.items():
+                pass
+            found |= self.members()[0]
+        return found
+
+    def rows(self) -> Iterator[Any]:
+        """The rows, up to the end of the document."""
+        if self.members()[1]:
+            yield from self.items()
+            self.members()
 
     def members(self) -> tuple[dict[str, Any], bool]:
         """Members of the document up to ``rows``, and whether it was reached (else the document ends)."""

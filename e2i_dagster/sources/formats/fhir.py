@@ -150,6 +150,11 @@ COLUMNS: Mapping[str, Mapping[str, Column]] = {
         "abatement_date": Column("abatementDateTime"),
         "recorded_date": Column("recordedDate"),
     },
+    "Medication": {
+        **_EVERY,
+        **_coded("medication", "code", rxnorm=RXNORM, ndc=NDC),
+        "status": Column("status"),
+    },
     "MedicationRequest": {
         **_EVERY,
         "patient_id": _reference("subject", "Patient"),
@@ -234,7 +239,8 @@ def _open(path: Path, form: FileFormat) -> Records:
     columns = COLUMNS[resource]
     schema = pa.schema([(name, _arrow(column.kind)) for name, column in columns.items()])
     told = Told(
-        lines=0, columns={name: ColumnNotes(label=f"{resource}.{one.path}") for name, one in columns.items()}
+        lines=0,
+        columns={name: ColumnNotes(display=f"{resource}.{one.path}") for name, one in columns.items()},
     )
     references = {name: _References(one.to) for name, one in columns.items() if one.to is not None}
 
@@ -305,7 +311,7 @@ def _parsed(lines: list[tuple[int, bytes]], schema: pa.Schema, told: Told, resou
         other = np.flatnonzero(~ours.to_numpy())
         told.malformed += [(lines[place][0], lines[place][1].decode().strip()) for place in other]
         found = found.filter(ours)
-    return [found]
+    return [found] if found.num_rows else []
 
 
 def _schema_of(columns: Iterable[Column]) -> pa.Schema:

@@ -38,7 +38,7 @@ class ColumnNotes:
     """What a file says of a column besides its values.
 
     Attributes:
-        label: what people call it. display: how its program shows it, such as the SAS format ``DATE9``.
+        label: what people call it. display: its SAS format, such as ``DATE9``, or its place in a FHIR resource.
         values: delivered code to its label. missing: kind of missing value (``A`` for ``.A``) to cells, which are null.
     """
 

@@ -51,13 +51,13 @@ REFUSED = (
     ),
     Refused(
         "an SPSS file",
-        "In SPSS: SAVE TRANSLATE /TYPE=CSV, or write Parquet with pyreadstat",
+        "In SPSS: SAVE TRANSLATE /TYPE=CSV, or in Python: pyreadstat.read_sav(path)[0].to_parquet(...)",
         rb"\$FL[23]",
         (".sav", ".zsav", ".por"),
     ),
     Refused(
         "a Stata file",
-        "In Stata: export delimited, or write Parquet with pandas.read_stata",
+        "In Stata: export delimited, or in Python: pandas.read_stata(path).to_parquet(...)",
         rb"<stata_dta>|[\x71-\x73][\x01\x02]\x01\x00",
         (".dta",),
     ),
