@@ -50,7 +50,7 @@ def refused(path: Path, form: FileFormat | None = None) -> str:
 @pytest.mark.parametrize("version", [5, 8])
 def test_a_transport_file_by_its_formats(tmp_path, version, monkeypatch):
     # Two rows at a time, so that the file is read in several pieces.
-    monkeypatch.setattr(sas, "_CHUNK", 100)
+    monkeypatch.setattr(sas, "BATCH_BYTES", 100)
     given = read_file(transport(tmp_path / "any.name", version), FileFormat())
     assert given.rows.to_pydict() == {
         "USUBJID": ["S-1", "S-2", "S-3"],

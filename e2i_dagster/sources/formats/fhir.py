@@ -414,23 +414,30 @@ class _References:
 
         pc = compute()
         coded = cells.dictionary_encode()
-        counts = np.bincount(coded.indices.drop_null().to_numpy(), minlength=len(coded.dictionary))
         parts = pc.extract_regex(coded.dictionary, _REFERENCE)
-        found: list[str | None] = []
-        for text, part, count in zip(coded.dictionary.to_pylist(), parts.to_pylist(), counts, strict=True):
-            if part is None:
-                by_identifier = re.match(_CONDITIONAL, text)
-                key = by_identifier and (by_identifier["system"], by_identifier["value"])
-                found.append(_by_identifier(_files_of(folder, self.to)).get(key) if key else None)
-                self.unknown += int(count) if found[-1] is None else 0
-            elif part["type"] in ("", None, self.to):
-                found.append(part["id"])
-            else:
-                found.append(None)
-                self.others[part["type"]] += int(count)
-        ids = pa.array(found, pa.string())
-        self.ids.append(ids.drop_null())
-        return ids.take(coded.indices)
+        kind, found = (pc.struct_field(parts, name) for name in ("type", "id"))
+        odd = pc.or_(pc.is_null(parts), pc.invert(pc.is_in(kind, pa.array(["", self.to]))))
+        if pc.any(odd).as_py():
+            # The few that are no plain references to a resource of the type, each by itself.
+            counts = np.bincount(coded.indices.drop_null().to_numpy(), minlength=len(found))
+            places = np.flatnonzero(odd.to_numpy(zero_copy_only=False))
+            known = [
+                self._odd(coded.dictionary[int(one)].as_py(), kind[int(one)].as_py(), counts[one], folder)
+                for one in places
+            ]
+            found = pc.replace_with_mask(found, odd, pa.array(known, pa.string()))
+        self.ids.append(found.drop_null())
+        return found.take(coded.indices)
+
+    def _odd(self, text: str, kind: str | None, count: int, folder: Path) -> str | None:
+        """The id that a reference by identifier leads to; None, counted, for one that leads to none of the type."""
+        named = re.match(_CONDITIONAL, text)
+        if kind is not None:
+            self.others[kind] += int(count)
+            return None
+        known = named and _by_identifier(_files_of(folder, self.to)).get((named["system"], named["value"]))
+        self.unknown += 0 if known else int(count)
+        return known
 
     def notes(self, name: str, folder: Path) -> list[str]:
         """What a person should know of the column ``name``."""

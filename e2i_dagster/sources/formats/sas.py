@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from e2i_dagster.sources.formats.records import (
+    BATCH_BYTES,
     ColumnNotes,
     FileProblems,
     Format,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 _LIBRARY = re.compile(rb"HEADER RECORD\*{7}(LIBRARY |LIBV8   )HEADER RECORD!{7}")
 _DATASET = b"\x00" * 12 + bytes.fromhex("c2ea8160b31411cfbd92080009c7318c181f1011")
 _CARD = 80
-#: Bytes of a file whose values are held as Python objects at a time.
+#: Bytes of a sas7bdat whose values are held as Python objects at a time; what lies before them is skipped each time.
 _CHUNK = 1 << 25
 #: SAS counts from the first day of 1960; Arrow from that of 1970.
 _EPOCH_DAYS = 3653
@@ -248,7 +249,7 @@ def _open_transport(path: Path, form: FileFormat) -> Records:
     schema = _schema(meta)
 
     def batches() -> Iterator[pa.RecordBatch]:
-        step = max(1, _CHUNK // max(layout.width, 1))
+        step = max(1, BATCH_BYTES // max(layout.width, 1))
         with path.open("rb") as stream:
             stream.seek(layout.head)
             for first in range(0, layout.rows, step):
