@@ -426,7 +426,9 @@ def _print_load(report: dict[str, Any], json_output: bool) -> None:
         for rule, count in counts.get("left_out", {}).items():
             click.echo(f"{table}: left out by the mapping: {rule}: {count:,} rows")
         if counts.get("added"):
-            click.echo(f"{table}: {counts['added']:,} rows more than lines, made of numbered columns by `unpivot`")
+            click.echo(
+                f"{table}: {counts['added']:,} rows more than lines, made of numbered columns by `unpivot`"
+            )
         if going := counts.get("going"):
             _print_going(table, going)
         for column, cells in counts.get("completed", {}).items():

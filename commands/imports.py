@@ -129,6 +129,10 @@ def _print_findings(table: TableCheck) -> None:
 
 
 def _print(found: ImportCheck, hits: list[RuleHits]) -> None:
+    if found.shape:
+        click.echo(f"Read as {found.shape}. To look at:")
+        for note in found.notes:
+            click.echo(f"  - {note}")
     for table in found.tables:
         click.echo(f"\n{table.table}: {', '.join(table.files)}, {table.rows:,} rows")
         rows: list[dict[str, Any]] = [

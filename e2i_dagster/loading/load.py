@@ -167,7 +167,9 @@ class LoadReport(BaseModel):
         for name, done in self.tables.items():
             given = [getattr(done, column) for column in columns]
             counts = " | ".join("" if count is None else f"{count:,}" for count in given)
-            why = ", ".join(f"{code} {rows:,}" for code, rows in (*done.reasons.items(), *done.left_out.items()))
+            why = ", ".join(
+                f"{code} {rows:,}" for code, rows in (*done.reasons.items(), *done.left_out.items())
+            )
             lines.append(f"| {name} | {done.status} | {counts} | {why} | {done.seconds:.1f} |")
         problems = [f"* **{name}**: {text}" for name, text in self.failures.items()]
         return {

@@ -40,6 +40,7 @@ from e2i_dagster.sources.files import (
     stem_of,
     with_decimal_point,
 )
+from e2i_dagster.sources.shapes import Recognised, recognised
 from e2i_dagster.tables import (
     MAINTAINED_COLUMNS,
     OPTIONAL_RAW_TABLES,
@@ -168,6 +169,8 @@ class ImportCheck:
         problems: why the folder could not be read with the mapping; empty when it could.
         delivery: the mapped rows; None when there are problems.
         errors: one for each problem, with its file, column and remedy.
+        shape: the published shape that the folder has, whose mapping is proposed; None where it has none.
+        notes: what a person should look at in the mapping of a shape.
     """
 
     folder: Path
@@ -178,11 +181,15 @@ class ImportCheck:
     delivery: Delivery | None
     not_read: Mapping[str, str] = field(default_factory=dict)
     errors: tuple[InputError, ...] = ()
+    shape: str | None = None
+    notes: tuple[str, ...] = ()
 
     def to_record(self) -> dict[str, Any]:
         """Everything but the rows, for ``--json``."""
         return {
             "folder": str(self.folder),
+            "shape": self.shape,
+            "notes": list(self.notes),
             "tables": [table.model_dump(mode="json") for table in self.tables],
             "unassigned": dict(self.unassigned),
             "problems": list(self.problems),
@@ -211,12 +218,18 @@ def check_folder(
     paths = _files(folder)
     differing: list[str] = []
     errors: tuple[InputError, ...] = ()
+    tables: list[TableCheck] = []
+    unassigned: dict[str, str] = {}
+    shape = None
+    proposed = mapping is None
     if mapping is None:
-        tables, unassigned, differing = _propose(paths, vocabulary)
-        mapping = _mapping(tables, [path.name for path in paths])
-        proposed = True
-    else:
-        tables, unassigned, proposed = [], {}, False
+        formats = _formats(paths)
+        shape = _shape(formats)
+        if shape is not None:
+            mapping = shape.mapping
+        else:
+            tables, unassigned, differing = _propose(formats, vocabulary)
+            mapping = _mapping(tables, [path.name for path in paths])
     delivery: Delivery | None = None
     problems: tuple[str, ...] = ()
     asked = [table.table for table in tables] or None
@@ -238,22 +251,43 @@ def check_folder(
             for name in delivery
         ]
     return ImportCheck(
-        folder, tuple(tables), mapping, unassigned, problems, delivery, not_read(folder, mapping), errors
+        folder,
+        tuple(tables),
+        mapping,
+        unassigned,
+        problems,
+        delivery,
+        not_read(folder, mapping),
+        errors,
+        shape=None if shape is None else shape.title,
+        notes=() if shape is None else shape.notes,
     )
 
 
 def mapping_document(mapping: ImportMapping) -> dict[str, Any]:
     """``mapping`` as plain values without what is default."""
-    document = mapping.model_dump(mode="json", exclude_defaults=True, by_alias=True)
+    document = _short_names(mapping.model_dump(mode="json", exclude_defaults=True, by_alias=True))
     if "separator" in mapping.format.model_fields_set:
         # Text files need it said, also where it is a comma.
         document.setdefault("format", {})["separator"] = mapping.format.separator
     return document
 
 
+def _short_names(value: Any) -> Any:
+    """``{from: dx1}`` as ``dx1``, and what is alone in a list of names without the list."""
+    if isinstance(value, dict):
+        return (
+            value["from"]
+            if list(value) == ["from"]
+            else {key: _short_names(one) for key, one in value.items()}
+        )
+    return [_short_names(one) for one in value] if isinstance(value, list) else value
+
+
 def mapping_yaml(found: ImportCheck) -> str:
     """The mapping as a file for people: what is unsure stands as a comment at the top."""
-    notes = [
+    notes = [f"#   {note}" for note in found.notes]
+    notes += [
         f"#   {table.table}.{match.column}: {note}"
         for table in found.tables
         for match in table.matches
@@ -276,10 +310,17 @@ def mapping_yaml(found: ImportCheck) -> str:
         if table.own
     ]
     notes += [f"#   {name}: holds none of our tables; {why}" for name, why in found.unassigned.items()]
-    head = "# Proposed by `e2i import check`: read it before you load. docs/loading.md says what each key means.\n"
+    head = f"# Read as {found.shape}.\n" if found.shape else ""
+    head += "# Proposed by `e2i import check`: read it before you load. docs/loading.md says what each key means.\n"
     if notes:
         head += "# To look at:\n" + "\n".join(notes) + "\n"
-    body = yaml.safe_dump(mapping_document(found.mapping), sort_keys=False, allow_unicode=True, width=110)
+    body = yaml.safe_dump(
+        mapping_document(found.mapping),
+        sort_keys=False,
+        allow_unicode=True,
+        width=110,
+        default_flow_style=None,
+    )
     return head + body
 
 
@@ -372,13 +413,25 @@ def _sample(path: Path, form: FileFormat, rows: int) -> pd.DataFrame:
 # Which table, which column.
 
 
+def _shape(formats: Mapping[Path, FileFormat]) -> Recognised | None:
+    """The published shape of a folder, by the headers of its files."""
+    headers = {
+        path.name: [str(name) for name in _sample(path, form, 1).columns] for path, form in formats.items()
+    }
+    said = {
+        path.name: form.model_dump(exclude_unset=True, exclude_defaults=True)
+        for path, form in formats.items()
+    }
+    return recognised(headers, said)
+
+
 def _propose(
-    paths: Sequence[Path], vocabulary: VocabularyPolicy
+    formats: Mapping[Path, FileFormat], vocabulary: VocabularyPolicy
 ) -> tuple[list[TableCheck], dict[str, str], list[str]]:
     """Each file's best table; files without one, and why; files with another header than their table's first."""
     found: dict[str, list[tuple[Path, FileFormat, list[ColumnMatch], list[str]]]] = {}
     unassigned: dict[str, str] = {}
-    for path, form in _formats(paths).items():
+    for path, form in formats.items():
         sample = _sample(path, form, vocabulary.column_matching.sample_rows)
         columns = [_FileColumn(str(name), sample[name]) for name in sample.columns]
         named = [one for one in _TABLES if _is_named(path, one)]

@@ -93,7 +93,9 @@ def choose(
         return Chosen(frame, {}, taken)
     left_out: dict[str, int] = {}
     added = 0
-    early = [rule for rule in part.where if rule.column in frame.columns or rule.column in part.rename.values()]
+    early = [
+        rule for rule in part.where if rule.column in frame.columns or rule.column in part.rename.values()
+    ]
     early = [rule for rule in early if rule.column not in part.columns]
     frame, taken = _where(frame, taken, early, part, form, other, left_out)
     if part.unpivot is not None:
@@ -101,7 +103,7 @@ def choose(
         frame, places = _unpivoted(frame, part)
         without = lines - len(np.unique(places))
         if without:
-            left_out[f"unpivot: {', '.join(part.unpivot.columns.values())} empty"] = without
+            left_out[f"all of {', '.join(part.unpivot.columns.values())} are empty"] = without
         added = len(places) - (lines - without)
         taken = taken[places]
     late = [rule for rule in part.where if rule not in early]
@@ -162,7 +164,7 @@ def _where(
     for rule in rules:
         fulfilled = fulfils(cells[rule.column], rule, form)
         if broken := int((kept & ~fulfilled).sum()):
-            left_out[rule.words] = left_out.get(rule.words, 0) + broken
+            left_out[rule.broken] = left_out.get(rule.broken, 0) + broken
         kept &= fulfilled
     return frame[kept].reset_index(drop=True), taken[kept]
 
@@ -210,7 +212,11 @@ def _unpivoted(frame: pd.DataFrame, part: PartMapping) -> tuple[pd.DataFrame, np
     places = places[order]
     spent = {column for found in numbered.values() for column in found.values()}
     rows = frame[[name for name in names if name not in spent]].iloc[places].reset_index(drop=True)
-    which = pd.Series(np.repeat(numbers, [len(one) for one in lines]), dtype=TEXT).iloc[order].reset_index(drop=True)
+    which = (
+        pd.Series(np.repeat(numbers, [len(one) for one in lines]), dtype=TEXT)
+        .iloc[order]
+        .reset_index(drop=True)
+    )
     made = {
         name: pd.concat(cells, ignore_index=True).iloc[order].reset_index(drop=True)
         for name, cells in stacked.items()
@@ -223,7 +229,9 @@ def one_row_mask(frame: pd.DataFrame, rule: OneRow) -> np.ndarray:
     column, sign = (rule.earliest, 1) if rule.earliest else (rule.latest, -1)
     days = _days(text_of(frame[str(column)]), None, None)
     missing = days.isna().to_numpy()
-    rank = np.where(missing, np.iinfo(np.int64).max, sign * days.to_numpy().astype("datetime64[D]").astype(np.int64))
+    rank = np.where(
+        missing, np.iinfo(np.int64).max, sign * days.to_numpy().astype("datetime64[D]").astype(np.int64)
+    )
     order = np.argsort(rank, kind="stable")
     groups = frame[rule.per].iloc[order]
     kept = np.zeros(len(frame), dtype=bool)
@@ -330,7 +338,8 @@ class _Cells(Mapping[str, pd.Series]):
         else:
             at = [self._cells(rule.column, of)] * len(found)
         return [
-            cells.where(fulfils(judged, rule, self._form)) for (_, cells), judged in zip(found, at, strict=True)
+            cells.where(fulfils(judged, rule, self._form))
+            for (_, cells), judged in zip(found, at, strict=True)
         ]
 
     def _joined(self, one: Expression, of: str) -> pd.Series:
@@ -360,7 +369,9 @@ class _Cells(Mapping[str, pd.Series]):
             before = _month_and_day(ends) < _month_and_day(starts)
             found = (years - before).astype(float)
         missing = np.isnat(starts) | np.isnat(ends)
-        return _with_unread(pd.Series(np.where(missing, np.nan, found), index=cells[0].index), cells, [first, last])
+        return _with_unread(
+            pd.Series(np.where(missing, np.nan, found), index=cells[0].index), cells, [first, last]
+        )
 
     def _day_after(self, one: Expression, of: str) -> pd.Series:
         assert one.day_after is not None
@@ -393,7 +404,10 @@ class _Cells(Mapping[str, pd.Series]):
                 file=where, field=f"columns.{of}", value=absent[0],
             )  # fmt: skip
         known = pd.DataFrame(
-            {"key": _key_of([text_of(rows[name]) for name in one.by.values()]), "cell": text_of(rows[str(one.lookup)])}
+            {
+                "key": _key_of([text_of(rows[name]) for name in one.by.values()]),
+                "cell": text_of(rows[str(one.lookup)]),
+            }
         ).dropna()
         if one.take in ("earliest", "latest"):
             known = known.sort_values("cell", kind="stable")
@@ -435,7 +449,9 @@ def _by_distinct(cells: pd.Series, one: Callable[[str], str | None]) -> pd.Serie
 
 def _replaced(cells: pd.Series, to: Mapping[str, str], otherwise: str | None) -> pd.Series:
     """Whole cells replaced; an empty target is an empty cell, and ``""`` among the sources too."""
-    result = _by_distinct(cells, lambda value: to.get(value, value if otherwise is None else otherwise) or None)
+    result = _by_distinct(
+        cells, lambda value: to.get(value, value if otherwise is None else otherwise) or None
+    )
     return result.mask(cells.isna(), to[""]) if to.get("") else result
 
 
@@ -515,7 +531,10 @@ def _days(cells: pd.Series, form: str | None, partial: Any) -> pd.Series:
         cells = _by_distinct(cells, lambda value: iso_text(value, form) or value)
     if partial is not None:
         cells = _by_distinct(
-            cells, lambda value: value if (one := moments.completed(value, partial)) is None else one.day.isoformat()
+            cells,
+            lambda value: (
+                value if (one := moments.completed(value, partial)) is None else one.day.isoformat()
+            ),
         )
     found = read("date", _arrow(cells)).values
     return pd.Series(found.to_numpy(zero_copy_only=False).astype("datetime64[s]"), index=cells.index)

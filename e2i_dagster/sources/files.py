@@ -27,7 +27,15 @@ import pandas as pd
 
 from e2i_dagster.config.mapping import FileFormat, ImportMapping, PartMapping, ReversalRule, TableMapping
 from e2i_dagster.errors import InputError
-from e2i_dagster.sources.compute import Chosen, OtherFile, choose, one_row_mask, text_of, unknown_names
+from e2i_dagster.sources.compute import (
+    Chosen,
+    OtherFile,
+    choose,
+    expanded,
+    one_row_mask,
+    text_of,
+    unknown_names,
+)
 from e2i_dagster.sources.reversal_rules import check_rule
 from e2i_dagster.tables import (
     MAINTAINED_COLUMNS,
@@ -370,7 +378,9 @@ class _Reader:
                 paths = _matching(self._folder, patterns)
                 if not paths:
                     named = ", ".join(patterns)
-                    raise _Problems([f"no file matches {named}, in which a column of the mapping is looked up."])
+                    raise _Problems(
+                        [f"no file matches {named}, in which a column of the mapping is looked up."]
+                    )
                 frames = [_text_frame(self.rows(path, form).rows) for path in paths]
                 self._others[key] = pd.concat(frames, ignore_index=True)
             return self._others[key]
@@ -498,7 +508,7 @@ def _one_row(read: DeliveredTable, own: TableMapping) -> DeliveredTable:
         row_numbers=read.row_numbers[kept],
         files=tuple(files),
         completed=cells.assign(position=places[cells["position"].to_numpy(dtype=np.int64)]),
-        left_out={**read.left_out, **({own.one_row.words: left_out} if left_out else {})},
+        left_out={**read.left_out, **({own.one_row.broken: left_out} if left_out else {})},
     )
 
 
@@ -989,11 +999,14 @@ def _final_names(
     known = set(raw_table(table).columns.keys())
     aliases = vocabulary.column_aliases.get(table, {})
     stripped = [str(name).strip() for name in names]
+    dropped = {name for pattern in own.ignore for name in expanded(pattern, stripped).values()}
+    # A pattern takes none of what is renamed.
+    dropped -= {name for name in own.rename if name not in own.ignore}
     renamed = [own.rename.get(name, name) for name in stripped]
     final: list[str | None] = []
     for before, name in zip(stripped, renamed, strict=True):
         alias = aliases.get(name)
-        if before in own.ignore or name in IGNORED_COLUMNS:
+        if before in dropped or name in IGNORED_COLUMNS:
             final.append(None)
         elif name not in known and alias and alias not in renamed:
             final.append(alias)
