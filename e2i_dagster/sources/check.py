@@ -22,8 +22,10 @@ import sqlalchemy as sa
 import yaml
 from pydantic import BaseModel, ConfigDict
 
+from e2i_dagster.config.computed import Expression
 from e2i_dagster.config.mapping import FileFormat, ImportMapping, TableMapping
 from e2i_dagster.errors import InputError
+from e2i_dagster.sources.compute import expanded
 from e2i_dagster.sources.files import (
     IGNORED_COLUMNS,
     Delivery,
@@ -40,6 +42,7 @@ from e2i_dagster.sources.files import (
     stem_of,
     with_decimal_point,
 )
+from e2i_dagster.sources.numbered import proposed_lists
 from e2i_dagster.sources.shapes import Recognised, recognised
 from e2i_dagster.tables import (
     MAINTAINED_COLUMNS,
@@ -128,6 +131,7 @@ class TableCheck(BaseModel):
 
     Attributes:
         matches: proposed columns. unmatched: file columns without one.
+        lists: list column -> the pattern of the numbered columns that are its cells.
         missing_required: our columns without which no row can be loaded.
         not_delivered: columns whose empty cells lower the completeness that quality control asks for
             (``config/quality.yaml``, ``expected``), of those that apply to every row.
@@ -144,6 +148,7 @@ class TableCheck(BaseModel):
     format: FileFormat
     matches: tuple[ColumnMatch, ...]
     unmatched: tuple[str, ...]
+    lists: dict[str, str] = {}
     missing_required: tuple[str, ...]
     not_delivered: tuple[str, ...] = ()
     own: dict[str, OwnType] = {}
@@ -431,6 +436,7 @@ def _propose(
     """Each file's best table; files without one, and why; files with another header than their table's first."""
     found: dict[str, list[tuple[Path, FileFormat, list[ColumnMatch], list[str]]]] = {}
     unassigned: dict[str, str] = {}
+    lists_of: dict[Path, dict[str, str]] = {}
     for path, form in formats.items():
         sample = _sample(path, form, vocabulary.column_matching.sample_rows)
         columns = [_FileColumn(str(name), sample[name]) for name in sample.columns]
@@ -448,7 +454,13 @@ def _propose(
             unassigned[path.name] = _nearest(named, ranked, columns, vocabulary.column_matching)
             continue
         _, table, matches = possible[0]
-        taken = {match.file_column for match in matches}
+        lists = _lists(table, columns, vocabulary.column_matching)
+        in_lists = {
+            name for pattern in lists.values() for name in expanded(pattern, list(sample.columns)).values()
+        }
+        lists_of[path] = lists
+        matches = [match for match in matches if match.file_column not in in_lists or match.score >= _SURE]
+        taken = {match.file_column for match in matches} | in_lists
         rest = [name for name in sample.columns if name not in taken and name not in IGNORED_COLUMNS]
         found.setdefault(table, []).append((path, form, matches, rest))
     tables, differing = [], []
@@ -462,8 +474,7 @@ def _propose(
                 lacks, has = (", ".join(sorted(names)) for names in (header - other, other - header))
                 differing.append(
                     f"{path.name}: not the columns of {first.name}, which holds {table} too (without {lacks}; "
-                    f"with {has or 'no other'}). One mapping holds for all files of a table: give them one header, "
-                    "or put this file into a folder with a mapping of its own and load it after the others."
+                    f"with {has or 'no other'}). Write `parts` in the mapping, one for each shape, or give them one header."
                 )
         tables.append(
             TableCheck(
@@ -472,10 +483,17 @@ def _propose(
                 format=form,
                 matches=tuple(matches),
                 unmatched=tuple(rest),
+                lists=lists_of[first],
                 missing_required=_lacking(table, matches),
             )
         )
     return tables, unassigned, differing
+
+
+def _lists(table: str, columns: Sequence[_FileColumn], rules: ColumnMatching) -> dict[str, str]:
+    """Lists of a table that numbered columns of a file are, with the pattern of these."""
+    meanings = _meanings(columns, rules)
+    return proposed_lists(table, {one.name: one.text for one in columns}, lambda name: _words(name, meanings))
 
 
 def _lacking(table: str, matches: Sequence[ColumnMatch]) -> tuple[str, ...]:
@@ -837,6 +855,7 @@ def _mapping(tables: Sequence[TableCheck], names: Sequence[str]) -> ImportMappin
         own[table.table] = TableMapping(
             files=() if plain else _pattern(table.files, names),
             rename={m.file_column: m.column for m in table.matches if m.file_column != m.column},
+            columns={name: Expression.model_validate({"list": one}) for name, one in table.lists.items()},
             dates={m.column: m.date_format for m in table.matches if m.date_format},
             values={m.column: m.values for m in table.matches if m.values},
             **differs,

@@ -319,6 +319,14 @@ def readable_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_file() and ending_of(path))
 
 
+def tables_of(folder: Path, mapping: ImportMapping) -> tuple[str, ...]:
+    """The tables that the files of ``folder`` hold, by their names alone; none where the names are wrong."""
+    if not folder.is_dir():
+        return ()
+    found, problems = _find_files(folder, mapping, None)
+    return () if problems else tuple(found)
+
+
 def not_read(folder: Path, mapping: ImportMapping, tables: Sequence[str] | None = None) -> dict[str, str]:
     """Each file and folder inside ``folder`` that a load does not read, with the reason."""
     found, _ = _find_files(folder, mapping, None)
@@ -334,7 +342,9 @@ def not_read(folder: Path, mapping: ImportMapping, tables: Sequence[str] | None 
         if path.is_dir():
             if path not in parents:
                 reasons[path.name] = (
-                    "a folder inside the folder; move its files up, or name them under `files`"
+                    "expectations of quality control, no data"
+                    if path.name == "expectations" and any(path.glob("*.yaml"))
+                    else "a folder inside the folder; move its files up, or name them under `files`"
                 )
         elif path in ignored:
             reasons[path.name] = "left out by the mapping (`ignore`)"

@@ -28,7 +28,7 @@ def npi(base: int) -> str:
 
 
 def claims() -> Folder:
-    """Twelve beneficiaries in the files of two years, of whom the last has nothing else; the others' claims and fills."""
+    """Twelve beneficiaries in files of two years, of whom the last has nothing else; the others' claims and fills."""
     draw = np.random.default_rng(1)
     people = [f"{k:016X}" for k in range(1, 13)]
     of_year = {

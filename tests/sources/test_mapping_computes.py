@@ -1,7 +1,9 @@
 """Mappings that compute: each kind of expression by known answers, rows chosen and counted, and what is refused."""
 
 import datetime as dt
+import io
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from e2i_dagster.config.mapping import ImportMapping
 from e2i_dagster.errors import ConfigError, InputError
+from e2i_dagster.policy_files.environment import CHECKOUT
 from e2i_dagster.sources import files
 from e2i_dagster.sources.check import check_folder
 from e2i_dagster.tables.rules import check
@@ -475,3 +478,50 @@ def test_the_check_counts_what_the_mapping_leaves_out(folder):
     )
     (table,) = check_folder(where, load_vocabulary(), ImportMapping.load(where / "m.yaml")).tables
     assert table.left_out == {"A is empty": 1} and table.rows == 2
+
+
+def test_numbered_columns_of_codes_are_proposed_as_lists(folder):
+    where = folder(
+        events__csv="event_id,patient_journey_id,patient_id,event_date,DX_1,DX_2,DX_10,proc1,proc2,proc3,q1,q2,q3\n"
+        "1,J1,P1,2024-01-01,L50.1,,I10,99213,,J2357,a,b,c\n2,J2,P2,2024-01-02,J45,L50.8,,,96372,,a,b,c\n"
+    )
+    (table,) = check_folder(where, load_vocabulary()).tables
+    assert table.table == "treatment_events"
+    assert table.lists == {"icd_codes": "DX_{n}", "cpt_codes": "proc{n}"}
+    assert table.unmatched == ("q1", "q2", "q3")
+    mapping = check_folder(where, load_vocabulary()).mapping
+    rows = files.read(where, mapping)["treatment_events"]
+    assert rows["icd_codes"].tolist() == ['["L50.1", "I10"]', '["J45", "L50.8"]']
+    assert rows["cpt_codes"].tolist() == ['["99213", "J2357"]', '["96372"]']
+
+
+def _examples() -> list[tuple[str, dict[str, str], str, dict[str, str], str]]:
+    """Each section of the page with a mapping: its title, files, mapping, what comes out, and what is counted."""
+    page = (CHECKOUT / "docs/mapping.md").read_text(encoding="utf-8")
+    found = []
+    for section in page.split("\n## ")[1:]:
+        blocks = re.findall(r"^```(\w+) ?(\S*)\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+        mapping = next((text for kind, _, text in blocks if kind == "yaml"), None)
+        if mapping is not None:
+            given = {name: text for kind, name, text in blocks if kind == "csv" and name.endswith(".csv")}
+            expected = {name: text for kind, name, text in blocks if kind == "csv" and name not in given}
+            counted = "".join(text for kind, _, text in blocks if kind == "text")
+            found.append((section.splitlines()[0], given, mapping, expected, counted))
+    return found
+
+
+@pytest.mark.parametrize("example", _examples(), ids=lambda one: one[0])
+def test_examples_of_the_page(tmp_path, example):
+    _, given, mapping, expected, counted = example
+    for name, text in given.items():
+        (tmp_path / name).write_text(text)
+    delivery = read_with(tmp_path, mapping)
+    assert list(delivery) == list(expected)
+    for name, text in expected.items():
+        wanted = pd.read_csv(io.StringIO(text), dtype="string[pyarrow]")
+        pd.testing.assert_frame_equal(delivery[name][list(wanted.columns)], wanted)
+    for line in counted.splitlines():
+        what, _, count = line.rpartition(" ")
+        (table,) = delivery.delivered.values()
+        told = table.added if what == "added:" else table.left_out[what.removeprefix("left out: ")]
+        assert told == int(count)
