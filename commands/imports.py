@@ -51,7 +51,9 @@ def check_command(folder: Path, mapping: Path | None, write_mapping: bool, json_
             file=target, field="--write-mapping", remedy=remedy,
         )  # fmt: skip
     given = None if mapping is None else ImportMapping.load(mapping)
-    quality = QualityPolicy.load(config_folder()).settings
+    quality = QualityPolicy.load(
+        config_folder(), beside=target.parent if mapping is None else mapping.parent
+    ).settings
     expected = {table: settings.expected for table, settings in quality.tables.items()}
     found = check_folder(folder, load_vocabulary(), given, expected=expected)
     hits = _hits(found)
@@ -118,7 +120,8 @@ def _print_findings(table: TableCheck) -> None:
     if table.not_delivered:
         click.echo(
             f"Not delivered, counted as empty by quality control: {', '.join(table.not_delivered)}. "
-            f"If that is how these data are, take them out of config/quality.yaml, tables.{table.table}.expected."
+            f"If that is how these data are, say what tables.{table.table}.expected is in a "
+            "quality.yaml beside the mapping, or take them out of config/quality.yaml."
         )
     for partial in table.partial_dates:
         click.echo(f"To choose: {partial.column}: {partial.note}.")
@@ -131,6 +134,10 @@ def _print_findings(table: TableCheck) -> None:
 
 
 def _print(found: ImportCheck, hits: list[RuleHits]) -> None:
+    if found.shape:
+        click.echo(f"Read as {found.shape}. To look at:")
+        for note in found.notes:
+            click.echo(f"  - {note}")
     for table in found.tables:
         kinds = ", ".join(f"{name} ({table.formats[name]})" for name in table.files if name in table.formats)
         click.echo(f"\n{table.table}: {kinds or ', '.join(table.files)}, {table.rows:,} rows")
@@ -149,6 +156,8 @@ def _print(found: ImportCheck, hits: list[RuleHits]) -> None:
         if len(rows) < len(table.matches):
             click.echo(f"{len(table.matches) - len(rows)} columns have our names.")
         print_table("Columns", rows)
+        for ours, pattern in table.lists.items():
+            click.echo(f"{ours} is the list of {pattern}, empty ones left out.")
         if table.unmatched:
             fate = "kept under their own names" if table.kept_as_own else "not loaded"
             click.echo(f"No match ({fate}): {', '.join(table.unmatched)}")

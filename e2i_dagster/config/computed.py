@@ -133,15 +133,28 @@ class RowRule(PolicyModel):
     @property
     def condition(self) -> tuple[str, Any]:
         """The key of the condition and its value."""
-        (found,) = (one for one in self.model_dump(by_alias=True, exclude_defaults=True).items() if one[0] != "column")
+        (found,) = (
+            one for one in self.model_dump(by_alias=True, exclude_defaults=True).items() if one[0] != "column"
+        )
         return found
 
     @property
-    def words(self) -> str:
-        """The rule as a report names it: ``column: condition``."""
+    def broken(self) -> str:
+        """Why the rule leaves a row out, in words."""
         key, value = self.condition
-        shown = ", ".join(value) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else value
-        return f"{self.column}: {key.replace('_', ' ')} {shown}"
+        if key == "is":
+            return f"{self.column} is {'filled' if value == 'empty' else 'empty'}"
+        words = {"equals": "not", "not_equals": "", "in": "none of", "not_in": "one of"}
+        shown = (
+            ", ".join(value)
+            if isinstance(value, tuple)
+            else f"{value:g}"
+            if isinstance(value, float)
+            else str(value)
+        )
+        return " ".join([self.column, "is", words.get(key, f"not {key.replace('_', ' ')}"), shown]).replace(
+            "  ", " "
+        )
 
 
 class Expression(PolicyModel):
@@ -299,10 +312,10 @@ class OneRow(PolicyModel):
         return self
 
     @property
-    def words(self) -> str:
-        """The rule as a report names the rows that it leaves out."""
+    def broken(self) -> str:
+        """Why the rule leaves a row out, in words."""
         which, column = ("earliest", self.earliest) if self.earliest else ("latest", self.latest)
-        return f"one row per {self.per}: not the {which} {column}"
+        return f"not the {which} {column} of its {self.per}"
 
 
 def circle(columns: Mapping[str, Expression]) -> list[str]:

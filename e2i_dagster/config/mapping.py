@@ -279,7 +279,8 @@ def _computed_kinds(mapping: ImportMapping) -> Iterable[Place]:
             place = ("tables", name, *(("parts", number) if table.parts else ()), "columns")
             for column, expression in part.columns.items():
                 yield from (
-                    ((*place, column), said) for said in _misfit(name, column, expression, table.own.get(column))
+                    ((*place, column), said)
+                    for said in _misfit(name, column, expression, table.own.get(column))
                 )
 
 
@@ -288,7 +289,9 @@ def _misfit(table: str, name: str, expression: Expression, own: OwnType | None) 
         return
     known = raw_table(table).columns
     kind = kind_of(known[name]) if name in known else own
-    fits = {"number": ("number", "integer"), "date": ("date", "timestamp"), "list": ("list",)}[expression.makes]
+    fits = {"number": ("number", "integer"), "date": ("date", "timestamp"), "list": ("list",)}[
+        expression.makes
+    ]
     if kind in fits:
         return
     if kind is None and table == OWN_TABLE and expression.makes != "list":

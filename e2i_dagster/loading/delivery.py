@@ -324,6 +324,34 @@ def dry_run_report(request: DeliveryRequest) -> dict[str, Any]:
     return report.model_dump(mode="json") | {"not_read": manifest.not_read}
 
 
+def absent_tables(request: DeliveryRequest, policy: SourcesPolicy, engine: sa.Engine) -> dict[str, str]:
+    """Raw tables that neither the delivery of ``request`` nor the warehouse has a row of, each with what to do.
+
+    Nothing is read of the files. A folder that cannot be read as it is has no absent tables: its problems are said
+    when it is read.
+    """
+    import sqlalchemy as sa
+
+    from e2i_dagster.config.mapping import ImportMapping
+    from e2i_dagster.sources.files import tables_of
+    from e2i_dagster.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, raw_table
+
+    source = _source_of(request, policy)
+    if isinstance(source, SyntheticSource):
+        return {}
+    folder, mapping = Path(source.folder).expanduser(), source.mapping
+    held = tables_of(folder, ImportMapping() if mapping is None else ImportMapping.load(Path(mapping)))
+    lacking = [name for name in (*RAW_TABLES, *OPTIONAL_RAW_TABLES) if held and name not in held]
+    with engine.connect() as connection:
+        return {
+            name: f"no file of {folder.name} holds it and none was loaded before; a delivery that has it brings it in"
+            for name in lacking
+            if not connection.execute(
+                sa.select(sa.exists(sa.select(1).select_from(raw_table(name))))
+            ).scalar()
+        }
+
+
 def not_read_by(request: DeliveryRequest) -> dict[str, str]:
     """Files and folders of the requested folder that a load does not read, with the reasons."""
     from e2i_dagster.config.mapping import ImportMapping

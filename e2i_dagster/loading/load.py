@@ -721,6 +721,7 @@ def _record(report: LoadReport, name: str, done: TableLoad) -> dict[str, Any]:
         "lines": done.lines,
         "reasons": done.reasons,
         "left_out": done.left_out,
+        "added": done.added,
         "batches": done.batches,
         "retries": done.retries,
         "threshold": report.threshold,

@@ -22,8 +22,10 @@ import sqlalchemy as sa
 import yaml
 from pydantic import BaseModel, ConfigDict
 
+from e2i_dagster.config.computed import Expression
 from e2i_dagster.config.mapping import FileFormat, ImportMapping, TableMapping
 from e2i_dagster.errors import InputError
+from e2i_dagster.sources.compute import expanded
 from e2i_dagster.sources.files import (
     IGNORED_COLUMNS,
     Delivery,
@@ -41,6 +43,8 @@ from e2i_dagster.sources.formats import READ, open_records, recognise
 from e2i_dagster.sources.formats.delimited import FORMAT as CSV
 from e2i_dagster.sources.formats.delimited import open_text, proposed_quoting, records_of, text_ending
 from e2i_dagster.sources.formats.records import ColumnNotes, open_bytes
+from e2i_dagster.sources.numbered import proposed_lists
+from e2i_dagster.sources.shapes import Recognised, recognised
 from e2i_dagster.tables import (
     MAINTAINED_COLUMNS,
     OPTIONAL_RAW_TABLES,
@@ -130,6 +134,7 @@ class TableCheck(BaseModel):
 
     Attributes:
         matches: proposed columns. unmatched: file columns without one.
+        lists: list column -> the pattern of the numbered columns that are its cells.
         missing_required: our columns without which no row can be loaded.
         not_delivered: columns whose empty cells lower the completeness that quality control asks for
             (``config/quality.yaml``, ``expected``), of those that apply to every row.
@@ -148,6 +153,7 @@ class TableCheck(BaseModel):
     format: FileFormat
     matches: tuple[ColumnMatch, ...]
     unmatched: tuple[str, ...]
+    lists: dict[str, str] = {}
     missing_required: tuple[str, ...]
     not_delivered: tuple[str, ...] = ()
     own: dict[str, OwnType] = {}
@@ -176,6 +182,8 @@ class ImportCheck:
         problems: why the folder could not be read with the mapping; empty when it could.
         delivery: the mapped rows; None when there are problems.
         errors: one for each problem, with its file, column and remedy.
+        shape: the published shape that the folder has, whose mapping is proposed; None where it has none.
+        notes: what a person should look at in the mapping of a shape.
     """
 
     folder: Path
@@ -186,11 +194,15 @@ class ImportCheck:
     delivery: Delivery | None
     not_read: Mapping[str, str] = field(default_factory=dict)
     errors: tuple[InputError, ...] = ()
+    shape: str | None = None
+    notes: tuple[str, ...] = ()
 
     def to_record(self) -> dict[str, Any]:
         """Everything but the rows, for ``--json``."""
         return {
             "folder": str(self.folder),
+            "shape": self.shape,
+            "notes": list(self.notes),
             "tables": [table.model_dump(mode="json") for table in self.tables],
             "unassigned": dict(self.unassigned),
             "problems": list(self.problems),
@@ -219,12 +231,18 @@ def check_folder(
     paths = _files(folder)
     differing: list[str] = []
     errors: tuple[InputError, ...] = ()
+    tables: list[TableCheck] = []
+    unassigned: dict[str, str] = {}
+    shape = None
+    proposed = mapping is None
     if mapping is None:
-        tables, unassigned, differing = _propose(paths, vocabulary)
-        mapping = _mapping(tables, [path.name for path in paths])
-        proposed = True
-    else:
-        tables, unassigned, proposed = [], {}, False
+        formats = _formats(paths)
+        shape = _shape(formats)
+        if shape is not None:
+            mapping = shape.mapping
+        else:
+            tables, unassigned, differing = _propose(formats, vocabulary)
+            mapping = _mapping(tables, [path.name for path in paths])
     delivery: Delivery | None = None
     problems: tuple[str, ...] = ()
     asked = [table.table for table in tables] or None
@@ -246,22 +264,43 @@ def check_folder(
             for name in delivery
         ]
     return ImportCheck(
-        folder, tuple(tables), mapping, unassigned, problems, delivery, not_read(folder, mapping), errors
+        folder,
+        tuple(tables),
+        mapping,
+        unassigned,
+        problems,
+        delivery,
+        not_read(folder, mapping),
+        errors,
+        shape=None if shape is None else shape.title,
+        notes=() if shape is None else shape.notes,
     )
 
 
 def mapping_document(mapping: ImportMapping) -> dict[str, Any]:
     """``mapping`` as plain values without what is default."""
-    document = mapping.model_dump(mode="json", exclude_defaults=True, by_alias=True)
+    document = _short_names(mapping.model_dump(mode="json", exclude_defaults=True, by_alias=True))
     if "separator" in mapping.format.model_fields_set:
         # Text files need it said, also where it is a comma.
         document.setdefault("format", {})["separator"] = mapping.format.separator
     return document
 
 
+def _short_names(value: Any) -> Any:
+    """``{from: dx1}`` as ``dx1``, and what is alone in a list of names without the list."""
+    if isinstance(value, dict):
+        return (
+            value["from"]
+            if list(value) == ["from"]
+            else {key: _short_names(one) for key, one in value.items()}
+        )
+    return [_short_names(one) for one in value] if isinstance(value, list) else value
+
+
 def mapping_yaml(found: ImportCheck) -> str:
     """The mapping as a file for people: what is unsure stands as a comment at the top."""
-    notes = [
+    notes = [f"#   {note}" for note in found.notes]
+    notes += [
         f"#   {table.table}.{match.column}: {note}"
         for table in found.tables
         for match in table.matches
@@ -284,10 +323,17 @@ def mapping_yaml(found: ImportCheck) -> str:
         if table.own
     ]
     notes += [f"#   {name}: holds none of our tables; {why}" for name, why in found.unassigned.items()]
-    head = "# Proposed by `e2i import check`: read it before you load. docs/loading.md says what each key means.\n"
+    head = f"# Read as {found.shape}.\n" if found.shape else ""
+    head += "# Proposed by `e2i import check`: read it before you load. docs/loading.md says what each key means.\n"
     if notes:
         head += "# To look at:\n" + "\n".join(notes) + "\n"
-    body = yaml.safe_dump(mapping_document(found.mapping), sort_keys=False, allow_unicode=True, width=110)
+    body = yaml.safe_dump(
+        mapping_document(found.mapping),
+        sort_keys=False,
+        allow_unicode=True,
+        width=110,
+        default_flow_style=None,
+    )
     return head + body
 
 
@@ -381,13 +427,26 @@ def _sample(path: Path, form: FileFormat, rows: int) -> tuple[pd.DataFrame, Mapp
 # Which table, which column.
 
 
+def _shape(formats: Mapping[Path, FileFormat]) -> Recognised | None:
+    """The published shape of a folder, by the headers of its files."""
+    headers = {
+        path.name: [str(name) for name in _sample(path, form, 1)[0].columns] for path, form in formats.items()
+    }
+    said = {
+        path.name: form.model_dump(exclude_unset=True, exclude_defaults=True)
+        for path, form in formats.items()
+    }
+    return recognised(headers, said)
+
+
 def _propose(
-    paths: Sequence[Path], vocabulary: VocabularyPolicy
+    formats: Mapping[Path, FileFormat], vocabulary: VocabularyPolicy
 ) -> tuple[list[TableCheck], dict[str, str], list[str]]:
     """Each file's best table; files without one, and why; files with another header than their table's first."""
     found: dict[str, list[tuple[Path, FileFormat, list[ColumnMatch], list[str]]]] = {}
     unassigned: dict[str, str] = {}
-    for path, form in _formats(paths).items():
+    lists_of: dict[Path, dict[str, str]] = {}
+    for path, form in formats.items():
         sample, about = _sample(path, form, vocabulary.column_matching.sample_rows)
         columns = [_FileColumn(str(name), sample[name], about.get(str(name))) for name in sample.columns]
         named = [one for one in _TABLES if _is_named(path, one)]
@@ -405,7 +464,13 @@ def _propose(
             unassigned[path.name] = read_as + _nearest(named, ranked, columns, vocabulary.column_matching)
             continue
         _, table, matches = possible[0]
-        taken = {match.file_column for match in matches}
+        lists = _lists(table, columns, vocabulary.column_matching)
+        in_lists = {
+            name for pattern in lists.values() for name in expanded(pattern, list(sample.columns)).values()
+        }
+        lists_of[path] = lists
+        matches = [match for match in matches if match.file_column not in in_lists or match.score >= _SURE]
+        taken = {match.file_column for match in matches} | in_lists
         rest = [name for name in sample.columns if name not in taken and name not in IGNORED_COLUMNS]
         found.setdefault(table, []).append((path, form, matches, rest))
     tables, differing = [], []
@@ -419,8 +484,7 @@ def _propose(
                 lacks, has = (", ".join(sorted(names)) for names in (header - other, other - header))
                 differing.append(
                     f"{path.name}: not the columns of {first.name}, which holds {table} too (without {lacks}; "
-                    f"with {has or 'no other'}). One mapping holds for all files of a table: give them one header, "
-                    "or put this file into a folder with a mapping of its own and load it after the others."
+                    f"with {has or 'no other'}). Write `parts` in the mapping, one for each shape, or give them one header."
                 )
         tables.append(
             TableCheck(
@@ -429,10 +493,17 @@ def _propose(
                 format=form,
                 matches=tuple(matches),
                 unmatched=tuple(rest),
+                lists=lists_of[first],
                 missing_required=_lacking(table, matches),
             )
         )
     return tables, unassigned, differing
+
+
+def _lists(table: str, columns: Sequence[_FileColumn], rules: ColumnMatching) -> dict[str, str]:
+    """Lists of a table that numbered columns of a file are, with the pattern of these."""
+    meanings = _meanings(columns, rules)
+    return proposed_lists(table, {one.name: one.text for one in columns}, lambda name: _words(name, meanings))
 
 
 def _lacking(table: str, matches: Sequence[ColumnMatch]) -> tuple[str, ...]:
@@ -804,6 +875,7 @@ def _mapping(tables: Sequence[TableCheck], names: Sequence[str]) -> ImportMappin
         own[table.table] = TableMapping(
             files=() if plain else _pattern(table.files, names),
             rename={m.file_column: m.column for m in table.matches if m.file_column != m.column},
+            columns={name: Expression.model_validate({"list": one}) for name, one in table.lists.items()},
             dates={m.column: m.date_format for m in table.matches if m.date_format},
             values={m.column: m.values for m in table.matches if m.values},
             **differs,

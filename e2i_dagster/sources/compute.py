@@ -103,7 +103,7 @@ def choose(
         frame, places = _unpivoted(frame, part)
         without = lines - len(np.unique(places))
         if without:
-            left_out[f"unpivot: {', '.join(part.unpivot.columns.values())} empty"] = without
+            left_out[f"all of {', '.join(part.unpivot.columns.values())} are empty"] = without
         added = len(places) - (lines - without)
         taken = taken[places]
     late = [rule for rule in part.where if rule not in early]
@@ -164,7 +164,7 @@ def _where(
     for rule in rules:
         fulfilled = fulfils(cells[rule.column], rule, form)
         if broken := int((kept & ~fulfilled).sum()):
-            left_out[rule.words] = left_out.get(rule.words, 0) + broken
+            left_out[rule.broken] = left_out.get(rule.broken, 0) + broken
         kept &= fulfilled
     return frame[kept].reset_index(drop=True), taken[kept]
 

@@ -22,7 +22,15 @@ import pandas as pd
 
 from e2i_dagster.config.mapping import FileFormat, ImportMapping, PartMapping, ReversalRule, TableMapping
 from e2i_dagster.errors import InputError
-from e2i_dagster.sources.compute import Chosen, OtherFile, choose, one_row_mask, text_of, unknown_names
+from e2i_dagster.sources.compute import (
+    Chosen,
+    OtherFile,
+    choose,
+    expanded,
+    one_row_mask,
+    text_of,
+    unknown_names,
+)
 from e2i_dagster.sources.formats import READ, FileProblems, Format, Refused, is_read, open_records, recognise
 from e2i_dagster.sources.formats.delimited import FORMAT as CSV
 from e2i_dagster.sources.formats.delimited import text_ending
@@ -313,6 +321,14 @@ def refused_files(folder: Path) -> list[str]:
     return [f"{name}: {found.reason}." for name, found in known.items() if isinstance(found, Refused)]
 
 
+def tables_of(folder: Path, mapping: ImportMapping) -> tuple[str, ...]:
+    """The tables that the files of ``folder`` hold, by their names alone; none where the names are wrong."""
+    if not folder.is_dir():
+        return ()
+    found, problems = _find_files(folder, mapping, None)
+    return () if problems else tuple(found)
+
+
 def not_read(folder: Path, mapping: ImportMapping, tables: Sequence[str] | None = None) -> dict[str, str]:
     """Each file and folder inside ``folder`` that a load does not read, with the reason."""
     assigned, _ = _find_files(folder, mapping, None)
@@ -328,7 +344,9 @@ def not_read(folder: Path, mapping: ImportMapping, tables: Sequence[str] | None 
         if path.is_dir():
             if path not in parents:
                 reasons[path.name] = (
-                    "a folder inside the folder; move its files up, or name them under `files`"
+                    "expectations of quality control, no data"
+                    if path.name == "expectations" and any(path.glob("*.yaml"))
+                    else "a folder inside the folder; move its files up, or name them under `files`"
                 )
         elif path in ignored:
             reasons[path.name] = "left out by the mapping (`ignore`)"
@@ -502,7 +520,7 @@ def _one_row(read: DeliveredTable, own: TableMapping) -> DeliveredTable:
         row_numbers=read.row_numbers[kept],
         files=tuple(files),
         completed=cells.assign(position=places[cells["position"].to_numpy(dtype=np.int64)]),
-        left_out={**read.left_out, **({own.one_row.words: left_out} if left_out else {})},
+        left_out={**read.left_out, **({own.one_row.broken: left_out} if left_out else {})},
     )
 
 
@@ -681,11 +699,14 @@ def _final_names(
     known = set(raw_table(table).columns.keys())
     aliases = vocabulary.column_aliases.get(table, {})
     stripped = [str(name).strip() for name in names]
+    dropped = {name for pattern in own.ignore for name in expanded(pattern, stripped).values()}
+    # A pattern takes none of what is renamed.
+    dropped -= {name for name in own.rename if name not in own.ignore}
     renamed = [own.rename.get(name, name) for name in stripped]
     final: list[str | None] = []
     for before, name in zip(stripped, renamed, strict=True):
         alias = aliases.get(name)
-        if before in own.ignore or name in IGNORED_COLUMNS:
+        if before in dropped or name in IGNORED_COLUMNS:
             final.append(None)
         elif name not in known and alias and alias not in renamed:
             final.append(alias)
