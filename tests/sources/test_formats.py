@@ -1,6 +1,7 @@
 """Which format a file is of, by its content; those that are not read are named, with what to do."""
 
 import gzip
+import shutil
 
 import pandas as pd
 import pytest
@@ -72,6 +73,28 @@ def test_a_workbook_that_the_mapping_names_is_an_error(tmp_path):
         InputError, match=r"HCP.xlsx: an Excel workbook, which is not read. Save each sheet as CSV"
     ):
         read(tmp_path, mapping)
+
+
+@pytest.mark.parametrize(
+    ("folder", "shape", "rows"),
+    [
+        ("sas", "CDISC (SDTM or ADaM)", {"patient_journeys": 24, "treatment_events": 47}),
+        ("dataset_json", "CDISC (SDTM or ADaM)", {"patient_journeys": 24, "treatment_events": 47}),
+        (
+            "fhir",
+            "FHIR R4 bulk export",
+            {"hcp_profiles": 2, "patient_journeys": 12, "patient_clinical": 12, "treatment_events": 60},
+        ),
+    ],
+)
+def test_a_folder_of_a_known_shape_gets_a_mapping_that_passes(tmp_path, folder, shape, rows):
+    shutil.copytree(
+        CHECKOUT / "docs/examples" / folder, tmp_path / "in", ignore=shutil.ignore_patterns("*.yaml")
+    )
+    found = check_folder(tmp_path / "in", load_vocabulary())
+    assert (found.shape, found.problems, found.unassigned) == (shape, (), {})
+    assert {table.table: table.rows for table in found.tables} == rows
+    assert not any(table.rejected for table in found.tables)
 
 
 def test_the_page_names_what_is_not_read():
