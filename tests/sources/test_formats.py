@@ -28,6 +28,7 @@ KNOWN = {
     "a CDA document (C-CDA)": b'<?xml version="1.0"?>\n<ClinicalDocument xmlns="urn:hl7-org:v3">',
     "a CDISC ODM or Dataset-XML file": b'<?xml version="1.0"?>\n<ODM>',
     "an Avro file": b"Obj\x01",
+    "FHIR resources of a type that is not read": b'{"resourceType":"Organization","id":"o1"}',
     "a SQLite database": b"SQLite format 3\x00",
 }
 

@@ -309,5 +309,5 @@ def test_what_is_to_be_loaded_says_the_lines_of_each_file(tmp_path):
         "treatment_events_1.csv": 2,
         "treatment_events_2.csv.gz": 1,
     }
-    assert "| treatment_events_1.csv |" in manifest.to_metadata()["files_md"]
+    assert "| treatment_events_1.csv | CSV |" in manifest.to_metadata()["files_md"]
     assert " | 2 | `" in manifest.to_metadata()["files_md"]

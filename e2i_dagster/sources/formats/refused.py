@@ -105,6 +105,11 @@ REFUSED = (
         rb'\s*\{(?s:.{0,2000}?)"resourceType"\s*:\s*"Bundle"',
     ),
     Refused(
+        "FHIR resources of a type that is not read",
+        "The types that are read are in docs/fhir.md; take the file out of `files` of the mapping",
+        rb'\s*\{(?s:.{0,2000}?)"resourceType"\s*:',
+    ),
+    Refused(
         "JSON of no known kind",
         "Dataset-JSON 1.1 and FHIR R4 (NDJSON) are read; write others as CSV or Parquet",
         None,
