@@ -1,7 +1,8 @@
 """One file that a user hands to a command: text as delivered, and only declared or certain conversions.
 
-Every format that is read gives the same frame. ``NA`` is text, leading zeros stay, and a column is a number or a boolean
-only where every delivered value is one without doubt. What differs is declared in the words of the import mapping.
+Every format that is read gives the same frame. ``NA`` is text, leading zeros stay, and a column is a number or a
+boolean only where every delivered value is one without doubt. What differs is declared in the words of the import
+mapping.
 """
 
 from __future__ import annotations
