@@ -38,7 +38,7 @@ def check_command(folder: Path, mapping: Path | None, write_mapping: bool, json_
     from e2i_dagster.config.quality import QualityPolicy
     from e2i_dagster.errors import ConfigError, InputError
     from e2i_dagster.policy_files.environment import config_folder
-    from e2i_dagster.sources.check import check_folder, mapping_yaml
+    from e2i_dagster.sources.check import check_folder, mapping_yaml, quality_yaml
     from e2i_dagster.tables.vocabulary import load_vocabulary
 
     if write_mapping and mapping is not None:
@@ -59,11 +59,16 @@ def check_command(folder: Path, mapping: Path | None, write_mapping: bool, json_
     hits = _hits(found)
     if write_mapping:
         target.write_text(mapping_yaml(found), encoding="utf-8")
+        beside = target.with_name("quality.yaml")
+        proposal = None if beside.exists() else quality_yaml(found, expected)
+        if proposal is not None:
+            beside.write_text(proposal, encoding="utf-8")
     record = found.to_record() | {"rules": [one.to_metadata() for one in hits]}
     if not json_output:
         _print(found, hits)
         if write_mapping:
-            click.echo(f"\nWritten: {target}. Read it, then:")
+            also = f" and {beside}, what quality control expects of it" if proposal is not None else ""
+            click.echo(f"\nWritten: {target}{also}. Read it, then:")
         elif mapping is None:
             click.echo("\n`--write-mapping` writes this proposal to mapping.yaml in the folder. Then:")
         named = mapping or target

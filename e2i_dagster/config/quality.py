@@ -300,7 +300,7 @@ class ExpectationSpec(PolicyModel):
 
 
 class SourceQuality(PolicyModel):
-    """What a ``quality.yaml`` beside a mapping says of its source: it stands for that of ``config/`` for its tables."""
+    """What a ``quality.yaml`` beside a mapping says of its source, in the place of what ``config/`` says of it."""
 
     tables: dict[str, TableSettings] = {}
 
@@ -355,7 +355,14 @@ class QualityPolicy:
             if own.is_file():
                 said = read_yaml(own, SourceQuality).tables
                 problems.extend(_table_problems(own, said))
-                settings = settings.model_copy(update={"tables": {**settings.tables, **said}})
+                tables = {
+                    name: settings.tables[name].model_copy(
+                        update={key: getattr(one, key) for key in one.model_fields_set}
+                    )
+                    for name, one in said.items()
+                    if name in settings.tables
+                }
+                settings = settings.model_copy(update={"tables": {**settings.tables, **tables}})
         suites: dict[str, Suite] = {}
         named: set[str] = set()
         for file in (file for one in folders for file in sorted((one / "expectations").glob("*.yaml"))):

@@ -286,6 +286,27 @@ def mapping_document(mapping: ImportMapping) -> dict[str, Any]:
     return document
 
 
+def quality_yaml(found: ImportCheck, expected: Mapping[str, Sequence[str]]) -> str | None:
+    """The ``quality.yaml`` of the source: what is expected of each table that lacks columns; None where none does.
+
+    Args:
+        expected: columns of each table that quality control expects to be filled.
+    """
+    delivered = {
+        table.table: [name for name in expected.get(table.table, ()) if name not in table.not_delivered]
+        for table in found.tables
+        if table.not_delivered
+    }
+    tables = {name: {"expected": columns} for name, columns in delivered.items() if columns}
+    if not tables:
+        return None
+    head = (
+        "# Proposed by `e2i import check`: columns whose empty cells count, without those that are not delivered.\n"
+        "# It holds once `source` of config/sources.yaml names the mapping beside it (docs/own_data.md).\n"
+    )
+    return head + yaml.safe_dump({"tables": tables}, sort_keys=False, width=110, default_flow_style=None)
+
+
 def _short_names(value: Any) -> Any:
     """``{from: dx1}`` as ``dx1``, and what is alone in a list of names without the list."""
     if isinstance(value, dict):
@@ -465,9 +486,8 @@ def _propose(
             continue
         _, table, matches = possible[0]
         lists = _lists(table, columns, vocabulary.column_matching)
-        in_lists = {
-            name for pattern in lists.values() for name in expanded(pattern, list(sample.columns)).values()
-        }
+        names = list(sample.columns)
+        in_lists = {name for pattern in lists.values() for name in expanded(pattern, names).values()}
         lists_of[path] = lists
         matches = [match for match in matches if match.file_column not in in_lists or match.score >= _SURE]
         taken = {match.file_column for match in matches} | in_lists
@@ -484,7 +504,8 @@ def _propose(
                 lacks, has = (", ".join(sorted(names)) for names in (header - other, other - header))
                 differing.append(
                     f"{path.name}: not the columns of {first.name}, which holds {table} too (without {lacks}; "
-                    f"with {has or 'no other'}). Write `parts` in the mapping, one for each shape, or give them one header."
+                    f"with {has or 'no other'}). Write `parts` in the mapping, one for each shape, or give them "
+                    "one header."
                 )
         tables.append(
             TableCheck(

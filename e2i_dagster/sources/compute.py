@@ -35,6 +35,8 @@ TEXT = pd.StringDtype("pyarrow")
 #: Between the cells of a key; no text file has it in a cell.
 _BETWEEN = "\x1f"
 _KEY_DIGITS = 32
+#: Decimal digits that every double holds.
+_DIGITS = 15
 _DAYS = (np.datetime64("0001-01-01", "D").astype(int), np.datetime64("9999-12-31", "D").astype(int))
 
 #: Rows of the files that fit patterns, with their text cells.
@@ -484,7 +486,8 @@ def _summed(columns: Sequence[pd.Series], form: FileFormat) -> pd.Series:
     total = np.nansum(np.column_stack([one.to_numpy() for one in numbers]), axis=1)
     none = np.logical_and.reduce([one.isna().to_numpy() for one in numbers])
     # What binary fractions add beyond the delivered digits is no part of the sum.
-    exact = np.where(np.abs(total) < 1e6, np.round(total, _decimals(columns)), total)
+    decimals = _decimals(columns)
+    exact = np.where(np.abs(total) < 10.0 ** (_DIGITS - decimals), np.round(total, decimals), total)
     return _with_unread(pd.Series(exact, index=columns[0].index).mask(none), columns, numbers)
 
 
@@ -556,7 +559,7 @@ def _with_unread(numbers: pd.Series, cells: Sequence[pd.Series], read_as: Sequen
 
 def _number_text(value: float) -> str:
     """The shortest decimal of 15 significant digits, never with an exponent."""
-    return np.format_float_positional(float(f"{value:.15g}") + 0, trim="-")
+    return np.format_float_positional(float(f"{value:.{_DIGITS}g}") + 0, trim="-")
 
 
 def _unread(result: pd.Series, cells: Sequence[pd.Series], read_as: Sequence[pd.Series]) -> pd.Series:

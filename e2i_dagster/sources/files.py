@@ -12,7 +12,7 @@ import gzip
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -201,7 +201,9 @@ def read(
     folder = Path(folder)
     found, problems = _find_files(folder, mapping, tables)
     delivered: dict[str, DeliveredTable] = {}
-    reader = _Reader(folder)
+    uses = Counter(path for shapes in found.values() for _, paths in shapes for path in paths)
+    uses.update(_matching(folder, mapping.looked_up_files))
+    reader = _Reader(folder, {path for path, times in uses.items() if times > 1})
     for table, shapes in found.items():
         try:
             delivered[table] = _read_table(table, shapes, mapping, vocabulary, reader)
@@ -368,14 +370,17 @@ def _near(name: str, known: Sequence[str]) -> str:
 
 
 class _Reader:
-    """The files of a folder, each read once however many tables it feeds."""
+    """The files of a folder; those that are ``shared`` by tables or lookups are read once and kept."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, shared: Collection[Path]) -> None:
         self._folder = folder
+        self._shared = shared
         self._read: dict[tuple[Path, str], FileRows] = {}
         self._others: dict[tuple[tuple[str, ...], str], pd.DataFrame] = {}
 
     def rows(self, path: Path, form: FileFormat) -> FileRows:
+        if path not in self._shared:
+            return read_file(path, form)
         key = (path, repr(sorted(form.model_dump(exclude_unset=True).items())))
         if key not in self._read:
             self._read[key] = read_file(path, form)

@@ -9,6 +9,8 @@ import sqlalchemy as sa
 from click.testing import CliRunner
 from published_shapes import FOLDERS, write
 
+from e2i_dagster.config.mapping import ImportMapping
+from e2i_dagster.config.quality import QualityPolicy
 from e2i_dagster.loading.load import LoadReport, load
 from e2i_dagster.policy_files.environment import CHECKOUT
 from e2i_dagster.sources import files
@@ -26,7 +28,13 @@ def loaded(name: str, folder: Path) -> LoadReport:
     told = CliRunner().invoke(main, ["import", "check", str(folder), "--write-mapping", "--json"])
     assert told.exit_code == 0, told.output
     assert json.loads(told.output)["problems"] == []
-    delivery = files.read(folder, folder / "mapping.yaml")
+    # Of what the shape does not have, quality control beside the mapping expects nothing.
+    settings = QualityPolicy.load(beside=folder).settings
+    expected = {table: settings.tables[table].expected for table in settings.tables}
+    mapping = ImportMapping.load(folder / "mapping.yaml")
+    judged = check_folder(folder, load_vocabulary(), mapping, expected=expected).tables
+    assert judged and not any(table.not_delivered for table in judged)
+    delivery = files.read(folder, mapping)
     tried = load(delivery, dry_run=True)
     report = load(delivery)
     assert counts(tried) == counts(report)

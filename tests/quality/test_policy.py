@@ -198,6 +198,11 @@ def test_what_a_source_expects_lies_beside_its_mapping(folder: Path, tmp_path: P
     ours, theirs = QualityPolicy.load(folder, beside=folder), QualityPolicy.load(folder)
     assert theirs.settings.tables["treatment_events"].expected == ("treatment_event_id", "cost")
     assert [one.column for one in theirs.suites["treatment_events"].expectations] == ["cost"]
+    # What it does not say stays ours.
+    (source / "quality.yaml").write_text("tables: {triggers: {expected: [trigger_id]}}")
+    said = QualityPolicy.load(folder).settings.tables["triggers"]
+    assert said.expected == ("trigger_id",) and said.ordered == ours.settings.tables["triggers"].ordered != ()
+    (source / "quality.yaml").write_text("tables: {treatment_events: {expected: [treatment_event_id, cost]}}")
     assert theirs.settings.tables["triggers"] == ours.settings.tables["triggers"]
     assert ruleset_hash(ours, "treatment_events") != ruleset_hash(theirs, "treatment_events")
     _edit(source / "quality.yaml", "cost", "costs")
