@@ -165,8 +165,8 @@ def test_the_export_of_the_example_is_read_by_its_mapping():
         f"co-{number}" for number in range(1, 13)
     }
     assert delivery.delivered["patient_clinical"].notes == (
-        "Observation.ndjson: practitioner_id: 1 different Practitioner resources are not in the Practitioner files of the "
-        "folder",
+        "Observation.ndjson: practitioner_id: 1 different Practitioner resources are not in the Practitioner "
+        "files of the folder",
     )
 
 

@@ -108,10 +108,14 @@ class Records:
     told: Told
 
     def read(self) -> FileRows:
-        """All rows."""
+        """All rows; text is ``large_string``, which frames hold without a copy."""
         import pyarrow as pa
 
-        return FileRows(pa.Table.from_batches(self.batches, self.schema), self.told)
+        schema = pa.schema(
+            [one.with_type(pa.large_string()) if pa.types.is_string(one.type) else one for one in self.schema]
+        )
+        rows = pa.Table.from_batches((batch.cast(schema) for batch in self.batches), schema)
+        return FileRows(rows, self.told)
 
     def head(self, rows: int) -> pa.Table:
         """The first ``rows`` rows; no more of the file is read than they need."""

@@ -10,7 +10,6 @@ that was cut off for a whole one, so that its layout is judged here
 from __future__ import annotations
 
 import io
-import mmap
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +37,8 @@ if TYPE_CHECKING:
 _LIBRARY = re.compile(rb"HEADER RECORD\*{7}(LIBRARY |LIBV8   )HEADER RECORD!{7}")
 _DATASET = b"\x00" * 12 + bytes.fromhex("c2ea8160b31411cfbd92080009c7318c181f1011")
 _CARD = 80
+#: Bytes that are looked through at a time, whole cards.
+_BLOCK = 100_000 * _CARD
 #: Bytes of a sas7bdat whose values are held as Python objects at a time; what lies before them is skipped each time.
 _CHUNK = 1 << 25
 #: SAS counts from the first day of 1960; Arrow from that of 1970.
@@ -165,72 +166,80 @@ def _clock(seconds: float) -> str:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where the rows of a transport file are: ``head`` bytes before them, ``rows`` of ``width`` bytes.
+    """The rows of a transport file: how many of how many bytes, and place and length of each number in them."""
 
-    ``numbers``: name to place and length of each number in a row.
-    """
-
-    head: int
     rows: int
     width: int
     numbers: dict[str, tuple[int, int]]
 
 
-def _layout(path: Path, content: mmap.mmap) -> _Layout:
-    """The layout of a transport file with one dataset.
+def _card(content: bytes, name: str, after: int = 0) -> int:
+    """Where the header card ``name`` is in ``content``, which begins with a card; -1 where it is not."""
+    mark = f"HEADER RECORD*******{name:8}HEADER RECORD!!!!!!!".encode()
+    found = content.find(mark, after)
+    while found >= 0 and found % _CARD:
+        found = content.find(mark, found + 1)
+    return found
+
+
+def _layout(path: Path) -> tuple[_Layout, bytes]:
+    """The layout of a transport file with one dataset, and what stands before its rows.
 
     Raises:
         FileProblems: it is cut off, or holds none or several datasets.
     """
-
-    def card(name: str, after: int = 0) -> int:
-        found = content.find(f"HEADER RECORD*******{name:8}HEADER RECORD!!!!!!!".encode(), after)
-        while found >= 0 and found % _CARD:
-            found = content.find(content[found : found + 48], found + 1)
-        return found
-
-    new = content[20:28] == b"LIBV8   "
-    named, observed = ("NAMSTV8", "OBSV8") if new else ("NAMESTR", "OBS")
-    names, start = card(named), card(observed)
-    if min(names, start) < 0:
-        raise _refusal(path, "cut off before its first row, or without a dataset", "Deliver it again.")
-    member = "MEMBV8" if new else "MEMBER"
-    length = int(content[card(member) + 75 : card(member) + 78])
+    with path.open("rb") as stream:
+        beginning = stream.read(_BLOCK)
+        new = beginning[20:28] == b"LIBV8   "
+        member, named, observed = ("MEMBV8", "NAMSTV8", "OBSV8") if new else ("MEMBER", "NAMESTR", "OBS")
+        first, names, start = (_card(beginning, name) for name in (member, named, observed))
+        length = beginning[first + 75 : first + 78]
+        if min(first, names, start) < 0 or not length.isdigit():
+            raise _refusal(path, "cut off before its first row, or without a dataset", "Deliver it again.")
+        head = beginning[: start + _CARD]
+        stream.seek(len(head))
+        datasets, last = 1, b""
+        while block := stream.read(_BLOCK):
+            place = -_CARD
+            while (place := _card(block, member, place + _CARD)) >= 0:
+                datasets += 1
+            last = (last + block)[1 - _CARD :]
+        size = stream.tell() - len(head)
+    if datasets > 1:
+        raise _refusal(path, f"holds {datasets} datasets", "Write one file for each, named after it.")
     # Labels of more than 40 characters follow in a block of their own.
-    ends = [place for place in (card(label, names) for label in ("LABELV8", "LABELV9")) if place > 0]
-    block = content[names + _CARD : min([*ends, start])]
-    fields = [block[place : place + length] for place in range(0, len(block) - length + 1, length)]
-    numbers: dict[str, tuple[int, int]] = {}
-    width = 0
-    for one in fields:
-        size, place = int.from_bytes(one[4:6], "big"), int.from_bytes(one[84:88], "big")
-        width = max(width, place + size)
-        if one[:2] == b"\x00\x01":
-            name = one[88:120] if new else one[8:16]
-            numbers[name.decode("ascii", errors="replace").strip()] = (place, size)
-    head = start + _CARD
-    others = 1
-    place = card(member, head)
-    while place >= 0:
-        others, place = others + 1, card(member, place + _CARD)
-    if others > 1:
-        raise _refusal(path, f"holds {others} datasets", "Write one file for each, named after it.")
-    size = len(content) - head
-    if new and (declared := content[start + 48 : start + 63].strip()).isdigit() and int(declared):
+    labels = [place for name in ("LABELV8", "LABELV9") if (place := _card(head, name, names)) > 0]
+    width, numbers = _fields(head[names + _CARD : min([*labels, start])], int(length), new=new)
+    declared = head[start + 48 : start + 63].strip()
+    if new and declared.isdigit() and int(declared):
         rows = int(declared)
         whole = 0 <= size - rows * width < _CARD
     else:
         # The last card is filled with blanks, among which short rows of blanks cannot be told apart.
-        blanks = len(tail := content[-min(_CARD - 1, size) :]) - len(tail.rstrip(b" ")) if size else 0
+        blanks = len(last) - len(last.rstrip(b" "))
         rows = -(-(size - blanks) // width) if width else 0
-        whole = len(content) % _CARD == 0 and 0 <= size - rows * width < _CARD
+        whole = size % _CARD == 0 and 0 <= size - rows * width < _CARD
     if not whole:
         raise _refusal(
             path,
             f"cut off: its rows of {width:,} bytes do not fill its {size:,} bytes",
             "Deliver it again; binary transfer keeps every byte.",
         )
-    return _Layout(head, rows, width, numbers)
+    return _Layout(rows, width, numbers), head
+
+
+def _fields(block: bytes, length: int, *, new: bool) -> tuple[int, dict[str, tuple[int, int]]]:
+    """Bytes of a row, and place and length of each number, of descriptions of ``length`` bytes each."""
+    numbers: dict[str, tuple[int, int]] = {}
+    width = 0
+    for begin in range(0, len(block) - length + 1, length):
+        one = block[begin : begin + length]
+        size, place = int.from_bytes(one[4:6], "big"), int.from_bytes(one[84:88], "big")
+        width = max(width, place + size)
+        if one[:2] == b"\x00\x01":
+            name = one[88:120] if new else one[8:16]
+            numbers[name.decode("ascii", errors="replace").strip()] = (place, size)
+    return width, numbers
 
 
 def _open_transport(path: Path, form: FileFormat) -> Records:
@@ -239,9 +248,7 @@ def _open_transport(path: Path, form: FileFormat) -> Records:
     options = _options(form)
     if path.stat().st_size == 0:
         raise _refusal(path, "the file is empty (0 bytes)", "Deliver it again.")
-    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        layout = _layout(path, content)
-        head = content[: layout.head]
+    layout, head = _layout(path)
     _, meta = _read(
         path, "XPT", pyreadstat.read_xport, io.BytesIO(_whole(head, b"", 0)), metadataonly=True, **options
     )
@@ -251,7 +258,7 @@ def _open_transport(path: Path, form: FileFormat) -> Records:
     def batches() -> Iterator[pa.RecordBatch]:
         step = max(1, BATCH_BYTES // max(layout.width, 1))
         with path.open("rb") as stream:
-            stream.seek(layout.head)
+            stream.seek(len(head))
             for first in range(0, layout.rows, step):
                 count = min(step, layout.rows - first)
                 rows = stream.read(count * layout.width)
