@@ -96,6 +96,7 @@ class Stage:
         self.inputs: Sequence[tuple[str, str | None, str]] = ()
         self.marks: Sequence[str] = ()
         self.elsewhere: Sequence[str] = ()
+        self.absent: Sequence[str] = ()
         self.fingerprint = ""
 
     def look_at_inputs(
@@ -117,6 +118,7 @@ class Stage:
                 *current_versions(tables, self.warehouse),
             ]
             self._require_gate()
+            self.absent = self._absent(tables)
         asked_for = [one for one in self.inputs if one[0] not in where]
         self.fingerprint = fingerprint_of(asked_for, self.marks, "" if outside else self.code)
 
@@ -134,6 +136,18 @@ class Stage:
             )
             with observed.recording() as self.readings:
                 yield
+
+    def _absent(self, tables: Sequence[str]) -> Sequence[str]:
+        """The raw tables among what is read that nobody delivers; they are read as tables without rows."""
+        from e2i_dagster.tables import OPTIONAL_RAW_TABLES, RAW_TABLES
+        from e2i_dagster.versions import ledger
+
+        if not self.gated:
+            return []
+        read = {asset_name(key) for key in self.context.assets_def.keys_by_input_name.values()} | {*tables}
+        read -= {self.name, *(name for name, *_ in self.inputs)}
+        named = [name for name in RAW_TABLES + OPTIONAL_RAW_TABLES if name in read]
+        return [name for name in named if ledger.is_absent(self.warehouse.engine(), name)]
 
     def _require_gate(self) -> None:
         """Refuse to go on unless raw inputs are judged, and training data audited, in exactly this version."""
@@ -216,9 +230,11 @@ class Stage:
 
         values = produced.pieces(self.partitions)
         self._require_declared(values)
+        absent = f"read as without rows, because no delivery holds them: {', '.join(self.absent)}"
+        note = joined(produced.note, absent if self.absent else "")
         told = {
             **_told(produced),
-            **({"note": produced.note} if produced.note else {}),
+            **({"note": note} if note else {}),
             **({"waived": list(self.marks)} if self.marks else {}),
             **({"not_read_here": list(self.elsewhere)} if self.elsewhere else {}),
         }
@@ -259,12 +275,12 @@ class Stage:
                 self.execution,
                 dataclasses.replace(pieces, values={}),
                 state="reused",
-                reason=joined(produced.note, f"looked again, the same values as of run {made_by}"),
+                reason=joined(note, f"looked again, the same values as of run {made_by}"),
                 rows=rows,
             )
         else:
             waivers = f"made under waivers: {'; '.join(self.marks)}" if self.marks else ""
-            reason = joined(produced.note, self.changed, waivers)
+            reason = joined(note, self.changed, waivers)
             outcome = Outcome(self.execution, pieces, reason=reason, rows=rows)
         return _result(outcome, metadata)
 

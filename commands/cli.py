@@ -427,6 +427,7 @@ def _print_load(report: dict[str, Any], json_output: bool) -> None:
                 "table": table,
                 "lines": "" if counts.get("lines") is None else f"{counts['lines']:,}",
                 **shown,
+                "left out": f"{sum(counts.get('left_out', {}).values()):,}",
                 "seconds": f"{counts['seconds']:.1f}",
                 "status": counts["status"],
                 "reasons": reasons,
@@ -436,6 +437,14 @@ def _print_load(report: dict[str, Any], json_output: bool) -> None:
     for table, counts in report["tables"].items():
         for words, count in counts.get("faults", {}).items():
             click.echo(f"{table}: {words}: {count:,} rows")
+        for rule, count in counts.get("left_out", {}).items():
+            click.echo(f"{table}: left out by the mapping: {rule}: {count:,} rows")
+        if counts.get("added"):
+            click.echo(
+                f"{table}: {counts['added']:,} rows more than lines, made of numbered columns by `unpivot`"
+            )
+        for said in counts.get("notes", ()):
+            click.echo(f"{table}: {said}")
         if going := counts.get("going"):
             _print_going(table, going)
         for column, cells in counts.get("completed", {}).items():

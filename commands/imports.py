@@ -38,7 +38,7 @@ def check_command(folder: Path, mapping: Path | None, write_mapping: bool, json_
     from e2i_dagster.config.quality import QualityPolicy
     from e2i_dagster.errors import ConfigError, InputError
     from e2i_dagster.policy_files.environment import config_folder
-    from e2i_dagster.sources.check import check_folder, mapping_yaml
+    from e2i_dagster.sources.check import check_folder, mapping_yaml, quality_yaml
     from e2i_dagster.tables.vocabulary import load_vocabulary
 
     if write_mapping and mapping is not None:
@@ -51,17 +51,24 @@ def check_command(folder: Path, mapping: Path | None, write_mapping: bool, json_
             file=target, field="--write-mapping", remedy=remedy,
         )  # fmt: skip
     given = None if mapping is None else ImportMapping.load(mapping)
-    quality = QualityPolicy.load(config_folder()).settings
+    quality = QualityPolicy.load(
+        config_folder(), beside=target.parent if mapping is None else mapping.parent
+    ).settings
     expected = {table: settings.expected for table, settings in quality.tables.items()}
     found = check_folder(folder, load_vocabulary(), given, expected=expected)
     hits = _hits(found)
     if write_mapping:
         target.write_text(mapping_yaml(found), encoding="utf-8")
+        beside = target.with_name("quality.yaml")
+        proposal = None if beside.exists() else quality_yaml(found, expected)
+        if proposal is not None:
+            beside.write_text(proposal, encoding="utf-8")
     record = found.to_record() | {"rules": [one.to_metadata() for one in hits]}
     if not json_output:
         _print(found, hits)
         if write_mapping:
-            click.echo(f"\nWritten: {target}. Read it, then:")
+            also = f" and {beside}, what quality control expects of it" if proposal is not None else ""
+            click.echo(f"\nWritten: {target}{also}. Read it, then:")
         elif mapping is None:
             click.echo("\n`--write-mapping` writes this proposal to mapping.yaml in the folder. Then:")
         named = mapping or target
@@ -118,20 +125,31 @@ def _print_findings(table: TableCheck) -> None:
     if table.not_delivered:
         click.echo(
             f"Not delivered, counted as empty by quality control: {', '.join(table.not_delivered)}. "
-            f"If that is how these data are, take them out of config/quality.yaml, tables.{table.table}.expected."
+            f"If that is how these data are, say what tables.{table.table}.expected is in a "
+            "quality.yaml beside the mapping, or take them out of config/quality.yaml."
         )
     for partial in table.partial_dates:
         click.echo(f"To choose: {partial.column}: {partial.note}.")
+    for said in table.notes:
+        click.echo(f"To know: {said}")
+    for rule, count in table.left_out.items():
+        click.echo(f"Left out by the mapping: {rule}, {count:,} rows")
     for reason, count in table.rejected.items():
         click.echo(f"A load would reject: {reason}, {count:,} rows")
 
 
 def _print(found: ImportCheck, hits: list[RuleHits]) -> None:
+    if found.shape:
+        click.echo(f"Read as {found.shape}. To look at:")
+        for note in found.notes:
+            click.echo(f"  - {note}")
     for table in found.tables:
-        click.echo(f"\n{table.table}: {', '.join(table.files)}, {table.rows:,} rows")
+        kinds = ", ".join(f"{name} ({table.formats[name]})" for name in table.files if name in table.formats)
+        click.echo(f"\n{table.table}: {kinds or ', '.join(table.files)}, {table.rows:,} rows")
         rows: list[dict[str, Any]] = [
             {
                 "file column": match.file_column,
+                **({"its label": table.labels.get(match.file_column, "")} if table.labels else {}),
                 "ours": match.column,
                 "score": f"{match.score:.2f}",
                 "date format": match.date_format or "",
@@ -143,6 +161,8 @@ def _print(found: ImportCheck, hits: list[RuleHits]) -> None:
         if len(rows) < len(table.matches):
             click.echo(f"{len(table.matches) - len(rows)} columns have our names.")
         print_table("Columns", rows)
+        for ours, pattern in table.lists.items():
+            click.echo(f"{ours} is the list of {pattern}, empty ones left out.")
         if table.unmatched:
             fate = "kept under their own names" if table.kept_as_own else "not loaded"
             click.echo(f"No match ({fate}): {', '.join(table.unmatched)}")

@@ -10,11 +10,15 @@ import click
 from commands.console import refuse
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     import dagster as dg
 
     from e2i_dagster.pipeline.states import StageEvent
 
-SYMBOLS = {"executed": "+", "reused": "=", "failed": "x", "blocked": "!", "unavailable": "?", "skipped": "-"}
+SYMBOLS = {
+    "executed": "+", "reused": "=", "failed": "x", "blocked": "!", "unavailable": "?", "skipped": "-", "absent": "0",
+}  # fmt: skip
 
 
 def launch(
@@ -33,7 +37,7 @@ def launch(
     from e2i_dagster.database import locks
     from e2i_dagster.definitions import defs
     from e2i_dagster.pipeline.states import observers
-    from jobs.sequence import PlannedRun, execute, months_of
+    from jobs.sequence import LOADS, PlannedRun, execute, months_of
     from resources.local_instance import local_instance
 
     def observe(event: StageEvent) -> None:
@@ -53,10 +57,24 @@ def launch(
         with nullcontext(instance) if instance else local_instance() as opened:
             run = planned or PlannedRun(job, *months_of(job))
             ops = {name: {"config": values} for name, values in (config or {}).items()}
-            return execute(defs, run, opened, {"ops": ops} if ops else None)
+            without = _absent((config or {}).get("source_files", {})) if run.job in LOADS else ()
+            return execute(defs, run, opened, {"ops": ops} if ops else None, without=without)
     finally:
         observers.remove(observe)
         locks.observers.remove(wait)
+
+
+def _absent(asked: Mapping[str, Any]) -> Sequence[str]:
+    """The tables that neither the delivery nor the warehouse has, which is recorded of them."""
+    from e2i_dagster.config.policy import current_policy
+    from e2i_dagster.database.connection import engine
+    from e2i_dagster.loading.delivery import DeliveryRequest, absent_tables
+    from e2i_dagster.versions import ledger
+
+    warehouse = engine(role="app")
+    absent = absent_tables(DeliveryRequest.model_validate(asked), current_policy().sources, warehouse)
+    ledger.record_absent(warehouse, absent)
+    return list(absent)
 
 
 def refuse_failed(

@@ -13,6 +13,9 @@ import dagster as dg
 
 from e2i_dagster.config.policy import current_policy
 
+#: Jobs that load.
+LOADS = ("load", "resubmit_rejects", "load_and_qc")
+
 
 @dataclass(frozen=True)
 class PlannedRun:
@@ -76,9 +79,19 @@ def execute(
     instance: dg.DagsterInstance,
     run_config: Mapping[str, Any] | None = None,
     quiet: bool = True,
+    without: Sequence[str] = (),
 ) -> dg.ExecuteInProcessResult:
-    """Run ``planned`` in this process, recorded in ``instance`` like a run of the UI."""
+    """Run ``planned`` in this process, recorded in ``instance`` like a run of the UI.
+
+    Args:
+        without: raw tables that the run leaves alone, with their quality reports and checks.
+    """
     job = defs.resolve_job_def(planned.job)
+    keys = (
+        [key for key in job.asset_layer.selected_asset_keys if key.path[-1] not in without]
+        if without
+        else None
+    )
     config = dict(run_config or {})
     if quiet:
         config["loggers"] = {"console": {"config": {"log_level": "CRITICAL"}}}
@@ -87,6 +100,7 @@ def execute(
         run_config=config,
         instance=instance,
         partition_key=partition_key,
+        asset_selection=keys,
         tags=planned.tags,
         raise_on_error=False,
     )
@@ -95,4 +109,4 @@ def execute(
 def months_of(job: str) -> tuple[str | None, str | None]:
     """First and last month for a job over monthly assets; nothing for other jobs."""
     months = current_policy().sources.months
-    return (months[0], months[-1]) if job in ("load", "resubmit_rejects", "load_and_qc") else (None, None)
+    return (months[0], months[-1]) if job in LOADS else (None, None)

@@ -136,6 +136,8 @@ class LakeIOManager(dg.ConfigurableIOManager):
     ) -> Any:
         """The current versions of ``partitions``: the rows of all as one frame, or the first one's ``document``.
 
+        A raw table that is absent has no rows.
+
         Raises:
             InputError: a partition was never stored; it is named.
             DamagedError: its file is missing or damaged.
@@ -144,6 +146,12 @@ class LakeIOManager(dg.ConfigurableIOManager):
 
         versions = ledger.current(self.warehouse.engine(), asset)
         missing = [str(partition) for partition in partitions if partition not in versions]
+        if not versions and ledger.is_absent(self.warehouse.engine(), asset):
+            import pandas as pd
+
+            from e2i_dagster.tables.frames import conform
+
+            return conform(asset, pd.DataFrame())
         if missing:
             shown = ", ".join(missing[:6]) + (" ..." if len(missing) > 6 else "")
             of = f" partitions {shown}" if missing != ["None"] else ""

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from e2i_dagster.config.cohort_fields import EVENT_COLUMNS, OBSERVATION
 from e2i_dagster.errors import InputError
+from e2i_dagster.tables.frames import conform
 from e2i_dagster.versions import ledger
 from e2i_dagster.versions.lake import Lake
 
@@ -19,23 +20,31 @@ PATIENT_TABLES = ("patient_journeys", "patient_clinical")
 def read_current(
     engine: sa.Engine, lake: Lake, tables: Sequence[str], *, months: Sequence[str]
 ) -> dict[str, pd.DataFrame]:
-    """The current rows of raw ``tables``.
+    """The current rows of raw ``tables``; an event table that is absent has none.
 
     Args:
         months: months (``YYYY-MM``) that event tables are kept for; what the lake has of others is not read.
 
     Raises:
-        InputError: a table was never materialized; all of them are named.
+        InputError: a table was never materialized, or one of patients is absent; all of them are named.
     """
     versions = {table: ledger.current(engine, table, months=months) for table in tables}
     missing = [table for table, found in versions.items() if not found]
+    absent = [table for table in missing if ledger.is_absent(engine, table)]
+    if lacking := [table for table in absent if table in PATIENT_TABLES]:
+        raise InputError(
+            f"{', '.join(lacking)}: absent, no delivery holds it. A cohort needs it: deliver it."
+        )
+    missing = [table for table in missing if table not in absent]
     if missing:
         raise InputError(
             f"{', '.join(missing)}: never loaded.",
             remedy="Load data first: `e2i load --from FOLDER`, or `e2i run` for the invented set.",
         )
     return {
-        table: lake.read_frame([version.file for version in found.values() if version.file])
+        table: conform(table, pd.DataFrame())
+        if table in absent
+        else lake.read_frame([version.file for version in found.values() if version.file])
         for table, found in versions.items()
     }
 

@@ -7,15 +7,18 @@ separator, file names. Rows and values that the mapping does not mention pass th
 from __future__ import annotations
 
 import codecs
-import datetime as dt
-import re
+import itertools
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from e2i_dagster.policy_files.base import PolicyModel, read_yaml
+from e2i_dagster.config.computed import DateFormat, Expression, OneRow, RowRule, Unpivot, circle
+from e2i_dagster.policy_files.base import Place, PolicyModel, did_you_mean, read_yaml
+from e2i_dagster.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, raw_table
+from e2i_dagster.tables.cells import kind_of
 from e2i_dagster.tables.own_types import OWN_TABLE, OwnType
 
 
@@ -46,20 +49,6 @@ def _known_zone(value: str) -> str:
 
 
 Zone = Annotated[str, AfterValidator(_known_zone)]
-
-
-def _date_format(value: str) -> str:
-    example = dt.datetime(2013, 7, 15, tzinfo=dt.UTC)
-    try:
-        dt.datetime.strptime(example.strftime(value), value)
-    except ValueError:
-        raise ValueError("not a strptime format; for example %d.%m.%Y, %Y%m%d, %d-%b-%Y") from None
-    if not re.search("%[YyGxc]", value):
-        raise ValueError("a date without a year; for example %d.%m.%Y") from None
-    return value
-
-
-DateFormat = Annotated[str, AfterValidator(_date_format)]
 
 
 class FileFormat(PolicyModel):
@@ -120,31 +109,25 @@ class ReversalRule(PolicyModel):
         return self
 
 
-class TableMapping(PolicyModel):
-    """What differs for one table.
+class PartMapping(PolicyModel):
+    """How files of one shape become rows of a table.
 
-    ``files`` are patterns relative to the folder (default: ``<table>.csv|parquet`` and
-    ``<table>_*.csv|parquet``); ``rename`` is file column -> our column; all other keys name OUR
-    columns: ``dates`` gives a strptime format, ``partial_dates`` says what becomes of a year or month without a
-    day (``first``, ``middle`` or ``last`` day of it, or ``reject``, as without it; also of own columns that are
-    declared as ``date``), ``values`` maps delivered
-    values to ours, ``constants`` adds columns with one value. ``ignore`` drops file columns. ``restates: month``:
-    the delivery holds every row of the months that it has rows of, so what it does not hold is withdrawn;
-    ``restates: all`` says the same of a table without months. ``reversals`` declares rows that take others back.
-    ``own`` declares the types of columns of one's own, under which their cells are checked; what it does not name
-    is text. The format fields override the mapping's defaults.
+    ``files`` are patterns relative to the folder; ``rename`` is file column -> our column; all other keys name OUR
+    columns: ``columns`` computes them from what was delivered, ``dates`` gives a strptime format, ``values`` maps
+    delivered values to ours, ``constants`` adds columns with one value. ``ignore`` drops file columns. ``unpivot``
+    makes rows of numbered columns, ``where`` says which rows are taken. The format fields override the mapping's
+    defaults.
     """
 
     files: tuple[str, ...] = ()
     rename: dict[str, str] = Field(default_factory=dict)
+    unpivot: Unpivot | None = None
+    where: tuple[RowRule, ...] = ()
+    columns: dict[str, Expression] = Field(default_factory=dict)
     dates: dict[str, DateFormat] = Field(default_factory=dict)
-    partial_dates: dict[str, Literal["first", "middle", "last", "reject"]] = Field(default_factory=dict)
     values: dict[str, dict[str, str]] = Field(default_factory=dict)
     constants: dict[str, str] = Field(default_factory=dict)
     ignore: tuple[str, ...] = ()
-    own: dict[str, OwnType] = Field(default_factory=dict)
-    restates: Literal["month", "all"] | None = None
-    reversals: ReversalRule | None = None
     separator: str | None = Field(default=None, min_length=1, max_length=1)
     encoding: Encoding | None = None
     decimal: str | None = Field(default=None, pattern=r"^[.,]$")
@@ -153,22 +136,88 @@ class TableMapping(PolicyModel):
     line_breaks: bool | None = None
     time_zone: Zone | None = None
 
+    @field_validator("columns")
+    @classmethod
+    def _no_circle(cls, columns: dict[str, Expression]) -> dict[str, Expression]:
+        if way := circle(columns):
+            raise ValueError(
+                f"{' -> '.join(way)} go round in a circle. Compute one of them from columns of the file; `rename` swaps"
+            )
+        return columns
+
     @model_validator(mode="after")
-    def _one_source_per_column(self) -> TableMapping:
+    def _one_source_per_column(self) -> Self:
         targets = list(self.rename.values())
         twice = sorted({name for name in targets if targets.count(name) > 1})
         if twice:
             raise ValueError(f"rename gives {', '.join(twice)} more than once; keep one source per column")
-        both = sorted(set(targets) & set(self.constants))
-        if both:
-            raise ValueError(f"{', '.join(both)} is both renamed and a constant; keep one of them")
+        ways = {"renamed": targets, "a constant": self.constants, "computed": self.columns}
+        for (one, its), (other, others) in itertools.combinations(ways.items(), 2):
+            if both := sorted(set(its) & set(others)):
+                raise ValueError(f"{', '.join(both)} is both {one} and {other}; keep one of them")
         return self
+
+    @property
+    def made(self) -> tuple[str, ...]:
+        """Our columns that no column of a file need be: constants and computed ones."""
+        return (*self.constants, *self.columns)
+
+    @property
+    def computes(self) -> bool:
+        """Whether anything is computed or chosen."""
+        return bool(self.columns or self.where or self.unpivot)
+
+    @property
+    def looked_up(self) -> tuple[str, ...]:
+        """Patterns of the files that columns are looked up in."""
+        return tuple(dict.fromkeys(name for one in self.columns.values() for name in one.files()))
+
+
+class TableMapping(PartMapping):
+    """What differs for one table.
+
+    The keys of :class:`PartMapping`, where ``files`` are by default ``<table>.csv|parquet`` and
+    ``<table>_*.csv|parquet``, or ``parts``: several of them, for files of several shapes. For the whole table:
+    ``partial_dates`` says what becomes of a year or month without a
+    day (``first``, ``middle`` or ``last`` day of it, or ``reject``, as without it; also of own columns that are
+    declared as ``date``). ``restates: month``:
+    the delivery holds every row of the months that it has rows of, so what it does not hold is withdrawn;
+    ``restates: all`` says the same of a table without months. ``reversals`` declares rows that take others back.
+    ``one_row`` takes one of the rows that agree in a column. ``own`` declares the types of columns of one's own,
+    under which their cells are checked; what it does not name is text.
+    """
+
+    parts: tuple[PartMapping, ...] = ()
+    one_row: OneRow | None = None
+    partial_dates: dict[str, Literal["first", "middle", "last", "reject"]] = Field(default_factory=dict)
+    own: dict[str, OwnType] = Field(default_factory=dict)
+    restates: Literal["month", "all"] | None = None
+    reversals: ReversalRule | None = None
+
+    @model_validator(mode="after")
+    def _parts_say_it_all(self) -> Self:
+        of_part = {name for name in PartMapping.model_fields if name not in FileFormat.model_fields}
+        both = sorted(of_part & self.model_fields_set)
+        if self.parts and both:
+            raise ValueError(f"{', '.join(both)} beside `parts`: write it in the parts that it is for")
+        if nameless := [str(number + 1) for number, part in enumerate(self.parts) if not part.files]:
+            raise ValueError(f"part {', '.join(nameless)} names no `files`; say which files it is for")
+        return self
+
+    @property
+    def as_parts(self) -> tuple[PartMapping, ...]:
+        """The shapes of its files: ``parts``, or the table itself."""
+        return self.parts or (self,)
 
 
 class ImportMapping(PolicyModel):
-    """All tables of one delivery; ``format`` holds for every file unless a table says otherwise."""
+    """All tables of one delivery; ``format`` holds for every file unless a table says otherwise.
+
+    ``ignore`` are patterns of files that are not read.
+    """
 
     format: FileFormat = FileFormat()
+    ignore: tuple[str, ...] = ()
     tables: dict[str, TableMapping] = Field(default_factory=dict)
 
     @field_validator("tables")
@@ -186,14 +235,30 @@ class ImportMapping(PolicyModel):
         """The mapping of table ``name``; an empty one if the mapping does not mention it."""
         return self.tables.get(name, TableMapping())
 
-    def format_of(self, name: str) -> FileFormat:
-        """The file format of table ``name``: its own fields over the defaults."""
-        own = self.table(name)
+    def format_of(self, name: str, part: PartMapping | None = None) -> FileFormat:
+        """The file format of table ``name``: its own fields, and those of one of its parts, over the defaults."""
         given = {
-            field: value for field in FileFormat.model_fields if (value := getattr(own, field)) is not None
+            field: value
+            for own in (self.table(name), part)
+            for field in FileFormat.model_fields
+            if own is not None and (value := getattr(own, field)) is not None
         }
         # Only what was said is set, so that a file's name can decide what was not.
         return FileFormat.model_validate({**self.format.model_dump(exclude_unset=True), **given})
+
+    @property
+    def named_files(self) -> tuple[str, ...]:
+        """Patterns of the files that are named for a table."""
+        return tuple(dict.fromkeys(name for part in self._all_parts for name in part.files))
+
+    @property
+    def looked_up_files(self) -> tuple[str, ...]:
+        """Patterns of the files that columns are looked up in."""
+        return tuple(dict.fromkeys(name for part in self._all_parts for name in part.looked_up))
+
+    @property
+    def _all_parts(self) -> list[PartMapping]:
+        return [part for table in self.tables.values() for part in table.as_parts]
 
     @classmethod
     def load(cls, path: Path) -> ImportMapping:
@@ -202,7 +267,44 @@ class ImportMapping(PolicyModel):
         Raises:
             ConfigError: the file is missing or a field is wrong (line, field, value, remedy).
         """
-        return read_yaml(path, cls)
+        return read_yaml(path, cls, _computed_kinds)
+
+
+def _computed_kinds(mapping: ImportMapping) -> Iterable[Place]:
+    """Computed columns whose cells are of another kind than the column that they are for."""
+    for name, table in mapping.tables.items():
+        if name not in RAW_TABLES + OPTIONAL_RAW_TABLES:
+            continue
+        for number, part in enumerate(table.as_parts):
+            place = ("tables", name, *(("parts", number) if table.parts else ()), "columns")
+            for column, expression in part.columns.items():
+                yield from (
+                    ((*place, column), said)
+                    for said in _misfit(name, column, expression, table.own.get(column))
+                )
+
+
+def _misfit(table: str, name: str, expression: Expression, own: OwnType | None) -> Iterator[str]:
+    if expression.makes == "text":
+        return
+    known = raw_table(table).columns
+    kind = kind_of(known[name]) if name in known else own
+    fits = {"number": ("number", "integer"), "date": ("date", "timestamp"), "list": ("list",)}[
+        expression.makes
+    ]
+    if kind in fits:
+        return
+    if kind is None and table == OWN_TABLE and expression.makes != "list":
+        yield f"{expression.kind} makes a {expression.makes}. Declare `own: {{{name}: {expression.makes}}}`"
+    elif kind is None:
+        near = did_you_mean(name, known.keys())
+        yield f"{expression.kind} makes a {expression.makes}, and {table} has no column {name}. {near}".rstrip()
+    else:
+        fitting = [column.name for column in known if kind_of(column) in fits] or ["none"]
+        yield (
+            f"{expression.kind} makes a {expression.makes}, and {name} is {kind}. Such columns of {table}: "
+            f"{', '.join(fitting)}"
+        )
 
 
 class HandedMapping(FileFormat):

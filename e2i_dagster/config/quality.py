@@ -298,6 +298,12 @@ class ExpectationSpec(PolicyModel):
         return " ".join(part for part in [*parts, share] if part)
 
 
+class SourceQuality(PolicyModel):
+    """What a ``quality.yaml`` beside a mapping says of its source, in the place of what ``config/`` says of it."""
+
+    tables: dict[str, TableSettings] = {}
+
+
 class Suite(PolicyModel):
     """The expectations of one raw table, in the order of its file."""
 
@@ -324,8 +330,12 @@ class QualityPolicy:
 
     @classmethod
     @unobserved()
-    def load(cls, folder: Path | None = None) -> QualityPolicy:
+    def load(cls, folder: Path | None = None, beside: Path | None = None) -> QualityPolicy:
         """Read ``quality.yaml``, ``expectations/*.yaml`` and ``vocabulary.yaml`` of ``folder``.
+
+        Args:
+            beside: folder of a source, whose ``quality.yaml`` and ``expectations/`` stand for those of ``folder`` for
+                the tables that they name; by default that of the mapping in ``sources.yaml``.
 
         Raises:
             ConfigError: a file is missing or wrong, or names a table or column that does not exist;
@@ -336,14 +346,44 @@ class QualityPolicy:
         settings = read_yaml(path, QualitySettings)
         vocabularies = load_vocabulary(folder)
         problems = list(_settings_problems(path, settings))
+        folders = [folder]
+        beside = beside or _folder_of_source(folder)
+        if beside is not None and beside.resolve() != folder.resolve():
+            folders.append(beside)
+            own = beside / "quality.yaml"
+            if own.is_file():
+                said = read_yaml(own, SourceQuality).tables
+                problems.extend(_table_problems(own, said))
+                tables = {
+                    name: settings.tables[name].model_copy(
+                        update={key: getattr(one, key) for key in one.model_fields_set}
+                    )
+                    for name, one in said.items()
+                    if name in settings.tables
+                }
+                settings = settings.model_copy(update={"tables": {**settings.tables, **tables}})
         suites: dict[str, Suite] = {}
-        for file in sorted((folder / "expectations").glob("*.yaml")):
+        for file in (file for one in folders for file in sorted((one / "expectations").glob("*.yaml"))):
             suite = read_yaml(file, Suite)
             problems.extend(_suite_problems(file, _described(suite), vocabularies))
             suites[suite.table] = suite
         if problems:
             raise ConfigError.joined([_told(one) for one in problems])
         return cls(settings, suites, vocabularies)
+
+
+def _folder_of_source(folder: Path) -> Path | None:
+    """The folder of the mapping that ``sources.yaml`` names; None where it names none."""
+    from e2i_dagster.config.sources import FileSource, SourcesPolicy
+
+    if not (folder / "sources.yaml").is_file():
+        return None
+    source = SourcesPolicy.load(folder).source
+    return (
+        Path(source.mapping).expanduser().parent
+        if isinstance(source, FileSource) and source.mapping
+        else None
+    )
 
 
 @lru_cache(maxsize=8)
@@ -368,13 +408,21 @@ def _place(path: Path, *location: int | str) -> str:
 
 
 def _settings_problems(path: Path, settings: QualitySettings) -> Iterator[str]:
+    from e2i_dagster.tables import OPTIONAL_RAW_TABLES, RAW_TABLES
+
+    for table in RAW_TABLES + OPTIONAL_RAW_TABLES:
+        if table not in settings.tables:
+            yield f"{_place(path, 'tables')}: lacks the raw table {table}; every table states what it expects."
+    yield from _table_problems(path, settings.tables)
+    yield from _plausibility_problems(path, settings.plausibility)
+    yield from _indication_problems(path, settings)
+
+
+def _table_problems(path: Path, tables: Mapping[str, TableSettings]) -> Iterator[str]:
     from e2i_dagster.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, frame_columns, raw_table
 
     known = RAW_TABLES + OPTIONAL_RAW_TABLES
-    for table in known:
-        if table not in settings.tables:
-            yield f"{_place(path, 'tables')}: lacks the raw table {table}; every table states what it expects."
-    for table, about in settings.tables.items():
+    for table, about in tables.items():
         if table not in known:
             yield f"{_place(path, 'tables', table)}: {_no_table(table)}"
             continue
@@ -391,8 +439,6 @@ def _settings_problems(path: Path, settings: QualitySettings) -> Iterator[str]:
                 first, second = (type(raw_table(table).columns[column].type) for column in pair)
                 if first is not second:
                     yield f"{place}: {pair[0]} and {pair[1]} differ in type and cannot be compared."
-    yield from _plausibility_problems(path, settings.plausibility)
-    yield from _indication_problems(path, settings)
 
 
 def _indication_problems(path: Path, settings: QualitySettings) -> Iterator[str]:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from e2i_dagster.config.own_columns import disagreements
 from e2i_dagster.config.sources import FileSource, SourcesPolicy, SyntheticSource
-from e2i_dagster.display import Table
+from e2i_dagster.display import Table, Words
 from e2i_dagster.errors import ConfigError, VerdictError
 from e2i_dagster.policy_files import observed
 from e2i_dagster.policy_files.base import digest_of
@@ -54,7 +54,10 @@ class DeliveryRequest(BaseModel):
 
 
 class DeliveredFile(BaseModel):
-    """One file by name, size and digest of its bytes; ``lines`` below the header where it is text that was read."""
+    """One file by name, size and digest of its bytes; ``lines`` below the header where it is text that was read.
+
+    ``format`` as people call it, ``notes`` what the file says of its rows besides their cells, of files that were read.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -62,6 +65,8 @@ class DeliveredFile(BaseModel):
     size: int
     digest: str
     lines: int | None = None
+    format: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 class DeliveryManifest(BaseModel):
@@ -80,6 +85,7 @@ class DeliveryManifest(BaseModel):
 
     def to_metadata(self) -> dict[str, Any]:
         """Folder, kind, files and what was not read for the UI."""
+        notes = [said for file in self.files for said in file.notes]
         return {
             "kind": self.kind,
             "folder": self.folder,
@@ -87,9 +93,10 @@ class DeliveryManifest(BaseModel):
             "accepted_share": self.success_threshold,
             "reason": self.reason,
             "files": Table(
-                ("file", "bytes", "lines", "digest"),
-                [(file.name, file.size, file.lines, file.digest) for file in self.files],
+                ("file", "format", "bytes", "lines", "digest"),
+                [(file.name, file.format, file.size, file.lines, file.digest) for file in self.files],
             ),
+            **({"notes": Words("\n\n".join(notes))} if notes else {}),
             "not_read": dict(self.not_read),
         }
 
@@ -160,10 +167,10 @@ def prepare_delivery(
     read = read_delivery(manifest)
     # The marks of a synthetic set beside its files are our own.
     left = {} if isinstance(source, SyntheticSource) else dict(read.not_read)
-    lines = {file.path: file.lines for table in read.delivered.values() for file in table.files}
-    counted = tuple(
-        file.model_copy(update={"lines": lines.get(folder / file.name)}) for file in manifest.files
-    )
+    said: dict[Path, dict[str, Any]] = {}
+    for file in (file for table in read.delivered.values() for file in table.files):
+        said.setdefault(file.path, {"lines": file.lines, "format": file.format_name, "notes": file.notes})
+    counted = tuple(file.model_copy(update=said.get(folder / file.name, {})) for file in manifest.files)
     return manifest.model_copy(update={"not_read": left, "files": counted})
 
 
@@ -186,13 +193,8 @@ def _delivered(folder: Path, mapping: str | None) -> list[Path]:
     if not folder.is_dir():
         return []
     tables = ImportMapping() if mapping is None else ImportMapping.load(Path(mapping))
-    named = {
-        path
-        for table in tables.tables.values()
-        for pattern in table.files
-        for path in folder.glob(pattern)
-        if path.is_file()
-    }
+    patterns = (*tables.named_files, *tables.looked_up_files)
+    named = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
     return sorted({*readable_files(folder), *named})
 
 
@@ -318,6 +320,34 @@ def dry_run_report(request: DeliveryRequest) -> dict[str, Any]:
         dry_run=True,
     )
     return report.model_dump(mode="json") | {"not_read": manifest.not_read}
+
+
+def absent_tables(request: DeliveryRequest, policy: SourcesPolicy, engine: sa.Engine) -> dict[str, str]:
+    """Raw tables that neither the delivery of ``request`` nor the warehouse has a row of, each with what to do.
+
+    Nothing is read of the files. A folder that cannot be read as it is has no absent tables: its problems are said
+    when it is read.
+    """
+    import sqlalchemy as sa
+
+    from e2i_dagster.config.mapping import ImportMapping
+    from e2i_dagster.sources.files import tables_of
+    from e2i_dagster.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, raw_table
+
+    source = _source_of(request, policy)
+    if isinstance(source, SyntheticSource):
+        return {}
+    folder, mapping = Path(source.folder).expanduser(), source.mapping
+    held = tables_of(folder, ImportMapping() if mapping is None else ImportMapping.load(Path(mapping)))
+    lacking = [name for name in (*RAW_TABLES, *OPTIONAL_RAW_TABLES) if held and name not in held]
+    with engine.connect() as connection:
+        return {
+            name: f"no file of {folder.name} holds it and none was loaded before; a delivery that has it brings it in"
+            for name in lacking
+            if not connection.execute(
+                sa.select(sa.exists(sa.select(1).select_from(raw_table(name))))
+            ).scalar()
+        }
 
 
 def not_read_by(request: DeliveryRequest) -> dict[str, str]:

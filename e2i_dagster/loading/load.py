@@ -50,10 +50,14 @@ Progress = Callable[[str], None]
 
 
 class TableLoad(BaseModel):
-    """What became of one table. ``source = loaded + unchanged + rejected + duplicate + reversal`` always.
+    """What became of one table.
+
+    ``source = loaded + unchanged + rejected + duplicate + reversal + left out`` always.
 
     Attributes:
         source: delivered rows (inside the window of months, if one was given).
+        left_out: rule of the mapping -> delivered rows that it left out.
+        added: rows of ``source`` that the mapping made of numbered columns, beside the first of each line.
         loaded: rows written, ``inserted + updated``.
         rejected: rows not taken; those without a fault of their own count under the reasons
             ``below_threshold``, ``not_tried``, ``before_first_month`` and ``after_data_end``, and are in no reject.
@@ -72,6 +76,7 @@ class TableLoad(BaseModel):
         withheld: month -> why nothing of it was written.
         lines: lines of the delivered text files below their headers, blank ones aside, counted apart from
             the parser: more than rows where cells hold line breaks; None where there are no lines.
+        notes: what the files say of their rows besides the cells, such as special missing values by letter.
         outside: delivered rows of other months than the window's; not looked at.
         ignored_columns: delivered columns for which the table has no place.
     """
@@ -86,6 +91,8 @@ class TableLoad(BaseModel):
     rejected: int = Field(default=0, ge=0)
     duplicate: int = Field(default=0, ge=0)
     reversal: int = Field(default=0, ge=0)
+    left_out: dict[str, int] = Field(default_factory=dict)
+    added: int = Field(default=0, ge=0)
     withdrawn: int = Field(default=0, ge=0)
     restored: int = Field(default=0, ge=0)
     going: tuple[staging.Going, ...] = ()
@@ -97,6 +104,7 @@ class TableLoad(BaseModel):
     partitions: tuple[str, ...] = ()
     withheld: dict[str, str] = Field(default_factory=dict)
     lines: int | None = None
+    notes: tuple[str, ...] = ()
     outside: int = Field(default=0, ge=0)
     ignored_columns: tuple[str, ...] = ()
     batches: int = 0
@@ -107,11 +115,17 @@ class TableLoad(BaseModel):
     def _reconciles(self) -> TableLoad:
         if self.loaded != self.inserted + self.updated:
             raise ValueError("loaded is not inserted + updated")
-        if self.source != self.loaded + self.unchanged + self.rejected + self.duplicate + self.reversal:
-            raise ValueError("source is not loaded + unchanged + rejected + duplicate + reversal")
+        told = self.loaded + self.unchanged + self.rejected + self.duplicate + self.reversal
+        if self.source != told + self.rows_left_out:
+            raise ValueError("source is not loaded + unchanged + rejected + duplicate + reversal + left out")
         if self.rejected != sum(self.reasons.values()):
             raise ValueError("rejected is not the sum of its reasons")
         return self
+
+    @property
+    def rows_left_out(self) -> int:
+        """Rows that the mapping left out."""
+        return sum(self.left_out.values())
 
     @property
     def success(self) -> bool:
@@ -144,14 +158,18 @@ class LoadReport(BaseModel):
             name: sum(getattr(done, name) for done in self.tables.values())
             for name in ("source", "loaded", "unchanged", "rejected", "duplicate", "reversal", "withdrawn")
         }
+        total["left_out"] = sum(done.rows_left_out for done in self.tables.values())
         columns = (
             *("source", "lines", "inserted", "updated", "unchanged", "rejected", "duplicate", "reversal"),
-            *("withdrawn", "restored"),
+            *("rows_left_out", "withdrawn", "restored"),
         )
         rows = [
             (
                 *(name, done.status, *(getattr(done, column) for column in columns)),
-                *(", ".join(f"{code} {rows:,}" for code, rows in done.reasons.items()), done.seconds),
+                ", ".join(
+                    f"{code} {rows:,}" for code, rows in (*done.reasons.items(), *done.left_out.items())
+                ),
+                done.seconds,
             )
             for name, done in self.tables.items()
         ]
@@ -411,7 +429,7 @@ class _Loader:
         lost = [parent for parent in loaded_after(name) if parent in self.missing]
         with staging.speaking_errors(self.engine):
             if lost:
-                done = self._not_tried(name, frame, lost, began)
+                done = self._not_tried(frame, lost, _left_out(delivered), began)
                 self._record(name, done, {}, delivered, reversals)
             elif self.dry_run:
                 done = self._load(name, frame, delivered, reversals, began)
@@ -423,11 +441,14 @@ class _Loader:
         self.say(_line(name, done))
         return done
 
-    def _not_tried(self, name: str, frame: pd.DataFrame, lost: Sequence[str], began: float) -> TableLoad:
+    def _not_tried(
+        self, frame: pd.DataFrame, lost: Sequence[str], left_out: dict[str, int], began: float
+    ) -> TableLoad:
         rows = len(frame)
         return TableLoad(
-            source=rows,
+            source=rows + sum(left_out.values()),
             rejected=rows,
+            left_out=left_out,
             reasons={"not_tried": rows} if rows else {},
             status="not_tried",
             seconds=time.perf_counter() - began,
@@ -481,9 +502,12 @@ class _Loader:
             )
         self._remember(checked, counts)
         reasons = _reasons(checked, counts, malformed)
-        source = int((counts.considered | beyond).sum()) + malformed
+        left_out = _left_out(delivered)
+        source = int((counts.considered | beyond).sum()) + malformed + sum(left_out.values())
         done = TableLoad(
             source=source,
+            left_out=left_out,
+            added=getattr(delivered, "added", 0),
             loaded=merged.inserted + merged.updated,
             inserted=merged.inserted,
             updated=merged.updated,
@@ -502,6 +526,7 @@ class _Loader:
             partitions=tuple(merged.months),
             withheld=counts.withheld,
             lines=None if delivered is None else delivered.lines,
+            notes=() if delivered is None else delivered.notes,
             outside=int((~(counts.considered | beyond)).sum()),
             ignored_columns=checked.ignored,
             batches=staged.batches,
@@ -695,6 +720,8 @@ def _record(report: LoadReport, name: str, done: TableLoad) -> dict[str, Any]:
         "restored": done.restored,
         "lines": done.lines,
         "reasons": done.reasons,
+        "left_out": done.left_out,
+        "added": done.added,
         "batches": done.batches,
         "retries": done.retries,
         "threshold": report.threshold,
@@ -775,6 +802,11 @@ def _message(name: str, counts: _Counts, kept: tuple[str, str] | None) -> str | 
     return None
 
 
+def _left_out(delivered: Any) -> dict[str, int]:
+    """Rule of the mapping -> rows that it left out, most first."""
+    return dict(sorted(getattr(delivered, "left_out", {}).items(), key=lambda one: (-one[1], one[0])))
+
+
 _CELL = ("row_key", "column", "delivered", "precision", "rule")
 
 
@@ -816,9 +848,10 @@ def _not_withdrawn(name: str, delivered: Any) -> str | None:
 def _line(name: str, done: TableLoad) -> str:
     withdrawn = f", {done.withdrawn:,} withdrawn" if done.withdrawn else ""
     reversal = f" + {done.reversal:,} reversal" if done.reversal else ""
+    left_out = f" + {done.rows_left_out:,} left out by the mapping" if done.left_out else ""
     text = (
         f"{name}: {done.status}, {done.source:,} rows = {done.inserted:,} inserted + {done.updated:,} updated "
         f"+ {done.unchanged:,} unchanged + {done.rejected:,} rejected + {done.duplicate:,} duplicate"
-        f"{reversal}{withdrawn} ({done.seconds:.1f} s)"
+        f"{reversal}{left_out}{withdrawn} ({done.seconds:.1f} s)"
     )
     return f"{text}. {done.message}" if done.message else text

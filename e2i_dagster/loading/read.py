@@ -163,8 +163,8 @@ def _selected(table: str) -> Callable[[str], sql.Composable]:
 def recorded_load(engine: sa.Engine, load_id: str) -> dict[str, Any]:
     """What ``ml_table_loads`` says of a load, in the form of ``e2i load --json``.
 
-    ``source = loaded + unchanged + rejected + duplicate + reversal`` for each table, in load order. A load that
-    ended before its first table has no tables and no success.
+    ``source = loaded + unchanged + rejected + duplicate + reversal + left out`` for each table, in load order. A load
+    that ended before its first table has no tables and no success.
     """
     from e2i_dagster.loading.rejects import summary
     from e2i_dagster.tables.description.control import load_completed_dates, ml_table_loads
@@ -202,6 +202,8 @@ def recorded_load(engine: sa.Engine, load_id: str) -> dict[str, Any]:
             "withdrawn": row["withdrawn"],
             "restored": row["restored"],
             "lines": row["lines"],
+            "left_out": dict(row["left_out"]),
+            "added": row["added"],
             "completed": completed.get(name, {}),
             "seconds": row["seconds"],
             "status": row["status"],

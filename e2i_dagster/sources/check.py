@@ -22,24 +22,28 @@ import sqlalchemy as sa
 import yaml
 from pydantic import BaseModel, ConfigDict
 
+from e2i_dagster.config.computed import Expression
 from e2i_dagster.config.mapping import FileFormat, ImportMapping, TableMapping
 from e2i_dagster.errors import InputError
+from e2i_dagster.sources.compute import expanded
 from e2i_dagster.sources.files import (
     IGNORED_COLUMNS,
     Delivery,
     complete_dates,
-    ending_of,
-    iso_text,
+    frame_of,
     not_read,
-    open_bytes,
-    open_text,
-    proposed_quoting,
     read,
     readable_files,
-    records_of,
+    refused_files,
     stem_of,
     with_decimal_point,
 )
+from e2i_dagster.sources.formats import READ, open_records, recognise
+from e2i_dagster.sources.formats.delimited import FORMAT as CSV
+from e2i_dagster.sources.formats.delimited import open_text, proposed_quoting, records_of, text_ending
+from e2i_dagster.sources.formats.records import ColumnNotes, open_bytes
+from e2i_dagster.sources.numbered import proposed_lists
+from e2i_dagster.sources.shapes import Recognised, recognised
 from e2i_dagster.tables import (
     MAINTAINED_COLUMNS,
     OPTIONAL_RAW_TABLES,
@@ -54,7 +58,7 @@ from e2i_dagster.tables.cells import FALSE, TRUE, kind_of, numbers_of
 from e2i_dagster.tables.codes import cell_shape
 from e2i_dagster.tables.constraints import spans
 from e2i_dagster.tables.frames import cell_text
-from e2i_dagster.tables.moments import Completion
+from e2i_dagster.tables.moments import Completion, iso_text
 from e2i_dagster.tables.own_columns import read_as
 from e2i_dagster.tables.own_types import OWN_TABLE, OwnType
 from e2i_dagster.tables.rules import check
@@ -79,6 +83,8 @@ _MOSTLY = 0.5
 _DISTINCT = 0.9
 #: From this score on nobody is asked whether a column is really the key.
 _SURE = 0.8
+#: What the likeness to a label counts beside that to a name.
+_OF_LABEL = 0.95
 #: Likeness of the letters of two words that are one, shortened or misspelt.
 _SAME_WORD = 0.75
 
@@ -127,12 +133,16 @@ class TableCheck(BaseModel):
 
     Attributes:
         matches: proposed columns. unmatched: file columns without one.
+        lists: list column -> the pattern of the numbered columns that are its cells.
         missing_required: our columns without which no row can be loaded.
         not_delivered: columns whose empty cells lower the completeness that quality control asks for
             (``config/quality.yaml``, ``expected``), of those that apply to every row.
         own: types of the columns that are kept under their own names, as declared or proposed.
         rows: rows of the files. rejected: reason -> rows that a load would reject, references aside.
+        left_out: rule of the mapping -> rows that it leaves out.
         partial_dates: date columns with cells that have no day, and what the mapping makes of them.
+        formats: file to its format, as people call it. labels: file column to what the file calls it in words.
+        notes: what the files say of their rows besides the cells.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -142,12 +152,17 @@ class TableCheck(BaseModel):
     format: FileFormat
     matches: tuple[ColumnMatch, ...]
     unmatched: tuple[str, ...]
+    lists: dict[str, str] = {}
     missing_required: tuple[str, ...]
     not_delivered: tuple[str, ...] = ()
     own: dict[str, OwnType] = {}
     rows: int = 0
     rejected: dict[str, int] = {}
+    left_out: dict[str, int] = {}
     partial_dates: tuple[PartialDates, ...] = ()
+    formats: dict[str, str] = {}
+    labels: dict[str, str] = {}
+    notes: tuple[str, ...] = ()
 
     @property
     def kept_as_own(self) -> tuple[str, ...]:
@@ -166,6 +181,8 @@ class ImportCheck:
         problems: why the folder could not be read with the mapping; empty when it could.
         delivery: the mapped rows; None when there are problems.
         errors: one for each problem, with its file, column and remedy.
+        shape: the published shape that the folder has, whose mapping is proposed; None where it has none.
+        notes: what a person should look at in the mapping of a shape.
     """
 
     folder: Path
@@ -176,11 +193,15 @@ class ImportCheck:
     delivery: Delivery | None
     not_read: Mapping[str, str] = field(default_factory=dict)
     errors: tuple[InputError, ...] = ()
+    shape: str | None = None
+    notes: tuple[str, ...] = ()
 
     def to_record(self) -> dict[str, Any]:
         """Everything but the rows, for ``--json``."""
         return {
             "folder": str(self.folder),
+            "shape": self.shape,
+            "notes": list(self.notes),
             "tables": [table.model_dump(mode="json") for table in self.tables],
             "unassigned": dict(self.unassigned),
             "problems": list(self.problems),
@@ -209,12 +230,18 @@ def check_folder(
     paths = _files(folder)
     differing: list[str] = []
     errors: tuple[InputError, ...] = ()
+    tables: list[TableCheck] = []
+    unassigned: dict[str, str] = {}
+    shape = None
+    proposed = mapping is None
     if mapping is None:
-        tables, unassigned, differing = _propose(paths, vocabulary)
-        mapping = _mapping(tables, [path.name for path in paths])
-        proposed = True
-    else:
-        tables, unassigned, proposed = [], {}, False
+        formats = _formats(paths)
+        shape = _shape(formats)
+        if shape is not None:
+            mapping = shape.mapping
+        else:
+            tables, unassigned, differing = _propose(formats, vocabulary)
+            mapping = _mapping(tables, [path.name for path in paths])
     delivery: Delivery | None = None
     problems: tuple[str, ...] = ()
     asked = [table.table for table in tables] or None
@@ -236,22 +263,64 @@ def check_folder(
             for name in delivery
         ]
     return ImportCheck(
-        folder, tuple(tables), mapping, unassigned, problems, delivery, not_read(folder, mapping), errors
+        folder,
+        tuple(tables),
+        mapping,
+        unassigned,
+        problems,
+        delivery,
+        not_read(folder, mapping),
+        errors,
+        shape=None if shape is None else shape.title,
+        notes=() if shape is None else shape.notes,
     )
 
 
 def mapping_document(mapping: ImportMapping) -> dict[str, Any]:
     """``mapping`` as plain values without what is default."""
-    document = mapping.model_dump(mode="json", exclude_defaults=True)
+    document = _short_names(mapping.model_dump(mode="json", exclude_defaults=True, by_alias=True))
     if "separator" in mapping.format.model_fields_set:
         # Text files need it said, also where it is a comma.
         document.setdefault("format", {})["separator"] = mapping.format.separator
     return document
 
 
+def quality_yaml(found: ImportCheck, expected: Mapping[str, Sequence[str]]) -> str | None:
+    """The ``quality.yaml`` of the source: what is expected of each table that lacks columns; None where none does.
+
+    Args:
+        expected: columns of each table that quality control expects to be filled.
+    """
+    delivered = {
+        table.table: [name for name in expected.get(table.table, ()) if name not in table.not_delivered]
+        for table in found.tables
+        if table.not_delivered
+    }
+    tables = {name: {"expected": columns} for name, columns in delivered.items() if columns}
+    if not tables:
+        return None
+    head = (
+        "# Proposed by `e2i import check`: columns whose empty cells count, without those that are not delivered.\n"
+        "# It holds once `source` of config/sources.yaml names the mapping beside it (docs/own_data.md).\n"
+    )
+    return head + yaml.safe_dump({"tables": tables}, sort_keys=False, width=110, default_flow_style=None)
+
+
+def _short_names(value: Any) -> Any:
+    """``{from: dx1}`` as ``dx1``, and what is alone in a list of names without the list."""
+    if isinstance(value, dict):
+        return (
+            value["from"]
+            if list(value) == ["from"]
+            else {key: _short_names(one) for key, one in value.items()}
+        )
+    return [_short_names(one) for one in value] if isinstance(value, list) else value
+
+
 def mapping_yaml(found: ImportCheck) -> str:
     """The mapping as a file for people: what is unsure stands as a comment at the top."""
-    notes = [
+    notes = [f"#   {note}" for note in found.notes]
+    notes += [
         f"#   {table.table}.{match.column}: {note}"
         for table in found.tables
         for match in table.matches
@@ -274,10 +343,17 @@ def mapping_yaml(found: ImportCheck) -> str:
         if table.own
     ]
     notes += [f"#   {name}: holds none of our tables; {why}" for name, why in found.unassigned.items()]
-    head = "# Proposed by `e2i import check`: read it before you load. docs/loading.md says what each key means.\n"
+    head = f"# Read as {found.shape}.\n" if found.shape else ""
+    head += "# Proposed by `e2i import check`: read it before you load. docs/loading.md says what each key means.\n"
     if notes:
         head += "# To look at:\n" + "\n".join(notes) + "\n"
-    body = yaml.safe_dump(mapping_document(found.mapping), sort_keys=False, allow_unicode=True, width=110)
+    body = yaml.safe_dump(
+        mapping_document(found.mapping),
+        sort_keys=False,
+        allow_unicode=True,
+        width=110,
+        default_flow_style=None,
+    )
     return head + body
 
 
@@ -287,8 +363,9 @@ def _files(folder: Path) -> list[Path]:
         raise InputError(f"{folder}: {what}.", remedy="Give the folder that holds the supplier's files.")
     paths = readable_files(folder)
     if not paths:
+        refused = "".join(f"\n  - {said}" for said in refused_files(folder))
         raise InputError(
-            f"{folder}: no CSV, TSV, text or Parquet file.", remedy="Save what you have as one of them."
+            f"{folder}: no file that is read ({READ}).{refused}", remedy="Save what you have as one of them."
         )
     return paths
 
@@ -301,14 +378,14 @@ def _formats(paths: Sequence[Path]) -> dict[Path, FileFormat]:
     formats: dict[Path, FileFormat] = {}
     undecided = []
     for path in paths:
-        if ending_of(path) == ".parquet":
+        if recognise(path) is not CSV:
             formats[path] = FileFormat()
             continue
         encoding, text = _beginning(path)
         header, _, body = text.partition("\n")
         separator = max(_SEPARATORS, key=header.count)
         # A comma goes without saying, but not in .txt and .tsv files.
-        said = {} if separator == "," and ending_of(path) == ".csv" else {"separator": separator}
+        said = {} if separator == "," and text_ending(path) == ".csv" else {"separator": separator}
         cell = rf'(?:^|[{re.escape(separator)}])"?-?\d+{{}}\d+"?(?=[{re.escape(separator)}\r\n])'
         comma, point = (len(re.findall(cell.format(mark), body, re.MULTILINE)) for mark in (",", r"\."))
         if not comma and not point and separator != ",":
@@ -344,17 +421,15 @@ def _beginning(path: Path) -> tuple[str, str]:
     return "latin-1", lines.decode("latin-1")
 
 
-def _sample(path: Path, form: FileFormat, rows: int) -> pd.DataFrame:
-    """The first rows of a file as text, nulls as null."""
-    if ending_of(path) == ".parquet":
-        import pyarrow.parquet as pq
-
-        with pq.ParquetFile(path) as parquet:
-            batch = next(parquet.iter_batches(batch_size=rows), None)
-            frame = batch.to_pandas() if batch is not None else parquet.schema_arrow.empty_table().to_pandas()
-        # Lists, structures and bytes among them, which have no text of their own.
-        objects = {name: cell_text(frame[name]) for name in frame.columns if frame[name].dtype == object}
-        return frame.assign(**objects).astype("string[pyarrow]")
+def _sample(path: Path, form: FileFormat, rows: int) -> tuple[pd.DataFrame, Mapping[str, ColumnNotes]]:
+    """The first rows of a file as text, nulls as null, and what it says of its columns."""
+    if recognise(path) is not CSV:
+        records = open_records(path, form)
+        given = frame_of(records.head(rows))
+        # As the loader keeps own columns: lists, structures and bytes have no text of their own.
+        return pd.DataFrame(
+            {str(name): cell_text(given[name]) for name in given.columns}
+        ), records.told.columns
     with open_text(path, form) as stream:
         # By records and not by lines: a cell may hold line breaks.
         records = list(itertools.islice(records_of(stream, path, form, strict=False), rows + 1))
@@ -366,21 +441,34 @@ def _sample(path: Path, form: FileFormat, rows: int) -> pd.DataFrame:
     header = [name.strip() for name in records[0]]
     body = [record for record in records[1:] if len(record) == len(header)]
     frame = pd.DataFrame(body, columns=header, dtype="string[pyarrow]")
-    return frame.mask(frame.apply(lambda column: column.str.strip() == ""))
+    return frame.mask(frame.apply(lambda column: column.str.strip() == "")), {}
 
 
 # Which table, which column.
 
 
+def _shape(formats: Mapping[Path, FileFormat]) -> Recognised | None:
+    """The published shape of a folder, by the headers of its files."""
+    headers = {
+        path.name: [str(name) for name in _sample(path, form, 1)[0].columns] for path, form in formats.items()
+    }
+    said = {
+        path.name: form.model_dump(exclude_unset=True, exclude_defaults=True)
+        for path, form in formats.items()
+    }
+    return recognised(headers, said)
+
+
 def _propose(
-    paths: Sequence[Path], vocabulary: VocabularyPolicy
+    formats: Mapping[Path, FileFormat], vocabulary: VocabularyPolicy
 ) -> tuple[list[TableCheck], dict[str, str], list[str]]:
     """Each file's best table; files without one, and why; files with another header than their table's first."""
     found: dict[str, list[tuple[Path, FileFormat, list[ColumnMatch], list[str]]]] = {}
     unassigned: dict[str, str] = {}
-    for path, form in _formats(paths).items():
-        sample = _sample(path, form, vocabulary.column_matching.sample_rows)
-        columns = [_FileColumn(str(name), sample[name]) for name in sample.columns]
+    lists_of: dict[Path, dict[str, str]] = {}
+    for path, form in formats.items():
+        sample, about = _sample(path, form, vocabulary.column_matching.sample_rows)
+        columns = [_FileColumn(str(name), sample[name], about.get(str(name))) for name in sample.columns]
         named = [one for one in _TABLES if _is_named(path, one)]
         ranked = sorted(
             (
@@ -392,10 +480,16 @@ def _propose(
         )
         possible = [one for one in ranked if not _lacking(one[1], one[2])]
         if not possible or possible[0][0] <= 0:
-            unassigned[path.name] = _nearest(named, ranked, columns, vocabulary.column_matching)
+            read_as = "" if (of := recognise(path)) in (CSV, None) else f"read as {of.name}; "
+            unassigned[path.name] = read_as + _nearest(named, ranked, columns, vocabulary.column_matching)
             continue
         _, table, matches = possible[0]
-        taken = {match.file_column for match in matches}
+        lists = _lists(table, columns, vocabulary.column_matching)
+        names = list(sample.columns)
+        in_lists = {name for pattern in lists.values() for name in expanded(pattern, names).values()}
+        lists_of[path] = lists
+        matches = [match for match in matches if match.file_column not in in_lists or match.score >= _SURE]
+        taken = {match.file_column for match in matches} | in_lists
         rest = [name for name in sample.columns if name not in taken and name not in IGNORED_COLUMNS]
         found.setdefault(table, []).append((path, form, matches, rest))
     tables, differing = [], []
@@ -409,8 +503,8 @@ def _propose(
                 lacks, has = (", ".join(sorted(names)) for names in (header - other, other - header))
                 differing.append(
                     f"{path.name}: not the columns of {first.name}, which holds {table} too (without {lacks}; "
-                    f"with {has or 'no other'}). One mapping holds for all files of a table: give them one header, "
-                    "or put this file into a folder with a mapping of its own and load it after the others."
+                    f"with {has or 'no other'}). Write `parts` in the mapping, one for each shape, or give them "
+                    "one header."
                 )
         tables.append(
             TableCheck(
@@ -419,10 +513,17 @@ def _propose(
                 format=form,
                 matches=tuple(matches),
                 unmatched=tuple(rest),
+                lists=lists_of[first],
                 missing_required=_lacking(table, matches),
             )
         )
     return tables, unassigned, differing
+
+
+def _lists(table: str, columns: Sequence[_FileColumn], rules: ColumnMatching) -> dict[str, str]:
+    """Lists of a table that numbered columns of a file are, with the pattern of these."""
+    meanings = _meanings(columns, rules)
+    return proposed_lists(table, {one.name: one.text for one in columns}, lambda name: _words(name, meanings))
 
 
 def _lacking(table: str, matches: Sequence[ColumnMatch]) -> tuple[str, ...]:
@@ -520,13 +621,13 @@ def _match_columns(
             if column.name in MAINTAINED_COLUMNS or column.name == "extra":
                 continue
             is_ours = column.name in (one.name, aliases.get(one.name))
-            name = 1.0 if is_ours else _alike(one.name, column.name, meanings)
+            name = 1.0 if is_ours else one.alike(column.name, meanings)
             if name < rules.minimum * 2 / 3:
                 continue
             if not is_ours and column.name == key and one.repeats:
                 continue
             if not is_ours and column.name.endswith("_id"):
-                said = [*_words(one.name, meanings), *of_file]
+                said = [*_words(one.name, meanings), *_words(one.label, meanings), *of_file]
                 if not _says(said, column.name.removesuffix("_id").rpartition("_")[2]):
                     continue
             values = _value_fit(one, column, form, vocabulary)
@@ -627,9 +728,16 @@ class _Values:
 class _FileColumn:
     """The filled cells of a file's column as text; whether they are days is asked once, not for each table."""
 
-    def __init__(self, name: str, values: pd.Series) -> None:
+    def __init__(self, name: str, values: pd.Series, about: ColumnNotes | None) -> None:
         self.name = name
+        self.label = (about and about.label) or ""
+        self.value_labels = about.values if about else {}
         self.text = values.dropna().astype("string[pyarrow]").str.strip()
+
+    def alike(self, ours: str, meanings: Mapping[str, str]) -> float:
+        """Likeness of a column of ours to its name, or to its label, which says it in more words."""
+        by_label = _OF_LABEL * _alike(self.label, ours, meanings) if self.label else 0.0
+        return max(_alike(self.name, ours, meanings), by_label)
 
     @cached_property
     def repeats(self) -> bool:
@@ -655,7 +763,7 @@ def _value_fit(
     if kind in ("number", "integer"):
         return _numbers(text, column, form)
     if about.vocabulary:
-        return _vocabulary_fit(text, about.vocabulary, vocabulary)
+        return _vocabulary_fit(text, about.vocabulary, vocabulary, given.value_labels)
     return _boolean_fit(text) if kind == "boolean" else _text_fit(text, column.name)
 
 
@@ -718,7 +826,9 @@ def _boolean_fit(text: pd.Series) -> _Values | None:
     )
 
 
-def _vocabulary_fit(text: pd.Series, name: str, policy: VocabularyPolicy) -> _Values | None:
+def _vocabulary_fit(
+    text: pd.Series, name: str, policy: VocabularyPolicy, labels: Mapping[str, str]
+) -> _Values | None:
     accepted = policy.values(name)
     known = {**{value.lower(): value for value in accepted}}
     known |= {alias.lower(): target for alias, target in policy.aliases(name).items() if target}
@@ -729,8 +839,9 @@ def _vocabulary_fit(text: pd.Series, name: str, policy: VocabularyPolicy) -> _Va
     for value in distinct:
         if value in exact:
             continue
-        target = known.get(value.lower().replace(" ", "_"), known.get(value.lower()))
-        begins = [one for one in accepted if len(value) > 2 and one.lower().startswith(value.lower())]
+        word = labels.get(value, value).lower()
+        target = known.get(word.replace(" ", "_"), known.get(word))
+        begins = [one for one in accepted if len(word) > 2 and one.lower().startswith(word)]
         if target is None and len(begins) == 1:
             target = begins[0]
         if target is None:
@@ -784,6 +895,7 @@ def _mapping(tables: Sequence[TableCheck], names: Sequence[str]) -> ImportMappin
         own[table.table] = TableMapping(
             files=() if plain else _pattern(table.files, names),
             rename={m.file_column: m.column for m in table.matches if m.file_column != m.column},
+            columns={name: Expression.model_validate({"list": one}) for name, one in table.lists.items()},
             dates={m.column: m.date_format for m in table.matches if m.date_format},
             values={m.column: m.values for m in table.matches if m.values},
             **differs,
@@ -907,8 +1019,17 @@ def _judged(
     return before.model_copy(
         update={
             "own": dict(delivery.delivered[name].own),
+            "formats": {file.name: file.format_name for file in delivery.delivered[name].files},
+            "labels": {
+                column: notes.label
+                for file in delivery.delivered[name].files
+                for column, notes in file.told.columns.items()
+                if notes.label
+            },
+            "notes": delivery.delivered[name].notes,
             "rows": len(frame),
             "rejected": counts,
+            "left_out": dict(delivery.delivered[name].left_out),
             "partial_dates": _partial_dates(delivery, name),
             "not_delivered": tuple(
                 column

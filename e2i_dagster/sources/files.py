@@ -1,31 +1,39 @@
-"""Reading a folder of CSV or Parquet files into raw tables.
+"""Reading a folder of files into raw tables: which file holds which table, the supplier's names and codes.
 
-Here belongs everything about files: which file holds which table, encoding, separator, the
-supplier's names and codes. What a row must look like to be accepted is ``warehouse.rules``.
-Every CSV value is read as text, so leading zeros of codes, ZIP and NDC survive.
+How the formats of files are read is :mod:`.formats`, what a row must look like to be accepted
+:mod:`e2i_dagster.tables.rules`.
 """
 
 from __future__ import annotations
 
-import codecs
-import csv
-import datetime as dt
 import difflib
 import gzip
-import io
 import re
-import sys
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
 
-from e2i_dagster.config.mapping import FileFormat, ImportMapping, ReversalRule, TableMapping
+from e2i_dagster.config.mapping import FileFormat, ImportMapping, PartMapping, ReversalRule, TableMapping
 from e2i_dagster.errors import InputError
+from e2i_dagster.sources.compute import (
+    Chosen,
+    OtherFile,
+    choose,
+    expanded,
+    one_row_mask,
+    text_of,
+    unknown_names,
+)
+from e2i_dagster.sources.formats import READ, FileProblems, Format, Refused, is_read, open_records, recognise
+from e2i_dagster.sources.formats.delimited import FORMAT as CSV
+from e2i_dagster.sources.formats.delimited import text_ending
+from e2i_dagster.sources.formats.records import FileRows, Told
 from e2i_dagster.sources.reversal_rules import check_rule
 from e2i_dagster.tables import (
     MAINTAINED_COLUMNS,
@@ -38,7 +46,6 @@ from e2i_dagster.tables import (
     required_columns,
     tables_referring_to,
 )
-from e2i_dagster.tables.arrow import compute
 from e2i_dagster.tables.cells import as_text, kind_of
 from e2i_dagster.tables.frames import cell_text
 from e2i_dagster.tables.own_types import OWN_TABLE
@@ -49,13 +56,7 @@ if TYPE_CHECKING:
     from e2i_dagster.tables.own_types import OwnType
     from e2i_dagster.tables.vocabulary import VocabularyPolicy
 
-#: Endings that are read, and what separates the fields where the ending says it; all but Parquet also with ``.gz``
-#: after them.
-_TEXT_ENDINGS = {".csv": ",", ".tsv": "\t", ".txt": None}
-_READ = "CSV, TSV, text (.txt, with a declared separator), each also as .gz, or Parquet"
 _TEXT = pd.StringDtype("pyarrow")
-# A cell may hold a document; what is too much is decided by rows, not by this reader.
-csv.field_size_limit(sys.maxsize)
 _ALL_TABLES = RAW_TABLES + OPTIONAL_RAW_TABLES
 
 #: Columns that a file may have and that nobody reads: the split registry says which split a patient
@@ -68,15 +69,27 @@ _COMPLETED = ("position", "column", "delivered", "precision", "rule")
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file of a table and the rows that came from it (``first_row`` counts from 0 in the frame).
-
-    ``lines`` are its lines below the header, blank ones aside; None for Parquet.
-    """
+    """One file of a table, the rows from it (``first_row`` counts from 0 in the frame), and what it says of them."""
 
     path: Path
     first_row: int
     rows: int
-    lines: int | None = None
+    told: Told = field(default_factory=Told)
+
+    @property
+    def lines(self) -> int | None:
+        """Its lines below the header, blank ones aside; None where the format has no lines."""
+        return self.told.lines
+
+    @property
+    def format_name(self) -> str:
+        """Its format, as people call it."""
+        return found.name if isinstance(found := recognise(self.path), Format) else CSV.name
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What it says of its rows besides their cells."""
+        return tuple(f"{self.name}: {said}" for said in (*self.told.notes, *self.told.missing_kinds()))
 
     @property
     def name(self) -> str:
@@ -100,6 +113,8 @@ class DeliveredTable:
         restates: ``month`` when the rows are all that there are of their months, ``all`` of their table.
         own: declared types of columns of one's own.
         reversals: which of the rows take others back; None when none does.
+        left_out: rule of the mapping -> delivered rows that it left out; they are in no frame.
+        added: rows that the mapping made of numbered columns, beside the first of each line.
     """
 
     frame: pd.DataFrame
@@ -112,12 +127,20 @@ class DeliveredTable:
     reversals: ReversalRule | None = None
     completed: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(_COMPLETED)))
     partial_dates: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    added: int = 0
 
     @property
     def lines(self) -> int | None:
         """Lines of the files below their headers, blank ones aside; None where a file has no lines."""
-        counts = [file.lines for file in self.files if file.lines is not None]
-        return sum(counts) if counts and len(counts) == len(self.files) else None
+        counts = [file.lines for file in self.files]
+        told = [count for count in counts if count is not None]
+        return sum(told) if told and len(told) == len(counts) else None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What its files say of the rows besides their cells: special missing values, references; counts alone."""
+        return tuple(said for file in self.files for said in file.notes)
 
     def file_of_rows(self, positions: np.ndarray) -> list[str]:
         """Name of the file of each row position in ``frame``."""
@@ -177,10 +200,13 @@ def read(
     folder = Path(folder)
     found, problems = _find_files(folder, mapping, tables)
     delivered: dict[str, DeliveredTable] = {}
-    for table, paths in found.items():
+    uses = Counter(path for shapes in found.values() for _, paths in shapes for path in paths)
+    uses.update(_matching(folder, mapping.looked_up_files))
+    reader = _Reader(folder, {path for path, times in uses.items() if times > 1})
+    for table, shapes in found.items():
         try:
-            delivered[table] = _read_table(table, paths, mapping, vocabulary)
-        except _Problems as error:
+            delivered[table] = _read_table(table, shapes, mapping, vocabulary, reader)
+        except FileProblems as error:
             problems.extend(error.found)
     if problems:
         parts = [InputError(one, file=folder) if isinstance(one, str) else one for one in problems]
@@ -189,20 +215,18 @@ def read(
     return Delivery(delivered, folder, not_read(folder, mapping, tables))
 
 
-class _Problems(InputError):
-    def __init__(self, found: Sequence[str | InputError]) -> None:
-        super().__init__("\n".join(map(str, found)))
-        self.found = list(found)
-
-
 def _listing(folder: Path, problems: Sequence[str | InputError]) -> str:
     head = f"{folder}: {len(problems)} problem{'s' if len(problems) > 1 else ''}; nothing was loaded."
     return "\n".join([head, *(f"  - {problem}" for problem in problems)])
 
 
+#: Files of a table, by their shapes.
+_Shapes = list[tuple[PartMapping, list[Path]]]
+
+
 def _find_files(
     folder: Path, mapping: ImportMapping, tables: Sequence[str] | None
-) -> tuple[dict[str, list[Path]], list[str | InputError]]:
+) -> tuple[dict[str, _Shapes], list[str | InputError]]:
     """Files per table in load order, and what is wrong with the names."""
     problems: list[str | InputError] = [
         f"{name}: not a raw table. Known: {', '.join(_ALL_TABLES)}."
@@ -213,68 +237,76 @@ def _find_files(
         what = "is a file, not a folder" if folder.exists() else "does not exist"
         remedy = "Give the folder that holds <table>.csv or <table>.parquet."
         raise InputError(f"{folder}: {what}. {remedy}", file=folder, remedy=remedy)
-    candidates = readable_files(folder)
-    found: dict[str, list[Path]] = {}
-    claimed: dict[Path, str] = {}
+    named = set(_matching(folder, mapping.named_files))
+    looked_up = set(_matching(folder, mapping.looked_up_files))
+    ignored = set(_matching(folder, mapping.ignore))
+    problems.extend(
+        f"{path.name}: named under `files` and under `ignore` of the mapping. Take it out of one of them."
+        for path in sorted((named | looked_up) & ignored)
+    )
+    candidates = [path for path in readable_files(folder) if path not in ignored]
+    found: dict[str, _Shapes] = {}
     for table in _ALL_TABLES:
-        patterns = mapping.table(table).files
-        if patterns:
-            paths = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
-            if not paths and (tables is None or table in tables):
-                problems.append(
-                    f"{table}: no file matches {', '.join(patterns)}. Correct `files` in the mapping."
-                )
-        else:
-            name = re.compile(rf"{table}([_.-].*)?", re.IGNORECASE)
-            paths = [path for path in candidates if name.fullmatch(stem_of(path))]
-        for path in paths:
-            if path in claimed:
-                problems.append(f"{path.name}: matches both {claimed[path]} and {table}. Make `files` exact.")
-            claimed[path] = table
-        if len({path.suffix.lower() == ".parquet" for path in paths}) > 1 or len(
-            {stem_of(path).lower() for path in paths}
-        ) < len(paths):
-            names = ", ".join(path.name for path in paths)
-            problems.append(
-                f"{table}: the same rows in two formats? ({names}). Keep one of them; where they hold different "
-                "rows, move those of one format to another folder and load it after this one."
-            )
-        problems.extend(
-            f"{path.name}: a text file whose separator is not declared. Write for example "
-            f'`tables: {{{table}: {{separator: "|"}}}}` in the mapping.'
-            for path in paths
-            if ending_of(path) == ".txt" and "separator" not in mapping.format_of(table).model_fields_set
-        )
-        if paths:
-            found[table] = paths
+        of_table = re.compile(rf"{table}([_.-].*)?", re.IGNORECASE)
+        for part in mapping.table(table).as_parts:
+            if part.files:
+                paths = _matching(folder, part.files)
+                if not paths and (tables is None or table in tables):
+                    problems.append(
+                        f"{table}: no file matches {', '.join(part.files)}. Correct `files` in the mapping."
+                    )
+            else:
+                # What is named for another table holds this one only where it is named for it, too.
+                paths = [
+                    path for path in candidates if of_table.fullmatch(stem_of(path)) and path not in named
+                ]
+            problems.extend(_ill_assorted(table, paths, mapping.format_of(table, part)))
+            if paths:
+                found.setdefault(table, []).append((part, paths))
+    claimed = looked_up | {path for shapes in found.values() for _, paths in shapes for path in paths}
     problems.extend(
         f"{path.name}: belongs to no raw table{_near(stem_of(path), _ALL_TABLES)}. Expected <table>.csv or "
         "<table>.parquet; rename it, name it under `files` in the mapping, or move it to a sub-folder."
         for path in candidates
-        if path not in claimed and tables is None and ending_of(path) != ".txt"
+        if path not in claimed and tables is None and text_ending(path) != ".txt"
     )
     if tables is not None:
-        found = {table: paths for table, paths in found.items() if table in tables}
+        found = {table: shapes for table, shapes in found.items() if table in tables}
         problems.extend(
             f"{table}: no file {table}.csv or {table}.parquet."
             for table in tables
-            if table in _ALL_TABLES and table not in found and not mapping.table(table).files
+            if table in _ALL_TABLES and table not in found and not mapping.table(table).as_parts[0].files
         )
     if not found and not problems:
         problems.append(
-            f"no file that is read ({_READ}). Expected <table>.csv or <table>.parquet with <table> one of "
+            f"no file that is read ({READ}). Expected <table>.csv or <table>.parquet with <table> one of "
             f"{', '.join(_ALL_TABLES)}; see docs/templates."
         )
+        problems.extend(refused_files(folder))
     return found, problems
 
 
-def ending_of(path: Path) -> str:
-    """What kind of file it is: ``.csv``, ``.tsv``, ``.txt`` or ``.parquet``; empty for what is not read."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes[-1:] == [".gz"]:
-        return suffixes[-2] if len(suffixes) > 1 and suffixes[-2] in _TEXT_ENDINGS else ""
-    last = suffixes[-1] if suffixes else ""
-    return last if last in {*_TEXT_ENDINGS, ".parquet"} else ""
+def _matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
+    """The files of ``folder`` that fit one of the patterns, by name."""
+    return sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
+
+
+def _ill_assorted(table: str, paths: Sequence[Path], form: FileFormat) -> Iterator[str]:
+    """What is wrong with the names of the files of one shape."""
+    if len({recognise(path) for path in paths}) > 1 or len({stem_of(path).lower() for path in paths}) < len(
+        paths
+    ):
+        names = ", ".join(path.name for path in paths)
+        yield (
+            f"{table}: the same rows in two formats? ({names}). Keep one of them; where they hold different "
+            "rows, move those of one format to another folder and load it after this one."
+        )
+    for path in paths:
+        if text_ending(path) == ".txt" and "separator" not in form.model_fields_set:
+            yield (
+                f"{path.name}: a text file whose separator is not declared. Write for example "
+                f'`tables: {{{table}: {{separator: "|"}}}}` in the mapping.'
+            )
 
 
 def stem_of(path: Path) -> str:
@@ -283,32 +315,54 @@ def stem_of(path: Path) -> str:
 
 
 def readable_files(folder: Path) -> list[Path]:
-    """The files of a folder that are of a kind that is read, by name."""
-    return sorted(path for path in folder.iterdir() if path.is_file() and ending_of(path))
+    """The files of a folder that are of a format that is read, by name."""
+    return sorted(path for path in folder.iterdir() if path.is_file() and is_read(path))
+
+
+def refused_files(folder: Path) -> list[str]:
+    """What to do with each file of a folder that is of a known format that is not read."""
+    known = {path.name: recognise(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    return [f"{name}: {found.reason}." for name, found in known.items() if isinstance(found, Refused)]
+
+
+def tables_of(folder: Path, mapping: ImportMapping) -> tuple[str, ...]:
+    """The tables that the files of ``folder`` hold, by their names alone; none where the names are wrong."""
+    if not folder.is_dir():
+        return ()
+    found, problems = _find_files(folder, mapping, None)
+    return () if problems else tuple(found)
 
 
 def not_read(folder: Path, mapping: ImportMapping, tables: Sequence[str] | None = None) -> dict[str, str]:
     """Each file and folder inside ``folder`` that a load does not read, with the reason."""
-    found, _ = _find_files(folder, mapping, None)
-    table_of = {path: table for table, paths in found.items() for path in paths}
-    parents = {parent for path in table_of for parent in path.parents}
+    assigned, _ = _find_files(folder, mapping, None)
+    tables_of: dict[Path, list[str]] = {path: [] for path in _matching(folder, mapping.looked_up_files)}
+    for table, shapes in assigned.items():
+        for path in (path for _, paths in shapes for path in paths):
+            tables_of.setdefault(path, []).append(table)
+    ignored = _matching(folder, mapping.ignore)
+    parents = {parent for path in tables_of for parent in path.parents}
     reasons: dict[str, str] = {}
     for path in sorted(folder.iterdir()):
-        table = table_of.get(path)
+        held = tables_of.get(path)
         if path.is_dir():
             if path not in parents:
                 reasons[path.name] = (
-                    "a folder inside the folder; move its files up, or name them under `files`"
+                    "expectations of quality control, no data"
+                    if path.name == "expectations" and any(path.glob("*.yaml"))
+                    else "a folder inside the folder; move its files up, or name them under `files`"
                 )
-        elif table is not None:
-            if tables is not None and table not in tables:
-                reasons[path.name] = f"holds {table}, which was not asked for"
-        elif ending_of(path):
+        elif path in ignored:
+            reasons[path.name] = "left out by the mapping (`ignore`)"
+        elif held is not None:
+            if tables is not None and held and not set(held) & set(tables):
+                reasons[path.name] = f"holds {', '.join(dict.fromkeys(held))}, which was not asked for"
+        elif isinstance(found := recognise(path), Format):
             reasons[path.name] = "belongs to no raw table; rename it or name it under `files` in the mapping"
         elif path.suffix.lower() in (".yaml", ".yml"):
             reasons[path.name] = "a mapping or another document, no data"
         else:
-            reasons[path.name] = f"not {_READ}"
+            reasons[path.name] = found.reason if found else f"not {READ}"
     return reasons
 
 
@@ -317,60 +371,163 @@ def _near(name: str, known: Sequence[str]) -> str:
     return f" (did you mean {near[0]}?)" if near else ""
 
 
+class _Reader:
+    """The files of a folder; those that are ``shared`` by tables or lookups are read once and kept."""
+
+    def __init__(self, folder: Path, shared: Collection[Path]) -> None:
+        self._folder = folder
+        self._shared = shared
+        self._read: dict[tuple[Path, str], FileRows] = {}
+        self._others: dict[tuple[tuple[str, ...], str], pd.DataFrame] = {}
+
+    def rows(self, path: Path, form: FileFormat) -> FileRows:
+        if path not in self._shared:
+            return read_file(path, form)
+        key = (path, repr(sorted(form.model_dump(exclude_unset=True).items())))
+        if key not in self._read:
+            self._read[key] = read_file(path, form)
+        return self._read[key]
+
+    def other(self, form: FileFormat) -> OtherFile:
+        """What reads the files that columns are looked up in."""
+
+        def rows(patterns: tuple[str, ...]) -> pd.DataFrame:
+            key = (patterns, repr(form))
+            if key not in self._others:
+                paths = _matching(self._folder, patterns)
+                if not paths:
+                    named = ", ".join(patterns)
+                    raise FileProblems(
+                        [f"no file matches {named}, in which a column of the mapping is looked up."]
+                    )
+                frames = [_text_frame(self.rows(path, form).rows) for path in paths]
+                self._others[key] = pd.concat(frames, ignore_index=True)
+            return self._others[key]
+
+        return rows
+
+
+def _text_frame(rows: pa.Table) -> pd.DataFrame:
+    frame = frame_of(rows)
+    return pd.DataFrame({str(name).strip(): text_of(frame[name]) for name in frame.columns})
+
+
 def _read_table(
-    table: str, paths: Sequence[Path], mapping: ImportMapping, vocabulary: VocabularyPolicy
+    table: str, shapes: _Shapes, mapping: ImportMapping, vocabulary: VocabularyPolicy, reader: _Reader
 ) -> DeliveredTable:
     import pyarrow as pa
 
     own = mapping.table(table)
-    form = mapping.format_of(table)
     problems: list[str | InputError] = []
     if own.restates:
         problems.extend(_cannot_restate(table, own.restates))
-    found: list[tuple[Path, FileRows]] = []
+    found: list[tuple[Path, PartMapping, FileRows]] = []
+    for part, paths in shapes:
+        for path in paths:
+            try:
+                read_rows = reader.rows(path, mapping.format_of(table, part))
+                _check_columns(table, path, read_rows.rows.column_names, part, own, vocabulary)
+            except FileProblems as error:
+                problems.extend(error.found)
+                continue
+            found.append((path, part, read_rows))
+    if problems:
+        raise FileProblems(problems)
     mapped: list[pd.DataFrame] = []
     numbers: list[np.ndarray] = []
     files: list[SourceFile] = []
     malformed: list[dict[str, Any]] = []
     completed: list[pd.DataFrame] = []
-    first = 0
-    for path in paths:
-        try:
-            read_rows = read_file(path, form)
-            _check_columns(table, path, read_rows.rows.column_names, own, vocabulary)
-        except _Problems as error:
-            problems.extend(error.found)
-            continue
-        found.append((path, read_rows))
-    if problems:
-        raise _Problems(problems)
-    raws = _of_one_type([read_rows.rows for _, read_rows in found])
-    for (path, read_rows), rows in zip(found, raws, strict=True):
-        bad = read_rows.malformed
-        frame = apply_mapping(table, _pandas(rows), own, form, vocabulary)
+    left_out: Counter[str] = Counter()
+    raws: list[pa.Table] = []
+    first = added = 0
+    counted: set[Path] = set()
+    for (path, part, read_rows), rows in zip(
+        found, _of_one_type([read_rows.rows for *_, read_rows in found]), strict=True
+    ):
+        form = mapping.format_of(table, part)
+        frame, chosen = _mapped(table, rows, part, own, form, vocabulary, reader.other(form))
         frame, filled = complete_dates(frame, own.partial_dates)
         completed.append(filled.assign(position=filled["position"] + first))
         mapped.append(frame)
-        bad_numbers = np.array([number for number, _ in bad], dtype=np.int64)
-        numbers.append(np.setdiff1d(np.arange(1, rows.num_rows + len(bad) + 1), bad_numbers))
-        files.append(SourceFile(path, first, rows.num_rows, read_rows.lines))
-        malformed.extend({"file": path.name, "row_number": number, "text": text} for number, text in bad)
-        first += rows.num_rows
+        raws.append(rows if not part.computes else rows.take(chosen.taken))
+        left_out.update(chosen.left_out)
+        added += chosen.added
+        numbers.append(read_rows.numbers[chosen.taken])
+        # A file that feeds the table by two shapes has its lines once.
+        told = Told(lines=0) if path in counted else read_rows.told
+        files.append(SourceFile(path, first, len(frame), told))
+        malformed.extend(
+            {"file": path.name, "row_number": number, "text": text} for number, text in told.malformed
+        )
+        counted.add(path)
+        first += len(frame)
     if own.reversals is not None and mapped:
         names = list(dict.fromkeys(str(name) for frame in mapped for name in frame.columns))
         if wrong := check_rule(table, own.reversals, names):
-            raise _Problems(list(wrong))
-    return DeliveredTable(
-        frame=mapped[0] if len(mapped) == 1 else pd.concat(mapped, ignore_index=True),
-        raw=_pandas(pa.concat_tables(raws, promote_options="permissive")),
-        row_numbers=np.concatenate(numbers),
+            raise FileProblems(list(wrong))
+    return _one_row(
+        DeliveredTable(
+            frame=mapped[0] if len(mapped) == 1 else pd.concat(mapped, ignore_index=True),
+            raw=frame_of(pa.concat_tables(raws, promote_options="permissive")),
+            row_numbers=np.concatenate(numbers),
+            files=tuple(files),
+            malformed=pd.DataFrame(malformed, columns=["file", "row_number", "text"]),
+            restates=own.restates,
+            own=own.own,
+            reversals=own.reversals,
+            completed=pd.concat(completed, ignore_index=True),
+            partial_dates=own.partial_dates,
+            left_out=dict(left_out),
+            added=added,
+        ),
+        own,
+    )
+
+
+def _mapped(
+    table: str,
+    rows: pa.Table,
+    part: PartMapping,
+    own: TableMapping,
+    form: FileFormat,
+    vocabulary: VocabularyPolicy,
+    other: OtherFile,
+) -> tuple[pd.DataFrame, Chosen]:
+    """The rows of one file under our names, and which of them the mapping chose."""
+    frame = frame_of(rows)
+    if part.computes:
+        frame.columns = [str(name).strip() for name in frame.columns]
+    try:
+        chosen = choose(frame, part, form, list(raw_table(table).columns.keys()), other)
+    except FileProblems:
+        raise
+    except InputError as error:
+        raise FileProblems([error]) from None
+    return apply_mapping(table, chosen.frame, own, form, vocabulary, part, chosen.computed), chosen
+
+
+def _one_row(read: DeliveredTable, own: TableMapping) -> DeliveredTable:
+    """The table with one of the rows that agree in a column, as ``one_row`` of the mapping says."""
+    if own.one_row is None:
+        return read
+    kept = one_row_mask(read.frame, own.one_row)
+    files, rows = [], 0
+    for file in read.files:
+        its = int(kept[file.first_row : file.first_row + file.rows].sum())
+        files.append(replace(file, first_row=rows, rows=its))
+        rows += its
+    places = np.cumsum(kept) - 1
+    cells = read.completed[kept[read.completed["position"].to_numpy(dtype=np.int64)]]
+    left_out = len(kept) - rows
+    return replace(
+        read,
+        frame=read.frame[kept].reset_index(drop=True),
+        raw=read.raw[kept].reset_index(drop=True),
+        row_numbers=read.row_numbers[kept],
         files=tuple(files),
-        malformed=pd.DataFrame(malformed, columns=["file", "row_number", "text"]),
-        restates=own.restates,
-        own=own.own,
-        reversals=own.reversals,
-        completed=pd.concat(completed, ignore_index=True),
-        partial_dates=own.partial_dates,
+        completed=cells.assign(position=places[cells["position"].to_numpy(dtype=np.int64)]),
+        left_out={**read.left_out, **({own.one_row.broken: left_out} if left_out else {})},
     )
 
 
@@ -397,7 +554,8 @@ def _restates_all(table: str) -> str:
     return "Write `restates: all` if the delivery holds every row of the table, else leave it out."
 
 
-def _pandas(rows: pa.Table) -> pd.DataFrame:
+def frame_of(rows: pa.Table) -> pd.DataFrame:
+    """Rows as a frame that keeps what is delivered: whole numbers beside gaps, days of any year, text as Arrow text."""
     import pyarrow as pa
 
     def dtype(kind: pa.DataType) -> Any:
@@ -417,19 +575,6 @@ def _pandas(rows: pa.Table) -> pd.DataFrame:
     return frame.assign(**{name: pd.Series(rows[name].to_pylist(), dtype=object) for name in nested})
 
 
-@dataclass(frozen=True)
-class FileRows:
-    """One file: its rows, the (row number, text) of rows with a wrong number of fields, and its lines.
-
-    ``lines`` are the lines below the header that are not blank, counted apart from the parser; more than
-    rows where cells hold line breaks. None for Parquet, which has no lines.
-    """
-
-    rows: pa.Table
-    malformed: list[tuple[int, str]]
-    lines: int | None
-
-
 def read_file(path: Path, form: FileFormat) -> FileRows:
     """All rows of one file, as text where the file is text.
 
@@ -437,13 +582,13 @@ def read_file(path: Path, form: FileFormat) -> FileRows:
         InputError: the file cannot be read as ``form`` says.
     """
     try:
-        if path.suffix.lower() == ".parquet":
-            return FileRows(_read_parquet(path, form), [], None)
-        return _read_csv(path, form)
+        return open_records(path, form).read()
     except PermissionError:
-        raise _Problems([f"{path.name}: no permission to read it. Correct the file's permissions."]) from None
+        raise FileProblems(
+            [f"{path.name}: no permission to read it. Correct the file's permissions."]
+        ) from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise _Problems(
+        raise FileProblems(
             [f"{path.name}: not readable as gzip ({str(error)[:120]}). Deliver it again."]
         ) from None
 
@@ -456,40 +601,8 @@ def read_rows(path: Path, form: FileFormat) -> FileRows:
     """
     try:
         return read_file(path, form)
-    except _Problems as error:
+    except FileProblems as error:
         raise InputError(str(error), file=path.name) from None
-
-
-def _read_parquet(path: Path, form: FileFormat) -> pa.Table:
-    """The rows of a Parquet file; text that is an empty field in CSV is null here, too."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if path.stat().st_size == 0:
-        raise _Problems([f"{path.name}: the file is empty (0 bytes). Deliver it again."])
-    try:
-        with pq.ParquetFile(path) as parquet:
-            rows = parquet.read()
-    except (pa.ArrowInvalid, pa.ArrowIOError) as error:
-        reason = str(error).split("\n", 1)[0]
-        raise _Problems(
-            [f"{path.name}: not readable as Parquet ({reason[:120]}). Deliver it again."]
-        ) from None
-    return _with_nulls(rows, form)
-
-
-def _with_nulls(rows: pa.Table, form: FileFormat) -> pa.Table:
-    import pyarrow as pa
-
-    pc = compute()
-    for number, kind in enumerate(rows.schema.types):
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            continue
-        empty = pc.is_in(rows.column(number), value_set=pa.array(["", *form.nulls], kind))
-        if pc.any(empty).as_py():
-            filled = pc.if_else(empty, pa.scalar(None, kind), rows.column(number))
-            rows = rows.set_column(number, rows.field(number), filled)
-    return rows
 
 
 def _of_one_type(files: Sequence[pa.Table]) -> list[pa.Table]:
@@ -506,7 +619,7 @@ def _of_one_type(files: Sequence[pa.Table]) -> list[pa.Table]:
 
     def column(rows: pa.Table, name: str) -> Any:
         given = rows.select([name])
-        return pa.array(as_text(_pandas(given)[name]), pa.string()) if name in unlike else given.column(0)
+        return pa.array(as_text(frame_of(given)[name]), pa.string()) if name in unlike else given.column(0)
 
     return [
         pa.table({name: column(rows, name) for name in rows.column_names}) if unlike else rows
@@ -514,320 +627,46 @@ def _of_one_type(files: Sequence[pa.Table]) -> list[pa.Table]:
     ]
 
 
-def _read_csv(path: Path, form: FileFormat, block_size: int = 1 << 22) -> FileRows:
-    """Rows of a text file; ``block_size`` is how many bytes the parser takes at once.
-
-    Lines are counted on the bytes, apart from the parser, and both counts must agree: a quotation mark
-    that is text would otherwise fold the lines that follow into one cell without a word.
-    """
-    import pyarrow as pa
-    from pyarrow import csv as arrow_csv
-
-    header, has_rows = _read_header(path, form)
-    if not has_rows:
-        return FileRows(pa.table({name: pa.array([], pa.string()) for name in header}), [], 0)
-    lines, quoted = count_lines(path, form)
-    wide = _is_wide(form)
-    judged = judge_lines(path, form) if quoted or wide else None
-
-    def parse(threads: bool, handler: Any) -> pa.Table:
-        # Arrow itself tells what is compressed by an ending in lower case only.
-        compression = "gzip" if path.suffix.lower() == ".gz" else None
-        return arrow_csv.read_csv(
-            pa.input_stream(str(path), compression=compression),
-            read_options=arrow_csv.ReadOptions(
-                use_threads=threads, encoding=_python_encoding(form), block_size=block_size
-            ),
-            # Free text may hold line breaks inside quotes.
-            parse_options=arrow_csv.ParseOptions(
-                delimiter=separator_of(path, form),
-                quote_char=False if form.quote == "none" else form.quote,
-                newlines_in_values=judged is not None and judged.lines > judged.rows,
-                invalid_row_handler=handler,
-            ),
-            convert_options=arrow_csv.ConvertOptions(
-                column_types={name: pa.string() for name in header},
-                strings_can_be_null=True,
-                null_values=["", *form.nulls],
-            ),
-        )
-
-    bad: list[Any] = []
-
-    def skip(row: Any) -> str:
-        bad.append(row)
-        return "skip"
-
-    try:
-        rows = parse(True, skip)
-        if bad:
-            # Only the reader with one thread knows row numbers.
-            bad.clear()
-            rows = parse(False, skip)
-    except pa.ArrowInvalid as error:
-        reason = str(error).split("\n", 1)[0]
-        if "UTF" in reason:
-            raise _Problems([_not_encoded(path, form)]) from None
-        raise _Problems(
-            [f"{path.name}: not a readable text file ({reason[:120]}). Deliver it again."]
-        ) from None
-    except UnicodeError:
-        raise _Problems([_not_encoded(path, form)]) from None
-    parsed = rows.num_rows + len(bad)
-    if judged is None and lines != parsed + 1:
-        # Blank lines are no rows.
-        judged = judge_lines(path, form)
-    if judged is not None and judged.rows != parsed:
-        raise _Problems(
-            [
-                f"{path.name}: {judged.rows:,} rows by its lines, {parsed:,} by the parser. Write "
-                "`quote: none` in the mapping if the file is written without quoting, or deliver it again."
-            ]
-        )
-    return FileRows(
-        rows, [(row.number - 1, row.text) for row in bad], parsed if judged is None else judged.lines
-    )
-
-
-@dataclass(frozen=True)
-class JudgedLines:
-    """What the lines of a text file are, header and blank lines aside.
-
-    Attributes:
-        rows: rows. lines: the lines that they take; more than rows where cells hold line breaks.
-        uneven: rows with another number of fields than the header.
-    """
-
-    rows: int
-    lines: int
-    uneven: int
-
-
-def _is_wide(form: FileFormat) -> bool:
-    return form.encoding.startswith(("utf-16", "utf-32"))
-
-
-def open_bytes(path: Path) -> IO[bytes]:
-    """The bytes of a file, decompressed."""
-    return cast("IO[bytes]", gzip.open(path)) if path.suffix.lower() == ".gz" else path.open("rb")
-
-
-def open_text(path: Path, form: FileFormat) -> io.TextIOWrapper:
-    """The text of a file, decompressed, its line ends as they are."""
-    encoding = "utf-8-sig" if form.encoding == "utf-8" else form.encoding
-    return io.TextIOWrapper(open_bytes(path), encoding=encoding, newline="")
-
-
-def separator_of(path: Path, form: FileFormat) -> str:
-    """The declared separator, else that of the file's ending: a tab in ``.tsv``, a comma in ``.csv``.
-
-    Parts of one table may be written differently: the ending holds, too, where only its separator stands in the header.
-    """
-    own = _TEXT_ENDINGS.get(ending_of(path))
-    if own is None or own == form.separator:
-        return form.separator
-    if "separator" not in form.model_fields_set:
-        return own
-    with open_text(path, form) as stream:
-        header = stream.readline()
-    return own if own in header and form.separator not in header else form.separator
-
-
-def records_of(lines: Iterable[str], path: Path, form: FileFormat, *, strict: bool) -> Any:
-    """The standard library's reader over ``lines`` in the format of the file."""
-    quoting: dict[str, Any] = (
-        {"quoting": csv.QUOTE_NONE} if form.quote == "none" else {"quotechar": form.quote}
-    )
-    return csv.reader(lines, delimiter=separator_of(path, form), strict=strict, **quoting)
-
-
-def count_lines(path: Path, form: FileFormat) -> tuple[int, bool]:
-    """Lines of a file, blank ones too, and whether it has a quotation mark; nothing is parsed."""
-    mark = b"" if form.quote == "none" else form.quote.encode()
-    lines, quoted, last = 0, False, b"\n"
-    with open_bytes(path) as stream:
-        while block := stream.read(1 << 22):
-            lines += block.count(b"\n")
-            if returns := block.count(b"\r"):
-                lines += returns - block.count(b"\r\n")
-            # The pair of a line's end may lie in two blocks.
-            lines -= last == b"\r" and block[:1] == b"\n"
-            quoted = quoted or (bool(mark) and mark in block)
-            last = block[-1:]
-    return lines + (last not in (b"\n", b"\r")), quoted
-
-
-def judge_lines(path: Path, form: FileFormat, advice: str | None = None) -> JudgedLines:
-    """Count the rows of a text file and the lines they take, by the rules of quoting (RFC 4180).
-
-    Args:
-        advice: what to do about a quotation mark that is text, for files that no mapping describes.
-
-    Raises:
-        InputError: a quotation mark that is text: text follows a closing quote, a quote is never closed,
-            a row over several lines has another number of fields than the header, or a cell holds line
-            breaks together with separators (accepted where the format declares ``line_breaks``).
-    """
-    separator = separator_of(path, form)
-    rows = lines = uneven = width = end = 0
-    with open_text(path, form) as stream:
-        reader = records_of(stream, path, form, strict=True)
-        try:
-            for record in reader:
-                first, end = end + 1, reader.line_num
-                if not record:
-                    continue
-                several = end > first
-                if several and not form.line_breaks:
-                    folded = not width or any(
-                        separator in cell and ("\n" in cell or "\r" in cell) for cell in record
-                    )
-                    if folded or len(record) != width or width == 1:
-                        what = "a cell holds line breaks together with separators"
-                        raise _stray_quote(path, first, form, what, advice, breaks=True)
-                if not width:
-                    width = len(record)
-                    continue
-                rows += 1
-                lines += end - first + 1
-                uneven += len(record) != width
-        except csv.Error as error:
-            closed = "unexpected end" not in str(error)
-            what = "text follows a closing quotation mark" if closed else "a quotation mark is never closed"
-            raise _stray_quote(path, end + 1, form, what, advice) from None
-        except UnicodeError:
-            raise _Problems([_not_encoded(path, form)]) from None
-    return JudgedLines(rows, lines, uneven)
-
-
-def _stray_quote(
-    path: Path, line: int, form: FileFormat, what: str, advice: str | None, *, breaks: bool = False
-) -> _Problems:
-    meant = (
-        ", or `line_breaks: true` if such cells are meant so"
-        if breaks
-        else f", or double the mark inside quoted cells ({form.quote * 2})"
-    )
-    advice = advice or (
-        f"Write `quote: none` in the mapping if the file is written without quoting and {form.quote} is "
-        f"text{meant}."
-    )
-    return _Problems([f"{path.name}, line {line}: {what}, so lines or text would be lost. {advice}"])
-
-
-def proposed_quoting(path: Path, form: FileFormat) -> dict[str, Any]:
-    """What a mapping must say about the quotes of a file: nothing, ``quote: none`` or ``line_breaks: true``.
-
-    Where quotes do not hold, that reading is proposed under which fewer rows have a wrong number of fields.
-    """
-    readings: list[tuple[float, dict[str, Any]]] = []
-    for said in ({}, {"quote": "none"}, {"line_breaks": True}):
-        try:
-            judged = judge_lines(path, form.model_copy(update=said))
-        except _Problems:
-            continue
-        if not said:
-            return {}
-        readings.append((judged.uneven / max(judged.rows, 1), said))
-    return min(readings, key=lambda one: one[0])[1] if readings else {}
-
-
-def _python_encoding(form: FileFormat) -> str:
-    return "utf8" if form.encoding == "utf-8" else form.encoding
-
-
-def _not_encoded(path: Path, form: FileFormat) -> str:
-    return (
-        f"{path.name}: not {form.encoding} text. Save it as UTF-8, or say in the mapping what it is, "
-        "for example `encoding: latin-1` or `encoding: cp1252`."
-    )
-
-
-def _read_header(path: Path, form: FileFormat) -> tuple[list[str], bool]:
-    """Column names, and whether any row follows."""
-    with open_bytes(path) as stream:
-        start = stream.read(1 << 16)
-        more = bool(stream.read(1))
-    if not start.strip(b"\xef\xbb\xbf \t\r\n"):
-        raise _Problems(
-            [f"{path.name}: the file is empty, without even a header. Deliver it again or remove it."]
-        )
-    wide = _is_wide(form)
-    if not wide and (start[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\x00" in start[:4096]):
-        raise _Problems(
-            [
-                f"{path.name}: the file is UTF-16, expected {form.encoding}. Save it as UTF-8, or write "
-                "`encoding: utf-16` in the mapping."
-            ]
-        )
-    encoding = "utf-8-sig" if form.encoding == "utf-8" else form.encoding
-    try:
-        # A chunk may end inside a character.
-        beginning = codecs.getincrementaldecoder(encoding)().decode(start)
-    except UnicodeError:
-        raise _Problems([_not_encoded(path, form)]) from None
-    text = io.StringIO(beginning, newline="")
-    header = next((line for line in records_of(text, path, form, strict=False) if line), [])
-    if any("\n" in name or "\r" in name for name in header) and not form.line_breaks:
-        raise _stray_quote(
-            path, 1, form, "a quotation mark of the header is not closed in its line", None, breaks=True
-        )
-    has_rows = bool(text.read().strip()) or more
-    problems = []
-    separator = separator_of(path, form)
-    others = [mark for mark in (",", ";", "\t", "|") if mark != separator]
-    if len(header) == 1 and (mark := max(others, key=header[0].count)) in header[0]:
-        shown, expected = ({"\t": "\\t"}.get(one, one) for one in (mark, separator))
-        remedy = f'Write `separator: "{shown}"` in the mapping, or save it with "{expected}".'
-        if "separator" in form.model_fields_set:
-            remedy += " One separator is declared for all parts of a table: save parts alike."
-        problems.append(
-            f'{path.name}: the fields are separated by "{shown}", expected "{expected}". {remedy}'
-        )
-    names = [name.strip() for name in header]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        problems.append(f"{path.name}: the header repeats {', '.join(twice)}. Keep each column once.")
-    if "" in names and not problems:
-        problems.append(f"{path.name}: column {names.index('') + 1} has no name. Name or remove it.")
-    if problems:
-        raise _Problems(problems)
-    return header, has_rows
-
-
 def apply_mapping(
-    table: str, frame: pd.DataFrame, own: TableMapping, form: FileFormat, vocabulary: VocabularyPolicy
+    table: str,
+    frame: pd.DataFrame,
+    own: TableMapping,
+    form: FileFormat,
+    vocabulary: VocabularyPolicy,
+    part: PartMapping | None = None,
+    computed: Mapping[str, pd.Series] | None = None,
 ) -> pd.DataFrame:
     """``frame`` under our column names and values; columns that nobody knows stay as they are.
 
-    Order: rename, ignored columns, known column aliases, constants, declared values, decimal mark,
+    Order: rename, ignored columns, known column aliases, computed columns, constants, declared values, decimal mark,
     known value aliases, date formats, time zone. Columns of one's own are text, to which only what the mapping declares
     is done: their ``values``, ``dates``, and the decimal mark where ``own`` says number. A value that a date
     format does not fit stays as delivered and is rejected by the loader, so that its reject shows what was
     delivered.
     """
+    part = part or own
     columns = {
         final: frame[name]
         for name, final in zip(
-            frame.columns, _final_names(table, list(frame.columns), own, vocabulary), strict=True
+            frame.columns, _final_names(table, list(frame.columns), part, vocabulary), strict=True
         )
         if final is not None
     }
-    result = pd.DataFrame(columns, index=frame.index)
-    for name, value in own.constants.items():
+    result = pd.DataFrame({**columns, **(computed or {})}, index=frame.index)
+    for name, value in part.constants.items():
         result[name] = pd.Series([value], dtype=_TEXT).repeat(len(frame)).set_axis(frame.index)
     known = raw_table(table).columns
     for name in result.columns:
         if name not in known and table == OWN_TABLE:
             result[name] = cell_text(result[name])
-        if name in own.values:
-            result[name] = _map_values(result[name], own.values[name])
+        if name in part.values:
+            result[name] = _map_values(result[name], part.values[name])
         if name not in known:
             number = own.own.get(name) == "number" or _marks_reversals(own, name)
             if form.decimal == "," and number:
                 result[name] = with_decimal_point(result[name])
-            if name in own.dates:
-                result[name] = _map_dates(result[name], own.dates[name])
+            if name in part.dates:
+                result[name] = _map_dates(result[name], part.dates[name])
             continue
         column = known[name]
         if form.decimal == "," and _is_number(column) and result[name].dtype == _TEXT:
@@ -835,8 +674,8 @@ def apply_mapping(
         vocabulary_name = facts(column).vocabulary
         if vocabulary_name and (aliases := vocabulary.aliases(vocabulary_name)):
             result[name] = _map_values(result[name], aliases)
-        if name in own.dates:
-            result[name] = _map_dates(result[name], own.dates[name])
+        if name in part.dates:
+            result[name] = _map_dates(result[name], part.dates[name])
         if kind_of(column) == "timestamp" and form.time_zone != "UTC":
             result[name] = _with_offset(result[name], form.time_zone)
     return result
@@ -861,17 +700,20 @@ def _is_number(column: Any) -> bool:
 
 
 def _final_names(
-    table: str, names: Sequence[str], own: TableMapping, vocabulary: VocabularyPolicy
+    table: str, names: Sequence[str], own: PartMapping, vocabulary: VocabularyPolicy
 ) -> list[str | None]:
     """Our name of each file column; None for a column that is dropped."""
     known = set(raw_table(table).columns.keys())
     aliases = vocabulary.column_aliases.get(table, {})
     stripped = [str(name).strip() for name in names]
+    dropped = {name for pattern in own.ignore for name in expanded(pattern, stripped).values()}
+    # A pattern takes none of what is renamed.
+    dropped -= {name for name in own.rename if name not in own.ignore}
     renamed = [own.rename.get(name, name) for name in stripped]
     final: list[str | None] = []
     for before, name in zip(stripped, renamed, strict=True):
         alias = aliases.get(name)
-        if before in own.ignore or name in IGNORED_COLUMNS:
+        if before in dropped or name in IGNORED_COLUMNS:
             final.append(None)
         elif name not in known and alias and alias not in renamed:
             final.append(alias)
@@ -881,14 +723,19 @@ def _final_names(
 
 
 def _check_columns(
-    table: str, path: Path, names: Sequence[str], own: TableMapping, vocabulary: VocabularyPolicy
+    table: str,
+    path: Path,
+    names: Sequence[str],
+    part: PartMapping,
+    own: TableMapping,
+    vocabulary: VocabularyPolicy,
 ) -> None:
     """Raise every problem of the columns of one file."""
     stripped = [str(name).strip() for name in names]
-    final = [name for name in _final_names(table, names, own, vocabulary) if name is not None]
+    final = [name for name in _final_names(table, names, part, vocabulary) if name is not None]
     problems: list[str | InputError] = []
     for name in required_columns(table):
-        if name not in final and name not in own.constants:
+        if name not in final and name not in part.made:
             near = difflib.get_close_matches(name, final, n=1)
             hint = f"; column {near[0]} looks like it" if near else ""
             remedy = (
@@ -899,7 +746,7 @@ def _check_columns(
             problems.append(InputError(said, file=path.name, field=name, remedy=remedy))
     problems.extend(
         f"{path.name}: the mapping renames {name}, which the file lacks. Found: {', '.join(stripped)}."
-        for name in own.rename
+        for name in part.rename
         if name not in stripped
     )
     problems.extend(
@@ -908,9 +755,10 @@ def _check_columns(
     )
     problems.extend(
         f"{path.name}: {name} is a constant of the mapping, but the file has that column. Remove one of them."
-        for name in own.constants
+        for name in part.constants
         if name in final
     )
+    problems.extend(f"{path.name}: the mapping's {said}" for said in unknown_names(part, stripped))
     known = raw_table(table).columns
     problems.extend(
         f"{path.name}: the mapping's `own` declares {name}, "
@@ -920,13 +768,13 @@ def _check_columns(
             else f"no column after renaming{_near(name, final)}. Found: {', '.join(final)}."
         )
         for name in own.own
-        if name in known or (name not in final and name not in own.constants)
+        if name in known or (name not in final and name not in part.made)
     )
     problems.extend(
-        f"{path.name}: the mapping's `{part}` names {name}, no column after renaming. Use our name."
-        for part, given in (("dates", own.dates), ("values", own.values))
+        f"{path.name}: the mapping's `{key}` names {name}, no column after renaming. Use our name."
+        for key, given in (("dates", part.dates), ("values", part.values))
         for name in given
-        if name not in final and name not in own.constants
+        if name not in final and name not in part.made
     )
     dated = [column.name for column in raw_table(table).columns if kind_of(column) in ("date", "timestamp")]
     dated += [name for name, kind in own.own.items() if kind == "date"]
@@ -934,16 +782,15 @@ def _check_columns(
         f"{path.name}: the mapping's `partial_dates` names {name}, no date column of {table} that the file has. "
         f"Date columns are {', '.join(dated)}."
         for name in own.partial_dates
-        if name not in dated or (name not in final and name not in own.constants)
+        if name not in dated or (name not in final and name not in part.made)
     )
     if problems:
-        raise _Problems(problems)
+        raise FileProblems(problems)
 
 
 def _map_values(series: pd.Series, to: Mapping[str, str | None]) -> pd.Series:
     """Replace whole values; an empty target means null. Works on the distinct values."""
-    text = series.astype(_TEXT)
-    codes, distinct = pd.factorize(text)
+    codes, distinct = pd.factorize(text_of(series))
     mapped = [to.get(value, value) or None for value in distinct.tolist()]
     taken = pd.array(mapped, dtype=_TEXT).take(codes, allow_fill=True)
     return pd.Series(taken, index=series.index, name=series.name)
@@ -966,8 +813,8 @@ def _with_offset(series: pd.Series, zone: str) -> pd.Series:
 
 def _map_dates(series: pd.Series, form: str) -> pd.Series:
     """Values that fit ``form`` as ISO text, all others unchanged; by ``%Y-%m`` it is a month without a day."""
-    codes, distinct = pd.factorize(series.astype(_TEXT))
-    values = [iso_text(str(value), form) or value for value in distinct]
+    codes, distinct = pd.factorize(text_of(series))
+    values = [moments.iso_text(str(value), form) or value for value in distinct]
     taken = pd.array(values, dtype=_TEXT).take(codes, allow_fill=True)
     return pd.Series(taken, index=series.index, name=series.name)
 
@@ -984,7 +831,7 @@ def complete_dates(frame: pd.DataFrame, rules: Mapping[str, str]) -> tuple[pd.Da
     for name, rule in rules.items():
         if rule == "reject" or pd.api.types.is_datetime64_any_dtype(frame[name]):
             continue
-        codes, distinct = pd.factorize(frame[name].astype(_TEXT))
+        codes, distinct = pd.factorize(text_of(frame[name]))
         filled = [moments.completed(str(value), cast("moments.Completion", rule)) for value in distinct]
         positions = np.flatnonzero(np.array([*(one is not None for one in filled), False])[codes])
         if not len(positions):
@@ -1007,20 +854,3 @@ def complete_dates(frame: pd.DataFrame, rules: Mapping[str, str]) -> tuple[pd.Da
             )
         )
     return result, pd.concat(found, ignore_index=True)
-
-
-def iso_text(text: str, form: str) -> str | None:
-    """``text`` read by the strptime format ``form``, as ISO text; None where it does not fit."""
-    # Not pandas, whose nanoseconds end in 2262 while open ends are written as 9999-12-31.
-    text = text.strip()
-    try:
-        moment = dt.datetime.strptime(text, form)
-    except ValueError:
-        return None
-    if re.search("%[YymdjHMS]%[mdjHMS]", form) and len(text) < len(moment.strftime(form)):
-        # Without separators 201312 would be 2 January by %Y%m%d.
-        return None
-    if not re.search("%[djxcuwaA]", form):
-        return f"{moment.year:04d}-{moment.month:02d}" if re.search("%[mbB]", form) else f"{moment.year:04d}"
-    plain = moment.tzinfo is None and not re.search("%[HIMSfXcTR]", form)
-    return moment.date().isoformat() if plain else moment.isoformat()

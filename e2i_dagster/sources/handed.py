@@ -1,7 +1,8 @@
 """One file that a user hands to a command: text as delivered, and only declared or certain conversions.
 
-CSV and Parquet give the same frame. ``NA`` is text, leading zeros stay, and a column is a number or a boolean
-only where every delivered value is one without doubt. What differs is declared in the words of the import mapping.
+Every format that is read gives the same frame. ``NA`` is text, leading zeros stay, and a column is a number or a
+boolean only where every delivered value is one without doubt. What differs is declared in the words of the import
+mapping.
 """
 
 from __future__ import annotations
@@ -166,7 +167,7 @@ def read_rows_handed(
     rows, uneven = read.rows, read.malformed
     original = [str(name).strip() for name in rows.column_names]
     names = _final_names(path, original, mapping)
-    numbers = np.setdiff1d(np.arange(rows.num_rows + len(uneven)), [number - 1 for number, _ in uneven])
+    numbers = read.numbers - 1
     index = pd.Index(numbers)
     refused = [RefusedRow(number, "", None, UNEVEN) for number, _ in uneven]
     columns: dict[str, Any] = {}

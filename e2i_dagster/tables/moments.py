@@ -263,3 +263,20 @@ def _micros(values: Any) -> np.ndarray:
     import pyarrow as pa
 
     return values.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
+
+
+def iso_text(text: str, form: str) -> str | None:
+    """``text`` read by the strptime format ``form``, as ISO text; None where it does not fit."""
+    # Not pandas, whose nanoseconds end in 2262 while open ends are written as 9999-12-31.
+    text = text.strip()
+    try:
+        moment = dt.datetime.strptime(text, form)
+    except ValueError:
+        return None
+    if re.search("%[YymdjHMS]%[mdjHMS]", form) and len(text) < len(moment.strftime(form)):
+        # Without separators 201312 would be 2 January by %Y%m%d.
+        return None
+    if not re.search("%[djxcuwaA]", form):
+        return f"{moment.year:04d}-{moment.month:02d}" if re.search("%[mbB]", form) else f"{moment.year:04d}"
+    plain = moment.tzinfo is None and not re.search("%[HIMSfXcTR]", form)
+    return moment.date().isoformat() if plain else moment.isoformat()

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 #: Every reason of a reject, in words and with what to do. ``docs/loading.md`` prints this table.
 REASONS: Mapping[str, str] = {
-    "malformed_row": "The line has more or fewer fields than the header. Correct it, often a quote.",
+    "malformed_row": "The line has more or fewer fields than the header, or is no JSON of its kind. Correct it.",
     "missing_value": "A required column is empty. Deliver the value.",
     "invalid_text": "The text holds a NUL character, which no database text can hold. Remove it.",
     "integer_format": "Not a whole number (or beyond 2,147,483,647). Deliver digits only.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,10 +140,12 @@ def _problems(policy: VocabularyPolicy) -> Iterator[Place]:
 
 #: Where a suite of expectations names a vocabulary; read as text, as a suite that is wrong names it, too.
 _NAMED_VOCABULARY = re.compile(r"""\bvocabulary:\s*["']?([\w-]+)""")
+#: Where ``sources.yaml`` names a mapping.
+_NAMED_MAPPING = re.compile(r"""^[^#\n]*\bmapping:\s*["']?([^"',}\s]+)""", re.MULTILINE)
 
 
-def _unused(policy: VocabularyPolicy, suites: Path) -> Iterator[Place]:
-    """Vocabularies that no column has and no suite of expectations in the folder ``suites`` names."""
+def _unused(policy: VocabularyPolicy, suites: Iterable[Path]) -> Iterator[Place]:
+    """Vocabularies that no column has and no suite of expectations in the folders ``suites`` names."""
     from e2i_dagster.tables import all_metadata, facts
 
     of_columns = {
@@ -152,7 +154,7 @@ def _unused(policy: VocabularyPolicy, suites: Path) -> Iterator[Place]:
         for column in table.columns
         if "facts" in column.info and (listed := facts(column).vocabulary) is not None
     }
-    texts = (path.read_text(encoding="utf-8", errors="replace") for path in suites.glob("*.yaml"))
+    texts = (_text(path) for folder in suites for path in folder.glob("*.yaml"))
     used = sorted(of_columns.union(*map(_NAMED_VOCABULARY.findall, texts)))
     for name in policy.vocabularies:
         if name not in used:
@@ -162,6 +164,18 @@ def _unused(policy: VocabularyPolicy, suites: Path) -> Iterator[Place]:
                 f"no column and no suite of expectations uses the vocabulary {name!r}. "
                 f"{near + ' ' if near else ''}Used: {', '.join(used)}.",
             )
+
+
+def _folders_of_suites(folder: Path) -> Iterator[Path]:
+    """Those of the configuration, and those beside the mapping that its ``sources.yaml`` names."""
+    yield folder / "expectations"
+    sources = folder / "sources.yaml"
+    for named in _NAMED_MAPPING.findall(_text(sources)) if sources.is_file() else ():
+        yield Path(named).expanduser().parent / "expectations"
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
 
 
 def load_vocabulary(folder: Path | None = None) -> VocabularyPolicy:
@@ -174,6 +188,6 @@ def load_vocabulary(folder: Path | None = None) -> VocabularyPolicy:
 
     def problems(policy: VocabularyPolicy) -> Iterator[Place]:
         yield from _problems(policy)
-        yield from _unused(policy, folder / "expectations")
+        yield from _unused(policy, _folders_of_suites(folder))
 
     return read_yaml(folder / "vocabulary.yaml", VocabularyPolicy, problems)

@@ -27,7 +27,7 @@ from e2i_dagster.tables.description.control import (
 from e2i_dagster.versions.files import StoredFile
 
 Bind = sa.Engine | sa.Connection
-State = Literal["executed", "reused", "blocked", "skipped", "failed", "unavailable", "running"]
+State = Literal["executed", "reused", "blocked", "skipped", "absent", "failed", "unavailable", "running"]
 
 
 @dataclass(frozen=True)
@@ -321,6 +321,20 @@ def record_state(bind: Bind, state: StageState) -> None:
     statement = insert(ml_stage_states).values(values)
     with _connection(bind) as connection:
         connection.execute(statement.on_conflict_do_update(index_elements=["stage", "partition"], set_=kept))
+
+
+def record_absent(bind: Bind, reasons: Mapping[str, str]) -> None:
+    """Make the stages of ``reasons`` those that are absent, each with why; no other one is any more."""
+    table = ml_stage_states
+    with _connection(bind) as connection:
+        connection.execute(sa.delete(table).where(table.c.state == "absent", table.c.stage.not_in(reasons)))
+        for stage, reason in reasons.items():
+            record_state(connection, StageState(stage=stage, partition=None, state="absent", reason=reason))
+
+
+def is_absent(bind: Bind, stage: str) -> bool:
+    """Whether ``stage`` is a raw table that no delivery holds."""
+    return any(state.state == "absent" for state in states(bind, stage))
 
 
 def notes(bind: Bind) -> dict[tuple[str, str | None], str]:

@@ -183,3 +183,30 @@ def test_every_rule_has_a_page() -> None:
     rules |= {"leakage_window", "leakage_outcome_window", "leakage_near_duplicate_rows", "leakage_no_event"}
     pages = {page.stem for page in (CHECKOUT / "docs" / "rules").glob("*.md")}
     assert rules == pages
+
+
+def test_what_a_source_expects_lies_beside_its_mapping(folder: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "expectations").mkdir(parents=True)
+    (source / "quality.yaml").write_text("tables: {treatment_events: {expected: [treatment_event_id, cost]}}")
+    suite = "table: treatment_events\nexpectations: [{expect: not_null, column: cost, because: billed}]"
+    (source / "expectations/treatment_events.yaml").write_text(suite)
+    (folder / "sources.yaml").write_text(
+        'first_month: "2024-01"\ndata_end: 2024-12-31\n'
+        f"source: {{kind: files, folder: in, mapping: {source / 'mapping.yaml'}}}"
+    )
+    ours, theirs = QualityPolicy.load(folder, beside=folder), QualityPolicy.load(folder)
+    assert theirs.settings.tables["treatment_events"].expected == ("treatment_event_id", "cost")
+    assert [one.column for one in theirs.suites["treatment_events"].expectations] == ["cost"]
+    # What it does not say stays ours.
+    (source / "quality.yaml").write_text("tables: {triggers: {expected: [trigger_id]}}")
+    said = QualityPolicy.load(folder).settings.tables["triggers"]
+    assert said.expected == ("trigger_id",) and said.ordered == ours.settings.tables["triggers"].ordered != ()
+    (source / "quality.yaml").write_text("tables: {treatment_events: {expected: [treatment_event_id, cost]}}")
+    assert theirs.settings.tables["triggers"] == ours.settings.tables["triggers"]
+    assert ruleset_hash(ours, "treatment_events") != ruleset_hash(theirs, "treatment_events")
+    _edit(source / "quality.yaml", "cost", "costs")
+    with pytest.raises(
+        ConfigError, match=r"source/quality\.yaml:1: tables\.treatment_events\.expected\.1: .*'cost'"
+    ):
+        QualityPolicy.load(folder)

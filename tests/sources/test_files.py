@@ -221,7 +221,7 @@ def test_a_mapping_that_does_not_fit_is_an_input_error(folder, mapping, said):
         ("format: {encoding: utf-99}", "not an encoding"),
         ("format: {separator: ';;'}", "separator"),
         ("tables: {hcp_profiles: {rename: {a: npi, b: npi}}}", "more than once"),
-        ("tables: {hcp_profiles: {columns: {}}}", "columns"),
+        ("tables: {hcp_profiles: {column: {}}}", "columns"),
     ],
 )
 def test_a_mapping_file_that_is_wrong_is_a_configuration_error(folder, mapping, said):

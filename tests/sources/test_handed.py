@@ -1,6 +1,7 @@
 """Files that users hand to commands: text as delivered, the same from CSV and Parquet."""
 
 import datetime as dt
+import json
 
 import pandas as pd
 import pyarrow as pa
@@ -239,3 +240,20 @@ def test_a_list_that_nobody_asked_for_stops_no_command(tmp_path):
     pq.write_table(table, tmp_path / "f.parquet")
     done = CliRunner().invoke(main, ["leakage-audit", "--file", str(tmp_path / "f.parquet")])
     assert done.exit_code == 0, done.output
+
+
+def test_a_dataset_by_cdisc_gives_the_frame_that_csv_gives(tmp_path):
+    about = {
+        "datasetJSONVersion": "1.1.0",
+        "columns": [{"name": "unit", "dataType": "string"}, {"name": "value", "dataType": "float"}],
+    }
+    (tmp_path / "f.ndjson").write_text(f'{json.dumps(about)}\n["007", 1.5]\n\n["008"\n["009", 2]\n')
+    (tmp_path / "f.csv").write_text("unit,value\n007,1.5\nempty\n008\n009,2\n")
+    first, second = (read_rows_handed(tmp_path / name, text=("unit",)) for name in ("f.ndjson", "f.csv"))
+    assert (
+        first.frame.to_dict("list")
+        == second.frame.to_dict("list")
+        == {"unit": ["007", "009"], "value": [1.5, 2.0]}
+    )
+    assert first.frame.index.tolist() == second.frame.index.tolist() == [0, 3]
+    assert [one.row for one in first.refused] == [3]

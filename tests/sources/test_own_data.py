@@ -20,7 +20,10 @@ from e2i_dagster.config.quality import QualityPolicy
 from e2i_dagster.errors import InputError
 from e2i_dagster.policy_files.environment import CHECKOUT
 from e2i_dagster.sources.check import check_folder, mapping_yaml
+from e2i_dagster.tables import OPTIONAL_RAW_TABLES, RAW_TABLES
 from e2i_dagster.tables.vocabulary import load_vocabulary
+from resources.lake import LakeIOManager
+from resources.warehouse import Warehouse
 
 #: What this supplier has not, as the check says it.
 NOT_DELIVERED = {
@@ -236,6 +239,22 @@ def test_load_quality_and_cohort_with_configuration_only(tmp_path, own_config, d
     ):
         result = launch(planned.job, config, planned=planned, show=False)
         assert result.success, failure_text(result)
+
+    # Of what nobody delivers there are no versions, no reports and no checks; who asks is told.
+    from e2i_dagster.database.connection import engine
+    from e2i_dagster.versions import ledger
+
+    told = {
+        state.stage: state.reason or "" for state in ledger.states(engine("app")) if state.state == "absent"
+    }
+    assert sorted(told) == sorted({*RAW_TABLES, *OPTIONAL_RAW_TABLES} - NOT_DELIVERED.keys())
+    assert "no file of in holds it" in told["engagement_events"]
+    assert not ledger.current(engine("app"), "engagement_events")
+    assert not ledger.current(engine("app"), "quality/engagement_events")
+    lake = LakeIOManager(url=os.environ["E2I_LAKE"], warehouse=Warehouse())
+    assert lake.load("engagement_events", ["2024-11", "2024-12"]).columns[0] == "engagement_event_id"
+    with pytest.raises(InputError, match="never materialized"):
+        lake.load("features", ["examplumab"])
 
     tables = foreign_tables()
     rows = tables["episodes"].merge(tables["episode_findings"], on="EpisodeNo", validate="one_to_one")

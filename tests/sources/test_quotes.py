@@ -11,6 +11,7 @@ from e2i_dagster.config.mapping import FileFormat
 from e2i_dagster.errors import InputError
 from e2i_dagster.sources import files
 from e2i_dagster.sources.check import check_folder
+from e2i_dagster.sources.formats import delimited
 
 COLUMNS = ("a", "b", "c")
 SEPARATORS = (",", "|", "\t", ";")
@@ -28,7 +29,7 @@ def written(cells: list[list[str]], separator: str, end: str, *, closed: bool) -
 def same_or_refused(path, cells, form: FileFormat, block_size: int) -> None:
     """Every line is a row, read or malformed, with its text; or the file is refused by the line."""
     try:
-        read = files._read_csv(path, form, block_size)
+        read = delimited.read(path, form, block_size).read()
     except InputError as error:
         assert f"{path.name}, line " in str(error)
         assert "`quote: none`" in str(error)
@@ -42,7 +43,7 @@ def same_or_refused(path, cells, form: FileFormat, block_size: int) -> None:
                 cell[1:-1] or None if len(cell) > 1 and cell[0] == cell[-1] == '"' else cell for cell in row
             ]
     # The remedy that the error names holds always.
-    plain = files._read_csv(path, form.model_copy(update={"quote": "none"}), block_size)
+    plain = delimited.read(path, form.model_copy(update={"quote": "none"}), block_size).read()
     assert [list(row.values()) for row in plain.rows.to_pylist()] == cells
     assert (plain.malformed, plain.lines) == ([], len(cells))
 
@@ -208,7 +209,7 @@ def test_what_is_not_read_is_named(tmp_path):
     (tmp_path / "older").mkdir()
     said = files.read(tmp_path).not_read
     assert set(said) == {"triggers.xlsx", "README.txt", "mapping.yaml", "older"}
-    assert said["triggers.xlsx"].startswith("not CSV")
+    assert said["triggers.xlsx"].startswith("an Excel workbook, which is not read. Save each sheet as CSV")
     assert proposal(tmp_path).not_read == said
     with pytest.raises(InputError, match="same rows in two formats"):
         (tmp_path / "treatment_events.csv.gz").write_bytes(gzip.compress(b"x"))
@@ -281,8 +282,10 @@ def test_a_mark_at_the_border_of_a_block(tmp_path, name, separator, offset):
 def test_a_parser_that_gives_fewer_rows_than_there_are_lines_is_not_believed(tmp_path, monkeypatch):
     from pyarrow import csv
 
-    real = csv.read_csv
-    monkeypatch.setattr(csv, "read_csv", lambda *given, **options: real(*given, **options).slice(1))
+    real = csv.open_csv
+    monkeypatch.setattr(
+        csv, "open_csv", lambda *given, **options: (batch.slice(1) for batch in real(*given, **options))
+    )
     path = tmp_path / "treatment_events.csv"
     path.write_text(EVENTS + "e1,j1,p1,2024-03-01,drug\ne2,j1,p1,2024-03-01,drug\n")
     with pytest.raises(InputError, match=r"2 rows by its lines, 1 by the parser"):
@@ -306,5 +309,5 @@ def test_what_is_to_be_loaded_says_the_lines_of_each_file(tmp_path):
         "treatment_events_1.csv": 2,
         "treatment_events_2.csv.gz": 1,
     }
-    shown = {row[0]: row[2] for row in manifest.to_metadata()["files"].rows}
-    assert shown["treatment_events_1.csv"] == 2 and shown["notes.txt"] is None
+    shown = {row[0]: row[1:4:2] for row in manifest.to_metadata()["files"].rows}
+    assert shown["treatment_events_1.csv"] == ("CSV", 2) and shown["notes.txt"][1] is None

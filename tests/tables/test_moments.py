@@ -118,10 +118,10 @@ def test_what_is_refused_as_partial_is_exactly_what_a_rule_completes(text):
 
 
 def test_a_format_without_a_day_says_month_or_year_and_a_short_text_is_no_day():
-    assert files.iso_text("Jul 2013", "%b %Y") == "2013-07"
-    assert files.iso_text("2013", "%Y") == "2013"
-    assert files.iso_text("201312", "%Y%m%d") is None
-    assert files.iso_text("20131201", "%Y%m%d") == "2013-12-01"
+    assert moments.iso_text("Jul 2013", "%b %Y") == "2013-07"
+    assert moments.iso_text("2013", "%Y") == "2013"
+    assert moments.iso_text("201312", "%Y%m%d") is None
+    assert moments.iso_text("20131201", "%Y%m%d") == "2013-12-01"
 
 
 @pytest.mark.parametrize("form", ["%d.%m", "%q", "%-d.%m.%Y"])

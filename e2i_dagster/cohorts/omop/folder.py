@@ -177,7 +177,7 @@ def _read_csv(connection: DuckDBPyConnection, files: TableFiles, quote: Quote) -
     Raises:
         InputError: rows would be folded into one cell, or the rows by the lines are not those of the parser.
     """
-    from e2i_dagster.sources.files import count_lines, judge_lines
+    from e2i_dagster.sources.formats.delimited import count_lines, judge_lines
 
     advice = (
         'Where the file is written without quoting, say `--quote none` (`build(..., quote="none")`); else '
@@ -216,7 +216,7 @@ def _read_csv(connection: DuckDBPyConnection, files: TableFiles, quote: Quote) -
 
 def _separator(path: Path) -> str:
     """The one of :data:`SEPARATORS` that stands most often in the header."""
-    from e2i_dagster.sources.files import open_text
+    from e2i_dagster.sources.formats.delimited import open_text
 
     with open_text(path, FileFormat()) as stream:
         header = stream.readline()

@@ -134,6 +134,20 @@ ml_table_loads = sa.Table(
     column(
         "reasons", JSONB, "Reason code to number of rejected rows.", nullable=False, server_default=_EMPTY
     ),
+    column(
+        "added",
+        sa.BigInteger,
+        "Rows that the mapping made of numbered columns, beside the first of each line.",
+        nullable=False,
+        server_default="0",
+    ),
+    column(
+        "left_out",
+        JSONB,
+        "Rule of the mapping to number of delivered rows that it left out.",
+        nullable=False,
+        server_default=_EMPTY,
+    ),
     column("partitions", JSONB, "Month to number of rows.", nullable=False, server_default=_EMPTY),
     column(
         "own_columns",
@@ -218,7 +232,7 @@ ml_stage_states = sa.Table(
     column(
         "state",
         sa.Text,
-        "executed, reused, blocked, skipped, failed, unavailable or running.",
+        "executed, reused, blocked, skipped, absent, failed, unavailable or running.",
         nullable=False,
     ),
     column("reason", sa.Text, "Why, for all states but executed."),
@@ -228,7 +242,7 @@ ml_stage_states = sa.Table(
     column("run_id", sa.Text, "Dagster run."),
     column("at", Timestamp, "When the state was reached.", nullable=False, server_default=_NOW),
     sa.CheckConstraint(
-        "state IN ('executed', 'reused', 'blocked', 'skipped', 'failed', 'unavailable', 'running')",
+        "state IN ('executed', 'reused', 'blocked', 'skipped', 'absent', 'failed', 'unavailable', 'running')",
         name="state_known",
     ),
     comment="The last state of each stage and partition; a stage without a row never ran.",
