@@ -418,9 +418,11 @@ def read_scope(key: str, folder: Path | None = None) -> ScopeSpec:
         known = sorted(p.stem for p in folder.glob("*.yaml"))
         near = get_close_matches(key, known, n=1)
         raise ConfigError(
-            f"There is no scope {key!r}."
-            + (f" Did you mean {near[0]!r}?" if near else "")
-            + f" Known: {', '.join(known) or 'none'}. Add a file to {folder}."
+            f"There is no scope {key!r}." + (f" Did you mean {near[0]!r}?" if near else ""),
+            file=path,
+            field="scope",
+            value=key,
+            remedy=f"Known: {', '.join(known) or 'none'}. Add a file to {folder} for another.",
         )
     return ScopeSpec.from_yaml(path)
 
@@ -436,10 +438,14 @@ def default_scope(folder: Path | None = None) -> ScopeSpec:
     if len(marked) == 1:
         return marked[0]
     if not marked and broken:
-        raise ConfigError("\n".join(str(error) for error in broken.values()))
+        raise ConfigError.joined(list(broken.values()))
     found = ", ".join(scope.key for scope in marked) or "none"
     raise ConfigError(
-        f"Exactly one file in {folder or scope_folder()} must say default: true (found: {found})."
+        f"Exactly one file in {folder or scope_folder()} must say default: true (found: {found}).",
+        file=folder or scope_folder(),
+        field="default",
+        value=found,
+        remedy="Write it in one file, and leave it out of the others.",
     )
 
 

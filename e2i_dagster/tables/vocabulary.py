@@ -104,7 +104,13 @@ class VocabularyPolicy(PolicyModel):
             return self.vocabularies[name]
         except KeyError:
             known = ", ".join(sorted(self.vocabularies))
-            raise ConfigError(f"config/vocabulary.yaml has no vocabulary {name!r}. Known: {known}.") from None
+            raise ConfigError(
+                f"config/vocabulary.yaml has no vocabulary {name!r}.",
+                file="config/vocabulary.yaml",
+                field="vocabularies",
+                value=name,
+                remedy=f"Known: {known}.",
+            ) from None
 
 
 def _problems(policy: VocabularyPolicy) -> Iterator[Place]:
