@@ -182,9 +182,8 @@ def read(
         except _Problems as error:
             problems.extend(error.found)
     if problems:
-        parts = [InputError(one, file=folder) if isinstance(one, str) else one for one in problems]
-        known = {**parts[0].known, "file": parts[0].file and folder / parts[0].file}
-        raise InputError(_listing(folder, problems), **known, parts=parts if len(parts) > 1 else ())
+        parts = [_placed(folder, one) for one in problems]
+        raise InputError(_listing(folder, problems), **parts[0].known, parts=parts if len(parts) > 1 else ())
     return Delivery(delivered, folder, not_read(folder, mapping, tables))
 
 
@@ -192,6 +191,14 @@ class _Problems(InputError):
     def __init__(self, found: Sequence[str | InputError]) -> None:
         super().__init__("\n".join(map(str, found)))
         self.found = list(found)
+
+
+def _placed(folder: Path, problem: str | InputError) -> InputError:
+    """``problem`` as an error of its file in ``folder``; of the folder where it begins with the name of none."""
+    if isinstance(problem, InputError):
+        return InputError(str(problem), **{**problem.known, "file": folder / (problem.file or "")})
+    names = [path.name for path in readable_files(folder) if problem.startswith(path.name)]
+    return InputError(problem, file=folder / max(names, key=len, default=""))
 
 
 def _listing(folder: Path, problems: Sequence[str | InputError]) -> str:
@@ -244,8 +251,13 @@ def _find_files(
         if paths:
             found[table] = paths
     problems.extend(
-        f"{path.name}: belongs to no raw table{_near(stem_of(path), _ALL_TABLES)}. Expected <table>.csv or "
-        "<table>.parquet; rename it, name it under `files` in the mapping, or move it to a sub-folder."
+        InputError(
+            f"{path.name}: belongs to no raw table{_near(stem_of(path), _ALL_TABLES)}. Expected <table>.csv or "
+            "<table>.parquet.",
+            file=path.name,
+            field="files",
+            remedy="Rename it, name it under `files` in the mapping, or move it to a sub-folder.",
+        )
         for path in candidates
         if path not in claimed and tables is None and ending_of(path) != ".txt"
     )
@@ -697,7 +709,8 @@ def _stray_quote(
         f"Write `quote: none` in the mapping if the file is written without quoting and {form.quote} is "
         f"text{meant}."
     )
-    return _Problems([f"{path.name}, line {line}: {what}, so lines or text would be lost. {advice}"])
+    said = f"{path.name}, line {line}: {what}, so lines or text would be lost."
+    return _Problems([InputError(said, file=path.name, field="quote", value=f"line {line}", remedy=advice)])
 
 
 def proposed_quoting(path: Path, form: FileFormat) -> dict[str, Any]:

@@ -182,4 +182,4 @@ def load_vocabulary(folder: Path | None = None) -> VocabularyPolicy:
         yield from _problems(policy)
         yield from _unused(policy, folder / "expectations")
 
-    return read_yaml(folder / "vocabulary.yaml", VocabularyPolicy, problems)
+    return read_yaml(folder / "vocabulary.yaml", VocabularyPolicy, problems, checks_apart=True)
