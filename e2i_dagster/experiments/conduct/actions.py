@@ -198,7 +198,12 @@ def advance(
     """
     held = store.read(connection, name)
     if held.source == "observed":
-        raise InputError(f"Experiment {name} has observed units; a simulated stream never mixes with them.")
+        raise InputError(
+            f"Experiment {name} has observed units; a simulated stream never mixes with them.",
+            field="name",
+            value=name,
+            remedy="Simulate an experiment of another name.",
+        )
     spec = held.spec
     stream = simulation.limited(
         simulation.draw_stream(spec, seed=spec.randomization.seed), spec, policy.cohorts
@@ -246,7 +251,12 @@ def _simulated_person(connection: sa.Connection, name: str, people: str) -> str:
     """Mark the experiment as simulated before an invented person acts in it: observed units are refused then."""
     held = store.read(connection, name)
     if held.source == "observed":
-        raise InputError(f"Experiment {name} has observed units; invented people decide nothing in it.")
+        raise InputError(
+            f"Experiment {name} has observed units; invented people decide nothing in it.",
+            field="name",
+            value=name,
+            remedy="Simulate an experiment of another name.",
+        )
     table = tables.ab_experiments
     connection.execute(table.update().where(table.c.name == name).values(source="simulated"))
     return f"{SIMULATED_PEOPLE}{people}"

@@ -160,7 +160,12 @@ def simulate_twin(
     empty = [name for name in rule.confounders if name in frame.columns and frame[name].isna().all()]
     used = tuple(name for name in rule.confounders if name not in empty)
     if not used:
-        raise InputError(f"The twin cannot be simulated: no patient has a value of {', '.join(empty)}.")
+        raise InputError(
+            f"The twin cannot be simulated: no patient has a value of {', '.join(empty)}.",
+            field="twin.confounders",
+            value=", ".join(empty),
+            remedy="Name a confounder in the twin block that has values.",
+        )
     rule = rule.model_copy(update={"confounders": used})
     covariates, treated, observed = _training_rows(frame, rule, outcome, least_per_arm)
     outcome_model: Any = RandomForestRegressor(min_samples_leaf=20, random_state=rule.seed)
@@ -214,7 +219,10 @@ def _question(spec: ExperimentSpec) -> Twin:
     if spec.twin is None:
         raise ConfigError(
             f"config/experiments/{spec.name}.yaml: there is no twin block; it says from which question the "
-            "experiment is predicted."
+            "experiment is predicted.",
+            file=f"config/experiments/{spec.name}.yaml",
+            field="twin",
+            remedy="Add the block; docs/experiments.md has one.",
         )
     return spec.twin
 
@@ -353,7 +361,11 @@ def _training_rows(
     """Encoded confounders (n, p), treatment (n,), outcome (n,): a missing number is the median beside a flag."""
     absent = [name for name in (*rule.confounders, rule.feature, outcome) if name not in frame.columns]
     if absent:
-        raise InputError(f"The twin's training frame has no column {', '.join(absent)}.")
+        raise InputError(
+            f"The twin's training frame has no column {', '.join(absent)}.",
+            field=absent[0],
+            remedy="Name columns of the training frame in the twin block.",
+        )
     columns = []
     for name in rule.confounders:
         values = frame[name]
@@ -372,7 +384,10 @@ def _training_rows(
     if counts.min() < least_per_arm:
         raise InputError(
             f"The twin cannot be simulated: of {len(frame):,} patients {counts[1]:,} are treated "
-            f"({rule.feature} at least {rule.at_least:g}); it needs {least_per_arm} with and without."
+            f"({rule.feature} at least {rule.at_least:g}); it needs {least_per_arm} with and without.",
+            field="twin.at_least",
+            value=rule.at_least,
+            remedy="Choose a limit that leaves as many on both sides, or load more patients.",
         )
     return np.column_stack(columns), treated, frame[outcome].to_numpy(dtype="float64")
 

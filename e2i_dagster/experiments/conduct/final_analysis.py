@@ -299,7 +299,12 @@ def explore_heterogeneity(
             f"Experiment {name} is {held.state}: effects are looked into when data collection is over."
         )
     if held.spec.metrics.primary.kind not in ("mean", "proportion"):
-        raise InputError(f"The forest takes a mean or a proportion, not {held.spec.metrics.primary.kind}.")
+        raise InputError(
+            f"The forest takes a mean or a proportion, not {held.spec.metrics.primary.kind}.",
+            field="metrics.primary.kind",
+            value=held.spec.metrics.primary.kind,
+            remedy="Look into effects by subgroups instead.",
+        )
     records = store.read_records(connection, name)
     frame = records.analysis_frame(held.spec, policy)
     plan = HeterogeneityPlan(covariates=tuple(covariates))

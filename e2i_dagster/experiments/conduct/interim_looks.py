@@ -873,7 +873,12 @@ def replay(connection: sa.Connection, name: str, look: int) -> bool:
     """
     made = {one["analysis_number"]: one for one in store.looks(connection, name)}
     if look not in made:
-        raise InputError(f"Experiment {name} has no look {look}; there were {len(made)}.")
+        raise InputError(
+            f"Experiment {name} has no look {look}.",
+            field="look",
+            value=look,
+            remedy=f"Looks made: {', '.join(map(str, made)) or 'none'}.",
+        )
     frozen = made[look]
     records = store.read_records(
         connection, name, last_event=frozen["last_event_id"], last_outcome=frozen["last_outcome_id"]

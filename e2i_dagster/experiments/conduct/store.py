@@ -154,10 +154,16 @@ def amend(connection: sa.Connection, spec: ExperimentSpec, *, reason: str, actor
     held = _held(connection, spec.name)
     if held.locked_at is None:
         raise InputError(
-            f"Experiment {spec.name} has no assignments yet: change its file, no amendment is needed."
+            f"Experiment {spec.name} has no assignments yet.",
+            file=f"config/experiments/{spec.name}.yaml",
+            remedy="Change its file, no amendment is needed.",
         )
     if held.spec.design_digest == spec.design_digest:
-        raise InputError(f"The design of experiment {spec.name} is the one in force: nothing to amend.")
+        raise InputError(
+            f"The design of experiment {spec.name} is the one in force.",
+            file=f"config/experiments/{spec.name}.yaml",
+            remedy="Change the file first, then amend.",
+        )
     if held.state in ENDED_STATES:
         raise VerdictError(
             f"Experiment {spec.name} is {held.state}: data collection is over, and its design is what was carried out."
@@ -271,9 +277,19 @@ def approve(
     """
     held = _held(connection, name)
     if role not in policy.approvals.roles:
-        raise InputError(f"There is no role {role!r} to approve. Roles: {', '.join(policy.approvals.roles)}.")
+        raise InputError(
+            f"There is no role {role!r} to approve.",
+            field="role",
+            value=role,
+            remedy=f"Roles: {', '.join(policy.approvals.roles)}.",
+        )
     if held.state != "in_review":
-        raise InputError(f"Experiment {name} is {held.state}; a design is approved while it is in_review.")
+        raise InputError(
+            f"Experiment {name} is {held.state}; a design is approved while it is in_review.",
+            field="state",
+            value=held.state,
+            remedy=f"`e2i experiment status {name}` shows what comes next.",
+        )
     valid = [one for one in approvals(connection, name) if one.design_digest == held.spec.design_digest]
     if any(one.role == role or one.by == actor for one in valid):
         raise VerdictError(f"Experiment {name}: {role} or {actor} has approved this design already.")
@@ -601,7 +617,11 @@ def looks(connection: sa.Connection, name: str) -> list[dict[str, Any]]:
 def open_report(connection: sa.Connection, name: str, *, what: str, reason: str, actor: str) -> None:
     """Record that the unblinded report was opened, before it is shown."""
     if not reason.strip():
-        raise InputError("Say why the unblinded report is opened; the opening is recorded with its reason.")
+        raise InputError(
+            "The unblinded report is opened with a reason, which is recorded.",
+            field="reason",
+            remedy="Say why.",
+        )
     connection.execute(
         tables.ab_unblinding_log.insert().values(experiment=name, what=what, reason=reason, recorded_by=actor)
     )
@@ -753,7 +773,7 @@ def _store_transition(
     actor: str,
 ) -> None:
     if not reason.strip():
-        raise InputError("Say why: every transition is recorded with its reason.")
+        raise InputError("Every transition is recorded with its reason.", field="reason", remedy="Say why.")
     connection.execute(
         tables.ab_experiment_transitions.insert().values(
             experiment=name,
@@ -775,7 +795,10 @@ def _append(connection: sa.Connection, table: sa.Table, name: str, rows: pd.Data
     values = given[columns].astype(object).where(given[columns].notna(), None)
     driver = connection.connection.driver_connection
     if driver is None:
-        raise ConfigError("The warehouse's connection was closed before its rows were written.")
+        raise ConfigError(
+            "The warehouse's connection was closed before its rows were written.",
+            remedy="Write the rows while the connection is open.",
+        )
     from psycopg import sql
 
     statement = sql.SQL("COPY {} ({}) FROM STDIN").format(

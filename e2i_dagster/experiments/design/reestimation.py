@@ -79,9 +79,17 @@ def blinded_reestimation(
     )
     share = checked_probability(treated_share, "treated_share")
     if before <= 0 or seen <= 0:
-        raise InputError("planned_variance and pooled_variance: both must be above 0.")
+        raise InputError(
+            "planned_variance and pooled_variance: both must be above 0.",
+            field="planned_variance, pooled_variance",
+            value=(before, seen),
+        )
     if not 0 < least <= 1.0 <= most:
-        raise InputError(f"least {least:g} and most {most:g}: 0 < least <= 1 <= most.")
+        raise InputError(
+            f"least {least:g} and most {most:g}: 0 < least <= 1 <= most.",
+            field="least, most",
+            value=(least, most),
+        )
     within = seen - share * (1.0 - share) * checked_number(assumed_effect, "assumed_effect") ** 2
     if within <= 0:
         raise InputError(
@@ -129,7 +137,10 @@ def promising_zone(
     _checked_size(planned)
     if look != boundaries.looks - 1 or boundaries.information_fractions[-1] != 1.0:
         raise InputError(
-            f"look {look}: the size is looked at again at the last look but one, of a whole plan."
+            f"look {look}: the size is looked at again at the last look but one, of a whole plan.",
+            field="look",
+            value=look,
+            remedy=f"Give look {boundaries.looks - 1} of a plan whose last look has all information.",
         )
     if most < planned:
         raise InputError(f"most: {most} is below the {planned} units planned.", field="most")
@@ -228,7 +239,11 @@ def propose_size(
                 gamma=spec.looks.gamma,
             )  # fmt: skip
             if z is None:
-                raise InputError("the look has no statistic")
+                raise InputError(
+                    "the look has no statistic",
+                    field="z",
+                    remedy="Look at the size again at a look that has a statistic.",
+                )
             found = promising_zone(
                 plan, number, z, planned=planned, most=review.most, target_power=spec.sample_size.power
             )
