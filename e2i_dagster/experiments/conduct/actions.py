@@ -19,6 +19,7 @@ from e2i_dagster.errors import InputError
 from e2i_dagster.experiments.conduct import simulation, store
 from e2i_dagster.experiments.conduct.final_analysis import compute_results
 from e2i_dagster.experiments.conduct.interim_looks import answered
+from e2i_dagster.experiments.conduct.records import InterimAnalysis
 from e2i_dagster.policy_files.environment import state_folder
 from e2i_dagster.sources.handed import HandedRows, RefusedRow, read_rows_handed
 from e2i_dagster.tables.description import experiments as tables
@@ -204,7 +205,7 @@ def advance(
         simulation.draw_stream(spec, seed=spec.randomization.seed), spec, policy.cohorts
     )
     start = pd.Timestamp(spec.dates.start, tz="UTC")
-    made = len(answered(spec, store.looks(connection, name)))
+    made = len(answered(spec, InterimAnalysis.read_all(connection, name)))
     planned = spec.looks.information_fractions
     goal = planned[min(made, len(planned) - 1)]
     day = days if days is not None else simulation.day_of_information(stream, spec, goal)

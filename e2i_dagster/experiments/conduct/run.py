@@ -15,7 +15,6 @@ from e2i_dagster.experiments.conduct.digital_twin import (
     FidelityPage,
     TwinSimulation,
     compare_looks,
-    comparisons,
     record_simulation,
     simulate_twin,
     simulations,
@@ -29,6 +28,7 @@ from e2i_dagster.experiments.conduct.interim_looks import (
     present_intervals,
 )
 from e2i_dagster.experiments.conduct.lifecycle import bound_to_stop, may_read_results
+from e2i_dagster.experiments.conduct.records import FidelityRecord, InterimAnalysis, Transition, Unblinding
 from e2i_dagster.experiments.conduct.watch import balance_attributes, check_srm
 from e2i_dagster.experiments.design.planning import power
 from e2i_dagster.experiments.design.randomization import BalanceReport, balance
@@ -86,7 +86,11 @@ def planned_power(spec: ExperimentSpec) -> float | None:
 def assign_waiting(connection: sa.Connection, name: str, *, actor: str) -> BalanceReport:
     """Assign who waits, when the experiment is running; balance of all assignments so far."""
     held = store.read(connection, name)
-    if held.state == "running" and not held.simulated and not bound_to_stop(store.looks(connection, name)):
+    if (
+        held.state == "running"
+        and not held.simulated
+        and not bound_to_stop(InterimAnalysis.read_all(connection, name))
+    ):
         store.randomize(connection, name, actor=actor)
     records = store.read_records(connection, name)
     spec = held.spec
@@ -112,7 +116,7 @@ def look_page(connection: sa.Connection, name: str, policy: LifecyclePolicy, *, 
     """Make the look that is due, and show what may be shown of all looks."""
     make_look(connection, name, policy=policy, actor=actor)
     held = store.read(connection, name)
-    made = store.looks(connection, name)
+    made = InterimAnalysis.read_all(connection, name)
     blinded = is_blinded(held)
     figure = pages.boundary_figure(held.spec, made, blinded=blinded)
     return interim_page(
@@ -143,9 +147,9 @@ def judge_ratio(
     if found is None:
         return True, "no unit is assigned yet"
     return (
-        found["severity"] == "none",
-        f"{found['severity']}: {found['actual_counts']}, p {found['p_value']:.3g} (fixed), "
-        f"{found['sequential_p_value']:.3g} (valid at every look)",
+        found.severity == "none",
+        f"{found.severity}: {found.actual_counts}, p {found.p_value:.3g} (fixed), "
+        f"{found.sequential_p_value:.3g} (valid at every look)",
     )
 
 
@@ -159,20 +163,20 @@ def report_html(
 ) -> str:
     """The report of an experiment as one HTML page."""
     held = store.read(connection, name)
-    records = store.read_records(connection, name)
+    records, made = store.read_records(connection, name), InterimAnalysis.read_all(connection, name)
     return pages.experiment_report(
         held,
         enrolment_page(connection, name, policy),
-        store.history(connection, name),
-        store.looks(connection, name),
+        Transition.read_all(connection, name),
+        made,
         store.review(connection, held, policy),
         compute_results(connection, name, policy=policy, actor=actor),
-        comparisons(connection, name),
+        FidelityRecord.read_all(connection, name),
         check_srm(connection, held.spec, records, policy, actor=actor),
-        store.openings(connection, name),
+        Unblinding.read_all(connection, name),
         ()
         if blinded or held.state not in ("running", "paused")
-        else present_intervals(held.spec, records, store.looks(connection, name), policy),
+        else present_intervals(held.spec, records, made, policy),
         blinded=blinded,
     )
 
@@ -202,12 +206,13 @@ def fidelity_page(
 ) -> FidelityPage:
     """Compare the newest simulation with the looks, and show what may be shown."""
     held = store.read(connection, name)
-    reason = compare_looks(connection, name, store.looks(connection, name), policy, actor=actor)
-    found = comparisons(connection, name)
+    made = InterimAnalysis.read_all(connection, name)
+    reason = compare_looks(connection, name, made, policy, actor=actor)
+    found = FidelityRecord.read_all(connection, name)
     blinded = is_blinded(held)
     if blinded and found:
         reason = f"{len(found)} comparison(s), blinded until data collection is over"
-    shown = () if blinded else tuple(_plain(one) for one in found)
+    shown = () if blinded else tuple(found)
     figure = drawn(pages.fidelity_figure(found), "Prediction and observation") if shown else None
     return FidelityPage(
         experiment=name,
@@ -217,11 +222,3 @@ def fidelity_page(
         reason=reason,
         figure=figure,
     )
-
-
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: value
-        for key, value in row.items()
-        if key not in ("id", "simulation_id", "recorded_at", "recorded_by", "experiment")
-    }

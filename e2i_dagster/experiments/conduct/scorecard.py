@@ -7,7 +7,6 @@ both of its ends say the same. The score advises; who decides, and why, is recor
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -76,14 +75,14 @@ def score_result(
     analysis: Analysis,
     policy: ScorecardPolicy,
     *,
-    adjusted: Mapping[str, Any] | None = None,
+    adjusted_p: float | None = None,
     alignment: float | None = None,
 ) -> ScoredResult | None:
     """Score the arm with the largest benefit on the primary metric; None when no arm can be estimated.
 
     Args:
         analysis: of the primary metric by intention to treat.
-        adjusted: ``p_value`` that allows for the looks, where there is one.
+        adjusted_p: p that allows for the looks, where there is one.
         alignment: how well the treatment fits the strategy, from 0 to 1, as judged by who decides.
 
     Raises:
@@ -105,7 +104,7 @@ def score_result(
     best = max(known, key=lambda one: sign * (one.z or 0.0))
     weights = policy.weights
     parts = (
-        ScorePart(name="significance", weight=weights.significance, **_significance(best, sign, policy, adjusted)),
+        ScorePart(name="significance", weight=weights.significance, **_significance(best, sign, policy, adjusted_p)),
         ScorePart(name="practical", weight=weights.practical, **_practical(best, sign, policy)),
         ScorePart(name="confidence", weight=weights.confidence, **_confidence(spec, best, sign, policy)),
         ScorePart(name="roi", weight=weights.roi, **_return(spec, best, sign, policy)),
@@ -148,10 +147,10 @@ def _benefit(one: Comparison, sign: int) -> float:
 
 
 def _significance(
-    one: Comparison, sign: int, policy: ScorecardPolicy, adjusted: Mapping[str, Any] | None
+    one: Comparison, sign: int, policy: ScorecardPolicy, adjusted_p: float | None
 ) -> dict[str, Any]:
-    p = one.adjusted_p_value if adjusted is None else adjusted["p_value"]
-    source = "" if adjusted is None else ", adjusted for the looks"
+    p = one.adjusted_p_value if adjusted_p is None else adjusted_p
+    source = "" if adjusted_p is None else ", adjusted for the looks"
     if p is None:
         return {"score": None, "found": "no p-value"}
     benefit = _benefit(one, sign) > 0

@@ -11,8 +11,8 @@ from e2i_dagster.config.experiment import LifecyclePolicy
 from e2i_dagster.experiments.conduct import enrolment, store
 from e2i_dagster.experiments.conduct.interim_looks import interim_page
 from e2i_dagster.experiments.conduct.lifecycle import Review
+from e2i_dagster.experiments.conduct.records import InterimAnalysis, SampleRatioCheck, Transition, Unblinding
 from e2i_dagster.experiments.conduct.run import is_blinded
-from e2i_dagster.experiments.conduct.watch import newest_srm
 
 
 def approval_rows(review: Review) -> list[dict[str, str]]:
@@ -45,8 +45,9 @@ def summary(connection: sa.Connection, name: str, policy: LifecyclePolicy) -> di
         held.spec, records.screened, states, records.events, simulated=held.simulated
     )
     reached = store.information(held.spec, records.outcomes)
-    page = interim_page(held, store.looks(connection, name), reached, blinded=is_blinded(held))
-    srm = newest_srm(connection, name)
+    made = InterimAnalysis.read_all(connection, name)
+    page = interim_page(held, made, reached, blinded=is_blinded(held))
+    srm = SampleRatioCheck.read_newest(connection, name)
     review = store.review(connection, held, policy)
     steps = {
         "planned": report.planned, "screened": report.screened, "eligible": report.eligible,
@@ -64,19 +65,14 @@ def summary(connection: sa.Connection, name: str, policy: LifecyclePolicy) -> di
         "sample_size_review": page.size_proposal or None,
         "enrolment": {step: shown_count(count) for step, count in steps.items()},
         "information_fraction": round(reached, 4),
-        "sample_ratio": None if srm is None else f"{srm['severity']} (p {srm['p_value']:.3g})",
+        "sample_ratio": None if srm is None else f"{srm.severity} (p {srm.p_value:.3g})",
         "looks": [dict(look) for look in page.looks],
         "history": [
-            {
-                "at": f"{one['recorded_at']:%Y-%m-%d %H:%M}",
-                "state": one["to_state"],
-                "by": one["recorded_by"],
-                "why": one["reason"],
-            }
-            for one in store.history(connection, name)
+            {"at": made.at, "state": made.to_state, "by": made.recorded_by, "why": made.reason}
+            for made in Transition.read_all(connection, name)
         ],
         "openings": [
-            {"at": f"{one['recorded_at']:%Y-%m-%d %H:%M}", "by": one["recorded_by"], "why": one["reason"]}
-            for one in store.openings(connection, name)
+            {"at": opening.at, "by": opening.recorded_by, "why": opening.reason}
+            for opening in Unblinding.read_all(connection, name)
         ],
     }
