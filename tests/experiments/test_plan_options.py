@@ -32,6 +32,7 @@ from e2i_dagster.experiments.conduct.records import ArmLook, InterimAnalysis, Lo
 from e2i_dagster.experiments.conduct.scorecard import score_result
 from e2i_dagster.experiments.conduct.store import Records
 from e2i_dagster.experiments.conduct.watch import long_pause, overdue_review, weekly_balance
+from e2i_dagster.experiments.statistics.estimation import FinalEstimate
 from e2i_dagster.experiments.statistics.stopping import z_of_conditional_power
 from e2i_dagster.tables.description import experiments as tables
 from tests.experiments.conftest import DESIGN, outcomes
@@ -419,7 +420,9 @@ def test_what_is_not_known_stays_open_and_is_not_zero(lifecycle):
 
 
 def test_the_adjusted_p_decides_significance(lifecycle):
-    scored = score_result(design(), result(), lifecycle.scorecard, adjusted_p=0.2)
+    scored = score_result(
+        design(), result(), lifecycle.scorecard, adjusted=FinalEstimate.model_construct(p_value=0.2)
+    )
     assert scored.parts[0].score == 0.0
     assert "adjusted for the looks" in scored.parts[0].found
 

@@ -179,13 +179,7 @@ def compute_results(
         heterogeneity=_heterogeneity(connection, frame, spec, policy, digest, actor),
         scorecard=None
         if primary is None
-        else score_result(
-            spec,
-            primary,
-            policy.scorecard,
-            adjusted_p=None if for_looks is None else for_looks.p_value,
-            alignment=alignment,
-        ),
+        else score_result(spec, primary, policy.scorecard, adjusted=for_looks, alignment=alignment),
         adjusted=for_looks,
     )
 
@@ -376,23 +370,20 @@ def adjusted_for_looks(spec: ExperimentSpec, made: Sequence[InterimAnalysis]) ->
     futility = spec.stopping.futility
     floors = None
     if futility is not None and futility.binding:
-        own = [look.metrics_snapshot.arms[0].futility_z for look in made]
-        floors = [low if z is None else z for z, low in zip(own, bounds.lower, strict=False)]
+        recorded = [look.metrics_snapshot.arms[0].futility_z for look in made]
+        floors = [low if own is None else own for own, low in zip(recorded, bounds.lower, strict=False)]
     hazard, sign = spec.metrics.primary.kind == "survival", spec.metrics.primary.sign
     size, low, high = (math.log(value) if hazard else value for value in last.effect)
     # The error that belongs to z; near 0, where the quotient says nothing, that of the repeated interval.
     error = abs(size / z) if abs(z) > LEAST_Z else (high - low) / (2.0 * last.boundary_z)
     found = final_estimate(bounds, len(made), z, standard_error=error, lower=floors)
     # It runs in the direction of benefit.
-    lower, upper = sorted((sign * found.lower, sign * found.upper))
-    values = {
-        "naive": sign * found.naive,
-        "median_unbiased": sign * found.median_unbiased,
-        "lower": lower,
-        "upper": upper,
-    }
+    scale = math.exp if hazard else float
+    benefits = (found.naive, found.median_unbiased, found.lower, found.upper)
+    naive, median, *limits = (scale(sign * benefit) for benefit in benefits)
+    lower, upper = sorted(limits)
     return found.model_copy(
-        update={name: math.exp(value) if hazard else value for name, value in values.items()}
+        update={"naive": naive, "median_unbiased": median, "lower": lower, "upper": upper}
     )
 
 

@@ -162,12 +162,12 @@ def make_look(
         VerdictError: the ratios of the arms are not those of the design (a critical mismatch): no effect is
             to be read before that is explained.
     """
-    held = store._held(connection, name)
+    experiment = store.read_locked(connection, name)
     made = InterimAnalysis.read_all(connection, name)
     records = store.read_records(connection, name)
-    ended = held.state in ("completed", "stopped_other")
-    spec = held.spec
-    if held.state not in ("running", "completed", "stopped_other") or (
+    ended = experiment.state in ("completed", "stopped_other")
+    spec = experiment.spec
+    if experiment.state not in ("running", "completed", "stopped_other") or (
         made and (made[-1].analysis_type == "final" or bound_to_stop(made))
     ):
         return None
@@ -340,7 +340,7 @@ def missing_policy(spec: ExperimentSpec, metric: Metric) -> str:
 
 
 def interim_page(
-    held: store.Experiment,
+    experiment: store.Experiment,
     made: Sequence[InterimAnalysis],
     information: float,
     *,
@@ -368,20 +368,20 @@ def interim_page(
             for arm in look.metrics_snapshot.arms:
                 if arm.always_valid is not None:
                     row[f"always valid, {arm.arm}"] = _effect_limits(
-                        arm.always_valid, hazard=held.spec.metrics.primary.kind == "survival"
+                        arm.always_valid, hazard=experiment.spec.metrics.primary.kind == "survival"
                     )
             row["says"] = look.decision
         shown.append(row)
-    planned, used = held.spec.looks.information_fractions, len(answered(held.spec, made))
+    planned, used = experiment.spec.looks.information_fractions, len(answered(experiment.spec, made))
     return InterimPage(
-        experiment=held.name,
-        state=held.state,
+        experiment=experiment.name,
+        state=experiment.state,
         blinded=blinded,
-        simulated=held.simulated,
+        simulated=experiment.simulated,
         information=information,
-        next_fraction=planned[used] if used < len(planned) and held.state == "running" else None,
+        next_fraction=planned[used] if used < len(planned) and experiment.state == "running" else None,
         looks=tuple(shown),
-        size_proposal=size_review_text(held.spec, made, blinded=blinded),
+        size_proposal=size_review_text(experiment.spec, made, blinded=blinded),
         figure=figure,
     )
 
@@ -659,23 +659,14 @@ def _harm(
     shared: dict[str, Any] = {"metric": metric.name, "arm": arm}
     if min(counts[arm], counts[spec.control]) < rule.minimum_per_arm:
         why = f"fewer than {rule.minimum_per_arm} units per arm"
-        return HarmCheck(
-            **shared, relative_worsening=None, p_value=None, harmful=None, reason=why, status="too_early"
-        )
+        return HarmCheck(**shared, reason=why, status="too_early")
     reason = (
         (one.reason or "no statistic")
         if one.z is None
         else _too_few_events(one, rule.alpha, -float(metric.sign))
     )
     if one.z is None or reason:
-        return HarmCheck(
-            **shared,
-            relative_worsening=None,
-            p_value=None,
-            harmful=None,
-            reason=reason,
-            status="not_evaluable",
-        )
+        return HarmCheck(**shared, reason=reason, status="not_evaluable")
     from scipy.special import ndtr
 
     p = float(ndtr(metric.sign * one.z))
@@ -713,12 +704,12 @@ def _advice(arms: Sequence[ArmLook], harm: Sequence[HarmCheck], missing: Sequenc
     unjudged = "".join(f"; {text}" for text in missing)
     if harmful:
         return "stop_safety", "; ".join(f"{one.arm} {one.metric}: {one.reason}" for one in harmful) + unjudged
-    said = "; ".join([*(arm.rationale for arm in arms if arm.z is not None), *missing])
+    rationale = "; ".join([*(arm.rationale for arm in arms if arm.z is not None), *missing])
     if any(arm.advice == "stop_efficacy" for arm in arms):
-        return "stop_efficacy", said
+        return "stop_efficacy", rationale
     if all(arm.advice == "stop_futility" for arm in arms):
-        return "stop_futility", said
-    return ("not_evaluable" if missing else "continue"), said
+        return "stop_futility", rationale
+    return ("not_evaluable" if missing else "continue"), rationale
 
 
 def _record(

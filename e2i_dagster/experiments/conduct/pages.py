@@ -211,7 +211,7 @@ def fidelity_figure(comparisons: Sequence[FidelityComparison]) -> Any:
 
 
 def experiment_report(
-    held: Experiment,
+    experiment: Experiment,
     enrolment: EnrolmentReport,
     history: Sequence[Transition],
     made: Sequence[InterimAnalysis],
@@ -229,7 +229,7 @@ def experiment_report(
     Args:
         now: confidence sequences of the present rows, between looks; only for an unblinded page.
     """
-    spec = held.spec
+    spec = experiment.spec
     fractions = ", ".join(f"{fraction:g}" for fraction in spec.looks.information_fractions)
     design = {
         "unit": spec.unit,
@@ -239,8 +239,8 @@ def experiment_report(
         "looks": f"{spec.looks.rule}: {fractions}",
         "approvals": _approvals(review),
         "sample size": spec.sample_size.total,
-        "design": f"version {held.version}, digest {spec.design_digest}",
-        "units": "invented (simulated stream)" if held.simulated else "observed",
+        "design": f"version {experiment.version}, digest {spec.design_digest}",
+        "units": "invented (simulated stream)" if experiment.simulated else "observed",
     }
     sections = [
         Section("Design", [spec.hypothesis.strip(), Table(("part", "plan"), design.items())]),
@@ -275,14 +275,16 @@ def experiment_report(
         opened = [(opening.at, opening.recorded_by, opening.reason) for opening in openings]
         table = Table(("at", "by", "why"), opened)
         sections.append(Section("Openings of the unblinded report", [table]))
-    subtitle = f"{held.name}: {held.state}" + (f", decision {held.decision}" if held.decision else "")
+    subtitle = f"{experiment.name}: {experiment.state}" + (
+        f", decision {experiment.decision}" if experiment.decision else ""
+    )
     return html_page(
-        spec.title, sections, subtitle=subtitle + (". Blinded page." if blinded else _unblinded(held))
+        spec.title, sections, subtitle=subtitle + (". Blinded page." if blinded else _unblinded(experiment))
     )
 
 
-def _unblinded(held: Experiment) -> str:
-    if held.spec.blinding == "open" or may_read_results(held.state):
+def _unblinded(experiment: Experiment) -> str:
+    if experiment.spec.blinding == "open" or may_read_results(experiment.state):
         return "."
     return ". Unblinded, for the data monitoring committee alone; this opening is recorded."
 
@@ -390,8 +392,8 @@ def _results_sections(spec: ExperimentSpec, results: ResultsPage) -> list[Sectio
     if results.heterogeneity:
         sections.append(_heterogeneity_section(results))
     if results.scorecard is not None:
-        said = f"{results.scorecard.sentence}. It advises; who decided, and why, is in the history."
-        sections.append(Section("Scorecard", [said, results.scorecard.table]))
+        advice = f"{results.scorecard.sentence}. It advises; who decided, and why, is in the history."
+        sections.append(Section("Scorecard", [advice, results.scorecard.table]))
     return sections
 
 

@@ -61,9 +61,9 @@ class HarmCheck(BaseModel):
 
     metric: str
     arm: str
-    relative_worsening: float | None
-    p_value: float | None
-    harmful: bool | None
+    relative_worsening: float | None = None
+    p_value: float | None = None
+    harmful: bool | None = None
     reason: str
     status: Literal["evaluated", "too_early", "not_evaluable"] = "evaluated"
 

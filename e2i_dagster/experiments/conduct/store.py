@@ -152,7 +152,7 @@ def amend(connection: sa.Connection, spec: ExperimentSpec, *, reason: str, actor
         VerdictError: the change touches what randomization rests on (unit, arms, method of a cluster), what the
             looks made so far rest on, or data collection is over.
     """
-    held = _held(connection, spec.name)
+    held = read_locked(connection, spec.name)
     if held.locked_at is None:
         raise InputError(
             f"Experiment {spec.name} has no assignments yet: change its file, no amendment is needed."
@@ -270,7 +270,7 @@ def approve(
         InputError: the role is unknown, or the experiment is not in review.
         VerdictError: this role or this person has approved the design already, or the person submitted it.
     """
-    held = _held(connection, name)
+    held = read_locked(connection, name)
     if role not in policy.approvals.roles:
         raise InputError(f"There is no role {role!r} to approve. Roles: {', '.join(policy.approvals.roles)}.")
     if held.state != "in_review":
@@ -328,7 +328,7 @@ def transition(
     Raises:
         InputError, VerdictError: see :func:`e2i_dagster.experiments.conduct.lifecycle.judge_transition`.
     """
-    held = _held(connection, name)
+    held = read_locked(connection, name)
     now = now or dt.datetime.now(dt.UTC)
     found = _situation(connection, held, actor, decision)
     checked = judge_transition(held.spec, policy, found, to, now=now)
@@ -453,7 +453,7 @@ def randomize(
     Raises:
         VerdictError: the experiment is not running, or its key is another one than before.
     """
-    held = _held(connection, name)
+    held = read_locked(connection, name)
     if held.state != "running":
         raise VerdictError(f"Experiment {name} is {held.state}; units are assigned while it is running.")
     if bound_to_stop(InterimAnalysis.read_all(connection, name)):
@@ -605,8 +605,8 @@ def information(spec: ExperimentSpec, outcomes: pd.DataFrame) -> float:
     return seen / spec.information_target
 
 
-def _held(connection: sa.Connection, name: str) -> Experiment:
-    """The experiment, its row held until the transaction ends."""
+def read_locked(connection: sa.Connection, name: str) -> Experiment:
+    """The experiment, its row locked until the transaction ends."""
     table = tables.ab_experiments
     connection.execute(sa.select(table.c.name).where(table.c.name == name).with_for_update())
     return read(connection, name)
@@ -622,7 +622,7 @@ def _enrolling(connection: sa.Connection, name: str, source: Source) -> Experime
 
 
 def _following(connection: sa.Connection, name: str, source: Source) -> Experiment:
-    held = _held(connection, name)
+    held = read_locked(connection, name)
     if held.source not in (None, source):
         raise InputError(
             f"Experiment {name} has {held.source} units; {source} ones never mix with them.",

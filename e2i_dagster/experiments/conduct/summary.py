@@ -38,29 +38,29 @@ def summary(connection: sa.Connection, name: str, policy: LifecyclePolicy) -> di
     Raises:
         InputError: the experiment is not registered.
     """
-    held = store.read(connection, name)
+    experiment = store.read(connection, name)
     records = store.read_records(connection, name)
     states = records.states(policy)
     report = enrolment.enrolment_report(
-        held.spec, records.screened, states, records.events, simulated=held.simulated
+        experiment.spec, records.screened, states, records.events, simulated=experiment.simulated
     )
-    reached = store.information(held.spec, records.outcomes)
+    reached = store.information(experiment.spec, records.outcomes)
     made = InterimAnalysis.read_all(connection, name)
-    page = interim_page(held, made, reached, blinded=is_blinded(held))
+    page = interim_page(experiment, made, reached, blinded=is_blinded(experiment))
     srm = SampleRatioCheck.read_newest(connection, name)
-    review = store.review(connection, held, policy)
+    review = store.review(connection, experiment, policy)
     steps = {
         "planned": report.planned, "screened": report.screened, "eligible": report.eligible,
         "consented": report.consented, "assigned": report.assigned, **report.statuses,
     }  # fmt: skip
     return {
         "experiment": name,
-        "state": held.state,
-        "decision": held.decision,
-        "units": held.source or "no",
-        "design_version": held.version,
-        "design_locked": held.locked_at is not None,
-        "next_states": list(policy.transitions[held.state]),
+        "state": experiment.state,
+        "decision": experiment.decision,
+        "units": experiment.source or "no",
+        "design_version": experiment.version,
+        "design_locked": experiment.locked_at is not None,
+        "next_states": list(policy.transitions[experiment.state]),
         "approvals": approval_rows(review),
         "sample_size_review": page.size_proposal or None,
         "enrolment": {step: shown_count(count) for step, count in steps.items()},
