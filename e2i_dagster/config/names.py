@@ -96,19 +96,18 @@ class KnownNames:
     event_types: Mapping[str, tuple[str, ...]]
 
 
-def known_names(folder: Path) -> KnownNames:
-    """The names of the product and of ``algorithms.yaml`` and ``vocabulary.yaml`` in ``folder``.
+def known_names(folder: Path, features: tuple[str, ...]) -> KnownNames:
+    """``features`` and the names of ``algorithms.yaml`` and ``vocabulary.yaml`` in ``folder``.
 
     Raises:
         ConfigError: one of the two files is missing or wrong.
     """
     from e2i_dagster.config.algorithms import AlgorithmsPolicy
-    from e2i_dagster.config.feature_views import feature_names
     from e2i_dagster.tables.vocabulary import load_vocabulary
 
     vocabulary = load_vocabulary(folder)
     return KnownNames(
-        feature_names(),
+        features,
         tuple(AlgorithmsPolicy.load(folder).algorithms),
         vocabulary.values("brand"),
         {table: vocabulary.values(kind) for table, kind in _KINDS.items()},
@@ -233,12 +232,10 @@ def unused_vocabularies(policy: VocabularyPolicy, named: Iterable[str]) -> Itera
             )
 
 
-def question_problems(question: QuestionRule) -> Iterator[Place]:
-    """Names in the question of ``causal.yaml`` that match no feature."""
-    from e2i_dagster.config.feature_views import feature_names
-
+def question_problems(question: QuestionRule, features: Sequence[str]) -> Iterator[Place]:
+    """Names in the question of ``causal.yaml`` that are none of the ``features``."""
     for key in ("confounders", "negative_controls"):
-        yield from unknown(["question", key], getattr(question, key), feature_names(), "feature")
+        yield from unknown(["question", key], getattr(question, key), features, "feature")
 
 
 def experiment_problems(

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from e2i_dagster.config.feast_materialization import FeastMaterializationPolicy
-from e2i_dagster.config.feature_views import VIEWS, feature_names
+from e2i_dagster.config.feature_views import feature_names, feature_views
 from e2i_dagster.features.build import build_feature_files
 from e2i_dagster.features.compute import compute_view
+from e2i_dagster.features.frame import training_frame
 from e2i_dagster.features.snapshots import spine
 from e2i_dagster.features.store import ScopeStore, StoreSettings
 from e2i_dagster.policy_files.environment import CHECKOUT
@@ -92,7 +93,7 @@ def test_training_on_a_day_is_what_the_online_store_has_on_that_day(late_tables,
     rows = spine(everyone, late_tables, brand="Remibrutinib")
     with ScopeStore(StoreSettings(project="later", folder=tmp_path / "later")) as store:
         files = built(everyone, late_tables, tmp_path / "lake", dt.date(2024, 12, 31))
-        training = store.training_frame(rows, store.apply(files)).set_index("patient_id")
+        training = training_frame(rows, store.apply(files)).set_index("patient_id")
     tables = delivered(late_tables)
     there = everyone[everyone["patient_journey_id"].isin(tables["patient_journeys"]["patient_journey_id"])]
     assert len(there) == 36
@@ -204,9 +205,9 @@ def values(rows):
     """All features of the patient, the professional and the market the day before the index date."""
     tables = build_tables(**rows)
     asked = pd.DataFrame([KEYS | {"region": "south", "as_of": INDEX - dt.timedelta(days=1)}])
-    frames = [compute_view(view, asked, tables, source_lag_days=LAG) for view in VIEWS]
+    frames = [compute_view(view, asked, tables, source_lag_days=LAG) for view in feature_views()]
     return pd.concat(
-        [frame[list(view.feature_names)] for view, frame in zip(VIEWS, frames, strict=True)], axis=1
+        [frame[list(view.feature_names)] for view, frame in zip(feature_views(), frames, strict=True)], axis=1
     )
 
 

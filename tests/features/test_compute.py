@@ -1,6 +1,5 @@
 """Values as of a day: known answers, windows, nothing from later days, refusals."""
 
-import dataclasses
 import datetime as dt
 
 import pandas as pd
@@ -8,15 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from e2i_dagster.config.feature_views import (
-    PATIENT_FEATURES,
-    VIEWS,
-    Feature,
-    feature_names,
-    refuse_extract_columns,
-    source_columns,
-    view_named,
-)
+from e2i_dagster.config.feature_views import feature_views, view_named
 from e2i_dagster.errors import ConfigError, InputError
 from e2i_dagster.features.compute import compute_view
 from e2i_dagster.versions.digest import frame_digest
@@ -222,7 +213,7 @@ FOLLOWED = {"patient_journey_id": "PJ" + "0" * 16, "patient_id": "PAT" + "0" * 8
 def values_without_future(drawn_tables):
     """Entities and, by view, their values from the drawn tables."""
     entities = pd.DataFrame([FOLLOWED | {"brand": "Remibrutinib", "region": "south", "as_of": AS_OF}])
-    return entities, {view.name: compute_view(view, entities, drawn_tables) for view in VIEWS}
+    return entities, {view.name: compute_view(view, entities, drawn_tables) for view in feature_views()}
 
 
 @given(st.lists(st.integers(0, 500), min_size=1, max_size=20), st.integers(0, 23))
@@ -265,7 +256,7 @@ def test_rows_of_the_index_day_and_later_change_nothing(
         )
         for name, frame in drawn_tables.items()
     }
-    for view in VIEWS:
+    for view in feature_views():
         pd.testing.assert_frame_equal(compute_view(view, entities, with_future), expected[view.name])
 
 
@@ -298,43 +289,6 @@ def test_canonical_and_plain_dtypes_give_the_same_values(drawn_tables, cohort):
     )
 
 
-def test_extract_columns_are_refused_by_name():
-    leaking = dataclasses.replace(
-        PATIENT_FEATURES,
-        features=(
-            *PATIENT_FEATURES.features,
-            Feature("risk", "float", "Risk.", ("patient_journeys.risk_score",)),
-        ),
-    )
-    with pytest.raises(ConfigError, match=r"risk.*patient_journeys\.risk_score.*extract"):
-        source_columns(leaking)
-    with pytest.raises(
-        ConfigError, match=r"triggers\.acceptance_status, patient_journeys\.treatment_initiated"
-    ):
-        refuse_extract_columns(["triggers.acceptance_status", "patient_journeys.treatment_initiated"], "x")
-    with pytest.raises(ConfigError, match="no raw column"):
-        refuse_extract_columns(["triggers.shoe_size"], "x")
-
-
-def test_every_declared_view_is_accepted_and_its_names_are_unique():
-    names = feature_names()
-    assert len(names) == len(set(names))
-    for view in VIEWS:
-        tables = source_columns(view)
-        assert tables
-        used = {column for columns in tables.values() for column in columns}
-        assert not used & {"risk_score", "engagement_score", "treatment_initiated", "journey_status"}
-
-
-def test_an_undeclared_column_cannot_be_read(hand_written):
-    narrowed = dataclasses.replace(
-        PATIENT_FEATURES,
-        features=tuple(f for f in PATIENT_FEATURES.features if f.name != "risk_factors"),
-    )
-    with pytest.raises(Exception, match="event_subtype"):
-        compute_view(narrowed, pd.DataFrame([{"patient_id": "P1", "as_of": AS_OF}]), hand_written())
-
-
 @pytest.mark.parametrize(
     ("entities", "message"),
     [
@@ -361,7 +315,7 @@ def test_missing_tables_columns_and_views_are_named(hand_written):
         wrong.loc[0] = None
         wrong["event_date"] = "soon"
         compute_view("patient_features", entities, tables | {"treatment_events": wrong})
-    with pytest.raises(ConfigError, match="expected one of patient_features"):
+    with pytest.raises(ConfigError, match="expected one of engagement_features"):
         view_named("shoe_features")
 
 
@@ -385,9 +339,10 @@ def test_a_feature_over_days_that_are_not_kept_is_missing_and_not_zero(hand_writ
 def test_what_is_on_record_begins_on_the_first_kept_day(hand_written):
     tables = hand_written(patient_journeys=[journey()], engagement_events=[contacted(30), contacted(3)])
     asked = pd.DataFrame([{"patient_id": "P1", "as_of": AS_OF}])
+    care_view = view_named("patient_features")
     care = [
         name
-        for name, needed in ((one.name, one.observed_days) for one in view_named("patient_features").features)
+        for name, needed in ((one.name, care_view.observed_days(one)) for one in care_view.features)
         if needed == 1
     ]
     assert {"treatment_count", "prior_prescriptions", "days_since_last_event"} <= set(care)
@@ -406,22 +361,6 @@ def test_what_is_on_record_begins_on_the_first_kept_day(hand_written):
         contacts,
         compute_view("engagement_features", asked, alone, data_start=AS_OF - dt.timedelta(days=10)).iloc[0],
     )
-
-
-def test_the_declared_window_of_a_feature_is_the_one_that_is_computed():
-    described = {
-        feature.name: feature.window_days
-        for view in VIEWS
-        for feature in view.features
-        if "last " in feature.meaning and " days" in feature.meaning
-        # Journeys are kept as a whole, not by month.
-        if feature.name != "patient_volume"
-    }
-    assert all(f"last {days} days" in _meaning(name) for name, days in described.items())
-
-
-def _meaning(name):
-    return next(feature.meaning for view in VIEWS for feature in view.features if feature.name == name)
 
 
 def test_a_row_counts_from_its_arrival_and_not_from_its_date(hand_written):

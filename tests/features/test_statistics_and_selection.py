@@ -174,7 +174,7 @@ def test_selection_refuses_what_it_cannot_judge(planted):
 def test_freshness_limits_are_judged_to_the_second():
     limits = FreshnessLimits(warn_after_seconds=3_600, stale_after_seconds=7_200)
     now = dt.datetime(2025, 1, 1, 12, tzinfo=dt.UTC)
-    ages = {"patient_features": 3_600, "engagement_features": 3_601, "trigger_features": 7_200}
+    ages = {"engagement_features": 3_600, "patient_features": 3_601, "trigger_features": 7_200}
     ages |= {"hcp_features": 7_201}
     completed = {name: now - dt.timedelta(seconds=age) for name, age in ages.items()}
     report = freshness(completed, limits, now)
