@@ -60,15 +60,16 @@ def growing(view: FeatureView) -> dict[str, str]:
     """Features whose values rise with the time since the data began, and why: they drift by themselves."""
     found = {}
     for feature in view.features:
-        for part in view.parts(feature):
-            for kind, rows, _ in () if part.operands else part.own_leaves:
-                first = kind == "days_since" and rows.occurrence == "first"
-                if rows.within[0] is None and (kind in _GROWING or first):
-                    found[feature.name] = (
-                        f"{kind} over {rows.table} without a first day grows with the time since the data begin, so a "
-                        "model is trained on one distribution and asked about another. Give a window such as "
-                        "within: [-365, -1], or a ratio of two."
-                    )
+        if feature.kind == "ratio":
+            continue
+        for kind, rows, _ in view.leaves(feature):
+            first = kind == "days_since" and rows.occurrence == "first"
+            if rows.within[0] is None and (kind in _GROWING or first):
+                found[feature.name] = (
+                    f"{kind} over {rows.table} without a first day grows with the time since the data begin, so a "
+                    "model is trained on one distribution and asked about another. Give a window such as "
+                    "within: [-365, -1], or a ratio of two."
+                )
     return found
 
 
@@ -188,7 +189,7 @@ def _event_problems(
     listed = facts(raw_table(rows.table).columns[column]).vocabulary
     if listed is not None and vocabulary is not None:
         known = vocabulary.values(listed)
-        yield from unknown((*place, "event"), rows.event, known, f"{listed} in vocabulary.yaml")
+        yield from unknown((*place, "event"), rows.event, known, listed)
 
 
 def _condition_problems(place: tuple[int | str, ...], rows: Rows) -> Iterator[Place]:

@@ -56,6 +56,8 @@ if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
 
+#: What a row is that does not count: of somebody else; not known yet.
+OTHERS, LATER = "of another entity", "known later"
 # The journey whose static columns count: the named one, else the one begun last, else the first to begin.
 _JOURNEY_SQL = """journey AS (
     SELECT e.row AS of_row, j.*
@@ -214,7 +216,7 @@ class Statement:
     def _aggregate(self, rows: Rows, sql: str, *more: str) -> str:
         """The column of the pass over the table of ``rows`` that holds the aggregate; equal ones are made once."""
         made = self.passes.setdefault(rows.table, Pass(rows.table))
-        asked = (sql, frozenset([*self._conditions(rows), *more]))
+        asked = (sql, frozenset([*self.conditions(rows), *more]))
         alias = next((name for name, known in made.aggregates.items() if known == asked), None)
         if alias is None:
             alias = f"a{len(made.aggregates)}"
@@ -222,32 +224,33 @@ class Statement:
             made.firsts.append(rows.within[0])
         return f"p_{rows.table}.{alias}"
 
-    def _conditions(self, rows: Rows) -> list[str]:
-        """What rows ``t`` must meet to count for an entity ``e``."""
+    def conditions(self, rows: Rows) -> dict[str, str]:
+        """What rows ``t`` must meet to count for an entity ``e``, as SQL; and what one that does not is."""
         view, table = self.view, rows.table
         of_patient = "patient_id" in view.keys
-        found = []
-        if on_journey := journey_keys(rows, view):
+        found = {}
+        on_journey = journey_keys(rows, view)
+        if on_journey:
             self.journeys.setdefault(table, set()).update(on_journey.values())
-            known = (
-                "t.journey_known_on <= e.as_of + 1" if of_patient else "t.journey_begin_known_on <= e.as_of"
-            )
-            found.append(known)
         for key in keys_of(rows, view):
             if (on_row := key_column(table, key)) is not None:
-                found.append(f"t.{on_row} = e.{key}")
+                found[f"t.{on_row} = e.{key}"] = OTHERS
             if key in on_journey:
-                found.append(f"t.journey_{on_journey[key]} = e.{key}")
+                found[f"t.journey_{on_journey[key]} = e.{key}"] = OTHERS
+        if on_journey and of_patient:
+            found["t.journey_known_on <= e.as_of + 1"] = LATER
+        elif on_journey:
+            found["t.journey_begin_known_on <= e.as_of"] = LATER
         if table == JOURNEYS:
-            found += ["t.known_on <= e.as_of + 1" if of_patient else "t.begin_known_on <= e.as_of"]
-            found += ["t.day <= e.as_of"]
+            found["t.known_on <= e.as_of + 1" if of_patient else "t.begin_known_on <= e.as_of"] = LATER
+            found["t.day <= e.as_of"] = LATER
         else:
-            found.append("t.known_on <= e.as_of")
+            found["t.known_on <= e.as_of"] = LATER
         first, last = rows.within
         if first is not None:
-            found.append(f"t.day > e.as_of - {-first}")
+            found[f"t.day > e.as_of - {-first}"] = "outside the window"
         if last is not None and last < -1:
-            found.append(f"t.day <= e.as_of - {-last - 1}")
+            found[f"t.day <= e.as_of - {-last - 1}"] = "outside the window"
         if rows.conditions if rows.event_column or rows.codes or rows.where else ():
             marked = self.patterns.setdefault(table, [])
             place = next(
@@ -255,13 +258,13 @@ class Statement:
             )
             if place == len(marked):
                 marked.append(rows)
-            found.append(f"t.is_{place}")
+            found[f"t.is_{place}"] = "not what is asked for"
         return found
 
     def _most_frequent(self, rows: Rows, column: str) -> str:
         """The value of most rows; of equally many the one used last, then by name."""
         name = f"f{len(self._frequent)}"
-        met = " AND ".join([*self._conditions(rows), f"{column} IS NOT NULL"])
+        met = " AND ".join([*self.conditions(rows), f"{column} IS NOT NULL"])
         self._frequent[name] = (
             f"SELECT e.row AS of_row, {column} AS value FROM entities e JOIN {rows.table}_dated t ON {met} "
             f"GROUP BY e.row, {column} QUALIFY row_number() OVER (PARTITION BY e.row "
@@ -310,7 +313,7 @@ def compute_view(
     asked = _checked_entities(definition, entities)
     statement = Statement(definition)
     with duckdb.connect(config={"python_enable_replacements": False}) as connection:
-        connection.register("entities", _entity_table(definition, asked))
+        connection.register("entities", entity_table(definition, asked))
         prepare(connection, statement, tables, source_lag_days, data_start)
         values = connection.sql(statement.sql()).to_arrow_table().to_pandas(integer_object_nulls=True)
     if data_start is not None:
@@ -539,7 +542,8 @@ def _checked_entities(view: FeatureView, entities: pd.DataFrame) -> pd.DataFrame
     return entities
 
 
-def _entity_table(view: FeatureView, entities: pd.DataFrame) -> pa.Table:
+def entity_table(view: FeatureView, entities: pd.DataFrame) -> pa.Table:
+    """The entities as the statement reads them: ``row``, keys, ``as_of``; for patients ``patient_journey_id``."""
     import pyarrow as pa
 
     names = list(view.keys)

@@ -104,12 +104,12 @@ def test_training_on_a_day_is_what_the_online_store_has_on_that_day(late_tables,
         live = store.online(keys).set_index("patient_id")
     names = list(feature_names())
     pd.testing.assert_frame_equal(training.loc[live.index, names], live[names])
-    assert live["total_patients"].gt(0).any() and live["treatment_count"].gt(0).any()
+    assert live["hcp_prescriptions_180d"].gt(0).any() and live["treatment_count"].gt(0).any()
     # Whose row arrived later was not known that day.
     unknown = training.drop(live.index)
     assert len(unknown) == 24
     static = ["age_at_diagnosis", "gender", "geographic_region", "disease_severity", "specialty"]
-    counts = ["treatment_count", "recent_touches", "triggers_180d", "brand_prescriptions_90d"]
+    counts = ["treatment_count", "recent_touches", "triggers_180d", "brand_share_90d"]
     assert unknown[[*static, *counts]].isna().all(axis=None)
 
 
@@ -229,5 +229,5 @@ def test_rows_known_after_the_index_moment_change_no_feature(added):
 def test_a_journey_without_arrival_counts_for_its_professional_after_the_source_lag(days, volume):
     begun = KEYS | {"journey_start_date": INDEX - dt.timedelta(days=days), "age_at_diagnosis": 44}
     seen = values(BASE | {"patient_journeys": [begun], "treatment_events": []}).iloc[0]
-    assert seen["patient_volume"] == volume and seen["total_patients"] == volume
+    assert seen["patient_volume"] == volume
     assert seen["age_at_diagnosis"] == 44

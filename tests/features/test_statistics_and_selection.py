@@ -66,6 +66,8 @@ def planted():
             "gender": pd.array(draw.choice(["F", "M"], count), dtype="string[pyarrow]"),
             "days_since_diagnosis": pd.array([None] * 1_950 + [3] * 50, dtype="Int64"),
             "academic_hcp": pd.array([1] * count, dtype="Int64"),
+            "brand_share_90d": np.arange(count) // 100 / 20,
+            "index_date": pd.Timestamp("2023-01-01") + pd.to_timedelta(np.arange(count) // 4, "D"),
             "label": pd.array((draw.uniform(size=count) < chance).astype(int), dtype="Int64"),
         }
     )
@@ -87,6 +89,7 @@ def test_each_rule_drops_its_planted_feature_with_a_reason(planted):
     assert rules == {
         "days_since_diagnosis": "missingness",
         "academic_hcp": "variance",
+        "brand_share_90d": "time_shift",
         "gender": "mutual_information",
         gone: "correlation",
     }
@@ -97,6 +100,17 @@ def test_each_rule_drops_its_planted_feature_with_a_reason(planted):
     shown = selection.to_metadata()
     assert shown["features_kept"] == 2
     assert "| gender | no |" in shown["features_md"]
+
+
+def test_a_shift_that_chance_makes_of_few_rows_drops_nothing():
+    draw = np.random.default_rng(5)
+    frame = pd.DataFrame({"disease_severity": draw.uniform(0, 10, 60), "label": np.arange(60) % 2})
+    frame["index_date"] = pd.date_range("2023-01-01", periods=60)
+    loose = POLICY.model_copy(update={"max_p_value": 1.0, "max_time_shift": 0.01})
+    assert select_features(frame, train=np.ones(60, bool), policy=loose).kept == ("disease_severity",)
+    frame["disease_severity"] += np.where(np.arange(60) < 40, 0, 10)
+    with pytest.raises(VerdictError, match="shifts with time within the training rows"):
+        select_features(frame, train=np.ones(60, bool), policy=loose)
 
 
 def test_a_scope_selects_by_its_training_rows(planted):
