@@ -220,3 +220,39 @@ def test_what_grows_with_the_time_since_the_data_began_is_told(view_of):
     )  # fmt: skip
     assert list(growing(view)) == ["f0", "f3"]
     assert "within: [-365, -1]" in growing(view)["f0"]
+
+
+#: Diagnoses, Charlson index, Elixhauser score with van Walraven's weights: added up by hand from the papers' tables.
+COMORBID = [
+    ("I21.4", 1, 0),
+    ("E11.9", 1, 0),
+    # Of two grades the worse counts.
+    ("E11.9 E11.21", 2, 0),
+    ("K70.30 K76.6", 3, 11),
+    ("C50.911 C78.00", 6, 12),
+    ("C50.911", 2, 4),
+    ("C81.90", 2, 9),
+    ("B20", 6, 0),
+    ("I50.9 I48.91", 1, 7 + 5),
+    ("N18.3 D50.0 E66.9", 2, 5 - 2 - 4),
+    ("G81.90 I63.9", 2 + 1, 7),
+    ("F32.9 F11.20 I34.0", 0, -3 - 7 - 1),
+    ("I10 I42.1 E03.9", 0, 0),
+]
+
+
+def test_comorbidity_indices_are_those_of_the_published_tables(hand_written):
+    templates = CHECKOUT / "config/features/templates"
+    journeys, events = [], []
+    for number, (codes, _, _) in enumerate(COMORBID):
+        keys = {"patient_id": f"P{number}", "patient_journey_id": f"J{number}"}
+        journeys.append(JOURNEY | keys)
+        events += [event(30, "diagnosis", icd_codes=json.dumps([code])) | keys for code in codes.split()]
+        events.append(event(400, "diagnosis", icd_codes='["C78.00"]') | keys)
+    tables = hand_written(patient_journeys=journeys, treatment_events=events)
+    asked = pd.DataFrame(journeys)[["patient_id"]].assign(as_of=INDEX - dt.timedelta(days=1))
+    for file, place in (("charlson_quan", 1), ("elixhauser_van_walraven", 2)):
+        view = FeatureView.from_yaml(templates / f"{file}.yaml", load_vocabulary(CHECKOUT / "config"))
+        assert "Med Care" in view.source
+        (name,) = view.feature_names
+        assert compute_view(view, asked, tables)[name].tolist() == [row[place] for row in COMORBID]
