@@ -415,7 +415,8 @@ def _mark(connection: duckdb.DuckDBPyConnection, table: str, statement: Statemen
             marks[f"is_{place}"] = reduce(lambda left, right: left & right, truths)
         relation = nw.from_native(relation).with_columns(**marks).to_native()
     relation.create_view(f"{table}_marked")
-    columns, joined = f"r.*, r.{ROW_TABLES[table][1]}::DATE AS day", ""
+    dated_by = ROW_TABLES[table][1]
+    columns, joined = f"r.*, r.{dated_by}::DATE AS day", ""
     if table in statement.journeys:
         wanted = sorted({*statement.journeys[table], "known_on", "begin_known_on"})
         read = ", ".join(f"j.{name} AS journey_{name}" for name in wanted)

@@ -138,8 +138,8 @@ def test_hcp_features_known_answers(hand_written):
     )
     found = one("hcp_features", tables, hcp_id="H1")
     assert found[["specialty", "practice_type"]].tolist() == ["allergist", "solo"]
-    # J1 began 300 days before, J4 on the index day.
-    assert found[["patient_volume", "hcp_contacts_90d", "engagement_rate"]].tolist() == [1, 2, 3.0]
+    # J2 began 400 days before, J4 on the index day.
+    assert found[["patient_volume", "hcp_contacts_90d", "engagement_rate"]].tolist() == [2, 2, 1.5]
     assert found[["hcp_prescriptions_180d", "prescriptions_per_patient_180d"]].tolist() == [1, 1.0]
     without = one("hcp_features", tables, hcp_id="H2")
     assert without["patient_volume"] == 0
