@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import sqlalchemy as sa
 
+from e2i_dagster.config.criteria import Criterion
 from e2i_dagster.config.feature_views import (
     ARRIVAL,
     JOURNEY,
@@ -409,9 +410,15 @@ def _mark(connection: duckdb.DuckDBPyConnection, table: str, statement: Statemen
     patterns = statement.patterns.get(table, [])
     if patterns:
         kinds = _kinds(table, (column for rows in patterns for column in rows.columns))
+        relation, coded = _with_codes(connection, table, patterns, kinds)
         marks = {}
         for place, rows in enumerate(patterns):
-            truths = [condition_truth(criterion, kinds).true for criterion in rows.conditions]
+            truths = [
+                nw.col(f"code_{coded.index(criterion)}")
+                if criterion in coded
+                else condition_truth(criterion, kinds).true
+                for criterion in rows.conditions
+            ]
             marks[f"is_{place}"] = reduce(lambda left, right: left & right, truths)
         relation = nw.from_native(relation).with_columns(**marks).to_native()
     relation.create_view(f"{table}_marked")
@@ -423,6 +430,36 @@ def _mark(connection: duckdb.DuckDBPyConnection, table: str, statement: Statemen
         columns += f", {read}"
         joined = f" LEFT JOIN {JOURNEYS} j ON j.{JOURNEY} = r.{JOURNEY}"
     connection.execute(f"CREATE VIEW {table}_dated AS SELECT {columns} FROM {table}_marked r{joined}")
+
+
+def _with_codes(
+    connection: duckdb.DuckDBPyConnection, table: str, patterns: list[Rows], kinds: Mapping[str, Any]
+) -> tuple[duckdb.DuckDBPyRelation, list[Criterion]]:
+    """The rows of ``table`` with ``code_0``, ``code_1``, ...: whether each condition on codes holds; and these.
+
+    Few cells of codes differ: each is read once, however many rows have it.
+    """
+    import narwhals as nw
+
+    from e2i_dagster.cohorts.narwhals_plan import condition_truth
+
+    coded: list[Criterion] = []
+    for criterion in (one for rows in patterns for one in rows.conditions):
+        if criterion.code_system is not None and criterion not in coded:
+            coded.append(criterion)
+    columns, joined = ["r.*"], ""
+    for column in dict.fromkeys(criterion.field for criterion in coded):
+        name = f"{table}_{column}"
+        marks = {
+            f"code_{place}": condition_truth(criterion, kinds).true
+            for place, criterion in enumerate(coded)
+            if criterion.field == column
+        }
+        cells = nw.from_native(connection.table(table).select(f'"{column}"').distinct())
+        cells.with_columns(**marks).to_native().create(name)
+        columns += [f"coalesce({name}.{mark}, false) AS {mark}" for mark in marks]
+        joined += f' LEFT JOIN {name} ON {name}."{column}" = r."{column}"'
+    return connection.sql(f"SELECT {', '.join(columns)} FROM {table} r{joined}"), coded
 
 
 def _kinds(table: str, columns: Iterable[str]) -> dict[str, Any]:
