@@ -115,7 +115,9 @@ def explain_command(feature: str, patient: str, cohort: str | None, json_output:
 @features.command("suggest")
 @click.argument("cohort")
 @click.option(
-    "--days", type=click.IntRange(min=1), default=365, show_default=True, help="Window before the index."
+    "--days",
+    type=click.IntRange(min=1),
+    help="Window before the index date; the lookback of the cohort if not given.",
 )
 @click.option(
     "--min-share",
@@ -131,11 +133,14 @@ def explain_command(feature: str, patient: str, cohort: str | None, json_output:
 )
 @as_json
 @command_errors
-def suggest_command(cohort: str, days: int, min_share: float, write: Path | None, json_output: bool) -> None:
+def suggest_command(
+    cohort: str, days: int | None, min_share: float, write: Path | None, json_output: bool
+) -> None:
     """Counts of every kind of event and code that enough patients of COHORT have before their index dates.
 
     No outcome is looked at. Codes of fewer than 11 patients are left out.
     """
+    from e2i_dagster.config.cohort import read_cohort
     from e2i_dagster.errors import InputError
     from e2i_dagster.features.explore import suggest
 
@@ -144,6 +149,7 @@ def suggest_command(cohort: str, days: int, min_share: float, write: Path | None
         raise InputError(
             f"{write} exists and is not overwritten. {remedy}", file=write, field="--write", remedy=remedy
         )
+    days = days or max(1, read_cohort(cohort).temporal_requirements.lookback_days)
     found = suggest(_setting(cohort)[1], days=days, min_share=min_share)
     told = [dataclasses.asdict(one) for one in found]
     if write is not None and found:

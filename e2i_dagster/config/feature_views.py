@@ -400,6 +400,17 @@ def read_feature_files(folder: Path) -> tuple[dict[str, FeatureView], dict[str, 
 
 
 @unobserved()
+def check_feature_files(folder: Path) -> None:
+    """Read every view of ``folder``.
+
+    Raises:
+        ConfigError: the first file that is wrong.
+    """
+    for error in read_feature_files(folder)[1].values():
+        raise error
+
+
+@unobserved()
 def names_in(folder: Path) -> tuple[str, ...]:
     """Names of all features of the valid files of ``folder``."""
     return feature_names(ordered(read_feature_files(folder)[0].values()))
