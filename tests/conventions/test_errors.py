@@ -13,17 +13,21 @@ FIELDS = {"remedy", "file", "field"}
 UNTOLD = {
     "causal": 9,
     "cohorts": 18,
-    "config": 9,
+    "config": 5,
+    "database": 4,
     "experiments": 47,
     "explain": 1,
-    "features": 19,
+    "features": 18,
+    "loading": 3,
+    "modelling": 8,
+    "policy_files": 2,
     "quality": 5,
     "registry": 3,
-    "selection": 9,
+    "selection": 1,
     "serving": 16,
-    "sources": 9,
     "splits": 14,
-    "warehouse": 8,
+    "synthetic": 9,
+    "tables": 2,
 }
 
 
