@@ -224,14 +224,18 @@ def run(scope: str, json_output: bool) -> None:
 @command_errors
 def show_plan(scope: str, json_output: bool) -> None:
     """The jobs and partitions of `e2i run`, in order."""
+    from commands.status import months_never_loaded, never_loaded_words
     from jobs.sequence import plan, scopes_named
 
     rows = [{"job": planned.job, "partitions": planned.label} for planned in plan(scopes_named(scope))]
     left_out = _left_out()
+    missing = months_never_loaded()
     if json_output:
-        click.echo(json.dumps({"plan": rows, "left_out": left_out}))
-    else:
-        print_table("Plan", rows)
+        click.echo(json.dumps({"plan": rows, "left_out": left_out, "never_loaded": missing}))
+        return
+    print_table("Plan", rows)
+    for said in never_loaded_words(missing or {}):
+        click.echo(said)
 
 
 @main.command()
@@ -239,6 +243,8 @@ def show_plan(scope: str, json_output: bool) -> None:
 @command_errors
 def status(json_output: bool) -> None:
     """What was made, when and how; tables, endpoints, warehouse."""
+    from commands.status import never_loaded_words
+
     report = _status()
     if json_output:
         click.echo(json.dumps(report, default=str))
@@ -248,6 +254,8 @@ def status(json_output: bool) -> None:
     for name, reasons in report["not_kept"].items():
         said = ", ".join(f"{reason} {rows:,}" for reason, rows in reasons.items())
         click.echo(f"Not kept, read by nothing: {name}: {said}")
+    for said in never_loaded_words(report["never_loaded"] or {}):
+        click.echo(said)
     if report["endpoints"]:
         print_table("Endpoints", report["endpoints"], drop=("example",))
         for endpoint in filter(_is_offered, report["endpoints"]):

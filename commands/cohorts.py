@@ -10,6 +10,7 @@ import click
 
 from commands.console import as_json, command_errors, print_table, stop
 from commands.omop import omop_command
+from commands.status import never_loaded_words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,7 +96,10 @@ def lint_command(names: tuple[str, ...], data: bool, json_output: bool) -> None:
     from e2i_dagster.cohorts import lint, patient_frame
     from e2i_dagster.cohorts.inputs import EVENT_TABLES, event_frame
     from e2i_dagster.config.cohort import CohortConfigError, read_cohorts
+    from e2i_dagster.config.policy import current_policy
+    from e2i_dagster.database.connection import engine
     from e2i_dagster.errors import VerdictError
+    from e2i_dagster.versions.coverage import never_loaded
 
     broken: dict[str, CohortConfigError] = {}
     if names:
@@ -104,6 +108,7 @@ def lint_command(names: tuple[str, ...], data: bool, json_output: bool) -> None:
         found, unread = read_cohorts()
         definitions, broken = list(found.values()), unread
     patients = events = None
+    missing: dict[str, list[str]] = {}
     if data:
         reads_events = any(one.reads_events for one in definitions)
         tables = _current_tables(
@@ -111,12 +116,18 @@ def lint_command(names: tuple[str, ...], data: bool, json_output: bool) -> None:
         )
         patients = patient_frame(tables["patient_journeys"], tables["patient_clinical"])
         events = event_frame(tables, tables["patient_journeys"]) if reads_events else None
+        lacking = never_loaded(engine(role="app"), current_policy().sources.months)
+        missing = {table: lacking[table] for table in tables if table in lacking}
     reports = [lint(one, patients, events if one.reads_events else None) for one in definitions]
     unreadable = [{"cohort": key, "error": error.to_record()} for key, error in broken.items()]
-    told = {"cohorts": [*(report.model_dump(mode="json") for report in reports), *unreadable]}
+    told: dict[str, Any] = {"cohorts": [*(report.model_dump(mode="json") for report in reports), *unreadable]}
+    if data:
+        told["never_loaded"] = missing
     if not json_output:
         for report in reports:
             _print_lint(report)
+        for said in never_loaded_words(missing):
+            click.echo(said)
     if broken:
         stop(CohortConfigError.joined(list(broken.values())), json_output=json_output, report=told)
     if not all(report.passed for report in reports):

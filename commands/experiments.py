@@ -31,26 +31,27 @@ def list_command(json_output: bool) -> None:
     from e2i_dagster.database.connection import engine
     from e2i_dagster.errors import ConfigError
     from e2i_dagster.experiments.conduct import store
+    from e2i_dagster.experiments.conduct.records import InterimAnalysis
 
     policy = current_policy()
     broken = list(policy.broken("experiments").values())
     with engine(role="app").connect() as connection:
-        held = store.read_all(connection)
-        if broken and not (policy.experiments or held):
+        registered = store.read_all(connection)
+        if broken and not (policy.experiments or registered):
             raise ConfigError.joined(broken)
         rows = []
-        for name in sorted({*policy.experiments, *held}):
-            one = held.get(name)
-            spec = one.spec if one else policy.experiments[name]
+        for name in sorted({*policy.experiments, *registered}):
+            found = registered.get(name)
+            spec = found.spec if found else policy.experiments[name]
             rows.append(
                 {
                     "experiment": name,
-                    "state": one.state if one else "not registered",
-                    "units": (one.source or "none yet") if one else "none yet",
+                    "state": found.state if found else "not registered",
+                    "units": (found.source or "none yet") if found else "none yet",
                     "arms": ", ".join(spec.ratios),
                     "primary": spec.metrics.primary.name,
-                    "looks": len(store.looks(connection, name)),
-                    "decision": (one.decision or "") if one else "",
+                    "looks": len(InterimAnalysis.read_all(connection, name)),
+                    "decision": (found.decision or "") if found else "",
                 }
             )
     for error in broken:
@@ -75,22 +76,22 @@ def show_command(name: str, json_output: bool) -> None:
 
     with engine(role="app").begin() as connection:
         _require_registered(connection, name)
-        told = summary(connection, name, _lifecycle())
+        shown = summary(connection, name, _lifecycle())
     if json_output:
-        click.echo(json.dumps(told, default=str))
+        click.echo(json.dumps(shown, default=str))
         return
-    click.echo(f"{name}: {told['state']} ({told['units']} units), design version {told['design_version']}")
-    click.echo(f"may become: {', '.join(told['next_states']) or 'nothing'}")
-    print_table("Enrolment", [{"step": step, "number": n} for step, n in told["enrolment"].items()])
-    if told["approvals"]:
-        print_table("Approvals of the design in force", told["approvals"])
-    if told["sample_ratio"]:
-        click.echo(f"\nSample ratio: {told['sample_ratio']}")
-    print_table("Looks", looks_table(told["looks"]))
-    if told["sample_size_review"]:
-        click.echo(f"\nSample size looked at again: {told['sample_size_review']}")
-    print_table("History", told["history"])
-    print_table("Openings of the unblinded report", told["openings"])
+    click.echo(f"{name}: {shown['state']} ({shown['units']} units), design version {shown['design_version']}")
+    click.echo(f"may become: {', '.join(shown['next_states']) or 'nothing'}")
+    print_table("Enrolment", [{"step": step, "number": n} for step, n in shown["enrolment"].items()])
+    if shown["approvals"]:
+        print_table("Approvals of the design in force", shown["approvals"])
+    if shown["sample_ratio"]:
+        click.echo(f"\nSample ratio: {shown['sample_ratio']}")
+    print_table("Looks", looks_table(shown["looks"]))
+    if shown["sample_size_review"]:
+        click.echo(f"\nSample size looked at again: {shown['sample_size_review']}")
+    print_table("History", shown["history"])
+    print_table("Openings of the unblinded report", shown["openings"])
 
 
 @experiment.command("run")
@@ -167,7 +168,7 @@ def record_command(name: str, kind: str, file: Path, mapping: Path | None, json_
     from e2i_dagster.experiments.conduct.actions import refused_values
 
     _require(name)
-    told = _perform(
+    outcome = _perform(
         json_output,
         experiment=name,
         action="record",
@@ -175,14 +176,14 @@ def record_command(name: str, kind: str, file: Path, mapping: Path | None, json_
         file=str(file.absolute()),
         mapping=None if mapping is None else str(mapping.absolute()),
     )
-    rows = refused_values(told, mapping)
+    rows = refused_values(outcome, mapping)
     if json_output:
-        click.echo(json.dumps(told | ({"refused_rows": rows} if rows else {})))
+        click.echo(json.dumps(outcome | ({"refused_rows": rows} if rows else {})))
     elif rows:
         print_table("Refused", rows)
-        left = told["refused"] - len(rows)
+        left = outcome["refused"] - len(rows)
         click.echo(
-            f"{f'and {left:,} more. ' if left else ''}To correct and record again: {told['refused_file']}"
+            f"{f'and {left:,} more. ' if left else ''}To correct and record again: {outcome['refused_file']}"
         )
 
 
@@ -216,36 +217,35 @@ def audit_command(name: str, json_output: bool) -> None:
     from e2i_dagster.database.connection import engine
     from e2i_dagster.experiments.conduct import store
     from e2i_dagster.experiments.conduct.interim_looks import replay
+    from e2i_dagster.experiments.conduct.records import InterimAnalysis
 
     with engine(role="app").connect() as connection:
         _require_registered(connection, name)
         found = store.audit(connection, name)
-        frozen = {
-            look["analysis_number"]: replay(connection, name, look["analysis_number"])
-            for look in store.looks(connection, name)
-        }
-    passed = found.passed and all(frozen.values())
-    told = {
+        looks = InterimAnalysis.read_all(connection, name)
+        unchanged = [replay(connection, name, look.analysis_number) for look in looks]
+    passed = found.passed and all(unchanged)
+    report = {
         "passed": passed, "units": found.units, "batches": found.batches,
         "broken_seals": list(found.broken_seals), "different_units": found.different,
-        "looks_unchanged": sum(frozen.values()), "looks": len(frozen),
+        "looks_unchanged": sum(unchanged), "looks": len(unchanged),
     }  # fmt: skip
     if not json_output:
-        print_table("Audit", [{"what": key, "found": str(value)} for key, value in told.items()])
+        print_table("Audit", [{"what": key, "found": str(value)} for key, value in report.items()])
     if not passed:
-        stop(_not_as_sealed(name, told), json_output=json_output, report=told)
+        stop(_not_as_sealed(name, report), json_output=json_output, report=report)
     if json_output:
-        click.echo(json.dumps(told))
+        click.echo(json.dumps(report))
 
 
-def _not_as_sealed(name: str, told: dict[str, Any]) -> VerdictError:
+def _not_as_sealed(name: str, report: dict[str, Any]) -> VerdictError:
     """The first thing that is not as it was recorded; the counts of all are in the message."""
     from e2i_dagster.errors import VerdictError
 
     wrong = {
-        "broken_seals": len(told["broken_seals"]),
-        "different_units": told["different_units"],
-        "changed_looks": told["looks"] - told["looks_unchanged"],
+        "broken_seals": len(report["broken_seals"]),
+        "different_units": report["different_units"],
+        "changed_looks": report["looks"] - report["looks_unchanged"],
     }
     found = {key: count for key, count in wrong.items() if count}
     remedy = "Restore the experiment's rows from a backup of the warehouse: what was recorded was changed."
@@ -263,7 +263,7 @@ def _not_as_sealed(name: str, told: dict[str, Any]) -> VerdictError:
 def twin_command(name: str, json_output: bool) -> None:
     """Predict the experiment on twins of its cohort (job `simulate_twin`; needs `e2i run` of its scope)."""
     from e2i_dagster.database.connection import engine
-    from e2i_dagster.experiments.conduct.digital_twin import newest_simulation
+    from e2i_dagster.experiments.conduct.records import SimulationRecord
     from jobs.sequence import PlannedRun
 
     _require(name)
@@ -271,19 +271,19 @@ def twin_command(name: str, json_output: bool) -> None:
     if not result.success:
         refuse_failed(result, json_output=json_output)
     with engine(role="app").connect() as connection:
-        newest = newest_simulation(connection, name)
+        newest = SimulationRecord.read_newest(connection, name)
     assert newest is not None
-    told = {
-        "predicted_effect": newest["simulated_ate"],
-        "interval": [newest["simulated_ci_lower"], newest["simulated_ci_upper"]],
-        "twins": newest["twin_count"],
-        "recommendation": newest["recommendation"],
-        "rationale": newest["recommendation_rationale"],
+    prediction = {
+        "predicted_effect": newest.simulated_ate,
+        "interval": [newest.simulated_ci_lower, newest.simulated_ci_upper],
+        "twins": newest.twin_count,
+        "recommendation": newest.recommendation,
+        "rationale": newest.recommendation_rationale,
     }
     if json_output:
-        click.echo(json.dumps(told))
+        click.echo(json.dumps(prediction))
     else:
-        print_table("Digital twin", [{"what": key, "value": str(value)} for key, value in told.items()])
+        print_table("Digital twin", [{"what": key, "value": str(value)} for key, value in prediction.items()])
 
 
 @experiment.command("heterogeneity")
@@ -377,23 +377,25 @@ def _perform(json_output: bool, **fields: Any) -> dict[str, Any]:
     if not result.success:
         refuse_failed(result, json_output=json_output)
     (output,) = [event for event in result.all_events if event.event_type_value == "STEP_OUTPUT"]
-    told = {key: value.value for key, value in output.step_output_data.metadata.items()}
+    outcome = {key: value.value for key, value in output.step_output_data.metadata.items()}
     if not json_output:
         shown = {
-            key: value for key, value in told.items() if key != "experiment" and not isinstance(value, list)
+            key: value
+            for key, value in outcome.items()
+            if key != "experiment" and not isinstance(value, list)
         }
-        told_apart = {"refused_because", "refused_file"}
+        shown_apart = {"refused_because", "refused_file"}
         click.echo(
-            "  + " + ", ".join(f"{key} {value}" for key, value in shown.items() if key not in told_apart)
+            "  + " + ", ".join(f"{key} {value}" for key, value in shown.items() if key not in shown_apart)
         )
-    return told
+    return outcome
 
 
 def _change(json_output: bool, **fields: Any) -> None:
     _require(fields["experiment"])
-    told = _perform(json_output, **fields)
+    outcome = _perform(json_output, **fields)
     if json_output:
-        click.echo(json.dumps(told))
+        click.echo(json.dumps(outcome))
 
 
 def _run(name: str, *, json_output: bool) -> None:
@@ -410,12 +412,14 @@ def _show_after(name: str, json_output: bool) -> None:
     from e2i_dagster.experiments.conduct.summary import summary
 
     with engine(role="app").begin() as connection:
-        told = summary(connection, name, _lifecycle())
+        shown = summary(connection, name, _lifecycle())
     if json_output:
-        click.echo(json.dumps(told, default=str))
+        click.echo(json.dumps(shown, default=str))
         return
-    print_table("Looks", looks_table(told["looks"]))
-    click.echo(f"\n{name} is {told['state']}. It may become: {', '.join(told['next_states']) or 'nothing'}.")
+    print_table("Looks", looks_table(shown["looks"]))
+    click.echo(
+        f"\n{name} is {shown['state']}. It may become: {', '.join(shown['next_states']) or 'nothing'}."
+    )
     click.echo(
         f"Pages: make ui (group experiments), e2i experiment show {name}, e2i experiment report {name}"
     )
@@ -424,7 +428,7 @@ def _show_after(name: str, json_output: bool) -> None:
 def _walk(name: str, *, json_output: bool) -> None:
     """Draft to decision: each step is the command that people would give, by invented people."""
     from e2i_dagster.database.connection import engine
-    from e2i_dagster.experiments.conduct import store
+    from e2i_dagster.experiments.conduct.records import InterimAnalysis
 
     def to(state: str, person: str, reason: str, **more: Any) -> None:
         _perform(
@@ -452,19 +456,19 @@ def _walk(name: str, *, json_output: bool) -> None:
         _perform(json_output, experiment=name, action="simulate")
         _run(name, json_output=json_output)
         with engine(role="app").connect() as connection:
-            newest = store.looks(connection, name)[-1:]
-        if newest and newest[0]["decision"] in ends:
-            to(ends[newest[0]["decision"]], "committee", f"look {newest[0]['analysis_number']}")
+            newest = InterimAnalysis.read_newest(connection, name)
+        if newest is not None and newest.decision in ends:
+            to(ends[newest.decision], "committee", f"look {newest.analysis_number}")
             break
         # A last look that could not be evaluated is not final; without another look there is nothing to go on with.
-        number = newest[0]["analysis_number"] if newest else 0
-        if number == seen or newest[0]["analysis_type"] == "final":
+        number = 0 if newest is None else newest.analysis_number
+        if newest is None or number == seen or newest.analysis_type == "final":
             to("completed", "committee", "all planned information is there")
             break
         seen = number
     _run(name, json_output=json_output)
     to("analyzed", "analyst", "results are recorded")
-    benefit = newest and newest[0]["decision"] == "stop_efficacy"
+    benefit = newest is not None and newest.decision == "stop_efficacy"
     decision = "implement_treatment" if benefit else "no_change"
     to("decided", "brand_lead", "by the results", decision=decision)
     _run(name, json_output=json_output)

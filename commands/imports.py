@@ -57,6 +57,7 @@ def check_command(folder: Path, mapping: Path | None, write_mapping: bool, json_
     expected = {table: settings.expected for table, settings in quality.tables.items()}
     found = check_folder(folder, load_vocabulary(), given, expected=expected)
     hits = _hits(found)
+    write_mapping = write_mapping and bool(found.tables)
     if write_mapping:
         target.write_text(mapping_yaml(found), encoding="utf-8")
         beside = target.with_name("quality.yaml")
@@ -69,10 +70,10 @@ def check_command(folder: Path, mapping: Path | None, write_mapping: bool, json_
         if write_mapping:
             also = f" and {beside}, what quality control expects of it" if proposal is not None else ""
             click.echo(f"\nWritten: {target}{also}. Read it, then:")
-        elif mapping is None:
+        elif mapping is None and found.tables:
             click.echo("\n`--write-mapping` writes this proposal to mapping.yaml in the folder. Then:")
-        named = mapping or target
-        click.echo(f"  e2i load --from {folder} --mapping {named} --dry-run")
+        if found.tables:
+            click.echo(f"  e2i load --from {folder} --mapping {mapping or target} --dry-run")
     if found.problems or found.unassigned:
         stop(InputError.joined(_unread(folder, found)), json_output=json_output, report=record)
     if json_output:
@@ -84,6 +85,10 @@ def _unread(folder: Path, found: ImportCheck) -> list[InputError]:
     from e2i_dagster.errors import InputError
 
     known = found.errors or [InputError(said, file=folder) for said in found.problems]
+    # What a file of no table lacks says more than that it is one.
+    known = [
+        one for one in known if one.field != "files" or Path(one.file or "").name not in found.unassigned
+    ]
     refused = {one.file for one in known}
     remedy = "Name it under `files` of a table in the mapping, or move it out of the folder."
     files = [
@@ -139,6 +144,8 @@ def _print_findings(table: TableCheck) -> None:
 
 
 def _print(found: ImportCheck, hits: list[RuleHits]) -> None:
+    from e2i_dagster.config.mapping import ImportMapping
+
     if found.shape:
         click.echo(f"Read as {found.shape}. To look at:")
         for note in found.notes:
@@ -174,16 +181,10 @@ def _print(found: ImportCheck, hits: list[RuleHits]) -> None:
                 "Where no other type is certain it is text, as which all are kept; declare it under `own`."
             )
         _print_findings(table)
-    for name, why in found.unassigned.items():
-        click.echo(
-            f"\n{name}: holds none of our tables ({why}). Name it under `files` of a table, or move it away."
-        )
+    if not found.tables and found.mapping == ImportMapping():
+        click.echo("No file holds one of our tables, so no mapping is proposed.")
     left = {name: reason for name, reason in found.not_read.items() if name not in found.unassigned}
     print_table("Not read", [{"file": name, "why": reason} for name, reason in left.items()])
-    if found.problems:
-        click.echo("\nThe folder cannot be read with this mapping yet:")
-        for problem in found.problems:
-            click.echo(f"  - {problem}")
     cohorts = dict.fromkeys(hit.cohort for hit in hits)
     absent = [
         name

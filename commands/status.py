@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
-from e2i_dagster.errors import ConfigError
+from e2i_dagster.errors import ConfigError, UnavailableError
 from e2i_dagster.policy_files.environment import database_url, state_folder
 
 
@@ -23,10 +24,12 @@ def status_report() -> dict[str, Any]:
     from e2i_dagster.loading.read import rows_not_kept
     from e2i_dagster.serving.deployment import endpoints
     from e2i_dagster.tables import OPTIONAL_RAW_TABLES, RAW_TABLES
+    from e2i_dagster.versions.coverage import never_loaded
     from e2i_dagster.versions.ledger import notes, states
 
     warehouse = engine(role="app")
-    kept = _kept_months()
+    months = _months()
+    kept = (months[0], months[-1]) if months else None
     with warehouse.connect() as connection:
         waiting = notes(connection)
         stages = [
@@ -53,12 +56,14 @@ def status_report() -> dict[str, Any]:
             for name in (*RAW_TABLES, *OPTIONAL_RAW_TABLES)
             if kept is not None and (found := rows_not_kept(connection, name, kept))
         }
+        missing = never_loaded(connection, months) if months else None
         version = connection.execute(sa.text("SHOW server_version")).scalar_one()
     url = warehouse.url
     return {
         "stages": stages,
         "tables": tables,
         "not_kept": not_kept,
+        "never_loaded": missing,
         "configuration": _configuration_errors(),
         "endpoints": [endpoint.model_dump() for endpoint in endpoints(state_folder())],
         "warehouse": {
@@ -68,14 +73,38 @@ def status_report() -> dict[str, Any]:
     }
 
 
-def _kept_months() -> tuple[str, str] | None:
-    """First and last month that is kept; None when the policy files do not say it."""
+def months_never_loaded() -> dict[str, list[str]] | None:
+    """Configured months of event tables that were never loaded; None where no warehouse answers.
+
+    Nothing is started to ask it: what was never made has no months either.
+    """
+    from e2i_dagster.database.connection import engine
+    from e2i_dagster.database.server import running_server
+    from e2i_dagster.versions.coverage import never_loaded
+
+    if database_url() is None and running_server() is None:
+        return None
+    try:
+        return never_loaded(engine(role="app"), _months())
+    except UnavailableError:
+        return None
+
+
+def never_loaded_words(months: Mapping[str, Sequence[str]]) -> list[str]:
+    """One line for each table."""
+    return [
+        f"Never loaded, so unknown: {table}: {', '.join(stretches)}" for table, stretches in months.items()
+    ]
+
+
+def _months() -> list[str]:
+    """The months that are kept, in order; none when the policy files do not say it."""
     from e2i_dagster.config.policy import current_policy
 
     try:
-        return current_policy().sources.kept_months
+        return current_policy().sources.months
     except ConfigError:
-        return None
+        return []
 
 
 def _is_kept(partition: str | None, kept: tuple[str, str]) -> bool:

@@ -116,7 +116,12 @@ def _wait_until_open(
                     break
             time.sleep(0.25)
         else:
-            raise UnavailableError(f"{name} did not open port {number} within {seconds:.0f} s; see {logs}.")
+            raise UnavailableError(
+                f"{name} did not open port {number} within {seconds:.0f} s.",
+                file=logs,
+                field=name,
+                remedy=f"See {logs}.",
+            )
 
 
 def _fail_with_log(processes: dict[str, subprocess.Popen[bytes]], logs: Path) -> None:
@@ -125,5 +130,8 @@ def _fail_with_log(processes: dict[str, subprocess.Popen[bytes]], logs: Path) ->
             log = logs / f"{name.lower().replace(' ', '-')}.log"
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
             raise UnavailableError(
-                f"{name} ended with code {process.returncode}. Its log {log} ends:\n{tail}"
+                f"{name} ended with code {process.returncode}. Its log {log} ends:\n{tail}",
+                file=log,
+                field=name,
+                remedy="Correct what its last lines say, then start it again.",
             )

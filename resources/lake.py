@@ -156,7 +156,9 @@ class LakeIOManager(dg.ConfigurableIOManager):
             shown = ", ".join(missing[:6]) + (" ..." if len(missing) > 6 else "")
             of = f" partitions {shown}" if missing != ["None"] else ""
             raise InputError(
-                f"{asset}:{of} never materialized. Materialize them first (`e2i plan` shows the order)."
+                f"{asset}:{of} never materialized.",
+                field=asset,
+                remedy="Materialize them first (`e2i plan` shows the order).",
             )
         return self.read([versions[partition] for partition in partitions], document)
 

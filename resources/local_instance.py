@@ -35,8 +35,10 @@ def dagster_home() -> Path:
             target.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UnavailableError(
-            f"The state folder {state_folder()} cannot be written to ({error.strerror}). "
-            "Correct its permissions, free space, or set E2I_HOME to another folder."
+            f"The state folder {state_folder()} cannot be written to ({error.strerror}).",
+            file=state_folder(),
+            field="E2I_HOME",
+            remedy="Correct its permissions, free space, or set E2I_HOME to another folder.",
         ) from error
     return home
 

@@ -100,7 +100,10 @@ def estimate_rows(
     unknown = sorted(set(estimators or ()) - {one.name for one in known})
     if unknown:
         raise InputError(
-            f"Unknown estimator {', '.join(unknown)}. Known: {', '.join(one.name for one in known)}."
+            f"Unknown estimator {', '.join(unknown)}.",
+            field="estimators",
+            value=unknown[0],
+            remedy=f"Known: {', '.join(one.name for one in known)}.",
         )
     about = {
         "treatment": treatment,
@@ -208,7 +211,11 @@ def cross_validate(
     if isinstance(given, EffectEstimates):
         effects = given
     elif treatment is None or outcome is None or confounders is None:
-        raise InputError("Name treatment=, outcome= and confounders= of the frame.")
+        raise InputError(
+            "A frame is given without saying which of its columns are what.",
+            field="treatment, outcome, confounders",
+            remedy="Name treatment=, outcome= and confounders=.",
+        )
     else:
         effects = estimate_effects(
             given,
@@ -229,7 +236,9 @@ def cross_validate(
     }
     if counted and not all(one.label in effects.scores for one in counted):
         raise InputError(
-            "These estimates carry no scores (they are not stored). Estimate from the frame again."
+            "These estimates carry no scores (they are not stored).",
+            field="given",
+            remedy="Estimate from the frame again.",
         )
     point, interval = None, None
     if counted:

@@ -61,7 +61,11 @@ def why_not_fitted(frame: pd.DataFrame, study: CausalEstimates, policy: CausalPo
     if study.found.state != "estimated":
         return f"the effect is not estimable: {study.found.reason}"
     if SPLIT not in frame.columns:
-        raise InputError(f"The frame has no column {SPLIT!r}: train or validation.")
+        raise InputError(
+            f"The frame has no column {SPLIT!r}.",
+            field=SPLIT,
+            remedy="Say of each row whether it is for train or validation.",
+        )
     treatment = study.found.effects.treatment
     for part in ("train", "validation"):
         treated = frame.loc[frame[SPLIT] == part, treatment].astype(bool)

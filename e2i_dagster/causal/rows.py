@@ -128,7 +128,9 @@ def _check_columns(frame: pd.DataFrame, named: Sequence[str], confounders: Seque
     twice = sorted({name for name in named if list(named).count(name) > 1})
     if twice:
         raise InputError(
-            f"{', '.join(twice)}: named twice; treatment, outcome and confounders are different columns."
+            f"{', '.join(twice)}: named twice; treatment, outcome and confounders are different columns.",
+            field=twice[0],
+            remedy="Name it once.",
         )
     if not confounders:
         raise InputError(
@@ -137,7 +139,7 @@ def _check_columns(frame: pd.DataFrame, named: Sequence[str], confounders: Seque
             "means is the estimate (experiments.analyze).",
         )
     if frame.empty:
-        raise InputError("The frame has no row.")
+        raise InputError("The frame has no row.", field="frame", remedy="Give at least one row.")
 
 
 def _binary_treatment(column: pd.Series) -> np.ndarray:
@@ -165,7 +167,12 @@ def _binary_treatment(column: pd.Series) -> np.ndarray:
 def _check_levels(t: np.ndarray, name: str) -> None:
     if len(np.unique(t)) < 2:
         level = "no row" if len(t) == 0 else "all treated" if t[0] == 1 else "none treated"
-        raise InputError(f"Treatment {name!r} has one level ({level}): there is nothing to compare with.")
+        raise InputError(
+            f"Treatment {name!r} has one level ({level}): there is nothing to compare with.",
+            field=name,
+            value=str(level),
+            remedy="Give the rows of the other arm, too.",
+        )
 
 
 def _numeric(column: pd.Series, role: str) -> np.ndarray:
@@ -189,7 +196,11 @@ def _numeric(column: pd.Series, role: str) -> np.ndarray:
         column = numbers
     values = column.astype("Float64").to_numpy(dtype=float, na_value=np.nan)
     if np.isinf(values).any():
-        raise InputError(f"{role.capitalize()} {column.name!r} has infinite values.")
+        raise InputError(
+            f"{role.capitalize()} {column.name!r} has infinite values.",
+            field=str(column.name),
+            remedy="Give finite numbers; leave a missing one empty.",
+        )
     largest = np.nanmax(np.abs(values), initial=0.0)
     if largest > LARGEST:
         raise InputError(
@@ -216,7 +227,9 @@ def _encoded(frame: pd.DataFrame, maximum_levels: int) -> tuple[np.ndarray, tupl
             columns |= _encoded_levels(str(name), column, maximum_levels)
     if not columns:
         raise InputError(
-            f"Every confounder has one value only ({', '.join(constant)}): there is nothing to adjust for."
+            f"Every confounder has one value only ({', '.join(constant)}): there is nothing to adjust for.",
+            field="confounders",
+            remedy="Name a confounder that differs between rows.",
         )
     return np.column_stack(list(columns.values())), tuple(columns), tuple(constant)
 

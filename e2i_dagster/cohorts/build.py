@@ -116,6 +116,9 @@ def build_cohort(
             "CC_004",
             f"Cohort {definition.key}: engine pandas computes rules on columns of a patient frame in memory. Rules "
             "on events, groups, derived fields, observation periods, unobserved days and files need engine duckdb.",
+            field="engine",
+            value="pandas",
+            remedy="Build it with engine duckdb.",
         )
     built = _build_on_engine(definition, patients, events, observation_periods, covered, engine)
     return replace(built, not_converted=lost)
@@ -338,8 +341,9 @@ def _check_keys(patient: pa.Array, journey: pa.Array) -> bool:
     if repeated:
         raise CohortInputError(
             "CC_004",
-            f"{repeated:,} row(s) repeat a patient_journey_id; expected one row per journey. "
-            "Aggregate the patient frame to journeys first.",
+            f"{repeated:,} row(s) repeat a patient_journey_id; expected one row per journey.",
+            field="patient_journey_id",
+            remedy="Aggregate the patient frame to journeys first.",
         )
     return False
 

@@ -198,7 +198,11 @@ def date_column(series: pd.Series, name: str) -> TypedColumn:
         return TypedColumn(name, "date", _days(parsed), column.known)
     if column.kind != "date":
         raise CohortInputError(
-            "CC_005", f"column {name!r} must hold dates, but holds values of {column.kind}."
+            "CC_005",
+            f"column {name!r} must hold dates, but holds values of {column.kind}.",
+            field=name,
+            value=column.kind,
+            remedy="Give days as YYYY-MM-DD.",
         )
     return column
 

@@ -261,7 +261,11 @@ def _source(
     for name in fields:
         if name in _DATES | dates and kinds[name] != "date":
             raise CohortInputError(
-                "CC_005", f"{what}: column {name!r} must hold dates, but holds values of {kinds[name]}."
+                "CC_005",
+                f"{what}: column {name!r} must hold dates, but holds values of {kinds[name]}.",
+                field=name,
+                value=kinds[name],
+                remedy="Give days as YYYY-MM-DD.",
             )
     return Source(frame.select(list(fields)), kinds)
 
@@ -373,8 +377,9 @@ def _checked_keys(native: Any, *, ordered: bool = True) -> Keys:
     if repeated:
         raise CohortInputError(
             "CC_004",
-            f"{repeated:,} row(s) repeat a patient_journey_id; expected one row per journey. "
-            "Aggregate the patient frame to journeys first.",
+            f"{repeated:,} row(s) repeat a patient_journey_id; expected one row per journey.",
+            field="patient_journey_id",
+            remedy="Aggregate the patient frame to journeys first.",
         )
     return keys
 

@@ -136,7 +136,9 @@ def _rows(connection: sa.Connection, execution: Execution, patient: str) -> list
         raise InputError(
             f"Execution {execution.execution_id} of {execution.definition.key} looked at no patient and no "
             f"journey with this key. It looked at {execution.input_patients:,} patients; keys are compared "
-            "as they are (PAT00000001, PJ0000000000000001). A patient loaded later appears in the next build."
+            "as they are (PAT00000001, PJ0000000000000001).",
+            field="key",
+            remedy="Look the key up in the delivery; a patient loaded later appears in the next build.",
         )
     return list(rows)
 

@@ -33,7 +33,10 @@ def read_current(
     absent = [table for table in missing if ledger.is_absent(engine, table)]
     if lacking := [table for table in absent if table in PATIENT_TABLES]:
         raise InputError(
-            f"{', '.join(lacking)}: absent, no delivery holds it. A cohort needs it: deliver it."
+            f"{', '.join(lacking)}: absent, no delivery holds it.",
+            field="source.folder",
+            value=lacking,
+            remedy="A cohort needs it: deliver it.",
         )
     missing = [table for table in missing if table not in absent]
     if missing:

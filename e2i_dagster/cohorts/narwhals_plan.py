@@ -883,8 +883,10 @@ def _as_kind(criterion: Criterion, kind: Kind, value: object) -> Any:
 def _misfit(criterion: Criterion, kind: Kind, why: str) -> CohortInputError:
     return CohortInputError(
         "CC_004",
-        f"criterion '{criterion.words()}': column {criterion.field!r} holds values of kind {kind}; {why}. "
-        f"Expected a condition on {_EXPECTED[kind]}.",
+        f"criterion '{criterion.words()}': column {criterion.field!r} holds values of kind {kind}; {why}.",
+        field=criterion.field,
+        value=kind,
+        remedy=f"Write a condition on {_EXPECTED[kind]}.",
     )
 
 

@@ -146,6 +146,8 @@ def _misfit(criterion: Criterion, column: TypedColumn, why: str) -> CohortInputE
     expected = _EXPECTED[column.kind]
     return CohortInputError(
         "CC_004",
-        f"criterion '{criterion.words()}': column {criterion.field!r} holds values of kind {column.kind}; {why}. "
-        f"Expected a condition on {expected}.",
+        f"criterion '{criterion.words()}': column {criterion.field!r} holds values of kind {column.kind}; {why}.",
+        field=criterion.field,
+        value=column.kind,
+        remedy=f"Write a condition on {expected}.",
     )

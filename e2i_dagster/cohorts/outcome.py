@@ -167,14 +167,20 @@ def label_outcome(
     repeated = int(cohort_frame["patient_id"].duplicated().sum())
     if repeated:
         raise CohortInputError(
-            "CC_004", f"{repeated:,} patient(s) occur twice in the cohort; expected one row each."
+            "CC_004",
+            f"{repeated:,} patient(s) occur twice in the cohort.",
+            field="patient_id",
+            remedy="Keep one row of each patient.",
         )
     end = np.datetime64(pd.Timestamp(data_end).date(), "D")
     index = date_column(cohort_frame["index_date"], "index_date")
     observed = date_column(cohort_frame["followup_end"], "followup_end")
     if not index.known.all():
         raise CohortInputError(
-            "CC_005", f"{int((~index.known).sum()):,} patient(s) of the cohort have no index date."
+            "CC_005",
+            f"{int((~index.known).sum()):,} patient(s) of the cohort have no index date.",
+            field="index_date",
+            remedy="Give each its index date, or leave the patient out.",
         )
     last_day = scope.horizon_days
     in_window, before = _outcome_days(scope.outcome.event, cohort_frame, index, tables, scope.outcome.window)
@@ -249,7 +255,13 @@ def _outcome_days(
     type_column, dated = OUTCOME_TABLES[rule.table], dated_by(rule.table)
     assert dated is not None
     if rule.table not in tables:
-        raise CohortInputError("CC_002", f"the outcome is read from {rule.table}, which was not given.")
+        raise CohortInputError(
+            "CC_002",
+            f"the outcome is read from {rule.table}, which was not given.",
+            field="tables",
+            value=rule.table,
+            remedy="Give it.",
+        )
     events = tables[rule.table]
     wanted = ("patient_id", dated, type_column, *(("brand",) if rule.brand else ()))
     require_columns(events, wanted, what=f"The outcome in {rule.table}")
@@ -273,7 +285,13 @@ def _outcome_days(
 
 def _hcp(patients: pd.DataFrame, tables: Mapping[str, pd.DataFrame]) -> Any:
     if "patient_journeys" not in tables:
-        raise CohortInputError("CC_002", "the HCP is read from patient_journeys, which was not given.")
+        raise CohortInputError(
+            "CC_002",
+            "the HCP is read from patient_journeys, which was not given.",
+            field="tables",
+            value="patient_journeys",
+            remedy="Give it.",
+        )
     journeys = tables["patient_journeys"]
     require_columns(journeys, ("patient_journey_id", "hcp_id"), what="The HCP of a journey")
     known = pd.Index(journeys["patient_journey_id"].astype("string[pyarrow]"))

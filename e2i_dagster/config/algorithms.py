@@ -196,5 +196,9 @@ class AlgorithmsPolicy(PolicyModel):
             return self.algorithms[name]
         except KeyError:
             raise ConfigError(
-                f"config/algorithms.yaml: found no algorithm {name!r}; it has {', '.join(self.algorithms)}."
+                f"config/algorithms.yaml: found no algorithm {name!r}.",
+                file="config/algorithms.yaml",
+                field="algorithms",
+                value=name,
+                remedy=f"Use one of: {', '.join(self.algorithms)}.",
             ) from None

@@ -509,8 +509,11 @@ class ExperimentSpec(PolicyModel):
         if own.cohort not in cohorts:
             near = did_you_mean(own.cohort, cohorts)
             raise ConfigError(
-                f"config/experiments/{self.name}.yaml: eligibility.cohort: there is no cohort {own.cohort!r}. "
-                f"{near + ' ' if near else ''}Known: {', '.join(sorted(cohorts)) or 'none'}."
+                f"config/experiments/{self.name}.yaml: eligibility.cohort: there is no cohort {own.cohort!r}.",
+                file=f"config/experiments/{self.name}.yaml",
+                field="eligibility.cohort",
+                value=own.cohort,
+                remedy=f"{near + ' ' if near else ''}Known: {', '.join(sorted(cohorts)) or 'none'}.",
             )
         base = cohorts[own.cohort]
         grouped = [
@@ -621,7 +624,11 @@ class ExperimentSpec(PolicyModel):
             named = cls.model_validate({**spec.model_dump(), "name": path.stem})
         except ValueError:
             raise ConfigError(
-                f"{path}: the name of the file becomes the name of the experiment: lower case letters, digits and _."
+                f"{path}: the name of the file becomes the name of the experiment.",
+                file=path,
+                field="name",
+                value=path.stem,
+                remedy="Name the file in lower case letters, digits and _.",
             ) from None
         note_file(path, cls, named)
         return named

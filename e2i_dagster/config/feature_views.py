@@ -381,7 +381,10 @@ def view_named(name: str) -> FeatureViewDefinition:
         if view.name == name:
             return view
     raise ConfigError(
-        f"feature view: found {name!r}; expected one of {', '.join(view.name for view in VIEWS)}."
+        f"feature view: found {name!r}.",
+        field="feature view",
+        value=name,
+        remedy=f"Use one of: {', '.join(view.name for view in VIEWS)}.",
     )
 
 
@@ -414,7 +417,10 @@ def refuse_extract_columns(columns: Iterable[str], user: str) -> None:
         table = raw_table(table_name)
         if column_name not in table.columns:
             raise ConfigError(
-                f"{user}: {name} is no raw column. {table_name} has {', '.join(table.columns.keys())}."
+                f"{user}: {name} is no raw column.",
+                field=user,
+                value=name,
+                remedy=f"{table_name} has {', '.join(table.columns.keys())}.",
             )
         if facts(table.columns[column_name]).known_at == "extract":
             refused.append(name)

@@ -421,9 +421,11 @@ def read_scope(key: str, folder: Path | None = None) -> ScopeSpec:
         known = sorted(p.stem for p in folder.glob("*.yaml"))
         near = get_close_matches(key, known, n=1)
         raise ConfigError(
-            f"There is no scope {key!r}."
-            + (f" Did you mean {near[0]!r}?" if near else "")
-            + f" Known: {', '.join(known) or 'none'}. Add a file to {folder}."
+            f"There is no scope {key!r}." + (f" Did you mean {near[0]!r}?" if near else ""),
+            file=path,
+            field="scope",
+            value=key,
+            remedy=f"Known: {', '.join(known) or 'none'}. Add a file to {folder} for another.",
         )
     return ScopeSpec.from_yaml(path)
 

@@ -103,8 +103,9 @@ def ensure_database(name: str) -> str:
                 if isinstance(error.orig, psycopg.errors.DuplicateDatabase):
                     return connect_url("app", name)
                 raise UnavailableError(
-                    f"The user of {shown_url(url)} may not create the database {name}. Have it created: "
-                    f"CREATE DATABASE {quoted}{owner};"
+                    f"The user of {shown_url(url)} may not create the database {name}.",
+                    file="E2I_DATABASE_URL",
+                    remedy=f"Have it created: CREATE DATABASE {quoted}{owner};",
                 ) from None
             except exc.IntegrityError:
                 # Another process made it at the same moment.
@@ -243,12 +244,15 @@ def _given_url(given: str) -> sa.URL:
         url = sa.make_url(given)
     except (exc.ArgumentError, ValueError):
         raise ConfigError(
-            "E2I_DATABASE_URL is not an address. Expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE."
+            "E2I_DATABASE_URL is not an address.",
+            file="E2I_DATABASE_URL",
+            remedy="Write it as postgresql://USER:PASSWORD@HOST:PORT/DATABASE.",
         ) from None
     if url.get_backend_name() not in ("postgresql", "postgres"):
         raise ConfigError(
-            f"E2I_DATABASE_URL is for {url.get_backend_name()}; the warehouse is PostgreSQL. "
-            "Expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE."
+            f"E2I_DATABASE_URL is for {url.get_backend_name()}; the warehouse is PostgreSQL.",
+            file="E2I_DATABASE_URL",
+            remedy="Write it as postgresql://USER:PASSWORD@HOST:PORT/DATABASE.",
         )
     return url.set(drivername=_DRIVER)
 

@@ -32,11 +32,15 @@ def explained(url: str | sa.URL) -> Iterator[None]:
             raise
         reason = _first_line(error.orig)
         remedy = (
-            "Check that the server runs and E2I_DATABASE_URL is right"
+            "Check that the server runs and E2I_DATABASE_URL is right."
             if database_url()
-            else "Run e2i status; e2i down and a new start may help"
+            else "Run e2i status; e2i down and a new start may help."
         )
-        raise UnavailableError(f"The database {shown_url(url)} cannot be used: {reason} {remedy}.") from None
+        raise UnavailableError(
+            f"The database {shown_url(url)} cannot be used: {reason}",
+            file=None if database_url() is None else "E2I_DATABASE_URL",
+            remedy=remedy,
+        ) from None
 
 
 def _is_connection_failure(error: exc.OperationalError) -> bool:

@@ -61,13 +61,16 @@ def migrate(url: str, revision: str = "head") -> str:
                 raise
             said = str(error.orig).splitlines()[0]
             raise UnavailableError(
-                f"The user of the database may not migrate the warehouse: {said}. It needs CREATE on the "
-                "database and on its schema public; the owner of the database has both."
+                f"The user of the database may not migrate the warehouse: {said}.",
+                file="E2I_DATABASE_URL",
+                remedy="Let its owner migrate, or grant CREATE on the database and on its schema public.",
             ) from None
         except CommandError as error:
             raise InputError(
                 f"The warehouse cannot be migrated ({error}). It was made by another version of this "
-                "product: use that version, or an empty database."
+                "product.",
+                file="E2I_DATABASE_URL",
+                remedy="Use the version of the product that made it, or an empty database.",
             ) from error
         return _current(connection) or ""
 

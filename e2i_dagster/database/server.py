@@ -233,8 +233,9 @@ def _initialize(server: Server, password: str) -> None:
         )
         if done.returncode:
             raise UnavailableError(
-                f"The embedded server could not be made in {server.home}: {_reason(done.output)} "
-                f"Correct that, or set E2I_HOME to another place."
+                f"The embedded server could not be made in {server.home}: {_reason(done.output)}",
+                file=server.home,
+                remedy="Correct that, or set E2I_HOME to another place.",
             )
         with (aside / "postgresql.conf").open("a", encoding="utf-8") as configuration:
             configuration.write("\ninclude_if_exists = 'e2i.conf'\n")
@@ -522,8 +523,9 @@ def _start(server: Server) -> None:
         # Processes of a killed server may need a moment to notice and let go of its memory.
         if "pre-existing shared memory block" not in said or time.monotonic() > deadline:
             raise UnavailableError(
-                f"The embedded PostgreSQL server in {server.home} did not start: {_reason(said)} "
-                "Correct that and try again, or set E2I_DATABASE_URL to another PostgreSQL server."
+                f"The embedded PostgreSQL server in {server.home} did not start: {_reason(said)}",
+                file=server.home,
+                remedy="Correct that and try again, or set E2I_DATABASE_URL to another PostgreSQL server.",
             )
         time.sleep(0.5)
 
@@ -559,7 +561,9 @@ def _stop(server: Server) -> None:
     if done.returncode and _is_running(server):
         raise UnavailableError(
             f"The embedded PostgreSQL server (process {_pid(server.data)}) did not stop within "
-            f"{_STOP_SECONDS} seconds: {_reason(done.output)} Its log is {server.log}."
+            f"{_STOP_SECONDS} seconds: {_reason(done.output)}",
+            file=server.log,
+            remedy="See its log, then run `e2i down` again.",
         )
 
 
@@ -665,8 +669,9 @@ def _recorded(state: Path) -> Server | None:
         return None
     except PermissionError:
         raise UnavailableError(
-            f"{_login()} cannot read {_record_path(state)}. It belongs to another user: set E2I_HOME "
-            "to a folder of your own."
+            f"{_login()} cannot read {_record_path(state)}. It belongs to another user.",
+            file=_record_path(state),
+            remedy="Set E2I_HOME to a folder of your own.",
         ) from None
     except (ValueError, TypeError, KeyError):
         raise UnavailableError(
@@ -735,14 +740,19 @@ def _explained(state: Path) -> Iterator[None]:
     except OSError as error:
         where = error.filename or state
         if error.errno in _FULL:
-            what = f"The disk that holds {where} is full. Free some space"
+            what = f"The disk that holds {where} is full."
+            remedy = "Free some space"
         elif isinstance(error, PermissionError) or error.errno in _READ_ONLY:
-            what = f"{_login()} has no permission to write {where} in the state folder {state}. Correct that"
+            what = f"{_login()} has no permission to write {where} in the state folder {state}."
+            remedy = "Correct its permissions"
         elif isinstance(error, FileExistsError | NotADirectoryError):
-            what = f"{where} is in the way: a folder is needed there. Move it"
+            what = f"{where} is in the way: a folder is needed there."
+            remedy = "Move it"
         else:
             raise
-        raise UnavailableError(f"{what}, or set E2I_HOME to another place. Nothing was changed.") from error
+        raise UnavailableError(
+            f"{what} Nothing was changed.", file=where, remedy=f"{remedy}, or set E2I_HOME to another place."
+        ) from error
 
 
 _FULL = frozenset({28, 122})

@@ -131,7 +131,7 @@ def explain(
     started = time.perf_counter()
     frame = model_input(rows.features if isinstance(rows, LabelledRows) else rows, model.kinds)
     if frame.empty:
-        raise InputError("there are no rows to explain.")
+        raise InputError("there are no rows to explain.", field="rows", remedy="Give at least one.")
     if len(frame) > max_rows:
         frame = frame.sample(max_rows, random_state=seed).sort_index()
     reference = frame

@@ -295,7 +295,10 @@ def compute_view(
             if name not in tables:
                 raise InputError(
                     f"{definition.name} reads the table {name}, which was not given. "
-                    f"Given: {', '.join(sorted(tables)) or 'none'}."
+                    f"Given: {', '.join(sorted(tables)) or 'none'}.",
+                    field=definition.name,
+                    value=name,
+                    remedy="Give the table.",
                 )
             rows = raw_columns(name, tables[name], columns)
             _register(connection, name, rows, source_lag_days, covered.get(name, EVERY_DAY).start)
@@ -436,14 +439,24 @@ def _checked_entities(view: FeatureViewDefinition, entities: pd.DataFrame) -> pd
     absent = [name for name in needed if name not in entities.columns]
     if absent:
         raise InputError(
-            f"{view.name}: the entities lack {', '.join(absent)}; expected the columns {', '.join(needed)}."
+            f"{view.name}: the entities lack {', '.join(absent)}.",
+            field=absent[0],
+            remedy=f"Give the columns {', '.join(needed)}.",
         )
     empty = int(entities[needed].isna().any(axis=1).sum())
     if empty:
-        raise InputError(f"{view.name}: {empty} entities have no value in one of {', '.join(needed)}.")
+        raise InputError(
+            f"{view.name}: {empty} entities have no value in one of {', '.join(needed)}.",
+            field=needed[0],
+            remedy="Give each entity its keys and time.",
+        )
     repeated = int(entities.duplicated(needed).sum())
     if repeated:
-        raise InputError(f"{view.name}: {repeated} entities repeat the same {', '.join(needed)}.")
+        raise InputError(
+            f"{view.name}: {repeated} entities repeat the same {', '.join(needed)}.",
+            field=needed[0],
+            remedy="Give each entity once.",
+        )
     return entities
 
 

@@ -100,7 +100,10 @@ def select_features(
     if rows[label].nunique() < 2:
         raise InputError(
             f"Feature selection: found {len(rows)} labelled training rows with {rows[label].nunique()} "
-            "classes; expected two classes or more."
+            "classes; expected two classes or more.",
+            field=label,
+            value=len(rows),
+            remedy="Load more patients, or choose an outcome and split with both classes in train.",
         )
     left = [name for name in (features or feature_names()) if name in frame.columns]
     dropped: list[DroppedFeature] = []

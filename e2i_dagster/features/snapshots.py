@@ -67,7 +67,9 @@ class FeatureFiles(BaseModel):
             if file.view == view:
                 return file
         raise InputError(
-            f"There is no file of {view}; there are files of {', '.join(file.view for file in self.files)}."
+            f"There is no file of {view}; there are files of {', '.join(file.view for file in self.files)}.",
+            field="view",
+            value=view,
         )
 
     def damage(self) -> str:
@@ -121,14 +123,24 @@ def spine(cohort: pd.DataFrame, tables: Mapping[str, pd.DataFrame], *, brand: st
     """
     absent = [name for name in _SPINE if name not in cohort.columns]
     if absent:
-        raise InputError(f"The cohort lacks {', '.join(absent)}; features need {', '.join(_SPINE)}.")
+        raise InputError(
+            f"The cohort lacks {', '.join(absent)}; features need {', '.join(_SPINE)}.",
+            field=absent[0],
+            remedy="Give the frame of a cohort, as `build_cohort` returns it.",
+        )
     undated = int(cohort["index_date"].isna().sum())
     if undated:
-        raise InputError(f"{undated} patients of the cohort have no index date; a cohort gives one to each.")
+        raise InputError(
+            f"{undated} patients of the cohort have no index date; a cohort gives one to each.",
+            field="index_date",
+            remedy="Give the frame of a cohort, as `build_cohort` returns it.",
+        )
     repeated = int(cohort["patient_id"].duplicated().sum())
     if repeated:
         raise InputError(
-            f"{repeated} rows of the cohort repeat a patient; expected one index journey per patient."
+            f"{repeated} rows of the cohort repeat a patient.",
+            field="patient_id",
+            remedy="Keep one row of each patient.",
         )
     journeys = tables["patient_journeys"][["patient_journey_id", "geographic_region", ARRIVAL]]
     regions = journeys.drop_duplicates("patient_journey_id").set_index("patient_journey_id")
@@ -185,7 +197,11 @@ def snapshot_entities(
     patients = rows[["patient_id", "patient_journey_id"]].assign(as_of=_day_before(rows["index_date"]))
     if policy.scoring_patients_at == "data_end":
         if "set" not in rows.columns:
-            raise InputError("The cohort has no column set, which says who is to be scored.")
+            raise InputError(
+                "The cohort has no column set, which says who is to be scored.",
+                field="set",
+                remedy="Give the labelled cohort, as `label_cohort` returns it.",
+            )
         scoring = patients[(rows["set"] == "scoring").to_numpy()].assign(as_of=last)
         patients = pd.concat([patients, scoring])
     patients = patients.drop_duplicates(["patient_id", "as_of"]).reset_index(drop=True)
@@ -239,7 +255,12 @@ def write_views(frames: Mapping[str, pd.DataFrame], folder: Any) -> FeatureFiles
 
     absent = [view.name for view in VIEWS if view.name not in frames]
     if absent:
-        raise InputError(f"There is no frame of {', '.join(absent)}; every view is written together.")
+        raise InputError(
+            f"There is no frame of {', '.join(absent)}: all views are written together.",
+            field="frames",
+            value=absent[0],
+            remedy="Give the frame of every view.",
+        )
     root = UPath(folder)
     files = []
     for view in VIEWS:
@@ -271,16 +292,22 @@ def _checked(name: str, frame: pd.DataFrame) -> pd.DataFrame:
     expected = [*view.keys, TIMESTAMP, *view.feature_names]
     if list(frame.columns) != expected:
         raise InputError(
-            f"{name}: found the columns {', '.join(frame.columns)}; expected {', '.join(expected)}."
+            f"{name}: found the columns {', '.join(frame.columns)}.",
+            field=name,
+            remedy=f"Give the columns {', '.join(expected)}.",
         )
     if str(frame[TIMESTAMP].dtype) != "datetime64[us, UTC]":
         raise InputError(
             f"{name}.{TIMESTAMP}: found {frame[TIMESTAMP].dtype}; expected datetime64[us, UTC], "
-            "because the point-in-time join compares microseconds."
+            "because the point-in-time join compares microseconds.",
+            field=f"{name}.{TIMESTAMP}",
+            value=str(frame[TIMESTAMP].dtype),
         )
     repeated = int(frame.duplicated([*view.keys, TIMESTAMP]).sum())
     if repeated:
-        raise InputError(f"{name}: {repeated} rows repeat the same keys and time; expected each once.")
+        raise InputError(
+            f"{name}: {repeated} rows repeat the same keys and time.", field=name, remedy="Give each once."
+        )
     return frame
 
 

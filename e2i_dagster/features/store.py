@@ -206,7 +206,11 @@ class ScopeStore:
         """
         stamps = [(file.oldest, file.newest) for file in files.files if file.oldest and file.newest]
         if not stamps:
-            raise InputError("The feature files have no rows, so there is nothing to put online.")
+            raise InputError(
+                "The feature files have no rows, so there is nothing to put online.",
+                field="files",
+                remedy="Make the features of a cohort that has patients.",
+            )
         oldest = min(oldest for oldest, _ in stamps)
         until = end or max(newest for _, newest in stamps)
         if until < oldest:
@@ -287,7 +291,8 @@ class ScopeStore:
         if absent or not asked:
             raise InputError(
                 f"Online values: found the keys {', '.join(entities.columns) or 'none'}; expected "
-                f"{', '.join(absent) or 'at least one of ' + ', '.join(ENTITIES)}."
+                f"{', '.join(absent) or 'at least one of ' + ', '.join(ENTITIES)}.",
+                field="entities",
             )
         state = self._materialized()
         store = self._store(state.files)
@@ -356,7 +361,11 @@ class ScopeStore:
         keys = list(dict.fromkeys(key for view in views for key in view.keys))
         absent = [key for key in keys if key not in rows.columns]
         if absent:
-            raise InputError(f"The rows to join lack the keys {', '.join(absent)}; make them with spine().")
+            raise InputError(
+                f"The rows to join lack the keys {', '.join(absent)}.",
+                field=absent[0],
+                remedy="Make them with spine().",
+            )
         names = list(feature_names(views))
         store = self._store(files)
         self._require_applied(store, files)
@@ -452,7 +461,9 @@ class ScopeStore:
         if differing:
             raise UnavailableError(
                 f"{self.settings.project}: the applied version of {', '.join(differing)} is not the asked one "
-                f"({files.digest}). Apply it first (materialize feature_views)."
+                f"({files.digest}).",
+                field=self.settings.project,
+                remedy="Apply it first (materialize feature_views).",
             )
 
     @contextlib.contextmanager
@@ -646,7 +657,7 @@ def _file_lock(path: Path, settings: StoreSettings) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise UnavailableError(_busy(settings)) from None
+                    raise _busy(settings) from None
                 time.sleep(0.05)
         yield
 
@@ -665,14 +676,16 @@ def _server_lock(settings: StoreSettings) -> Iterator[None]:
         try:
             connection.execute(sa.text("SELECT pg_advisory_lock(hashtextextended(:name, 0))"), lock)
         except OperationalError:
-            raise UnavailableError(_busy(settings)) from None
+            raise _busy(settings) from None
         yield
 
 
-def _busy(settings: StoreSettings) -> str:
-    return (
+def _busy(settings: StoreSettings) -> UnavailableError:
+    return UnavailableError(
         f"Another process has been applying or materializing {settings.project} for more than "
-        f"{settings.lock_timeout_seconds:g} s. Wait for it to end, then run again."
+        f"{settings.lock_timeout_seconds:g} s.",
+        field=settings.project,
+        remedy="Wait for it to end, then run again.",
     )
 
 

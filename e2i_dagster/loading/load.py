@@ -312,18 +312,24 @@ def _in_load_order(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     """Names in load order; one error for everything that is wrong with names and headers."""
     known = RAW_TABLES + OPTIONAL_RAW_TABLES
     problems = [
-        f"{name}: not a raw table. Known: {', '.join(known)}." for name in tables if name not in known
+        InputError(
+            f"{name}: not a raw table.", field="tables", value=name, remedy=f"Known: {', '.join(known)}."
+        )
+        for name in tables
+        if name not in known
     ]
     for name in tables:
         if name in known:
             try:
                 rules.check_header(name, tables[name])
             except InputError as error:
-                problems.append(str(error))
+                problems.append(error)
     if not tables:
-        problems.append("There is no table to load. Deliver at least one.")
+        problems.append(
+            InputError("There is no table to load.", field="tables", remedy="Deliver at least one.")
+        )
     if problems:
-        raise InputError("\n".join(problems))
+        raise InputError.joined(problems)
     return [name for name in known if name in tables]
 
 
@@ -331,9 +337,18 @@ def _loader(
     *, engine: sa.Engine | None, load_id: str | None, vocabulary: VocabularyPolicy | None, **settings: Any
 ) -> _Loader:
     if not 0 <= settings["threshold"] <= 1:
-        raise InputError(f"The threshold is {settings['threshold']}; expected a share between 0 and 1.")
+        raise InputError(
+            f"The threshold is {settings['threshold']}.",
+            field="threshold",
+            value=settings["threshold"],
+            remedy="Give a share between 0 and 1.",
+        )
     if settings["batch_size"] < 1 or settings["retries"] < 0:
-        raise InputError("batch_size must be at least 1 and retries at least 0.")
+        raise InputError(
+            "batch_size must be at least 1 and retries at least 0.",
+            field="batch_size, retries",
+            value=(settings["batch_size"], settings["retries"]),
+        )
     if vocabulary is None:
         from e2i_dagster.tables.vocabulary import load_vocabulary
 

@@ -105,7 +105,9 @@ def speaking_errors(engine: sa.Engine) -> Iterator[None]:
         ) from None
     except psycopg.errors.InsufficientPrivilege as error:
         raise UnavailableError(
-            f"The database {where} refused: {error.diag.message_primary}. Connect as a role that may load."
+            f"The database {where} refused: {error.diag.message_primary}.",
+            file="E2I_DATABASE_URL",
+            remedy="Connect as a role that may load.",
         ) from None
     except (psycopg.OperationalError, psycopg.InterfaceError, exc.OperationalError) as error:
         cause = getattr(error, "orig", None) or error

@@ -48,12 +48,12 @@ def build_estimator(
     if builder is None:
         able = sorted(name for name, kind in _BUILDERS if kind == problem_type)
         raise ConfigError(
-            f"no model of {algorithm!r} can be trained for {problem_type!r}; "
-            + (
-                f"possible: {', '.join(able)}."
-                if able
-                else f"possible problem types: {', '.join(TRAINABLE)}."
-            )
+            f"no model of {algorithm!r} can be trained for {problem_type!r}.",
+            field="algorithm",
+            value=algorithm,
+            remedy=f"Possible: {', '.join(able)}."
+            if able
+            else f"Possible problem types: {', '.join(TRAINABLE)}.",
         )
     return builder(dict(parameters), seed)
 

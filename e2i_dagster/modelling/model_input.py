@@ -107,11 +107,17 @@ def labelled_rows(
     if unlabelled:
         raise InputError(
             f"{unlabelled} of {len(frame)} rows have no value in {target!r}. Only labelled patients can be "
-            "learned from: leave the scoring set out."
+            "learned from.",
+            field=target,
+            remedy="Leave the scoring set out.",
         )
     if problem_type == "binary_classification":
         if not np.isin(values, (0.0, 1.0)).all():
-            raise InputError(f"{target!r} holds values other than 0 and 1, which a binary outcome needs.")
+            raise InputError(
+                f"{target!r} holds values other than 0 and 1, which a binary outcome needs.",
+                field=target,
+                remedy="Give 0 and 1.",
+            )
         values = values.astype("int64")
     return LabelledRows(model_input(frame, features), values)
 
@@ -120,10 +126,12 @@ def _require(frame: pd.DataFrame, names: Sequence[str]) -> None:
     missing = [name for name in names if name not in frame.columns]
     if missing:
         raise InputError(
-            f"missing columns: {', '.join(missing)}. The frame has {', '.join(map(str, frame.columns))}."
+            f"missing columns: {', '.join(missing)}. The frame has {', '.join(map(str, frame.columns))}.",
+            field=missing[0],
+            remedy="Give a frame with all features of the model.",
         )
     if not len(names):
-        raise InputError("no feature is named; a model needs at least one.")
+        raise InputError("no feature is named.", field="features", remedy="Name one.")
 
 
 def _kind(series: pd.Series) -> Kind:
@@ -136,8 +144,10 @@ def _kind(series: pd.Series) -> Kind:
     ):
         return "string"
     raise InputError(
-        f"feature {series.name!r} has the type {dtype}; a feature is a number, a boolean or text. "
-        "Derive one from it (for example days between two dates)."
+        f"feature {series.name!r} has the type {dtype}; a feature is a number, a boolean or text.",
+        field=str(series.name),
+        value=str(dtype),
+        remedy="Derive one from it (for example days between two dates).",
     )
 
 
@@ -145,9 +155,17 @@ def _numbers(series: pd.Series) -> np.ndarray:
     try:
         values = series.to_numpy(dtype="float64", na_value=np.nan)
     except (TypeError, ValueError):
-        raise InputError(f"column {series.name!r} holds values that are not numbers.") from None
+        raise InputError(
+            f"column {series.name!r} holds values that are not numbers.",
+            field=str(series.name),
+            remedy="Give numbers; a missing one is null.",
+        ) from None
     if np.isinf(values).any():
-        raise InputError(f"column {series.name!r} holds infinite values; a missing one is null.")
+        raise InputError(
+            f"column {series.name!r} holds infinite values.",
+            field=str(series.name),
+            remedy="Give finite numbers; a missing one is null.",
+        )
     return values
 
 

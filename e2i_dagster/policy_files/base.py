@@ -7,6 +7,8 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from copy import deepcopy
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self, TypeVar, get_args
@@ -91,12 +93,16 @@ def read_yaml(
     path: Path,
     model: type[Model],
     check: Callable[[Model], Iterable[Place]] | None = None,
+    *,
+    checks_apart: bool = False,
 ) -> Model:
     """Read ``path`` and validate it as ``model``.
 
     Args:
         check: what else is wrong with the value: keys on the way to each place, and a message. The model's
             validators are told by the context ``placed`` that they need not say it without a place.
+        checks_apart: what ``check`` says of one place does not hang on other places, so that it is asked of what is
+            left without the wrong fields, too.
 
     Raises:
         ConfigError: the file is missing, is not YAML, or a field is wrong; every wrong field is
@@ -131,6 +137,12 @@ def read_yaml(
             )
             remedy = _remedy(model, problem)
             problems.append(_problem(path, node, problem["loc"], said, remedy, missing=missing, **found))
+        if check is not None and checks_apart:
+            rest = _without(document, [problem["loc"] for problem in error.errors(include_url=False)])
+            # What is left may lack what every such file has; of that nothing more can be said.
+            with suppress(ValidationError):
+                left = model.model_validate(rest, context={"placed": True})
+                problems += [_problem(path, node, *one) for one in check(left)]
         raise ConfigError.joined(problems) from None
     problems = [_problem(path, node, *one) for one in check(value)] if check else []
     if problems:
@@ -164,6 +176,23 @@ def _parsed(text: str) -> tuple[yaml.Node | None, Any]:
         return node, None if node is None else loader.construct_document(node)
     finally:
         loader.dispose()
+
+
+def _without(document: Any, locations: Iterable[tuple[int | str, ...]]) -> Any:
+    """The document without the deepest key that it has of each location."""
+    rest = deepcopy(document)
+    for location in locations:
+        way: list[tuple[dict[Any, Any], int | str]] = []
+        inner = rest
+        for key in location:
+            if not isinstance(inner, dict) or key not in inner:
+                break
+            way.append((inner, key))
+            inner = inner[key]
+        if way:
+            holder, last = way[-1]
+            del holder[last]
+    return rest
 
 
 def _remedy(model: type[BaseModel], problem: Any) -> str:

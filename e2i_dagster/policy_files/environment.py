@@ -39,7 +39,12 @@ def production() -> bool:
     """
     value = os.environ.get("E2I_ENVIRONMENT") or "development"
     if value not in ("development", "production"):
-        raise ConfigError(f"E2I_ENVIRONMENT: found {value!r}; expected development or production.")
+        raise ConfigError(
+            f"E2I_ENVIRONMENT: found {value!r}.",
+            file="E2I_ENVIRONMENT",
+            value=value,
+            remedy="Set it to development or production.",
+        )
     return value == "production"
 
 
@@ -52,7 +57,9 @@ def refuse_generated_secret(what: str, variable: str) -> None:
     if production():
         raise ConfigError(
             f"E2I_ENVIRONMENT is production, and the {what} would be generated. Production takes its secrets "
-            f"from the environment: set {variable}, or unset E2I_ENVIRONMENT on a machine for development."
+            f"from the environment.",
+            file=variable,
+            remedy=f"Set {variable}, or unset E2I_ENVIRONMENT on a machine for development.",
         )
 
 

@@ -92,8 +92,11 @@ def build_data_docs(
     suite = policy.suite(table)
     if suite is None:
         raise InputError(
-            f"Table {table} has no suite, so there are no data docs of it. Suites: {', '.join(policy.suites)} "
-            "(config/expectations)."
+            f"Table {table} has no suite, so there are no data docs of it.",
+            file="config/expectations",
+            field="table",
+            value=table,
+            remedy=f"Suites: {', '.join(policy.suites)}.",
         )
     specs = suite.expectations
     door = batches()

@@ -131,8 +131,10 @@ def record_verdicts(
     unknown = sorted(set(digests) - {part.partition for part in report.partitions})
     if unknown:
         raise InputError(
-            f"{report.table}: digests for {', '.join(unknown)}, which the report does not have. "
-            f"It has {', '.join(part.partition for part in report.partitions)}."
+            f"{report.table}: digests for {', '.join(unknown)}, which the report does not have.",
+            field="digests",
+            value=unknown[0],
+            remedy=f"It has {', '.join(part.partition for part in report.partitions)}.",
         )
     records = report.to_record()
     reports = [

@@ -293,7 +293,9 @@ def _require(frame: pd.DataFrame, names: Sequence[str | None]) -> None:
     missing = [name for name in names if name is not None and name not in frame.columns]
     if missing:
         raise InputError(
-            f"The audited frame has no column {', '.join(missing)}. It has: {', '.join(map(str, frame.columns))}."
+            f"The audited frame has no column {', '.join(missing)}.",
+            field=missing[0],
+            remedy=f"It has: {', '.join(map(str, frame.columns))}.",
         )
 
 
@@ -306,7 +308,9 @@ def _parts(
         return {str(name): part for name, part in frame.groupby(splits, sort=True, observed=True)}
     for name, part in splits.items():
         if id_column not in part.columns:
-            raise InputError(f"The frame of split {name} has no column {id_column}.")
+            raise InputError(
+                f"The frame of split {name} has no column {id_column}.", field=id_column, remedy="Add it."
+            )
     return {str(name): part for name, part in splits.items()}
 
 

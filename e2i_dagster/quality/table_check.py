@@ -250,7 +250,9 @@ def waive(
             remedy=remedy,
         )
     if not table:
-        raise InputError(f"A waiver names table, partition, rule and reason. {_blocked(engine)}")
+        raise InputError(
+            "A waiver names table, partition, rule and reason.", field="table", remedy=_blocked(engine)
+        )
     policy = current_quality_policy()
     version = _version(_versions(engine, table), table, None if partition == WHOLE else partition)
     with engine.begin() as connection:

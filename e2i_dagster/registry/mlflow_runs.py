@@ -149,7 +149,9 @@ def log_training(
     started = time.perf_counter()
     run = mlflow.active_run()
     if run is None:
-        raise UnavailableError("no MLflow run is active; open one with the mlflow resource before logging.")
+        raise UnavailableError(
+            "no MLflow run is active.", remedy="Open one with the mlflow resource before logging."
+        )
     now = int(time.time() * 1000)
     parameters: dict[str, Any] = {
         "algorithm": model.algorithm,
@@ -214,7 +216,9 @@ def log_explanation(explanation: Explanation) -> None:
     import mlflow
 
     if mlflow.active_run() is None:
-        raise UnavailableError("no MLflow run is active; open one with the mlflow resource before logging.")
+        raise UnavailableError(
+            "no MLflow run is active.", remedy="Open one with the mlflow resource before logging."
+        )
     _log_files(
         {"explanation.json": explanation.to_record()}, {"figures/shap_summary.png": explanation.figure}
     )
@@ -266,12 +270,20 @@ def load_pipeline(model_uri: str) -> Any:
     flavour = Model.load(str(folder)).flavors.get("sklearn", {})
     if flavour.get("serialization_format") != "skops":
         raise InputError(
-            f"the model {model_uri} is not stored by skops; only models of this registry are loaded."
+            f"the model {model_uri} is not stored by skops; only models of this registry are loaded.",
+            field="model_uri",
+            value=model_uri,
+            remedy="Register the model by a run of this product (`e2i run`).",
         )
     path = folder / flavour["pickled_model"]
     unknown = sorted(set(skops.io.get_untrusted_types(file=path)) - set(TRUSTED_TYPES))
     if unknown:
-        raise InputError(f"the model {model_uri} contains types that are not trusted: {', '.join(unknown)}.")
+        raise InputError(
+            f"the model {model_uri} contains types that are not trusted: {', '.join(unknown)}.",
+            field="model_uri",
+            value=model_uri,
+            remedy="Register the model by a run of this product (`e2i run`).",
+        )
     return skops.io.load(path, trusted=list(TRUSTED_TYPES))
 
 

@@ -71,7 +71,12 @@ class StoredModel(BaseModel):
         raw = base64.b64decode(self.pipeline)
         unknown = sorted(set(skops.io.get_untrusted_types(data=raw)) - set(TRUSTED_TYPES))
         if unknown:
-            raise InputError(f"The stored model contains types that are not trusted: {', '.join(unknown)}.")
+            raise InputError(
+                f"The stored model contains types that are not trusted: {', '.join(unknown)}.",
+                field="pipeline",
+                value=unknown[0],
+                remedy="Train it again with `e2i run`.",
+            )
         fields: dict[str, Any] = {
             name: getattr(self, name)
             for name in type(self).model_fields

@@ -230,7 +230,10 @@ def select_algorithm(
 def _check(request: SelectionRequest, policy: AlgorithmsPolicy) -> None:
     if request.problem_type not in PROBLEM_TYPES:
         raise ConfigError(
-            f"problem type {request.problem_type!r} has no algorithms; expected one of {', '.join(PROBLEM_TYPES)}."
+            f"problem type {request.problem_type!r} has no algorithms.",
+            field="problem_type",
+            value=request.problem_type,
+            remedy=f"Use one of: {', '.join(PROBLEM_TYPES)}.",
         )
     for name in (*request.preferred, *request.excluded):
         policy.algorithm(name)

@@ -220,7 +220,12 @@ def _described(client: httpx.Client, model_name: str | None) -> tuple[dict[str, 
         model_name = next(iter(models))
     if model_name not in models:
         asked = "No model was named" if model_name is None else f"The model {model_name} is not served"
-        raise InputError(f"{asked}; the service has {', '.join(sorted(models))}.")
+        raise InputError(
+            f"{asked}.",
+            field="model_name",
+            value=model_name,
+            remedy=f"Name one of: {', '.join(sorted(models))}.",
+        )
     return models[model_name], body["max_batch"]
 
 
@@ -300,7 +305,10 @@ def _answer(response: httpx.Response) -> dict[str, Any]:
         message = response.json()["error"]["message"]
     except (ValueError, KeyError, TypeError):
         message = response.text[:200]
-    found = f"{response.request.url.path} answered {response.status_code}: {message}"
+    path = response.request.url.path
+    found = f"{path} answered {response.status_code}: {message}"
     if 400 <= response.status_code < 500:
-        raise InputError(found)
-    raise UnavailableError(found)
+        raise InputError(found, file=path, remedy="Correct the request as the answer says.")
+    raise UnavailableError(
+        found, file=path, remedy="See `e2i status`; the reason is in the log of the service."
+    )

@@ -153,12 +153,16 @@ def start_supervisor(
                 said = written.read().decode(errors="replace").strip().splitlines()
             require_free(host, port, service)
             raise UnavailableError(
-                f"The supervisor of {service} could not start: {said[-1] if said else 'no message'} (log: {log})"
+                f"The supervisor of {service} could not start: {said[-1] if said else 'no message'}.",
+                file=log,
+                remedy=f"See its log {log}.",
             )
         time.sleep(0.05)
     process.kill()
     process.wait()
-    raise UnavailableError(f"The supervisor of {service} did not start in time. Its log is {log}.")
+    raise UnavailableError(
+        f"The supervisor of {service} did not start in time.", file=log, remedy=f"See its log {log}."
+    )
 
 
 def _free(host: str, port: int) -> bool:
@@ -181,8 +185,12 @@ def require_free(host: str, port: int, service: str) -> None:
     except OSError as error:
         raise UnavailableError(
             f"Port {port} on {host} for the service {service} is not available ({error.strerror}); "
-            f"{_who_listens(port)}. End that process or choose other ports with E2I_PORT_BASE "
-            "(services listen on base + 1, 2, 3; 0 picks free ones)."
+            f"{_who_listens(port)}.",
+            file="E2I_PORT_BASE",
+            field="port",
+            value=port,
+            remedy="End that process or choose other ports with E2I_PORT_BASE (services listen on base + 1, 2, 3; 0 "
+            "picks free ones).",
         ) from None
 
 

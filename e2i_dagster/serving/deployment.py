@@ -347,7 +347,12 @@ def _checked(
     """Stage by model id; refuses models without stage, and unknown ones without parity rows."""
     nowhere = [one.model_name for one in release.models if one.model_name not in stages]
     if nowhere:
-        raise InputError(f"No stage was given for {', '.join(nowhere)}; every answer names it.")
+        raise InputError(
+            f"No stage was given for {', '.join(nowhere)}; every answer names it.",
+            field="stages",
+            value=nowhere[0],
+            remedy="Give the stage of each model.",
+        )
     compared_before: set[str] = set()
     if previous is not None and (previous.bento / "bento.yaml").is_file():
         compared_before = {f"{one.model_name}:{one.digest}" for one in read_release(previous.bento).models}
@@ -364,7 +369,12 @@ def _checked(
         )
     strange = sorted(set(parity) - {one.model_name for one in release.models})
     if strange:
-        raise InputError(f"Parity rows were given for {', '.join(strange)}, which the release does not have.")
+        raise InputError(
+            f"Parity rows were given for {', '.join(strange)}, which the release does not have.",
+            field="parity",
+            value=next(iter(strange)),
+            remedy="Give rows of models of the release only.",
+        )
     return {one.model_id: stages[one.model_name] for one in release.models}
 
 
@@ -442,8 +452,9 @@ def _compare(
         offline = np.asarray(sample.predictions, dtype="float64")
         if offline.shape != (len(sample.features),):
             raise InputError(
-                f"Parity of {one.model_name}: {len(sample.features)} rows but answers of shape {offline.shape}; "
-                "give one number for each row."
+                f"Parity of {one.model_name}: {len(sample.features)} rows but answers of shape {offline.shape}.",
+                field=one.model_name,
+                remedy="Give one number for each row.",
             )
         try:
             live = score(

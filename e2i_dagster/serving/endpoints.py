@@ -144,7 +144,9 @@ def restart_recorded(
                 raise UnavailableError(
                     "A recorded service did not become healthy in time: "
                     + "; ".join(f"{one.service} {one.reason}" for one in endpoints(state) if one.reason)
-                    + f". Logs are in {services_folder(state) / 'logs'}."
+                    + ".",
+                    file=services_folder(state) / "logs",
+                    remedy=f"Logs are in {services_folder(state) / 'logs'}.",
                 )
             time.sleep(0.25)
     return endpoints(state)

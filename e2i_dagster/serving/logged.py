@@ -32,6 +32,7 @@ def wait_until_logged(engine: sa.Engine, answers: pd.DataFrame, *, seconds: floa
         if time.monotonic() > deadline:
             raise UnavailableError(
                 f"{len(answers) - found} of {len(answers)} answers are not in the prediction log after "
-                f"{seconds:.0f} s. `e2i status` shows the health of the service and its log."
+                f"{seconds:.0f} s.",
+                remedy="`e2i status` shows the health of the service and its log.",
             )
         time.sleep(0.1)

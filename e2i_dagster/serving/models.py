@@ -61,7 +61,11 @@ def stored_model(folder: Path) -> Path:
     """
     flavour = mlmodel(folder).get("flavors", {}).get("sklearn")
     if not flavour:
-        raise InputError(f"The model in {folder.name} has no scikit-learn flavour; only that one is served.")
+        raise InputError(
+            f"The model in {folder.name} has no scikit-learn flavour; only that one is served.",
+            file=folder,
+            remedy="Log the model with the scikit-learn flavour.",
+        )
     stored = flavour.get("serialization_format")
     if stored != "skops":
         raise InputError(

@@ -158,7 +158,11 @@ class Manifest(BaseModel):
         try:
             return cls.model_validate_json(path.read_bytes())
         except FileNotFoundError:
-            raise InputError(f"{folder} holds no release: {MANIFEST} is missing.") from None
+            raise InputError(
+                f"{folder} holds no release: {MANIFEST} is missing.",
+                file=folder / MANIFEST,
+                remedy="Give the folder of a release, or build it again.",
+            ) from None
         except ValidationError as error:
             fields = ", ".join(
                 ".".join(map(str, one["loc"])) for one in error.errors(include_input=False)[:5]
@@ -296,7 +300,11 @@ def read_release(path: Path) -> Release:
 
 def _require_fitting(models: Sequence[ModelToServe], service: ServiceName, policy: ServingPolicy) -> None:
     if not models:
-        raise InputError("A release needs at least one model version; none was given.")
+        raise InputError(
+            "A release needs models; none was given.",
+            field="models",
+            remedy="Give at least one model version.",
+        )
     if service not in policy.services:
         raise InputError(
             f"There is no service {service!r} in config/serving.yaml.",
@@ -306,13 +314,19 @@ def _require_fitting(models: Sequence[ModelToServe], service: ServiceName, polic
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise InputError(
-            f"A release has one version of each model; several were given of {', '.join(repeated)}."
+            f"A release has one version of each model; several were given of {', '.join(repeated)}.",
+            field="models",
+            value=repeated[0],
+            remedy="Give one version of each.",
         )
     strange = [one for one in models if policy.service_of(one.problem_type) != service]
     if strange:
         found = ", ".join(f"{one.model_name} ({one.problem_type})" for one in strange)
         raise InputError(
-            f"The service {service} takes {', '.join(policy.services[service].problem_types)}; found {found}."
+            f"The service {service} takes {', '.join(policy.services[service].problem_types)}; found {found}.",
+            field="models",
+            value=found,
+            remedy="Release them for the service that takes them.",
         )
 
 
@@ -351,7 +365,11 @@ def _build(manifest: Manifest, folders: Sequence[Path], state: Path) -> None:
         )
     if built.returncode:
         tail = "\n".join((built.stdout + built.stderr).strip().splitlines()[-12:])
-        raise UnavailableError(f"BentoML could not build {manifest.service}:{manifest.version}:\n{tail}")
+        raise UnavailableError(
+            f"BentoML could not build {manifest.service}:{manifest.version}:\n{tail}",
+            field=manifest.service,
+            remedy="Correct what its last lines say, then run again.",
+        )
 
 
 def _build_here(context: str, service: str, version: str) -> None:

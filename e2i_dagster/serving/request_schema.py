@@ -117,7 +117,10 @@ class Signature(BaseModel):
         if wrong:
             raise InputError(
                 f"Columns {', '.join(wrong)} of the signature cannot be served: each needs a name and "
-                f"one of the types {', '.join(_TYPES)}."
+                f"one of the types {', '.join(_TYPES)}.",
+                file=folder,
+                field=wrong[0],
+                remedy="Log the model with such a signature.",
             )
         nullable = set((described.get("metadata") or {}).get("nullable") or [])
         examples = _invented_examples(folder)
@@ -153,10 +156,19 @@ def mlmodel(folder: Path) -> dict[str, Any]:
     """
     path = folder / "MLmodel"
     if not path.is_file():
-        raise InputError(f"{folder} is not an MLflow model: it has no file MLmodel.")
+        raise InputError(
+            f"{folder} is not an MLflow model: it has no file MLmodel.",
+            file=folder,
+            remedy="Give the folder of a logged model.",
+        )
     described = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(described, dict):
-        raise InputError(f"{path}: expected a mapping, found {type(described).__name__}.")
+        raise InputError(
+            f"{path}: expected a mapping, found {type(described).__name__}.",
+            file=path,
+            value=type(described).__name__,
+            remedy="Log the model again.",
+        )
     return described
 
 
@@ -394,7 +406,9 @@ def to_records(signature: Signature, frame: pd.DataFrame) -> list[dict[str, Any]
     missing = [f.name for f in signature.features if f.required and f.name not in frame.columns]
     if missing:
         raise InputError(
-            f"The frame lacks {', '.join(missing)}. The model takes {', '.join(signature.names)}."
+            f"The frame lacks {', '.join(missing)}.",
+            field=missing[0],
+            remedy=f"The model takes {', '.join(signature.names)}.",
         )
     columns: dict[str, list[Any]] = {}
     for feature in signature.features:

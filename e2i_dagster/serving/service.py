@@ -636,7 +636,9 @@ def start_worker(holder: Application, folder: Path) -> None:
     if not path:
         raise ConfigError(
             f"{SETTINGS_VARIABLE} is not set: a bento is started by the supervisor (`e2i serve`), which knows "
-            "slot and stages."
+            "slot and stages.",
+            file=SETTINGS_VARIABLE,
+            remedy="Start it with `e2i serve`.",
         )
     settings = ColourSettings.model_validate_json(Path(path).read_bytes())
     # What is imported for a model stays, as on the command line.

@@ -134,7 +134,11 @@ class Supervisor:
         self._recorded = earlier.active if earlier else None
         if resume and self._recorded is None:
             raise InputError(
-                f"No release of the service {self._service} is recorded in {self._state}. Deploy one: `make run`."
+                f"No release of the service {self._service} is recorded in {self._state}.",
+                file=self._state,
+                field="service",
+                value=self._service,
+                remedy="Deploy one: `make run`.",
             )
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):

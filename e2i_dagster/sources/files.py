@@ -209,10 +209,17 @@ def read(
         except FileProblems as error:
             problems.extend(error.found)
     if problems:
-        parts = [InputError(one, file=folder) if isinstance(one, str) else one for one in problems]
-        known = {**parts[0].known, "file": parts[0].file and folder / parts[0].file}
-        raise InputError(_listing(folder, problems), **known, parts=parts if len(parts) > 1 else ())
+        parts = [_placed(folder, one) for one in problems]
+        raise InputError(_listing(folder, problems), **parts[0].known, parts=parts if len(parts) > 1 else ())
     return Delivery(delivered, folder, not_read(folder, mapping, tables))
+
+
+def _placed(folder: Path, problem: str | InputError) -> InputError:
+    """``problem`` as an error of its file in ``folder``; of the folder where it begins with the name of none."""
+    if isinstance(problem, InputError):
+        return InputError(str(problem), **{**problem.known, "file": folder / (problem.file or "")})
+    names = [path.name for path in readable_files(folder) if problem.startswith(path.name)]
+    return InputError(problem, file=folder / max(names, key=len, default=""))
 
 
 def _listing(folder: Path, problems: Sequence[str | InputError]) -> str:
@@ -265,8 +272,13 @@ def _find_files(
                 found.setdefault(table, []).append((part, paths))
     claimed = looked_up | {path for shapes in found.values() for _, paths in shapes for path in paths}
     problems.extend(
-        f"{path.name}: belongs to no raw table{_near(stem_of(path), _ALL_TABLES)}. Expected <table>.csv or "
-        "<table>.parquet; rename it, name it under `files` in the mapping, or move it to a sub-folder."
+        InputError(
+            f"{path.name}: belongs to no raw table{_near(stem_of(path), _ALL_TABLES)}. Expected <table>.csv or "
+            "<table>.parquet.",
+            file=path.name,
+            field="files",
+            remedy="Rename it, name it under `files` in the mapping, or move it to a sub-folder.",
+        )
         for path in candidates
         if path not in claimed and tables is None and text_ending(path) != ".txt"
     )

@@ -362,7 +362,7 @@ def _moments(
     """Times of a column, and the cells that are none or, where all are ``past``, lie in the future."""
     import pyarrow as pa
 
-    from e2i_dagster.sources.files import iso_text
+    from e2i_dagster.tables.moments import iso_text
 
     if not pa.types.is_temporal(array.type):
         array = written

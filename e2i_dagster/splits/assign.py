@@ -53,12 +53,21 @@ def assign_splits(
     keys = _ids(ids)
     n = len(keys)
     if min(ratios) <= 0 or abs(sum(ratios) - 1) > 1e-9:
-        raise InputError(f"The four ratios must be above 0 and add up to 1; they add up to {sum(ratios):g}.")
+        raise InputError(
+            f"The four ratios must be above 0 and add up to 1; they add up to {sum(ratios):g}.",
+            field="ratios",
+            value=f"{sum(ratios):g}",
+            remedy="Make them add up to 1.",
+        )
     split = _existing_splits(keys, existing)
     new = np.flatnonzero(split < 0)
     if index_dates is not None:
         if strata is not None:
-            raise InputError("Splits in time have no strata: give strata or index_dates, not both.")
+            raise InputError(
+                "Splits in time have no strata.",
+                field="strata",
+                remedy="Give strata or index_dates, not both.",
+            )
         split = _in_time(split, _dates(index_dates, n), ratios, gap_days)
     elif len(new):
         stratum = _strata(strata, n)
@@ -89,10 +98,16 @@ def keyed_hash(ids: np.ndarray, salt: str) -> np.ndarray:
 def _ids(ids: Sequence[str] | pd.Series) -> np.ndarray:
     series = pd.Series(ids, dtype=object) if not isinstance(ids, pd.Series) else ids
     if series.isna().any():
-        raise InputError(f"{int(series.isna().sum()):,} patient id(s) are null; every patient needs one.")
+        raise InputError(
+            f"{int(series.isna().sum()):,} patient id(s) are null.",
+            field="patient_id",
+            remedy="Give each row its patient.",
+        )
     if series.duplicated().any():
         raise InputError(
-            f"{int(series.duplicated().sum()):,} patient id(s) occur twice; expected one row per patient."
+            f"{int(series.duplicated().sum()):,} patient id(s) occur twice.",
+            field="patient_id",
+            remedy="Keep one row of each patient.",
         )
     return series.astype(str).to_numpy(dtype=object)
 
@@ -104,9 +119,15 @@ def _existing_splits(keys: np.ndarray, existing: pd.DataFrame | None) -> np.ndar
     names = [*SPLITS, UNASSIGNED]
     unknown = set(existing["split"].unique()) - set(names)
     if unknown:
-        raise InputError(f"Unknown split(s) in the registry: {sorted(map(str, unknown))}. Known: {names}.")
+        raise InputError(
+            f"Unknown split(s) in the registry: {sorted(map(str, unknown))}.",
+            field="split",
+            remedy=f"Known: {', '.join(names)}.",
+        )
     if existing["patient_id"].duplicated().any():
-        raise InputError("The registry has a patient twice; expected one row per patient.")
+        raise InputError(
+            "The registry has a patient twice.", field="patient_id", remedy="Keep one row of each patient."
+        )
     codes = pd.Categorical(existing["split"].astype(str), categories=names).codes
     registry = pd.Series(codes.astype(int), index=existing["patient_id"].astype(str).to_numpy(dtype=object))
     return registry.reindex(keys).fillna(-1).to_numpy(dtype=int)
@@ -117,7 +138,12 @@ def _strata(strata: Sequence[Any] | pd.Series | None, n: int) -> np.ndarray:
         return np.zeros(n, dtype=int)
     series = pd.Series(strata) if not isinstance(strata, pd.Series) else strata
     if len(series) != n:
-        raise InputError(f"{len(series):,} strata for {n:,} patients; expected one for each.")
+        raise InputError(
+            f"{len(series):,} strata for {n:,} patients.",
+            field="strata",
+            value=len(series),
+            remedy="Give one for each.",
+        )
     texts = series.astype("string").fillna("\uffff")  # null sorts last, as a stratum of its own
     return pd.factorize(texts.astype(str), sort=True)[0]
 
@@ -125,9 +151,18 @@ def _strata(strata: Sequence[Any] | pd.Series | None, n: int) -> np.ndarray:
 def _dates(index_dates: Sequence[Any] | pd.Series, n: int) -> np.ndarray:
     dates = pd.to_datetime(pd.Series(index_dates).reset_index(drop=True))
     if len(dates) != n:
-        raise InputError(f"{len(dates):,} index dates for {n:,} patients; expected one for each.")
+        raise InputError(
+            f"{len(dates):,} index dates for {n:,} patients.",
+            field="index_dates",
+            value=len(dates),
+            remedy="Give one for each.",
+        )
     if dates.isna().any():
-        raise InputError(f"{int(dates.isna().sum()):,} index date(s) are null; splits in time need them all.")
+        raise InputError(
+            f"{int(dates.isna().sum()):,} index date(s) are null, and splits in time need them all.",
+            field="index_dates",
+            remedy="Give each patient one.",
+        )
     return dates.to_numpy(dtype="datetime64[us]").astype("datetime64[D]")
 
 

@@ -72,7 +72,11 @@ def register_split(
     if changed:
         raise ConfigError(
             f"The split of cohort {cohort} changed ({', '.join(changed)}) under the same salt {policy.salt!r}. "
-            "Patients never move: give the split a new salt in every scope of the cohort."
+            "Patients never move.",
+            file="config/scopes",
+            field="split.salt",
+            value=policy.salt,
+            remedy="Give the split a new salt in every scope of the cohort.",
         )
     return identifier
 
@@ -154,7 +158,11 @@ def split_cohort(
     connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(str(identifier), 0))))
     in_time = policy.mode == "temporal"
     if in_time and index_dates is None:
-        raise ConfigError(f"The split of cohort {cohort} is temporal: it needs the index dates.")
+        raise ConfigError(
+            f"The split of cohort {cohort} is temporal: it needs the index dates.",
+            field="index_dates",
+            remedy="Give them.",
+        )
     assignments = assign_splits(
         ids,
         salt=policy.salt,

@@ -94,7 +94,11 @@ def validate_splits(
     """
     missing = [name for name in ("patient_id", "split") if name not in assignments.columns]
     if missing:
-        raise InputError(f"Assignments need the columns patient_id and split; missing: {', '.join(missing)}.")
+        raise InputError(
+            f"Assignments need the columns patient_id and split; missing: {', '.join(missing)}.",
+            field=missing[0],
+            remedy="Add them.",
+        )
     split = assignments["split"].astype("string")
     counts = {name: int((split == name).sum()) for name in (*SPLITS, UNASSIGNED)}
     return SplitReport(
@@ -162,7 +166,12 @@ def _temporal_order(
     dates = pd.to_datetime(pd.Series(index_dates).reset_index(drop=True))
     dates = dates.to_numpy(dtype="datetime64[us]").astype("datetime64[D]")
     if len(dates) != len(split):
-        raise InputError(f"{len(dates):,} index dates for {len(split):,} rows; expected one for each.")
+        raise InputError(
+            f"{len(dates):,} index dates for {len(split):,} rows.",
+            field="index_dates",
+            value=len(dates),
+            remedy="Give one for each.",
+        )
     values = split.to_numpy(dtype=object, na_value="")
     last, last_name = None, ""
     wrong = []

@@ -208,7 +208,9 @@ def _split_of(frame: pd.DataFrame, assignments: pd.DataFrame) -> pd.Series:
     known = split.isin([*SPLITS, UNASSIGNED])
     if not known.all():
         raise InputError(
-            f"{int((~known).sum()):,} row(s) have an unknown split; expected {', '.join(SPLITS)}."
+            f"{int((~known).sum()):,} row(s) have an unknown split.",
+            field="split",
+            remedy=f"Known: {', '.join(SPLITS)}.",
         )
     return split
 

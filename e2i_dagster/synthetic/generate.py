@@ -143,7 +143,12 @@ def generate(
 def _check_volumes(**volumes: int | None) -> None:
     for name, value in volumes.items():
         if value is not None and value < 0:
-            raise InputError(f"{name}={value}: expected 0 or more rows.")
+            raise InputError(
+                f"{name}={value} is no number of rows.",
+                field=name,
+                value=value,
+                remedy="Give 0 or more rows.",
+            )
 
 
 def write(tables: Tables, folder: Path | str, format: Literal["csv", "parquet"] = "csv") -> list[Path]:
@@ -160,7 +165,9 @@ def write(tables: Tables, folder: Path | str, format: Literal["csv", "parquet"] 
         UnavailableError: the folder cannot be written to.
     """
     if format not in ("csv", "parquet"):
-        raise InputError(f"format={format!r}: expected csv or parquet.")
+        raise InputError(
+            f"format={format!r} is not written.", field="format", value=format, remedy="Use csv or parquet."
+        )
     target = Path(folder)
     written: list[Path] = []
     try:

@@ -196,7 +196,9 @@ def cohort_populations(cohorts: Sequence[str] | None) -> tuple[CohortPopulation,
     if unknown or not names or len(set(names)) != len(names):
         raise InputError(
             f"cohorts={list(names)!r}: expected different names out of {', '.join(COHORTS)}"
-            + (f"; unknown: {', '.join(map(repr, unknown))}." if unknown else ".")
+            + (f"; unknown: {', '.join(map(repr, unknown))}." if unknown else "."),
+            field="cohorts",
+            value=list(names),
         )
     return tuple(COHORTS[name] for name in names)
 
@@ -211,10 +213,12 @@ def draw_population(dgp: str, n_patients: int, seed: int, cohorts: Sequence[str]
     rule = process(dgp)
     if n_patients < len(chosen):
         raise InputError(
-            f"n_patients={n_patients}: expected at least {len(chosen)}, one for each cohort drawn from."
+            f"n_patients={n_patients}: expected at least {len(chosen)}, one for each cohort drawn from.",
+            field="n_patients",
+            value=n_patients,
         )
     if seed < 0:
-        raise InputError(f"seed={seed}: expected an integer of 0 or more.")
+        raise InputError(f"seed={seed}: expected an integer of 0 or more.", field="seed", value=seed)
     streams = Streams(seed)
     if rule.selection is None:
         return _with_clinical(_candidates(rule, chosen, n_patients, streams), streams)

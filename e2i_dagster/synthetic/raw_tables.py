@@ -186,7 +186,9 @@ def draw_professionals(size: int, streams: Streams) -> Professionals:
     """
     if size < 6:
         raise InputError(
-            f"n_hcps={size}: expected at least 6, an academic and another professional for each of three brands."
+            f"n_hcps={size}: expected at least 6, an academic and another professional for each of three brands.",
+            field="n_hcps",
+            value=size,
         )
     line = np.arange(size) % 3
     academic = streams.happens("hcp.academic", np.where(line == 2, 0.40, 0.25), size)
@@ -468,7 +470,9 @@ def treatment_events(people: Population, hcp: Ints, size: int, streams: Streams)
     if size < needed:
         raise InputError(
             f"n_treatments={size}: these {people.size} patients need at least {needed} treatment events "
-            "(prescriptions of the brand, consultations and other prescriptions before the index date)."
+            "(prescriptions of the brand, consultations and other prescriptions before the index date).",
+            field="n_treatments",
+            value=size,
         )
     diagnosed = np.sort(streams.order("treatment.diagnosed", people.size)[: size - needed])
     filling = size - needed - len(diagnosed)
@@ -661,7 +665,9 @@ def engagement_events(
     if size < len(treated):
         raise InputError(
             f"n_engagements={size}: these {people.size} patients need at least {len(treated)} engagement "
-            "events, one for every journey with high engagement."
+            "events, one for every journey with high engagement.",
+            field="n_engagements",
+            value=size,
         )
     rest = size - len(treated)
     kind = streams.choice("engagement.kind", [0.45, 0.12, 0.18, 0.25], rest)
@@ -742,7 +748,12 @@ def outcome_events(people: Population, hcp: Ints, size: int, streams: Streams) -
     """
     starters = np.flatnonzero(people.outcome)
     if size and not len(starters):
-        raise InputError(f"n_outcomes={size}: none of the {people.size} patients has an outcome; draw more.")
+        raise InputError(
+            f"n_outcomes={size}: none of the {people.size} patients has an outcome.",
+            field="n_outcomes",
+            value=size,
+            remedy="Draw more patients, or 0 outcomes.",
+        )
     order = starters[streams.order("outcome.order", len(starters))]
     count = len(order)
     first = (people.index + people.days_to_treatment)[order]

@@ -221,13 +221,23 @@ def check_header(table: str, frame: pd.DataFrame) -> None:
     problems = []
     if missing:
         problems.append(
-            f"{table}: required column{'s' if len(missing) > 1 else ''} {', '.join(missing)} missing. "
-            f"Found: {', '.join(map(str, frame.columns))}. Add what is missing, or map a column to it."
+            InputError(
+                f"{table}: required column{'s' if len(missing) > 1 else ''} {', '.join(missing)} missing. "
+                f"Found: {', '.join(map(str, frame.columns))}.",
+                field=f"{table}.{missing[0]}",
+                remedy="Add what is missing, or map a column to it.",
+            )
         )
     if twice:
-        problems.append(f"{table}: column {', '.join(twice)} occurs twice. Keep it once.")
+        problems.append(
+            InputError(
+                f"{table}: column {', '.join(twice)} occurs twice.",
+                field=f"{table}.{twice[0]}",
+                remedy="Keep it once.",
+            )
+        )
     if problems:
-        raise InputError("\n".join(problems))
+        raise InputError.joined(problems)
 
 
 def _with_default(column: sa.Column[Any], values: pa.Array) -> pa.Array:

@@ -104,7 +104,13 @@ class VocabularyPolicy(PolicyModel):
             return self.vocabularies[name]
         except KeyError:
             known = ", ".join(sorted(self.vocabularies))
-            raise ConfigError(f"config/vocabulary.yaml has no vocabulary {name!r}. Known: {known}.") from None
+            raise ConfigError(
+                f"config/vocabulary.yaml has no vocabulary {name!r}.",
+                file="config/vocabulary.yaml",
+                field="vocabularies",
+                value=name,
+                remedy=f"Known: {known}.",
+            ) from None
 
 
 def _problems(policy: VocabularyPolicy) -> Iterator[Place]:
@@ -190,4 +196,4 @@ def load_vocabulary(folder: Path | None = None) -> VocabularyPolicy:
         yield from _problems(policy)
         yield from _unused(policy, _folders_of_suites(folder))
 
-    return read_yaml(folder / "vocabulary.yaml", VocabularyPolicy, problems)
+    return read_yaml(folder / "vocabulary.yaml", VocabularyPolicy, problems, checks_apart=True)

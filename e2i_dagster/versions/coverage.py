@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from e2i_dagster.tables import date_column
+from e2i_dagster.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, date_column
 from e2i_dagster.versions import ledger
 
 if TYPE_CHECKING:
@@ -39,13 +39,7 @@ class Coverage:
         if not known:
             return cls(_days_of(months[0])[0], _days_of(months[-1])[1], (_span(months),))
         within = months[known[0] : known[-1] + 1]
-        holes: list[list[str]] = [[]]
-        for month in within:
-            if month in loaded:
-                holes.append([])
-            else:
-                holes[-1].append(month)
-        return cls(*_span(within), tuple(_span(hole) for hole in holes if hole))
+        return cls(*_span(within), tuple(map(_span, _without(within, loaded))))
 
     def words(self) -> str:
         """As ``2022-01-01 to 2024-12-31 without 2023-03-01 to 2023-03-31 (never loaded)``."""
@@ -77,6 +71,30 @@ def coverage(engine: sa.Engine, tables: Sequence[str], months: Sequence[str]) ->
         if date_column(table) is not None:
             loaded &= {month for month in ledger.current(engine, table, months=months) if month is not None}
     return Coverage.of_months(months, loaded)
+
+
+def never_loaded(bind: ledger.Bind, months: Sequence[str]) -> dict[str, list[str]]:
+    """Of each table that is kept by month and of which something was loaded: what of ``months`` never was.
+
+    Returns:
+        Table -> stretches ``YYYY-MM`` or ``first..last`` in order; nothing of tables that lack none.
+    """
+    found = {}
+    for table in filter(date_column, (*RAW_TABLES, *OPTIONAL_RAW_TABLES)):
+        if (loaded := ledger.current(bind, table)) and (holes := _without(months, loaded)):
+            found[table] = ["..".join(dict.fromkeys((hole[0], hole[-1]))) for hole in holes]
+    return found
+
+
+def _without(months: Sequence[str], loaded: Collection[str | None]) -> list[list[str]]:
+    """Stretches of ``months`` that were not loaded."""
+    holes: list[list[str]] = [[]]
+    for month in months:
+        if month in loaded:
+            holes.append([])
+        else:
+            holes[-1].append(month)
+    return [hole for hole in holes if hole]
 
 
 def _span(months: Sequence[str]) -> Days:

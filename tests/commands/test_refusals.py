@@ -268,6 +268,14 @@ def folder_of_no_table(tmp_path):
     return ("import", "check", str(folder)), 3, {"file": str(folder / "menu.csv"), "field": "files"}
 
 
+def folder_with_a_stray_quote(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "hcp_profiles.csv").write_text('hcp_id,specialty\nHCP1,"open\nHCP2,x\n', encoding="utf-8")
+    known = {"file": str(folder / "hcp_profiles.csv"), "field": "quote", "value": "line 2"}
+    return ("load", "--from", str(folder), "--dry-run"), 3, known
+
+
 def folder_without_a_required_column(tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
@@ -299,7 +307,12 @@ def mapping_that_is_there(tmp_path):
     return asked, 2, {"file": str(target), "field": "--write-mapping"}
 
 
-NOT_DONE = (table_that_there_is_not, cohort_that_was_never_built, mapping_that_is_there)
+NOT_DONE = (
+    table_that_there_is_not,
+    cohort_that_was_never_built,
+    mapping_that_is_there,
+    folder_with_a_stray_quote,
+)
 
 
 @pytest.mark.parametrize("case", NOT_DONE)

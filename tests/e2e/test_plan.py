@@ -66,9 +66,11 @@ def test_every_stage_was_executed(deployed):
 
 def test_status_has_the_documented_keys(deployed):
     status = json.loads(deployed.e2i("status", "--json").stdout)
-    assert set(status) == {"stages", "tables", "endpoints", "warehouse", "configuration", "not_kept"}
+    assert set(status) == {
+        *("stages", "tables", "endpoints", "warehouse", "configuration", "not_kept", "never_loaded")
+    }
     assert status["configuration"] == []
-    assert status["not_kept"] == {}
+    assert status["not_kept"] == {} and status["never_loaded"] == {}
     documented = {"name", "partition", "state", "reason", "note", "rows", "seconds", "data_version", "at"}
     assert all(set(stage) == documented for stage in status["stages"])
     assert all(stage["seconds"] >= 0 and stage["data_version"] for stage in status["stages"])

@@ -20,6 +20,7 @@ from e2i_dagster.experiments.conduct import run, store
 from e2i_dagster.experiments.conduct.actions import Change, record_file
 from e2i_dagster.experiments.conduct.interim_looks import make_look, replay
 from e2i_dagster.experiments.conduct.monitor import observe
+from e2i_dagster.experiments.conduct.records import InterimAnalysis, Transition
 from e2i_dagster.experiments.statistics.stopping import boundaries
 from e2i_dagster.tables.description import experiments as tables
 from tests.experiments.conftest import DESIGN, consents, outcomes, screening
@@ -69,8 +70,8 @@ def test_a_state_needs_what_it_needs(warehouse, spec, lifecycle):
         changed = spec.model_copy(update={"looks": spec.looks.model_copy(update={"alpha": 0.01})})
         with pytest.raises(VerdictError, match="changed after its approval"):
             store.register(connection, changed, actor="carla")
-        said = [(one["to_state"], one["recorded_by"]) for one in store.history(connection, spec.name)]
-    assert said == [("draft", "carla"), ("in_review", "carla"), ("approved", "carla")]
+        history = [(made.to_state, made.recorded_by) for made in Transition.read_all(connection, spec.name)]
+    assert history == [("draft", "carla"), ("in_review", "carla"), ("approved", "carla")]
 
 
 def test_an_approval_holds_for_one_design_and_overlap_is_refused(warehouse, spec, lifecycle, running):
@@ -111,9 +112,9 @@ def test_from_screening_to_results(warehouse, spec, lifecycle, running):
         page = run.look_page(connection, name, lifecycle, actor="dmc")
         assert [look["says"] for look in page.looks] == ["stop for review"]
         shown = str(page.to_record())
-        made = store.looks(connection, name)
-        assert made[0]["decision"] == "stop_efficacy"
-        assert f"{made[0]['test_statistic']:.3f}" not in shown
+        (made,) = InterimAnalysis.read_all(connection, name)
+        assert made.decision == "stop_efficacy"
+        assert f"{made.test_statistic:.3f}" not in shown
         assert "z" not in page.looks[0]
         # The same look again: nothing new, no alpha.
         again = run.look_page(connection, name, lifecycle, actor="dmc")
@@ -448,9 +449,9 @@ def test_a_look_that_cannot_be_evaluated_alerts_and_spends_no_alpha(warehouse, l
         # About ten units in each arm: fewer than any analysis takes.
         observe_outcomes(connection, name, share=0.12)
         page = run.look_page(connection, name, lifecycle, actor="dmc")
-        (made,) = store.looks(connection, name)
+        (made,) = InterimAnalysis.read_all(connection, name)
         assert [look["says"] for look in page.looks] == ["not evaluable"]
-        assert (made["decision"], made["cumulative_alpha_spent"]) == ("not_evaluable", 0)
+        assert (made.decision, made.cumulative_alpha_spent) == ("not_evaluable", 0)
         assert page.next_fraction == 0.1
         (seen,) = observe(connection, lifecycle, now=NOW, actor="test")
         (told,) = [one for one in seen.findings if one.kind == "look"]
@@ -466,7 +467,10 @@ def test_a_look_that_cannot_be_evaluated_alerts_and_spends_no_alpha(warehouse, l
         assert (
             report.alpha_spent == boundaries("lan_demets_obf", [report.information_fraction]).alpha_spent[0]
         )
-        assert store.looks(connection, name)[1]["boundary_z"] == report.boundary_z[0]
+        newest = InterimAnalysis.read_newest(connection, name)
+        assert newest is not None
+        assert newest.boundary_z == report.boundary_z[0]
+        assert newest.metrics_snapshot == report
         html = run.report_html(connection, name, lifecycle, blinded=False, actor="carla")
     assert "not evaluable" in html
 

@@ -17,6 +17,7 @@ from e2i_dagster.definitions import build_resources
 from e2i_dagster.errors import InputError
 from e2i_dagster.experiments.conduct import simulation, store
 from e2i_dagster.experiments.conduct.interim_looks import make_look
+from e2i_dagster.experiments.conduct.records import InterimAnalysis
 from e2i_dagster.experiments.conduct.run import report_html
 from e2i_dagster.policy_files.environment import CHECKOUT
 from e2i_dagster.tables.description import experiments as tables
@@ -94,12 +95,12 @@ def test_the_shipped_example_from_draft_to_its_first_look(defs, warehouse, lifec
         }  # fmt: skip
         with warehouse.begin() as connection:
             held = store.read(connection, NAME)
-            (look,) = store.looks(connection, NAME)
+            (look,) = InterimAnalysis.read_all(connection, NAME)
             blinded = report_html(connection, NAME, lifecycle, blinded=True, actor="test")
         assert held.simulated
-        assert look["information_fraction"] >= 0.25
+        assert look.information_fraction >= 0.25
         # The committee alone knows z and the effect: neither is on a page, in metadata or in the lake.
-        secret = [f"{look['test_statistic']:.3f}", f"{look['effect_estimate']:.4f}"]
+        secret = [f"{look.test_statistic:.3f}", f"{look.effect_estimate:.4f}"]
         shown = str([event.materialization.metadata for event in made.values()]) + blinded
         stored = "".join(path.read_text(encoding="utf-8") for path in (tmp_path / "lake").rglob("*.json"))
         for value in secret:
@@ -120,8 +121,8 @@ def test_the_shipped_example_from_draft_to_its_first_look(defs, warehouse, lifec
         assert change(defs, instance, action="amend", reason="agreed with the committee").success
     designs = tables.ab_experiment_designs
     with warehouse.begin() as connection:
-        (made,) = store.looks(connection, NAME)
-        assert made["cumulative_alpha_spent"] == look["cumulative_alpha_spent"]
+        (made,) = InterimAnalysis.read_all(connection, NAME)
+        assert made.cumulative_alpha_spent == look.cumulative_alpha_spent
         rows = connection.execute(
             sa.select(designs.c.version, designs.c.amendment, designs.c.reason).order_by(designs.c.version)
         ).all()

@@ -15,6 +15,7 @@ from e2i_dagster.experiments.conduct.interim_looks import (
     evaluate,
     look_boundaries,
 )
+from e2i_dagster.experiments.conduct.records import ArmLook, InterimAnalysis, LookReport
 from e2i_dagster.experiments.conduct.store import Records
 from e2i_dagster.experiments.statistics.stopping import boundaries
 from e2i_dagster.policy_files.environment import config_folder
@@ -144,11 +145,25 @@ def test_what_cannot_be_tested_is_not_evaluable_and_spends_no_alpha():
 
 
 def test_a_look_without_an_answer_is_as_if_it_had_not_been_made():
-    silent = {"metrics_snapshot": {"arms": [{"arm": "treated", "z": None}]}}
-    spoke = {"metrics_snapshot": {"arms": [{"arm": "treated", "z": 1.0}]}}
+    silent, spoke = (
+        InterimAnalysis.model_construct(
+            metrics_snapshot=LookReport.model_construct(
+                arms=(ArmLook(arm="treated", estimable=False, z=z),), spending_time=0.5
+            )
+        )
+        for z in (None, 1.0)
+    )
     assert answered(design(), [silent, spoke]) == [spoke]
     classical = design(looks={"rule": "obrien_fleming", "information_fractions": [0.5, 1.0]})
     assert answered(classical, [silent, spoke]) == [silent, spoke]
+
+
+def test_a_look_recorded_before_sizes_could_change_spent_alpha_at_its_fraction():
+    recorded = look(
+        design(), records({"usual": 0.3, "treated": 0.5}), reached=(1.25,), final=True
+    ).to_record()
+    del recorded["spending_time"], recorded["information_target"]
+    assert LookReport.model_validate(recorded).spending_time == 1.0
 
 
 def nine_to_one(events_1: int, events_0: int) -> Records:

@@ -28,9 +28,11 @@ from e2i_dagster.experiments.conduct.interim_looks import (
 from e2i_dagster.experiments.conduct.lifecycle import Approval, review_of
 from e2i_dagster.experiments.conduct.monitor import observe
 from e2i_dagster.experiments.conduct.pages import boundary_figure
+from e2i_dagster.experiments.conduct.records import ArmLook, InterimAnalysis, LookReport
 from e2i_dagster.experiments.conduct.scorecard import score_result
 from e2i_dagster.experiments.conduct.store import Records
 from e2i_dagster.experiments.conduct.watch import long_pause, overdue_review, weekly_balance
+from e2i_dagster.experiments.statistics.estimation import FinalEstimate
 from e2i_dagster.experiments.statistics.stopping import z_of_conditional_power
 from e2i_dagster.tables.description import experiments as tables
 from tests.experiments.conftest import DESIGN, outcomes
@@ -135,8 +137,8 @@ def test_ratio_and_survival_metrics_from_rows_to_results(warehouse, lifecycle, r
         assert "recorded already with another value" in changed.refused[0].reason
         store.record_outcomes(connection, name, days, **observed)
         run.look_page(connection, name, lifecycle, actor="dmc")
-        (look,) = store.looks(connection, name)
-        assert look["decision"] == "stop_efficacy"
+        (look,) = InterimAnalysis.read_all(connection, name)
+        assert look.decision == "stop_efficacy"
         store.transition(connection, name, "stopped_success", policy=lifecycle, **STEP)
         page = run.results_page(connection, name, lifecycle, actor="carla")
     by_hand = analyze(
@@ -152,7 +154,7 @@ def test_ratio_and_survival_metrics_from_rows_to_results(warehouse, lifecycle, r
     (subgroups,) = page.subgroups
     assert subgroups.multiplicity == "benjamini_hochberg"
     assert {level.level for level in subgroups.subgroups[0].levels} == {"north", "south"}
-    assert page.adjusted["lower"] < found["accepted"].analysis.effect < page.adjusted["upper"]
+    assert page.adjusted.lower < found["accepted"].analysis.effect < page.adjusted.upper
 
 
 # --- futility -------------------------------------------------------------------------------------------------
@@ -196,7 +198,7 @@ def test_binding_futility_ends_enrolment_looks_and_choices_and_advice_does_not(
         store.transition(connection, name, "stopped_futility", policy=lifecycle, **STEP)
         page = run.results_page(connection, name, lifecycle, actor="carla")
         # The rule was obeyed: the estimate allows for it.
-        assert page.adjusted["lower"] < page.results[0].analysis.effect < page.adjusted["upper"]
+        assert page.adjusted.lower < page.results[0].analysis.effect < page.adjusted.upper
         store.transition(connection, name, "analyzed", policy=lifecycle, **STEP)
         with pytest.raises(VerdictError, match="binding futility"):
             store.transition(
@@ -207,18 +209,16 @@ def test_binding_futility_ends_enrolment_looks_and_choices_and_advice_does_not(
 
 def test_the_figure_of_a_trial_that_ended_early_has_no_look_after_the_final_one():
     spec = design(looks__information_fractions=[0.3, 0.6, 1.0])
-    arm = {"arm": "treated", "z": 1.0}
-    look = {
-        "analysis_number": 1, "information_fraction": 0.3, "boundary_z": 3.9, "analysis_type": "scheduled",
-        "metrics_snapshot": {"arms": [arm]},
-    }  # fmt: skip
-    last = {
-        **look,
-        "analysis_number": 2,
-        "information_fraction": 0.5,
-        "boundary_z": 1.97,
-        "analysis_type": "final",
-    }
+    look, last = (
+        InterimAnalysis.model_construct(
+            information_fraction=fraction, target_sample_size=spec.information_target, boundary_z=z,
+            analysis_type=kind,
+            metrics_snapshot=LookReport.model_construct(
+                arms=(ArmLook(arm="treated", estimable=True, z=1.0),), spending_time=fraction
+            ),
+        )
+        for fraction, z, kind in ((0.3, 3.9, "scheduled"), (0.5, 1.97, "final"))
+    )  # fmt: skip
     going_on, ended = (
         boundary_figure(spec, made, blinded=False).axes[0].lines[0].get_xdata()
         for made in ([look], [look, last])
@@ -245,7 +245,7 @@ def test_the_confidence_sequence_goes_on_from_look_to_look_and_between_them(life
     )  # fmt: skip
     assert one.upper - one.lower > plain.interval[1] - plain.interval[0]
     more = records({"usual": 0.3, "treated": 0.5}, 100)
-    made = [{"metrics_snapshot": first.to_record()}]
+    made = [InterimAnalysis.model_construct(metrics_snapshot=first)]
     (now,) = present_intervals(spec, more, made, lifecycle)
     assert one.lower <= now.lower < now.upper <= one.upper
     assert now.p_value <= one.p_value
@@ -269,10 +269,10 @@ def test_a_size_proposal_is_taken_up_by_an_amendment_and_alpha_is_spent_once(war
         enrol(connection, name, count=150)
         observe_outcomes(connection, name, rates={"usual": 0.5, "treated": 0.55})
         page = run.look_page(connection, name, lifecycle, actor="dmc")
-        (look,) = store.looks(connection, name)
-        proposal = look["metrics_snapshot"]["size_proposal"]
+        (look,) = InterimAnalysis.read_all(connection, name)
+        proposal = look.metrics_snapshot.size_proposal
         # 0.5 against a planned deviation of 0.3: more than twice the variance, so the largest size allowed.
-        assert (proposal["size"], proposal["planned"]) == (400, 200)
+        assert (proposal.size, proposal.planned) == (400, 200)
         # No arm was looked at: it is shown while blinded.
         assert "200 planned, 400 proposed" in page.size_proposal
         assert "set sample_size.total to 400" in page.size_proposal
@@ -288,7 +288,7 @@ def test_a_size_proposal_is_taken_up_by_an_amendment_and_alpha_is_spent_once(war
         ).scalar()
         assert said == "more variance (takes up the proposal of look 1)"
         reached, times = progress(held.spec, [look])
-        assert reached == pytest.approx([look["information_fraction"] / 2])
+        assert reached == pytest.approx([look.information_fraction / 2])
         # The boundary of the look that was made stays, and the whole plan spends alpha once.
         whole = look_boundaries(held.spec, [*reached, 1.0], times=[*times, 1.0], final=True)
         assert whole.z[0] == pytest.approx(before, abs=1e-6)
@@ -308,14 +308,14 @@ def test_a_size_proposed_by_the_effect_is_for_the_committee_alone(warehouse, lif
         enrol(connection, name, count=150)
         observe_outcomes(connection, name, rates={"usual": 0.3, "treated": 0.45})
         page = run.look_page(connection, name, lifecycle, actor="dmc")
-        (look,) = store.looks(connection, name)
-        found = look["metrics_snapshot"]["size_proposal"]
-        assert found["rule"] == "promising_zone"
+        (look,) = InterimAnalysis.read_all(connection, name)
+        found = look.metrics_snapshot.size_proposal
+        assert found.rule == "promising_zone"
         assert page.size_proposal == "made at look 1; its proposal is in the committee's report"
-        assert found["rationale"] not in str(page.to_record())
+        assert found.rationale not in str(page.to_record())
         html = run.report_html(connection, name, lifecycle, blinded=False, actor="dmc")
-        assert found["zone"] in ("efficacy", "favourable", "promising", "unfavourable")
-        assert f"{found['planned']:,} planned, {found['size']:,} proposed" in html
+        assert found.zone in ("efficacy", "favourable", "promising", "unfavourable")
+        assert f"{found.planned:,} planned, {found.size:,} proposed" in html
 
 
 def test_no_amendment_after_data_collection(warehouse, lifecycle, running):
@@ -420,7 +420,9 @@ def test_what_is_not_known_stays_open_and_is_not_zero(lifecycle):
 
 
 def test_the_adjusted_p_decides_significance(lifecycle):
-    scored = score_result(design(), result(), lifecycle.scorecard, adjusted={"p_value": 0.2})
+    scored = score_result(
+        design(), result(), lifecycle.scorecard, adjusted=FinalEstimate.model_construct(p_value=0.2)
+    )
     assert scored.parts[0].score == 0.0
     assert "adjusted for the looks" in scored.parts[0].found
 

@@ -187,7 +187,7 @@ def test_a_design_without_futility_has_its_power():
         ({"effect": 0.3, "ratio": {"control": 0.5, "b": 0.6}}, "sums to 1.1"),
         ({"effect": 0.3, "ratio": {"a": 0.5, "b": 0.5}}, "not an arm"),
         ({"effect": 0.3, "dropout": 1.0}, "dropout"),
-        ({"effect": 0.3, "icc": 0.1}, "needs both"),
+        ({"effect": 0.3, "icc": 0.1}, "Give both"),
         ({"effect": 0.3, "cluster_size": 0.5, "icc": 0.1}, "at least 1"),
         ({"effect": 0.3, "covariate_correlation": 1.0}, "covariate_correlation"),
         ({"kind": "median", "effect": 0.3}, "known are"),

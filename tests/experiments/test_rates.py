@@ -174,6 +174,12 @@ def test_an_arm_without_events_has_a_log_rank_test():
     assert found.restricted_mean_difference < 0
 
 
+def test_too_few_deaths_for_a_ratio_are_told_by_the_limit_and_not_by_a_hidden_count():
+    few = survival(4, 50, 0, 450)
+    assert few.effect is None and few.reason.startswith("both arms together have fewer than 10 events")
+    assert "<11" not in few.reason
+
+
 def test_few_deaths_in_the_small_arm_of_nine_to_one_are_tested_exactly():
     found = survival(4, 50, 6, 450)
     assert stats.norm.sf(found.z) == pytest.approx(stats.binom.sf(3, 10, 0.1), rel=0.15)

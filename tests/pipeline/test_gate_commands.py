@@ -140,7 +140,7 @@ def test_production_refuses_secrets_that_would_be_generated(monkeypatch, tmp_pat
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "state").exists(), "nothing was made before the refusal"
     monkeypatch.setenv("E2I_ENVIRONMENT", "prod")
-    with pytest.raises(ConfigError, match="expected development or production"):
+    with pytest.raises(ConfigError, match="Set it to development or production"):
         ensure_server(tmp_path / "state")
 
 

@@ -258,12 +258,16 @@ def test_every_error_of_a_file_is_told_in_one_go(configuration):
     document = yaml.safe_load(before)
     put(document, "vocabularies.regions", {"values": ["a"]})
     put(document, "column_matching.words.x", BOGUS)
+    put(document, "column_matching.minimum", 2)
+    put(document, "vocabularies.brand.aliases.x", "Fabhalt")
+    put(document, "bogus_key", 1)
     path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
     try:
         (said,) = refusal_of(load_vocabulary, configuration)
     finally:
         path.write_text(before, encoding="utf-8")
-    assert "uses the vocabulary 'regions'" in said and BOGUS in said
+    for one in ("uses the vocabulary 'regions'", BOGUS, "less than or equal to 1", "'Fabhalta'", "bogus_key"):
+        assert one in said
 
 
 def test_the_shipped_files_name_only_what_there_is():

@@ -197,6 +197,16 @@ def test_a_table_is_proposed_only_when_its_required_columns_can_be_had(tmp_path)
     assert re.search(r"nearest to \w+, without \w+|would need \w+", found.unassigned["persons.csv"])
 
 
+def test_without_a_table_nothing_is_proposed_and_each_file_is_named_once(tmp_path):
+    from commands.cli import main
+
+    (tmp_path / "other.csv").write_text("foo,bar\n1,2\n")
+    told = CliRunner().invoke(main, ["import", "check", str(tmp_path), "--write-mapping"])
+    assert told.exit_code == 3 and not (tmp_path / "mapping.yaml").exists()
+    assert told.output.count("other.csv") == 1, told.output
+    assert "no mapping is proposed" in told.output and "e2i load" not in told.output
+
+
 def test_the_command_writes_once_and_says_what_the_rules_find(tmp_path, own_config):
     from commands.cli import main
 

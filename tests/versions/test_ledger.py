@@ -110,7 +110,7 @@ def test_a_stage_has_one_state(database):
 
 def test_months_that_are_not_kept_any_more_are_neither_read_nor_shown_as_checked(database, tmp_path):
     """The range was wider once: its months stay in ledger and lake, and nothing takes them for current."""
-    from commands.status import status_report
+    from commands.status import months_never_loaded, status_report
     from e2i_dagster.cohorts.inputs import read_current
     from e2i_dagster.config.policy import current_policy
     from e2i_dagster.quality.table_check import document_table, gate_result, gate_state
@@ -131,7 +131,10 @@ def test_months_that_are_not_kept_any_more_are_neither_read_nor_shown_as_checked
     assert gate_result(database, table, None).versions == 1
     with pytest.raises(InputError, match="has no partition '1999-12'"):
         document_table(database, table, "1999-12", lambda partitions: read)
-    stages = status_report()["stages"]
+    report = status_report()
+    assert report["never_loaded"] == {table: [f"{months[1]}..{months[-1]}"]}
+    assert months_never_loaded() == report["never_loaded"]
+    stages = report["stages"]
     assert {(one["name"], one["partition"]) for one in stages} == {
         (f"raw/{table}", months[0]),
         ("cohort", "remibrutinib_csu"),

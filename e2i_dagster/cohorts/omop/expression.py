@@ -669,9 +669,18 @@ def _document(circe_json: str | Path | dict[str, Any]) -> tuple[str, dict[str, A
     try:
         document = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ConfigError(f"{name}:{error.lineno}:{error.colno}: not valid JSON ({error.msg}).") from None
+        raise ConfigError(
+            f"{name}:{error.lineno}:{error.colno}: not valid JSON ({error.msg}).",
+            file=name,
+            remedy="Give a Circe JSON file.",
+        ) from None
     if not isinstance(document, dict):
-        raise ConfigError(f"{name}: expected a JSON object with PrimaryCriteria at the top level.")
+        raise ConfigError(
+            f"{name}: expected a JSON object with PrimaryCriteria at the top level.",
+            file=name,
+            field="PrimaryCriteria",
+            remedy="Give a Circe JSON file.",
+        )
     if "PrimaryCriteria" not in document and isinstance(document.get("expression"), dict | str):
         raise ConfigError(
             f"{name}: this is an Atlas definition around a cohort expression.",
@@ -686,7 +695,10 @@ def _refusal(name: str, problems: list[str]) -> ConfigError:
     listed = "\n".join(f"  {line}" for line in lines)
     return ConfigError(
         f"{name}: {len(problems)} part{'s' * (len(problems) > 1)} outside the subset of Circe that is read "
-        f"(docs/omop.md); nothing was computed.\n{listed}"
+        f"(docs/omop.md); nothing was computed.\n{listed}",
+        file=name,
+        value=problems[0],
+        remedy="Leave these parts out, or write them as docs/omop.md has them.",
     )
 
 

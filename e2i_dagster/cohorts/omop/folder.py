@@ -209,7 +209,10 @@ def _read_csv(connection: DuckDBPyConnection, files: TableFiles, quote: Quote) -
         ((parsed,),) = given.aggregate("count(*)").fetchall()
         if by_lines != parsed:
             raise InputError(
-                f"{files.name}: {by_lines:,} rows by its lines, {parsed:,} by the parser. {advice}"
+                f"{files.name}: {by_lines:,} rows by its lines, {parsed:,} by the parser.",
+                file=files.name,
+                field="--quote",
+                remedy=advice,
             )
     return given
 
@@ -304,7 +307,10 @@ def _columns(files: TableFiles, types: dict[str, tuple[str, str]], plan: Plan) -
     if problems:
         raise InputError(
             f"{files.name}: columns are missing: {', '.join(problems)}. "
-            f"Found: {', '.join(sorted(types)) or 'none'}."
+            f"Found: {', '.join(sorted(types)) or 'none'}.",
+            file=files.name,
+            field=problems[0].partition(" ")[0],
+            remedy="Add them to the table.",
         )
     return columns
 

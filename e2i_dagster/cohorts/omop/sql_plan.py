@@ -397,7 +397,10 @@ def _counted(domain: Domain, column: str | None, criteria: circe.Criteria, path:
     if column not in known:
         raise ConfigError(
             f"the cohort expression: {path}.Occurrence.CountColumn: {column} does not exist in "
-            f"{type(criteria).__name__}; known here: {', '.join(sorted(known))}"
+            f"{type(criteria).__name__}.",
+            field=f"{path}.Occurrence.CountColumn",
+            value=column,
+            remedy=f"Use one of: {', '.join(sorted(known))}.",
         )
     return known[column]
 

@@ -8,7 +8,8 @@ if context.is_offline_mode():
     from e2i_dagster.errors import ConfigError
 
     raise ConfigError(
-        "Migrations need a connection. Run them online: e2i_dagster.database.schema.migrate(url)."
+        "Migrations are run with a connection only.",
+        remedy="Run them by e2i_dagster.database.schema.migrate(url).",
     )
 
 schema.run_migrations(context)

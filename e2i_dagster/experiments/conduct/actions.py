@@ -19,6 +19,7 @@ from e2i_dagster.errors import InputError
 from e2i_dagster.experiments.conduct import simulation, store
 from e2i_dagster.experiments.conduct.final_analysis import compute_results
 from e2i_dagster.experiments.conduct.interim_looks import answered
+from e2i_dagster.experiments.conduct.records import InterimAnalysis
 from e2i_dagster.policy_files.environment import state_folder
 from e2i_dagster.sources.handed import HandedRows, RefusedRow, read_rows_handed
 from e2i_dagster.tables.description import experiments as tables
@@ -135,11 +136,11 @@ def record_file(connection: sa.Connection, change: Change, policy: Policy, *, ac
     taken = replace(taken, refused=tuple(sorted((*handed.refused, *taken.refused), key=lambda one: one.row)))
     rows = len(handed.delivered) + len(handed.uneven)
     counts = {key: getattr(taken, key) for key in ("new", "updated", "known", "duplicate")}
-    told: dict[str, Any] = {"rows": rows, **counts, "refused": len(taken.refused)}
+    report: dict[str, Any] = {"rows": rows, **counts, "refused": len(taken.refused)}
     file = refused_file(name, change.kind or "")
     file.unlink(missing_ok=True)
     if not taken.refused:
-        return told
+        return report
     _write_refused(file, handed, taken.refused)
     if len(taken.refused) == rows:
         said = "; ".join(f"{count:,} with {reason}" for reason, count in taken.reasons.items())
@@ -147,12 +148,12 @@ def record_file(connection: sa.Connection, change: Change, policy: Policy, *, ac
         raise InputError(
             f"{path.name}: none of the {rows:,} rows can be used: {said}. {remedy}", file=path, remedy=remedy
         )
-    told["refused_because"] = taken.reasons
-    told["refused_rows"] = [
+    report["refused_because"] = taken.reasons
+    report["refused_rows"] = [
         {"row": one.row, "column": one.column, "reason": one.reason} for one in taken.refused[:_SHOWN]
     ]
-    told["refused_file"] = str(file)
-    return told
+    report["refused_file"] = str(file)
+    return report
 
 
 def refused_file(experiment: str, kind: str) -> Path:
@@ -160,13 +161,13 @@ def refused_file(experiment: str, kind: str) -> Path:
     return state_folder() / "experiments" / experiment / f"refused_{kind}.csv"
 
 
-def refused_values(told: Mapping[str, Any], mapping: Path | None) -> list[dict[str, Any]]:
-    """The refused rows that :func:`record_file` told, with what was delivered; a unit is told by its row alone."""
-    shown = told.get("refused_rows", [])
+def refused_values(report: Mapping[str, Any], mapping: Path | None) -> list[dict[str, Any]]:
+    """The refused rows in the ``report`` of :func:`record_file`, with what was delivered; a unit by its row alone."""
+    shown = report.get("refused_rows", [])
     if not shown:
         return []
     given = None if mapping is None else HandedMapping.load(mapping)
-    handed = read_rows_handed(Path(told["refused_file"]), text=None, mapping=given)
+    handed = read_rows_handed(Path(report["refused_file"]), text=None, mapping=given)
     # One row of the file for each that was refused, in their order.
     place = {row: number for number, row in enumerate(sorted({one["row"] for one in shown}), start=1)}
     return [
@@ -198,13 +199,18 @@ def advance(
     """
     held = store.read(connection, name)
     if held.source == "observed":
-        raise InputError(f"Experiment {name} has observed units; a simulated stream never mixes with them.")
+        raise InputError(
+            f"Experiment {name} has observed units; a simulated stream never mixes with them.",
+            field="name",
+            value=name,
+            remedy="Simulate an experiment of another name.",
+        )
     spec = held.spec
     stream = simulation.limited(
         simulation.draw_stream(spec, seed=spec.randomization.seed), spec, policy.cohorts
     )
     start = pd.Timestamp(spec.dates.start, tz="UTC")
-    made = len(answered(spec, store.looks(connection, name)))
+    made = len(answered(spec, InterimAnalysis.read_all(connection, name)))
     planned = spec.looks.information_fractions
     goal = planned[min(made, len(planned) - 1)]
     day = days if days is not None else simulation.day_of_information(stream, spec, goal)
@@ -246,7 +252,12 @@ def _simulated_person(connection: sa.Connection, name: str, people: str) -> str:
     """Mark the experiment as simulated before an invented person acts in it: observed units are refused then."""
     held = store.read(connection, name)
     if held.source == "observed":
-        raise InputError(f"Experiment {name} has observed units; invented people decide nothing in it.")
+        raise InputError(
+            f"Experiment {name} has observed units; invented people decide nothing in it.",
+            field="name",
+            value=name,
+            remedy="Simulate an experiment of another name.",
+        )
     table = tables.ab_experiments
     connection.execute(table.update().where(table.c.name == name).values(source="simulated"))
     return f"{SIMULATED_PEOPLE}{people}"

@@ -22,11 +22,17 @@ from e2i_dagster.config.experiment import ExperimentSpec, FidelityGrades, Lifecy
 from e2i_dagster.config.scope import ScopeSpec
 from e2i_dagster.display import Figure, Table, text
 from e2i_dagster.errors import ConfigError, InputError
+from e2i_dagster.experiments.conduct.records import (
+    FidelityComparison,
+    FidelityRecord,
+    Grade,
+    InterimAnalysis,
+    SimulationRecord,
+)
 from e2i_dagster.splits.seal import Seal
 from e2i_dagster.tables.description import experiments as tables
 from e2i_dagster.versions.digest import frame_digest
 
-Grade = Literal["excellent", "good", "fair", "poor", "unvalidated"]
 _LEVEL_Z = 1.959963984540054
 
 
@@ -84,7 +90,7 @@ class FidelityPage(BaseModel):
     experiment: str
     blinded: bool
     simulations: int
-    comparisons: tuple[dict[str, Any], ...]
+    comparisons: tuple[FidelityComparison, ...]
     reason: str = ""
     figure: Figure | None = None
 
@@ -102,17 +108,15 @@ class FidelityPage(BaseModel):
         return self.model_dump(mode="json", exclude={"figure"})
 
 
-def fidelity_table(comparisons: Sequence[Mapping[str, Any]]) -> Table:
+def fidelity_table(comparisons: Sequence[FidelityComparison]) -> Table:
     """Prediction and observation by look, graded."""
     return Table(
         ("look", "predicted", "observed", "error", "grade"),
         [
             (
-                *(one["analysis_number"], one["predicted_effect"], one["actual_effect"]),
-                one["reason"]
-                if one["relative_prediction_error"] is None
-                else one["relative_prediction_error"],
-                one["fidelity_grade"],
+                *(one.analysis_number, one.predicted_effect, one.actual_effect),
+                one.reason if one.relative_prediction_error is None else one.relative_prediction_error,
+                one.fidelity_grade,
             )
             for one in comparisons
         ],
@@ -160,7 +164,12 @@ def simulate_twin(
     empty = [name for name in rule.confounders if name in frame.columns and frame[name].isna().all()]
     used = tuple(name for name in rule.confounders if name not in empty)
     if not used:
-        raise InputError(f"The twin cannot be simulated: no patient has a value of {', '.join(empty)}.")
+        raise InputError(
+            f"The twin cannot be simulated: no patient has a value of {', '.join(empty)}.",
+            field="twin.confounders",
+            value=", ".join(empty),
+            remedy="Name a confounder in the twin block that has values.",
+        )
     rule = rule.model_copy(update={"confounders": used})
     covariates, treated, observed = _training_rows(frame, rule, outcome, least_per_arm)
     outcome_model: Any = RandomForestRegressor(min_samples_leaf=20, random_state=rule.seed)
@@ -214,7 +223,10 @@ def _question(spec: ExperimentSpec) -> Twin:
     if spec.twin is None:
         raise ConfigError(
             f"config/experiments/{spec.name}.yaml: there is no twin block; it says from which question the "
-            "experiment is predicted."
+            "experiment is predicted.",
+            file=f"config/experiments/{spec.name}.yaml",
+            field="twin",
+            remedy="Add the block; docs/experiments.md has one.",
         )
     return spec.twin
 
@@ -273,7 +285,7 @@ def record_simulation(connection: sa.Connection, simulation: TwinSimulation, *, 
 def compare_looks(
     connection: sa.Connection,
     name: str,
-    looks: list[dict[str, Any]],
+    looks: Sequence[InterimAnalysis],
     policy: LifecyclePolicy,
     *,
     actor: str,
@@ -283,26 +295,25 @@ def compare_looks(
     Returns:
         Why there is nothing to compare; empty otherwise.
     """
-    newest = newest_simulation(connection, name)
+    newest = SimulationRecord.read_newest(connection, name)
     if newest is None:
         return "no twin was simulated"
     done = {
-        one["analysis_number"]
-        for one in comparisons(connection, name)
-        if one["simulation_id"] == newest["simulation_id"]
+        one.analysis_number
+        for one in FidelityRecord.read_all(connection, name)
+        if one.simulation_id == newest.simulation_id
     }
-    estimable = [look for look in looks if look["effect_estimate"] is not None]
-    predicted = (newest["simulated_ate"], newest["simulated_ci_lower"], newest["simulated_ci_upper"])
-    for look in estimable:
-        if look["analysis_number"] in done:
+    predicted = (newest.simulated_ate, newest.simulated_ci_lower, newest.simulated_ci_upper)
+    observed = [(look.analysis_number, look.effect) for look in looks if look.effect is not None]
+    for number, actual in observed:
+        if number in done:
             continue
-        actual = (look["effect_estimate"], look["effect_ci_lower"], look["effect_ci_upper"])
         error, grade, reason = judge_fidelity(predicted, actual, policy.monitor.fidelity)
         connection.execute(
             tables.ab_fidelity_comparisons.insert().values(
                 experiment=name,
-                simulation_id=newest["simulation_id"],
-                analysis_number=look["analysis_number"],
+                simulation_id=newest.simulation_id,
+                analysis_number=number,
                 predicted_effect=predicted[0],
                 predicted_ci_lower=predicted[1],
                 predicted_ci_upper=predicted[2],
@@ -317,20 +328,7 @@ def compare_looks(
                 recorded_by=actor,
             )
         )
-    return "" if estimable else "no look with an effect was made yet"
-
-
-def newest_simulation(connection: sa.Connection, name: str) -> dict[str, Any] | None:
-    """The newest simulation of an experiment."""
-    table = tables.twin_simulations
-    row = (
-        connection.execute(
-            sa.select(table).where(table.c.experiment == name).order_by(table.c.recorded_at.desc()).limit(1)
-        )
-        .mappings()
-        .one_or_none()
-    )
-    return None if row is None else dict(row)
+    return "" if observed else "no look with an effect was made yet"
 
 
 def simulations(connection: sa.Connection, name: str) -> int:
@@ -340,20 +338,17 @@ def simulations(connection: sa.Connection, name: str) -> int:
     return connection.execute(query).scalar_one()
 
 
-def comparisons(connection: sa.Connection, name: str) -> list[dict[str, Any]]:
-    """All comparisons with looks, oldest first. Unblinded."""
-    table = tables.ab_fidelity_comparisons
-    rows = connection.execute(sa.select(table).where(table.c.experiment == name).order_by(table.c.id))
-    return [dict(row) for row in rows.mappings()]
-
-
 def _training_rows(
     frame: pd.DataFrame, rule: Twin, outcome: str, least_per_arm: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Encoded confounders (n, p), treatment (n,), outcome (n,): a missing number is the median beside a flag."""
     absent = [name for name in (*rule.confounders, rule.feature, outcome) if name not in frame.columns]
     if absent:
-        raise InputError(f"The twin's training frame has no column {', '.join(absent)}.")
+        raise InputError(
+            f"The twin's training frame has no column {', '.join(absent)}.",
+            field=absent[0],
+            remedy="Name columns of the training frame in the twin block.",
+        )
     columns = []
     for name in rule.confounders:
         values = frame[name]
@@ -372,7 +367,10 @@ def _training_rows(
     if counts.min() < least_per_arm:
         raise InputError(
             f"The twin cannot be simulated: of {len(frame):,} patients {counts[1]:,} are treated "
-            f"({rule.feature} at least {rule.at_least:g}); it needs {least_per_arm} with and without."
+            f"({rule.feature} at least {rule.at_least:g}); it needs {least_per_arm} with and without.",
+            field="twin.at_least",
+            value=rule.at_least,
+            remedy="Choose a limit that leaves as many on both sides, or load more patients.",
         )
     return np.column_stack(columns), treated, frame[outcome].to_numpy(dtype="float64")
 

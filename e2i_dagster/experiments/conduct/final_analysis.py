@@ -24,10 +24,11 @@ from e2i_dagster.experiments.conduct.interim_looks import (
     progress,
 )
 from e2i_dagster.experiments.conduct.lifecycle import bound_to_stop, may_read_results
+from e2i_dagster.experiments.conduct.records import InterimAnalysis, Transition
 from e2i_dagster.experiments.conduct.scorecard import ScoredResult, score_result
 from e2i_dagster.experiments.statistics.causal_forest import Heterogeneity, heterogeneity
 from e2i_dagster.experiments.statistics.comparison_results import Analysis
-from e2i_dagster.experiments.statistics.estimation import final_estimate
+from e2i_dagster.experiments.statistics.estimation import FinalEstimate, final_estimate
 from e2i_dagster.experiments.statistics.multiplicity import adjusted
 from e2i_dagster.experiments.statistics.subgroups import SubgroupAnalysis, analyze_subgroups
 from e2i_dagster.tables.description import experiments as tables
@@ -72,7 +73,7 @@ class ResultsPage(BaseModel):
     subgroups: tuple[SubgroupAnalysis, ...] = ()
     heterogeneity: tuple[Heterogeneity, ...] = ()
     scorecard: ScoredResult | None = None
-    adjusted: dict[str, Any] | None = None
+    adjusted: FinalEstimate | None = None
     figure: Figure | None = None
 
     def to_metadata(self) -> dict[str, Any]:
@@ -122,10 +123,10 @@ def effects_table(results: Sequence[SetResult]) -> Table:
     return Table(("metric", "set", "arm", "effect", "interval", "p", "adjusted p", "note"), rows)
 
 
-def adjusted_sentence(adjusted: dict[str, Any]) -> str:
+def adjusted_sentence(adjusted: FinalEstimate) -> str:
     """The estimate that allows for the looks, in one line."""
-    estimate = text((adjusted["median_unbiased"], adjusted["lower"], adjusted["upper"]))
-    return f"{estimate}, p {text(adjusted['p_value'])}, ended at look {adjusted['look']}"
+    estimate = text((adjusted.median_unbiased, adjusted.lower, adjusted.upper))
+    return f"{estimate}, p {text(adjusted.p_value)}, ended at look {adjusted.look}"
 
 
 def compute_results(
@@ -143,7 +144,7 @@ def compute_results(
     """
     held = store.read(connection, name)
     if alignment is None:
-        alignment = _judged_alignment(store.history(connection, name))
+        alignment = _judged_alignment(Transition.read_all(connection, name))
     shared = {"experiment": name, "state": held.state, "simulated": held.simulated}
     if not may_read_results(held.state):
         return ResultsPage(
@@ -166,7 +167,7 @@ def compute_results(
     )
     digest = records.digest
     _record(connection, name, results, digest, spec, actor)
-    for_looks = adjusted_for_looks(spec, store.looks(connection, name))
+    for_looks = adjusted_for_looks(spec, InterimAnalysis.read_all(connection, name))
     primary = results[0].analysis
     return ResultsPage(
         **shared,
@@ -183,8 +184,8 @@ def compute_results(
     )
 
 
-def _judged_alignment(history: Sequence[dict[str, Any]]) -> float | None:
-    judged = [one["evidence"].get("alignment") for one in history if one["to_state"] == "decided"]
+def _judged_alignment(history: Sequence[Transition]) -> float | None:
+    judged = [change.evidence.get("alignment") for change in history if change.to_state == "decided"]
     return None if not judged or judged[-1] is None else float(judged[-1])
 
 
@@ -299,7 +300,12 @@ def explore_heterogeneity(
             f"Experiment {name} is {held.state}: effects are looked into when data collection is over."
         )
     if held.spec.metrics.primary.kind not in ("mean", "proportion"):
-        raise InputError(f"The forest takes a mean or a proportion, not {held.spec.metrics.primary.kind}.")
+        raise InputError(
+            f"The forest takes a mean or a proportion, not {held.spec.metrics.primary.kind}.",
+            field="metrics.primary.kind",
+            value=held.spec.metrics.primary.kind,
+            remedy="Look into effects by subgroups instead.",
+        )
     records = store.read_records(connection, name)
     frame = records.analysis_frame(held.spec, policy)
     plan = HeterogeneityPlan(covariates=tuple(covariates))
@@ -350,7 +356,7 @@ def _heterogeneity_row(spec: ExperimentSpec, found: Heterogeneity, digest: str, 
     }  # fmt: skip
 
 
-def adjusted_for_looks(spec: ExperimentSpec, made: list[dict[str, Any]]) -> dict[str, Any] | None:
+def adjusted_for_looks(spec: ExperimentSpec, made: Sequence[InterimAnalysis]) -> FinalEstimate | None:
     """P-value, median-unbiased estimate and interval that allow for the looks, where the trial ended at one.
 
     On the scale of the effect (a hazard ratio for survival). For one treatment arm only; a binding rule of
@@ -360,33 +366,30 @@ def adjusted_for_looks(spec: ExperimentSpec, made: list[dict[str, Any]]) -> dict
     if len(spec.treatments) > 1 or not made:
         return None
     last = made[-1]
-    z, effect = last["test_statistic"], last["effect_estimate"]
-    final, bound = last["analysis_type"] == "final", bound_to_stop(made)
-    if not (last["decision"] == "stop_efficacy" or final or bound) or z is None or effect is None:
+    z, final = last.test_statistic, last.analysis_type == "final"
+    ended = final or last.decision == "stop_efficacy" or bound_to_stop(made)
+    if not ended or z is None or last.effect is None:
         return None
     reached, times = progress(spec, made)
     bounds = look_boundaries(spec, reached, final=final, times=times)
     futility = spec.stopping.futility
     floors = None
     if futility is not None and futility.binding:
-        said = [look["metrics_snapshot"]["arms"][0].get("futility_z") for look in made]
-        floors = [low if own is None else own for own, low in zip(said, bounds.lower, strict=False)]
+        recorded = [look.metrics_snapshot.arms[0].futility_z for look in made]
+        floors = [low if own is None else own for own, low in zip(recorded, bounds.lower, strict=False)]
     hazard, sign = spec.metrics.primary.kind == "survival", spec.metrics.primary.sign
-    size = math.log(effect) if hazard else effect
+    size, low, high = (math.log(value) if hazard else value for value in last.effect)
     # The error that belongs to z; near 0, where the quotient says nothing, that of the repeated interval.
-    limits = (last["effect_ci_lower"], last["effect_ci_upper"])
-    low, high = (math.log(limit) if hazard else limit for limit in limits)
-    error = abs(size / z) if abs(z) > LEAST_Z else (high - low) / (2.0 * last["boundary_z"])
-    found = final_estimate(bounds, len(made), z, standard_error=error, lower=floors).to_record()
-    return {"look": len(made), **found, **_on_the_scale(found, sign, hazard)}
-
-
-def _on_the_scale(found: dict[str, Any], sign: int, hazard: bool) -> dict[str, float]:
-    """Estimate and limits, which :func:`final_estimate` has in the direction of benefit, as effects."""
-    low, high = ("lower", "upper") if sign > 0 else ("upper", "lower")
-    picked = {"naive": "naive", "median_unbiased": "median_unbiased", "lower": low, "upper": high}
-    values = {name: sign * float(found[source]) for name, source in picked.items()}
-    return {name: math.exp(value) for name, value in values.items()} if hazard else values
+    error = abs(size / z) if abs(z) > LEAST_Z else (high - low) / (2.0 * last.boundary_z)
+    found = final_estimate(bounds, len(made), z, standard_error=error, lower=floors)
+    # It runs in the direction of benefit.
+    scale = math.exp if hazard else float
+    benefits = (found.naive, found.median_unbiased, found.lower, found.upper)
+    naive, median, *limits = (scale(sign * benefit) for benefit in benefits)
+    lower, upper = sorted(limits)
+    return found.model_copy(
+        update={"naive": naive, "median_unbiased": median, "lower": lower, "upper": upper}
+    )
 
 
 def _record(

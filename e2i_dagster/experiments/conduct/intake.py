@@ -50,7 +50,12 @@ class Taken:
         """
         if self.refused:
             said = "; ".join(f"{count:,} row(s) with {reason}" for reason, count in self.reasons.items())
-            raise InputError(f"{what}: {said}.")
+            raise InputError(
+                f"{what}: {said}.",
+                file=what,
+                value=next(iter(self.reasons)),
+                remedy="Correct these rows and give the file again.",
+            )
         return self
 
 

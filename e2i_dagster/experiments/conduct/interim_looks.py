@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,7 @@ from e2i_dagster.display import Figure, Table
 from e2i_dagster.errors import InputError, VerdictError
 from e2i_dagster.experiments.conduct import store
 from e2i_dagster.experiments.conduct.lifecycle import bound_to_stop
+from e2i_dagster.experiments.conduct.records import Advice, ArmLook, HarmCheck, InterimAnalysis, LookReport
 from e2i_dagster.experiments.design.reestimation import propose_size
 from e2i_dagster.experiments.statistics.comparison_results import Analysis, Comparison
 from e2i_dagster.experiments.statistics.comparisons import limits_at
@@ -42,100 +43,6 @@ from e2i_dagster.tables.description import experiments as tables
 
 #: What is told of a look besides effects.
 LOOK_FACTS = ("look", "information", "units", "data as of", "alpha spent", "frozen rows")
-Advice = Literal["continue", "stop_efficacy", "stop_futility", "stop_safety", "not_evaluable"]
-
-
-class ArmLook(BaseModel):
-    """One arm against the control at one look; ``z`` is positive for benefit.
-
-    ``z`` None: there is no test either, and the arm is not evaluable. ``estimable``: the effect has an estimate; a test
-    may exist without (an arm without events).
-    ``lower`` and ``upper`` are the repeated confidence interval (Jennison and Turnbull 1989): the estimate plus
-    and minus the boundary times its standard error, valid at all looks together. ``futility_z``: below it the
-    design's rule of futility says stop. ``always_valid``: confidence sequence, where the design asks for one.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    arm: str
-    estimable: bool
-    reason: str = ""
-    effect: float | None = None
-    lower: float | None = None
-    upper: float | None = None
-    z: float | None = None
-    p_value: float | None = None
-    conditional_power: float | None = None
-    predictive_power: float | None = None
-    futility_z: float | None = None
-    always_valid: AlwaysValid | None = None
-    always_valid_reason: str = ""
-    advice: Advice = "continue"
-    rationale: str = ""
-
-
-class HarmCheck(BaseModel):
-    """One rule of harm for one arm.
-
-    ``harmful`` is None, which is no "no", where the rule does not judge: ``too_early`` below the units that the design
-    asks for, ``not_evaluable`` where the data allow no test.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    metric: str
-    arm: str
-    relative_worsening: float | None
-    p_value: float | None
-    harmful: bool | None
-    reason: str
-    status: Literal["evaluated", "too_early", "not_evaluable"] = "evaluated"
-
-
-class LookReport(BaseModel):
-    """Everything one look found. For the data monitoring committee; pages show what :func:`interim_page` lets through.
-
-    ``information_target`` and ``spending_time`` keep what the fraction meant when an amendment changes the size.
-    ``binding_stop``: the look stopped for futility by a binding rule. ``size_proposal``: what the declared review of
-    the sample size proposes. ``not_evaluable``: arms and rules of harm about which the data say nothing, and why.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    experiment: str
-    look: int
-    of: int
-    final: bool
-    design_digest: str
-    information_fraction: float
-    planned_fraction: float
-    information_target: int
-    spending_time: float
-    units: int
-    units_by_arm: dict[str, int]
-    data_as_of: str
-    snapshot_digest: str
-    rule: str
-    alpha: float
-    alpha_spent: float
-    fractions: tuple[float, ...]
-    boundary_z: tuple[float, ...]
-    arms: tuple[ArmLook, ...]
-    harm: tuple[HarmCheck, ...]
-    advice: Advice
-    rationale: str
-    binding_stop: bool = False
-    size_proposal: dict[str, Any] | None = None
-    not_evaluable: tuple[str, ...] = ()
-
-    @property
-    def answered(self) -> bool:
-        """Whether the primary metric of any arm was tested: only then alpha is spent."""
-        return any(arm.z is not None for arm in self.arms)
-
-    def to_record(self) -> dict[str, Any]:
-        """Everything as plain values."""
-        return self.model_dump(mode="json")
 
 
 class InterimPage(BaseModel):
@@ -201,28 +108,24 @@ def due_look(spec: ExperimentSpec, information: float, made: int, *, ended: bool
     return made + 1 if information >= planned[made] - 1e-9 else None
 
 
-def answered(spec: ExperimentSpec, made: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def answered(spec: ExperimentSpec, made: Sequence[InterimAnalysis]) -> list[InterimAnalysis]:
     """The looks that spent alpha: a look that gave no answer is as if it had not been made.
 
     The classical rules hold for the whole plan, in which every look keeps its place.
     """
     if spec.looks.rule not in SPENDING_RULES:
         return list(made)
-    return [look for look in made if any(arm["z"] is not None for arm in look["metrics_snapshot"]["arms"])]
+    return [look for look in made if look.metrics_snapshot.answered]
 
 
-def progress(spec: ExperimentSpec, made: Sequence[dict[str, Any]]) -> tuple[list[float], list[float]]:
+def progress(spec: ExperimentSpec, made: Sequence[InterimAnalysis]) -> tuple[list[float], list[float]]:
     """Information fractions of the looks ``made``, of the size now planned, and where each of them spent alpha.
 
     The two differ when an amendment changed the size after a look.
     """
-    reached, times = [], []
-    for look in made:
-        held = look["metrics_snapshot"]
-        target = held.get("information_target", spec.information_target)
-        reached.append(look["information_fraction"] * target / spec.information_target)
-        times.append(held.get("spending_time", min(look["information_fraction"], 1.0)))
-    return reached, times
+    target = spec.information_target
+    reached = [look.information_fraction * look.target_sample_size / target for look in made]
+    return reached, [look.metrics_snapshot.spending_time for look in made]
 
 
 def look_boundaries(
@@ -259,13 +162,13 @@ def make_look(
         VerdictError: the ratios of the arms are not those of the design (a critical mismatch): no effect is
             to be read before that is explained.
     """
-    held = store._held(connection, name)
-    made = store.looks(connection, name)
+    experiment = store.read_locked(connection, name)
+    made = InterimAnalysis.read_all(connection, name)
     records = store.read_records(connection, name)
-    ended = held.state in ("completed", "stopped_other")
-    spec = held.spec
-    if held.state not in ("running", "completed", "stopped_other") or (
-        made and (made[-1]["analysis_type"] == "final" or bound_to_stop(made))
+    ended = experiment.state in ("completed", "stopped_other")
+    spec = experiment.spec
+    if experiment.state not in ("running", "completed", "stopped_other") or (
+        made and (made[-1].analysis_type == "final" or bound_to_stop(made))
     ):
         return None
     newest = progress(spec, made)[0]
@@ -287,7 +190,7 @@ def make_look(
         records,
         reached=[*before, reached],
         times=[*times, min(reached, 1.0)],
-        earlier=[look["metrics_snapshot"] for look in used],
+        earlier=[look.metrics_snapshot for look in used],
         final=final,
         policy=policy,
         look=len(made) + 1,
@@ -303,7 +206,7 @@ def evaluate(
     records: store.Records,
     *,
     reached: Sequence[float],
-    earlier: Sequence[dict[str, Any]],
+    earlier: Sequence[LookReport],
     final: bool,
     policy: LifecyclePolicy,
     times: Sequence[float] | None = None,
@@ -313,7 +216,7 @@ def evaluate(
 
     Args:
         reached: information fractions of all looks up to this one that spend alpha (:func:`answered`).
-        earlier: records of those before. times: where they spend alpha, when not at the fractions.
+        earlier: those before. times: where they spend alpha, when not at the fractions.
         look: number of this one, when looks before it gave no answer.
     """
     frame = records.analysis_frame(spec, policy)
@@ -336,7 +239,7 @@ def evaluate(
     # A look without an answer spends nothing, and another one may be the last.
     spent = (bounds.alpha_spent[number - 1] if tested else (0.0, *bounds.alpha_spent)[number - 1]) * len(arms)
     futility = spec.stopping.futility
-    if advice != "stop_futility" and earlier and earlier[-1].get("advice") == "stop_futility":
+    if advice != "stop_futility" and earlier and earlier[-1].advice == "stop_futility":
         why += f". It went on after look {number - 1} had said futility (non-binding)"
     return LookReport(
         experiment=spec.name,
@@ -437,8 +340,8 @@ def missing_policy(spec: ExperimentSpec, metric: Metric) -> str:
 
 
 def interim_page(
-    held: store.Experiment,
-    made: Sequence[dict[str, Any]],
+    experiment: store.Experiment,
+    made: Sequence[InterimAnalysis],
     information: float,
     *,
     blinded: bool,
@@ -448,74 +351,75 @@ def interim_page(
     shown = []
     for look in made:
         row: dict[str, Any] = {
-            "look": look["analysis_number"],
-            "information": look["information_fraction"],
-            "units": look["sample_size_at_analysis"],
-            "data as of": f"{look['data_as_of']:%Y-%m-%d}",
-            "alpha spent": look["cumulative_alpha_spent"],
-            "frozen rows": look["snapshot_digest"],
+            "look": look.analysis_number,
+            "information": look.information_fraction,
+            "units": look.sample_size_at_analysis,
+            "data as of": f"{look.data_as_of:%Y-%m-%d}",
+            "alpha spent": look.cumulative_alpha_spent,
+            "frozen rows": look.snapshot_digest,
         }
         if blinded:
             row["says"] = blinded_advice(look)
         else:
-            z, effect = look["test_statistic"], look["effect_estimate"]
+            z, effect = look.test_statistic, look.effect_estimate
             row["z"] = "not estimable" if z is None else z
-            row["boundary"] = look["boundary_z"]
+            row["boundary"] = look.boundary_z
             row["effect"] = "not estimable" if effect is None else effect
-            for arm in look["metrics_snapshot"]["arms"]:
-                sequence = arm.get("always_valid")
-                if sequence is not None:
-                    lower, upper = sequence["lower"], sequence["upper"]
-                    if held.spec.metrics.primary.kind == "survival":
-                        lower, upper = math.exp(lower), math.exp(upper)
-                    row[f"always valid, {arm['arm']}"] = (lower, upper)
-            row["says"] = look["decision"]
+            for arm in look.metrics_snapshot.arms:
+                if arm.always_valid is not None:
+                    row[f"always valid, {arm.arm}"] = _effect_limits(
+                        arm.always_valid, hazard=experiment.spec.metrics.primary.kind == "survival"
+                    )
+            row["says"] = look.decision
         shown.append(row)
-    planned, used = held.spec.looks.information_fractions, len(answered(held.spec, made))
+    planned, used = experiment.spec.looks.information_fractions, len(answered(experiment.spec, made))
     return InterimPage(
-        experiment=held.name,
-        state=held.state,
+        experiment=experiment.name,
+        state=experiment.state,
         blinded=blinded,
-        simulated=held.simulated,
+        simulated=experiment.simulated,
         information=information,
-        next_fraction=planned[used] if used < len(planned) and held.state == "running" else None,
+        next_fraction=planned[used] if used < len(planned) and experiment.state == "running" else None,
         looks=tuple(shown),
-        size_proposal=size_review_text(held.spec, made, blinded=blinded),
+        size_proposal=size_review_text(experiment.spec, made, blinded=blinded),
         figure=figure,
     )
 
 
-def blinded_advice(look: Mapping[str, Any]) -> str:
+def _effect_limits(sequence: AlwaysValid, *, hazard: bool) -> tuple[float, float]:
+    """Limits of a confidence sequence as effects: that of a hazard ratio runs on the log."""
+    limits = (sequence.lower, sequence.upper)
+    return (math.exp(limits[0]), math.exp(limits[1])) if hazard else limits
+
+
+def blinded_advice(look: InterimAnalysis) -> str:
     """What everyone may know of the advice of a look: every stop looks alike."""
-    if look["decision"] in ("continue", "not_evaluable"):
-        return look["decision"].replace("_", " ")
+    if look.decision in ("continue", "not_evaluable"):
+        return look.decision.replace("_", " ")
     return "stop for review"
 
 
-def size_review_text(spec: ExperimentSpec, made: Sequence[dict[str, Any]], *, blinded: bool) -> str:
+def size_review_text(spec: ExperimentSpec, made: Sequence[InterimAnalysis], *, blinded: bool) -> str:
     """What the review of the sample size proposed, and whether the design in force has taken it up.
 
     A proposal by conditional power would tell the effect: while blinded only the committee's report has it.
     """
     for look in made:
-        found = look["metrics_snapshot"].get("size_proposal")
+        found, number = look.metrics_snapshot.size_proposal, look.analysis_number
         if found is None:
             continue
-        number = look["analysis_number"]
-        if blinded and found["rule"] != "blinded_variance":
+        if blinded and found.rule != "blinded_variance":
             return f"made at look {number}; its proposal is in the committee's report"
-        if found.get("size") is None:
-            return f"look {number}: not estimable, {found['rationale']}"
-        said = (
-            f"look {number}: {found['planned']:,} planned, {found['size']:,} proposed. {found['rationale']}"
-        )
-        if found["size"] == found["planned"]:
-            return said
-        if spec.information_target == found["size"]:
-            return f"{said} The design in force has taken it up."
+        if found.size is None:
+            return f"look {number}: not estimable, {found.rationale}"
+        proposal = f"look {number}: {found.planned:,} planned, {found.size:,} proposed. {found.rationale}"
+        if found.size == found.planned:
+            return proposal
+        if spec.information_target == found.size:
+            return f"{proposal} The design in force has taken it up."
         field = "events" if spec.sample_size.events is not None else "total"
         return (
-            f"{said} To take it up, set sample_size.{field} to {found['size']} in config/experiments/{spec.name}.yaml "
+            f"{proposal} To take it up, set sample_size.{field} to {found.size} in config/experiments/{spec.name}.yaml "
             f"and record it: e2i experiment amend {spec.name} --reason TEXT."
         )
     return ""
@@ -571,7 +475,7 @@ def _arm_look(
     arm: str,
     bounds: Boundaries,
     number: int,
-    earlier: Sequence[dict[str, Any]],
+    earlier: Sequence[LookReport],
     observed: dict[str, int],
     days: float,
 ) -> ArmLook:
@@ -587,9 +491,7 @@ def _arm_look(
             rationale=f"{arm}: not evaluable, {reason}",
         )
     sign = spec.metrics.primary.sign
-    before = [
-        one["z"] for look in earlier for one in look["arms"] if one["arm"] == arm and one["z"] is not None
-    ]
+    before = [one.z for look in earlier for one in look.arms if one.arm == arm and one.z is not None]
     # The trial went on after each of them, whatever the rule had said.
     before = [min(z, bound - 1e-9) for z, bound in zip(before, bounds.z, strict=False)]
     before = [0.0] * (number - 1 - len(before)) + before
@@ -678,17 +580,17 @@ def planned_standard_error(spec: ExperimentSpec, arm: str) -> float:
 
 
 def _confidence_sequence(
-    spec: ExperimentSpec, found: Comparison, earlier: Sequence[dict[str, Any]]
+    spec: ExperimentSpec, found: Comparison, earlier: Sequence[LookReport]
 ) -> tuple[AlwaysValid | None, str]:
     """The confidence sequence of one arm, going on where the look before left it, or why there is none."""
     if not spec.looks.always_valid or found.effect is None or not found.standard_error:
         return None, ""
     before = next(
         (
-            AlwaysValid.model_validate(one["always_valid"])
+            one.always_valid
             for look in reversed(earlier)
-            for one in look["arms"]
-            if one["arm"] == found.arm and one.get("always_valid")
+            for one in look.arms
+            if one.arm == found.arm and one.always_valid is not None
         ),
         None,
     )
@@ -724,7 +626,7 @@ class PresentInterval(BaseModel):
 
 
 def present_intervals(
-    spec: ExperimentSpec, records: store.Records, made: Sequence[dict[str, Any]], policy: LifecyclePolicy
+    spec: ExperimentSpec, records: store.Records, made: Sequence[InterimAnalysis], policy: LifecyclePolicy
 ) -> tuple[PresentInterval, ...]:
     """Confidence sequences of the rows recorded so far, going on from the newest look; empty without the option."""
     if not spec.looks.always_valid or records.outcomes.empty:
@@ -732,7 +634,7 @@ def present_intervals(
     frame = records.analysis_frame(spec, policy)
     primary = analysis_of(frame, spec, spec.metrics.primary, policy=policy.analysis)
     units = {one.arm: one.observed for one in primary.arms}
-    earlier = [look["metrics_snapshot"] for look in made]
+    earlier = [look.metrics_snapshot for look in made]
     shown = []
     for found in primary.comparisons:
         sequence, why = _confidence_sequence(spec, found, earlier)
@@ -740,13 +642,9 @@ def present_intervals(
         if sequence is None:
             shown.append(PresentInterval(**pair, reason=why or found.reason or "no statistic"))
             continue
-        limits = (sequence.lower, sequence.upper)
-        if found.effect_type == "hazard_ratio":
-            limits = (math.exp(limits[0]), math.exp(limits[1]))
+        lower, upper = _effect_limits(sequence, hazard=found.effect_type == "hazard_ratio")
         shown.append(
-            PresentInterval(
-                **pair, effect=found.effect, lower=limits[0], upper=limits[1], p_value=sequence.p_value
-            )
+            PresentInterval(**pair, effect=found.effect, lower=lower, upper=upper, p_value=sequence.p_value)
         )
     return tuple(shown)
 
@@ -761,23 +659,14 @@ def _harm(
     shared: dict[str, Any] = {"metric": metric.name, "arm": arm}
     if min(counts[arm], counts[spec.control]) < rule.minimum_per_arm:
         why = f"fewer than {rule.minimum_per_arm} units per arm"
-        return HarmCheck(
-            **shared, relative_worsening=None, p_value=None, harmful=None, reason=why, status="too_early"
-        )
+        return HarmCheck(**shared, reason=why, status="too_early")
     reason = (
         (one.reason or "no statistic")
         if one.z is None
         else _too_few_events(one, rule.alpha, -float(metric.sign))
     )
     if one.z is None or reason:
-        return HarmCheck(
-            **shared,
-            relative_worsening=None,
-            p_value=None,
-            harmful=None,
-            reason=reason,
-            status="not_evaluable",
-        )
+        return HarmCheck(**shared, reason=reason, status="not_evaluable")
     from scipy.special import ndtr
 
     p = float(ndtr(metric.sign * one.z))
@@ -815,12 +704,12 @@ def _advice(arms: Sequence[ArmLook], harm: Sequence[HarmCheck], missing: Sequenc
     unjudged = "".join(f"; {text}" for text in missing)
     if harmful:
         return "stop_safety", "; ".join(f"{one.arm} {one.metric}: {one.reason}" for one in harmful) + unjudged
-    said = "; ".join([*(arm.rationale for arm in arms if arm.z is not None), *missing])
+    rationale = "; ".join([*(arm.rationale for arm in arms if arm.z is not None), *missing])
     if any(arm.advice == "stop_efficacy" for arm in arms):
-        return "stop_efficacy", said
+        return "stop_efficacy", rationale
     if all(arm.advice == "stop_futility" for arm in arms):
-        return "stop_futility", said
-    return ("not_evaluable" if missing else "continue"), said
+        return "stop_futility", rationale
+    return ("not_evaluable" if missing else "continue"), rationale
 
 
 def _record(
@@ -871,14 +760,19 @@ def replay(connection: sa.Connection, name: str, look: int) -> bool:
     Raises:
         InputError: there was no such look.
     """
-    made = {one["analysis_number"]: one for one in store.looks(connection, name)}
+    made = {one.analysis_number: one for one in InterimAnalysis.read_all(connection, name)}
     if look not in made:
-        raise InputError(f"Experiment {name} has no look {look}; there were {len(made)}.")
+        raise InputError(
+            f"Experiment {name} has no look {look}.",
+            field="look",
+            value=look,
+            remedy=f"Looks made: {', '.join(map(str, made)) or 'none'}.",
+        )
     frozen = made[look]
     records = store.read_records(
-        connection, name, last_event=frozen["last_event_id"], last_outcome=frozen["last_outcome_id"]
+        connection, name, last_event=frozen.last_event_id, last_outcome=frozen.last_outcome_id
     )
-    last = pd.Timestamp(frozen["recorded_at"])
+    last = pd.Timestamp(frozen.recorded_at)
     assigned = records.assignments[records.assignments["recorded_at"] <= last]
     seen = store.Records(records.screened, assigned, records.events, records.outcomes)
-    return seen.digest == frozen["snapshot_digest"]
+    return seen.digest == frozen.snapshot_digest

@@ -5,10 +5,10 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from e2i_dagster.config.experiment import ENDED_STATES, OPEN_STATES, ExperimentSpec, LifecyclePolicy, State
 from e2i_dagster.errors import InputError, VerdictError
+from e2i_dagster.experiments.conduct.records import InterimAnalysis
 
 
 @dataclass(frozen=True)
@@ -233,9 +233,9 @@ _CHECKS: Mapping[str, Callable[..., Found]] = {
 }
 
 
-def bound_to_stop(made: Sequence[Mapping[str, Any]]) -> bool:
+def bound_to_stop(made: Sequence[InterimAnalysis]) -> bool:
     """True when the newest of the looks ``made`` stopped for futility by a rule that the design makes binding."""
-    return bool(made) and bool(made[-1]["metrics_snapshot"].get("binding_stop"))
+    return bool(made) and made[-1].metrics_snapshot.binding_stop
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import dataclass
-from typing import Any
 
 import sqlalchemy as sa
 
 from e2i_dagster.config.experiment import ENDED_STATES, LifecyclePolicy
 from e2i_dagster.experiments.conduct import store
-from e2i_dagster.experiments.conduct.digital_twin import compare_looks, comparisons
+from e2i_dagster.experiments.conduct.digital_twin import compare_looks
 from e2i_dagster.experiments.conduct.interim_looks import answered, due_look
 from e2i_dagster.experiments.conduct.lifecycle import bound_to_stop
+from e2i_dagster.experiments.conduct.records import FidelityRecord, InterimAnalysis
 from e2i_dagster.experiments.conduct.run import is_blinded
 from e2i_dagster.experiments.conduct.watch import Finding, check_srm, long_pause, overdue_review, watch
 
@@ -34,17 +34,17 @@ def observe(
     Errors are raised: a monitor that cannot look must not be silent.
     """
     seen = []
-    for name, held in store.read_all(connection).items():
-        if held.state == "running":
-            seen.append(_running(connection, held, policy, now, actor))
-        elif held.state == "in_review":
-            late = overdue_review(name, store.review(connection, held, policy), now)
+    for name, experiment in store.read_all(connection).items():
+        if experiment.state == "running":
+            seen.append(_running(connection, experiment, policy, now, actor))
+        elif experiment.state == "in_review":
+            late = overdue_review(name, store.review(connection, experiment, policy), now)
             seen.append(Observed(name, _given(late), None))
-        elif held.state == "paused":
+        elif experiment.state == "paused":
             pause = long_pause(name, store.paused_at(connection, name), policy, now)
             seen.append(Observed(name, _given(pause), None))
-        elif held.state in ENDED_STATES and held.state != "archived":
-            seen.append(Observed(name, _given(_poor_prediction(connection, held)), None))
+        elif experiment.state in ENDED_STATES and experiment.state != "archived":
+            seen.append(Observed(name, _given(_poor_prediction(connection, experiment)), None))
     return tuple(seen)
 
 
@@ -53,56 +53,60 @@ def _given(finding: Finding | None) -> tuple[Finding, ...]:
 
 
 def _running(
-    connection: sa.Connection, held: store.Experiment, policy: LifecyclePolicy, now: dt.datetime, actor: str
+    connection: sa.Connection,
+    experiment: store.Experiment,
+    policy: LifecyclePolicy,
+    now: dt.datetime,
+    actor: str,
 ) -> Observed:
-    name, records = held.name, store.read_records(connection, held.name)
-    made = store.looks(connection, name)
-    srm = check_srm(connection, held.spec, records, policy, actor=actor)
-    found = watch(held.spec, records, policy, srm, now=now, simulated=held.simulated)
+    name, records = experiment.name, store.read_records(connection, experiment.name)
+    made = InterimAnalysis.read_all(connection, name)
+    srm = check_srm(connection, experiment.spec, records, policy, actor=actor)
+    found = watch(experiment.spec, records, policy, srm, now=now, simulated=experiment.simulated)
     compare_looks(connection, name, made, policy, actor=actor)
-    found += _given(_poor_prediction(connection, held))
-    if made and made[-1]["metrics_snapshot"].get("not_evaluable"):
-        found.append(_unanswered(held, made[-1]))
-    if made and made[-1]["decision"] not in ("continue", "not_evaluable"):
+    found += _given(_poor_prediction(connection, experiment))
+    if made and made[-1].metrics_snapshot.not_evaluable:
+        found.append(_unanswered(experiment, made[-1]))
+    if made and made[-1].decision not in ("continue", "not_evaluable"):
         # While blinded every stop looks alike: a severity of its own would tell benefit from harm.
-        harm = made[-1]["decision"] == "stop_safety" and not is_blinded(held)
+        harm = made[-1].decision == "stop_safety" and not is_blinded(experiment)
         found.append(
             Finding(
                 "look",
                 "critical" if harm else "high",
-                f"look {made[-1]['analysis_number']} says: stop for review",
+                f"look {made[-1].analysis_number} says: stop for review",
                 f"e2i experiment report {name} --unblinded --reason TEXT",
             )
         )
-    reached = store.information(held.spec, records.outcomes)
-    used = len(answered(held.spec, made))
-    due = None if bound_to_stop(made) else due_look(held.spec, reached, used, ended=False)
+    reached = store.information(experiment.spec, records.outcomes)
+    used = len(answered(experiment.spec, made))
+    due = None if bound_to_stop(made) else due_look(experiment.spec, reached, used, ended=False)
     return Observed(name, tuple(found), due)
 
 
-def _unanswered(held: store.Experiment, look: dict[str, Any]) -> Finding:
+def _unanswered(experiment: store.Experiment, look: InterimAnalysis) -> Finding:
     """That a look could not judge everything: nobody may take it for "no harm" or "no effect"."""
     why = "the committee's report has the reasons"
-    if not is_blinded(held):
-        why = "; ".join(look["metrics_snapshot"]["not_evaluable"])
+    if not is_blinded(experiment):
+        why = "; ".join(look.metrics_snapshot.not_evaluable)
     return Finding(
         "look",
         "high",
-        f"look {look['analysis_number']} is not evaluable in part or whole: {why}",
-        f"e2i experiment report {held.name} --unblinded --reason TEXT",
-        once=f"{held.name}:not_evaluable:{look['analysis_number']}",
+        f"look {look.analysis_number} is not evaluable in part or whole: {why}",
+        f"e2i experiment report {experiment.name} --unblinded --reason TEXT",
+        once=f"{experiment.name}:not_evaluable:{look.analysis_number}",
     )
 
 
-def _poor_prediction(connection: sa.Connection, held: store.Experiment) -> Finding | None:
+def _poor_prediction(connection: sa.Connection, experiment: store.Experiment) -> Finding | None:
     """That the twin's prediction failed. Not while blinded: poor means that the effect is not what was predicted."""
-    newest = comparisons(connection, held.name)[-1:]
-    if is_blinded(held) or not newest or newest[0]["fidelity_grade"] != "poor":
+    newest = FidelityRecord.read_newest(connection, experiment.name)
+    if is_blinded(experiment) or newest is None or newest.fidelity_grade != "poor":
         return None
     return Finding(
         "fidelity",
         "medium",
-        f"the twin's prediction was poor at look {newest[0]['analysis_number']}; fit it again on newer data",
-        f"e2i experiment twin {held.name}",
-        once=f"{held.name}:fidelity:{newest[0]['id']}",
+        f"the twin's prediction was poor at look {newest.analysis_number}; fit it again on newer data",
+        f"e2i experiment twin {experiment.name}",
+        once=f"{experiment.name}:fidelity:{newest.id}",
     )

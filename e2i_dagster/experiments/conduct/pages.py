@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,13 @@ from e2i_dagster.experiments.conduct.interim_looks import (
     size_review_text,
 )
 from e2i_dagster.experiments.conduct.lifecycle import Review, may_read_results
+from e2i_dagster.experiments.conduct.records import (
+    FidelityComparison,
+    InterimAnalysis,
+    SampleRatioCheck,
+    Transition,
+    Unblinding,
+)
 from e2i_dagster.experiments.conduct.store import Experiment
 from e2i_dagster.experiments.statistics.stopping import SPENDING_RULES, Boundaries, z_of_conditional_power
 from e2i_dagster.experiments.statistics.subgroups import SubgroupAnalysis, interaction_table
@@ -46,19 +53,18 @@ _ARMS = (_BLUE, _GREEN, _VIOLET)
 _SETS = {"itt": "intention to treat", "per_protocol": "per protocol", "as_treated": "as treated"}
 
 
-def boundary_figure(spec: ExperimentSpec, made: Sequence[Mapping[str, Any]], *, blinded: bool) -> Any:
+def boundary_figure(spec: ExperimentSpec, made: Sequence[InterimAnalysis], *, blinded: bool) -> Any:
     """Boundaries over information; the looks made, and the path of z when it may be seen.
 
     Boundaries of looks that were made are theirs; later ones follow from what those spent. The line of futility is
     the z at which the conditional power falls to the design's limit.
     """
-    looks = answered(spec, [dict(look) for look in made])
-    made = looks
-    reached, times = progress(spec, looks)
-    ended = bool(looks) and looks[-1]["analysis_type"] == "final"
+    made = answered(spec, made)
+    reached, times = progress(spec, made)
+    ended = bool(made) and made[-1].analysis_type == "final"
     bounds = _planned_boundaries(spec, reached, times, ended=ended)
     fractions = bounds.information_fractions
-    z = (*(look["boundary_z"] for look in made), *bounds.z[len(made) :])
+    z = (*(look.boundary_z for look in made), *bounds.z[len(made) :])
     figure = new_figure(8, 4.6)
     axes = figure.subplots()
     axes.plot(fractions, z, color=_RED, marker="o", label=f"stop for benefit ({spec.looks.rule})")
@@ -78,10 +84,10 @@ def boundary_figure(spec: ExperimentSpec, made: Sequence[Mapping[str, Any]], *, 
     if not blinded:
         for number, arm in enumerate(spec.treatments):
             path = [
-                (fraction, one["z"])
+                (fraction, one.z)
                 for fraction, look in zip(reached, made, strict=True)
-                for one in look["metrics_snapshot"]["arms"]
-                if one["arm"] == arm and one["z"] is not None
+                for one in look.metrics_snapshot.arms
+                if one.arm == arm and one.z is not None
             ]
             if path:
                 axes.plot(
@@ -95,7 +101,7 @@ def boundary_figure(spec: ExperimentSpec, made: Sequence[Mapping[str, Any]], *, 
     axes.set_ylabel("z, positive for benefit")
     axes.set_xlim(0, max(1.05, *(fraction * 1.05 for fraction in fractions)))
     # By the boundaries, which every page has alike: a range that followed z would tell it.
-    seen = [] if blinded else [one["z"] or 0.0 for look in made for one in look["metrics_snapshot"]["arms"]]
+    seen = [] if blinded else [arm.z or 0.0 for look in made for arm in look.metrics_snapshot.arms]
     highest = max(abs(value) for value in (*z, *seen) if math.isfinite(value))
     axes.set_ylim(-1.12 * highest, 1.12 * highest)
     # Beside a legend above the axes nothing of the curves is covered.
@@ -181,21 +187,22 @@ def forest_figure(
     return figure
 
 
-def fidelity_figure(comparisons: Sequence[Mapping[str, Any]]) -> Any:
+def fidelity_figure(comparisons: Sequence[FidelityComparison]) -> Any:
     """Predicted against observed effect at each look, with their intervals."""
     figure = new_figure(8, 3.4)
     axes = figure.subplots()
-    for shift, prefix, colour, label in (
-        (-0.06, "predicted", _GREY, "twin prediction"),
-        (0.06, "actual", _BLUE, "observed"),
-    ):
-        for number, one in enumerate(comparisons):
-            x = one["analysis_number"] + shift
-            axes.plot(
-                [x, x], [one[f"{prefix}_ci_lower"], one[f"{prefix}_ci_upper"]], color=colour, linewidth=1.6
-            )
-            axes.plot(x, one[f"{prefix}_effect"], "o", color=colour, label=label if number == 0 else None)
-    axes.set_xticks([one["analysis_number"] for one in comparisons])
+    looks = np.array([one.analysis_number for one in comparisons])
+    predicted = [
+        (one.predicted_effect, one.predicted_ci_lower, one.predicted_ci_upper) for one in comparisons
+    ]
+    observed = [(one.actual_effect, one.actual_ci_lower, one.actual_ci_upper) for one in comparisons]
+    for shift, values, colour, label in (
+        (-0.06, predicted, _GREY, "twin prediction"), (0.06, observed, _BLUE, "observed"),
+    ):  # fmt: skip
+        effects, lower, upper = zip(*values, strict=True)
+        axes.vlines(looks + shift, lower, upper, color=colour, linewidth=1.6)
+        axes.plot(looks + shift, effects, "o", color=colour, label=label)
+    axes.set_xticks(looks)
     axes.set_xlabel("look")
     axes.set_ylabel("effect")
     axes.axhline(0, color="black", linewidth=0.8)
@@ -204,15 +211,15 @@ def fidelity_figure(comparisons: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def experiment_report(
-    held: Experiment,
+    experiment: Experiment,
     enrolment: EnrolmentReport,
-    history: Sequence[Mapping[str, Any]],
-    made: Sequence[Mapping[str, Any]],
+    history: Sequence[Transition],
+    made: Sequence[InterimAnalysis],
     review: Review,
     results: ResultsPage,
-    fidelity: Sequence[Mapping[str, Any]],
-    srm: Mapping[str, Any] | None,
-    openings: Sequence[Mapping[str, Any]],
+    fidelity: Sequence[FidelityComparison],
+    srm: SampleRatioCheck | None,
+    openings: Sequence[Unblinding],
     now: Sequence[PresentInterval] = (),
     *,
     blinded: bool,
@@ -222,7 +229,7 @@ def experiment_report(
     Args:
         now: confidence sequences of the present rows, between looks; only for an unblinded page.
     """
-    spec = held.spec
+    spec = experiment.spec
     fractions = ", ".join(f"{fraction:g}" for fraction in spec.looks.information_fractions)
     design = {
         "unit": spec.unit,
@@ -232,8 +239,8 @@ def experiment_report(
         "looks": f"{spec.looks.rule}: {fractions}",
         "approvals": _approvals(review),
         "sample size": spec.sample_size.total,
-        "design": f"version {held.version}, digest {spec.design_digest}",
-        "units": "invented (simulated stream)" if held.simulated else "observed",
+        "design": f"version {experiment.version}, digest {spec.design_digest}",
+        "units": "invented (simulated stream)" if experiment.simulated else "observed",
     }
     sections = [
         Section("Design", [spec.hypothesis.strip(), Table(("part", "plan"), design.items())]),
@@ -248,13 +255,12 @@ def experiment_report(
         ),
     ]
     if srm is not None:
-        said = (
-            f"Severity {srm['severity']}: p {text(srm['p_value'])} (fixed test), {text(srm['sequential_p_value'])} "
+        tests = (
+            f"Severity {srm.severity}: p {text(srm.p_value)} (fixed test), {text(srm.sequential_p_value)} "
             "(valid at every look)."
         )
-        sections.append(
-            Section("Sample ratio", [said, Table(("arm", "units"), srm["actual_counts"].items())])
-        )
+        counts = Table(("arm", "units"), srm.actual_counts.items())
+        sections.append(Section("Sample ratio", [tests, counts]))
     sections.append(_looks_section(spec, made, blinded))
     if now and not blinded:
         sections.append(_present_section(now))
@@ -263,24 +269,22 @@ def experiment_report(
     if fidelity and not blinded:
         figure = drawn(fidelity_figure(fidelity), "Predicted and observed effect at each look")
         sections.append(Section("Digital twin", [fidelity_table(fidelity), figure]))
-    states = [(_at(one), one["to_state"], one["recorded_by"], one["reason"]) for one in history]
+    states = [(change.at, change.to_state, change.recorded_by, change.reason) for change in history]
     sections.append(Section("History", [Table(("at", "state", "by", "why"), states)]))
     if openings:
-        opened = [(_at(one), one["recorded_by"], one["reason"]) for one in openings]
+        opened = [(opening.at, opening.recorded_by, opening.reason) for opening in openings]
         table = Table(("at", "by", "why"), opened)
         sections.append(Section("Openings of the unblinded report", [table]))
-    subtitle = f"{held.name}: {held.state}" + (f", decision {held.decision}" if held.decision else "")
+    subtitle = f"{experiment.name}: {experiment.state}" + (
+        f", decision {experiment.decision}" if experiment.decision else ""
+    )
     return html_page(
-        spec.title, sections, subtitle=subtitle + (". Blinded page." if blinded else _unblinded(held))
+        spec.title, sections, subtitle=subtitle + (". Blinded page." if blinded else _unblinded(experiment))
     )
 
 
-def _at(record: Mapping[str, Any]) -> str:
-    return f"{record['recorded_at']:%Y-%m-%d %H:%M}"
-
-
-def _unblinded(held: Experiment) -> str:
-    if held.spec.blinding == "open" or may_read_results(held.state):
+def _unblinded(experiment: Experiment) -> str:
+    if experiment.spec.blinding == "open" or may_read_results(experiment.state):
         return "."
     return ". Unblinded, for the data monitoring committee alone; this opening is recorded."
 
@@ -297,27 +301,32 @@ def _approvals(review: Review) -> str:
 _HARM = {True: "harmful", False: "no", None: "too early"}
 
 
-def _looks_section(spec: ExperimentSpec, made: Sequence[Mapping[str, Any]], blinded: bool) -> Section:
+def _looks_section(spec: ExperimentSpec, made: Sequence[InterimAnalysis], blinded: bool) -> Section:
     content: list[str | Table | Figure] = []
     if not blinded:
-        content += [f"Look {look['analysis_number']}: {look['decision_rationale']}" for look in made]
-    proposal = size_review_text(spec, [dict(look) for look in made], blinded=blinded)
+        content += [f"Look {look.analysis_number}: {look.decision_rationale}" for look in made]
+    proposal = size_review_text(spec, made, blinded=blinded)
     if proposal:
         content.append(f"Sample size looked at again: {proposal}")
     if made and blinded:
-        facts = ("analysis_number", "information_fraction", "sample_size_at_analysis")
-        rows = [(*(look[name] for name in facts), blinded_advice(look)) for look in made]
+        rows = [
+            (
+                *(look.analysis_number, look.information_fraction, look.sample_size_at_analysis),
+                blinded_advice(look),
+            )
+            for look in made
+        ]
         content.append(Table(("look", "information", "units", "says"), rows))
     elif made:
         content.append(_arms_table(made))
         harm = [
             (
-                *(look["analysis_number"], one["arm"], one["metric"]),
-                _HARM[one["harmful"]] if one.get("status") != "not_evaluable" else "not evaluable",
-                one["reason"],
+                *(look.analysis_number, check.arm, check.metric),
+                _HARM[check.harmful] if check.status != "not_evaluable" else "not evaluable",
+                check.reason,
             )
             for look in made
-            for one in look["metrics_snapshot"]["harm"]
+            for check in look.metrics_snapshot.harm
         ]
         if harm:
             content.append(Table(("look", "arm", "harm by", "harmful", "found"), harm))
@@ -325,21 +334,17 @@ def _looks_section(spec: ExperimentSpec, made: Sequence[Mapping[str, Any]], blin
     return Section("Looks", [*content, drawn(figure, "Boundaries and looks")])
 
 
-def _arms_table(made: Sequence[Mapping[str, Any]]) -> Table:
+def _arms_table(made: Sequence[InterimAnalysis]) -> Table:
     """Each arm at each look, with the repeated confidence interval and the chances. Unblinded."""
     rows = [
         (
-            *(look["analysis_number"], look["information_fraction"], arm["arm"]),
-            *(
-                (arm["effect"], (arm["lower"], arm["upper"]))
-                if arm["estimable"]
-                else ("not estimable", arm["reason"])
-            ),
-            *(arm["z"], look["boundary_z"], arm["conditional_power"], arm["predictive_power"]),
-            arm["advice"].replace("_", " "),
+            *(look.analysis_number, look.information_fraction, arm.arm),
+            *((arm.effect, (arm.lower, arm.upper)) if arm.estimable else ("not estimable", arm.reason)),
+            *(arm.z, look.boundary_z, arm.conditional_power, arm.predictive_power),
+            arm.advice.replace("_", " "),
         )
         for look in made
-        for arm in look["metrics_snapshot"]["arms"]
+        for arm in look.metrics_snapshot.arms
     ]
     head = (
         "look", "information", "arm", "effect", "repeated interval", "z", "boundary", "conditional power",
@@ -387,8 +392,8 @@ def _results_sections(spec: ExperimentSpec, results: ResultsPage) -> list[Sectio
     if results.heterogeneity:
         sections.append(_heterogeneity_section(results))
     if results.scorecard is not None:
-        said = f"{results.scorecard.sentence}. It advises; who decided, and why, is in the history."
-        sections.append(Section("Scorecard", [said, results.scorecard.table]))
+        advice = f"{results.scorecard.sentence}. It advises; who decided, and why, is in the history."
+        sections.append(Section("Scorecard", [advice, results.scorecard.table]))
     return sections
 
 

@@ -15,7 +15,6 @@ from e2i_dagster.experiments.conduct.digital_twin import (
     FidelityPage,
     TwinSimulation,
     compare_looks,
-    comparisons,
     record_simulation,
     simulate_twin,
     simulations,
@@ -29,6 +28,7 @@ from e2i_dagster.experiments.conduct.interim_looks import (
     present_intervals,
 )
 from e2i_dagster.experiments.conduct.lifecycle import bound_to_stop, may_read_results
+from e2i_dagster.experiments.conduct.records import FidelityRecord, InterimAnalysis, Transition, Unblinding
 from e2i_dagster.experiments.conduct.watch import balance_attributes, check_srm
 from e2i_dagster.experiments.design.planning import power
 from e2i_dagster.experiments.design.randomization import BalanceReport, balance
@@ -40,13 +40,13 @@ def register_design(
     connection: sa.Connection, spec: ExperimentSpec, *, actor: str
 ) -> tuple[ExperimentSpec, dict[str, Any]]:
     """The design in force and what to show of it beside its own fields."""
-    held = store.register(connection, spec, actor=actor)
-    figure = pages.boundary_figure(held.spec, [], blinded=True)
-    power_planned = planned_power(held.spec)
-    return held.spec, {
-        "experiment_state": held.state,
-        "design_version": held.version,
-        "locked": held.locked_at is not None,
+    experiment = store.register(connection, spec, actor=actor)
+    figure = pages.boundary_figure(experiment.spec, [], blinded=True)
+    power_planned = planned_power(experiment.spec)
+    return experiment.spec, {
+        "experiment_state": experiment.state,
+        "design_version": experiment.version,
+        "locked": experiment.locked_at is not None,
         "power_at_minimum_effect": power_planned,
         "boundaries": drawn(figure, "Planned boundaries"),
     }
@@ -85,11 +85,15 @@ def planned_power(spec: ExperimentSpec) -> float | None:
 
 def assign_waiting(connection: sa.Connection, name: str, *, actor: str) -> BalanceReport:
     """Assign who waits, when the experiment is running; balance of all assignments so far."""
-    held = store.read(connection, name)
-    if held.state == "running" and not held.simulated and not bound_to_stop(store.looks(connection, name)):
+    experiment = store.read(connection, name)
+    if (
+        experiment.state == "running"
+        and not experiment.simulated
+        and not bound_to_stop(InterimAnalysis.read_all(connection, name))
+    ):
         store.randomize(connection, name, actor=actor)
     records = store.read_records(connection, name)
-    spec = held.spec
+    spec = experiment.spec
     report = balance(records.assignments, spec.ratios, balance_attributes(spec, records))
     return report.model_copy(update={"waiting": store.not_assignable(records, spec)})
 
@@ -98,11 +102,11 @@ def enrolment_page(
     connection: sa.Connection, name: str, policy: LifecyclePolicy
 ) -> enrolment.EnrolmentReport:
     """Counts from screening to completion, with the figure against the plan."""
-    held = store.read(connection, name)
+    experiment = store.read(connection, name)
     records = store.read_records(connection, name)
     states = records.states(policy)
     report = enrolment.enrolment_report(
-        held.spec, records.screened, states, records.events, simulated=held.simulated
+        experiment.spec, records.screened, states, records.events, simulated=experiment.simulated
     )
     figure = pages.enrolment_figure(report)
     return report.model_copy(update={"figure": drawn(figure, "Enrolment against plan")})
@@ -111,14 +115,14 @@ def enrolment_page(
 def look_page(connection: sa.Connection, name: str, policy: LifecyclePolicy, *, actor: str) -> InterimPage:
     """Make the look that is due, and show what may be shown of all looks."""
     make_look(connection, name, policy=policy, actor=actor)
-    held = store.read(connection, name)
-    made = store.looks(connection, name)
-    blinded = is_blinded(held)
-    figure = pages.boundary_figure(held.spec, made, blinded=blinded)
+    experiment = store.read(connection, name)
+    made = InterimAnalysis.read_all(connection, name)
+    blinded = is_blinded(experiment)
+    figure = pages.boundary_figure(experiment.spec, made, blinded=blinded)
     return interim_page(
-        held,
+        experiment,
         made,
-        store.information(held.spec, store.read_records(connection, name).outcomes),
+        store.information(experiment.spec, store.read_records(connection, name).outcomes),
         blinded=blinded,
         figure=drawn(figure, "Boundaries and looks"),
     )
@@ -138,41 +142,41 @@ def judge_ratio(
     connection: sa.Connection, name: str, policy: LifecyclePolicy, *, actor: str
 ) -> tuple[bool, str]:
     """Whether the ratios of the arms hold, and the figures."""
-    held = store.read(connection, name)
-    found = check_srm(connection, held.spec, store.read_records(connection, name), policy, actor=actor)
+    experiment = store.read(connection, name)
+    found = check_srm(connection, experiment.spec, store.read_records(connection, name), policy, actor=actor)
     if found is None:
         return True, "no unit is assigned yet"
     return (
-        found["severity"] == "none",
-        f"{found['severity']}: {found['actual_counts']}, p {found['p_value']:.3g} (fixed), "
-        f"{found['sequential_p_value']:.3g} (valid at every look)",
+        found.severity == "none",
+        f"{found.severity}: {found.actual_counts}, p {found.p_value:.3g} (fixed), "
+        f"{found.sequential_p_value:.3g} (valid at every look)",
     )
 
 
-def is_blinded(held: store.Experiment) -> bool:
+def is_blinded(experiment: store.Experiment) -> bool:
     """True while only the data monitoring committee may see effects."""
-    return held.spec.blinding == "dmc" and not may_read_results(held.state)
+    return experiment.spec.blinding == "dmc" and not may_read_results(experiment.state)
 
 
 def report_html(
     connection: sa.Connection, name: str, policy: LifecyclePolicy, *, blinded: bool, actor: str
 ) -> str:
     """The report of an experiment as one HTML page."""
-    held = store.read(connection, name)
-    records = store.read_records(connection, name)
+    experiment = store.read(connection, name)
+    records, made = store.read_records(connection, name), InterimAnalysis.read_all(connection, name)
     return pages.experiment_report(
-        held,
+        experiment,
         enrolment_page(connection, name, policy),
-        store.history(connection, name),
-        store.looks(connection, name),
-        store.review(connection, held, policy),
+        Transition.read_all(connection, name),
+        made,
+        store.review(connection, experiment, policy),
         compute_results(connection, name, policy=policy, actor=actor),
-        comparisons(connection, name),
-        check_srm(connection, held.spec, records, policy, actor=actor),
-        store.openings(connection, name),
+        FidelityRecord.read_all(connection, name),
+        check_srm(connection, experiment.spec, records, policy, actor=actor),
+        Unblinding.read_all(connection, name),
         ()
-        if blinded or held.state not in ("running", "paused")
-        else present_intervals(held.spec, records, store.looks(connection, name), policy),
+        if blinded or experiment.state not in ("running", "paused")
+        else present_intervals(experiment.spec, records, made, policy),
         blinded=blinded,
     )
 
@@ -201,13 +205,14 @@ def fidelity_page(
     connection: sa.Connection, name: str, policy: LifecyclePolicy, *, actor: str
 ) -> FidelityPage:
     """Compare the newest simulation with the looks, and show what may be shown."""
-    held = store.read(connection, name)
-    reason = compare_looks(connection, name, store.looks(connection, name), policy, actor=actor)
-    found = comparisons(connection, name)
-    blinded = is_blinded(held)
+    experiment = store.read(connection, name)
+    made = InterimAnalysis.read_all(connection, name)
+    reason = compare_looks(connection, name, made, policy, actor=actor)
+    found = FidelityRecord.read_all(connection, name)
+    blinded = is_blinded(experiment)
     if blinded and found:
         reason = f"{len(found)} comparison(s), blinded until data collection is over"
-    shown = () if blinded else tuple(_plain(one) for one in found)
+    shown = () if blinded else tuple(found)
     figure = drawn(pages.fidelity_figure(found), "Prediction and observation") if shown else None
     return FidelityPage(
         experiment=name,
@@ -217,11 +222,3 @@ def fidelity_page(
         reason=reason,
         figure=figure,
     )
-
-
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: value
-        for key, value in row.items()
-        if key not in ("id", "simulation_id", "recorded_at", "recorded_by", "experiment")
-    }

@@ -7,7 +7,6 @@ both of its ends say the same. The score advises; who decides, and why, is recor
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -17,6 +16,7 @@ from e2i_dagster.config.experiment import Scorecard as ScorecardPolicy
 from e2i_dagster.display import Table
 from e2i_dagster.errors import InputError
 from e2i_dagster.experiments.statistics.comparison_results import Analysis, Comparison
+from e2i_dagster.experiments.statistics.estimation import FinalEstimate
 
 Recommendation = Literal["strong_go", "go", "consider", "no_go"]
 
@@ -48,8 +48,8 @@ class ScoredResult(BaseModel):
         """The score in one line."""
         score = f"{self.low:.2f}" if self.high - self.low < 1e-9 else f"{self.low:.2f} to {self.high:.2f}"
         open_parts = [part.name for part in self.parts if part.score is None]
-        said = (self.recommendation or "open").replace("_", " ")
-        return f"{self.arm}: {said}, score {score}" + (
+        recommendation = (self.recommendation or "open").replace("_", " ")
+        return f"{self.arm}: {recommendation}, score {score}" + (
             f" (open: {', '.join(open_parts)})" if open_parts else ""
         )
 
@@ -76,14 +76,14 @@ def score_result(
     analysis: Analysis,
     policy: ScorecardPolicy,
     *,
-    adjusted: Mapping[str, Any] | None = None,
+    adjusted: FinalEstimate | None = None,
     alignment: float | None = None,
 ) -> ScoredResult | None:
     """Score the arm with the largest benefit on the primary metric; None when no arm can be estimated.
 
     Args:
         analysis: of the primary metric by intention to treat.
-        adjusted: ``p_value`` that allows for the looks, where there is one.
+        adjusted: estimate that allows for the looks, where there is one.
         alignment: how well the treatment fits the strategy, from 0 to 1, as judged by who decides.
 
     Raises:
@@ -148,9 +148,9 @@ def _benefit(one: Comparison, sign: int) -> float:
 
 
 def _significance(
-    one: Comparison, sign: int, policy: ScorecardPolicy, adjusted: Mapping[str, Any] | None
+    one: Comparison, sign: int, policy: ScorecardPolicy, adjusted: FinalEstimate | None
 ) -> dict[str, Any]:
-    p = one.adjusted_p_value if adjusted is None else adjusted["p_value"]
+    p = one.adjusted_p_value if adjusted is None else adjusted.p_value
     source = "" if adjusted is None else ", adjusted for the looks"
     if p is None:
         return {"score": None, "found": "no p-value"}

@@ -27,6 +27,7 @@ from e2i_dagster.experiments.conduct.lifecycle import (
     judge_transition,
     review_of,
 )
+from e2i_dagster.experiments.conduct.records import InterimAnalysis, Transition
 from e2i_dagster.experiments.design.randomization import RandomizationPlan, assign, batch_seal, verify
 from e2i_dagster.experiments.design.randomization_key import key_fingerprint, randomization_key
 from e2i_dagster.policy_files.base import digest_of
@@ -151,18 +152,24 @@ def amend(connection: sa.Connection, spec: ExperimentSpec, *, reason: str, actor
         VerdictError: the change touches what randomization rests on (unit, arms, method of a cluster), what the
             looks made so far rest on, or data collection is over.
     """
-    held = _held(connection, spec.name)
+    held = read_locked(connection, spec.name)
     if held.locked_at is None:
         raise InputError(
-            f"Experiment {spec.name} has no assignments yet: change its file, no amendment is needed."
+            f"Experiment {spec.name} has no assignments yet.",
+            file=f"config/experiments/{spec.name}.yaml",
+            remedy="Change its file, no amendment is needed.",
         )
     if held.spec.design_digest == spec.design_digest:
-        raise InputError(f"The design of experiment {spec.name} is the one in force: nothing to amend.")
+        raise InputError(
+            f"The design of experiment {spec.name} is the one in force.",
+            file=f"config/experiments/{spec.name}.yaml",
+            remedy="Change the file first, then amend.",
+        )
     if held.state in ENDED_STATES:
         raise VerdictError(
             f"Experiment {spec.name} is {held.state}: data collection is over, and its design is what was carried out."
         )
-    made = looks(connection, spec.name)
+    made = InterimAnalysis.read_all(connection, spec.name)
     fixed = [
         name
         for name, before, after in (
@@ -209,15 +216,15 @@ def _fixed_by_looks(before: ExperimentSpec, after: ExperimentSpec, made: int) ->
     return fixed
 
 
-def _proposal_taken(before: ExperimentSpec, after: ExperimentSpec, made: list[dict[str, Any]]) -> str:
+def _proposal_taken(before: ExperimentSpec, after: ExperimentSpec, made: list[InterimAnalysis]) -> str:
     """Beside the reason of an amendment of the size: whether it is what a look proposed."""
     if before.information_target == after.information_target:
         return ""
     for look in made:
-        found = look["metrics_snapshot"].get("size_proposal")
-        if found and found["size"] is not None:
-            taken = "takes up" if found["size"] == after.information_target else "differs from"
-            return f" ({taken} the proposal of look {look['analysis_number']})"
+        found = look.metrics_snapshot.size_proposal
+        if found is not None and found.size is not None:
+            taken = "takes up" if found.size == after.information_target else "differs from"
+            return f" ({taken} the proposal of look {look.analysis_number})"
     return ""
 
 
@@ -269,11 +276,21 @@ def approve(
         InputError: the role is unknown, or the experiment is not in review.
         VerdictError: this role or this person has approved the design already, or the person submitted it.
     """
-    held = _held(connection, name)
+    held = read_locked(connection, name)
     if role not in policy.approvals.roles:
-        raise InputError(f"There is no role {role!r} to approve. Roles: {', '.join(policy.approvals.roles)}.")
+        raise InputError(
+            f"There is no role {role!r} to approve.",
+            field="role",
+            value=role,
+            remedy=f"Roles: {', '.join(policy.approvals.roles)}.",
+        )
     if held.state != "in_review":
-        raise InputError(f"Experiment {name} is {held.state}; a design is approved while it is in_review.")
+        raise InputError(
+            f"Experiment {name} is {held.state}; a design is approved while it is in_review.",
+            field="state",
+            value=held.state,
+            remedy=f"`e2i experiment status {name}` shows what comes next.",
+        )
     valid = [one for one in approvals(connection, name) if one.design_digest == held.spec.design_digest]
     if any(one.role == role or one.by == actor for one in valid):
         raise VerdictError(f"Experiment {name}: {role} or {actor} has approved this design already.")
@@ -299,12 +316,12 @@ def approvals(connection: sa.Connection, name: str) -> tuple[Approval, ...]:
 
 def review(connection: sa.Connection, held: Experiment, policy: LifecyclePolicy) -> Review:
     """Approvals of the design in force, and when they are due."""
-    submitted = [one for one in history(connection, held.name) if one["to_state"] == "in_review"]
+    submitted = newest_transition(connection, held.name, "in_review")
     return review_of(
         policy,
         held.spec.design_digest,
         approvals(connection, held.name),
-        submitted[-1]["recorded_at"] if submitted else None,
+        None if submitted is None else submitted.recorded_at,
     )
 
 
@@ -327,7 +344,7 @@ def transition(
     Raises:
         InputError, VerdictError: see :func:`e2i_dagster.experiments.conduct.lifecycle.judge_transition`.
     """
-    held = _held(connection, name)
+    held = read_locked(connection, name)
     now = now or dt.datetime.now(dt.UTC)
     found = _situation(connection, held, actor, decision)
     checked = judge_transition(held.spec, policy, found, to, now=now)
@@ -452,10 +469,10 @@ def randomize(
     Raises:
         VerdictError: the experiment is not running, or its key is another one than before.
     """
-    held = _held(connection, name)
+    held = read_locked(connection, name)
     if held.state != "running":
         raise VerdictError(f"Experiment {name} is {held.state}; units are assigned while it is running.")
-    if bound_to_stop(looks(connection, name)):
+    if bound_to_stop(InterimAnalysis.read_all(connection, name)):
         raise VerdictError(
             f"Experiment {name}: the newest look stopped it for futility by a binding rule; nobody is assigned any "
             f"more. e2i experiment transition {name} stopped_futility --reason TEXT."
@@ -576,42 +593,29 @@ def read_records(
     return Records(**frames)
 
 
-def history(connection: sa.Connection, name: str) -> list[dict[str, Any]]:
-    """Transitions of an experiment, oldest first."""
-    table = tables.ab_experiment_transitions
-    rows = connection.execute(sa.select(table).where(table.c.experiment == name).order_by(table.c.id))
-    return [dict(row) for row in rows.mappings()]
+def newest_transition(connection: sa.Connection, name: str, to: State) -> Transition | None:
+    """The last time that the experiment came to the state ``to``; None if it never did."""
+    transitions = Transition.read_all(connection, name)
+    return next((made for made in reversed(transitions) if made.to_state == to), None)
 
 
 def paused_at(connection: sa.Connection, name: str) -> dt.datetime | None:
     """When it was paused last; None if it never was."""
-    paused = [one["recorded_at"] for one in history(connection, name) if one["to_state"] == "paused"]
-    return paused[-1] if paused else None
-
-
-def looks(connection: sa.Connection, name: str) -> list[dict[str, Any]]:
-    """Looks that were made, oldest first. Unblinded: whoever shows them records it (:func:`open_report`)."""
-    table = tables.ab_interim_analyses
-    rows = connection.execute(
-        sa.select(table).where(table.c.experiment == name).order_by(table.c.analysis_number)
-    )
-    return [dict(row) for row in rows.mappings()]
+    paused = newest_transition(connection, name, "paused")
+    return None if paused is None else paused.recorded_at
 
 
 def open_report(connection: sa.Connection, name: str, *, what: str, reason: str, actor: str) -> None:
     """Record that the unblinded report was opened, before it is shown."""
     if not reason.strip():
-        raise InputError("Say why the unblinded report is opened; the opening is recorded with its reason.")
+        raise InputError(
+            "The unblinded report is opened with a reason, which is recorded.",
+            field="reason",
+            remedy="Say why.",
+        )
     connection.execute(
         tables.ab_unblinding_log.insert().values(experiment=name, what=what, reason=reason, recorded_by=actor)
     )
-
-
-def openings(connection: sa.Connection, name: str) -> list[dict[str, Any]]:
-    """Who opened the unblinded report, when and why."""
-    table = tables.ab_unblinding_log
-    rows = connection.execute(sa.select(table).where(table.c.experiment == name).order_by(table.c.id))
-    return [dict(row) for row in rows.mappings()]
 
 
 def information(spec: ExperimentSpec, outcomes: pd.DataFrame) -> float:
@@ -621,8 +625,8 @@ def information(spec: ExperimentSpec, outcomes: pd.DataFrame) -> float:
     return seen / spec.information_target
 
 
-def _held(connection: sa.Connection, name: str) -> Experiment:
-    """The experiment, its row held until the transaction ends."""
+def read_locked(connection: sa.Connection, name: str) -> Experiment:
+    """The experiment, its row locked until the transaction ends."""
     table = tables.ab_experiments
     connection.execute(sa.select(table.c.name).where(table.c.name == name).with_for_update())
     return read(connection, name)
@@ -638,7 +642,7 @@ def _enrolling(connection: sa.Connection, name: str, source: Source) -> Experime
 
 
 def _following(connection: sa.Connection, name: str, source: Source) -> Experiment:
-    held = _held(connection, name)
+    held = read_locked(connection, name)
     if held.source not in (None, source):
         raise InputError(
             f"Experiment {name} has {held.source} units; {source} ones never mix with them.",
@@ -669,7 +673,7 @@ def _waiting(records: Records, spec: ExperimentSpec) -> pd.DataFrame:
 
 def _situation(connection: sa.Connection, held: Experiment, actor: str, decision: str | None) -> Situation:
     records = read_records(connection, held.name)
-    made = looks(connection, held.name)
+    made = InterimAnalysis.read_all(connection, held.name)
     results = tables.ab_experiment_results
     others: dict[str, tuple[ExperimentSpec, State]] = {
         name: (one.spec, one.state) for name, one in read_all(connection).items() if name != held.name
@@ -686,7 +690,7 @@ def _situation(connection: sa.Connection, held: Experiment, actor: str, decision
         approvals=approvals(connection, held.name),
         others=others,
         key_ready=_key_ready(),
-        newest_decision=made[-1]["decision"] if made else None,
+        newest_decision=made[-1].decision if made else None,
         looks_done=len(made),
         information=information(held.spec, records.outcomes),
         as_of=max(present).date() if present else None,
@@ -711,8 +715,8 @@ def _key_ready() -> bool:
 
 
 def _submitted_by(connection: sa.Connection, name: str) -> str | None:
-    submitted = [one for one in history(connection, name) if one["to_state"] == "in_review"]
-    return submitted[-1]["recorded_by"] if submitted else None
+    submitted = newest_transition(connection, name, "in_review")
+    return None if submitted is None else submitted.recorded_by
 
 
 def _new_design(
@@ -753,7 +757,7 @@ def _store_transition(
     actor: str,
 ) -> None:
     if not reason.strip():
-        raise InputError("Say why: every transition is recorded with its reason.")
+        raise InputError("Every transition is recorded with its reason.", field="reason", remedy="Say why.")
     connection.execute(
         tables.ab_experiment_transitions.insert().values(
             experiment=name,
@@ -775,7 +779,10 @@ def _append(connection: sa.Connection, table: sa.Table, name: str, rows: pd.Data
     values = given[columns].astype(object).where(given[columns].notna(), None)
     driver = connection.connection.driver_connection
     if driver is None:
-        raise ConfigError("The warehouse's connection was closed before its rows were written.")
+        raise ConfigError(
+            "The warehouse's connection was closed before its rows were written.",
+            remedy="Write the rows while the connection is open.",
+        )
     from psycopg import sql
 
     statement = sql.SQL("COPY {} ({}) FROM STDIN").format(

@@ -11,8 +11,8 @@ from e2i_dagster.config.experiment import LifecyclePolicy
 from e2i_dagster.experiments.conduct import enrolment, store
 from e2i_dagster.experiments.conduct.interim_looks import interim_page
 from e2i_dagster.experiments.conduct.lifecycle import Review
+from e2i_dagster.experiments.conduct.records import InterimAnalysis, SampleRatioCheck, Transition, Unblinding
 from e2i_dagster.experiments.conduct.run import is_blinded
-from e2i_dagster.experiments.conduct.watch import newest_srm
 
 
 def approval_rows(review: Review) -> list[dict[str, str]]:
@@ -38,45 +38,41 @@ def summary(connection: sa.Connection, name: str, policy: LifecyclePolicy) -> di
     Raises:
         InputError: the experiment is not registered.
     """
-    held = store.read(connection, name)
+    experiment = store.read(connection, name)
     records = store.read_records(connection, name)
     states = records.states(policy)
     report = enrolment.enrolment_report(
-        held.spec, records.screened, states, records.events, simulated=held.simulated
+        experiment.spec, records.screened, states, records.events, simulated=experiment.simulated
     )
-    reached = store.information(held.spec, records.outcomes)
-    page = interim_page(held, store.looks(connection, name), reached, blinded=is_blinded(held))
-    srm = newest_srm(connection, name)
-    review = store.review(connection, held, policy)
+    reached = store.information(experiment.spec, records.outcomes)
+    made = InterimAnalysis.read_all(connection, name)
+    page = interim_page(experiment, made, reached, blinded=is_blinded(experiment))
+    srm = SampleRatioCheck.read_newest(connection, name)
+    review = store.review(connection, experiment, policy)
     steps = {
         "planned": report.planned, "screened": report.screened, "eligible": report.eligible,
         "consented": report.consented, "assigned": report.assigned, **report.statuses,
     }  # fmt: skip
     return {
         "experiment": name,
-        "state": held.state,
-        "decision": held.decision,
-        "units": held.source or "no",
-        "design_version": held.version,
-        "design_locked": held.locked_at is not None,
-        "next_states": list(policy.transitions[held.state]),
+        "state": experiment.state,
+        "decision": experiment.decision,
+        "units": experiment.source or "no",
+        "design_version": experiment.version,
+        "design_locked": experiment.locked_at is not None,
+        "next_states": list(policy.transitions[experiment.state]),
         "approvals": approval_rows(review),
         "sample_size_review": page.size_proposal or None,
         "enrolment": {step: shown_count(count) for step, count in steps.items()},
         "information_fraction": round(reached, 4),
-        "sample_ratio": None if srm is None else f"{srm['severity']} (p {srm['p_value']:.3g})",
+        "sample_ratio": None if srm is None else f"{srm.severity} (p {srm.p_value:.3g})",
         "looks": [dict(look) for look in page.looks],
         "history": [
-            {
-                "at": f"{one['recorded_at']:%Y-%m-%d %H:%M}",
-                "state": one["to_state"],
-                "by": one["recorded_by"],
-                "why": one["reason"],
-            }
-            for one in store.history(connection, name)
+            {"at": made.at, "state": made.to_state, "by": made.recorded_by, "why": made.reason}
+            for made in Transition.read_all(connection, name)
         ],
         "openings": [
-            {"at": f"{one['recorded_at']:%Y-%m-%d %H:%M}", "by": one["recorded_by"], "why": one["reason"]}
-            for one in store.openings(connection, name)
+            {"at": opening.at, "by": opening.recorded_by, "why": opening.reason}
+            for opening in Unblinding.read_all(connection, name)
         ],
     }

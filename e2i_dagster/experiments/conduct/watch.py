@@ -14,6 +14,7 @@ from e2i_dagster.experiments.conduct.enrolment import attribute_frame
 from e2i_dagster.experiments.conduct.intake import of_one_kind
 from e2i_dagster.experiments.conduct.interim_looks import arm_counts
 from e2i_dagster.experiments.conduct.lifecycle import Review
+from e2i_dagster.experiments.conduct.records import SampleRatioCheck
 from e2i_dagster.experiments.conduct.store import Records
 from e2i_dagster.experiments.design.randomization import balance
 from e2i_dagster.experiments.statistics.multiplicity import adjusted
@@ -37,7 +38,7 @@ class Finding:
 
 def check_srm(
     connection: sa.Connection, spec: ExperimentSpec, records: Records, policy: LifecyclePolicy, *, actor: str
-) -> dict[str, Any] | None:
+) -> SampleRatioCheck | None:
     """Test the ratios of the arms, go on with the sequential test, and record both; None before any unit.
 
     Nothing is recorded when the counts are those of the check before.
@@ -46,19 +47,19 @@ def check_srm(
         return None
     counts = arm_counts(records.assignments, spec)
     watch = policy.monitor.srm
-    newest = newest_srm(connection, spec.name)
-    if newest is not None and newest["actual_counts"] == counts:
+    newest = SampleRatioCheck.read_newest(connection, spec.name)
+    if newest is not None and newest.actual_counts == counts:
         return newest
     shares = spec.ratios
     before = None
-    if newest is not None and newest["expected_ratio"] == shares:
+    if newest is not None and newest.expected_ratio == shares:
         before = SequentialSrm(
-            counts=newest["actual_counts"],
+            counts=newest.actual_counts,
             expected_ratio=shares,
-            log_e_value=newest["log_e_maximum"],
-            log_e_maximum=newest["log_e_maximum"],
-            p_value=newest["sequential_p_value"],
-            severity=newest["severity"],
+            log_e_value=newest.log_e_maximum,
+            log_e_maximum=newest.log_e_maximum,
+            p_value=newest.sequential_p_value,
+            severity=newest.severity,
         )
     fixed = srm_test(counts, shares, warning=watch.warning, critical=watch.critical)
     always = sequential_srm_test(
@@ -80,20 +81,7 @@ def check_srm(
             recorded_by=actor,
         )
     )
-    return newest_srm(connection, spec.name)
-
-
-def newest_srm(connection: sa.Connection, name: str) -> dict[str, Any] | None:
-    """The newest check of the ratios."""
-    table = tables.ab_srm_checks
-    row = (
-        connection.execute(
-            sa.select(table).where(table.c.experiment == name).order_by(table.c.id.desc()).limit(1)
-        )
-        .mappings()
-        .one_or_none()
-    )
-    return None if row is None else dict(row)
+    return SampleRatioCheck.read_newest(connection, spec.name)
 
 
 def balance_attributes(spec: ExperimentSpec, records: Records) -> pd.DataFrame | None:
@@ -203,7 +191,7 @@ def watch(
     spec: ExperimentSpec,
     records: Records,
     policy: LifecyclePolicy,
-    srm: dict[str, Any] | None,
+    srm: SampleRatioCheck | None,
     *,
     now: dt.datetime,
     simulated: bool,
@@ -218,14 +206,14 @@ def watch(
     slow = _slow(spec, records, policy)
     if slow is not None:
         found.append(slow)
-    if srm is not None and srm["severity"] != "none":
-        critical = srm["severity"] == "critical"
+    if srm is not None and srm.severity != "none":
+        critical = srm.severity == "critical"
         found.append(
             Finding(
                 "srm",
                 "critical" if critical else "high",
-                f"arms have {srm['actual_counts']}, the design wants {srm['expected_ratio']} "
-                f"(p {srm['sequential_p_value']:.2g}, valid at every look). Results are not to be read",
+                f"arms have {srm.actual_counts}, the design wants {srm.expected_ratio} "
+                f"(p {srm.sequential_p_value:.2g}, valid at every look). Results are not to be read",
                 f"e2i experiment audit {spec.name}",
             )
         )

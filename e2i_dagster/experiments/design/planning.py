@@ -343,13 +343,19 @@ def design_effect(cluster_size: float | None, icc: float | None, cluster_size_cv
     if cluster_size is None and icc is None:
         return 1.0
     if cluster_size is None or icc is None:
-        raise InputError("cluster_size and icc: a cluster design needs both.")
+        raise InputError(
+            "A cluster design needs the size of a cluster and the intracluster correlation.",
+            field="cluster_size, icc",
+            remedy="Give both.",
+        )
     size, correlation = checked_number(cluster_size, "cluster_size"), checked_number(icc, "icc")
     spread = checked_number(cluster_size_cv, "cluster_size_cv")
     if size < 1 or not 0.0 <= correlation <= 1.0 or spread < 0:
         raise InputError(
             f"cluster_size {size:g}, icc {correlation:g}, cluster_size_cv {spread:g}: a cluster has at least 1 "
-            "unit, icc lies in [0, 1], the coefficient of variation is not negative."
+            "unit, icc lies in [0, 1], the coefficient of variation is not negative.",
+            field="cluster_size, icc, cluster_size_cv",
+            value=(size, correlation, spread),
         )
     return 1.0 + ((spread**2 + 1.0) * size - 1.0) * correlation
 

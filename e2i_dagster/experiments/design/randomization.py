@@ -310,19 +310,25 @@ def _check(units: pd.DataFrame, plan: RandomizationPlan) -> None:
     if absent:
         raise InputError(
             f"units of experiment {plan.experiment}: column(s) {', '.join(absent)} are missing; "
-            f"{plan.method} randomization reads {', '.join(needed)}."
+            f"{plan.method} randomization reads {', '.join(needed)}.",
+            field=absent[0],
+            remedy="Add the columns.",
         )
     empty = {name: int(units[name].isna().sum()) for name in needed if units[name].isna().any()}
     if empty:
         said = ", ".join(f"{name} ({count:,})" for name, count in empty.items())
         raise InputError(
             f"units of experiment {plan.experiment}: values are missing in {said}. Every unit needs all of them "
-            "before it is assigned; give unknown values a level of their own."
+            "before it is assigned.",
+            field=plan.attributes[0] if plan.attributes else "unit_id",
+            remedy="Give unknown values a level of their own.",
         )
     twice = int(units["unit_id"].duplicated().sum())
     if twice:
         raise InputError(
-            f"units of experiment {plan.experiment}: {twice:,} unit(s) are given more than once."
+            f"units of experiment {plan.experiment}: {twice:,} unit(s) are given more than once.",
+            field="unit_id",
+            remedy="Give each once.",
         )
 
 
@@ -408,7 +414,9 @@ def _by_cluster(
     if torn:
         raise InputError(
             f"units of experiment {plan.experiment}: {torn:,} cluster(s) lie in more than one stratum. Strata of "
-            "cluster randomization are attributes of the cluster: the same for all of its units."
+            "cluster randomization are attributes of the cluster: the same for all of its units.",
+            field=plan.strata[0],
+            remedy="Give all units of a cluster the same.",
         )
     known = before.drop_duplicates("cluster").set_index("cluster")
     fresh = per_cluster[~per_cluster["cluster"].isin(known.index).to_numpy()]
@@ -433,7 +441,9 @@ def _minimized(new: pd.DataFrame, plan: RandomizationPlan, key: bytes, before: p
     if absent:
         raise InputError(
             f"experiment {plan.experiment}: earlier assignments came without factor(s) {', '.join(absent)}; "
-            "minimization needs them."
+            "minimization needs them.",
+            field=absent[0],
+            remedy="Give earlier assignments with their factors.",
         )
     arms, weights = len(plan.arms), np.array(plan.weights, dtype=float)
     position = {arm: number for number, arm in enumerate(plan.arms)}

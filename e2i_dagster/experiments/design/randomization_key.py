@@ -35,7 +35,9 @@ def randomization_key() -> bytes:
     if database_url() is not None:
         raise ConfigError(
             f"{VARIABLE} is not set. With E2I_DATABASE_URL the key of randomization comes from the environment, "
-            "the same wherever units are assigned; keep it where those who enrol cannot read it."
+            "the same wherever units are assigned.",
+            file=VARIABLE,
+            remedy=f"Set {VARIABLE}; keep it where those who enrol cannot read it.",
         )
     return _generated(state_folder() / "secrets" / "randomization.key")
 

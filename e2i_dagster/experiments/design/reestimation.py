@@ -48,6 +48,17 @@ class Reestimation(BaseModel):
         return self.model_dump(mode="json")
 
 
+class NoReestimation(BaseModel):
+    """A review of the size that proposes none, and why."""
+
+    model_config = ConfigDict(frozen=True)
+
+    rule: Literal["blinded_variance", "promising_zone"]
+    planned: int
+    size: None = None
+    rationale: str
+
+
 def blinded_reestimation(
     planned: int,
     *,
@@ -79,9 +90,17 @@ def blinded_reestimation(
     )
     share = checked_probability(treated_share, "treated_share")
     if before <= 0 or seen <= 0:
-        raise InputError("planned_variance and pooled_variance: both must be above 0.")
+        raise InputError(
+            "planned_variance and pooled_variance: both must be above 0.",
+            field="planned_variance, pooled_variance",
+            value=(before, seen),
+        )
     if not 0 < least <= 1.0 <= most:
-        raise InputError(f"least {least:g} and most {most:g}: 0 < least <= 1 <= most.")
+        raise InputError(
+            f"least {least:g} and most {most:g}: 0 < least <= 1 <= most.",
+            field="least, most",
+            value=(least, most),
+        )
     within = seen - share * (1.0 - share) * checked_number(assumed_effect, "assumed_effect") ** 2
     if within <= 0:
         raise InputError(
@@ -129,7 +148,10 @@ def promising_zone(
     _checked_size(planned)
     if look != boundaries.looks - 1 or boundaries.information_fractions[-1] != 1.0:
         raise InputError(
-            f"look {look}: the size is looked at again at the last look but one, of a whole plan."
+            f"look {look}: the size is looked at again at the last look but one, of a whole plan.",
+            field="look",
+            value=look,
+            remedy=f"Give look {boundaries.looks - 1} of a plan whose last look has all information.",
         )
     if most < planned:
         raise InputError(f"most: {most} is below the {planned} units planned.", field="most")
@@ -193,15 +215,12 @@ def _adjusted_bound(z: float, fraction: float, final: float, factor: float) -> f
 
 def propose_size(
     spec: ExperimentSpec, frame: pd.DataFrame, reached: Sequence[float], z: float | None
-) -> dict[str, Any] | None:
+) -> Reestimation | NoReestimation | None:
     """What the review declared in the plan of ``spec`` proposes at this look; None at every other look.
 
     Args:
         frame: one row per assigned unit with the primary metric. reached: fractions of the looks up to this one.
         z: of this look, positive for benefit; None where it is not estimable.
-
-    Returns:
-        A :class:`Reestimation` as plain values; ``size`` None with the reason where there is nothing to go by.
     """
     review = spec.looks.reestimation
     number = len(reached)
@@ -210,7 +229,7 @@ def propose_size(
     planned, primary = spec.information_target, spec.metrics.primary
     try:
         if review.rule == "blinded_variance":
-            found = blinded_reestimation(
+            return blinded_reestimation(
                 planned,
                 planned_variance=_planned_variance(spec, primary),
                 pooled_variance=float(frame[primary.name].var(ddof=1)),
@@ -219,22 +238,22 @@ def propose_size(
                 trigger=review.variance_above,
                 most=review.most / planned,
             )
-        else:
-            later = [
-                fraction for fraction in spec.looks.information_fractions[number:] if fraction > reached[-1]
-            ]
-            plan = boundaries(
-                spec.looks.rule, [*reached, *later], alpha=spec.looks.alpha, sides=spec.looks.sides,
-                gamma=spec.looks.gamma,
-            )  # fmt: skip
-            if z is None:
-                raise InputError("the look has no statistic")
-            found = promising_zone(
-                plan, number, z, planned=planned, most=review.most, target_power=spec.sample_size.power
+        if z is None:
+            raise InputError(
+                "the look has no statistic",
+                field="z",
+                remedy="Look at the size again at a look that has a statistic.",
             )
+        later = [fraction for fraction in spec.looks.information_fractions[number:] if fraction > reached[-1]]
+        plan = boundaries(
+            spec.looks.rule, [*reached, *later], alpha=spec.looks.alpha, sides=spec.looks.sides,
+            gamma=spec.looks.gamma,
+        )  # fmt: skip
+        return promising_zone(
+            plan, number, z, planned=planned, most=review.most, target_power=spec.sample_size.power
+        )
     except InputError as error:
-        return {"rule": review.rule, "planned": planned, "size": None, "rationale": str(error)}
-    return found.to_record()
+        return NoReestimation(rule=review.rule, planned=planned, rationale=str(error))
 
 
 def _planned_variance(spec: ExperimentSpec, primary: Metric) -> float:

@@ -746,7 +746,7 @@ def _compare_survival(
     ratio = None if without or together < FEWEST_EVENTS else hazard_ratio(tables)
     why = ""
     if together < FEWEST_EVENTS:
-        why = f"both arms together have {shown_count(together)} events; at least {FEWEST_EVENTS} are needed"
+        why = f"both arms together have fewer than {FEWEST_EVENTS} events"
     elif without:
         why = f"arm {without[0]} has no event: the hazard ratio has no finite estimate"
     elif ratio is None:

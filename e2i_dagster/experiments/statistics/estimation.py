@@ -116,8 +116,10 @@ def final_estimate(
     last = look == boundaries.looks and boundaries.complete
     if not last and floor[look - 1] < value < bound:
         raise InputError(
-            f"look {look}: z {value:.3f} crosses no boundary, so the trial goes on and has no final estimate yet; "
-            "ask for repeated_intervals."
+            f"look {look}: z {value:.3f} crosses no boundary, so the trial goes on and has no final estimate yet.",
+            field="look",
+            value=look,
+            remedy="Ask for repeated_intervals.",
         )
     per_side = boundaries.alpha / boundaries.sides
     level = 1.0 - 2.0 * per_side if confidence is None else checked_probability(confidence, "confidence")
@@ -235,7 +237,10 @@ def always_valid(
     tuning = checked_number(tuning_variance, "tuning_variance")
     level = checked_probability(confidence, "confidence")
     if error <= 0 or tuning <= 0:
-        raise InputError("standard_error and tuning_variance: both must be above 0.")
+        raise InputError(
+            "standard_error and tuning_variance: both must be above 0.",
+            field="standard_error, tuning_variance",
+        )
     if before is not None and (before.confidence, before.tuning_variance) != (level, tuning):
         raise InputError(
             "before: confidence and tuning_variance are fixed before the first look.", field="before"

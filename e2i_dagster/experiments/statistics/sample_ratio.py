@@ -111,7 +111,12 @@ def checked_ratio(ratio: Any, arms: Sequence[str] | None = None) -> dict[str, fl
     try:
         return allocation_shares(ratio, arms)
     except ValueError as error:
-        raise InputError(str(error)) from None
+        raise InputError(
+            str(error),
+            field="ratio",
+            value=ratio,
+            remedy="Write parts as [1, 1], [2, 1] or '2:1', or shares that sum to 1.",
+        ) from None
 
 
 def _checked_counts(counts: Any, ratio: dict[str, float]) -> dict[str, int]:
@@ -185,7 +190,11 @@ def srm_test(
     from scipy.special import chdtrc
 
     if not 0.0 < critical <= warning < 1.0:
-        raise InputError(f"warning {warning:g} and critical {critical:g}: 0 < critical <= warning < 1.")
+        raise InputError(
+            f"warning {warning:g} and critical {critical:g}: 0 < critical <= warning < 1.",
+            field="warning, critical",
+            value=(warning, critical),
+        )
     units, shares = _with_names(counts, ratio)
     observed = np.array(list(units.values()), dtype=float)
     share = np.array(list(shares.values()))

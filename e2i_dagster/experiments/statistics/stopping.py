@@ -101,7 +101,11 @@ class Boundaries(BaseModel):
             InputError: the design has no such look.
         """
         if isinstance(look, bool) or not isinstance(look, (int, np.integer)) or not 1 <= look <= self.looks:
-            raise InputError(f"look {look!r}: the design has looks 1 to {self.looks}; no other may be taken.")
+            raise InputError(
+                f"look {look!r}: the design has looks 1 to {self.looks}; no other may be taken.",
+                field="look",
+                value=look,
+            )
         return self.z[int(look) - 1]
 
     def to_metadata(self) -> dict[str, Any]:
@@ -172,9 +176,11 @@ def checked_probability(value: float, name: str) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise InputError(f"{name}: {value!r} is not a number between 0 and 1.") from None
+        raise InputError(
+            f"{name}: {value!r} is not a number between 0 and 1.", field=name, value=value
+        ) from None
     if not 0.0 < number < 1.0:
-        raise InputError(f"{name}: {number:g} must lie strictly between 0 and 1.")
+        raise InputError(f"{name}: {number:g} must lie strictly between 0 and 1.", field=name, value=number)
     return number
 
 
@@ -187,9 +193,9 @@ def checked_number(value: float, name: str) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise InputError(f"{name}: {value!r} is not a number.") from None
+        raise InputError(f"{name}: {value!r} is not a number.", field=name, value=value) from None
     if not math.isfinite(number):
-        raise InputError(f"{name}: {number} is not a finite number.")
+        raise InputError(f"{name}: {number} is not a finite number.", field=name, value=number)
     return number
 
 
@@ -445,7 +451,11 @@ def predictive_power(
     value, fraction = _checked_interim(z, information_fraction)
     bound = checked_number(final_z, "final_z")
     if (prior_mean is None) != (prior_sd is None):
-        raise InputError("prior_mean and prior_sd: give both, or neither for the flat prior.")
+        raise InputError(
+            "prior_mean and prior_sd: one is given without the other.",
+            field="prior_mean, prior_sd",
+            remedy="Give both, or neither for the flat prior.",
+        )
     if fraction == 1.0:
         return float(value >= bound)
     precision, weighted = fraction, value * math.sqrt(fraction)
@@ -537,7 +547,9 @@ def evaluate_look(
                     f"{boundaries.rule} allows planned looks only; ask boundaries() for the fractions reached."
                     if boundaries.planned_fractions_only
                     else "Call boundaries() with the fractions reached so far; it spends alpha accordingly."
-                )
+                ),
+                field="information_fraction",
+                value=reached,
             )
     if len(earlier_z) != index:
         raise InputError(
@@ -551,7 +563,12 @@ def evaluate_look(
         )
     for number, (before, limit) in enumerate(zip(earlier_z, boundaries.z, strict=False), start=1):
         if checked_number(before, f"earlier_z[{number - 1}]") >= limit:
-            raise InputError(f"look {look}: the trial stopped for benefit at look {number}; no look follows.")
+            raise InputError(
+                f"look {look}: the trial stopped for benefit at look {number}; no look follows.",
+                field="look",
+                value=look,
+                remedy="Give the looks up to the one that stopped the trial.",
+            )
     final = boundaries.final_z if final_z is None else checked_number(final_z, "final_z")
     last = index == boundaries.looks - 1 and boundaries.complete
     # A trial that ended with less than the planned information has all of it.

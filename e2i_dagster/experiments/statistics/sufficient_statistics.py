@@ -306,7 +306,12 @@ def summarize(
         ("kind", kind, KINDS), ("analysis_set", analysis_set, ANALYSIS_SETS), ("missing", missing, MISSING),
     ):  # fmt: skip
         if value not in known:
-            raise InputError(f"{name}: {value!r} is not known; known are {', '.join(known)}.")
+            raise InputError(
+                f"{name}: {value!r} is not known.",
+                field=name,
+                value=value,
+                remedy=f"Use one of: {', '.join(known)}.",
+            )
     columns = _Columns(
         arm, outcome, denominator, event, covariate, cluster, strata, received, adherent, unit,
         assigned_at, outcome_at, covariate_at,
@@ -398,7 +403,7 @@ def _check_combination(kind: str, analysis_set: str, missing: str, columns: _Col
     if columns.covariate_at and not columns.covariate:
         problems.append("covariate_at: there is no covariate")
     if problems:
-        raise InputError("; ".join(problems) + ".")
+        raise InputError("; ".join(problems) + ".", field=problems[0].partition(":")[0])
 
 
 def _lazy(frame: Any) -> Any:
@@ -442,7 +447,10 @@ def _selected(table: Any, columns: _Columns, analysis_set: str) -> tuple[Any, li
     for argument, name in wanted.items():
         if name not in schema.names():
             raise InputError(
-                f"{argument}: the frame has no column {name!r}. Columns: {', '.join(map(str, schema.names()[:20]))}."
+                f"{argument}: the frame has no column {name!r}.",
+                field=argument,
+                value=name,
+                remedy=f"Columns: {', '.join(map(str, schema.names()[:20]))}.",
             )
 
     def text(name: str) -> Any:
@@ -455,7 +463,10 @@ def _selected(table: Any, columns: _Columns, analysis_set: str) -> tuple[Any, li
         name = wanted[argument]
         if not (schema[name].is_numeric() or schema[name] == nw.Boolean):
             raise InputError(
-                f"{argument}: column {name!r} is {schema[name]}; a number or a truth value is needed."
+                f"{argument}: column {name!r} is {schema[name]}.",
+                field=argument,
+                value=name,
+                remedy="Give numbers or truth values.",
             )
         column = nw.col(name).cast(nw.Float64)
         return nw.when((~column.is_nan()).fill_null(False)).then(column)
@@ -496,7 +507,12 @@ def _moment(table: Any, argument: str, name: str) -> Any:
     if kind == nw.Date:
         return nw.col(name).cast(nw.Datetime("us"))
     if kind != nw.Datetime:
-        raise InputError(f"{argument}: column {name!r} is {kind}; dates or times are needed.")
+        raise InputError(
+            f"{argument}: column {name!r} is {kind}.",
+            field=argument,
+            value=name,
+            remedy="Give dates or times.",
+        )
     if getattr(kind, "time_zone", None) is None:
         return nw.col(name)
     # DuckDB keeps the zone in the connection and knows no other.
@@ -568,7 +584,9 @@ def _check_units(selected: Any, columns: _Columns) -> int:
     }
     wrong = [messages[name].format(n=int(found[name])) for name in faults if int(found[name] or 0)]
     if wrong:
-        raise InputError(" ".join(wrong))
+        raise InputError(
+            " ".join(wrong), field=wrong[0].partition(":")[0], remedy="Correct these rows, or leave them out."
+        )
     if columns.unit is not None:
         _check_identifiers(selected, columns.unit)
     return int(found["rows"]) - int(found["kept"])
@@ -647,7 +665,11 @@ def _totals(assigned: Any, columns: _Columns, kind: str, variables: list[str]) -
     given = {"v0": columns.outcome, "v1": columns.denominator or columns.event, "x": columns.covariate}
     for name in names:
         if count := int(totals[f"infinite_{name}"].sum()):
-            raise InputError(f"column {given[name]!r}: {count} values are infinite; they have no mean.")
+            raise InputError(
+                f"column {given[name]!r}: {count} values are infinite and have no mean.",
+                field=given[name],
+                remedy="Give finite numbers; leave a missing one empty.",
+            )
     if kind == "proportion" and (count := int(totals["not_binary"].sum())):
         raise InputError(
             f"outcome: {count} values of {columns.outcome!r} are not 0 or 1; kind proportion needs them.",

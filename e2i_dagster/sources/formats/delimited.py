@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from e2i_dagster.errors import InputError
 from e2i_dagster.sources.formats.records import FileProblems, Format, Records, Told, open_bytes
 
 if TYPE_CHECKING:
@@ -232,7 +233,10 @@ def _stray_quote(
         f"Write `quote: none` in the mapping if the file is written without quoting and {form.quote} is "
         f"text{meant}."
     )
-    return FileProblems([f"{path.name}, line {line}: {what}, so lines or text would be lost. {advice}"])
+    said = f"{path.name}, line {line}: {what}, so lines or text would be lost."
+    return FileProblems(
+        [InputError(said, file=path.name, field="quote", value=f"line {line}", remedy=advice)]
+    )
 
 
 def proposed_quoting(path: Path, form: FileFormat) -> dict[str, Any]:
