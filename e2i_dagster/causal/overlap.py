@@ -95,7 +95,7 @@ def _refusal(auc: float, outside: float, policy: CausalPolicy, estimand: Estiman
     if auc >= policy.overlap.maximum_auc:
         return (
             f"no overlap: the confounders tell treated from control almost perfectly (cross-fitted ROC-AUC "
-            f"{auc:.3f}, at most {policy.overlap.maximum_auc:g}). Is a confounder part of the treatment?"
+            f"{auc:.3f}, at most {policy.overlap.maximum_auc:g}): a confounder may be part of the treatment"
         )
     if outside > policy.overlap.maximum_share_outside:
         floor = policy.propensity_floor

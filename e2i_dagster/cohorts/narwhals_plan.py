@@ -59,10 +59,14 @@ _EXPECTED: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Truth:
-    """A condition: where it is true, and where it cannot be known. False is neither."""
+    """A condition: where it is true, and where it cannot be known. False is neither.
+
+    ``possible``: of codes, where it is true or would be by what a code is read as; a null is not.
+    """
 
     true: nw.Expr
     unknown: nw.Expr
+    possible: nw.Expr | None = None
 
 
 @dataclass(frozen=True)
@@ -294,13 +298,10 @@ def _matches(pattern: EventPattern, kinds: Mapping[str, Kind], *, undecided: boo
     Args:
         undecided: those, too, that are events of the pattern or not by what their codes are read as.
     """
-    import narwhals as nw
 
     def meets(criterion: Criterion) -> nw.Expr:
         truth = condition_truth(criterion, kinds)
-        if undecided and criterion.code_system is not None:
-            return truth.true | (truth.unknown & ~nw.col(criterion.field).is_null())
-        return truth.true
+        return truth.possible if undecided and truth.possible is not None else truth.true
 
     return reduce(lambda left, right: left & right, map(meets, pattern.conditions))
 
@@ -761,10 +762,13 @@ def _listed_truth(criterion: Criterion, column: nw.Expr) -> Truth:
     else:
         readable = listed.str.replace_all(READABLE_PART, "") == ""
     answers = _among(criterion, listed.str.replace_all(".", "", literal=True))
+    # Each of the two once in every expression: not every engine computes the same only once.
     found = _false_if_null(reduce(lambda left, right: left | right, answers))
-    unknown = column.is_null() | ~(found | _false_if_null(readable))
-    true = ~found if criterion.operator in ("!=", "not_in") else found
-    return Truth(true=true & ~unknown, unknown=unknown)
+    readable = _false_if_null(readable)
+    unknown = ~(found | readable)
+    if criterion.operator in ("!=", "not_in"):
+        return Truth(true=~found & readable, unknown=unknown, possible=~found & ~column.is_null())
+    return Truth(true=found, unknown=unknown, possible=~column.is_null() & (found | ~readable))
 
 
 def _among(criterion: Criterion, codes: nw.Expr) -> list[nw.Expr]:
@@ -862,8 +866,8 @@ def _drug_truth(criterion: Criterion) -> Truth:
     found = _false_if_null(nw.when(open_).then(every).otherwise(among("normal")))
     undecided = _false_if_null((open_ & some & ~every) | (unreadable & ~open_))
     unknown = nw.col(criterion.field).is_null() | undecided
-    true = ~found if criterion.operator in ("!=", "not_in") else found
-    return Truth(true=true & ~unknown, unknown=unknown)
+    true = (~found if criterion.operator in ("!=", "not_in") else found) & ~unknown
+    return Truth(true=true, unknown=unknown, possible=true | undecided)
 
 
 def _with_zero(digits: nw.Expr, place: int) -> nw.Expr:

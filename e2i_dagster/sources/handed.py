@@ -383,7 +383,9 @@ def _moments(
         return values, refused
     now = pd.Series(pd.Timestamp.now("UTC").as_unit("us"), index=values.index)
     refused += [
-        RefusedRow(int(numbers[place]) + 1, name, written[int(place)].as_py(), "lies in the future")
+        RefusedRow(
+            int(numbers[place]) + 1, name, written[int(place)].as_py(), "lies in the future; correct it"
+        )
         for place in np.flatnonzero(moments.earlier(now, values).to_numpy(dtype=bool))
     ]
     return values, refused

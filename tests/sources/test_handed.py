@@ -130,7 +130,7 @@ def test_a_measured_column_of_days_is_one_of_times_unless_it_is_declared_as_text
         frame = read_handed(path, measured=("visit", "version"), mapping=mapped(text=["visit"]))
         assert frame["visit"].iloc[-1] == "05/01/2027" and frame["version"].iloc[0] == "1.2.24"
     for path in both(tmp_path, {"visit": [*days, "2999-05-01"]}):
-        with pytest.raises(InputError, match="row 20: lies in the future"):
+        with pytest.raises(InputError, match="row 20: lies in the future; correct it"):
             read_handed(path, measured=("visit",))
     for path in both(tmp_path, {"visit": [*days, None], "group": ["10-12", "2013-14"] * 10}):
         frame = read_handed(path, measured=("visit", "group"))
