@@ -317,7 +317,7 @@ def test_missing_tables_columns_and_views_are_named(hand_written):
         wrong.loc[0] = None
         wrong["event_date"] = "soon"
         compute_view("patient_features", entities, tables | {"treatment_events": wrong})
-    with pytest.raises(ConfigError, match="expected one of engagement_features"):
+    with pytest.raises(ConfigError, match="Expected one of: engagement_features"):
         view_named("shoe_features")
 
 
