@@ -7,8 +7,7 @@ from pathlib import Path
 from e2i_dagster.config.feature_problems import view_problems
 from e2i_dagster.config.feature_views import FeatureView, feature_names, ordered
 from e2i_dagster.errors import ConfigError
-from e2i_dagster.policy_files.base import read_yaml
-from e2i_dagster.policy_files.observed import note_file, unobserved
+from e2i_dagster.policy_files.observed import unobserved
 from e2i_dagster.tables.vocabulary import VocabularyPolicy, load_vocabulary
 
 
@@ -21,10 +20,7 @@ def read_feature_file(path: Path, vocabulary: VocabularyPolicy | None = None) ->
     Raises:
         ConfigError: names file, line, field, value and what was expected.
     """
-    read = read_yaml(path, FeatureView, lambda view: view_problems(view, vocabulary))
-    view = read.model_copy(update={"name": path.stem})
-    note_file(path, FeatureView, view)
-    return view
+    return FeatureView.from_yaml(path, lambda view: view_problems(view, vocabulary))
 
 
 def read_feature_files(folder: Path) -> tuple[dict[str, FeatureView], dict[str, ConfigError]]:

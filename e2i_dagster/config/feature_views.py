@@ -12,13 +12,15 @@ reconstructed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
 from e2i_dagster.config.criteria import EventPattern, closed_window
-from e2i_dagster.policy_files.base import PolicyModel
+from e2i_dagster.policy_files.base import Place, PolicyModel, read_yaml
+from e2i_dagster.policy_files.observed import note_file, unobserved
 from e2i_dagster.tables.own_types import OWN_TABLE, OwnType
 
 Dtype = Literal["int", "float", "string"]
@@ -288,6 +290,20 @@ class FeatureView(PolicyModel):
     description: str = Field(min_length=1)
     source: str = ""
     features: tuple[Feature, ...] = Field(min_length=1)
+
+    @classmethod
+    def from_yaml(
+        cls, path: Path, check: Callable[[FeatureView], Iterable[Place]] | None = None
+    ) -> FeatureView:
+        """The view of a file, called like it; ``check`` says what else is wrong with it.
+
+        Raises:
+            ConfigError: names file, line, field, value and what was expected.
+        """
+        with unobserved():
+            view = read_yaml(path, cls, check).model_copy(update={"name": path.stem})
+        note_file(path, cls, view)
+        return view
 
     @property
     def feature_names(self) -> tuple[str, ...]:

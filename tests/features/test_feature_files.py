@@ -7,16 +7,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from e2i_dagster.config.current_features import feature_views
 from e2i_dagster.config.feature_files import read_feature_file, read_feature_files
 from e2i_dagster.config.feature_problems import growing
 from e2i_dagster.config.feature_views import FeatureView, source_columns
 from e2i_dagster.errors import ConfigError
 from e2i_dagster.features.compute import compute_view
+from e2i_dagster.policy_files import changes, observed
 from e2i_dagster.policy_files.environment import CHECKOUT
 from e2i_dagster.tables.vocabulary import load_vocabulary
 from e2i_dagster.versions.coverage import Coverage
 
 INDEX = dt.date(2024, 1, 10)
+
+
 JOURNEY = {
     "patient_journey_id": "J1",
     "patient_id": "P1",
@@ -284,3 +288,9 @@ def test_comorbidity_indices_are_those_of_the_published_tables(hand_written):
         assert "Med Care" in view.source
         (name,) = view.feature_names
         assert compute_view(view, asked, tables)[name].tolist() == [row[place] for row in COMORBID]
+
+
+def test_a_file_that_is_as_it_was_is_no_change():
+    with observed.recording() as readings:
+        assert [view.model_dump()["name"] for view in feature_views()]
+    assert changes.changed(readings.to_record()) is None
