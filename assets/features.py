@@ -7,15 +7,17 @@ import dagster as dg
 from assets.execution import Produced
 from assets.metadata import dagster_metadata
 from assets.partitions import ALL_MONTHS, COHORT_OF_SCOPE, SCOPES
-from assets.stage import stage_asset
+from assets.stage import AlsoReads, stage_asset
 from assets.values import DataFrame, FeatureFiles, MaterializationReport
+from e2i_dagster.config.current_features import more_tables
 from e2i_dagster.config.feast_materialization import FeastMaterializationPolicy
 from e2i_dagster.config.feature_selection import FeatureSelectionPolicy
-from e2i_dagster.config.feature_views import columns_read
+from e2i_dagster.config.feature_views import FEATURE_TABLES, columns_read
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.config.scope import ScopeSpec
 from e2i_dagster.display import Words
 from e2i_dagster.policy_files.environment import config_folder
+from e2i_dagster.tables.own_types import OWN_TABLE
 from resources.feature_store import FeatureStore
 from resources.lake import LakeIOManager
 from resources.warehouse import Warehouse
@@ -91,7 +93,8 @@ def outcome_labels(
         "triggers": all_months("triggers"),
         "business_metrics": all_months("business_metrics"),
     },
-    reads=columns_read(),
+    reads=columns_read(current_policy().features.values()),
+    also_reads=AlsoReads((OWN_TABLE,), lambda scope: more_tables()),
     fault=lambda files: files.damage(),
     description="Feature rows stamped at the end of the day they describe, from rows dated before each index date.",
 )
@@ -108,15 +111,17 @@ def feature_values(
     lake: dg.ResourceParam[LakeIOManager],
     warehouse: Warehouse,
 ) -> Produced:
-    from e2i_dagster.features.build import FEATURE_TABLES, build_feature_files
+    from e2i_dagster.cohorts.inputs import read_current
+    from e2i_dagster.features.build import build_feature_files
 
-    given = locals()
+    given, sources = locals(), current_policy().sources
     files = build_feature_files(
         outcome_labels,
         {table: given[table] for table in FEATURE_TABLES},
+        more=read_current(warehouse.engine(), lake.lake(), more_tables(), months=sources.months),
         brand=scope_spec.brand,
-        covered={table: warehouse.coverage(table) for table in FEATURE_TABLES},
-        data_end=current_policy().sources.data_end,
+        covered={table: warehouse.coverage(table) for table in (*FEATURE_TABLES, *more_tables())},
+        data_end=sources.data_end,
         source_lag_days=scope_spec.source_lag_days,
         policy=_feast().snapshots,
         folder=lake.lake().folder("features", context.partition_key),
@@ -164,42 +169,38 @@ def online_features(
 
 @scope_asset(
     pure=True,
-    kinds={"feast", "parquet"},
+    kinds={"duckdb", "parquet"},
     description="Labelled patients with the features known before each index date; one row for each patient.",
 )
 def training_frame(
-    context: dg.AssetExecutionContext,
     scope_spec: ScopeSpec,
     outcome_labels: DataFrame,
     patient_journeys: DataFrame,
     feature_views: FeatureFiles,
-    feature_store: FeatureStore,
 ) -> Produced:
+    from e2i_dagster.features.frame import training_frame as engine_frame
     from e2i_dagster.features.snapshots import labelled_spine
 
     rows = labelled_spine(outcome_labels, patient_journeys, brand=scope_spec.brand)
-    with feature_store.open(context.partition_key) as store:
-        return Produced(store.training_frame(rows, feature_views))
+    return Produced(engine_frame(rows, feature_views))
 
 
 @scope_asset(
     pure=True,
-    kinds={"feast", "parquet"},
+    kinds={"duckdb", "parquet"},
     description="Patients whose outcome window is not closed: the same features, to be scored.",
 )
 def scoring_frame(
-    context: dg.AssetExecutionContext,
     scope_spec: ScopeSpec,
     outcome_labels: DataFrame,
     patient_journeys: DataFrame,
     feature_views: FeatureFiles,
-    feature_store: FeatureStore,
 ) -> Produced:
+    from e2i_dagster.features.frame import training_frame as engine_frame
     from e2i_dagster.features.snapshots import scoring_spine
 
     rows = scoring_spine(outcome_labels, patient_journeys, brand=scope_spec.brand)
-    with feature_store.open(context.partition_key) as store:
-        return Produced(store.training_frame(rows, feature_views))
+    return Produced(engine_frame(rows, feature_views))
 
 
 @scope_asset(
@@ -245,6 +246,32 @@ def online_equals_offline(
 
     with feature_store.open(context.op_execution_context.partition_key) as store:
         parity = store.online_equals_offline(sample_of(online_features.files))
+    return dg.AssetCheckResult(passed=parity.passed, metadata=dagster_metadata(parity.to_metadata()))
+
+
+@dg.asset_check(
+    asset=training_frame,
+    additional_ins={
+        name: dg.AssetIn(name)
+        for name in ("scope_spec", "outcome_labels", "patient_journeys", "feature_views")
+    },
+    description="A sample of the frame equals Feast's own point-in-time join, cell by cell.",
+)
+def point_in_time(
+    context: dg.AssetCheckExecutionContext,
+    training_frame: DataFrame,
+    scope_spec: ScopeSpec,
+    outcome_labels: DataFrame,
+    patient_journeys: DataFrame,
+    feature_views: FeatureFiles,
+    feature_store: FeatureStore,
+) -> dg.AssetCheckResult:
+    from e2i_dagster.features.parity import sample_rows
+    from e2i_dagster.features.snapshots import labelled_spine
+
+    rows = sample_rows(labelled_spine(outcome_labels, patient_journeys, brand=scope_spec.brand))
+    with feature_store.open(context.op_execution_context.partition_key) as store:
+        parity = store.equals_store_join(sample_rows(training_frame), rows, feature_views)
     return dg.AssetCheckResult(passed=parity.passed, metadata=dagster_metadata(parity.to_metadata()))
 
 

@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 
 from e2i_dagster.cohorts import build_cohort, cohort_frame, label_outcome, patient_frame
+from e2i_dagster.config.current_features import feature_views
 from e2i_dagster.config.feature_selection import FeatureSelectionPolicy
-from e2i_dagster.config.feature_views import VIEWS
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.config.scope import ScopeSpec
 from e2i_dagster.features.compute import compute_views
@@ -63,14 +63,14 @@ def labelled_frame(scope: ScopeSpec, tables: dict[str, pd.DataFrame]) -> pd.Data
     labels = label_outcome(scope, cohort_frame(cohort), tables, data_end=policy.sources.data_end)
     rows = spine(labels.labelled, tables, brand=scope.brand).reset_index(drop=True)
     rows["as_of"] = pd.to_datetime(rows["index_date"]) - pd.Timedelta(days=1)
-    entities = {view.name: rows[[*view.keys, "as_of"]].dropna().drop_duplicates() for view in VIEWS}
+    entities = {view.name: rows[[*view.keys, "as_of"]].dropna().drop_duplicates() for view in feature_views()}
     entities = {
         name: rows[["patient_id", "patient_journey_id", "as_of"]] if "patient_id" in keys.columns else keys
         for name, keys in entities.items()
     }
     frame = rows[["patient_id", "patient_journey_id", "index_date", "label"]].copy()
     computed = compute_views(entities, tables)
-    for view in VIEWS:
+    for view in feature_views():
         values = computed[view.name]
         values = values.assign(as_of=values["event_timestamp"].dt.tz_localize(None).dt.normalize())
         keys = [*view.keys, "as_of"]

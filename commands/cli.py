@@ -22,6 +22,7 @@ from commands.causal import causal
 from commands.cohorts import cohort
 from commands.console import Commands, as_json, command_errors, print_table, refuse, say
 from commands.experiments import experiment
+from commands.features import features
 from commands.imports import import_group
 from commands.launch import exit_code, failure_record, launch, refuse_failed
 from commands.quality import gate, leakage_audit
@@ -523,6 +524,7 @@ main.add_command(import_group)
 main.add_command(gate)
 main.add_command(leakage_audit)
 main.add_command(experiment)
+main.add_command(features)
 
 if __name__ == "__main__":
     main()

@@ -84,10 +84,11 @@ def _unread(folder: Path, found: ImportCheck) -> list[InputError]:
     """Each thing that keeps the folder from being read: files of no table, then what is wrong with the mapping."""
     from e2i_dagster.errors import InputError
 
-    known = found.errors or [InputError(said, file=folder) for said in found.problems]
     # What a file of no table lacks says more than that it is one.
     known = [
-        one for one in known if one.field != "files" or Path(one.file or "").name not in found.unassigned
+        one
+        for one in found.errors
+        if one.field != "files" or Path(one.file or "").name not in found.unassigned
     ]
     refused = {one.file for one in known}
     remedy = "Name it under `files` of a table in the mapping, or move it out of the folder."

@@ -3,8 +3,9 @@
 * The history of the local instance, in SQLite, as Dagster keeps it, over engines that last. Dagster's own storage makes
   a new SQLAlchemy engine for every event: each compiles its statements again, and closing its connection, the last
   one to the database, waits for the disk. Events that Dagster hands over together it writes one by one. A run over
-  three years of months writes thousands of events. Files and tables are Dagster's own: an instance with its own
-  storage reads the same history. ``docs/pipeline.md`` says what was measured.
+  three years of months writes thousands of events. For the database of each run it reads all its migrations again.
+  Files and tables are Dagster's own: an instance with its own storage reads the same history. ``docs/pipeline.md``
+  says what was measured.
 * Of an input that is loaded, the run, and the partition of a run that only checks: the public context of an IO manager
   tells neither.
 
@@ -16,8 +17,10 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import RLock
-from typing import Any
+from typing import Any, ClassVar
+from uuid import uuid4
 
 import dagster as dg
 import sqlalchemy as sa
@@ -40,6 +43,9 @@ TOGETHER = {"DAGSTER_EVENT_BATCH_SIZE": "250"}
 
 class LocalEventLog(SqliteEventLogStorage):
     """Dagster's event log whose engines are kept, the latest used of them."""
+
+    #: The file of a run without events; made once in a process.
+    _empty: ClassVar[bytes] = b""
 
     def __init__(self, base_dir: str) -> None:
         self._engines: OrderedDict[str, sa.Engine] = OrderedDict()
@@ -95,6 +101,26 @@ class LocalEventLog(SqliteEventLogStorage):
         """Close what is open."""
         self._close()
         super().dispose()
+
+    def _initdb(self, engine: sa.Engine, for_index_shard: bool = False) -> None:
+        shard = Path(str(engine.url.database))
+        if for_index_shard or shard.exists():
+            super()._initdb(engine, for_index_shard)
+            return
+        if not LocalEventLog._empty:
+            with TemporaryDirectory() as folder:
+                file = Path(folder) / "empty.db"
+                super()._initdb(sa.create_engine(f"sqlite:///{file}", poolclass=sa.NullPool))
+                LocalEventLog._empty = file.read_bytes()
+        new = shard.with_suffix(f".{uuid4()}")
+        new.write_bytes(LocalEventLog._empty)
+        try:
+            shard.hardlink_to(new)
+        except OSError:
+            # Another process was first, or the file system has no links.
+            super()._initdb(engine)
+        finally:
+            new.unlink()
 
     def _announce(self, run_id: str) -> None:
         # Dagster watches the file of a run, which stays as it is while the write-ahead log takes the events.

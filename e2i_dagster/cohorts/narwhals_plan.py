@@ -44,6 +44,8 @@ MASK, UNKNOWN_MASK = "mask", "unknown_mask"
 EVENT_DAY = "event_date"
 FIRST_OBSERVED, LAST_OBSERVED = "first_observation_date", "last_observation_date"
 _FIRST, _LAST = "_first_observed", "_last_observed"
+#: Up to so many codes are looked for one by one.
+_FEW_CODES = 4
 #: Last day of a period that goes on and on: later than any window, early enough to add days to.
 _ENDLESS = date(9000, 1, 1)
 
@@ -777,9 +779,19 @@ def _among(criterion: Criterion, codes: nw.Expr) -> list[nw.Expr]:
         inside = "" if criterion.position == "any" else rf"^\{BAR}[^{BAR}]*"
         return [codes.str.contains(inside + pattern, literal=not inside) for pattern in (*exact, *prefixes)]
     sought = [*(f"{BAR}{code}{BAR}" for code in exact), *(f"{BAR}{prefix}" for prefix in prefixes)]
+    if len(sought) > _FEW_CODES:
+        # One expression: engines make the list of codes anew for each of several.
+        begin = "^" if criterion.position == "first" else ""
+        return [codes.str.contains(begin + _alternatives(sought))]
     if criterion.position == "first":
         return [codes.str.starts_with(one) for one in sought]
     return [codes.str.contains(one, literal=True) for one in sought]
+
+
+def _alternatives(texts: list[str]) -> str:
+    """An expression for any of ``texts`` of letters, digits, blanks, hyphens and bars."""
+    escaped = [one.replace(BAR, rf"\{BAR}") for one in texts]
+    return f"(?:{'|'.join(escaped)})"
 
 
 def with_drug_codes(source: Source, criteria: Iterable[Criterion]) -> Source:

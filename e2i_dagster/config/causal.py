@@ -120,4 +120,8 @@ class CausalPolicy(PolicyModel):
     @classmethod
     def load(cls, folder: Path) -> CausalPolicy:
         """Read ``causal.yaml`` in ``folder``."""
-        return read_yaml(folder / "causal.yaml", cls, lambda read: question_problems(read.question))
+        from e2i_dagster.config.feature_files import names_in
+
+        return read_yaml(
+            folder / "causal.yaml", cls, lambda read: question_problems(read.question, names_in(folder))
+        )

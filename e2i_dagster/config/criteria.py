@@ -191,11 +191,16 @@ class EventPattern(PolicyModel):
         return self
 
     @property
+    def event_column(self) -> str:
+        """Column of the events that ``event`` is a value of."""
+        return "event_type"
+
+    @property
     def conditions(self) -> tuple[Criterion, ...]:
         """The pattern as conditions on columns of the events, all of which must be true."""
         found = []
         if self.event:
-            found.append(Criterion(field="event_type", operator="in", value=self.event))
+            found.append(Criterion(field=self.event_column, operator="in", value=self.event))
         if self.codes:
             found.append(
                 Criterion(
@@ -454,7 +459,7 @@ Condition = Annotated[
 Group.model_rebuild()
 
 
-def _closed(written: dict[str, Any]) -> dict[str, Any]:
+def closed_window(written: dict[str, Any]) -> dict[str, Any]:
     """``ends`` read into the window: windows are of whole days, so an excluded end is the day inside it."""
     ends = written.pop("ends", "[]")
     if ends not in WINDOW_ENDS:
@@ -477,7 +482,7 @@ def _closed(written: dict[str, Any]) -> dict[str, Any]:
 def _read_event(key: str, written: dict[str, Any]) -> dict[str, Any]:
     if key in ("washout", "prior_outcome") and "ends" in written:
         raise ValueError(f"{key} says its window itself: remove ends, or write has_event")
-    written = _closed(written)
+    written = closed_window(written)
     days = written.pop("days", None)
     if key in ("washout", "gap") and (isinstance(days, bool) or not isinstance(days, int) or days < 1):
         raise ValueError(f"{key} needs days: a whole number of at least 1 (found {days!r})")

@@ -10,10 +10,11 @@ from e2i_dagster.policy_files.base import PolicyModel, read_yaml
 
 
 class FeatureSelectionPolicy(PolicyModel):
-    """Limits of missingness, variance, correlation and mutual information."""
+    """Limits of missingness, variance, shift with time, correlation and mutual information."""
 
     max_missing_share: float = Field(gt=0, le=1)
     max_same_value_share: float = Field(gt=0, le=1)
+    max_time_shift: float = Field(gt=0)
     max_correlation: float = Field(gt=0, le=1)
     max_p_value: float = Field(gt=0, le=1)
     bins: int = Field(ge=2, le=100)

@@ -191,12 +191,10 @@ def _untraceable(name: str) -> str | None:
     return None
 
 
-def question_problems(question: QuestionRule) -> Iterator[Place]:
-    """Names in the question of ``causal.yaml`` that match no feature."""
-    from e2i_dagster.config.feature_views import feature_names
-
+def question_problems(question: QuestionRule, features: Sequence[str]) -> Iterator[Place]:
+    """Names in the question of ``causal.yaml`` that are none of the ``features``."""
     for key in ("confounders", "negative_controls"):
-        yield from unknown(["question", key], getattr(question, key), feature_names(), "feature")
+        yield from unknown(["question", key], getattr(question, key), features, "feature")
 
 
 def experiment_problems(

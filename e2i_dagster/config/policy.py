@@ -19,13 +19,14 @@ from e2i_dagster.policy_files.observed import ObservedDict, Place, unobserved
 if TYPE_CHECKING:
     from e2i_dagster.config.cohort import CohortDefinition
     from e2i_dagster.config.experiment import ExperimentSpec
+    from e2i_dagster.config.feature_views import FeatureView
     from e2i_dagster.config.names import KnownNames
     from e2i_dagster.config.scope import ScopeSpec
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Sources, cohorts, scopes and experiments of one configuration folder.
+    """Sources, cohorts, scopes, experiments and features of one configuration folder.
 
     ``problems`` maps each file that could not be read to its error; such a file is in no other
     field, so that one broken definition does not take the others down.
@@ -37,6 +38,7 @@ class Policy:
     scopes: Mapping[str, ScopeSpec]
     problems: Mapping[str, ConfigError] = field(default_factory=dict)
     experiments: Mapping[str, ExperimentSpec] = field(default_factory=dict)
+    features: Mapping[str, FeatureView] = field(default_factory=dict)
 
     @property
     def default_scope(self) -> str:
@@ -66,7 +68,7 @@ class Policy:
         return self._named("experiments", "experiment", self.experiments, name)
 
     def broken(self, kind: str) -> dict[str, ConfigError]:
-        """Errors of the files of ``kind`` (``cohorts``, ``scopes``, ``experiments``) by file stem."""
+        """Errors of the files of ``kind`` (``cohorts``, ``scopes``, ``experiments``, ``features``) by file stem."""
         return {
             Path(path).stem: error for path, error in self.problems.items() if Path(path).parent.name == kind
         }
@@ -75,7 +77,11 @@ class Policy:
         """What is wrong with the files, also that there is none where one is needed."""
         empty = [
             self.none_valid(kind)
-            for kind, valid in (("cohorts", self.cohorts), ("scopes", self.scopes))
+            for kind, valid in (
+                ("cohorts", self.cohorts),
+                ("scopes", self.scopes),
+                ("features", self.features),
+            )
             if not valid and not self.broken(kind)
         ]
         return [*self.problems.values(), *empty]
@@ -131,15 +137,17 @@ class PolicySummary(PolicyModel):
 
 @unobserved()
 def load_policy(folder: Path) -> Policy:
-    """Read ``sources.yaml``, ``cohorts/*.yaml``, ``scopes/*.yaml`` and ``experiments/*.yaml`` of ``folder``.
+    """Read ``sources.yaml`` of ``folder``, and ``*.yaml`` in its cohorts, scopes, experiments and features.
 
     Raises:
-        ConfigError: ``sources.yaml`` is wrong (nothing works without it). Wrong cohort, scope and
-            experiment files are listed in ``problems`` instead.
+        ConfigError: ``sources.yaml`` is wrong (nothing works without it). Wrong files of the four folders
+            are listed in ``problems`` instead.
     """
     from e2i_dagster.config.cohort import CohortDefinition
     from e2i_dagster.config.cohort_fields import table_fields
     from e2i_dagster.config.experiment import ExperimentSpec
+    from e2i_dagster.config.feature_files import read_feature_files
+    from e2i_dagster.config.feature_views import feature_names, ordered
     from e2i_dagster.config.names import experiment_problems
     from e2i_dagster.config.scope import ScopeSpec, check_against_cohorts
 
@@ -156,9 +164,11 @@ def load_policy(folder: Path) -> Policy:
             cohorts[path.stem] = CohortDefinition.from_yaml(path, fields)
         except ConfigError as error:
             problems[str(path)] = error
+    views, unread = read_feature_files(folder)
+    problems |= unread
     known = None
     try:
-        known = known_names(folder)
+        known = known_names(folder, feature_names(ordered(views.values())))
     except ConfigError as error:
         problems[error.file or str(folder)] = error
     scope_files = sorted((folder / "scopes").glob("*.yaml"))
@@ -195,23 +205,23 @@ def load_policy(folder: Path) -> Policy:
         _observed("scopes", scopes),
         problems,
         _observed("experiments", experiments),
+        _observed("features", views),
     )
 
 
-def known_names(folder: Path) -> KnownNames:
-    """The names of the product and of ``algorithms.yaml`` and ``vocabulary.yaml`` in ``folder``.
+def known_names(folder: Path, features: tuple[str, ...]) -> KnownNames:
+    """``features`` and the names of ``algorithms.yaml`` and ``vocabulary.yaml`` in ``folder``.
 
     Raises:
         ConfigError: one of the two files is missing or wrong.
     """
     from e2i_dagster.config.algorithms import AlgorithmsPolicy
-    from e2i_dagster.config.feature_views import feature_names
     from e2i_dagster.config.names import KINDS, KnownNames
     from e2i_dagster.tables.vocabulary import load_vocabulary
 
     vocabulary = load_vocabulary(folder)
     return KnownNames(
-        feature_names(),
+        features,
         tuple(AlgorithmsPolicy.load(folder).algorithms),
         vocabulary.values("brand"),
         {table: vocabulary.values(kind) for table, kind in KINDS.items()},

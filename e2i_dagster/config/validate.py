@@ -12,6 +12,7 @@ from e2i_dagster.config.causal import CausalPolicy
 from e2i_dagster.config.drift_monitoring import DriftPolicy
 from e2i_dagster.config.experiment import LifecyclePolicy
 from e2i_dagster.config.feast_materialization import FeastMaterializationPolicy
+from e2i_dagster.config.feature_files import check_feature_files
 from e2i_dagster.config.feature_selection import FeatureSelectionPolicy
 from e2i_dagster.config.optuna_config import OptunaPolicy
 from e2i_dagster.config.policy import load_policy
@@ -28,6 +29,7 @@ OF_EVERY_RUN: tuple[Callable[[Path], Any], ...] = (
     DriftPolicy.load,
     FeastMaterializationPolicy.load,
     FeatureSelectionPolicy.load,
+    check_feature_files,
     OptunaPolicy.load,
     QualityPolicy.load,
     RegistryPolicy.load,

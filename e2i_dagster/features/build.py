@@ -13,21 +13,12 @@ from e2i_dagster.features.compute import compute_views
 from e2i_dagster.features.snapshots import FeatureFiles, snapshot_entities, spine, write_views
 from e2i_dagster.versions.coverage import Coverage
 
-#: Raw tables that features are computed from.
-FEATURE_TABLES = (
-    "hcp_profiles",
-    "patient_journeys",
-    "treatment_events",
-    "engagement_events",
-    "triggers",
-    "business_metrics",
-)
-
 
 def build_feature_files(
     labels: pd.DataFrame,
     tables: Mapping[str, pd.DataFrame],
     *,
+    more: Mapping[str, pd.DataFrame] | None = None,
     brand: str,
     covered: Mapping[str, Coverage],
     data_end: dt.date,
@@ -39,7 +30,8 @@ def build_feature_files(
 
     Args:
         labels: frame of the scope's labels: patient_id, patient_journey_id, hcp_id, index_date, set.
-        tables: the raw tables named in :data:`FEATURE_TABLES`.
+        tables: the raw tables of :data:`.FEATURE_TABLES`.
+        more: those of :func:`.more_tables`.
         covered: days that each table covers; see :func:`.compute_view`. data_end: the last day of the data.
         source_lag_days: the scope's; see :func:`.compute_view`.
         folder: a path or address below the lake.
@@ -48,6 +40,7 @@ def build_feature_files(
         InputError: a table or column is missing, or a patient is repeated.
         UnavailableError: the folder cannot be written to.
     """
+    tables = {**tables, **(more or {})}
     rows = spine(labels, tables, brand=brand)
     entities = snapshot_entities(rows, tables, data_end=data_end, policy=policy)
     return write_views(

@@ -1,14 +1,16 @@
-"""Feature values as of a day: one DuckDB statement per view over the raw tables.
+"""Feature values as of a day: the definitions of a view compiled to one DuckDB statement over the raw tables.
 
-Each statement sees only the columns that :mod:`e2i_dagster.config.feature_views` declares for its
-view (no other column is handed to DuckDB) and joins rows known at the end of the ``as_of`` day: a
+Of each raw table one pass is made: entities are joined with its rows on what all features ask of them in common,
+and what each asks beside that is a filter of its aggregate. Conditions are those of the cohort language and mean what
+they mean there (:func:`~e2i_dagster.cohorts.narwhals_plan.condition_truth`). The statement sees only the columns
+that the features read (no other column is handed to DuckDB) and joins rows known at the end of the ``as_of`` day: a
 dated row is known from its arrival (``source_timestamp``) where that is on record, else so many days
 after its date as the source needs to deliver, and never before its date. Windows go by the date. The
 patient's own row in ``patient_journeys`` counts when it had arrived by the day after ``as_of``, the day on
 which the values are used: it is the row that makes the patient known, and sources write it on the index
-date. One without an arrival time counts as always known. A
-window of n days is the n days that end with ``as_of``; with ``as_of`` the day before the index date it
-is ``[index - n, index - 1]``. Means are rounded to nine decimals, so that their
+date. One without an arrival time counts as always known; for others a journey counts from its beginning and
+arrival on. ``as_of`` is the day before the index date, so that a window ``[-n, -1]`` is the n days that end with it.
+Means, sums, slopes and ratios are rounded to nine decimals, so that their
 digest does not depend on the order in which rows are added.
 
 Counts are 0 where an entity is known and has no such row, and null where the entity is unknown (a
@@ -21,32 +23,49 @@ all covered; rows dated before that one are no part of the record.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import reduce
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import sqlalchemy as sa
 
+from e2i_dagster.config.criteria import Criterion
+from e2i_dagster.config.current_features import view_named
 from e2i_dagster.config.feature_views import (
     ARRIVAL,
+    JOURNEY,
+    JOURNEYS,
+    ROW_TABLES,
     TIMESTAMP,
+    ZERO_WITHOUT_ROWS,
+    Calculation,
     Feature,
-    FeatureViewDefinition,
+    FeatureView,
+    Leaf,
+    Rows,
     dtypes,
+    journey_keys,
+    key_column,
+    keys_of,
     source_columns,
-    view_named,
 )
 from e2i_dagster.errors import InputError
+from e2i_dagster.tables.own_types import OWN_TABLE
 from e2i_dagster.versions.coverage import EVERY_DAY, Coverage
 
 if TYPE_CHECKING:
+    import duckdb
     import numpy as np
     import pyarrow as pa
 
-_PATIENT_SQL = """
-WITH journey AS (
-    SELECT e.row, j.*
+#: What a row is that does not count: of somebody else; not known yet.
+OTHERS, LATER = "of another entity", "known later"
+# The journey whose static columns count: the named one, else the one begun last, else the first to begin.
+_JOURNEY_SQL = """journey AS (
+    SELECT e.row AS of_row, j.*
     FROM entities e
     JOIN patient_journeys j ON j.patient_id = e.patient_id AND j.known_on <= e.as_of + 1
     QUALIFY row_number() OVER (
@@ -56,210 +75,219 @@ WITH journey AS (
                  CASE WHEN j.journey_start_date <= e.as_of THEN j.journey_start_date END DESC,
                  j.journey_start_date, j.patient_journey_id
     ) = 1
-), care AS (
-    SELECT e.row,
-        count(*) AS events,
-        count(*) FILTER (t.event_type = 'prescription') AS prescriptions,
-        count(*) FILTER (t.event_type = 'consultation') AS consultations,
-        count(*) FILTER (t.event_type = 'lab_test') AS lab_tests,
-        min(t.event_date) FILTER (t.event_type = 'diagnosis') AS diagnosed,
-        max(t.event_date) AS last_event,
-        coalesce(bool_or(t.event_type = 'hospitalization') FILTER (t.event_date > e.as_of - 365), false)::BIGINT
-        + coalesce(bool_or(t.event_type = 'procedure') FILTER (t.event_date > e.as_of - 365), false)::BIGINT
-        + coalesce(
-            bool_or(t.event_type = 'prescription' AND t.event_subtype = 'switch')
-                FILTER (t.event_date > e.as_of - 365), false)::BIGINT
-        + (count(*) FILTER (t.event_type = 'lab_test' AND t.event_date > e.as_of - 365) >= 3)::BIGINT
-            AS risk_factors
-    FROM entities e
-    JOIN treatment_events t ON t.patient_id = e.patient_id AND t.known_on <= e.as_of
-    GROUP BY e.row
-)
-SELECT e.row,
-    j.age_at_diagnosis, j.gender, j.insurance_type, j.geographic_region, j.disease_severity, j.academic_hcp,
-    e.as_of - c.diagnosed AS days_since_diagnosis,
-    CASE WHEN known THEN coalesce(c.events, 0) END AS treatment_count,
-    CASE WHEN known THEN coalesce(c.prescriptions, 0) END AS prior_prescriptions,
-    CASE WHEN known THEN coalesce(c.consultations, 0) END AS prior_consultations,
-    CASE WHEN known THEN coalesce(c.lab_tests, 0) END AS prior_lab_tests,
-    e.as_of - c.last_event AS days_since_last_event,
-    CASE WHEN known THEN coalesce(c.risk_factors, 0) END AS risk_factors
-FROM (SELECT e.*, j.row IS NOT NULL AS known FROM entities e LEFT JOIN journey j USING (row)) e
-LEFT JOIN journey j USING (row)
-LEFT JOIN care c USING (row)
-"""
+)"""
 
-_ENGAGEMENT_SQL = """
-WITH contact AS (
-    SELECT e.row, e.as_of, c.engagement_date, c.channel, c.quality_score, c.duration_minutes
-    FROM entities e
-    JOIN patient_journeys j ON j.patient_id = e.patient_id AND j.known_on <= e.as_of + 1
-    JOIN engagement_events c
-        ON c.patient_journey_id = j.patient_journey_id AND c.known_on <= e.as_of
-), summary AS (
-    SELECT row,
-        count(*) FILTER (engagement_date > as_of - 90) AS recent_touches,
-        max(quality_score) FILTER (engagement_date > as_of - 180) AS best_contact_quality,
-        round(fsum(quality_score) FILTER (engagement_date > as_of - 180)
-            / count(quality_score) FILTER (engagement_date > as_of - 180), 9) AS mean_contact_quality,
-        count(*) FILTER (engagement_date > as_of - 180) AS contacts,
-        round(fsum(duration_minutes) FILTER (engagement_date > as_of - 180), 9) AS minutes,
-        max(engagement_date) AS last_contact
-    FROM contact GROUP BY row
-), preferred AS (
-    SELECT row, channel
-    FROM (
-        SELECT row, channel, count(*) AS uses, max(engagement_date) AS last_use
-        FROM contact WHERE channel IS NOT NULL AND engagement_date > as_of - 365
-        GROUP BY row, channel
-    )
-    QUALIFY row_number() OVER (PARTITION BY row ORDER BY uses DESC, last_use DESC, channel) = 1
-)
-SELECT e.row,
-    CASE WHEN e.known THEN coalesce(s.recent_touches, 0) END AS recent_touches,
-    s.best_contact_quality,
-    s.mean_contact_quality,
-    CASE WHEN e.known AND coalesce(s.contacts, 0) = 0 THEN 0.0 ELSE s.minutes END AS contact_minutes,
-    e.as_of - s.last_contact AS days_since_last_contact,
-    p.channel AS channel_preferences
-FROM (
-    SELECT *, EXISTS (
-        SELECT 1 FROM patient_journeys j WHERE j.patient_id = e.patient_id AND j.known_on <= e.as_of + 1
-    ) AS known
-    FROM entities e
-) e
-LEFT JOIN summary s USING (row)
-LEFT JOIN preferred p USING (row)
-"""
 
-_TRIGGER_SQL = """
-WITH alert AS (
-    SELECT e.row, e.as_of, t.trigger_timestamp::DATE AS day, t.priority, t.confidence_score
-    FROM entities e
-    JOIN triggers t ON t.patient_id = e.patient_id AND t.known_on <= e.as_of
-), summary AS (
-    SELECT row,
-        count(*) FILTER (day > as_of - 180) AS triggers,
-        count(*) FILTER (day > as_of - 180 AND priority IN ('critical', 'high')) AS urgent,
-        round(fsum(confidence_score) FILTER (day > as_of - 180)
-            / count(confidence_score) FILTER (day > as_of - 180), 9) AS trigger_confidence,
-        max(day) AS last_trigger
-    FROM alert GROUP BY row
-)
-SELECT e.row,
-    CASE WHEN e.known THEN coalesce(s.triggers, 0) END AS triggers_180d,
-    CASE WHEN e.known THEN coalesce(s.urgent, 0) END AS urgent_triggers_180d,
-    s.trigger_confidence,
-    e.as_of - s.last_trigger AS days_since_last_trigger
-FROM (
-    SELECT *, EXISTS (
-        SELECT 1 FROM patient_journeys j WHERE j.patient_id = e.patient_id AND j.known_on <= e.as_of + 1
-    ) AS known
-    FROM entities e
-) e
-LEFT JOIN summary s USING (row)
-"""
+@dataclass
+class Pass:
+    """One pass over a raw table: for each aggregate its name, its SQL, and the conditions that its rows must meet."""
 
-_HCP_SQL = """
-WITH begun AS (
-    SELECT e.row, e.as_of, j.patient_journey_id, j.patient_id, j.journey_start_date
-    FROM entities e
-    JOIN patient_journeys j
-        ON j.hcp_id = e.hcp_id AND j.journey_start_date <= e.as_of AND j.begin_known_on <= e.as_of
-), volume AS (
-    SELECT row, count(*) AS journeys, count(DISTINCT patient_id) AS patients,
-        count(*) FILTER (journey_start_date > as_of - 365) AS recent
-    FROM begun GROUP BY row
-), contact AS (
-    SELECT e.row, e.as_of, c.patient_journey_id, c.engagement_date
-    FROM entities e
-    JOIN engagement_events c
-        ON c.hcp_id = e.hcp_id AND c.known_on <= e.as_of AND c.engagement_date > e.as_of - 180
-), contacts AS (
-    SELECT row, count(*) FILTER (engagement_date > as_of - 90) AS recent FROM contact GROUP BY row
-), reached AS (
-    SELECT b.row, count(DISTINCT b.patient_journey_id) AS journeys
-    FROM begun b JOIN contact c ON c.row = b.row AND c.patient_journey_id = b.patient_journey_id
-    GROUP BY b.row
-), scripts AS (
-    SELECT e.row, count(*) AS prescriptions
-    FROM entities e
-    JOIN treatment_events t
-        ON t.hcp_id = e.hcp_id AND t.known_on <= e.as_of AND t.event_date > e.as_of - 180
-        AND t.event_type = 'prescription'
-    GROUP BY e.row
-)
-SELECT e.row, h.specialty, h.practice_type,
-    CASE WHEN h.hcp_id IS NOT NULL THEN coalesce(v.recent, 0) END AS patient_volume,
-    CASE WHEN h.hcp_id IS NOT NULL THEN coalesce(v.patients, 0) END AS total_patients,
-    round(coalesce(r.journeys, 0) / nullif(v.journeys, 0), 9) AS engagement_rate,
-    CASE WHEN h.hcp_id IS NOT NULL THEN coalesce(c.recent, 0) END AS hcp_contacts_90d,
-    CASE WHEN h.hcp_id IS NOT NULL THEN coalesce(s.prescriptions, 0) END AS hcp_prescriptions_180d
-FROM entities e
-LEFT JOIN hcp_profiles h ON h.hcp_id = e.hcp_id
-LEFT JOIN volume v ON v.row = e.row
-LEFT JOIN contacts c ON c.row = e.row
-LEFT JOIN reached r ON r.row = e.row
-LEFT JOIN scripts s ON s.row = e.row
-"""
+    table: str
+    aggregates: dict[str, tuple[str, frozenset[str]]] = field(default_factory=dict)
+    firsts: list[int | None] = field(default_factory=list)
 
-_MARKET_SQL = """
-WITH prescription AS (
-    SELECT j.geographic_region AS region, t.brand, t.patient_id, t.event_date,
-        greatest(t.known_on, j.known_on) AS known_on
-    FROM treatment_events t JOIN patient_journeys j USING (patient_journey_id)
-    WHERE t.event_type = 'prescription'
-), contact AS (
-    SELECT j.geographic_region AS region, c.brand, c.engagement_date,
-        greatest(c.known_on, j.known_on) AS known_on
-    FROM engagement_events c JOIN patient_journeys j USING (patient_journey_id)
-), scripts AS (
-    SELECT e.row,
-        count(*) AS prescriptions,
-        count(*) FILTER (p.brand = e.brand) AS own,
-        count(DISTINCT p.patient_id) FILTER (p.brand = e.brand) AS patients
-    FROM entities e
-    JOIN prescription p
-        ON p.region = e.region AND p.known_on <= e.as_of AND p.event_date > e.as_of - 90
-    GROUP BY e.row
-), contacts AS (
-    SELECT e.row, count(*) AS contacts
-    FROM entities e
-    JOIN contact c
-        ON c.region = e.region AND c.brand = e.brand
-        AND c.known_on <= e.as_of AND c.engagement_date > e.as_of - 90
-    GROUP BY e.row
-), reported AS (
-    SELECT e.row, m.value AS share
-    FROM entities e
-    JOIN business_metrics m
-        ON m.brand = e.brand AND m.region = e.region AND m.metric_type = 'market_share'
-        AND m.value IS NOT NULL AND m.known_on <= e.as_of
-    QUALIFY row_number() OVER (PARTITION BY e.row ORDER BY m.metric_date DESC, m.metric_id) = 1
-)
-SELECT e.row,
-    coalesce(s.own, 0) AS brand_prescriptions_90d,
-    coalesce(s.patients, 0) AS brand_patients_90d,
-    round(s.own / nullif(s.prescriptions, 0), 9) AS brand_share_90d,
-    coalesce(c.contacts, 0) AS brand_contacts_90d,
-    r.share AS reported_market_share
-FROM entities e
-LEFT JOIN scripts s ON s.row = e.row
-LEFT JOIN contacts c ON c.row = e.row
-LEFT JOIN reported r ON r.row = e.row
-"""
+    def sql(self, name: str) -> str:
+        """The common table expression ``name``: a line for each entity with a row."""
+        conditions = [asked for _, asked in self.aggregates.values()]
+        common = frozenset.intersection(*conditions)
+        columns = []
+        for alias, (sql, asked) in self.aggregates.items():
+            own = " AND ".join(sorted(asked - common)) or "true"
+            columns.append(f"{sql.replace('{filter}', f'FILTER (WHERE {own})')} AS {alias}")
+        if None not in self.firsts:
+            widest = min(first for first in self.firsts if first is not None)
+            common |= {f"t.day > e.as_of - {-widest}"}
+        return (
+            f"{name} AS (SELECT e.row AS of_row, {', '.join(columns)} FROM entities e "
+            f"JOIN {self.table}_dated t ON {' AND '.join(sorted(common))} GROUP BY e.row)"
+        )
 
-_STATEMENTS = {
-    "patient_features": _PATIENT_SQL,
-    "engagement_features": _ENGAGEMENT_SQL,
-    "trigger_features": _TRIGGER_SQL,
-    "hcp_features": _HCP_SQL,
-    "market_features": _MARKET_SQL,
-}
+
+class Statement:
+    """The statement of one view: passes over tables, and an expression for each feature.
+
+    Attributes:
+        patterns: of each table the conditions of the cohort language that its rows are marked with.
+        journeys: tables whose rows are joined with their patient journey, and columns of it that are asked for.
+    """
+
+    def __init__(self, view: FeatureView) -> None:
+        self.view = view
+        self.passes: dict[str, Pass] = {}
+        self.patterns: dict[str, list[Rows]] = {}
+        self.journeys: dict[str, set[str]] = {}
+        self._frequent: dict[str, str] = {}
+        self._expressions = {feature.name: self.expression(feature) for feature in view.features}
+
+    def sql(self) -> str:
+        """One row for each entity, in order: the features of the view."""
+        view, values = (
+            self.view,
+            [part.value for feature in self.view.features for part in self.view.parts(feature)],
+        )
+        tables = [f"p_{table}" for table in self.passes]
+        expressions = [self.passes[table].sql(f"p_{table}") for table in self.passes]
+        expressions += [f"{name} AS ({sql})" for name, sql in self._frequent.items()]
+        joins = [f"LEFT JOIN {name} ON {name}.of_row = e.row" for name in (*tables, *self._frequent)]
+        known = "true"
+        if view.keys == ("patient_id",):
+            expressions.insert(0, _JOURNEY_SQL)
+            joins.append("LEFT JOIN journey ON journey.of_row = e.row")
+            known = "journey.of_row IS NOT NULL"
+            if any(value and value.startswith(f"{OWN_TABLE}.") for value in values):
+                joins.append(
+                    f"LEFT JOIN {OWN_TABLE} ON {OWN_TABLE}.{JOURNEY} = journey.{JOURNEY} "
+                    f"AND {OWN_TABLE}.diagnosis_date <= e.as_of + 1"
+                )
+        elif view.keys == ("hcp_id",):
+            joins.append("LEFT JOIN hcp_profiles ON hcp_profiles.hcp_id = e.hcp_id")
+            known = "hcp_profiles.hcp_id IS NOT NULL"
+        columns = ", ".join(
+            f"{sql.replace('{known}', known)} AS {_quoted(name)}" for name, sql in self._expressions.items()
+        )
+        begun = f"WITH {', '.join(expressions)} " if expressions else ""
+        return f"{begun}SELECT {columns} FROM entities e {' '.join(joins)} ORDER BY e.row"
+
+    def expression(self, calculation: Calculation) -> str:
+        """SQL of the value of ``calculation`` for an entity ``e``; ``{known}`` stands for whether it is known."""
+        kind = calculation.kind
+        if calculation.value is not None:
+            table, _, column = calculation.value.partition(".")
+            value = f"{'journey' if table == JOURNEYS else table}.{_quoted(column)}"
+        elif calculation.operands:
+            left, right = (self._operand(one) for one in calculation.operands)
+            divided = f"CAST({left} AS DOUBLE) / nullif({right}, 0)"
+            value = f"round({divided if kind == 'ratio' else f'CAST({left} AS DOUBLE) - {right}'}, 9)"
+        elif calculation.score is not None:
+            value = self._score(calculation)
+        else:
+            (leaf,) = calculation.own_leaves
+            value = self._leaf(leaf)
+        missing = calculation.on_missing if isinstance(calculation, Feature) else None
+        if missing is None and kind == "sum":
+            (leaf,) = calculation.own_leaves
+            rows = f"coalesce({self._aggregate(leaf.rows, 'count(*) {filter}')}, 0)"
+            value = f"CASE WHEN {rows} = 0 THEN 0.0 ELSE {value} END"
+        elif missing is not None or kind in ZERO_WITHOUT_ROWS:
+            value = f"coalesce({value}, {_literal(0 if missing is None else missing)})"
+        else:
+            return value
+        return f"CASE WHEN {{known}} THEN {value} END"
+
+    def _operand(self, operand: str | Calculation) -> str:
+        named = self.view.feature(operand) if isinstance(operand, str) else operand
+        assert named is not None
+        return self.expression(named)
+
+    def _score(self, calculation: Calculation) -> str:
+        assert calculation.score is not None
+        holds = {
+            line.name: f"coalesce({self._leaf(Leaf('any', line, ()))}, 0) = 1"
+            for line in calculation.score.of
+        }
+        lines = []
+        for line in calculation.score.of:
+            met = " AND ".join([holds[line.name], *(f"NOT {holds[name]}" for name in line.unless)])
+            lines.append(f"CASE WHEN {met} THEN {line.points} ELSE 0 END")
+        return f"CAST({' + '.join(lines)} AS {'BIGINT' if calculation.dtype == 'int' else 'DOUBLE'})"
+
+    def _leaf(self, leaf: Leaf) -> str:
+        kind, rows, _ = leaf
+        column = f"t.{_quoted(rows.column)}" if rows.column else ""
+        if kind == "most_frequent":
+            return self._most_frequent(rows, column)
+        if kind == "days_since":
+            day = "max" if rows.occurrence == "last" else "min"
+            return f"e.as_of - {self._aggregate(rows, f'{day}(t.day) {{filter}}')}"
+        if kind in ("first", "last"):
+            from e2i_dagster.tables import primary_key
+
+            # Of one day the row whose key is first.
+            order = f"(t.day - DATE '1970-01-01') * {1 if kind == 'first' else -1}"
+            ordered = f"{{'day': {order}, 'key': t.{_quoted(primary_key(rows.table))}}}"
+            return self._aggregate(rows, f"arg_min({column}, {ordered}) {{filter}}", f"{column} IS NOT NULL")
+        sql = {
+            "count": "count(*) {filter}",
+            "any": f"CAST(count(*) {{filter}} >= {rows.at_least} AS BIGINT)",
+            "distinct": f"count(DISTINCT {column}) {{filter}}",
+            "sum": f"round(fsum({column}) {{filter}}, 9)",
+            "mean": f"round(fsum({column}) {{filter}} / count({column}) {{filter}}, 9)",
+            "min": f"min({column}) {{filter}}",
+            "max": f"max({column}) {{filter}}",
+            "slope": f"round(regr_slope({column}, t.day - e.as_of) {{filter}}, 9)",
+        }
+        return self._aggregate(rows, sql[kind])
+
+    def _aggregate(self, rows: Rows, sql: str, *more: str) -> str:
+        """The column of the pass over the table of ``rows`` that holds the aggregate; equal ones are made once."""
+        made = self.passes.setdefault(rows.table, Pass(rows.table))
+        asked = (sql, frozenset([*self.conditions(rows), *more]))
+        alias = next((name for name, known in made.aggregates.items() if known == asked), None)
+        if alias is None:
+            alias = f"a{len(made.aggregates)}"
+            made.aggregates[alias] = asked
+            made.firsts.append(rows.within[0])
+        return f"p_{rows.table}.{alias}"
+
+    def conditions(self, rows: Rows) -> dict[str, str]:
+        """What rows ``t`` must meet to count for an entity ``e``, as SQL; and what one that does not is."""
+        view, table = self.view, rows.table
+        of_patient = "patient_id" in view.keys
+        found = {}
+        on_journey = journey_keys(rows, view)
+        if on_journey:
+            self.journeys.setdefault(table, set()).update(on_journey.values())
+        for key in keys_of(rows, view):
+            if (on_row := key_column(table, key)) is not None:
+                found[f"t.{on_row} = e.{key}"] = OTHERS
+            if key in on_journey:
+                found[f"t.journey_{on_journey[key]} = e.{key}"] = OTHERS
+        if on_journey and of_patient:
+            found["t.journey_known_on <= e.as_of + 1"] = LATER
+        elif on_journey:
+            found["t.journey_begin_known_on <= e.as_of"] = LATER
+        if table == JOURNEYS:
+            found["t.known_on <= e.as_of + 1" if of_patient else "t.begin_known_on <= e.as_of"] = LATER
+            found["t.day <= e.as_of"] = LATER
+        else:
+            found["t.known_on <= e.as_of"] = LATER
+        first, last = rows.within
+        if first is not None:
+            found[f"t.day > e.as_of - {-first}"] = "outside the window"
+        if last is not None and last < -1:
+            found[f"t.day <= e.as_of - {-last - 1}"] = "outside the window"
+        if rows.conditions if rows.event_column or rows.codes or rows.where else ():
+            marked = self.patterns.setdefault(table, [])
+            place = next(
+                (n for n, one in enumerate(marked) if one.conditions == rows.conditions), len(marked)
+            )
+            if place == len(marked):
+                marked.append(rows)
+            found[f"t.is_{place}"] = "not what is asked for"
+        return found
+
+    def _most_frequent(self, rows: Rows, column: str) -> str:
+        """The value of most rows; of equally many the one used last, then by name."""
+        name = f"f{len(self._frequent)}"
+        met = " AND ".join([*self.conditions(rows), f"{column} IS NOT NULL"])
+        self._frequent[name] = (
+            f"SELECT e.row AS of_row, {column} AS value FROM entities e JOIN {rows.table}_dated t ON {met} "
+            f"GROUP BY e.row, {column} QUALIFY row_number() OVER (PARTITION BY e.row "
+            f"ORDER BY count(*) DESC, max(t.day) DESC, {column}) = 1"
+        )
+        return f"{name}.value"
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _literal(value: float | str) -> str:
+    return "'" + value.replace("'", "''") + "'" if isinstance(value, str) else repr(value)
 
 
 def compute_view(
-    view: str | FeatureViewDefinition,
+    view: str | FeatureView,
     entities: pd.DataFrame,
     tables: Mapping[str, pd.DataFrame],
     *,
@@ -273,40 +301,29 @@ def compute_view(
         entities: the view's keys and ``as_of`` (a day), each combination once. For views of a patient
             ``patient_journey_id`` may name the journey whose static columns count; without it that is
             the journey begun last by ``as_of``, or the first one if none has begun.
-        tables: raw tables by name; only those that the view declares are read.
+        tables: raw tables by name; only those that the view reads are looked at.
         covered: days that each table covers; all of them where nothing is said of a table.
         source_lag_days: days after its date from which a row without an arrival time is known.
 
     Returns:
         One row per row of ``entities``, in its order: keys, ``event_timestamp`` (the last microsecond
-        of the ``as_of`` day, UTC, in microseconds) and the features with their declared dtypes.
+        of the ``as_of`` day, UTC, in microseconds) and the features with their dtypes.
 
     Raises:
-        ConfigError: a declared source column is known only at the time of the extract.
         InputError: a key or ``as_of`` is missing or repeated; a table or column is missing.
     """
     import duckdb
 
     definition = view_named(view) if isinstance(view, str) else view
     asked = _checked_entities(definition, entities)
+    statement = Statement(definition)
     with duckdb.connect(config={"python_enable_replacements": False}) as connection:
-        connection.register("entities", _entity_table(definition, asked))
-        for name, columns in source_columns(definition).items():
-            if name not in tables:
-                raise InputError(
-                    f"{definition.name} reads the table {name}, which was not given. "
-                    f"Given: {', '.join(sorted(tables)) or 'none'}.",
-                    field=definition.name,
-                    value=name,
-                    remedy="Give the table.",
-                )
-            rows = raw_columns(name, tables[name], columns)
-            _register(connection, name, rows, source_lag_days, covered.get(name, EVERY_DAY).start)
-        found = connection.sql(f"{_STATEMENTS[definition.name]} ORDER BY e.row").to_arrow_table()
-    values = found.select(list(definition.feature_names)).to_pandas()
-    as_of = pd.to_datetime(asked["as_of"]).to_numpy().astype("datetime64[D]")
+        connection.register("entities", entity_table(definition, asked))
+        prepare(connection, statement, tables, source_lag_days, covered)
+        values = connection.sql(statement.sql()).to_arrow_table().to_pandas(integer_object_nulls=True)
     for feature in definition.features:
-        values[feature.name] = values[feature.name].where(_seen(feature, as_of, covered))
+        seen = observed(definition, feature, asked["as_of"], covered)
+        values[feature.name] = values[feature.name].where(seen)
     result = asked[list(definition.keys)].astype("string[pyarrow]").reset_index(drop=True)
     result[TIMESTAMP] = end_of_day(asked["as_of"]).reset_index(drop=True)
     return pd.concat([result, conform_features(values, (definition,))], axis=1)
@@ -326,20 +343,53 @@ def compute_views(
     }
 
 
-def _seen(feature: Feature, as_of: np.ndarray, covered: Mapping[str, Coverage]) -> np.ndarray:
-    """Whether the tables of ``feature`` cover its window, or the record from its first day on."""
+def observed(
+    view: FeatureView, feature: Feature, as_of: pd.Series, covered: Mapping[str, Coverage]
+) -> np.ndarray:
+    """Whether the tables of ``feature`` cover its windows, those without a first day from the first covered one on."""
     import numpy as np
 
-    from e2i_dagster.tables import date_column
-
-    seen = np.ones(len(as_of), dtype=bool)
-    for table in {source.split(".", 1)[0] for source in feature.sources} & set(covered):
-        if feature.window_days is not None:
-            seen &= covered[table].covers(as_of - feature.window_days + 1, as_of)
-        elif date_column(table) is not None:
-            start = covered[table].start
-            seen &= covered[table].covers(as_of if start is None else np.datetime64(start), as_of)
+    days = pd.to_datetime(as_of).to_numpy().astype("datetime64[D]")
+    seen = np.ones(len(days), dtype=bool)
+    for table, (first, last) in view.windows(feature):
+        known = covered.get(table, EVERY_DAY)
+        until = days if last is None else days + (last + 1)
+        if first is not None:
+            seen &= known.covers(days + (first + 1), until)
+        else:
+            seen &= known.covers(until if known.start is None else np.datetime64(known.start), until)
     return seen
+
+
+def prepare(
+    connection: duckdb.DuckDBPyConnection,
+    statement: Statement,
+    tables: Mapping[str, pd.DataFrame],
+    source_lag_days: int,
+    covered: Mapping[str, Coverage],
+) -> None:
+    """Make the raw tables and their dated rows (``TABLE_dated``) known to ``connection``, for ``statement``.
+
+    Dated rows have ``day``, ``known_on``, the marks ``is_0``, ``is_1``, ... of the statement's patterns and, where it
+    needs them, the columns of their journey.
+    """
+    view = statement.view
+    for name, columns in source_columns(view).items():
+        if name not in tables:
+            raise InputError(
+                f"{view.name} reads the table {name}, which was not given. "
+                f"Given: {', '.join(sorted(tables)) or 'none'}.",
+                field=view.name,
+                value=name,
+                remedy="Give the table.",
+            )
+        rows = raw_columns(name, _with_own(view, name, tables[name]), (*columns, *_own_types(view, name)))
+        _register(connection, name, rows, source_lag_days, covered.get(name, EVERY_DAY).start)
+    for table in {
+        *statement.passes,
+        *(rows.table for marked in statement.patterns.values() for rows in marked),
+    }:
+        _mark(connection, table, statement)
 
 
 def _register(
@@ -358,12 +408,11 @@ def _register(
         return
     connection.register(f"{name}_rows", rows)
     if dated_by is None:
-        known = f"coalesce({ARRIVAL}::DATE, DATE '0001-01-01') AS known_on"
-        if "journey_start_date" in rows.column_names:
-            known += (
-                f", coalesce({ARRIVAL}::DATE, journey_start_date + {source_lag_days:d}) AS begin_known_on"
-            )
-        connection.execute(f"CREATE VIEW {name} AS SELECT *, {known} FROM {name}_rows")
+        connection.execute(
+            f"CREATE VIEW {name} AS SELECT *, coalesce({ARRIVAL}::DATE, DATE '0001-01-01') AS known_on, "
+            f"greatest(journey_start_date, coalesce({ARRIVAL}::DATE, journey_start_date + {source_lag_days:d})) "
+            f"AS begin_known_on FROM {name}_rows"
+        )
         return
     known = f"{dated_by}::DATE + {source_lag_days:d}"
     if ARRIVAL in rows.column_names:
@@ -372,6 +421,100 @@ def _register(
         f"CREATE VIEW {name} AS SELECT *, greatest({dated_by}::DATE, {known}) AS known_on FROM {name}_rows "
         f"WHERE {dated_by}::DATE >= DATE '{data_start or dt.date.min}'"
     )
+
+
+def _mark(connection: duckdb.DuckDBPyConnection, table: str, statement: Statement) -> None:
+    import narwhals as nw
+
+    from e2i_dagster.cohorts.narwhals_plan import condition_truth
+
+    relation = connection.table(table)
+    patterns = statement.patterns.get(table, [])
+    if patterns:
+        kinds = _kinds(table, (column for rows in patterns for column in rows.columns))
+        relation, coded = _with_codes(connection, table, patterns, kinds)
+        marks = {}
+        for place, rows in enumerate(patterns):
+            truths = [
+                nw.col(f"code_{coded.index(criterion)}")
+                if criterion in coded
+                else condition_truth(criterion, kinds).true
+                for criterion in rows.conditions
+            ]
+            marks[f"is_{place}"] = reduce(lambda left, right: left & right, truths)
+        relation = nw.from_native(relation).with_columns(**marks).to_native()
+    relation.create_view(f"{table}_marked")
+    dated_by = ROW_TABLES[table][1]
+    columns, joined = f"r.*, r.{dated_by}::DATE AS day", ""
+    if table in statement.journeys:
+        wanted = sorted({*statement.journeys[table], "known_on", "begin_known_on"})
+        read = ", ".join(f"j.{name} AS journey_{name}" for name in wanted)
+        columns += f", {read}"
+        joined = f" LEFT JOIN {JOURNEYS} j ON j.{JOURNEY} = r.{JOURNEY}"
+    connection.execute(f"CREATE VIEW {table}_dated AS SELECT {columns} FROM {table}_marked r{joined}")
+
+
+def _with_codes(
+    connection: duckdb.DuckDBPyConnection, table: str, patterns: list[Rows], kinds: Mapping[str, Any]
+) -> tuple[duckdb.DuckDBPyRelation, list[Criterion]]:
+    """The rows of ``table`` with ``code_0``, ``code_1``, ...: whether each condition on codes holds; and these.
+
+    Few cells of codes differ: each is read once, however many rows have it.
+    """
+    import narwhals as nw
+
+    from e2i_dagster.cohorts.narwhals_plan import Source, condition_truth, with_drug_codes
+
+    coded: list[Criterion] = []
+    for criterion in (one for rows in patterns for one in rows.conditions):
+        if criterion.code_system is not None and criterion not in coded:
+            coded.append(criterion)
+    columns, joined = ["r.*"], ""
+    for column in dict.fromkeys(criterion.field for criterion in coded):
+        name = f"{table}_{column}"
+        asked = {f"code_{place}": one for place, one in enumerate(coded) if one.field == column}
+        marks = {mark: condition_truth(criterion, kinds).true for mark, criterion in asked.items()}
+        cells = nw.from_native(connection.table(table).select(f'"{column}"').distinct())
+        read = with_drug_codes(Source(cells, kinds), asked.values()).frame
+        read.select(column, **marks).to_native().create(name)
+        columns += [f"coalesce({name}.{mark}, false) AS {mark}" for mark in marks]
+        joined += f' LEFT JOIN {name} ON {name}."{column}" = r."{column}"'
+    return connection.sql(f"SELECT {', '.join(columns)} FROM {table} r{joined}"), coded
+
+
+def _kinds(table: str, columns: Iterable[str]) -> dict[str, Any]:
+    """Kinds of raw columns in the words of the cohort language."""
+    from e2i_dagster.tables import raw_table
+
+    def kind(type_: Any) -> str:
+        if isinstance(type_, sa.Boolean):
+            return "boolean"
+        if isinstance(type_, sa.Integer | sa.Numeric | sa.Float):
+            return "number"
+        return "date" if isinstance(type_, sa.Date | sa.DateTime) else "text"
+
+    return {column: kind(raw_table(table).columns[column].type) for column in columns}
+
+
+def _own_types(view: FeatureView, table: str) -> dict[str, Any]:
+    """Columns of one's own that ``view`` takes values of, and their declared types."""
+    found = (
+        part for feature in view.features for part in view.parts(feature) if part.own_type and part.value
+    )
+    own = {str(part.value).partition(".")[2]: part.own_type for part in found}
+    return own if table == OWN_TABLE else {}
+
+
+def _with_own(view: FeatureView, table: str, frame: pd.DataFrame) -> pd.DataFrame:
+    """``frame`` with the columns of one's own that ``view`` reads, typed as declared; null where not delivered."""
+    own = _own_types(view, table)
+    if not own:
+        return frame
+    from e2i_dagster.tables.frames import extra_frame
+    from e2i_dagster.tables.own_columns import read_as
+
+    given = extra_frame(frame).reindex(columns=list(own))
+    return frame.assign(**{name: read_as(given[name], kind)[0] for name, kind in own.items()})
 
 
 def end_of_day(days: pd.Series) -> pd.Series:
@@ -403,14 +546,14 @@ def raw_columns(table: str, frame: pd.DataFrame, columns: tuple[str, ...]) -> pa
             f"{table}: the columns {', '.join(missing)} are missing, which features are computed from.",
             remedy="Deliver them, or map them in the import mapping.",
         )
-    types = raw_table(table).columns
+    types = {column.name: column.type for column in raw_table(table).columns}
     arrays = {}
     for name in columns:
         try:
-            arrays[name] = _as_arrow(frame[name], types[name].type)
+            arrays[name] = _as_arrow(frame[name], types[name]) if name in types else _own_array(frame[name])
         except (ValueError, TypeError, pa.ArrowInvalid):
             raise InputError(
-                f"{table}.{name}: found {frame[name].dtype}, which cannot be read as {types[name].type}.",
+                f"{table}.{name}: found {frame[name].dtype}, which cannot be read as {types[name]}.",
                 remedy="Load the table again; loading checks the types.",
             ) from None
     return pa.table(arrays)
@@ -434,7 +577,14 @@ def _as_arrow(series: pd.Series, type_: Any) -> pa.Array:
     return pa.Array.from_pandas(series.astype("string[pyarrow]"), type=pa.string())
 
 
-def _checked_entities(view: FeatureViewDefinition, entities: pd.DataFrame) -> pd.DataFrame:
+def _own_array(series: pd.Series) -> pa.Array:
+    """A column of one's own under its declared type: a number, a yes or no, or text."""
+    numeric = pd.api.types.is_numeric_dtype(series) and not pd.api.types.is_bool_dtype(series)
+    boolean = pd.api.types.is_bool_dtype(series)
+    return _as_arrow(series, sa.Double() if numeric else sa.Boolean() if boolean else sa.Text())
+
+
+def _checked_entities(view: FeatureView, entities: pd.DataFrame) -> pd.DataFrame:
     needed = [*view.keys, "as_of"]
     absent = [name for name in needed if name not in entities.columns]
     if absent:
@@ -460,7 +610,8 @@ def _checked_entities(view: FeatureViewDefinition, entities: pd.DataFrame) -> pd
     return entities
 
 
-def _entity_table(view: FeatureViewDefinition, entities: pd.DataFrame) -> pa.Table:
+def entity_table(view: FeatureView, entities: pd.DataFrame) -> pa.Table:
+    """The entities as the statement reads them: ``row``, keys, ``as_of``; for patients ``patient_journey_id``."""
     import pyarrow as pa
 
     names = list(view.keys)
@@ -481,11 +632,9 @@ def _entity_table(view: FeatureViewDefinition, entities: pd.DataFrame) -> pa.Tab
     )
 
 
-def conform_features(
-    frame: pd.DataFrame, views: tuple[FeatureViewDefinition, ...] | None = None
-) -> pd.DataFrame:
+def conform_features(frame: pd.DataFrame, views: Iterable[FeatureView]) -> pd.DataFrame:
     """``frame`` with its feature columns in their declared dtypes; other columns stay as they are."""
-    declared = dtypes() if views is None else dtypes(views)
+    declared = dtypes(views)
     result = frame.copy()
     for name, dtype in declared.items():
         if name in result.columns:

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from e2i_dagster.config.current_features import feature_views
 from e2i_dagster.config.feast_materialization import FreshnessLimits
-from e2i_dagster.config.feature_views import VIEWS
 from e2i_dagster.display import Table
 
 FreshnessStatus = Literal["fresh", "warning", "stale", "never"]
@@ -87,7 +87,7 @@ def freshness(
         at=now,
         warn_after_seconds=limits.warn_after_seconds,
         stale_after_seconds=limits.stale_after_seconds,
-        views=tuple(_of(view.name, completed.get(view.name), limits, now) for view in VIEWS),
+        views=tuple(_of(view.name, completed.get(view.name), limits, now) for view in feature_views()),
     )
 
 

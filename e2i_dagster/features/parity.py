@@ -1,4 +1,4 @@
-"""Which entities the comparison of online and offline values looks at."""
+"""Which entities the comparisons of values made in two ways look at."""
 
 from __future__ import annotations
 
@@ -13,3 +13,8 @@ def sample_of(files: FeatureFiles, rows: int = 200) -> pd.DataFrame:
 
     keys = pq.read_table(files.of("patient_features").path, columns=["patient_id"]).to_pandas()
     return keys.drop_duplicates().sort_values("patient_id").head(rows).reset_index(drop=True)
+
+
+def sample_rows(rows: pd.DataFrame, count: int = 500) -> pd.DataFrame:
+    """``count`` of ``rows`` spread over all of them, in their order."""
+    return rows.iloc[:: max(1, -(-len(rows) // count))].reset_index(drop=True)

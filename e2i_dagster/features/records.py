@@ -12,8 +12,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import distinct_on, insert
 
+from e2i_dagster.config.current_features import feature_views
 from e2i_dagster.config.feast_materialization import FreshnessLimits
-from e2i_dagster.config.feature_views import VIEWS
 from e2i_dagster.features.freshness import FreshnessReport, freshness
 from e2i_dagster.features.selection import FeatureSelection
 from e2i_dagster.features.snapshots import FeatureFiles
@@ -38,10 +38,10 @@ def record_views(connection: sa.Connection, project: str, files: FeatureFiles) -
             "id": _view_id(project, view.name),
             "name": view.name,
             "project": project,
-            "description": view.meaning,
+            "description": view.description,
             "entity_join_keys": list(view.keys),
             "features": [
-                {"name": feature.name, "dtype": feature.dtype, "meaning": feature.meaning}
+                {"name": feature.name, "dtype": feature.dtype, "meaning": feature.description}
                 for feature in view.features
             ],
             "feature_count": len(view.features),
@@ -50,7 +50,7 @@ def record_views(connection: sa.Connection, project: str, files: FeatureFiles) -
             "source_digest": files.of(view.name).digest,
             "source_rows": files.of(view.name).rows,
         }
-        for view in VIEWS
+        for view in files.views
     ]
     table = ml_feast_feature_views
     statement = insert(table).values(rows)
@@ -175,7 +175,7 @@ def record_features(
         selection: what :func:`~e2i_dagster.features.selection.select_features` decided.
         data_digest: digest of the feature files.
     """
-    declared = {feature.name: feature for view in VIEWS for feature in view.features}
+    declared = {feature.name: (view, feature) for view in feature_views() for feature in view.features}
     reasons = {drop.feature: drop.reason for drop in selection.dropped}
     connection.execute(sa.delete(ml_feature_store).where(ml_feature_store.c.scope == scope))
     connection.execute(
@@ -186,15 +186,16 @@ def record_features(
                 "feature_name": item.feature,
                 "feature_group": item.view,
                 "feature_type": item.dtype,
-                "description": declared[item.feature].meaning,
-                "unit": declared[item.feature].unit,
-                "source_columns": list(declared[item.feature].sources),
+                "description": feature.description,
+                "unit": feature.unit,
+                "source_columns": list(view.sources(feature)),
                 "training_statistics": item.model_dump(exclude={"view", "feature", "dtype"}),
                 "data_digest": data_digest,
                 "selected": item.feature in selection.kept,
                 "selection_reason": reasons.get(item.feature),
             }
             for item in statistics
+            for view, feature in [declared[item.feature]]
         ],
     )
 

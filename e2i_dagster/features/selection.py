@@ -1,6 +1,6 @@
 """Which features a model is given, and why the others are not. Looks at training rows only.
 
-Four rules in this order: missingness, variance, mutual information with the label, correlation. A
+Five rules in this order: missingness, variance, shift with time, mutual information with the label, correlation. A
 feature that a rule dropped is not looked at by the next. Every drop says rule, value and limit.
 """
 
@@ -13,13 +13,16 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
-from e2i_dagster.binning import quantile_bins
+from e2i_dagster.binning import quantile_bins, stability_index
+from e2i_dagster.config.current_features import feature_views
 from e2i_dagster.config.feature_selection import FeatureSelectionPolicy
 from e2i_dagster.config.feature_views import feature_names
 from e2i_dagster.display import Table
 from e2i_dagster.errors import InputError, VerdictError
 
-Rule = Literal["missingness", "variance", "mutual_information", "correlation"]
+#: A shift of a chance below this is one.
+_CHANCE = 0.001
+Rule = Literal["missingness", "variance", "time_shift", "mutual_information", "correlation"]
 
 
 class DroppedFeature(BaseModel):
@@ -73,6 +76,10 @@ def select_features(
 
     * missingness: share of null cells above ``max_missing_share``;
     * variance: share of the most frequent value (null is a value) above ``max_same_value_share``;
+    * shift with time: stability index between the two thirds of the rows with the earlier index dates and
+      the third with the later ones above ``max_time_shift``, and more than chance makes of it (times n1 n2 / (n1 + n2)
+      about chi-squared with (bins - 1) degrees of freedom, p below 0.001; Yurdakul, Western Michigan University
+      2018): what moves within the training rows moves on. Frames without ``index_date`` are not asked;
     * mutual information with the label over quantile bins or categories, null being one of them:
       kept if the G test (2 n MI against chi-squared with (bins - 1)(classes - 1) degrees of freedom;
       Sokal and Rohlf, Biometry, chapter 17) has p at most ``max_p_value``;
@@ -105,7 +112,7 @@ def select_features(
             value=len(rows),
             remedy="Load more patients, or choose an outcome and split with both classes in train.",
         )
-    left = [name for name in (features or feature_names()) if name in frame.columns]
+    left = [name for name in (features or feature_names(feature_views())) if name in frame.columns]
     dropped: list[DroppedFeature] = []
 
     def drop(name: str, rule: Rule, value: float, limit: float, reason: str) -> None:
@@ -121,6 +128,11 @@ def select_features(
         elif same > policy.max_same_value_share:
             reason = f"{same:.1%} of the rows have the same value (limit {policy.max_same_value_share:.1%})"
             drop(name, "variance", same, policy.max_same_value_share, reason)
+
+    limit = policy.max_time_shift
+    for name, shift in _shifting(rows, left, policy).items():
+        reason = f"shifts with time within the training rows (stability index {shift:.2f}, limit {limit:g})"
+        drop(name, "time_shift", shift, limit, reason)
 
     information: dict[str, float] = {}
     for name in list(left):
@@ -144,6 +156,33 @@ def select_features(
     return FeatureSelection(
         rows=len(rows), kept=tuple(left), dropped=tuple(dropped), mutual_information=information
     )
+
+
+def _shifting(rows: pd.DataFrame, names: Sequence[str], policy: FeatureSelectionPolicy) -> dict[str, float]:
+    """Features that shift with time by more than the limit and by more than chance, and by how much."""
+    if "index_date" not in rows:
+        return {}
+    by_date = rows.sort_values("index_date", kind="stable")
+    found = {name: _time_shift(by_date[name], policy.bins) for name in names}
+    return {
+        name: shift for name, (shift, p) in found.items() if shift > policy.max_time_shift and p < _CHANCE
+    }
+
+
+def _time_shift(values: pd.Series, bins: int) -> tuple[float, float]:
+    """Stability index of the last third of ``values`` against those before, and the p value of chance."""
+    from scipy.stats import chi2
+
+    levels = _levels(values, bins) + 1
+    first = len(levels) * 2 // 3
+    size = int(levels.max(initial=0)) + 1
+    counts = [np.bincount(part, minlength=size).astype(float) for part in (levels[:first], levels[first:])]
+    used = int(np.count_nonzero(counts[0] + counts[1]))
+    if used < 2 or not first:
+        return 0.0, 1.0
+    shift = stability_index(*counts)
+    sizes = first, len(levels) - first
+    return shift, float(chi2.sf(shift * sizes[0] * sizes[1] / sum(sizes), used - 1))
 
 
 def _mutual_information(values: pd.Series, label: pd.Series, bins: int) -> tuple[float, float]:

@@ -16,8 +16,9 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 from upath import UPath
 
+from e2i_dagster.config.current_features import feature_views, view_named
 from e2i_dagster.config.feast_materialization import SnapshotPolicy
-from e2i_dagster.config.feature_views import ARRIVAL, TIMESTAMP, VIEWS, FeatureViewDefinition, view_named
+from e2i_dagster.config.feature_views import ARRIVAL, TIMESTAMP, FeatureView
 from e2i_dagster.display import Table
 from e2i_dagster.errors import DamagedError, InputError, UnavailableError
 from e2i_dagster.policy_files.base import digest_of
@@ -29,7 +30,7 @@ class FeatureFile(BaseModel):
     """One immutable file: the rows of one view.
 
     ``oldest`` and ``newest`` are event timestamps; ``size`` (bytes) and ``checksum`` (SHA-256) those of the file,
-    None of one that was written before they were kept.
+    None of one that was written before they were kept. ``definition``: how the values were made.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -42,6 +43,7 @@ class FeatureFile(BaseModel):
     newest: dt.datetime | None
     size: int | None = None
     checksum: str | None = None
+    definition: FeatureView | None = None
 
 
 class FeatureFiles(BaseModel):
@@ -55,6 +57,11 @@ class FeatureFiles(BaseModel):
     def digest(self) -> str:
         """Digest over views and digests of the files; paths do not matter."""
         return digest_of(sorted((file.view, file.digest) for file in self.files))
+
+    @property
+    def views(self) -> tuple[FeatureView, ...]:
+        """The views as they were when the files were written, whatever is configured now."""
+        return tuple(file.definition or view_named(file.view) for file in self.files)
 
     @property
     def rows(self) -> int:
@@ -178,9 +185,9 @@ def snapshot_entities(
     data_end: dt.date,
     policy: SnapshotPolicy,
 ) -> dict[str, pd.DataFrame]:
-    """Entities and days for which each view is computed.
+    """Entities and days for which each view is computed, by the keys of the view.
 
-    Every view gets the day before each index date. Professionals and markets also get the last
+    Every view gets the day before each index date. Professionals, and brands and regions, also get the last
     month ends up to ``data_end`` (professionals: all of them). With ``scoring_patients_at:
     data_end`` the patients whose ``set`` is ``scoring`` also get the last day of the data.
 
@@ -208,18 +215,15 @@ def snapshot_entities(
 
     needed = rows.assign(as_of=_day_before(rows["index_date"]))
     professionals = tables["hcp_profiles"][["hcp_id"]].dropna().drop_duplicates()
-    markets = rows[["brand", "region"]].dropna().drop_duplicates()
-    return {
-        "patient_features": patients,
-        "engagement_features": patients,
-        "trigger_features": patients,
-        "hcp_features": _with_month_ends(
-            needed[["hcp_id", "as_of"]], professionals, _month_ends(last, policy.hcp_month_ends)
-        ),
-        "market_features": _with_month_ends(
-            needed[["brand", "region", "as_of"]], markets, _month_ends(last, policy.market_month_ends)
-        ),
-    }
+
+    def of_keys(keys: tuple[str, ...]) -> pd.DataFrame:
+        if keys == ("patient_id",):
+            return patients
+        named = professionals if keys == ("hcp_id",) else rows[list(keys)].dropna().drop_duplicates()
+        count = policy.hcp_month_ends if keys == ("hcp_id",) else policy.market_month_ends
+        return _with_month_ends(needed[[*keys, "as_of"]], named, _month_ends(last, count))
+
+    return {view.name: of_keys(view.keys) for view in feature_views()}
 
 
 def _day_before(days: pd.Series) -> pd.Series:
@@ -253,7 +257,8 @@ def write_views(frames: Mapping[str, pd.DataFrame], folder: Any) -> FeatureFiles
     from e2i_dagster.versions.digest import frame_digest
     from e2i_dagster.versions.files import checksum_of, damage
 
-    absent = [view.name for view in VIEWS if view.name not in frames]
+    views = feature_views()
+    absent = [view.name for view in views if view.name not in frames]
     if absent:
         raise InputError(
             f"There is no frame of {', '.join(absent)}: all views are written together.",
@@ -263,8 +268,8 @@ def write_views(frames: Mapping[str, pd.DataFrame], folder: Any) -> FeatureFiles
         )
     root = UPath(folder)
     files = []
-    for view in VIEWS:
-        frame = _checked(view.name, frames[view.name])
+    for view in views:
+        frame = _checked(view, frames[view.name])
         digest = frame_digest(frame)
         target = root / view.name / f"{digest}.parquet"
         content = _content(view, frame)
@@ -282,13 +287,14 @@ def write_views(frames: Mapping[str, pd.DataFrame], folder: Any) -> FeatureFiles
                 newest=None if frame.empty else stamps.max().to_pydatetime(),
                 size=size,
                 checksum=checksum,
+                definition=view,
             )
         )
     return FeatureFiles(files=tuple(files))
 
 
-def _checked(name: str, frame: pd.DataFrame) -> pd.DataFrame:
-    view = view_named(name)
+def _checked(view: FeatureView, frame: pd.DataFrame) -> pd.DataFrame:
+    name = view.name
     expected = [*view.keys, TIMESTAMP, *view.feature_names]
     if list(frame.columns) != expected:
         raise InputError(
@@ -311,7 +317,7 @@ def _checked(name: str, frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
-def _content(view: FeatureViewDefinition, frame: pd.DataFrame) -> bytes:
+def _content(view: FeatureView, frame: pd.DataFrame) -> bytes:
     """The Parquet file of ``frame``."""
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -12,7 +12,8 @@ from typing import Any
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
-from e2i_dagster.config.feature_views import VIEWS, Feature, FeatureViewDefinition
+from e2i_dagster.config.current_features import feature_views
+from e2i_dagster.config.feature_views import Feature, FeatureView
 
 SMALLEST_CELL = 11
 _QUANTILES = {"p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95}
@@ -46,18 +47,18 @@ class FeatureStatistics(BaseModel):
 
 
 def feature_statistics(
-    frame: pd.DataFrame, views: Sequence[FeatureViewDefinition] = VIEWS
+    frame: pd.DataFrame, views: Sequence[FeatureView] | None = None
 ) -> tuple[FeatureStatistics, ...]:
     """Statistics of every declared feature that ``frame`` has, in declared order.
 
     Args:
         frame: one view, or a training frame (give training rows only where the statistics may
             inform a model).
-        views: the views whose features are looked for.
+        views: the views whose features are looked for; all by default.
     """
     return tuple(
         _of(view.name, feature, frame[feature.name])
-        for view in views
+        for view in (feature_views() if views is None else views)
         for feature in view.features
         if feature.name in frame.columns
     )

@@ -1,4 +1,4 @@
-"""The feature store of one scope: Feast's registry, point-in-time joins and online values.
+"""The feature store of one scope: Feast's registry, its join as a proof, and online values.
 
 One Feast project per scope. Each applied view is pinned to the path of one immutable file. The
 registry is a database of its own on the warehouse's server, or a file when no server is given. The
@@ -34,13 +34,13 @@ from e2i_dagster.config.feast_materialization import FeastMaterializationPolicy
 from e2i_dagster.config.feature_views import (
     ENTITIES,
     TIMESTAMP,
-    VIEWS,
-    FeatureViewDefinition,
+    FeatureView,
     feature_names,
 )
 from e2i_dagster.display import Table
 from e2i_dagster.errors import ConfigError, InputError, UnavailableError, VerdictError
 from e2i_dagster.features.compute import conform_features
+from e2i_dagster.features.frame import index_stamps
 from e2i_dagster.features.snapshots import FeatureFiles
 from e2i_dagster.policy_files.environment import config_folder, state_folder
 
@@ -137,11 +137,11 @@ class MaterializationReport(BaseModel):
 
 
 class ParityReport(BaseModel):
-    """Online against offline values of the same entities at the same time, cell by cell."""
+    """Values of the same entities made in two ways, compared cell by cell; ``at``: their time, where it is one."""
 
     model_config = ConfigDict(frozen=True)
 
-    at: dt.datetime
+    at: dt.datetime | None
     entities: int
     cells: int
     mismatches: dict[str, int]
@@ -154,7 +154,7 @@ class ParityReport(BaseModel):
     def to_metadata(self) -> dict[str, Any]:
         """Counts, and the features that differ."""
         return {
-            "at": self.at.isoformat(),
+            "at": None if self.at is None else self.at.isoformat(),
             "entities": self.entities,
             "cells": self.cells,
             "mismatches": sum(self.mismatches.values()),
@@ -227,7 +227,7 @@ class ScopeStore:
                 project=self.settings.project,
                 files=files,
                 online="redis" if self.settings.redis else str(self._online_file(files)),
-                views=tuple(self._materialize_view(view, files, (oldest, until)) for view in VIEWS),
+                views=tuple(self._materialize_view(view, files, (oldest, until)) for view in files.views),
             )
             self._switch(report)
         return report
@@ -240,37 +240,7 @@ class ScopeStore:
             return None
         return MaterializationReport.model_validate_json(text)
 
-    def training_frame(self, rows: pd.DataFrame, files: FeatureFiles) -> pd.DataFrame:
-        """Values of every feature one microsecond before each index date, by Feast's point-in-time join.
-
-        Args:
-            rows: the frame of :func:`~e2i_dagster.features.snapshots.spine` (all of it, or the
-                labelled or the scoring patients).
-            files: the version to read, which must be applied.
-
-        Returns:
-            patient_id, patient_journey_id, index_date, ``label`` if ``rows`` has it, and all features;
-            one row for each row of ``rows``, in its order. Patients without history have nulls.
-
-        Raises:
-            InputError: a key column is missing.
-            UnavailableError: another version is applied.
-            VerdictError: the join lost or repeated patients.
-        """
-        index_dates = pd.to_datetime(rows["index_date"]).dt.normalize()
-        joined = self._offline(
-            rows,
-            index_dates.dt.tz_localize("UTC").astype("datetime64[us, UTC]")
-            - pd.Timedelta(microseconds=1).as_unit("us"),
-            files,
-            VIEWS,
-        )
-        kept = ["patient_id", "patient_journey_id", "index_date", *(["label"] if "label" in rows else [])]
-        return pd.concat([rows[kept].reset_index(drop=True), joined], axis=1)
-
-    def online(
-        self, entities: pd.DataFrame, views: Sequence[FeatureViewDefinition] | None = None
-    ) -> pd.DataFrame:
+    def online(self, entities: pd.DataFrame, views: Sequence[FeatureView] | None = None) -> pd.DataFrame:
         """Online values for each row of ``entities``.
 
         Args:
@@ -285,7 +255,8 @@ class ScopeStore:
             InputError: the keys of no view, or of an asked view, are there.
             UnavailableError: nothing was materialized yet.
         """
-        asked = tuple(views) if views is not None else _views_with_keys(entities)
+        state = self._materialized()
+        asked = tuple(views) if views is not None else _views_with_keys(entities, state.files)
         keys = list(dict.fromkeys(key for view in asked for key in view.keys))
         absent = [key for key in keys if key not in entities.columns]
         if absent or not asked:
@@ -294,7 +265,6 @@ class ScopeStore:
                 f"{', '.join(absent) or 'at least one of ' + ', '.join(ENTITIES)}.",
                 field="entities",
             )
-        state = self._materialized()
         store = self._store(state.files)
         references = [f"{view.name}:{name}" for view in asked for name in view.feature_names]
         # Feast accepts no null key; no entity has the empty text as its key.
@@ -310,6 +280,23 @@ class ScopeStore:
         values = conform_features(values.where(values.notna(), None), asked)
         return pd.concat([entities[keys].reset_index(drop=True), values], axis=1)
 
+    def equals_store_join(self, frame: pd.DataFrame, rows: pd.DataFrame, files: FeatureFiles) -> ParityReport:
+        """Compare a point-in-time frame with Feast's own join, cell by cell.
+
+        Args:
+            frame: some rows of :func:`~e2i_dagster.features.frame.training_frame`.
+            rows: the same rows of :func:`~e2i_dagster.features.snapshots.spine`, in the same order.
+            files: the version that both were made of, which must be applied.
+
+        Raises:
+            InputError: a key column is missing.
+            UnavailableError: another version is applied.
+            VerdictError: Feast's join lost or repeated rows.
+        """
+        stamps, views = index_stamps(rows["index_date"]), files.views
+        joined = self._offline(rows, stamps, files, views)
+        return _compared(None, frame.reset_index(drop=True), joined, views)
+
     def online_equals_offline(self, entities: pd.DataFrame) -> ParityReport:
         """Compare online values with a point-in-time join at the time up to which rows are online.
 
@@ -321,24 +308,13 @@ class ScopeStore:
             UnavailableError: nothing was materialized yet, or another version was applied since.
         """
         state = self._materialized()
-        asked = _views_with_keys(entities)
+        asked = _views_with_keys(entities, state.files)
         keys = list(dict.fromkeys(key for view in asked for key in view.keys))
         rows = entities[keys].drop_duplicates().reset_index(drop=True)
         online = self.online(rows, asked)
         stamp = pd.Series(pd.Timestamp(state.end), index=rows.index).astype("datetime64[us, UTC]")
         offline = self._offline(rows, stamp, state.files, asked)
-        mismatches = {}
-        for name in feature_names(asked):
-            left, right = online[name], offline[name]
-            equal = (left == right).fillna(False).astype(bool) | (left.isna() & right.isna())
-            if not equal.all():
-                mismatches[name] = int((~equal).sum())
-        return ParityReport(
-            at=state.end,
-            entities=len(rows),
-            cells=len(rows) * len(feature_names(asked)),
-            mismatches=mismatches,
-        )
+        return _compared(state.end, online, offline, asked)
 
     # Below: how it is done.
 
@@ -356,7 +332,7 @@ class ScopeStore:
         rows: pd.DataFrame,
         stamps: pd.Series,
         files: FeatureFiles,
-        views: Sequence[FeatureViewDefinition],
+        views: Sequence[FeatureView],
     ) -> pd.DataFrame:
         keys = list(dict.fromkeys(key for view in views for key in view.keys))
         absent = [key for key in keys if key not in rows.columns]
@@ -396,7 +372,7 @@ class ScopeStore:
         _write_text(self.settings.folder / "files.json", files.model_dump_json())
 
     def _materialize_view(
-        self, view: FeatureViewDefinition, files: FeatureFiles, between: tuple[dt.datetime, dt.datetime]
+        self, view: FeatureView, files: FeatureFiles, between: tuple[dt.datetime, dt.datetime]
     ) -> ViewMaterialization:
         start, end = between
         started = dt.datetime.now(dt.UTC)
@@ -415,7 +391,7 @@ class ScopeStore:
             online_entities=self._count_online(files, view),
         )
 
-    def _count_online(self, files: FeatureFiles, view: FeatureViewDefinition) -> int | None:
+    def _count_online(self, files: FeatureFiles, view: FeatureView) -> int | None:
         if self.settings.redis:
             return None
         table = f"{self.settings.project}_{view.name}".replace('"', '""')
@@ -553,7 +529,7 @@ def repo_environment(settings: StoreSettings, files: FeatureFiles) -> dict[str, 
 
 
 def feast_objects(project: str, files: FeatureFiles) -> list[Any]:
-    """Entities, sources, views and the scope's feature service, from the declared views.
+    """Entities, sources, views and the scope's feature service, from the views of the files.
 
     Feature views have no time to live: Feast would turn old values into nulls without a word. How
     old values are is the freshness check's question.
@@ -569,14 +545,14 @@ def feast_objects(project: str, files: FeatureFiles) -> list[Any]:
         for name, meaning in ENTITIES.items()
     }
     sources, views = [], []
-    for view in VIEWS:
+    for view in files.views:
         file = files.of(view.name)
         source = FileSource(
             name=f"{view.name}_source",
             path=file.path,
             file_format=ParquetFormat(),
             timestamp_field=TIMESTAMP,
-            description=view.meaning,
+            description=view.description,
         )
         sources.append(source)
         views.append(
@@ -586,12 +562,12 @@ def feast_objects(project: str, files: FeatureFiles) -> list[Any]:
                 ttl=dt.timedelta(0),
                 schema=[Field(name=key, dtype=String) for key in view.keys]
                 + [
-                    Field(name=feature.name, dtype=types[feature.dtype], description=feature.meaning)
+                    Field(name=feature.name, dtype=types[feature.dtype], description=feature.description)
                     for feature in view.features
                 ],
                 source=source,
                 online=True,
-                description=view.meaning,
+                description=view.description,
                 tags={"digest": file.digest},
             )
         )
@@ -599,8 +575,22 @@ def feast_objects(project: str, files: FeatureFiles) -> list[Any]:
     return [*entities.values(), *sources, *views, service]
 
 
-def _views_with_keys(entities: pd.DataFrame) -> tuple[FeatureViewDefinition, ...]:
-    return tuple(view for view in VIEWS if set(view.keys) <= set(entities.columns))
+def _compared(
+    at: dt.datetime | None, left: pd.DataFrame, right: pd.DataFrame, views: Sequence[FeatureView]
+) -> ParityReport:
+    mismatches = {}
+    for name in feature_names(views):
+        equal = (left[name] == right[name]).fillna(False).astype(bool) | (
+            left[name].isna() & right[name].isna()
+        )
+        if not equal.all():
+            mismatches[name] = int((~equal).sum())
+    cells = len(left) * len(feature_names(views))
+    return ParityReport(at=at, entities=len(left), cells=cells, mismatches=mismatches)
+
+
+def _views_with_keys(entities: pd.DataFrame, files: FeatureFiles) -> tuple[FeatureView, ...]:
+    return tuple(view for view in files.views if set(view.keys) <= set(entities.columns))
 
 
 def _let_go(store: feast.FeatureStore) -> None:

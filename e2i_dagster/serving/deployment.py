@@ -23,7 +23,7 @@ from e2i_dagster.display import Table, Words
 from e2i_dagster.errors import InputError, UnavailableError
 from e2i_dagster.policy_files.environment import port as configured_port
 from e2i_dagster.policy_files.environment import state_folder
-from e2i_dagster.serving.client import score
+from e2i_dagster.serving.client import authorities, score
 from e2i_dagster.serving.control import (
     Control,
     DeploymentError,
@@ -394,8 +394,8 @@ def _wait_healthy(
     limit = policy.deployment.start_timeout_seconds
     failure = Path(candidate["failure"])
     told = began
-    # One client for all questions: each new one reads the certificates of every authority.
-    with httpx.Client(base_url=f"http://127.0.0.1:{candidate['port']}", timeout=2) as client:
+    address = f"http://127.0.0.1:{candidate['port']}"
+    with httpx.Client(base_url=address, timeout=2, verify=authorities()) as client:
         while True:
             if failure.exists() and (why := failure.read_text(encoding="utf-8")):
                 raise DeploymentError(f"{release.tag} could not start: {why}")

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from e2i_dagster.config.serving import ServingPolicy
 from e2i_dagster.errors import InputError, UnavailableError
 from e2i_dagster.policy_files.environment import state_folder
+from e2i_dagster.serving.client import authorities
 from e2i_dagster.serving.control import Progress, exclusive, start_supervisor, stop_supervisor
 from e2i_dagster.serving.examples import curl
 from e2i_dagster.serving.release import read_release
@@ -79,7 +80,7 @@ def _health(record: ServiceRecord, timeout: float) -> tuple[dict[str, Any], str 
         when = f"since {record.stopped_at}" if record.stopped_at else "its supervisor was killed"
         return {"status": "stopped"}, f"stopped ({when}); `make ui` starts it again"
     try:
-        answer = httpx.get(f"{record.url}/health", timeout=timeout)
+        answer = httpx.get(f"{record.url}/health", timeout=timeout, verify=authorities())
         body = answer.json()
     except (httpx.HTTPError, ValueError) as error:
         return {"status": "unreachable"}, f"/health does not answer ({type(error).__name__})"

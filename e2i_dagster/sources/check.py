@@ -32,6 +32,7 @@ from e2i_dagster.sources.files import (
     complete_dates,
     frame_of,
     not_read,
+    placed,
     read,
     readable_files,
     refused_files,
@@ -40,8 +41,14 @@ from e2i_dagster.sources.files import (
 )
 from e2i_dagster.sources.formats import READ, open_records, recognise
 from e2i_dagster.sources.formats.delimited import FORMAT as CSV
-from e2i_dagster.sources.formats.delimited import open_text, proposed_quoting, records_of, text_ending
-from e2i_dagster.sources.formats.records import ColumnNotes, open_bytes
+from e2i_dagster.sources.formats.delimited import (
+    empty_file,
+    open_text,
+    proposed_quoting,
+    records_of,
+    text_ending,
+)
+from e2i_dagster.sources.formats.records import ColumnNotes, open_bytes, refusal
 from e2i_dagster.sources.numbered import proposed_lists
 from e2i_dagster.sources.shapes import Recognised, recognised
 from e2i_dagster.tables import (
@@ -228,7 +235,7 @@ def check_folder(
     """
     folder = Path(folder)
     paths = _files(folder)
-    differing: list[str] = []
+    differing: list[InputError] = []
     errors: tuple[InputError, ...] = ()
     tables: list[TableCheck] = []
     unassigned: dict[str, str] = {}
@@ -252,9 +259,9 @@ def check_folder(
             delivery = read(folder, mapping, asked, vocabulary=vocabulary)
     except InputError as error:
         said = [line.strip(" -") for line in str(error).splitlines()[1:]]
-        delivery, problems = None, (*differing, *said)
+        delivery, problems = None, (*map(str, differing), *said)
         ours = tuple(one for one in (error.parts or (error,)) if isinstance(one, InputError))
-        errors = (*(InputError(one, file=folder) for one in differing), *ours)
+        errors = (*(placed(folder, one) for one in differing), *ours)
     if delivery is not None and proposed:
         mapping, delivery = _with_own_types(mapping, delivery)
     if delivery is not None:
@@ -360,13 +367,14 @@ def mapping_yaml(found: ImportCheck) -> str:
 def _files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise InputError(f"{folder}: {what}.", remedy="Give the folder that holds the supplier's files.")
+        raise InputError(
+            f"{folder}: {what}.", file=folder, remedy="Give the folder that holds the supplier's files."
+        )
     paths = readable_files(folder)
     if not paths:
         refused = "".join(f"\n  - {said}" for said in refused_files(folder))
-        raise InputError(
-            f"{folder}: no file that is read ({READ}).{refused}", remedy="Save what you have as one of them."
-        )
+        remedy = "Save what you have as one of them."
+        raise InputError(f"{folder}: no file that is read ({READ}).{refused}", file=folder, remedy=remedy)
     return paths
 
 
@@ -435,9 +443,7 @@ def _sample(path: Path, form: FileFormat, rows: int) -> tuple[pd.DataFrame, Mapp
         records = list(itertools.islice(records_of(stream, path, form, strict=False), rows + 1))
     records = [record for record in records if record]
     if not records:
-        raise InputError(
-            f"{path.name}: the file is empty, without even a header.", remedy="Deliver it again or remove it."
-        )
+        raise empty_file(path)
     header = [name.strip() for name in records[0]]
     body = [record for record in records[1:] if len(record) == len(header)]
     frame = pd.DataFrame(body, columns=header, dtype="string[pyarrow]")
@@ -461,7 +467,7 @@ def _shape(formats: Mapping[Path, FileFormat]) -> Recognised | None:
 
 def _propose(
     formats: Mapping[Path, FileFormat], vocabulary: VocabularyPolicy
-) -> tuple[list[TableCheck], dict[str, str], list[str]]:
+) -> tuple[list[TableCheck], dict[str, str], list[InputError]]:
     """Each file's best table; files without one, and why; files with another header than their table's first."""
     found: dict[str, list[tuple[Path, FileFormat, list[ColumnMatch], list[str]]]] = {}
     unassigned: dict[str, str] = {}
@@ -501,11 +507,12 @@ def _propose(
             other = {*(match.file_column for match in its_matches), *its_rest}
             if header - other:
                 lacks, has = (", ".join(sorted(names)) for names in (header - other, other - header))
-                differing.append(
-                    f"{path.name}: not the columns of {first.name}, which holds {table} too (without {lacks}; "
-                    f"with {has or 'no other'}). Write `parts` in the mapping, one for each shape, or give them "
-                    "one header."
+                what = (
+                    f"not the columns of {first.name}, which holds {table} too (without {lacks}; "
+                    f"with {has or 'no other'})"
                 )
+                remedy = "Write `parts` in the mapping, one for each shape, or give them one header."
+                differing.append(refusal(path, what, remedy, field="parts"))
         tables.append(
             TableCheck(
                 table=table,

@@ -123,8 +123,13 @@ def choose(
     return Chosen(frame.drop(columns=spent, errors="ignore"), computed, taken, left_out, added)
 
 
-def unknown_names(part: PartMapping, names: Sequence[str]) -> Iterator[str]:
-    """What the mapping names and the file, whose columns are ``names``, does not have."""
+def unknown_names(part: PartMapping, names: Sequence[str]) -> Iterator[tuple[str, str, str, str]]:
+    """What the mapping names and the file, whose columns are ``names``, does not have.
+
+    Returns:
+        For each: key of the mapping, the name, what is wrong with it, the remedy.
+    """
+    found = f"Found: {', '.join(names)}."
     numbered = [] if part.unpivot is None else [*part.unpivot.columns, part.unpivot.number]
     own = [*part.columns, *part.constants, *part.rename.values()]
     asked = [(f"columns.{key}", *name) for key, one in part.columns.items() for name in one.names()]
@@ -135,15 +140,16 @@ def unknown_names(part: PartMapping, names: Sequence[str]) -> Iterator[str]:
             # Within its own expression a name is the file's.
             known = [one for one in known if one != name or name in names]
         if is_pattern(name) and name not in known and not several:
-            yield f"`{place}` names {name}, which stands for several columns. Say `first_of`, `list` or `sum` of them."
+            said = f"names {name}, which stands for several columns"
+            yield place, name, said, "Say `first_of`, `list` or `sum` of them."
         elif not expanded(name, known):
             near = did_you_mean(name, known)
-            yield f"`{place}` names {name}, which is no column. {near + ' ' if near else ''}Found: {', '.join(names)}."
+            yield place, name, f"names {name}, which is no column", f"{near} {found}".lstrip()
     for name, pattern in {} if part.unpivot is None else part.unpivot.columns.items():
         if not expanded(pattern, names):
-            yield f"`unpivot.columns.{name}` is {pattern}, which no column fits. Found: {', '.join(names)}."
+            yield f"unpivot.columns.{name}", pattern, f"is {pattern}, which no column fits", found
     yield from (
-        f"`unpivot` makes a column {name}, which the file has too. Name it otherwise."
+        ("unpivot", name, f"makes a column {name}, which the file has too", "Name it otherwise.")
         for name in numbered
         if name in names
     )
@@ -401,9 +407,9 @@ class _Cells(Mapping[str, pd.Series]):
         if absent := [name for name in asked if name not in rows.columns]:
             near = did_you_mean(absent[0], rows.columns)
             raise InputError(
-                f"{where}: `columns.{of}` looks up {absent[0]}, which is no column of it. "
-                f"{near + ' ' if near else ''}Found: {', '.join(rows.columns)}.",
+                f"{where}: `columns.{of}` looks up {absent[0]}, which is no column of it.",
                 file=where, field=f"columns.{of}", value=absent[0],
+                remedy=f"{near} Found: {', '.join(rows.columns)}.".lstrip(),
             )  # fmt: skip
         known = pd.DataFrame(
             {
@@ -419,8 +425,9 @@ class _Cells(Mapping[str, pd.Series]):
                 by = ", ".join(one.by.values())
                 raise InputError(
                     f"{where}: `columns.{of}` looks up {one.lookup}, which has several values for one {by} "
-                    f"({several:,} of them). Say which to `take`: first, last, earliest or latest.",
-                    file=where, field=f"columns.{of}", remedy="take: first | last | earliest | latest",
+                    f"({several:,} of them).",
+                    file=where, field=f"columns.{of}", value=one.lookup,
+                    remedy="Say which to `take`: first, last, earliest or latest.",
                 )  # fmt: skip
         known = known.drop_duplicates("key", keep="last" if one.take in ("last", "latest") else "first")
         mine = _key_of([self._cells(name, of) for name in one.by])

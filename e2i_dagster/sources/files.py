@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from e2i_dagster.config.mapping import FileFormat, ImportMapping, PartMapping, ReversalRule, TableMapping
-from e2i_dagster.errors import InputError
+from e2i_dagster.errors import E2IError, InputError
 from e2i_dagster.sources.compute import (
     Chosen,
     OtherFile,
@@ -30,10 +30,10 @@ from e2i_dagster.sources.compute import (
     text_of,
     unknown_names,
 )
-from e2i_dagster.sources.formats import READ, FileProblems, Format, Refused, is_read, open_records, recognise
+from e2i_dagster.sources.formats import READ, Format, Refused, is_read, open_records, recognise
 from e2i_dagster.sources.formats.delimited import FORMAT as CSV
 from e2i_dagster.sources.formats.delimited import text_ending
-from e2i_dagster.sources.formats.records import FileRows, Told
+from e2i_dagster.sources.formats.records import FileRows, Told, refusal
 from e2i_dagster.sources.reversal_rules import check_rule
 from e2i_dagster.tables import (
     MAINTAINED_COLUMNS,
@@ -206,23 +206,20 @@ def read(
     for table, shapes in found.items():
         try:
             delivered[table] = _read_table(table, shapes, mapping, vocabulary, reader)
-        except FileProblems as error:
-            problems.extend(error.found)
+        except InputError as error:
+            problems.extend(error.parts or [error])
     if problems:
-        parts = [_placed(folder, one) for one in problems]
+        parts = [placed(folder, one) for one in problems]
         raise InputError(_listing(folder, problems), **parts[0].known, parts=parts if len(parts) > 1 else ())
     return Delivery(delivered, folder, not_read(folder, mapping, tables))
 
 
-def _placed(folder: Path, problem: str | InputError) -> InputError:
-    """``problem`` as an error of its file in ``folder``; of the folder where it begins with the name of none."""
-    if isinstance(problem, InputError):
-        return InputError(str(problem), **{**problem.known, "file": folder / (problem.file or "")})
-    names = [path.name for path in readable_files(folder) if problem.startswith(path.name)]
-    return InputError(problem, file=folder / max(names, key=len, default=""))
+def placed(folder: Path, problem: E2IError) -> InputError:
+    """``problem`` as an error of its file in ``folder``; of the folder where it names none."""
+    return InputError(str(problem), **{**problem.known, "file": folder / (problem.file or "")})
 
 
-def _listing(folder: Path, problems: Sequence[str | InputError]) -> str:
+def _listing(folder: Path, problems: Sequence[E2IError]) -> str:
     head = f"{folder}: {len(problems)} problem{'s' if len(problems) > 1 else ''}; nothing was loaded."
     return "\n".join([head, *(f"  - {problem}" for problem in problems)])
 
@@ -233,10 +230,15 @@ _Shapes = list[tuple[PartMapping, list[Path]]]
 
 def _find_files(
     folder: Path, mapping: ImportMapping, tables: Sequence[str] | None
-) -> tuple[dict[str, _Shapes], list[str | InputError]]:
+) -> tuple[dict[str, _Shapes], list[E2IError]]:
     """Files per table in load order, and what is wrong with the names."""
-    problems: list[str | InputError] = [
-        f"{name}: not a raw table. Known: {', '.join(_ALL_TABLES)}."
+    problems: list[E2IError] = [
+        InputError(
+            f"{name}: not a raw table.",
+            field="tables",
+            value=name,
+            remedy=f"Known: {', '.join(_ALL_TABLES)}.",
+        )
         for name in dict.fromkeys([*(tables or ()), *mapping.tables])
         if name not in _ALL_TABLES
     ]
@@ -248,7 +250,13 @@ def _find_files(
     looked_up = set(_matching(folder, mapping.looked_up_files))
     ignored = set(_matching(folder, mapping.ignore))
     problems.extend(
-        f"{path.name}: named under `files` and under `ignore` of the mapping. Take it out of one of them."
+        refusal(
+            path,
+            "named under `files` and under `ignore` of the mapping",
+            "Take it out of one of them.",
+            field="ignore",
+            value=path.name,
+        )
         for path in sorted((named | looked_up) & ignored)
     )
     candidates = [path for path in readable_files(folder) if path not in ignored]
@@ -259,9 +267,8 @@ def _find_files(
             if part.files:
                 paths = _matching(folder, part.files)
                 if not paths and (tables is None or table in tables):
-                    problems.append(
-                        f"{table}: no file matches {', '.join(part.files)}. Correct `files` in the mapping."
-                    )
+                    said = f"no file matches {', '.join(part.files)}."
+                    problems.append(_of_table(table, said, "Correct `files` in the mapping."))
             else:
                 # What is named for another table holds this one only where it is named for it, too.
                 paths = [
@@ -272,12 +279,11 @@ def _find_files(
                 found.setdefault(table, []).append((part, paths))
     claimed = looked_up | {path for shapes in found.values() for _, paths in shapes for path in paths}
     problems.extend(
-        InputError(
-            f"{path.name}: belongs to no raw table{_near(stem_of(path), _ALL_TABLES)}. Expected <table>.csv or "
-            "<table>.parquet.",
-            file=path.name,
+        refusal(
+            path,
+            f"belongs to no raw table{_near(stem_of(path), _ALL_TABLES)}. Expected <table>.csv or <table>.parquet",
+            "Rename it, name it under `files` in the mapping, or move it to a sub-folder.",
             field="files",
-            remedy="Rename it, name it under `files` in the mapping, or move it to a sub-folder.",
         )
         for path in candidates
         if path not in claimed and tables is None and text_ending(path) != ".txt"
@@ -285,17 +291,27 @@ def _find_files(
     if tables is not None:
         found = {table: shapes for table, shapes in found.items() if table in tables}
         problems.extend(
-            f"{table}: no file {table}.csv or {table}.parquet."
+            _of_table(
+                table,
+                f"no file {table}.csv or {table}.parquet.",
+                "Deliver it, or name its file under `files` in the mapping.",
+            )
             for table in tables
             if table in _ALL_TABLES and table not in found and not mapping.table(table).as_parts[0].files
         )
     if not found and not problems:
-        problems.append(
-            f"no file that is read ({READ}). Expected <table>.csv or <table>.parquet with <table> one of "
-            f"{', '.join(_ALL_TABLES)}; see docs/templates."
+        remedy = (
+            f"Expected <table>.csv or <table>.parquet with <table> one of {', '.join(_ALL_TABLES)}; "
+            "see docs/templates."
         )
+        problems.append(InputError(f"no file that is read ({READ}).", field="files", remedy=remedy))
         problems.extend(refused_files(folder))
     return found, problems
+
+
+def _of_table(table: str, said: str, remedy: str, field: str = "files") -> InputError:
+    """What is wrong with the files of a table, or with the key ``field`` of it in the mapping."""
+    return InputError(f"{table}: {said}", field=field, value=table, remedy=remedy)
 
 
 def _matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
@@ -303,22 +319,21 @@ def _matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
     return sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
 
 
-def _ill_assorted(table: str, paths: Sequence[Path], form: FileFormat) -> Iterator[str]:
+def _ill_assorted(table: str, paths: Sequence[Path], form: FileFormat) -> Iterator[InputError]:
     """What is wrong with the names of the files of one shape."""
     if len({recognise(path) for path in paths}) > 1 or len({stem_of(path).lower() for path in paths}) < len(
         paths
     ):
         names = ", ".join(path.name for path in paths)
-        yield (
-            f"{table}: the same rows in two formats? ({names}). Keep one of them; where they hold different "
-            "rows, move those of one format to another folder and load it after this one."
+        remedy = (
+            "Keep one of them; where they hold different rows, move those of one format to another folder and "
+            "load it after this one."
         )
+        yield _of_table(table, f"the same rows in two formats? ({names}).", remedy)
     for path in paths:
         if text_ending(path) == ".txt" and "separator" not in form.model_fields_set:
-            yield (
-                f"{path.name}: a text file whose separator is not declared. Write for example "
-                f'`tables: {{{table}: {{separator: "|"}}}}` in the mapping.'
-            )
+            remedy = f'Write for example `tables: {{{table}: {{separator: "|"}}}}` in the mapping.'
+            yield refusal(path, "a text file whose separator is not declared", remedy, field="separator")
 
 
 def stem_of(path: Path) -> str:
@@ -331,10 +346,10 @@ def readable_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_file() and is_read(path))
 
 
-def refused_files(folder: Path) -> list[str]:
+def refused_files(folder: Path) -> list[InputError]:
     """What to do with each file of a folder that is of a known format that is not read."""
-    known = {path.name: recognise(path) for path in sorted(folder.iterdir()) if path.is_file()}
-    return [f"{name}: {found.reason}." for name, found in known.items() if isinstance(found, Refused)]
+    known = {path: recognise(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    return [found.error(path) for path, found in known.items() if isinstance(found, Refused)]
 
 
 def tables_of(folder: Path, mapping: ImportMapping) -> tuple[str, ...]:
@@ -409,8 +424,11 @@ class _Reader:
                 paths = _matching(self._folder, patterns)
                 if not paths:
                     named = ", ".join(patterns)
-                    raise FileProblems(
-                        [f"no file matches {named}, in which a column of the mapping is looked up."]
+                    raise InputError(
+                        f"no file matches {named}, in which a column of the mapping is looked up.",
+                        field="file",
+                        value=named,
+                        remedy="Deliver it, or correct `file` in the mapping.",
                     )
                 frames = [_text_frame(self.rows(path, form).rows) for path in paths]
                 self._others[key] = pd.concat(frames, ignore_index=True)
@@ -430,7 +448,7 @@ def _read_table(
     import pyarrow as pa
 
     own = mapping.table(table)
-    problems: list[str | InputError] = []
+    problems: list[E2IError] = []
     if own.restates:
         problems.extend(_cannot_restate(table, own.restates))
     found: list[tuple[Path, PartMapping, FileRows]] = []
@@ -439,12 +457,12 @@ def _read_table(
             try:
                 read_rows = reader.rows(path, mapping.format_of(table, part))
                 _check_columns(table, path, read_rows.rows.column_names, part, own, vocabulary)
-            except FileProblems as error:
-                problems.extend(error.found)
+            except InputError as error:
+                problems.extend(error.parts or [error])
                 continue
             found.append((path, part, read_rows))
     if problems:
-        raise FileProblems(problems)
+        raise InputError.joined(problems)
     mapped: list[pd.DataFrame] = []
     numbers: list[np.ndarray] = []
     files: list[SourceFile] = []
@@ -477,7 +495,7 @@ def _read_table(
     if own.reversals is not None and mapped:
         names = list(dict.fromkeys(str(name) for frame in mapped for name in frame.columns))
         if wrong := check_rule(table, own.reversals, names):
-            raise FileProblems(list(wrong))
+            raise InputError.joined(wrong)
     return _one_row(
         DeliveredTable(
             frame=mapped[0] if len(mapped) == 1 else pd.concat(mapped, ignore_index=True),
@@ -510,12 +528,7 @@ def _mapped(
     frame = frame_of(rows)
     if part.computes:
         frame.columns = [str(name).strip() for name in frame.columns]
-    try:
-        chosen = choose(frame, part, form, list(raw_table(table).columns.keys()), other)
-    except FileProblems:
-        raise
-    except InputError as error:
-        raise FileProblems([error]) from None
+    chosen = choose(frame, part, form, list(raw_table(table).columns.keys()), other)
     return apply_mapping(table, chosen.frame, own, form, vocabulary, part, chosen.computed), chosen
 
 
@@ -543,21 +556,21 @@ def _one_row(read: DeliveredTable, own: TableMapping) -> DeliveredTable:
     )
 
 
-def _cannot_restate(table: str, restates: str) -> list[str]:
-    """Why ``restates`` cannot be said of ``table``; empty if it can."""
-    said = f"{table}: the mapping says `restates: {restates}`, but"
-    if restates == "month":
-        if date_column(table) is not None:
-            return []
-        return [f"{said} the table has no date, so it is not kept by month. {_restates_all(table)}"]
-    if date_column(table) is not None:
-        return [f"{said} the table is kept by month. Write `restates: month`."]
+def _cannot_restate(table: str, restates: str) -> Iterator[InputError]:
+    """Why ``restates`` cannot be said of ``table``; nothing if it can."""
+    dated = date_column(table) is not None
     referring = tables_referring_to(table)
-    if referring:
-        return [
-            f"{said} rows of {', '.join(referring)} refer to its rows, so none can be withdrawn. Leave it out."
-        ]
-    return []
+    if restates == "month" and not dated:
+        why, remedy = "the table has no date, so it is not kept by month", _restates_all(table)
+    elif restates != "month" and dated:
+        why, remedy = "the table is kept by month", "Write `restates: month`."
+    elif restates != "month" and referring:
+        why = f"rows of {', '.join(referring)} refer to its rows, so none can be withdrawn"
+        remedy = "Leave it out."
+    else:
+        return
+    said = f"the mapping says `restates: {restates}`, but {why}."
+    yield _of_table(table, said, remedy, "restates")
 
 
 def _restates_all(table: str) -> str:
@@ -596,25 +609,9 @@ def read_file(path: Path, form: FileFormat) -> FileRows:
     try:
         return open_records(path, form).read()
     except PermissionError:
-        raise FileProblems(
-            [f"{path.name}: no permission to read it. Correct the file's permissions."]
-        ) from None
+        raise refusal(path, "no permission to read it", "Correct the file's permissions.") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise FileProblems(
-            [f"{path.name}: not readable as gzip ({str(error)[:120]}). Deliver it again."]
-        ) from None
-
-
-def read_rows(path: Path, form: FileFormat) -> FileRows:
-    """All rows of one file that is no raw table.
-
-    Raises:
-        InputError: it cannot be read as ``form`` says; names the file.
-    """
-    try:
-        return read_file(path, form)
-    except FileProblems as error:
-        raise InputError(str(error), file=path.name) from None
+        raise refusal(path, f"not readable as gzip ({str(error)[:120]})") from None
 
 
 def _of_one_type(files: Sequence[pa.Table]) -> list[pa.Table]:
@@ -745,45 +742,66 @@ def _check_columns(
     """Raise every problem of the columns of one file."""
     stripped = [str(name).strip() for name in names]
     final = [name for name in _final_names(table, names, part, vocabulary) if name is not None]
-    problems: list[str | InputError] = []
+    found = f"Found: {', '.join(stripped)}."
+    problems: list[InputError] = []
     for name in required_columns(table):
         if name not in final and name not in part.made:
             near = difflib.get_close_matches(name, final, n=1)
             hint = f"; column {near[0]} looks like it" if near else ""
             remedy = (
                 "Add it, or map a column to it: "
-                f"`tables: {{{table}: {{rename: {{<file column>: {name}}}}}}}`. Found: {', '.join(stripped)}."
+                f"`tables: {{{table}: {{rename: {{<file column>: {name}}}}}}}`. {found}"
             )
-            said = f"{path.name}: required column {name} is missing{hint}. {remedy}"
-            problems.append(InputError(said, file=path.name, field=name, remedy=remedy))
+            problems.append(refusal(path, f"required column {name} is missing{hint}", remedy, field=name))
     problems.extend(
-        f"{path.name}: the mapping renames {name}, which the file lacks. Found: {', '.join(stripped)}."
+        refusal(path, f"the mapping renames {name}, which the file lacks", found, field="rename", value=name)
         for name in part.rename
         if name not in stripped
     )
     problems.extend(
-        f"{path.name}: two columns become {name} after the mapping. Rename or ignore one of them."
+        refusal(
+            path,
+            f"two columns become {name} after the mapping",
+            "Rename or ignore one of them.",
+            field="rename",
+            value=name,
+        )
         for name in sorted({name for name in final if final.count(name) > 1})
     )
     problems.extend(
-        f"{path.name}: {name} is a constant of the mapping, but the file has that column. Remove one of them."
+        refusal(
+            path,
+            f"{name} is a constant of the mapping, but the file has that column",
+            "Remove one of them.",
+            field="constants",
+            value=name,
+        )
         for name in part.constants
         if name in final
     )
-    problems.extend(f"{path.name}: the mapping's {said}" for said in unknown_names(part, stripped))
-    known = raw_table(table).columns
     problems.extend(
-        f"{path.name}: the mapping's `own` declares {name}, "
-        + (
-            f"which is a column of {table} and has its type. Take it out of `own`."
-            if name in known
-            else f"no column after renaming{_near(name, final)}. Found: {', '.join(final)}."
-        )
-        for name in own.own
-        if name in known or (name not in final and name not in part.made)
+        refusal(path, f"the mapping's `{place}` {said}", remedy, field=place, value=name)
+        for place, name, said, remedy in unknown_names(part, stripped)
     )
+    known = raw_table(table).columns
+    for name in own.own:
+        said = f"the mapping's `own` declares {name},"
+        if name in known:
+            said, remedy = f"{said} which is a column of {table} and has its type", "Take it out of `own`."
+        elif name not in final and name not in part.made:
+            said = f"{said} no column after renaming{_near(name, final)}"
+            remedy = f"Found: {', '.join(final)}."
+        else:
+            continue
+        problems.append(refusal(path, said, remedy, field="own", value=name))
     problems.extend(
-        f"{path.name}: the mapping's `{key}` names {name}, no column after renaming. Use our name."
+        refusal(
+            path,
+            f"the mapping's `{key}` names {name}, no column after renaming",
+            "Use our name.",
+            field=key,
+            value=name,
+        )
         for key, given in (("dates", part.dates), ("values", part.values))
         for name in given
         if name not in final and name not in part.made
@@ -791,13 +809,18 @@ def _check_columns(
     dated = [column.name for column in raw_table(table).columns if kind_of(column) in ("date", "timestamp")]
     dated += [name for name, kind in own.own.items() if kind == "date"]
     problems.extend(
-        f"{path.name}: the mapping's `partial_dates` names {name}, no date column of {table} that the file has. "
-        f"Date columns are {', '.join(dated)}."
+        refusal(
+            path,
+            f"the mapping's `partial_dates` names {name}, no date column of {table} that the file has",
+            f"Date columns are {', '.join(dated)}.",
+            field="partial_dates",
+            value=name,
+        )
         for name in own.partial_dates
         if name not in dated or (name not in final and name not in part.made)
     )
     if problems:
-        raise FileProblems(problems)
+        raise InputError.joined(problems)
 
 
 def _map_values(series: pd.Series, to: Mapping[str, str | None]) -> pd.Series:

@@ -160,10 +160,10 @@ def read_rows_handed(
     """
     import pyarrow as pa
 
-    from e2i_dagster.sources.files import read_rows
+    from e2i_dagster.sources.files import read_file
 
     mapping = mapping or HandedMapping()
-    read = read_rows(path, mapping.form)
+    read = read_file(path, mapping.form)
     rows, uneven = read.rows, read.malformed
     original = [str(name).strip() for name in rows.column_names]
     names = _final_names(path, original, mapping)

@@ -22,7 +22,7 @@ from e2i_dagster.errors import InputError, VerdictError
 from e2i_dagster.modelling.model_input import model_input
 from e2i_dagster.registry import load_pipeline, version_at
 from e2i_dagster.serving.active import health_of, models_at_stage, parity_samples
-from e2i_dagster.serving.client import score
+from e2i_dagster.serving.client import authorities, score
 from e2i_dagster.serving.deployment import Deployment, deploy
 from e2i_dagster.serving.endpoints import endpoints, stop_all
 from e2i_dagster.serving.release import build_release
@@ -331,7 +331,7 @@ def test_its_checks_pass_while_it_lives_and_fail_for_what_does_not_agree(live):
 def test_wrong_requests_are_refused_by_field(live, body, status, field):
     deployment, _ = live
     given: dict[str, Any] = {"content": body} if isinstance(body, str) else {"json": body}
-    answer = httpx.post(f"{deployment.url}/predict", **given, timeout=10)
+    answer = httpx.post(f"{deployment.url}/predict", **given, timeout=10, verify=authorities())
     assert answer.status_code == status
     if field is not None:
         assert field in {one["field"] for one in answer.json()["error"]["problems"]}
@@ -340,7 +340,8 @@ def test_wrong_requests_are_refused_by_field(live, body, status, field):
 def test_one_patient_gets_effect_and_measured_interval(live):
     deployment, _ = live
     body = {"features": {"severity": None, "academic": 1.0, "region": "south"}}
-    answer = httpx.post(f"{deployment.url}/{SCOPE.effect_model_name}/predict", json=body, timeout=10).json()
+    url = f"{deployment.url}/{SCOPE.effect_model_name}/predict"
+    answer = httpx.post(url, json=body, timeout=10, verify=authorities()).json()
     assert len(answer["predictions"]) == 1
     (measured,) = answer["measured_effects"]
     assert set(measured) == {"effect", "lower", "upper"}

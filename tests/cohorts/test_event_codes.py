@@ -3,6 +3,7 @@
 import json
 from datetime import date
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -389,3 +390,41 @@ def test_all_spellings_are_of_the_system_and_of_one_code(drawn):
     assert len({readings(one, system) for one in written}) == 1
     if system != "ndc":
         assert {normal_list(one) for one in written} == {f"{BAR}{readings(written[0], system)[0]}{BAR}"}
+
+
+@pytest.mark.parametrize("position", ["any", "first"])
+@pytest.mark.parametrize("operator", ["in", "not_in"])
+def test_a_long_list_of_codes_answers_as_its_codes_one_by_one(operator, position):
+    """Many codes are looked for in one expression, few in one each."""
+    import duckdb
+    import narwhals as nw
+
+    from e2i_dagster.cohorts.narwhals_plan import condition_truth
+    from e2i_dagster.config.criteria import Criterion
+
+    codes = ("L50.1", "J30", "E11.*", "C50", "I10", "K70.3")
+    cells = [
+        '["L50.1", "I10"]',
+        "l501",
+        "{L50.10}",
+        "E11.9; J45",
+        '["J45","C50"]',
+        "J30.1",
+        None,
+        "",
+        "XI10",
+        "K703|A",
+    ]
+    frame = nw.from_native(duckdb.from_df(pd.DataFrame({"n": range(len(cells)), "icd_codes": cells})))
+
+    def answers(*value):
+        criterion = Criterion(
+            field="icd_codes", operator=operator, value=value, code_system="icd10cm", position=position
+        )
+        truth = condition_truth(criterion, {"icd_codes": "text"})
+        found = frame.with_columns(found=truth.true).sort("n").to_native().df()["found"]
+        return found.to_numpy(dtype=bool)
+
+    one_by_one = [answers(code) for code in codes]
+    together = np.logical_or if operator == "in" else np.logical_and
+    assert answers(*codes).tolist() == together.reduce(one_by_one).tolist()

@@ -109,11 +109,11 @@ def test_a_wrong_folder_is_one_message_before_any_work(command, delivery, tmp_pa
     assert command("status", "--json").stdout == before
 
 
-def test_a_wrong_folder_ends_the_job_with_the_same_code(process, delivery, tmp_path):
+def test_a_wrong_folder_ends_the_job_with_the_same_code(command, delivery, tmp_path):
     files = tmp_path / "files"
     shutil.copytree(delivery, files)
     (files / "hcp_profiles.csv").write_text("", encoding="utf-8")
-    done = process("load", "--from", str(files))
+    done = command("load", "--from", str(files))
     assert done.returncode == 3, done.stdout
     assert "hcp_profiles.csv" in done.stdout + done.stderr
 

@@ -4,9 +4,11 @@ import ast
 import json
 import re
 import shutil
+from typing import Any, cast
 
 import click
 import pandas as pd
+import pyreadstat
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -93,6 +95,39 @@ def test_a_folder_without_a_required_column_names_it(command, tmp_path):
         assert not told["success"] and error["code"] == "input"
         assert error["file"] == str(files / "hcp_profiles.csv") and error["field"] == "hcp_id"
         assert "rename" in error["remedy"] and error["message"] in done.stderr
+
+
+def test_each_problem_of_a_folder_has_its_file_and_its_remedy(command, tmp_path):
+    events = pd.DataFrame({"outcome_event_id": ["O1"], "patient_id": ["P1"]})
+    pyreadstat.write_xport(cast("Any", events), tmp_path / "outcome_events.xpt")
+    cut = (tmp_path / "outcome_events.xpt").read_bytes()[:-80]
+    paths = "path_id,discovery_date,causal_chain\n"
+    pd.DataFrame(columns=paths.strip().split(",")).to_parquet(tmp_path / "causal_paths_2.parquet")
+    for name, content in {
+        "hcp_profiles.csv": "hcp_id\nH1\n".encode("utf-16"),
+        "patient_journeys.csv": b"",
+        "treatment_events.csv": b"patient_id,patient_id\nP1,P1\n",
+        "engagement_events.txt": b"engagement_event_id,hcp_id,engagement_date\n",
+        "causal_paths.csv": paths.encode(),
+        "outcome_events.xpt": cut,
+    }.items():
+        (tmp_path / name).write_bytes(content)
+    done = command("load", "--from", str(tmp_path), "--dry-run", "--json")
+    assert done.returncode == 3, done.stderr
+    error = json.loads(done.stdout)["error"]
+    told = {one["file"]: (one["field"], one["value"]) for one in error["problems"]}
+    assert told == {
+        str(tmp_path / "hcp_profiles.csv"): ("encoding", "utf-16"),
+        str(tmp_path / "patient_journeys.csv"): (None, None),
+        str(tmp_path / "treatment_events.csv"): ("patient_id", None),
+        str(tmp_path / "engagement_events.txt"): ("separator", None),
+        str(tmp_path): ("files", "causal_paths"),
+        str(tmp_path / "outcome_events.xpt"): (None, None),
+    }
+    assert f"{len(error['problems'])} problems" in error["message"] and error["message"] in done.stderr
+    for one in error["problems"]:
+        assert set(one) == SHAPE and one["message"] in error["message"]
+        assert one["remedy"] and one["message"].endswith(one["remedy"])
 
 
 def test_a_table_below_the_threshold_says_so(command, tmp_path):

@@ -31,8 +31,9 @@ USED = {
         "dagster._core.storage.event_log:EventLogStorage": "",
         "dagster._core.storage.event_log:SqliteEventLogStorage": (
             "run_connection index_connection index_transaction store_event store_event_batch wipe dispose "
-            "path_for_shard conn_string_for_shard _event_to_row _store_asset_event_tags _store_asset_event"
+            "path_for_shard conn_string_for_shard _initdb _event_to_row _store_asset_event_tags _store_asset_event"
         ),
+        "dagster._core.storage.event_log:SqliteEventLogStorage._initdb": "() engine for_index_shard",
         "dagster._core.storage.event_log:SqliteEventLogStorage._store_asset_event": "() conn event event_id",
         "dagster._core.storage.event_log:SqliteEventLogStorage._store_asset_event_tags": (
             "() conn events event_ids"

@@ -178,6 +178,22 @@ def test_drift_report_is_recorded(deployed):
     assert all(row["state"] == "executed" or row["reason"] for row in features)
 
 
+def test_the_first_run_ends_without_a_drift_alert(deployed):
+    """Features that do not grow with the calendar: later patients of the same process look the same."""
+    found = deployed.rows("SELECT feature_name, severity FROM ml_drift_history")
+    assert not [row for row in found if row["severity"] in ("high", "critical")]
+
+
+def test_features_are_previewed_and_suggested_from_the_loaded_data(deployed):
+    told = json.loads(deployed.e2i("features", "preview", "treatment_count", "--json").stdout)
+    (count,) = told["features"]
+    assert (count["feature"], count["missing"]) == ("treatment_count", 0) and count["rows"] > 100
+    told = json.loads(deployed.e2i("features", "suggest", "remibrutinib_csu", "--json").stdout)
+    assert ("event_type", "consultation") in {(one["column"], one["code"]) for one in told["suggestions"]}
+    done = deployed.e2i("features", "suggest", "nope", "--json", check=False)
+    assert done.returncode == 2 and "no cohort 'nope'" in json.loads(done.stdout)["error"]["message"]
+
+
 def test_one_mlflow_run_ended_and_whole(deployed, again, tracked):
     """Also after the second Dagster run, which reused the attempt."""
     (run,) = tracked["runs"]

@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from e2i_dagster.config.current_features import feature_views
 from e2i_dagster.config.feast_materialization import FeastMaterializationPolicy
-from e2i_dagster.config.feature_views import VIEWS, feature_names
-from e2i_dagster.features.build import FEATURE_TABLES, build_feature_files
+from e2i_dagster.config.feature_views import FEATURE_TABLES, feature_names
+from e2i_dagster.features.build import build_feature_files
 from e2i_dagster.features.compute import compute_view
+from e2i_dagster.features.frame import training_frame
 from e2i_dagster.features.snapshots import spine
 from e2i_dagster.features.store import ScopeStore, StoreSettings
 from e2i_dagster.policy_files.environment import CHECKOUT
@@ -93,7 +95,7 @@ def test_training_on_a_day_is_what_the_online_store_has_on_that_day(late_tables,
     rows = spine(everyone, late_tables, brand="Remibrutinib")
     with ScopeStore(StoreSettings(project="later", folder=tmp_path / "later")) as store:
         files = built(everyone, late_tables, tmp_path / "lake", dt.date(2024, 12, 31))
-        training = store.training_frame(rows, store.apply(files)).set_index("patient_id")
+        training = training_frame(rows, store.apply(files)).set_index("patient_id")
     tables = delivered(late_tables)
     there = everyone[everyone["patient_journey_id"].isin(tables["patient_journeys"]["patient_journey_id"])]
     assert len(there) == 36
@@ -102,14 +104,14 @@ def test_training_on_a_day_is_what_the_online_store_has_on_that_day(late_tables,
         store.materialize(store.apply(files))
         keys = spine(there, tables, brand="Remibrutinib")[["patient_id", "hcp_id", "brand", "region"]]
         live = store.online(keys).set_index("patient_id")
-    names = list(feature_names())
+    names = list(feature_names(feature_views()))
     pd.testing.assert_frame_equal(training.loc[live.index, names], live[names])
-    assert live["total_patients"].gt(0).any() and live["treatment_count"].gt(0).any()
+    assert live["hcp_prescriptions_180d"].gt(0).any() and live["treatment_count"].gt(0).any()
     # Whose row arrived later was not known that day.
     unknown = training.drop(live.index)
     assert len(unknown) == 24
     static = ["age_at_diagnosis", "gender", "geographic_region", "disease_severity", "specialty"]
-    counts = ["treatment_count", "recent_touches", "triggers_180d", "brand_prescriptions_90d"]
+    counts = ["treatment_count", "recent_touches", "triggers_180d", "brand_share_90d"]
     assert unknown[[*static, *counts]].isna().all(axis=None)
 
 
@@ -205,9 +207,9 @@ def values(rows):
     """All features of the patient, the professional and the market the day before the index date."""
     tables = build_tables(**rows)
     asked = pd.DataFrame([KEYS | {"region": "south", "as_of": INDEX - dt.timedelta(days=1)}])
-    frames = [compute_view(view, asked, tables, source_lag_days=LAG) for view in VIEWS]
+    frames = [compute_view(view, asked, tables, source_lag_days=LAG) for view in feature_views()]
     return pd.concat(
-        [frame[list(view.feature_names)] for view, frame in zip(VIEWS, frames, strict=True)], axis=1
+        [frame[list(view.feature_names)] for view, frame in zip(feature_views(), frames, strict=True)], axis=1
     )
 
 
@@ -229,5 +231,5 @@ def test_rows_known_after_the_index_moment_change_no_feature(added):
 def test_a_journey_without_arrival_counts_for_its_professional_after_the_source_lag(days, volume):
     begun = KEYS | {"journey_start_date": INDEX - dt.timedelta(days=days), "age_at_diagnosis": 44}
     seen = values(BASE | {"patient_journeys": [begun], "treatment_events": []}).iloc[0]
-    assert seen["patient_volume"] == volume and seen["total_patients"] == volume
+    assert seen["patient_volume"] == volume
     assert seen["age_at_diagnosis"] == 44

@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 import sqlalchemy as sa
 
+from e2i_dagster.config.current_features import feature_views
 from e2i_dagster.config.feast_materialization import FreshnessLimits
 from e2i_dagster.config.feature_selection import FeatureSelectionPolicy
-from e2i_dagster.config.feature_views import VIEWS, feature_names
+from e2i_dagster.config.feature_views import feature_names
 from e2i_dagster.features.freshness import freshness
 from e2i_dagster.features.records import (
     last_materializations,
@@ -57,7 +58,7 @@ def files_of(digest):
             FeatureFile(
                 view=view.name, path=f"{view.name}.parquet", digest=digest, rows=3, oldest=day, newest=day
             )
-            for view in VIEWS
+            for view in feature_views()
         )
     )
 
@@ -77,7 +78,7 @@ def materialized(project, completed):
                 rows=3,
                 online_entities=3,
             )
-            for view in VIEWS
+            for view in feature_views()
         ),
     )
 
@@ -90,11 +91,11 @@ def test_views_are_entered_once_and_dated_by_their_version(connection):
     assert set(connection.scalars(sa.select(table.c.applied_at))) == {DONE}
     record_views(connection, "csu", files_of("b"))
     found = connection.execute(sa.select(table)).mappings().all()
-    assert [row["name"] for row in found] == [view.name for view in VIEWS]
+    assert [row["name"] for row in found] == [view.name for view in feature_views()]
     assert {row["source_digest"] for row in found} == {"b"}
     assert all(row["applied_at"] > DONE for row in found)
     assert found[4]["entity_join_keys"] == ["brand", "region"]
-    assert [item["name"] for item in found[0]["features"]] == list(VIEWS[0].feature_names)
+    assert [item["name"] for item in found[0]["features"]] == list(feature_views()[0].feature_names)
 
 
 def test_freshness_comes_from_completed_materializations_of_the_same_project(connection):
@@ -105,7 +106,7 @@ def test_freshness_comes_from_completed_materializations_of_the_same_project(con
     record_materialization(connection, materialized("csu", DONE - dt.timedelta(hours=5)), run_id="r0")
     record_materialization(connection, materialized("pnh", DONE + dt.timedelta(hours=5)))
     completed = last_materializations(connection, "csu")
-    assert completed == dict.fromkeys([view.name for view in VIEWS], DONE)
+    assert completed == dict.fromkeys([view.name for view in feature_views()], DONE)
     limits = FreshnessLimits(warn_after_seconds=3_600, stale_after_seconds=7_200)
     report = freshness(completed, limits, DONE + dt.timedelta(hours=1.5))
     record_freshness(connection, "csu", report)
@@ -141,7 +142,9 @@ def test_a_change_of_freshness_is_entered_once_and_a_run_that_finds_nothing_newe
         .where(ml_feast_feature_freshness.c.feature_view_id.startswith("csu."))
         .order_by(ml_feast_feature_freshness.c.id)
     ).all()
-    assert list(dict.fromkeys(statuses)) == ["fresh", "warning", "stale"] and len(statuses) == 4 * len(VIEWS)
+    assert list(dict.fromkeys(statuses)) == ["fresh", "warning", "stale"] and len(statuses) == 4 * len(
+        feature_views()
+    )
 
 
 def test_features_of_a_scope_replace_its_earlier_ones(connection):
@@ -162,4 +165,4 @@ def test_features_of_a_scope_replace_its_earlier_ones(connection):
     assert severity["training_statistics"]["mean"] == pytest.approx(frame["disease_severity"].mean())
     assert severity["source_columns"] == ["patient_journeys.disease_severity"]
     assert severity["selection_reason"] is None
-    assert set(feature_names()) >= {row["feature_name"] for row in found}
+    assert set(feature_names(feature_views())) >= {row["feature_name"] for row in found}

@@ -65,6 +65,8 @@ def planted():
             "gender": pd.array(draw.choice(["F", "M"], count), dtype="string[pyarrow]"),
             "days_since_diagnosis": pd.array([None] * 1_950 + [3] * 50, dtype="Int64"),
             "academic_hcp": pd.array([1] * count, dtype="Int64"),
+            "brand_share_90d": np.arange(count) // 100 / 20,
+            "index_date": pd.Timestamp("2023-01-01") + pd.to_timedelta(np.arange(count) // 4, "D"),
             "label": pd.array((draw.uniform(size=count) < chance).astype(int), dtype="Int64"),
         }
     )
@@ -86,6 +88,7 @@ def test_each_rule_drops_its_planted_feature_with_a_reason(planted):
     assert rules == {
         "days_since_diagnosis": "missingness",
         "academic_hcp": "variance",
+        "brand_share_90d": "time_shift",
         "gender": "mutual_information",
         gone: "correlation",
     }
@@ -96,6 +99,17 @@ def test_each_rule_drops_its_planted_feature_with_a_reason(planted):
     shown = selection.to_metadata()
     assert shown["features_kept"] == 2
     assert ("gender", False) in [row[:2] for row in shown["features"].rows]
+
+
+def test_a_shift_that_chance_makes_of_few_rows_drops_nothing():
+    draw = np.random.default_rng(5)
+    frame = pd.DataFrame({"disease_severity": draw.uniform(0, 10, 60), "label": np.arange(60) % 2})
+    frame["index_date"] = pd.date_range("2023-01-01", periods=60)
+    loose = POLICY.model_copy(update={"max_p_value": 1.0, "max_time_shift": 0.01})
+    assert select_features(frame, train=np.ones(60, bool), policy=loose).kept == ("disease_severity",)
+    frame["disease_severity"] += np.where(np.arange(60) < 40, 0, 10)
+    with pytest.raises(VerdictError, match="shifts with time within the training rows"):
+        select_features(frame, train=np.ones(60, bool), policy=loose)
 
 
 def test_a_scope_selects_by_its_training_rows(planted):
@@ -173,7 +187,7 @@ def test_selection_refuses_what_it_cannot_judge(planted):
 def test_freshness_limits_are_judged_to_the_second():
     limits = FreshnessLimits(warn_after_seconds=3_600, stale_after_seconds=7_200)
     now = dt.datetime(2025, 1, 1, 12, tzinfo=dt.UTC)
-    ages = {"patient_features": 3_600, "engagement_features": 3_601, "trigger_features": 7_200}
+    ages = {"engagement_features": 3_600, "patient_features": 3_601, "trigger_features": 7_200}
     ages |= {"hcp_features": 7_201}
     completed = {name: now - dt.timedelta(seconds=age) for name, age in ages.items()}
     report = freshness(completed, limits, now)

@@ -10,11 +10,13 @@ import pytest
 import typeguard
 from click.testing import CliRunner
 
+from e2i_dagster.config.current_features import feature_views
 from e2i_dagster.config.feast_materialization import FeastMaterializationPolicy
 from e2i_dagster.config.feature_views import feature_names
 from e2i_dagster.database.connection import drop_database
 from e2i_dagster.errors import ConfigError, InputError, UnavailableError
 from e2i_dagster.features.compute import compute_views
+from e2i_dagster.features.frame import training_frame
 from e2i_dagster.features.snapshots import snapshot_entities, spine, write_views
 from e2i_dagster.features.store import REGISTRY_DATABASE, ScopeStore, StoreSettings, repo_environment
 from e2i_dagster.policy_files.environment import CHECKOUT
@@ -69,14 +71,14 @@ def own_store(settings, version, tmp_path):
 def test_every_patient_comes_back_in_order_with_the_values_of_the_day_before(store, version):
     rows, frames, files = version
     shuffled = rows.sample(frac=1, random_state=5)
-    frame = store.training_frame(shuffled, files)
+    frame = training_frame(shuffled, files)
     assert frame["patient_id"].tolist() == shuffled["patient_id"].tolist()
     assert list(frame.columns) == [
         "patient_id",
         "patient_journey_id",
         "index_date",
         "label",
-        *feature_names(),
+        *feature_names(feature_views()),
     ]
     for name in ("patient_features", "engagement_features", "trigger_features"):
         expected = frames[name].set_index("patient_id").loc[shuffled["patient_id"]].reset_index()
@@ -94,17 +96,28 @@ def test_a_patient_that_no_file_knows_comes_back_with_nulls(store, version):
     rows, _, files = version
     stranger = rows.head(2).copy()
     stranger.loc[0, ["patient_id", "hcp_id", "region"]] = ["PAT99999999", "HCP99999999", None]
-    frame = store.training_frame(stranger, files)
+    frame = training_frame(stranger, files)
     assert frame["patient_id"].tolist() == ["PAT99999999", "PAT00000001"]
-    assert frame.loc[0, list(feature_names())].isna().all()
-    assert frame.loc[1, list(feature_names())].notna().any()
+    assert frame.loc[0, list(feature_names(feature_views()))].isna().all()
+    assert frame.loc[1, list(feature_names(feature_views()))].notna().any()
 
 
 def test_no_patients_give_an_empty_frame_with_the_declared_columns(store, version):
     rows, _, files = version
-    frame = store.training_frame(rows.iloc[:0], files)
+    frame = training_frame(rows.iloc[:0], files)
     assert frame.empty
-    assert list(frame.columns)[-len(feature_names()) :] == list(feature_names())
+    assert list(frame.columns)[-len(feature_names(feature_views())) :] == list(feature_names(feature_views()))
+
+
+def test_the_engines_frame_is_compared_with_feasts_own_join_cell_by_cell(store, version):
+    rows, _, files = version
+    frame = training_frame(rows, files)
+    report = store.equals_store_join(frame, rows, files)
+    assert report.passed and report.cells == 200 * len(feature_names(feature_views()))
+    frame.loc[7, "treatment_count"] += 1
+    frame.loc[9, "specialty"] = None
+    wrong = store.equals_store_join(frame, rows, files)
+    assert wrong.mismatches == {"treatment_count": 1, "specialty": 1} and not wrong.passed
 
 
 def test_rows_stamped_on_the_index_day_are_not_joined(own_store, version, lake):
@@ -119,9 +132,9 @@ def test_rows_stamped_on_the_index_day_are_not_joined(own_store, version, lake):
     only_patients = {
         name: planted[name] if "patient_id" in frame.columns else frame for name, frame in frames.items()
     }
-    expected = own_store.training_frame(rows, files)
+    expected = training_frame(rows, files)
     with_planted = own_store.apply(write_views(only_patients, lake))
-    pd.testing.assert_frame_equal(own_store.training_frame(rows, with_planted), expected)
+    pd.testing.assert_frame_equal(training_frame(rows, with_planted), expected)
 
 
 def test_a_new_version_replaces_the_old_one_offline_and_online(
@@ -133,12 +146,14 @@ def test_a_new_version_replaces_the_old_one_offline_and_online(
     fewer = cohort.iloc[10:]
     new_rows, _, new_files = made(drawn_tables | {"patient_journeys": sicker}, fewer, lake)
     assert new_files.digest != files.digest
+    new_frame = training_frame(new_rows, new_files)
+    assert (new_frame["disease_severity"] == 10.0).all()
     with pytest.raises(UnavailableError, match="Apply it first"):
-        own_store.training_frame(new_rows, new_files)
+        own_store.equals_store_join(new_frame, new_rows, new_files)
     own_store.apply(new_files)
-    assert (own_store.training_frame(new_rows, new_files)["disease_severity"] == 10.0).all()
+    assert own_store.equals_store_join(new_frame, new_rows, new_files).passed
     with pytest.raises(UnavailableError, match="is not the asked one"):
-        own_store.training_frame(rows, files)
+        own_store.equals_store_join(training_frame(rows, files), rows, files)
     # Until the switch the old values are served, whole.
     kept = own_store.online(rows[["patient_id"]])
     assert (kept["disease_severity"] != 10.0).any()
@@ -153,7 +168,7 @@ def test_online_equals_offline_cell_by_cell(store, version):
     report = store.online_equals_offline(version[0])
     assert report.passed
     assert report.entities == 200
-    assert report.cells == 200 * len(feature_names())
+    assert report.cells == 200 * len(feature_names(feature_views()))
     assert report.at == pd.Timestamp("2024-12-31 23:59:59.999999", tz="UTC")
 
 
@@ -281,7 +296,7 @@ def test_feasts_own_command_line_applies_the_same_views(settings, version, tmp_p
         done = CliRunner().invoke(cli, ["-c", str(CHECKOUT / "feature_repo"), "apply"])
         monkeypatch.delitem(sys.modules, "definitions")
         assert done.exit_code == 0, done.output
-        frame = store.training_frame(version[0], version[2])
+        frame = training_frame(version[0], version[2])
     assert frame["age_at_diagnosis"].notna().all()
     assert (own.folder / f"online-{version[2].digest}.db").exists()
 

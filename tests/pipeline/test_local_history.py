@@ -1,6 +1,8 @@
 """Dagster's local history: what is written through kept engines is what Dagster's own storage reads."""
 
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -52,6 +54,19 @@ def run_ids(where: dg.DagsterInstance, runs: int = RUNS) -> list[str]:
     return [job.execute_in_process(instance=where).run_id for _ in range(runs)]
 
 
+def tables(where: dg.DagsterInstance, run: str) -> list[Any]:
+    """What is in the database of a run beside its events: definitions, migration, mode of its journal."""
+    with closing(sqlite3.connect(where.event_log_storage.path_for_shard(run))) as database:
+        return [
+            database.execute(statement).fetchall()
+            for statement in (
+                "SELECT type, name, sql FROM sqlite_master ORDER BY type, name",
+                "SELECT version_num FROM alembic_version",
+                "PRAGMA journal_mode",
+            )
+        ]
+
+
 def test_dagsters_own_storage_reads_the_same_history(ours, tmp_path):
     assert isinstance(ours.event_log_storage, LocalEventLog)
     runs = run_ids(ours)
@@ -69,6 +84,7 @@ def test_dagsters_own_storage_reads_the_same_history(ours, tmp_path):
         # And the other way round: a history begun by Dagster's own storage goes on.
         (later,) = run_ids(theirs, 1)
         assert len(ours.all_logs(later)) == len(ours.all_logs(runs[0]))
+        assert tables(theirs, later) == tables(theirs, runs[0]) == tables(theirs, runs[-1])
 
 
 def test_who_watches_a_run_is_told_of_its_events(ours, tmp_path):

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 import yaml
 from pipeline_runs import EVENTS, FIRST, LAST
 
-from e2i_dagster.config.feature_views import VIEWS
+from e2i_dagster.config.current_features import feature_views
 from e2i_dagster.policy_files.environment import CHECKOUT
 from e2i_dagster.tables.description.monitoring import ml_monitoring_runs
 from e2i_dagster.versions import ledger
@@ -260,7 +260,7 @@ def test_online_features_that_nobody_renews_are_told_once_per_limit(pipeline, re
     assert look() == "no scope has features online yet"
     engine = resources["warehouse"].engine()
     with engine.begin() as connection:
-        for number, view in enumerate(VIEWS):
+        for number, view in enumerate(feature_views()):
             connection.execute(
                 sa.text(
                     "INSERT INTO ml_feast_feature_views (id, name, project, description, entity_join_keys, features, "
@@ -281,7 +281,7 @@ def test_online_features_that_nobody_renews_are_told_once_per_limit(pipeline, re
         assert look() == f"{SCOPE}: stale"
     (alert,) = pipeline.rows("SELECT * FROM ml_monitoring_alerts WHERE subject = '" + SCOPE + "'")
     assert (alert["severity"], alert["occurrences"]) == ("medium", 1)
-    assert f"{VIEWS[0].name} 3.0 h (1 h warns, 2 h is stale)" in alert["message"]
+    assert f"{feature_views()[0].name} 3.0 h (1 h warns, 2 h is stale)" in alert["message"]
     ledger.record_state(engine, ledger.StageState("online_features", SCOPE, "reused"))
     assert look() == f"{SCOPE}: fresh"
 

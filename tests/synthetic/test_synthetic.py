@@ -273,7 +273,11 @@ def test_journeys_are_written_when_they_are_diagnosed_and_professionals_still_di
     asked = pd.DataFrame({"hcp_id": index["hcp_id"], "as_of": diagnosed - pd.Timedelta(days=1)})
     asked = asked.dropna().drop_duplicates().sample(500, random_state=1)
     found = compute_view("hcp_features", asked, full)
-    for name, differ in (("patient_volume", 0.1), ("total_patients", 0.3), ("engagement_rate", 0.03)):
+    for name, differ in (
+        ("patient_volume", 0.1),
+        ("prescriptions_per_patient_180d", 0.3),
+        ("engagement_rate", 0.03),
+    ):
         most_frequent = found[name].value_counts(normalize=True, dropna=False).iloc[0]
         assert most_frequent <= 1 - differ, (name, most_frequent)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from e2i_dagster.sources.formats import dataset_json, delimited, fhir, parquet, sas
-from e2i_dagster.sources.formats.records import FileProblems, Format, Records, open_bytes
+from e2i_dagster.sources.formats.records import Format, Records, open_bytes
 from e2i_dagster.sources.formats.refused import Refused, refused_by_content, refused_by_ending
 
 if TYPE_CHECKING:
@@ -53,11 +53,11 @@ def open_records(path: Path, form: FileFormat) -> Records:
     """The rows of a file; one of no known format is taken for text with separators.
 
     Raises:
-        FileProblems: the file is of a format that is not read, or cannot be read as ``form`` says.
+        InputError: the file is of a format that is not read, or cannot be read as ``form`` says.
     """
     found = recognise(path)
     if isinstance(found, Refused):
-        raise FileProblems([f"{path.name}: {found.reason}."])
+        raise found.error(path)
     return (found or delimited.FORMAT).open(path, form)
 
 
@@ -72,7 +72,6 @@ def _beginning(path: Path) -> bytes:
 __all__ = [
     "FORMATS",
     "READ",
-    "FileProblems",
     "Format",
     "Records",
     "Refused",

@@ -14,14 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from e2i_dagster.errors import InputError
 from e2i_dagster.sources.formats.records import (
     BATCH_BYTES,
     ColumnNotes,
-    FileProblems,
     Format,
     Records,
     Told,
     open_bytes,
+    refusal,
     with_nulls,
 )
 
@@ -52,16 +53,16 @@ def _open(path: Path, form: FileFormat) -> Records:
         with _text(path) as stream:
             about = json.loads(stream.readline()) if by_lines else _Document(path, stream).about()
     except UnicodeDecodeError:
-        raise _refusal(path, "is not UTF-8 text", _ENCODE) from None
+        raise refusal(path, "is not UTF-8 text", _ENCODE) from None
     columns = about.get("columns")
     if not isinstance(columns, list) or not all(isinstance(one, dict) and one.get("name") for one in columns):
-        raise _refusal(path, "has no list `columns` with a name for each")
+        raise refusal(path, "has no list `columns` with a name for each")
     names = [str(one["name"]) for one in columns]
     if len(set(names)) < len(names):
-        raise _refusal(path, "has two columns of one name")
+        raise refusal(path, "has two columns of one name")
     version = str(about.get("datasetJSONVersion"))
     if not version.startswith("1.1"):
-        raise _refusal(path, f"is Dataset-JSON {version}, and 1.1 is read", "Write it by version 1.1.")
+        raise refusal(path, f"is Dataset-JSON {version}, and 1.1 is read", "Write it by version 1.1.")
     kinds = {"integer": pa.int64(), "float": pa.float64(), "double": pa.float64(), "boolean": pa.bool_()}
     schema = pa.schema(
         [
@@ -91,24 +92,20 @@ def _open(path: Path, form: FileFormat) -> Records:
                     ]
                     yield with_nulls(pa.record_batch(arrays, schema=schema), form)
             except UnicodeDecodeError:
-                raise _refusal(path, "is not UTF-8 text", _ENCODE) from None
+                raise refusal(path, "is not UTF-8 text", _ENCODE) from None
             except OverflowError:
-                raise _refusal(
+                raise refusal(
                     path, "has a whole number beyond 64 bits", "Declare its column as string."
                 ) from None
         declared = about.get("records")
         if isinstance(declared, int) and declared != seen - len(told.blank):
-            raise _refusal(path, f"says {declared:,} records and has {seen - len(told.blank):,}")
+            raise refusal(path, f"says {declared:,} records and has {seen - len(told.blank):,}")
 
     return Records(schema, batches(), told)
 
 
 def _text(path: Path) -> io.TextIOWrapper:
     return io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig")
-
-
-def _refusal(path: Path, what: str, remedy: str = "Deliver it again.") -> FileProblems:
-    return FileProblems([f"{path.name}: {what}. {remedy}"])
 
 
 def _fits(row: Any, types: list[tuple[type, ...]], number: int, told: Told) -> bool:
@@ -254,9 +251,9 @@ class _Document:
             if not self._more():
                 raise self._broken(count)
 
-    def _broken(self, count: int | None = None) -> FileProblems:
+    def _broken(self, count: int | None = None) -> InputError:
         where = "" if count is None else f" after row {count:,}"
-        return _refusal(self.path, f"is no JSON{where}: it is cut off or damaged")
+        return refusal(self.path, f"is no JSON{where}: it is cut off or damaged")
 
 
 FORMAT = Format("CDISC Dataset-JSON", lambda start: bool(_VERSION.match(start)), _open, gzipped=True)

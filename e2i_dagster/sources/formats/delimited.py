@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from e2i_dagster.errors import InputError
-from e2i_dagster.sources.formats.records import FileProblems, Format, Records, Told, open_bytes
+from e2i_dagster.sources.formats.records import Format, Records, Told, open_bytes, refusal
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -95,22 +95,21 @@ def _batches(
     except pa.ArrowInvalid as error:
         reason = str(error).split("\n", 1)[0]
         if "UTF" in reason:
-            raise FileProblems([_not_encoded(path, form)]) from None
-        raise FileProblems(
-            [f"{path.name}: not a readable text file ({reason[:120]}). Deliver it again."]
-        ) from None
+            raise _not_encoded(path, form) from None
+        raise refusal(path, f"not a readable text file ({reason[:120]})") from None
     except UnicodeError:
-        raise FileProblems([_not_encoded(path, form)]) from None
+        raise _not_encoded(path, form) from None
     parsed += len(told.malformed)
     if judged is None and lines != parsed + 1:
         # Blank lines are no rows.
         judged = judge_lines(path, form)
     if judged is not None and judged.rows != parsed:
-        raise FileProblems(
-            [
-                f"{path.name}: {judged.rows:,} rows by its lines, {parsed:,} by the parser. Write "
-                "`quote: none` in the mapping if the file is written without quoting, or deliver it again."
-            ]
+        raise refusal(
+            path,
+            f"{judged.rows:,} rows by its lines, {parsed:,} by the parser",
+            "Write `quote: none` in the mapping if the file is written without quoting, or deliver it again.",
+            field="quote",
+            value=form.quote,
         )
     told.lines = parsed if judged is None else judged.lines
 
@@ -217,13 +216,13 @@ def judge_lines(path: Path, form: FileFormat, advice: str | None = None) -> Judg
             what = "text follows a closing quotation mark" if closed else "a quotation mark is never closed"
             raise _stray_quote(path, end + 1, form, what, advice) from None
         except UnicodeError:
-            raise FileProblems([_not_encoded(path, form)]) from None
+            raise _not_encoded(path, form) from None
     return JudgedLines(rows, lines, uneven)
 
 
 def _stray_quote(
     path: Path, line: int, form: FileFormat, what: str, advice: str | None, *, breaks: bool = False
-) -> FileProblems:
+) -> InputError:
     meant = (
         ", or `line_breaks: true` if such cells are meant so"
         if breaks
@@ -234,9 +233,7 @@ def _stray_quote(
         f"text{meant}."
     )
     said = f"{path.name}, line {line}: {what}, so lines or text would be lost."
-    return FileProblems(
-        [InputError(said, file=path.name, field="quote", value=f"line {line}", remedy=advice)]
-    )
+    return InputError(said, file=path.name, field="quote", value=f"line {line}", remedy=advice)
 
 
 def proposed_quoting(path: Path, form: FileFormat) -> dict[str, Any]:
@@ -248,7 +245,7 @@ def proposed_quoting(path: Path, form: FileFormat) -> dict[str, Any]:
     for said in ({}, {"quote": "none"}, {"line_breaks": True}):
         try:
             judged = judge_lines(path, form.model_copy(update=said))
-        except FileProblems:
+        except InputError:
             continue
         if not said:
             return {}
@@ -260,10 +257,18 @@ def _python_encoding(form: FileFormat) -> str:
     return "utf8" if form.encoding == "utf-8" else form.encoding
 
 
-def _not_encoded(path: Path, form: FileFormat) -> str:
-    return (
-        f"{path.name}: not {form.encoding} text. Save it as UTF-8, or say in the mapping what it is, "
-        "for example `encoding: latin-1` or `encoding: cp1252`."
+def empty_file(path: Path) -> InputError:
+    """The refusal of a file without a header."""
+    return refusal(path, "the file is empty, without even a header", "Deliver it again or remove it.")
+
+
+def _not_encoded(path: Path, form: FileFormat) -> InputError:
+    return refusal(
+        path,
+        f"not {form.encoding} text",
+        "Save it as UTF-8, or say in the mapping what it is, for example `encoding: latin-1` or `encoding: cp1252`.",
+        field="encoding",
+        value=form.encoding,
     )
 
 
@@ -273,23 +278,22 @@ def _read_header(path: Path, form: FileFormat) -> tuple[list[str], bool]:
         start = stream.read(1 << 16)
         more = bool(stream.read(1))
     if not start.strip(b"\xef\xbb\xbf \t\r\n"):
-        raise FileProblems(
-            [f"{path.name}: the file is empty, without even a header. Deliver it again or remove it."]
-        )
+        raise empty_file(path)
     wide = _is_wide(form)
     if not wide and (start[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\x00" in start[:4096]):
-        raise FileProblems(
-            [
-                f"{path.name}: the file is UTF-16, expected {form.encoding}. Save it as UTF-8, or write "
-                "`encoding: utf-16` in the mapping."
-            ]
+        raise refusal(
+            path,
+            f"the file is UTF-16, expected {form.encoding}",
+            "Save it as UTF-8, or write `encoding: utf-16` in the mapping.",
+            field="encoding",
+            value="utf-16",
         )
     encoding = "utf-8-sig" if form.encoding == "utf-8" else form.encoding
     try:
         # A chunk may end inside a character.
         beginning = codecs.getincrementaldecoder(encoding)().decode(start)
     except UnicodeError:
-        raise FileProblems([_not_encoded(path, form)]) from None
+        raise _not_encoded(path, form) from None
     text = io.StringIO(beginning, newline="")
     header = next((line for line in records_of(text, path, form, strict=False) if line), [])
     if any("\n" in name or "\r" in name for name in header) and not form.line_breaks:
@@ -305,17 +309,20 @@ def _read_header(path: Path, form: FileFormat) -> tuple[list[str], bool]:
         remedy = f'Write `separator: "{shown}"` in the mapping, or save it with "{expected}".'
         if "separator" in form.model_fields_set:
             remedy += " One separator is declared for all parts of a table: save parts alike."
-        problems.append(
-            f'{path.name}: the fields are separated by "{shown}", expected "{expected}". {remedy}'
-        )
+        what = f'the fields are separated by "{shown}", expected "{expected}"'
+        problems.append(refusal(path, what, remedy, field="separator", value=mark))
     names = [name.strip() for name in header]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        problems.append(f"{path.name}: the header repeats {', '.join(twice)}. Keep each column once.")
+        repeated = ", ".join(twice)
+        problems.append(
+            refusal(path, f"the header repeats {repeated}", "Keep each column once.", field=repeated)
+        )
     if "" in names and not problems:
-        problems.append(f"{path.name}: column {names.index('') + 1} has no name. Name or remove it.")
+        nameless = f"column {names.index('') + 1}"
+        problems.append(refusal(path, f"{nameless} has no name", "Name or remove it.", field=nameless))
     if problems:
-        raise FileProblems(problems)
+        raise InputError.joined(problems)
     return header, has_rows
 
 

@@ -21,11 +21,11 @@ import numpy as np
 from e2i_dagster.sources.formats.records import (
     BATCH_BYTES,
     ColumnNotes,
-    FileProblems,
     Format,
     Records,
     Told,
     open_bytes,
+    refusal,
     with_nulls,
 )
 from e2i_dagster.tables.arrow import compute
@@ -235,7 +235,7 @@ def _open(path: Path, form: FileFormat) -> Records:
     resource = _type_of(path)
     if resource is None:
         known = ", ".join(COLUMNS)
-        raise FileProblems([f"{path.name}: its first lines name no resource type that is read ({known})."])
+        raise refusal(path, f"its first lines name no resource type that is read ({known})")
     columns = COLUMNS[resource]
     schema = pa.schema([(name, _arrow(column.kind)) for name, column in columns.items()])
     told = Told(

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from e2i_dagster.sources.formats.records import BATCH_ROWS, FileProblems, Format, Records, Told, with_nulls
+from e2i_dagster.errors import InputError
+from e2i_dagster.sources.formats.records import BATCH_ROWS, Format, Records, Told, refusal, with_nulls
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -19,11 +20,11 @@ def _open(path: Path, form: FileFormat) -> Records:
     import pyarrow.parquet as pq
 
     if path.stat().st_size == 0:
-        raise FileProblems([f"{path.name}: the file is empty (0 bytes). Deliver it again."])
+        raise refusal(path, "the file is empty (0 bytes)")
 
-    def unreadable(error: Exception) -> FileProblems:
+    def unreadable(error: Exception) -> InputError:
         reason = str(error).split("\n", 1)[0]
-        return FileProblems([f"{path.name}: not readable as Parquet ({reason[:120]}). Deliver it again."])
+        return refusal(path, f"not readable as Parquet ({reason[:120]})")
 
     try:
         schema = pq.read_schema(path)

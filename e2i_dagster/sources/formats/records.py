@@ -5,10 +5,10 @@ from __future__ import annotations
 import gzip
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -25,12 +25,11 @@ BATCH_ROWS = 100_000
 BATCH_BYTES = 1 << 23
 
 
-class FileProblems(InputError):
-    """What is wrong with a file, each thing with its remedy in ``found``."""
-
-    def __init__(self, found: Sequence[str | InputError]) -> None:
-        super().__init__("\n".join(map(str, found)))
-        self.found = list(found)
+def refusal(
+    path: Path, what: str, remedy: str = "Deliver it again.", *, field: str | None = None, value: Any = None
+) -> InputError:
+    """The error that ``what`` (a sentence without its full stop) is wrong with a file."""
+    return InputError(f"{path.name}: {what}.", file=path.name, field=field, value=value, remedy=remedy)
 
 
 @dataclass
@@ -137,7 +136,7 @@ class Format:
     Attributes:
         name: as people call it.
         recognise: whether a file is of it, by its first bytes, decompressed.
-        open: the file as records; raises :class:`FileProblems`.
+        open: the file as records; raises :class:`InputError`.
         endings: of a file that is of no other format by its content.
         gzipped: whether it is read compressed by gzip, too.
     """

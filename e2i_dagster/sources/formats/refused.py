@@ -6,6 +6,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from e2i_dagster.errors import InputError
+from e2i_dagster.sources.formats.records import refusal
+
 _AS_TEXT = "Save each sheet as CSV (UTF-8)"
 _AS_TABLES = "Write the segments that you need as CSV, one row for each record, with your interface engine"
 
@@ -23,6 +26,10 @@ class Refused:
     def reason(self) -> str:
         """Why a file of it is not read, and what to do."""
         return f"{self.name}, which is not read. {self.remedy}"
+
+    def error(self, path: Path) -> InputError:
+        """The refusal of a file of it."""
+        return refusal(path, f"{self.name}, which is not read", f"{self.remedy}.", value=self.name)
 
 
 #: A file is of the first whose beginning or, failing all, whose ending it has.

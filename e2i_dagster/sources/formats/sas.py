@@ -21,11 +21,11 @@ import numpy as np
 from e2i_dagster.sources.formats.records import (
     BATCH_BYTES,
     ColumnNotes,
-    FileProblems,
     Format,
     Records,
     Told,
     first_line,
+    refusal,
     with_nulls,
 )
 
@@ -62,10 +62,6 @@ def kind_of(display: str | None) -> str | None:
     return next((kind for kind, names in _KINDS.items() if re.fullmatch(names, name)), None)
 
 
-def _refusal(path: Path, what: str, remedy: str) -> FileProblems:
-    return FileProblems([f"{path.name}: {what}. {remedy}"])
-
-
 def _options(form: FileFormat) -> dict[str, Any]:
     """What pyreadstat is told; an encoding only where one is declared, since files name theirs."""
     declared = {"encoding": form.encoding} if "encoding" in form.model_fields_set else {}
@@ -87,7 +83,7 @@ def _read(path: Path, name: str, read: Callable[..., Any], source: Any, **option
                 "It is cut off, damaged, encrypted or password protected: deliver it again, written without "
                 "`encrypt=` and `pw=`, or as XPT."
             )
-        raise _refusal(path, f"not readable as {name} ({said})", remedy) from None
+        raise refusal(path, f"not readable as {name} ({said})", remedy) from None
 
 
 def _columns(meta: Any) -> dict[str, ColumnNotes]:
@@ -141,10 +137,11 @@ def _typed(path: Path, name: str, numbers: np.ndarray, kind: str | None) -> pa.A
     days = np.floor(held / (1 if kind == "date" else _DAY_SECONDS)) - _EPOCH_DAYS
     # From the first day of year 1 to the last of 9999, counted from 1970.
     if kind != "time" and ((days < -719_162) | (days > 2_932_896)).any():
-        raise _refusal(
+        raise refusal(
             path,
             f"column {name} has a value beyond the years 1 to 9999 under a {kind} format",
-            "Correct the value, or take the format from the column",
+            "Correct the value, or take the format from the column.",
+            field=name,
         )
     if kind == "date":
         return pa.array(days.astype(np.int32), pa.date32(), mask=empty)
@@ -186,7 +183,7 @@ def _layout(path: Path) -> tuple[_Layout, bytes]:
     """The layout of a transport file with one dataset, and what stands before its rows.
 
     Raises:
-        FileProblems: it is cut off, or holds none or several datasets.
+        InputError: it is cut off, or holds none or several datasets.
     """
     with path.open("rb") as stream:
         beginning = stream.read(_BLOCK)
@@ -195,7 +192,7 @@ def _layout(path: Path) -> tuple[_Layout, bytes]:
         first, names, start = (_card(beginning, name) for name in (member, named, observed))
         length = beginning[first + 75 : first + 78]
         if min(first, names, start) < 0 or not length.isdigit():
-            raise _refusal(path, "cut off before its first row, or without a dataset", "Deliver it again.")
+            raise refusal(path, "cut off before its first row, or without a dataset")
         head = beginning[: start + _CARD]
         stream.seek(len(head))
         datasets, last = 1, b""
@@ -206,7 +203,7 @@ def _layout(path: Path) -> tuple[_Layout, bytes]:
             last = (last + block)[1 - _CARD :]
         size = stream.tell() - len(head)
     if datasets > 1:
-        raise _refusal(path, f"holds {datasets} datasets", "Write one file for each, named after it.")
+        raise refusal(path, f"holds {datasets} datasets", "Write one file for each, named after it.")
     # Labels of more than 40 characters follow in a block of their own.
     labels = [place for name in ("LABELV8", "LABELV9") if (place := _card(head, name, names)) > 0]
     width, numbers = _fields(head[names + _CARD : min([*labels, start])], int(length), new=new)
@@ -220,7 +217,7 @@ def _layout(path: Path) -> tuple[_Layout, bytes]:
         rows = -(-(size - blanks) // width) if width else 0
         whole = size % _CARD == 0 and 0 <= size - rows * width < _CARD
     if not whole:
-        raise _refusal(
+        raise refusal(
             path,
             f"cut off: its rows of {width:,} bytes do not fill its {size:,} bytes",
             "Deliver it again; binary transfer keeps every byte.",
@@ -247,7 +244,7 @@ def _open_transport(path: Path, form: FileFormat) -> Records:
 
     options = _options(form)
     if path.stat().st_size == 0:
-        raise _refusal(path, "the file is empty (0 bytes)", "Deliver it again.")
+        raise refusal(path, "the file is empty (0 bytes)")
     layout, head = _layout(path)
     _, meta = _read(
         path, "XPT", pyreadstat.read_xport, io.BytesIO(_whole(head, b"", 0)), metadataonly=True, **options
@@ -266,9 +263,7 @@ def _open_transport(path: Path, form: FileFormat) -> Records:
                 cells, _ = _read(path, "XPT", pyreadstat.read_xport, source, **options)
                 parsed = len(next(iter(cells.values()), []))
                 if parsed != count:
-                    raise _refusal(
-                        path, f"{count:,} rows by its length, {parsed:,} by the parser", "Deliver it again."
-                    )
+                    raise refusal(path, f"{count:,} rows by its length, {parsed:,} by the parser")
                 _count_missing(rows, layout, told)
                 yield with_nulls(_batch(path, cells, schema, told), form)
 
@@ -304,7 +299,7 @@ def _open_dataset(path: Path, form: FileFormat) -> Records:
     options = {**_options(form), "user_missing": True}
     _, meta = _read(path, "sas7bdat", pyreadstat.read_sas7bdat, path, metadataonly=True, **options)
     if not meta.column_names:
-        raise _refusal(
+        raise refusal(
             path,
             "no column of it can be read",
             "It is encrypted or damaged: deliver it again, written without `encrypt=`, or as XPT.",
@@ -322,7 +317,7 @@ def _open_dataset(path: Path, form: FileFormat) -> Records:
             )
             parsed = len(next(iter(cells.values()), []))
             if parsed != asked:
-                raise _refusal(
+                raise refusal(
                     path,
                     f"{meta.number_rows:,} rows by its header, {first + parsed:,} by the parser",
                     "It is encrypted or damaged: deliver it again, written without `encrypt=`, or as XPT.",
