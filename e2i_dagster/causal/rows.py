@@ -93,12 +93,11 @@ def causal_rows(
     missing = np.isnan(y)
     if missing.any() and missing_outcome == "refuse":
         raise InputError(
-            f"Outcome {outcome!r}: {int(missing.sum()):,} of {len(y):,} rows have none. Label them, or leave them "
-            'out: `--missing-outcome drop`, in Python missing_outcome="drop" (valid only when missingness is '
-            "unrelated to the outcome given treatment and confounders).",
+            f"Outcome {outcome!r}: {int(missing.sum()):,} of {len(y):,} rows have none.",
             field=outcome,
             value=f"{int(missing.sum())} missing",
-            remedy="Label them, or leave them out: `--missing-outcome drop`.",
+            remedy='Label them, or leave them out: `--missing-outcome drop`, in Python missing_outcome="drop" (valid '
+            "only when missingness is unrelated to the outcome given treatment and confounders).",
         )
     kept = ~missing
     y, t = y[kept], t[kept]
