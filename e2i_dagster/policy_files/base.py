@@ -129,7 +129,7 @@ def read_yaml(
         value = model.model_validate(document, context={"placed": check is not None})
     except ValidationError as error:
         problems = []
-        for problem in error.errors(include_url=False):
+        for problem in _own(error.errors(include_url=False)):
             missing = problem["type"] == "missing"
             found = {} if missing else {"value": _short(problem["input"])}
             said = problem["msg"].removeprefix("Value error, ") + (
@@ -176,6 +176,15 @@ def _parsed(text: str) -> tuple[yaml.Node | None, Any]:
         return node, None if node is None else loader.construct_document(node)
     finally:
         loader.dispose()
+
+
+def _own(problems: Sequence[Any]) -> Iterator[Any]:
+    """Problems without a list's that it is too short, where that is so for its wrong items alone."""
+    for problem in problems:
+        place = problem["loc"]
+        within = any(one["loc"][: len(place)] == place != one["loc"] for one in problems)
+        if problem["type"] != "too_short" or not within:
+            yield problem
 
 
 def _without(document: Any, locations: Iterable[tuple[int | str, ...]]) -> Any:

@@ -66,10 +66,10 @@ class CodeSystem:
     event_column: str = "code"
 
 
-_CPT = r"[0-9]{5}|[0-9]{4}[FTUM]"
+_CPT = r"[0-9]{5}|[0-9]{4}[AFMTU]"
 
-#: Shapes: ICD-10-CM and ICD-9-CM Official Guidelines (CDC, CMS); CPT (AMA: five digits, category II ``F``,
-#: category III ``T``, laboratory analyses ``U`` and ``M``); HCPCS level II (CMS); NDC (21 CFR 207.33 and the
+#: Shapes: ICD-10-CM and ICD-9-CM (CDC, CMS); CPT (AMA: five digits, ``A`` vaccinations, ``F`` category II,
+#: ``T`` category III, laboratory analyses ``U`` and ``M``); HCPCS level II (CMS); NDC (21 CFR 207.33 and the
 #: 11 digits of claims); LOINC Users' Guide (check digit mod 10); NPI (CMS, check digit over prefix 80840).
 SYSTEMS: dict[str, CodeSystem] = {
     "icd10cm": CodeSystem(
@@ -87,7 +87,7 @@ SYSTEMS: dict[str, CodeSystem] = {
     "cpt": CodeSystem(
         "CPT procedure",
         rf"^(?:{_CPT})$",
-        "five digits, or four and F, T, U or M, such as 95004 or 0075T",
+        "five digits, or four and A, F, M, T or U, such as 95004 or 0075T",
         "cpt_codes",
     ),
     "hcpcs": CodeSystem(

@@ -135,3 +135,13 @@ def test_planning_refuses_an_arm_of_which_one_cluster_is_more_than_an_analysis_c
         InputError, match="largest_cluster: 10 units; it is at least the mean cluster_size 20"
     ):
         power(n=1000, largest_cluster=10, **shared)
+
+
+@pytest.mark.parametrize(("cv", "clusters"), [(2.0, 8), (1.5, 6)])
+def test_planned_power_counts_arms_that_an_analysis_refuses(cv, clusters):
+    """Of clusters drawn by the gamma law one may be more than three quarters of its arm."""
+    shared = {"kind": "mean", "sd": 1.0, "effect": 100.0, "cluster_size": 20, "icc": 0.1}
+    sizes = np.random.default_rng(5).gamma(cv**-2, size=(2, 50_000, clusters))
+    judged = (sizes.max(2) <= 0.75 * sizes.sum(2)).all(0).mean()
+    planned = power(n=2 * 20 * clusters, cluster_size_cv=cv, **shared)
+    assert planned == pytest.approx(judged, abs=0.01)

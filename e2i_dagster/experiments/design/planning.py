@@ -108,7 +108,7 @@ class _Setting(BaseModel):
     clusters: _Clusters | None = None
 
     def cluster_power(self, effect: float, number: int, other: int) -> float:
-        """Power of a single look at ``number`` treated clusters and ``other`` of the control."""
+        """Power of a single look at ``number`` treated clusters and ``other`` of the control; 0 where it is refused."""
         assert self.clusters is not None
         for count in (number, other):
             if count < FEWEST_CLUSTERS:
@@ -128,7 +128,9 @@ class _Setting(BaseModel):
         if self.kind == "proportion":
             control, treated = (rate * (1.0 - rate) for rate in self.rates(effect))
         factor = self.variance_share * self.design_effect
-        return self.clusters.power(effect, self.tail, [(number, treated * factor), (other, control * factor)])
+        judged = math.prod(1.0 - self.clusters.refused(count) for count in (number, other))
+        arms = [(number, treated * factor), (other, control * factor)]
+        return judged * self.clusters.power(effect, self.tail, arms)
 
     def fixed_total(self, effect: float, power: float) -> float:
         """Independent units in the two arms of the comparison at a single look."""
@@ -304,6 +306,20 @@ class _Clusters:
     def largest_share(self, number: int) -> float:
         """Share of the arm that the largest of ``number`` clusters is."""
         return float(self.shares(number)[-1])
+
+    def refused(self, number: int) -> float:
+        """Probability that one of ``number`` clusters, drawn by the gamma law, is too much of the arm for an analysis.
+
+        Shares of gamma sizes are Dirichlet, so that of one cluster is Beta(k, (number - 1) k) with k = 1 / cv**2, and
+        no two exceed a half.
+        """
+        if not self.cv or self.largest is not None:
+            return 0.0
+        from scipy.special import betainc
+
+        shape = self.cv**-2
+        beyond = 1.0 - betainc(shape, (number - 1) * shape, MOST_OF_ONE_CLUSTER)
+        return min(1.0, float(number * beyond))
 
     def of_arm(self, number: int, variance: float) -> tuple[float, float, float]:
         """Variance of the arm's mean, its degrees of freedom, and the variance for clusters of variance 1.
