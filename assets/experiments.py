@@ -34,7 +34,7 @@ def experiment_design(context: dg.AssetExecutionContext, warehouse: Warehouse) -
 
 
 @stage_asset(
-    produces="e2i_dagster.experiments.design.randomization:BalanceReport",
+    produces="e2i_dagster.experiments.designs.randomization:BalanceReport",
     always=True,
     gated=False,
     group_name=GROUP,

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from e2i_dagster.experiments import analyze, boundaries, final_estimate
-from e2i_dagster.experiments.design.cluster_simulation import DESIGNS, SIZES, cluster_p_values, draw_clusters
+from e2i_dagster.experiments.designs.cluster_simulation import DESIGNS, SIZES, cluster_p_values, draw_clusters
 from e2i_dagster.experiments.statistics.stopping import RULES
 
 ALPHA = 0.05

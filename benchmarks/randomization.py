@@ -15,7 +15,7 @@ import time
 import numpy as np
 import pandas as pd
 
-from e2i_dagster.experiments.design.randomization import RandomizationPlan, assign, batch_seal
+from e2i_dagster.experiments.designs.randomization import RandomizationPlan, assign, batch_seal
 
 SECONDS = 5.0
 KEY = b"the key of the benchmark, thirty-two characters"

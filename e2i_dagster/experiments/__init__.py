@@ -1,5 +1,5 @@
-"""Experiments, in three rooms: ``design`` (before), ``statistics`` (tests and estimates, without a database) and
-``conduct`` (what happens to units, looks and results in the warehouse). ``conduct`` may use ``design``, both may use
+"""Experiments, in three rooms: ``designs`` (before), ``statistics`` (tests and estimates, without a database) and
+``conduct`` (what happens to units, looks and results in the warehouse). ``conduct`` may use ``designs``, both may use
 ``statistics``, never the other way round.
 
 Names are loaded from their modules when they are first used, so that importing the package costs nothing.
@@ -11,15 +11,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from e2i_dagster.experiments.design.designs import Design, design
-    from e2i_dagster.experiments.design.planning import (
+    from e2i_dagster.experiments.designs.planning import (
         SampleSize,
         inflation_factor,
         minimum_detectable_effect,
         power,
         sample_size,
     )
-    from e2i_dagster.experiments.design.reestimation import Reestimation, blinded_reestimation, promising_zone
+    from e2i_dagster.experiments.designs.reestimation import (
+        Reestimation,
+        blinded_reestimation,
+        promising_zone,
+    )
+    from e2i_dagster.experiments.designs.sequential import Design, design
     from e2i_dagster.experiments.statistics.aa_test import AACheck, aa_check
     from e2i_dagster.experiments.statistics.analysis import analyze, analyze_statistics
     from e2i_dagster.experiments.statistics.causal_forest import Heterogeneity, heterogeneity
@@ -62,12 +66,12 @@ _WHERE = {
     "ArmSummary": "statistics.comparison_results",
     "Boundaries": "statistics.stopping",
     "Comparison": "statistics.comparison_results",
-    "Design": "design.designs",
+    "Design": "designs.sequential",
     "FinalEstimate": "statistics.estimation",
     "Heterogeneity": "statistics.causal_forest",
     "Look": "statistics.stopping",
-    "Reestimation": "design.reestimation",
-    "SampleSize": "design.planning",
+    "Reestimation": "designs.reestimation",
+    "SampleSize": "designs.planning",
     "SequentialSrm": "statistics.sample_ratio",
     "SrmResult": "statistics.sample_ratio",
     "SubgroupAnalysis": "statistics.subgroups",
@@ -78,22 +82,22 @@ _WHERE = {
     "analyze": "statistics.analysis",
     "analyze_statistics": "statistics.analysis",
     "analyze_subgroups": "statistics.subgroups",
-    "blinded_reestimation": "design.reestimation",
+    "blinded_reestimation": "designs.reestimation",
     "boundaries": "statistics.stopping",
     "conditional_power": "statistics.stopping",
-    "design": "design.designs",
+    "design": "designs.sequential",
     "evaluate_look": "statistics.stopping",
     "final_estimate": "statistics.estimation",
     "heterogeneity": "statistics.causal_forest",
-    "inflation_factor": "design.planning",
+    "inflation_factor": "designs.planning",
     "merge": "statistics.sufficient_statistics",
-    "minimum_detectable_effect": "design.planning",
+    "minimum_detectable_effect": "designs.planning",
     "mixture_variance": "statistics.estimation",
-    "power": "design.planning",
+    "power": "designs.planning",
     "predictive_power": "statistics.stopping",
-    "promising_zone": "design.reestimation",
+    "promising_zone": "designs.reestimation",
     "repeated_intervals": "statistics.estimation",
-    "sample_size": "design.planning",
+    "sample_size": "designs.planning",
     "sequential_srm_test": "statistics.sample_ratio",
     "srm_test": "statistics.sample_ratio",
     "stagewise_p_value": "statistics.estimation",

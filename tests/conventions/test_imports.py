@@ -42,7 +42,7 @@ ROOMS = (
     "e2i_dagster.monitoring",
     "e2i_dagster.causal",
     "e2i_dagster.experiments.statistics",
-    "e2i_dagster.experiments.design",
+    "e2i_dagster.experiments.designs",
     "e2i_dagster.experiments.conduct",
     "e2i_dagster.experiments",
     "resources",
@@ -170,6 +170,14 @@ def test_no_module_imports_itself_by_way_of_others():
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(f"a circle: {' -> '.join(error.args[1])}")
+
+
+def test_no_room_of_experiments_hides_a_public_name():
+    """The names of the package are loaded when they are used; a subpackage of the same name would be found instead."""
+    from e2i_dagster import experiments
+
+    rooms = {path.name for path in (CORE / "experiments").iterdir()}
+    assert not rooms & set(experiments.__all__)
 
 
 def test_definitions_need_no_environment_and_write_nothing(tmp_path):

@@ -8,7 +8,7 @@ from e2i_dagster.config.allocation import allocation_shares
 from e2i_dagster.config.experiment import ExperimentSpec
 from e2i_dagster.errors import InputError
 from e2i_dagster.experiments import power, sample_size, sequential_srm_test, srm_test
-from e2i_dagster.experiments.design.randomization import RandomizationPlan
+from e2i_dagster.experiments.designs.randomization import RandomizationPlan
 from tests.experiments.conftest import DESIGN
 
 TWO_TO_ONE = ["2:1", " 2 : 1 ", [2, 1], (4, 2), ["2", 1], {"a": 2, "b": 1}, [0.6667, 0.3333], "0.6667:0.3333"]

@@ -6,7 +6,7 @@ from scipy import stats
 
 from e2i_dagster.errors import InputError
 from e2i_dagster.experiments import analyze, minimum_detectable_effect, power, sample_size
-from e2i_dagster.experiments.design.cluster_simulation import DESIGNS, SIZES, cluster_p_values, draw_clusters
+from e2i_dagster.experiments.designs.cluster_simulation import DESIGNS, SIZES, cluster_p_values, draw_clusters
 from e2i_dagster.experiments.statistics.comparisons import (
     FEWEST_CLUSTERS,
     MOST_OF_ONE_CLUSTER,

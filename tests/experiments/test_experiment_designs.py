@@ -10,7 +10,7 @@ import yaml
 from e2i_dagster.config.experiment import ExperimentSpec, LifecyclePolicy
 from e2i_dagster.config.policy import load_policy
 from e2i_dagster.errors import ConfigError
-from e2i_dagster.experiments.design.randomization_key import key_fingerprint, randomization_key
+from e2i_dagster.experiments.designs.randomization_key import key_fingerprint, randomization_key
 from e2i_dagster.policy_files.environment import CHECKOUT, config_folder
 
 SHIPPED = CHECKOUT / "config/experiments/remibrutinib_outreach.yaml"

@@ -12,7 +12,7 @@ from e2i_dagster.experiments import (
     power,
     sample_size,
 )
-from e2i_dagster.experiments.design.planning import design_effect, linearized_sd
+from e2i_dagster.experiments.designs.planning import design_effect, linearized_sd
 
 
 def equal(looks: int) -> np.ndarray:

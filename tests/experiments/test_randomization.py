@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from e2i_dagster.errors import InputError, VerdictError
-from e2i_dagster.experiments.design.randomization import (
+from e2i_dagster.experiments.designs.randomization import (
     RandomizationPlan,
     assign,
     balance,

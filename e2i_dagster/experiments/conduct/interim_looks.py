@@ -28,7 +28,7 @@ from e2i_dagster.errors import InputError, VerdictError
 from e2i_dagster.experiments.conduct import store
 from e2i_dagster.experiments.conduct.lifecycle import bound_to_stop
 from e2i_dagster.experiments.conduct.records import Advice, ArmLook, HarmCheck, InterimAnalysis, LookReport
-from e2i_dagster.experiments.design.reestimation import propose_size
+from e2i_dagster.experiments.designs.reestimation import propose_size
 from e2i_dagster.experiments.statistics.comparison_results import Analysis, Comparison
 from e2i_dagster.experiments.statistics.comparisons import limits_at
 from e2i_dagster.experiments.statistics.estimation import AlwaysValid, always_valid, mixture_variance

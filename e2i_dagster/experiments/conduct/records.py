@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, Self
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field
 
-from e2i_dagster.experiments.design.reestimation import NoReestimation, Reestimation
+from e2i_dagster.experiments.designs.reestimation import NoReestimation, Reestimation
 from e2i_dagster.experiments.statistics import sample_ratio
 from e2i_dagster.experiments.statistics.estimation import AlwaysValid
 from e2i_dagster.tables.description import experiments as tables

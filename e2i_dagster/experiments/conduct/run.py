@@ -30,8 +30,8 @@ from e2i_dagster.experiments.conduct.interim_looks import (
 from e2i_dagster.experiments.conduct.lifecycle import bound_to_stop, may_read_results
 from e2i_dagster.experiments.conduct.records import FidelityRecord, InterimAnalysis, Transition, Unblinding
 from e2i_dagster.experiments.conduct.watch import balance_attributes, check_srm
-from e2i_dagster.experiments.design.planning import power
-from e2i_dagster.experiments.design.randomization import BalanceReport, balance
+from e2i_dagster.experiments.designs.planning import power
+from e2i_dagster.experiments.designs.randomization import BalanceReport, balance
 from e2i_dagster.experiments.statistics.stopping import boundaries
 from e2i_dagster.reports import drawn
 

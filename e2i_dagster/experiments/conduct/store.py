@@ -28,8 +28,8 @@ from e2i_dagster.experiments.conduct.lifecycle import (
     review_of,
 )
 from e2i_dagster.experiments.conduct.records import InterimAnalysis, Transition
-from e2i_dagster.experiments.design.randomization import RandomizationPlan, assign, batch_seal, verify
-from e2i_dagster.experiments.design.randomization_key import key_fingerprint, randomization_key
+from e2i_dagster.experiments.designs.randomization import RandomizationPlan, assign, batch_seal, verify
+from e2i_dagster.experiments.designs.randomization_key import key_fingerprint, randomization_key
 from e2i_dagster.policy_files.base import digest_of
 from e2i_dagster.tables.description import experiments as tables
 from e2i_dagster.tables.frames import json_text

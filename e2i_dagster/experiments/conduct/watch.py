@@ -16,7 +16,7 @@ from e2i_dagster.experiments.conduct.interim_looks import arm_counts
 from e2i_dagster.experiments.conduct.lifecycle import Review
 from e2i_dagster.experiments.conduct.records import SampleRatioCheck
 from e2i_dagster.experiments.conduct.store import Records
-from e2i_dagster.experiments.design.randomization import balance
+from e2i_dagster.experiments.designs.randomization import balance
 from e2i_dagster.experiments.statistics.multiplicity import adjusted
 from e2i_dagster.experiments.statistics.sample_ratio import SequentialSrm, sequential_srm_test, srm_test
 from e2i_dagster.tables.description import experiments as tables

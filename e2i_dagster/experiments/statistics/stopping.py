@@ -526,7 +526,7 @@ def evaluate_look(
         look: number from 1; z: statistic of this look, positive where the treatment does better.
         information_fraction: what was reached, to be held against the boundaries' fraction.
         earlier_z: statistics of the looks before, all of which must have gone on.
-        futility_z: lower boundary per look (``design``), or None.
+        futility_z: lower boundary per look (``designs``), or None.
         drift: expectation of the final z under the design.
         final_z: boundary of the last look, for the chances to reach it; by default ``boundaries.final_z``.
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from e2i_dagster.display import Table
 from e2i_dagster.errors import InputError
-from e2i_dagster.experiments.design.planning import drift_for_power, fixed_drift
+from e2i_dagster.experiments.designs.planning import drift_for_power, fixed_drift
 from e2i_dagster.experiments.statistics.group_sequential import Walk, crossing_probabilities, solve
 from e2i_dagster.experiments.statistics.stopping import (
     SPENDING_RULES,

@@ -92,7 +92,7 @@ def assign(
 
     Args:
         units: ``unit_id`` and the attributes that the plan reads; one row per unit.
-        key: the secret (:func:`e2i_dagster.experiments.design.randomization_key.randomization_key`).
+        key: the secret (:func:`e2i_dagster.experiments.designs.randomization_key.randomization_key`).
         before: all earlier assignments of the experiment (``ASSIGNMENT_COLUMNS``; for minimization with the
             factors beside them), in order of ``sequence``.
 
