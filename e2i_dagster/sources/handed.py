@@ -138,6 +138,10 @@ def read_handed(
             f"{path.name}: {what} that cannot be used, the first in row {first.row}: {first.reason}.",
             file=path,
             field=first.column or None,
+            value=f"row {first.row}",
+            remedy=f"Correct it, or declare {first.column} in --mapping under `dates` or `text`."
+            if first.column
+            else "Correct the row.",
         )
     return handed.frame
 
