@@ -843,7 +843,7 @@ DEFECTS: dict[str, list[tuple[str, str, str, str, str]]] = {
         (
             "a version of another policy is reused",
             "e2i_dagster/pipeline/reuse.py",
-            "if one.fingerprint == fingerprint and observed.changed(one.metadata.get(READ, {})) is None",
+            "if one.fingerprint == fingerprint and changes.changed(one.metadata.get(READ, {})) is None",
             "if one.fingerprint == fingerprint",
             "tests/pipeline/test_stored_versions.py",
         ),

@@ -187,7 +187,7 @@ def test_what_is_wrong_with_the_frame_is_said(planted_frame):
         frame.assign(treated=frame["treated"].astype("boolean").where(frame.index != 3)), "1 rows have none"
     )
     refused(frame.assign(outcome=frame["outcome"].where(frame.index > 4)), "5 of 1,200 rows have none")
-    refused(frame.assign(outcome="yes"), "is text")
+    refused(frame.assign(outcome="yes"), "no number or boolean")
     refused(frame.assign(severity=np.where(frame.index == 2, np.inf, 0.0)), "infinite")
     refused(frame.iloc[:0], "no row")
     refused(frame, "no column 'age'", confounders=["age"])

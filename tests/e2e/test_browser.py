@@ -160,9 +160,8 @@ def test_scope_pipeline_is_launched_and_succeeds(browser, page, address, deploye
     page.get_by_text("View", exact=True).last.click()
     page.wait_for_url(re.compile("/runs/"))
     page.get_by_text("Success", exact=True).first.wait_for(timeout=120_000)
-    page.get_by_text("deployment", exact=True).first.wait_for()
-    # Once more with room for the steps, and without the notice of the launch.
-    wide = browser.new_page(viewport={"width": 2000, "height": 1250}, device_scale_factor=0.8)
+    # Once more with room for all steps, of which the page draws those in sight, and without the notice of the launch.
+    wide = browser.new_page(viewport={"width": 2000, "height": 1500}, device_scale_factor=0.8)
     wide.goto(page.url)
     wide.get_by_text("deployment", exact=True).first.wait_for()
     wide.get_by_text("Hide navigation").click()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from e2i_dagster.policy_files import observed
+from e2i_dagster.policy_files import changes, observed
 from e2i_dagster.policy_files.base import YAML_LOADER
 
 SCOPE = "remibrutinib_csu_initiation"
@@ -251,7 +251,7 @@ def first_valid(
         file = folder / str(number) / name
         file.parent.mkdir(parents=True)
         file.write_text(as_yaml(changed), encoding="utf-8")
-        if observed.changed({name: {"model": model, "keys": {}}}, folder / str(number)) is None:
+        if changes.changed({name: {"model": model, "keys": {}}}, folder / str(number)) is None:
             return folder / str(number), differ
     return None
 
@@ -281,7 +281,7 @@ def test_changing_a_key_makes_exactly_the_stages_run_again_that_read_it(notes, t
                 stage for stage in noted if any(covers(one, key) for one in noted[stage] for key in differ)
             }
             found = {
-                stage for stage, read in reads.items() if observed.changed({name: read}, folder) is not None
+                stage for stage, read in reads.items() if changes.changed({name: read}, folder) is not None
             }
             checked += len(expected) > 0
             if found != expected:

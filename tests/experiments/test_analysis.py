@@ -390,7 +390,7 @@ def test_what_cannot_be_estimated_says_why(units, change, arguments, reason):
         ),
         (
             lambda f: f.assign(event=(f["unit"] < 4).astype(int)),
-            {"outcome": "time", "kind": "survival", "event": "event"}, "events; at least 10",
+            {"outcome": "time", "kind": "survival", "event": "event"}, "fewer than 10 events",
         ),
         (
             lambda f: f.assign(time=np.where(f["arm"] == "control", 1.0, 2.0), event=1),

@@ -135,7 +135,7 @@ def test_production_refuses_secrets_that_would_be_generated(monkeypatch, tmp_pat
     assert not production()
     refuse_generated_secret("key", "E2I_SOME_KEY")
     monkeypatch.setenv("E2I_ENVIRONMENT", "production")
-    with pytest.raises(ConfigError, match="set E2I_DATABASE_URL") as caught:
+    with pytest.raises(ConfigError, match="Set E2I_DATABASE_URL") as caught:
         ensure_server(tmp_path / "state")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "state").exists(), "nothing was made before the refusal"
