@@ -148,6 +148,7 @@ READ_ELSEWHERE = {
     "drift_monitoring.yaml: severity_weight.*": "when a feature drifts that much",
     "experiment_lifecycle.yaml: *": "the stages of experiments",
     "experiments/*": "the stages of experiments",
+    "features/templates/*": "whoever copies a template into the folder above it",
     "feast_materialization.yaml: freshness.*": "the sensor that judges online features",
     "optuna_config.yaml: optimization.timeout_seconds": "while a study is not finished",
     "quality.yaml: leakage.*": "the leakage audit, a check that every run makes",
