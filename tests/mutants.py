@@ -136,8 +136,8 @@ DEFECTS: dict[str, list[tuple[str, str, str, str, str]]] = {
         (
             "threshold chosen on training rows",
             "e2i_dagster/training/fit.py",
-            "youden_threshold(validation_rows.target, scores[1])",
-            "youden_threshold(train_rows.target, scores[0])",
+            "cut(validation_rows.target, scores[1])",
+            "cut(train_rows.target, scores[0])",
             f"{FIT}::test_the_threshold_is_that_of_the_validation_rows",
         ),
         (
@@ -455,8 +455,8 @@ DEFECTS: dict[str, list[tuple[str, str, str, str, str]]] = {
         (
             "leakage audit allows dates of days after the index",
             "e2i_dagster/quality/leakage.py",
-            "moment > index if timed else moment.dt.normalize() > day",
-            "moment > index if timed else moment.dt.normalize() > day + pd.Timedelta(days=3)",
+            "after = earlier(index, moment)",
+            "after = earlier(index + pd.Timedelta(days=3), moment)",
             "tests/quality/test_leakage.py::test_dates_after_the_index_block",
         ),
         (
@@ -706,7 +706,7 @@ DEFECTS: dict[str, list[tuple[str, str, str, str, str]]] = {
         (
             "an endpoint that is gone counts as deployed",
             "assets/serving.py",
-            "    still_valid=is_live,\n",
+            "    fault=not_live,\n",
             "",
             CONTRACT,
         ),
@@ -748,8 +748,8 @@ DEFECTS: dict[str, list[tuple[str, str, str, str, str]]] = {
         (
             "event tables of a cohort are no inputs",
             "assets/cohorts.py",
-            "also_reads=lambda key: current_policy().cohorts[str(key)].tables_read",
-            "also_reads=lambda key: ()",
+            "lambda key: current_policy().cohorts[str(key)].tables_read",
+            "lambda key: ()",
             CONTRACT,
         ),
         (
@@ -836,8 +836,8 @@ DEFECTS: dict[str, list[tuple[str, str, str, str, str]]] = {
         (
             "a version of other inputs is reused",
             "e2i_dagster/pipeline/reuse.py",
-            "if one.fingerprint == fingerprint and observed",
-            "if observed",
+            "if one.fingerprint == fingerprint and changes",
+            "if changes",
             "tests/pipeline/test_stored_versions.py",
         ),
         (
