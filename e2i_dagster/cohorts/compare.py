@@ -20,7 +20,7 @@ NOT_THERE = "not in the data"
 
 
 class Compared(Protocol):
-    """What is compared: a :class:`~.result.Cohort` or a :class:`~.recorded.RecordedCohort`."""
+    """What is compared: a :class:`~.result.Cohort` or a :class:`~.executions.RecordedCohort`."""
 
     @property
     def definition(self) -> CohortDefinition: ...

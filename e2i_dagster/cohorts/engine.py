@@ -1,6 +1,6 @@
 """Where a cohort is computed: pandas, DuckDB (Parquet files and relations), or Spark.
 
-The plan is the same everywhere (:mod:`.plan`). Frames of pandas are brought into typed columns first;
+The plan is the same everywhere (:mod:`.narwhals_plan`). Frames of pandas are brought into typed columns first;
 files, relations and Spark frames are never read into memory.
 """
 

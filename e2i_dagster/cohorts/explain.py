@@ -94,7 +94,7 @@ def explain(
 
     Args:
         patient: a patient_id or a patient_journey_id.
-        as_of: run or definition version (:func:`.recorded.find_execution`); the newest by default.
+        as_of: run or definition version (:func:`.executions.find_execution`); the newest by default.
         lake: where the values that the rules saw are read, in exactly the versions that the execution
             read; without it, or where such a version is gone, no values are given.
 

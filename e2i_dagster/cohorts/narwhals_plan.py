@@ -905,7 +905,7 @@ def _misfit(criterion: Criterion, kind: Kind, why: str) -> CohortInputError:
 def _time_rules(
     definition: CohortDefinition, covered: Coverage
 ) -> tuple[dict[str, nw.Expr], dict[str, nw.Expr]]:
-    """Failures and unknowns of the rules about time; see :func:`.build._time_rules` for what they mean."""
+    """Failures and unknowns of the rules about time; see :func:`.on_columns._time_rules` for what they mean."""
     import narwhals as nw
 
     times = definition.temporal_requirements

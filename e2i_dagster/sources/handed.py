@@ -134,14 +134,13 @@ def read_handed(
         first = handed.refused[0]
         count = sum(one.column == first.column for one in handed.refused)
         what = f"{first.column} has {count:,} value(s)" if first.column else f"{count:,} row(s)"
+        why, _, remedy = first.reason.partition("; ")
         raise InputError(
-            f"{path.name}: {what} that cannot be used, the first in row {first.row}: {first.reason}.",
+            f"{path.name}: {what} that cannot be used, the first in row {first.row}: {why}.",
             file=path,
             field=first.column or None,
             value=f"row {first.row}",
-            remedy=f"Correct it, or declare {first.column} in --mapping under `dates` or `text`."
-            if first.column
-            else "Correct the row.",
+            remedy=f"{remedy[:1].upper()}{remedy[1:]}." if remedy else None,
         )
     return handed.frame
 

@@ -33,7 +33,7 @@ class TrainedModel:
 
     Attributes:
         pipeline: ``Pipeline`` with the steps ``preprocess`` and ``model``; reads the frame of
-            :func:`~.frame.model_input`. ``model`` is the calibrated classifier, or the estimator.
+            :func:`~.model_input.model_input`. ``model`` is the calibrated classifier, or the estimator.
         kinds: feature -> ``number`` or ``string``, in the order of training.
         nullable: features that were missing for somebody in training.
         threshold: probability from which on the positive class is predicted; None for numbers.

@@ -348,3 +348,29 @@ def test_a_model_of_econml_that_is_not_the_usual_one_is_taken(own):
 def test_the_name_that_was_meant_is_told(own, file, place, value, meant):
     said = " ".join(errors_of(own(file, place, value), file))
     assert f"Did you mean {meant!r}?" in said
+
+
+def test_a_list_of_wrong_names_is_not_told_to_be_empty(configuration, tmp_path):
+    folder = shutil.copytree(configuration, tmp_path / "config")
+    policy = yaml.safe_load((folder / "causal.yaml").read_text(encoding="utf-8"))
+    policy["effect_model"]["required_refuters"] = ["placebo"]
+    (folder / "causal.yaml").write_text(yaml.safe_dump(policy), encoding="utf-8")
+    (told,) = errors_of(folder, "causal.yaml")
+    assert "placebo" in told and "at least 1 item" not in told
+
+
+def test_a_suite_beside_the_mapping_uses_a_vocabulary_too(configuration, tmp_path):
+    folder = shutil.copytree(configuration, tmp_path / "config")
+    vocabulary = yaml.safe_load((folder / "vocabulary.yaml").read_text(encoding="utf-8"))
+    vocabulary["vocabularies"]["ward"] = {"values": ["A", "B"]}
+    (folder / "vocabulary.yaml").write_text(yaml.safe_dump(vocabulary), encoding="utf-8")
+    assert "'ward'" in refusal_of(load_vocabulary, folder)[0]
+    sources = folder / "sources.yaml"
+    text = sources.read_text(encoding="utf-8").split("source:\n")[0]
+    named = f"source: {{kind: files, folder: {tmp_path}, mapping: {tmp_path / 'mapping.yaml'}}}\n"
+    sources.write_text(text + named, encoding="utf-8")
+    (tmp_path / "expectations").mkdir()
+    (tmp_path / "expectations" / "own.yaml").write_text(
+        "expectations: [{vocabulary: ward}]\n", encoding="utf-8"
+    )
+    assert refusal_of(load_vocabulary, folder) == []

@@ -66,7 +66,7 @@ def test_numbers_as_programs_write_them_are_numbers(tmp_path):
 def test_a_time_that_is_none_names_its_reason_and_row(tmp_path, cell, reason):
     for path in both(tmp_path, {"at": ["2026-01-01", cell]}):
         with pytest.raises(
-            InputError, match=f"{path.name}: at has 1 value.*, the first in row 2: {reason}; write"
+            InputError, match=f"{path.name}: at has 1 value.*, the first in row 2: {reason}. Write"
         ):
             read_handed(path, times=("at",))
 
@@ -123,14 +123,14 @@ def test_a_measured_column_of_days_is_one_of_times_unless_it_is_declared_as_text
     for path in both(tmp_path, {"visit": [*days, "05/01/2027"], "version": ["1.2.24", "1.2.25"] * 10}):
         with pytest.raises(
             InputError,
-            match=r"visit has 1 value.*row 20: ambiguous_date; .*or write text: .visit. in --mapping",
+            match=r"visit has 1 value.*row 20: ambiguous_date. Write .*or write text: .visit. in --mapping",
         ):
             read_handed(path, measured=("visit", "version"))
         assert pd.api.types.is_string_dtype(read_handed(path)["visit"])
         frame = read_handed(path, measured=("visit", "version"), mapping=mapped(text=["visit"]))
         assert frame["visit"].iloc[-1] == "05/01/2027" and frame["version"].iloc[0] == "1.2.24"
     for path in both(tmp_path, {"visit": [*days, "2999-05-01"]}):
-        with pytest.raises(InputError, match="row 20: lies in the future; correct it"):
+        with pytest.raises(InputError, match=r"row 20: lies in the future\. Correct it"):
             read_handed(path, measured=("visit",))
     for path in both(tmp_path, {"visit": [*days, None], "group": ["10-12", "2013-14"] * 10}):
         frame = read_handed(path, measured=("visit", "group"))
@@ -257,3 +257,13 @@ def test_a_dataset_by_cdisc_gives_the_frame_that_csv_gives(tmp_path):
     )
     assert first.frame.index.tolist() == second.frame.index.tolist() == [0, 3]
     assert [one.row for one in first.refused] == [3]
+
+
+def test_a_refused_cell_says_once_what_to_do(tmp_path):
+    path = tmp_path / "f.csv"
+    path.write_text("patient_id,dx\nP1,2020-01-01\nP2,2020-02-03\nP3,2099-01-01\n")
+    with pytest.raises(InputError) as told:
+        read_handed(path, times=("dx",))
+    record = told.value.to_record()
+    assert (record["field"], record["value"], record["remedy"]) == ("dx", "row 3", "Correct it.")
+    assert str(told.value).endswith("lies in the future. Correct it.")

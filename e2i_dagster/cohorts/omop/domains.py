@@ -2,7 +2,7 @@
 
 Expressions use three aliases: ``r`` the row of the domain's table (with ``start_date`` and ``end_date``),
 ``p`` its person, ``v`` its visit. They are constants of this module; values of a definition are bound as
-parameters (see :mod:`.plan`). Source: the builders and templates of OHDSI circe-be.
+parameters (see :mod:`.sql_plan`). Source: the builders and templates of OHDSI circe-be.
 """
 
 from __future__ import annotations

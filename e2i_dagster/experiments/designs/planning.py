@@ -108,7 +108,10 @@ class _Setting(BaseModel):
     clusters: _Clusters | None = None
 
     def cluster_power(self, effect: float, number: int, other: int) -> float:
-        """Power of a single look at ``number`` treated clusters and ``other`` of the control; 0 where it is refused."""
+        """Power of a single look at ``number`` treated clusters and ``other`` of the control.
+
+        Sizes of clusters that an analysis refuses, as often as they are drawn, count as no success.
+        """
         assert self.clusters is not None
         for count in (number, other):
             if count < FEWEST_CLUSTERS:

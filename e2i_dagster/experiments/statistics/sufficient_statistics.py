@@ -541,7 +541,7 @@ def _is_day(name: str) -> Any:
 
 
 def _earlier(one: str, other: str) -> Any:
-    """Whether a time lies before another at the coarser precision of the two (:func:`.warehouse.moments.earlier`)."""
+    """Whether a time lies before another at the coarser precision of the two (:func:`.tables.moments.earlier`)."""
     import narwhals as nw
 
     days = nw.col(one).dt.truncate("1d") < nw.col(other).dt.truncate("1d")
