@@ -64,25 +64,45 @@ def main() -> None:
 )
 @click.option("--patients", type=click.IntRange(min=40), default=25_000, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=42, show_default=True)
+@click.option(
+    "--shape",
+    type=click.Choice(["claims", "omop", "trial"]),
+    help="Patients with migraine in the layout of others (docs/tutorials), instead of our tables.",
+)
+@click.pass_context
 @as_json
 @command_errors
 def generate(
+    context: click.Context,
     folder: Path,
     file_format: Literal["csv", "parquet"],
     dgp: str,
     patients: int,
     seed: int,
+    shape: str | None,
     json_output: bool,
 ) -> None:
     """Write the synthetic tables as files into FOLDER, as a data supplier would deliver them."""
     from e2i_dagster.config.sources import SyntheticSource
     from e2i_dagster.loading.delivery import write_synthetic
+    from e2i_dagster.synthetic.foreign import write_shape
 
+    given = {
+        name
+        for name in ("file_format", "dgp")
+        if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
+    }
+    if shape is not None and given:
+        raise click.UsageError("--shape decides the files and who is in them: leave out --format and --dgp.")
     source = SyntheticSource.model_validate(
         {"kind": "synthetic", "dgp": dgp, "scale": patients / 25_000, "seed": seed}
     )
     try:
-        written = write_synthetic(source, folder, file_format)
+        written = (
+            write_synthetic(source, folder, file_format)
+            if shape is None
+            else write_shape(shape, folder, patients=patients, seed=seed)
+        )
     except OSError as error:
         remedy = "Name another folder."
         said = f"{folder}: cannot be written ({error.strerror}). {remedy}"

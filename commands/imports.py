@@ -130,7 +130,7 @@ def _print_findings(table: TableCheck) -> None:
         click.echo(f"Required and not found: {', '.join(table.missing_required)}")
     if table.not_delivered:
         click.echo(
-            f"Not delivered, counted as empty by quality control: {', '.join(table.not_delivered)}. "
+            f"Without a single value, counted as empty by quality control: {', '.join(table.not_delivered)}. "
             f"If that is how these data are, say what tables.{table.table}.expected is in a "
             "quality.yaml beside the mapping, or take them out of config/quality.yaml."
         )

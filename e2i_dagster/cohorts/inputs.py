@@ -104,7 +104,10 @@ def event_frame(tables: Mapping[str, pd.DataFrame], journeys: pd.DataFrame) -> p
         return pd.DataFrame()
     # A column without any value has no type that the others would have to agree with.
     joined = pd.concat([part.dropna(axis="columns", how="all") for part in parts], ignore_index=True)
-    return joined.reindex(columns=list(dict.fromkeys(name for part in parts for name in part.columns)))
+    # It keeps the type of its table all the same: a rule on a text that nobody has yet finds nobody.
+    typed = {name: part[name].iloc[:0] for part in reversed(parts) for name in part.columns}
+    empty = {name: typed[name].reindex(joined.index) for name in typed if name not in joined}
+    return joined.assign(**empty)[list(dict.fromkeys(name for part in parts for name in part.columns))]
 
 
 def _code(events: pd.DataFrame) -> pd.Series:

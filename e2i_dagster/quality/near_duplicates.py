@@ -13,8 +13,8 @@ may differ is paid for:
 
 Columns that move together (by rank, or in being empty) count once, with the rarest of them (in a near copy
 times their number), because features of one event agree together. Rows that agree in common values only
-(patients without any event)
-are judged by their number: more than the rate of twins within a split explains.
+(patients without any event) count by their number: more than there would be if the same rows had been dealt to the
+splits at random.
 """
 
 from __future__ import annotations
@@ -165,12 +165,30 @@ def _exact(table: _Table, prints: np.ndarray, first: int, second: int) -> tuple[
     one, two = (np.flatnonzero(mask & other) for mask in inside)
     if not len(one) or not len(two):
         return 0, 0.0
-    values, counts = np.unique(prints[one], return_counts=True)
-    hits = two[np.isin(prints[two], values)]
+    hits = two[np.isin(prints[two], prints[one])]
     certain = int(_identifying(table, hits).sum())
-    expected = float(counts[counts > 1].sum()) / len(one) * len(two)
-    beyond = len(hits) > expected + 4 * np.sqrt(expected + 1)
+    sizes = np.unique(prints[np.concatenate([one, two])], return_counts=True)[1]
+    expected, deviation = _by_chance(sizes[sizes > 1], len(one), len(two))
+    beyond = len(hits) > expected + 4 * np.sqrt(deviation**2 + 1)
     return (len(hits), expected) if beyond else (certain, 0.0)
+
+
+def _by_chance(sizes: np.ndarray, first: int, second: int) -> tuple[float, float]:
+    """How many of the ``second`` rows repeat one of the ``first`` when rows are dealt at random, and the deviation.
+
+    ``sizes`` are those of the groups of equal rows. Of a group of ``m`` among ``N`` rows the number ``K`` in the
+    first split is hypergeometric; the others repeat a row of it unless ``K`` is 0. Groups are few among the rows, so
+    their variances add up.
+    """
+    from scipy.stats import hypergeom
+
+    rows = first + second
+    share = second / rows
+    nobody = hypergeom.pmf(0, rows, sizes, first)
+    mean = sizes * share - sizes * nobody
+    spread = sizes * share * (1 - share) * (rows - sizes) / max(rows - 1, 1)
+    variance = spread + (sizes * share) ** 2 - sizes**2 * nobody - mean**2
+    return float(mean.sum()), float(np.sqrt(np.maximum(variance, 0).sum()))
 
 
 def _identifying(table: _Table, rows: np.ndarray) -> np.ndarray:

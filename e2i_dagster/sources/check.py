@@ -142,8 +142,8 @@ class TableCheck(BaseModel):
         matches: proposed columns. unmatched: file columns without one.
         lists: list column -> the pattern of the numbered columns that are its cells.
         missing_required: our columns without which no row can be loaded.
-        not_delivered: columns whose empty cells lower the completeness that quality control asks for
-            (``config/quality.yaml``, ``expected``), of those that apply to every row.
+        not_delivered: columns without a single value, delivered or not, which lower the completeness that quality
+            control asks for (``config/quality.yaml``, ``expected``), of those that apply to every row.
         own: types of the columns that are kept under their own names, as declared or proposed.
         rows: rows of the files. rejected: reason -> rows that a load would reject, references aside.
         left_out: rule of the mapping -> rows that it leaves out.
@@ -307,7 +307,7 @@ def quality_yaml(found: ImportCheck, expected: Mapping[str, Sequence[str]]) -> s
     if not tables:
         return None
     head = (
-        "# Proposed by `e2i import check`: columns whose empty cells count, without those that are not delivered.\n"
+        "# Proposed by `e2i import check`: columns whose empty cells count, without those that have no value at all.\n"
         "# It holds once `source` of config/sources.yaml names the mapping beside it (docs/own_data.md).\n"
     )
     return head + yaml.safe_dump({"tables": tables}, sort_keys=False, width=110, default_flow_style=None)
@@ -1041,10 +1041,18 @@ def _judged(
             "not_delivered": tuple(
                 column
                 for column in expected
-                if column not in frame.columns and not facts(columns[column]).applies_to
+                if _without_a_value(frame, column) and not facts(columns[column]).applies_to
             ),
         }
     )
+
+
+def _without_a_value(frame: pd.DataFrame, column: str) -> bool:
+    """Whether ``column`` is not there, or no row of a table with rows has a value in it."""
+    if column not in frame.columns:
+        return True
+    cells = frame[column]
+    return len(frame) > 0 and bool((cells.isna() | (cells.astype(str).str.strip() == "")).all())
 
 
 def readable_rows(table: str, frame: pd.DataFrame, vocabulary: VocabularyPolicy) -> pd.DataFrame:

@@ -65,10 +65,16 @@ EVERY_DAY = Coverage()
 
 
 def coverage(engine: sa.Engine, tables: Sequence[str], months: Sequence[str]) -> Coverage:
-    """The days of ``months`` that every one of ``tables`` covers; one that is not kept by month covers all of them."""
+    """The days of ``months`` that every one of ``tables`` covers; one that is not kept by month covers all of them.
+
+    A table that nobody delivers (``absent``) is read as without rows and says nothing of the days that the others
+    cover; where all are absent, no day is covered.
+    """
     loaded = set(months)
-    for table in tables:
-        if date_column(table) is not None:
+    dated = [table for table in tables if date_column(table) is not None]
+    absent = {table for table in dated if ledger.is_absent(engine, table)}
+    for table in dated:
+        if table not in absent or absent.issuperset(dated):
             loaded &= {month for month in ledger.current(engine, table, months=months) if month is not None}
     return Coverage.of_months(months, loaded)
 

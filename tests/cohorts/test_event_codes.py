@@ -428,3 +428,14 @@ def test_a_long_list_of_codes_answers_as_its_codes_one_by_one(operator, position
     one_by_one = [answers(code) for code in codes]
     together = np.logical_or if operator == "in" else np.logical_and
     assert answers(*codes).tolist() == together.reduce(one_by_one).tolist()
+
+
+def test_a_text_column_without_any_value_is_no_number():
+    """Nobody has filled a brand yet: a column keeps the type of its table, and a null is no brand."""
+    rows = [("A", "2023-05-01", {"brand": None})]
+    condition = {"event": "visit", "where": [{"field": "brand", "operator": "==", "value": "Kisqali"}]}
+    frame = events(rows)
+    assert frame["brand"].isna().all() and str(frame["brand"].dtype) != "float64"
+    wanted = cohort_of({"name": "n", "no_event": {**condition, "within": [-60, -1]}})
+    built = build_cohort(wanted, people("A"), frame, data_end=date(2024, 12, 31))
+    assert list(built.eligible["patient_id"]) == ["A"]

@@ -281,6 +281,28 @@ def test_patients_without_any_event_are_alike_by_chance() -> None:
     assert not rules & {"leakage_duplicate_rows", "leakage_near_duplicate_rows"}
 
 
+def test_patients_with_little_on_record_are_alike_by_chance_in_small_splits_too() -> None:
+    """Age, sex and two counts: a tenth of the rows equal another one, and a holdout of 5 % shows few of them."""
+    found = 0
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        busy = rng.random(N) < 0.4
+        frame = pd.DataFrame(
+            {
+                "patient_id": [f"P{number}" for number in range(N)],
+                "label": rng.integers(0, 2, N),
+                "age": rng.integers(18, 90, N),
+                "sex": rng.choice(["F", "M"], N),
+                **{f"cost_{place}": np.where(busy, rng.normal(size=N), 0.0) for place in range(3)},
+                **{f"count_{place}": rng.poisson(0.6, N) for place in range(2)},
+                "split": rng.choice(["train", "validation", "test", "holdout"], N, p=[0.6, 0.2, 0.15, 0.05]),
+            }
+        )
+        report = audit(frame, target="label", splits="split")
+        found += any(one.rule == "leakage_duplicate_rows" for one in report.findings)
+    assert found <= 1
+
+
 @pytest.mark.parametrize(
     ("columns", "found"),
     [

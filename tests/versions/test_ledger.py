@@ -5,6 +5,7 @@ import pytest
 
 from e2i_dagster.errors import InputError
 from e2i_dagster.versions import ledger
+from e2i_dagster.versions.coverage import coverage
 from e2i_dagster.versions.ledger import DataVersion, SnapshotMember, StageState
 
 
@@ -139,3 +140,16 @@ def test_months_that_are_not_kept_any_more_are_neither_read_nor_shown_as_checked
         (f"raw/{table}", months[0]),
         ("cohort", "remibrutinib_csu"),
     }
+
+
+def test_a_table_that_nobody_delivers_says_nothing_of_the_days_that_others_cover(database):
+    months = ["2024-01", "2024-02"]
+    for month in months:
+        ledger.record(database, version(asset="treatment_events", partition=month))
+    tables = ("treatment_events", "engagement_events")
+    # Never asked for: what happened to these patients in the contacts is unknown.
+    assert coverage(database, tables, months).unobserved
+    ledger.record_absent(database, {"engagement_events": "no file holds it"})
+    found = coverage(database, tables, months)
+    assert (str(found.start), str(found.end), found.unobserved) == ("2024-01-01", "2024-02-29", ())
+    assert coverage(database, ("engagement_events",), months).unobserved
