@@ -17,6 +17,7 @@ import pandas as pd
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from e2i_dagster.database.upsert import upsert
 from e2i_dagster.display import Table, Words
 from e2i_dagster.errors import ConfigError, InputError
 from e2i_dagster.loading import rejects, staging
@@ -678,8 +679,6 @@ class _Loader:
     ) -> None:
         if self.dry_run:
             return
-        from sqlalchemy.dialects.postgresql import insert
-
         from e2i_dagster.tables.description.control import ml_table_loads
 
         report = self.report({name: done}, done.seconds)
@@ -696,13 +695,8 @@ class _Loader:
             "run_id": self.run_id,
             "loaded_at": staging.utc_now(),
         }
-        statement = insert(ml_table_loads).values(record)
-        statement = statement.on_conflict_do_update(
-            index_elements=["load_id", "table_name"],
-            set_={key: statement.excluded[key] for key in record if key not in ("load_id", "table_name")},
-        )
         with self.engine.begin() as connection:
-            connection.execute(statement)
+            connection.execute(upsert(ml_table_loads, record).values(record))
 
     def _ticker(self, name: str, staged: staging.Staging) -> Callable[[int], None]:
         """Progress every few seconds: rows copied of rows to copy."""

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from e2i_dagster.errors import UnavailableError
 from e2i_dagster.loading import staging
+from e2i_dagster.local_files import replacing
 from e2i_dagster.tables import (
     OPTIONAL_RAW_TABLES,
     RAW_TABLES,
@@ -299,11 +300,9 @@ def export(
         if rows.empty:
             continue
         path = folder / f"{name}.csv"
-        aside = folder / f".{name}.csv.part"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            rows.to_csv(aside, index=False)
-            aside.replace(path)
+            with replacing(path) as aside:
+                rows.to_csv(aside, index=False)
         except OSError as error:
             raise UnavailableError(
                 f"{path}: cannot be written ({error.strerror or error}).",

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import sys
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+from e2i_dagster.local_files import write_text
 from e2i_dagster.policy_files.environment import CHECKOUT, state_folder
 
 #: Packages whose modules are followed.
@@ -376,10 +376,7 @@ def _from_record(record: Any) -> Module:
 def _write(path: Path, text: str) -> None:
     """Keep ``text``; where nothing can be written the module is parsed again next time."""
     with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{uuid.uuid4().hex}.part")
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
+        write_text(path, text)
 
 
 __all__ = ["SourceCode", "parse", "source_code"]

@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert
 
 from e2i_dagster.config.quality import QualityPolicy, current_quality_policy
+from e2i_dagster.database.upsert import upsert
 from e2i_dagster.errors import InputError, VerdictError
 from e2i_dagster.quality.dimensions import WHOLE
 from e2i_dagster.quality.report import QualityReport, Verdict, rule_page
@@ -172,10 +172,7 @@ def record_verdicts(
 def _store(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
     if not rows:
         return
-    statement = insert(ml_gate_verdicts)
-    keys = [column.name for column in ml_gate_verdicts.primary_key.columns]
-    changed = {name: statement.excluded[name] for name in rows[0] if name not in keys}
-    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changed), list(rows))
+    connection.execute(upsert(ml_gate_verdicts, rows[0]), list(rows))
 
 
 def record_audit(
