@@ -117,7 +117,7 @@ def watch_freshness(
         for state in ledger.states(connection, ONLINE_STAGE)
         if state.partition == project and state.state in ("executed", "reused")
     ]
-    confirmed = {name: max([at, *(one for one in looked if one)]) for name, at in completed.items()}
+    confirmed = {name: max([at, *(moment for moment in looked if moment)]) for name, at in completed.items()}
     report = freshness(confirmed, limits, now)
     news = {view.view: view.status for view in report.views} != _last_statuses(connection, project)
     if news:

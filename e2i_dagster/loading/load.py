@@ -116,8 +116,8 @@ class TableLoad(BaseModel):
     def _reconciles(self) -> TableLoad:
         if self.loaded != self.inserted + self.updated:
             raise ValueError("loaded is not inserted + updated")
-        told = self.loaded + self.unchanged + self.rejected + self.duplicate + self.reversal
-        if self.source != told + self.rows_left_out:
+        total = self.loaded + self.unchanged + self.rejected + self.duplicate + self.reversal
+        if self.source != total + self.rows_left_out:
             raise ValueError("source is not loaded + unchanged + rejected + duplicate + reversal + left out")
         if self.rejected != sum(self.reasons.values()):
             raise ValueError("rejected is not the sum of its reasons")
@@ -768,10 +768,10 @@ def _reasons(checked: rules.Checked, counts: _Counts, malformed: int) -> dict[st
     reasons = {str(name): int(count) for name, count in zip(names, rows, strict=True)}
     if malformed:
         reasons["malformed_row"] = malformed
-    held = checked.accepted & counts.considered
-    held &= counts.withheld_rows if counts.failure is None else True
-    if held.any():
-        reasons["below_threshold"] = int(held.sum())
+    withheld = checked.accepted & counts.considered
+    withheld &= counts.withheld_rows if counts.failure is None else True
+    if withheld.any():
+        reasons["below_threshold"] = int(withheld.sum())
     reasons |= counts.unkept
     return dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
 
@@ -784,7 +784,7 @@ def _faults(checked: rules.Checked, counts: _Counts) -> dict[str, int]:
         # A value may be outside in two ways; its row is one.
         found[words] = np.union1d(found.get(words, fault.positions), fault.positions)
     rows = {words: int(counts.considered[positions].sum()) for words, positions in found.items()}
-    return dict(sorted(((words, n) for words, n in rows.items() if n), key=lambda one: (-one[1], one[0])))
+    return dict(sorted(((words, n) for words, n in rows.items() if n), key=lambda item: (-item[1], item[0])))
 
 
 def _status(source: int, counts: _Counts) -> Status:
@@ -813,7 +813,7 @@ def _message(name: str, counts: _Counts, kept: tuple[str, str] | None) -> str | 
 
 def _left_out(delivered: Any) -> dict[str, int]:
     """Rule of the mapping -> rows that it left out, most first."""
-    return dict(sorted(getattr(delivered, "left_out", {}).items(), key=lambda one: (-one[1], one[0])))
+    return dict(sorted(getattr(delivered, "left_out", {}).items(), key=lambda item: (-item[1], item[0])))
 
 
 _CELL = ("row_key", "column", "delivered", "precision", "rule")

@@ -343,8 +343,8 @@ def _text(column: Any) -> Any:
 
 def _unpacked(table: str, rows: Sequence[Any]) -> pd.DataFrame:
     documents = pd.DataFrame.from_records([json.loads(row["row"]) for row in rows])
-    marks = (AS_DELIVERED, FILE, staging.REVERSAL_MARK)
-    documents = documents.drop(columns=[name for name in marks if name in documents.columns])
+    own_keys = (AS_DELIVERED, FILE, staging.REVERSAL_MARK)
+    documents = documents.drop(columns=[name for name in own_keys if name in documents.columns])
     known = [name for name in frame_columns(table) if name in documents.columns]
     others = [name for name in documents.columns if name not in known]
     heads = pd.DataFrame({ROW: [row[ROW] for row in rows], REASONS: [row[REASONS] for row in rows]})

@@ -284,9 +284,9 @@ class Staging:
             going = [*self._missing(connection), *self._going_reversed(connection)]
             back = self._coming_back(connection)
             connection.rollback()
-        gone = [(one.month, 1) for one in going]
+        gone = [(row.month, 1) for row in going]
         merged = self._counted(new, changed, gone, back)
-        return replace(merged, going=tuple(sorted(going, key=lambda one: one.row)))
+        return replace(merged, going=tuple(sorted(going, key=lambda row: row.row)))
 
     def _copy_temporary(self, connection: psycopg.Connection[Any]) -> None:
         """Copy into a temporary table, which the transaction's end drops."""
@@ -341,16 +341,16 @@ class Staging:
 
         self.retries.run(create)
         with contextlib.ExitStack() as stack:
-            held: list[psycopg.Connection[Any]] = []
+            open_connection: list[psycopg.Connection[Any]] = []
 
             def copy(first: int, batch: pa.Table, again: bool) -> None:
                 if again:
                     # A commit may have gone through although its answer was lost.
                     stack.close()
-                    held.clear()
-                if not held:
-                    held.append(stack.enter_context(connected(self.engine)))
-                connection = held[0]
+                    open_connection.clear()
+                if not open_connection:
+                    open_connection.append(stack.enter_context(connected(self.engine)))
+                connection = open_connection[0]
                 if again:
                     connection.execute(
                         sql.SQL("DELETE FROM {} WHERE _row >= %s AND _row < %s").format(self._where),
