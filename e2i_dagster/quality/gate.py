@@ -419,13 +419,13 @@ def marks_of(
     verdicts: Iterable[GateVerdict],
 ) -> list[str]:
     """Waivers under which ``verdicts`` pass, and those that the makers of ``inputs`` stood under; sorted lines."""
-    marks = {waiver.text for verdict in verdicts for waiver in verdict.waivers}
+    texts = {waiver.text for verdict in verdicts for waiver in verdict.waivers}
     versions = {(asset, partition, digest) for asset, partition, digest in inputs}
     for asset in {asset for asset, _, _ in inputs} - {*RAW_TABLES, *OPTIONAL_RAW_TABLES}:
         for partition, version in ledger.current(connection, asset).items():
             if (asset, partition, version.digest) in versions:
-                marks.update(version.metadata.get("waived", ()))
-    return sorted(marks)
+                texts.update(version.metadata.get("waived", ()))
+    return sorted(texts)
 
 
 def audited_refs(inputs: Iterable[tuple[str, str | None, str]]) -> tuple[DataRef, ...]:
