@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from filelock import FileLock
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -84,8 +86,6 @@ def file_lock(path: Path, seconds: float = -1) -> Iterator[None]:
     Raises:
         TimeoutError: another process holds it for longer.
     """
-    from filelock import FileLock
-
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path, timeout=seconds, mode=0o600):
         yield
