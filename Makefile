@@ -24,8 +24,9 @@ help: ## list the targets
 run: .venv/runtime ## the whole path on the full synthetic set: load, QC, cohorts, features, model, endpoint, drift (SCOPE=name|all)
 	@$(BIN)/e2i run --scope $(SCOPE)
 
+# Compiled modules are kept: every process of the tests would compile all of them anew.
 test: .venv/test ## the whole test suite
-	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --no-loadscope-reorder $(ARGS)
+	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n logical --maxprocesses 4 --no-loadscope-reorder $(ARGS)
 
 mutants: .venv/test ## plant defects one at a time and show which of them the tests notice (ARGS="--only seals")
 	@$(BIN)/python tests/mutants.py $(ARGS)

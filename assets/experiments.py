@@ -113,11 +113,13 @@ def results(experiment_design: ExperimentSpec, warehouse: Warehouse) -> Produced
     description="Counts per arm against the ratios of the design, by a test that holds at every look at once.",
 )
 def sample_ratio(context: dg.AssetCheckExecutionContext, warehouse: Warehouse) -> dg.AssetCheckResult:
-    from e2i_dagster.experiments.conduct.run import judge_ratio
+    from e2i_dagster.experiments.conduct.run import check_sample_ratio
 
     name = context.op_execution_context.partition_key
     with warehouse.engine().begin() as connection:
-        passed, said = judge_ratio(connection, name, LifecyclePolicy.load(config_folder()), actor=actor()[0])
+        passed, said = check_sample_ratio(
+            connection, name, LifecyclePolicy.load(config_folder()), actor=actor()[0]
+        )
     return dg.AssetCheckResult(passed=passed, description=said)
 
 

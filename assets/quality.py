@@ -36,9 +36,9 @@ def quality_asset(table: str) -> dg.AssetsDefinition:
         + ("month by month." if dated_by else "as a whole."),
     )
     def report(context: dg.AssetExecutionContext, rows: DataFrame, warehouse: Warehouse) -> Produced:
-        from e2i_dagster.quality.table_check import judge_table
+        from e2i_dagster.quality.table_check import check_raw_table
 
-        judged = judge_table(
+        judged = check_raw_table(
             table,
             rows,
             months=list(context.partition_keys) if dated_by else None,

@@ -116,7 +116,7 @@ def refuters(options: argparse.Namespace) -> dict[str, Any]:
     from e2i_dagster.causal.nuisances import fit_nuisances
     from e2i_dagster.causal.refute import refute, unobserved_confounder
     from e2i_dagster.causal.rows import CausalRows, causal_rows
-    from e2i_dagster.causal.sensitivity import judge_sensitivity
+    from e2i_dagster.causal.sensitivity import assess_sensitivity
     from e2i_dagster.config.causal import CausalPolicy
     from e2i_dagster.policy_files.environment import CHECKOUT
 
@@ -143,7 +143,7 @@ def refuters(options: argparse.Namespace) -> dict[str, Any]:
                 seeds = [options.seed, draw, int(10 * confounding), int(10 * size)]
                 rows = trial(np.random.default_rng(seeds), confounding, size, 0.0)
                 nuisances = fit_nuisances(rows, floor=policy.propensity_floor, seed=options.seed)
-                bounds = judge_sensitivity(rows, nuisances, level=policy.level)
+                bounds = assess_sensitivity(rows, nuisances, level=policy.level)
                 trials += 1
                 for one in refute(rows, nuisances, bounds, policy, seed=options.seed):
                     if one.name != "unobserved_confounder":
@@ -154,7 +154,7 @@ def refuters(options: argparse.Namespace) -> dict[str, Any]:
     for draw in range(planted):
         rows = trial(np.random.default_rng([options.seed, draw]), 0.8, 0.0, 0.8)
         nuisances = fit_nuisances(rows, floor=policy.propensity_floor, seed=options.seed)
-        bounds = judge_sensitivity(rows, nuisances, level=policy.level)
+        bounds = assess_sensitivity(rows, nuisances, level=policy.level)
         caught += not unobserved_confounder(bounds, policy).passed
     worst = max(failed, key=lambda name: failed[name])
     share, missed = failed[worst] / trials, 1 - caught / planted

@@ -82,8 +82,8 @@ def deploy_command(scope: str | None, json_output: bool) -> None:
         click.echo(deployed.model_dump_json())
         return
     click.echo(f"\n{deployed.url} answers with {deployed.bento_tag}. Ask it:")
-    for one in deployed.models:
-        click.echo(one.example)
+    for version in deployed.models:
+        click.echo(version.example)
 
 
 @causal.command("show")
@@ -324,7 +324,11 @@ def _stored(scope: str, **documents: type[Any]) -> list[Any]:
     lake = Lake(lake_url())
     with engine(role="app").connect() as connection:
         versions = {name: ledger.current(connection, name).get(scope) for name in documents}
-    stored = {name: one.file for name, one in versions.items() if one is not None and one.file is not None}
+    stored = {
+        name: version.file
+        for name, version in versions.items()
+        if version is not None and version.file is not None
+    }
     if len(stored) < len(documents):
         remedy = f"Run `e2i causal estimate --scope {scope}`."
         raise InputError(f"No effect was estimated for scope {scope}. {remedy}", file=scope, remedy=remedy)

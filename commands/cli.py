@@ -487,12 +487,12 @@ def _print_going(table: str, going: Sequence[Mapping[str, Any]]) -> None:
     """The first rows that a load would withdraw, and how many it leaves out."""
     rows = [
         {
-            "row": one["row"],
-            "month": one["month"] or "",
-            "reason": one["reason"],
-            "reversal": one["reversal"] or "",
+            "row": row["row"],
+            "month": row["month"] or "",
+            "reason": row["reason"],
+            "reversal": row["reversal"] or "",
         }
-        for one in going[:SHOWN_GOING]
+        for row in going[:SHOWN_GOING]
     ]
     print_table(f"Would leave {table}", rows)
     if left := len(going) - len(rows):

@@ -103,14 +103,14 @@ def lint_command(names: tuple[str, ...], data: bool, json_output: bool) -> None:
 
     broken: dict[str, CohortConfigError] = {}
     if names:
-        definitions = [_definition(one) for one in names]
+        definitions = [_definition(name) for name in names]
     else:
         found, unread = read_cohorts()
         definitions, broken = list(found.values()), unread
     patients = events = None
     missing: dict[str, list[str]] = {}
     if data:
-        reads_events = any(one.reads_events for one in definitions)
+        reads_events = any(definition.reads_events for definition in definitions)
         tables = _current_tables(
             "patient_journeys", "patient_clinical", *(EVENT_TABLES if reads_events else ())
         )
@@ -118,27 +118,31 @@ def lint_command(names: tuple[str, ...], data: bool, json_output: bool) -> None:
         events = event_frame(tables, tables["patient_journeys"]) if reads_events else None
         lacking = never_loaded(engine(role="app"), current_policy().sources.months)
         missing = {table: lacking[table] for table in tables if table in lacking}
-    reports = [lint(one, patients, events if one.reads_events else None) for one in definitions]
+    reports = [
+        lint(definition, patients, events if definition.reads_events else None) for definition in definitions
+    ]
     unreadable = [{"cohort": key, "error": error.to_record()} for key, error in broken.items()]
-    told: dict[str, Any] = {"cohorts": [*(report.model_dump(mode="json") for report in reports), *unreadable]}
+    record: dict[str, Any] = {
+        "cohorts": [*(report.model_dump(mode="json") for report in reports), *unreadable]
+    }
     if data:
-        told["never_loaded"] = missing
+        record["never_loaded"] = missing
     if not json_output:
         for report in reports:
             _print_lint(report)
         for said in never_loaded_words(missing):
             click.echo(said)
     if broken:
-        stop(CohortConfigError.joined(list(broken.values())), json_output=json_output, report=told)
+        stop(CohortConfigError.joined(list(broken.values())), json_output=json_output, report=record)
     if not all(report.passed for report in reports):
-        faults = [_fault(report.cohort, one) for report in reports for one in report.findings]
+        faults = [_fault(report.cohort, finding) for report in reports for finding in report.findings]
         stop(
-            VerdictError.joined([one for one in faults if one is not None]),
+            VerdictError.joined([fault for fault in faults if fault is not None]),
             json_output=json_output,
-            report=told,
+            report=record,
         )
     if json_output:
-        click.echo(json.dumps(told))
+        click.echo(json.dumps(record))
 
 
 def _fault(cohort: str, finding: Finding) -> VerdictError | None:
@@ -181,12 +185,12 @@ def diff_command(name: str, old: str | None, new: str | None, exact: bool, json_
     comparison = compare(older, newer)
     if exact:
         record_opening(warehouse, "diff --exact", name)
-    told = comparison.to_metadata(exact=exact) | {"from": _side_words(older), "to": _side_words(newer)}
+    record = comparison.to_metadata(exact=exact) | {"from": _side_words(older), "to": _side_words(newer)}
     if json_output:
-        click.echo(json.dumps(told))
+        click.echo(json.dumps(record))
         return
-    click.echo(f"from {told['from']}\nto   {told['to']}")
-    _print_difference(told)
+    click.echo(f"from {record['from']}\nto   {record['to']}")
+    _print_difference(record)
 
 
 @cohort.command("preview")
@@ -232,49 +236,49 @@ def preview_command(file: Path, exact: bool, json_output: bool) -> None:
     if exact:
         record_opening(engine(role="app"), "preview --exact", definition.key)
     report = lint(definition)
-    told = seen.to_metadata(exact=exact) | {
+    record = seen.to_metadata(exact=exact) | {
         "lint": report.model_dump(mode="json"),
         "version_problem": _version_problem(definition),
     }
     if json_output:
-        click.echo(json.dumps(told))
+        click.echo(json.dumps(record))
         return
-    click.echo(f"{told['cohort']} version {told['version']} (not live: nothing was written)\n")
+    click.echo(f"{record['cohort']} version {record['version']} (not live: nothing was written)\n")
     for sentence in definition.sentences():
         click.echo(f"- {sentence}")
-    click.echo(f"\n{told['input_patients']} patients came in.")
-    print_table("Attrition", told["attrition"])
-    for note in told["own_fields_not_converted"]:
+    click.echo(f"\n{record['input_patients']} patients came in.")
+    print_table("Attrition", record["attrition"])
+    for note in record["own_fields_not_converted"]:
         click.echo(f"Own field {note}.")
-    if told["empty"]:
-        click.echo(f"Nobody is left after the rule {told['empty']!r}.")
-    if told["difference"] is None:
+    if record["empty"]:
+        click.echo(f"Nobody is left after the rule {record['empty']!r}.")
+    if record["difference"] is None:
         click.echo(f"There is no definition {definition.key!r} in force to compare with.")
     else:
-        _print_difference(told["difference"])
-    print_table("Scopes", told["scopes"])
+        _print_difference(record["difference"])
+    print_table("Scopes", record["scopes"])
     click.echo()
     _print_lint(report)
-    if told["version_problem"]:
-        click.echo(f"It cannot go live like this. {told['version_problem']}")
+    if record["version_problem"]:
+        click.echo(f"It cannot go live like this. {record['version_problem']}")
 
 
-def _print_difference(told: dict[str, Any]) -> None:
-    if told["rules_changed"]:
+def _print_difference(difference: dict[str, Any]) -> None:
+    if difference["rules_changed"]:
         click.echo("\nRules that changed")
-        for words in told["rules_changed"]:
+        for words in difference["rules_changed"]:
             click.echo(f"  - {words}")
     else:
         click.echo("\nNo rule changed.")
-    if "lost" not in told:
+    if "lost" not in difference:
         click.echo("Only the rules were compared.")
         return
     click.echo(
-        f"\nEligible patients: {told['eligible_before']} before, {told['eligible_after']} after; "
-        f"{told['lost']} lost, {told['gained']} gained."
+        f"\nEligible patients: {difference['eligible_before']} before, {difference['eligible_after']} after; "
+        f"{difference['lost']} lost, {difference['gained']} gained."
     )
-    print_table("Lost, by the first rule that they fail now", told["lost_by_rule"])
-    print_table("Gained, by the first rule that they failed before", told["gained_by_rule"])
+    print_table("Lost, by the first rule that they fail now", difference["lost_by_rule"])
+    print_table("Gained, by the first rule that they failed before", difference["gained_by_rule"])
 
 
 def _print_lint(report: LintReport) -> None:
@@ -340,7 +344,7 @@ def _side(
         return _in_file(Path(wanted))
     if wanted is None and isinstance(before, RecordedCohort):
         found = executions(connection, name)
-        place = [one.execution_id for one in found].index(before.execution.execution_id)
+        place = [execution.execution_id for execution in found].index(before.execution.execution_id)
         if place + 1 == len(found):
             remedy = "Compare with a file: `--from FILE`, or preview one: `e2i cohort preview FILE`."
             raise InputError(

@@ -72,8 +72,8 @@ def quiet_warnings() -> Iterator[None]:
     """
 
     def note(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
-        told = warnings.formatwarning(message, category, filename, lineno)
-        logging.getLogger("py.warnings").debug("%s", told)
+        text = warnings.formatwarning(message, category, filename, lineno)
+        logging.getLogger("py.warnings").debug("%s", text)
 
     with warnings.catch_warnings():
         if not sys.warnoptions:
@@ -82,7 +82,7 @@ def quiet_warnings() -> Iterator[None]:
 
 
 class Commands(click.Group):
-    """The root of the command: a wrong use under ``--json`` is told in the form of every other error."""
+    """The root of the command: a wrong use under ``--json`` is reported in the form of every other error."""
 
     def main(self, args: Any = None, *arguments: Any, standalone_mode: bool = True, **named: Any) -> Any:
         """As :meth:`click.Group.main`, without libraries' warnings on the terminal."""

@@ -296,20 +296,22 @@ def heterogeneity_command(name: str, covariates: str, json_output: bool) -> None
     from e2i_dagster.database.connection import engine
     from e2i_dagster.experiments.conduct.final_analysis import explore_heterogeneity
 
-    asked = [one.strip() for one in covariates.split(",") if one.strip()]
+    asked = [name.strip() for name in covariates.split(",") if name.strip()]
     with engine(role="app").connect() as connection:
         _require_registered(connection, name)
         found = explore_heterogeneity(connection, name, asked, policy=_lifecycle())
     if json_output:
-        click.echo(json.dumps([one.to_record() for one in found]))
+        click.echo(json.dumps([forest.to_record() for forest in found]))
         return
     click.echo("Exploration: nobody declared these covariates before the start.")
-    for one in found:
-        if one.status == "not_estimable":
-            click.echo(f"{one.arm}: not estimable, {one.reason}")
+    for effects in found:
+        if effects.status == "not_estimable":
+            click.echo(f"{effects.arm}: not estimable, {effects.reason}")
             continue
-        click.echo(f"{one.arm}: calibration slope {text(one.calibration_slope)}, p {text(one.p_value)}")
-        print_table("Thirds by predicted effect", one.groups_table)
+        click.echo(
+            f"{effects.arm}: calibration slope {text(effects.calibration_slope)}, p {text(effects.p_value)}"
+        )
+        print_table("Thirds by predicted effect", effects.groups_table)
 
 
 @experiment.command("report")

@@ -65,21 +65,27 @@ def preview_command(names: tuple[str, ...], cohort: str | None, json_output: boo
     """What features are for a cohort the day before the index dates: missing, mean, quantiles, frequent values."""
     from e2i_dagster.features.explore import preview
 
-    told = [one.model_dump() for one in preview(_setting(cohort)[1], names)]
+    previews = [feature.model_dump() for feature in preview(_setting(cohort)[1], names)]
     if json_output:
-        click.echo(json.dumps({"features": told}))
+        click.echo(json.dumps({"features": previews}))
         return
     rows = []
-    for one in told:
-        quantiles = one["quantiles"] or {}
-        numbers = {"mean": one["mean"], **{name: quantiles.get(name) for name in ("p05", "p50", "p95")}}
+    for entry in previews:
+        quantiles = entry["quantiles"] or {}
+        numbers = {"mean": entry["mean"], **{name: quantiles.get(name) for name in ("p05", "p50", "p95")}}
         shown = {name: None if value is None else f"{value:.4g}" for name, value in numbers.items()}
         frequent = ", ".join(
-            f"{name} {count:,}" for name, count in list((one["categories"] or {}).items())[:3]
+            f"{name} {count:,}" for name, count in list((entry["categories"] or {}).items())[:3]
         )
-        share = f"{one['missing'] / one['rows']:.1%}" if one["rows"] else None
+        share = f"{entry['missing'] / entry['rows']:.1%}" if entry["rows"] else None
         rows.append(
-            {"feature": one["feature"], "rows": one["rows"], "missing": share, **shown, "frequent": frequent}
+            {
+                "feature": entry["feature"],
+                "rows": entry["rows"],
+                "missing": share,
+                **shown,
+                "frequent": frequent,
+            }
         )
     print_table("Features", rows)
 
@@ -151,14 +157,13 @@ def suggest_command(
         )
     days = days or max(1, read_cohort(cohort).temporal_requirements.lookback_days)
     found = suggest(_setting(cohort)[1], days=days, min_share=min_share)
-    told = [dataclasses.asdict(one) for one in found]
+    suggestions = [dataclasses.asdict(suggestion) for suggestion in found]
     if write is not None and found:
-        _write(write, cohort, [one.feature for one in found])
+        _write(write, cohort, [suggestion.feature for suggestion in found])
     if json_output:
-        click.echo(json.dumps({"suggestions": told, "file": str(write) if write and found else None}))
+        click.echo(json.dumps({"suggestions": suggestions, "file": str(write) if write and found else None}))
         return
-    rows = [{"table": one.table, "column": one.column, "code": one.code, "patients": one.patients,
-             "feature": one.feature["name"]} for one in found]  # fmt: skip
+    rows = [{**record, "feature": record["feature"]["name"]} for record in suggestions]
     print_table("Candidates", rows)
     if not found:
         click.echo(f"No code is on record for enough patients in the {days} days before their index dates.")

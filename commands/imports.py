@@ -64,7 +64,7 @@ def check_command(folder: Path, mapping: Path | None, write_mapping: bool, json_
         proposal = None if beside.exists() else quality_yaml(found, expected)
         if proposal is not None:
             beside.write_text(proposal, encoding="utf-8")
-    record = found.to_record() | {"rules": [one.to_metadata() for one in hits]}
+    record = found.to_record() | {"rules": [hit.to_metadata() for hit in hits]}
     if not json_output:
         _print(found, hits)
         if write_mapping:
@@ -86,11 +86,11 @@ def _unread(folder: Path, found: ImportCheck) -> list[InputError]:
 
     # What a file of no table lacks says more than that it is one.
     known = [
-        one
-        for one in found.errors
-        if one.field != "files" or Path(one.file or "").name not in found.unassigned
+        error
+        for error in found.errors
+        if error.field != "files" or Path(error.file or "").name not in found.unassigned
     ]
-    refused = {one.file for one in known}
+    refused = {problem.file for problem in known}
     remedy = "Name it under `files` of a table in the mapping, or move it out of the folder."
     files = [
         InputError(

@@ -90,9 +90,13 @@ def failure_record(result: dg.ExecuteInProcessResult) -> dict[str, Any]:
 
     record: dict[str, Any] = {**E2IError("").to_record(), "code": "failed"}
     events = list(result.get_step_failure_events())
-    said_no = [one for one in result.get_asset_check_evaluations() if not one.passed and one.blocking]
+    said_no = [
+        evaluation
+        for evaluation in result.get_asset_check_evaluations()
+        if not evaluation.passed and evaluation.blocking
+    ]
     if said_no and all(map(_of_a_check, events)):
-        record = _refusals([_of_evaluation(one) for one in said_no])
+        record = _refusals([_of_evaluation(evaluation) for evaluation in said_no])
     for event in events:
         failure = event.step_failure_data.user_failure_data
         if failure is not None and "error" in failure.metadata:
@@ -106,16 +110,16 @@ def _of_evaluation(said_no: dg.AssetCheckEvaluation) -> dict[str, Any]:
     """What a blocking check knows of why it said no; without it, which check of which asset it was."""
     from e2i_dagster.errors import VerdictError
 
-    told: Any = said_no.metadata["error"].value if "error" in said_no.metadata else None
-    if told is not None:
-        return told
+    error: Any = said_no.metadata["error"].value if "error" in said_no.metadata else None
+    if error is not None:
+        return error
     asset = said_no.asset_key.to_user_string()
     return VerdictError(str(said_no.description), file=asset, field=said_no.check_name).to_record()
 
 
 def _refusals(records: list[dict[str, Any]]) -> dict[str, Any]:
     """Several errors as one, which knows what the first one knows; each is among its ``problems``."""
-    problems = [one for record in records for one in record.get("problems", [record])]
+    problems = [problem for record in records for problem in record.get("problems", [record])]
     return {**records[0], **({"problems": problems} if len(problems) > 1 else {})}
 
 
@@ -124,7 +128,7 @@ def failure_text(result: dg.ExecuteInProcessResult) -> str:
     ours, texts = _exit_codes(), []
     for event in result.get_step_failure_events():
         if _of_a_check(event):
-            continue  # the check itself is told below
+            continue  # the check itself is reported below
         failure, error = event.step_failure_data.user_failure_data, event.step_failure_data.error
         while error is not None and error.cause is not None:
             error = error.cause

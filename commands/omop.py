@@ -59,8 +59,8 @@ def omop_command(
         _write(cohort.rows, out)
     shown = cohort.to_metadata()
     if json_output:
-        told = shown | {"rules": cohort.shown_rules(), "out": None if out is None else str(out)}
-        click.echo(json.dumps(told))
+        record = shown | {"rules": cohort.shown_rules(), "out": None if out is None else str(out)}
+        click.echo(json.dumps(record))
         return
     click.echo(f"{shown['persons']} persons with {shown['periods']} periods in the cohort.")
     if "open_periods" in shown:

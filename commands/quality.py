@@ -72,7 +72,7 @@ def waive(table: str, rule: str, partition: str, reason: str, days: int, json_ou
     if not result.success:
         refuse_failed(result, json_output=json_output)
     with engine(role="app").connect() as connection:
-        (made,) = [one for one in find_waivers(connection) if one.run_id == result.run_id]
+        (made,) = [waiver for waiver in find_waivers(connection) if waiver.run_id == result.run_id]
     if json_output:
         click.echo(json.dumps(_plain(made)))
     else:
@@ -96,7 +96,7 @@ def waivers(everything: bool, json_output: bool) -> None:
 
     with engine(role="app").connect() as connection:
         found = find_waivers(connection, holding_at=None if everything else dt.datetime.now(dt.UTC))
-    rows = [_plain(one) for one in found]
+    rows = [_plain(verdict) for verdict in found]
     if json_output:
         click.echo(json.dumps(rows))
     elif rows:
@@ -117,8 +117,8 @@ def docs(table: str, partition: str, json_output: bool) -> None:
     result = launch("data_docs", {"build_data_docs": {"table": table, "partition": partition}}, show=False)
     if not result.success:
         refuse_failed(result, json_output=json_output)
-    (told,) = result.get_asset_observation_events()
-    metadata = told.asset_observation_data.asset_observation.metadata
+    (observation,) = result.get_asset_observation_events()
+    metadata = observation.asset_observation_data.asset_observation.metadata
     shown = {"page": metadata["data_docs"].value, "expectations": metadata["expectations"].value}
     click.echo(json.dumps(shown) if json_output else f"{shown['expectations']}\nPage: {shown['page']}")
 
@@ -168,14 +168,16 @@ def _audit_file(path: Path, mapping: Path | None, json_output: bool, columns: di
         id_column=id_column,
         index_date=index_date,
         splits=columns["splits"],
-        outcome_window=[one.strip() for one in (columns["outcome_window"] or "").split(",") if one.strip()],
+        outcome_window=[
+            window.strip() for window in (columns["outcome_window"] or "").split(",") if window.strip()
+        ],
     )
     rows = [
-        _finding(one.rule, one.severity, ", ".join(one.columns), one.evidence)
-        | {"remedy": one.remedy, "proposal": one.proposal}
-        for one in report.findings
+        _finding(finding.rule, finding.severity, ", ".join(finding.columns), finding.evidence)
+        | {"remedy": finding.remedy, "proposal": finding.proposal}
+        for finding in report.findings
     ]
-    skipped = [f"{one.kind}: {one.reason}" for one in report.checks if not one.ran]
+    skipped = [f"{check.kind}: {check.reason}" for check in report.checks if not check.ran]
     _print_audit(rows, skipped, report.blocking, json_output, file=str(path))
 
 
@@ -187,7 +189,11 @@ def _audit_scope(scope: str, json_output: bool) -> None:
     (name,) = scopes_named(scope)
     result = launch("leakage_audit", {"audit_scope": {"scope": name}}, show=False)
     with engine(role="app").connect() as connection:
-        verdicts = [one for one in find_verdicts(connection, partition=name) if one.run_id == result.run_id]
+        verdicts = [
+            verdict
+            for verdict in find_verdicts(connection, partition=name)
+            if verdict.run_id == result.run_id
+        ]
         rows = leakage_findings(connection, audited_by=result.run_id)
     if not verdicts:
         refuse_failed(result, json_output=json_output)
@@ -204,16 +210,16 @@ def _print_audit(
     found = {"blocking": blocking, "findings": rows, "not_run": skipped}
     if not json_output:
         print_table("Leakage", rows, drop=("proposal",))
-        for one in rows:
-            if one.get("proposal"):
+        for row in rows:
+            if row.get("proposal"):
                 click.echo(
-                    f"{one['columns']}: {one['evidence']}. Rule for the cohort file:\n  {one['proposal']}"
+                    f"{row['columns']}: {row['evidence']}. Rule for the cohort file:\n  {row['proposal']}"
                 )
-        for one in skipped:
-            click.echo(f"not run: {one}")
+        for table in skipped:
+            click.echo(f"not run: {table}")
         click.echo("It leaks: do not train on it." if blocking else "No leak that blocks was found.")
     if blocking:
-        leaks = [_leak(file, one) for one in rows if one["severity"] == "fatal"]
+        leaks = [_leak(file, row) for row in rows if row["severity"] == "fatal"]
         stop(VerdictError.joined(leaks), json_output=json_output, report=found)
     if json_output:
         click.echo(json.dumps(found))

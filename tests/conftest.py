@@ -95,6 +95,24 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByModule(config, log)
 
 
+def _read_migrations_of_dagster_once(patch: pytest.MonkeyPatch) -> None:
+    """Every instance looks three times whether its tables are those of Dagster's newest migration."""
+    from alembic.script import ScriptDirectory
+
+    read = ScriptDirectory.from_config
+    known: dict[str, ScriptDirectory] = {}
+
+    def from_config(config: Any) -> ScriptDirectory:
+        location = str(config.get_main_option("script_location"))
+        if not location.startswith("dagster:"):
+            return read(config)
+        if location not in known:
+            known[location] = read(config)
+        return known[location]
+
+    patch.setattr(ScriptDirectory, "from_config", from_config)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def state() -> Iterator[Path]:
     """The state folder of the session: a new one with a short path; taken away with its server at the end."""
@@ -109,6 +127,7 @@ def state() -> Iterator[Path]:
             patch.setenv(name, value)
         for name in NOT_INHERITED:
             patch.delenv(name, raising=False)
+        _read_migrations_of_dagster_once(patch)
         yield folder
         dispose()
         remove_server(folder)

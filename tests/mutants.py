@@ -499,15 +499,15 @@ DEFECTS: dict[str, list[tuple[str, str, str, str, str]]] = {
         (
             "an audit that did not run passes",
             "e2i_dagster/quality/gate.py",
-            "if one.kind in needed and not one.ran and not failed",
-            "if one.kind in needed and one.ran and not failed",
+            "if check.kind in needed and not check.ran and not failed",
+            "if check.kind in needed and check.ran and not failed",
             "tests/pipeline/test_leakage_gate.py::test_frame_that_cannot_be_audited_blocks",
         ),
         (
             "a fault in a column that is read counts as elsewhere",
             "e2i_dagster/quality/gate.py",
-            "one.column not in read:",
-            "one.column in read:",
+            "and rule.column not in read",
+            "and rule.column in read",
             f"{GATE}::test_a_fault_in_a_column_that_is_not_read_only_warns",
         ),
         (
@@ -836,15 +836,15 @@ DEFECTS: dict[str, list[tuple[str, str, str, str, str]]] = {
         (
             "a version of other inputs is reused",
             "e2i_dagster/pipeline/reuse.py",
-            "if one.fingerprint == fingerprint and changes",
+            "if candidate.fingerprint == fingerprint\n            and changes",
             "if changes",
             "tests/pipeline/test_stored_versions.py",
         ),
         (
             "a version of another policy is reused",
             "e2i_dagster/pipeline/reuse.py",
-            "if one.fingerprint == fingerprint and changes.changed(one.metadata.get(READ, {})) is None",
-            "if one.fingerprint == fingerprint",
+            "and changes.changed(candidate.metadata.get(READ, {})) is None",
+            "",
             "tests/pipeline/test_stored_versions.py",
         ),
         (

@@ -115,7 +115,7 @@ class EffectEstimates(PolicyModel):
 
     def by_label(self, label: str) -> LibraryEstimate:
         """The estimate called ``<library> <name>``; KeyError without one."""
-        found = {one.label: one for one in self.estimates}
+        found = {estimate.label: estimate for estimate in self.estimates}
         return found[label]
 
     def to_record(self) -> dict[str, Any]:
@@ -161,25 +161,28 @@ class CrossValidation(PolicyModel):
 
     def to_metadata(self) -> dict[str, Any]:
         """Effect, interval, agreement and a table for the UI."""
-        told: dict[str, Any] = {"effect_state": self.state}
+        metadata: dict[str, Any] = {"effect_state": self.state}
         if self.reason:
-            told["reason"] = self.reason
+            metadata["reason"] = self.reason
         if self.consensus_effect is not None and self.consensus_interval is not None:
-            told["consensus_effect"] = self.consensus_effect
-            told["consensus_lower"], told["consensus_upper"] = self.consensus_interval
-        told["agreement_score"] = self.agreement_score
-        told["estimates"] = estimates_table(self)
-        return {name: value for name, value in told.items() if value is not None}
+            metadata["consensus_effect"] = self.consensus_effect
+            metadata["consensus_lower"], metadata["consensus_upper"] = self.consensus_interval
+        metadata["agreement_score"] = self.agreement_score
+        metadata["estimates"] = estimates_table(self)
+        return {name: value for name, value in metadata.items() if value is not None}
 
 
 def estimates_table(found: CrossValidation) -> Table:
     """One line per library and one for the consensus."""
     rows: list[tuple[Any, ...]] = [
         (
-            *(one.label, one.estimand, one.point, (one.lower, one.upper)),
-            *(one.state if not one.reason else f"{one.state}: {one.reason}", one.seconds),
+            *(estimate.label, estimate.estimand, estimate.point, (estimate.lower, estimate.upper)),
+            *(
+                estimate.state if not estimate.reason else f"{estimate.state}: {estimate.reason}",
+                estimate.seconds,
+            ),
         )
-        for one in found.effects.estimates
+        for estimate in found.effects.estimates
     ]
     if found.consensus_effect is not None and found.consensus_interval is not None:
         agreed = (found.consensus_effect, found.consensus_interval, f"median of {len(found.libraries)}", None)
@@ -192,14 +195,14 @@ def agreement_score(estimates: tuple[LibraryEstimate, ...]) -> float | None:
     pairs = list(combinations(estimates, 2))
     if not pairs:
         return None
-    return sum(_agree(one, other) for one, other in pairs) / len(pairs)
+    return sum(_agree(left, other) for left, other in pairs) / len(pairs)
 
 
-def _agree(one: LibraryEstimate, other: LibraryEstimate) -> bool:
-    if None in (one.point, one.lower, one.upper, other.point, other.lower, other.upper):
+def _agree(left: LibraryEstimate, other: LibraryEstimate) -> bool:
+    if None in (left.point, left.lower, left.upper, other.point, other.lower, other.upper):
         raise ValueError("only estimates with point and interval can agree")
-    overlap = one.lower <= other.upper and other.lower <= one.upper  # type: ignore[operator]
-    return bool(overlap and np.sign(one.point) == np.sign(other.point))  # type: ignore[arg-type]
+    overlap = left.lower <= other.upper and other.lower <= left.upper  # type: ignore[operator]
+    return bool(overlap and np.sign(left.point) == np.sign(other.point))  # type: ignore[arg-type]
 
 
 def median_interval(scores: np.ndarray, *, level: float, draws: int, seed: int) -> tuple[float, float]:

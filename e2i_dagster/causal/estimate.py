@@ -18,7 +18,7 @@ from e2i_dagster.causal.effects import (
 )
 from e2i_dagster.causal.libraries import ESTIMATORS, TREATED_ESTIMATORS, run_estimator
 from e2i_dagster.causal.nuisances import Estimand, fit_nuisances, quiet_libraries
-from e2i_dagster.causal.overlap import judge_overlap
+from e2i_dagster.causal.overlap import assess_overlap
 from e2i_dagster.causal.rows import CausalRows, MissingOutcome, causal_rows
 from e2i_dagster.config.causal import CausalPolicy
 from e2i_dagster.errors import InputError
@@ -96,14 +96,14 @@ def estimate_rows(
 ) -> EffectEstimates:
     """As :func:`estimate_effects`, of rows that are checked and encoded already."""
     known = ESTIMATORS if estimand == "ate" else TREATED_ESTIMATORS
-    wanted = [one for one in known if estimators is None or one.name in estimators]
-    unknown = sorted(set(estimators or ()) - {one.name for one in known})
+    wanted = [estimator for estimator in known if estimators is None or estimator.name in estimators]
+    unknown = sorted(set(estimators or ()) - {estimator.name for estimator in known})
     if unknown:
         raise InputError(
             f"Unknown estimator {', '.join(unknown)}.",
             field="estimators",
             value=unknown[0],
-            remedy=f"Known: {', '.join(one.name for one in known)}.",
+            remedy=f"Known: {', '.join(estimator.name for estimator in known)}.",
         )
     about = {
         "treatment": treatment,
@@ -124,20 +124,22 @@ def estimate_rows(
     about["unadjusted"] = unadjusted_difference(rows, policy.level)
     with quiet_libraries():
         nuisances = fit_nuisances(rows, floor=policy.propensity_floor, seed=seed)
-        overlap = judge_overlap(rows, nuisances, policy, estimand)
+        overlap = assess_overlap(rows, nuisances, policy, estimand)
     if overlap.refusal:
         return EffectEstimates(**about, state="not_estimable", reason=overlap.refusal, overlap=overlap)
-    results = [run_estimator(one, rows, nuisances, policy, seed) for one in wanted]
+    results = [run_estimator(estimator, rows, nuisances, policy, seed) for estimator in wanted]
     estimates = _counted_once(tuple(estimate for estimate, _ in results))
-    estimated = any(one.state == "estimated" for one in estimates)
+    estimated = any(estimate.state == "estimated" for estimate in estimates)
     return EffectEstimates(
         **about,
         state="estimated" if estimated else "not_estimable",
-        reason="" if estimated else "; ".join(f"{one.label}: {one.reason}" for one in estimates),
+        reason=""
+        if estimated
+        else "; ".join(f"{estimate.label}: {estimate.reason}" for estimate in estimates),
         estimates=estimates,
         overlap=overlap,
         families={"treatment": nuisances.treatment_family, "outcome": nuisances.outcome_family},
-        scores={one.label: scores for one, scores in results if scores is not None},
+        scores={estimate.label: scores for estimate, scores in results if scores is not None},
     )
 
 
@@ -156,15 +158,18 @@ def unadjusted_difference(rows: CausalRows, level: float) -> Unadjusted:
 
 def _counted_once(estimates: tuple[LibraryEstimate, ...]) -> tuple[LibraryEstimate, ...]:
     """Takes the vote from an estimator that gives another one's mean again: it would only add weight to it."""
-    there = {one.name for one in estimates if one.state == "estimated"}
-    repeats = {one.name: one.repeats for one in ESTIMATORS if one.repeats in there}
+    there = {estimate.name for estimate in estimates if estimate.state == "estimated"}
+    repeats = {estimator.name: estimator.repeats for estimator in ESTIMATORS if estimator.repeats in there}
     return tuple(
-        one.model_copy(
-            update={"in_consensus": False, "reason": f"the mean of {repeats[one.name]} again, counted once"}
+        estimate.model_copy(
+            update={
+                "in_consensus": False,
+                "reason": f"the mean of {repeats[estimate.name]} again, counted once",
+            }
         )
-        if one.name in repeats and one.state == "estimated"
-        else one
-        for one in estimates
+        if estimate.name in repeats and estimate.state == "estimated"
+        else estimate
+        for estimate in estimates
     )
 
 
@@ -228,13 +233,15 @@ def cross_validate(
             policy=policy,
             seed=seed,
         )
-    counted = tuple(one for one in effects.estimates if one.in_consensus and one.state == "estimated")
+    counted = tuple(
+        estimate for estimate in effects.estimates if estimate.in_consensus and estimate.state == "estimated"
+    )
     left_out = {
-        one.label: one.reason or f"estimand {one.estimand}, not the {effects.estimand.upper()}"
-        for one in effects.estimates
-        if one not in counted
+        estimate.label: estimate.reason or f"estimand {estimate.estimand}, not the {effects.estimand.upper()}"
+        for estimate in effects.estimates
+        if estimate not in counted
     }
-    if counted and not all(one.label in effects.scores for one in counted):
+    if counted and not all(estimate.label in effects.scores for estimate in counted):
         raise InputError(
             "These estimates carry no scores (they are not stored).",
             field="given",
@@ -242,9 +249,9 @@ def cross_validate(
         )
     point, interval = None, None
     if counted:
-        point = float(np.median([one.point for one in counted if one.point is not None]))
+        point = float(np.median([estimate.point for estimate in counted if estimate.point is not None]))
         interval = median_interval(
-            np.column_stack([effects.scores[one.label] for one in counted]),
+            np.column_stack([effects.scores[estimate.label] for estimate in counted]),
             level=effects.level,
             draws=policy.bootstrap_draws,
             seed=effects.seed,
@@ -254,7 +261,7 @@ def cross_validate(
         agreement_score=agreement_score(counted),
         consensus_effect=point,
         consensus_interval=interval,
-        libraries=tuple(one.label for one in counted),
+        libraries=tuple(estimate.label for estimate in counted),
         left_out=left_out,
         bootstrap_draws=policy.bootstrap_draws if counted else 0,
     )

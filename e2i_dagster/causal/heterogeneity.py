@@ -142,7 +142,7 @@ def s_learner_effects(rows: CausalRows, nuisances: Nuisances, seed: int) -> np.n
     return effects
 
 
-def judge_heterogeneity(
+def assess_heterogeneity(
     rows: CausalRows,
     nuisances: Nuisances,
     policy: CausalPolicy,
@@ -160,13 +160,13 @@ def judge_heterogeneity(
     }
     losses = {name: float(np.mean(np.square(scores - effect))) for name, effect in candidates.items()}
     model = min(losses, key=lambda name: losses[name])
-    return judge_predicted(
+    return assess_predicted_effects(
         rows, scores, candidates[model], policy, treatment=treatment, outcome=outcome, model=model,
         losses=losses, seed=seed,
     )  # fmt: skip
 
 
-def judge_predicted(
+def assess_predicted_effects(
     rows: CausalRows,
     scores: np.ndarray,
     predicted: np.ndarray,

@@ -331,7 +331,7 @@ def run_estimator(
     begun = time.perf_counter()
 
     def without(state: str, reason: str) -> tuple[LibraryEstimate, None]:
-        told = LibraryEstimate(
+        estimate = LibraryEstimate(
             name=estimator.name,
             library=estimator.library,
             estimand=estimator.estimand,
@@ -340,7 +340,7 @@ def run_estimator(
             seconds=time.perf_counter() - begun,
             in_consensus=False,
         )
-        return told, None
+        return estimate, None
 
     with quiet_libraries():
         try:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from e2i_dagster.causal.heterogeneity import EffectHeterogeneity, judge_predicted, slope_and_error
+from e2i_dagster.causal.heterogeneity import EffectHeterogeneity, assess_predicted_effects, slope_and_error
 from e2i_dagster.causal.nuisances import Nuisances, apply_family, fit_nuisances, quiet_libraries
 from e2i_dagster.causal.pages import uplift_plot
 from e2i_dagster.causal.question import SPLIT
@@ -115,7 +115,7 @@ def fit_effect_model(
             "validation": pipeline.predict(features.iloc[validation]),
         }
     held_out = _held_out_scores(rows, train, validation, nuisances, policy, seed)
-    judged = judge_predicted(
+    judged = assess_predicted_effects(
         rows.take(validation),
         held_out,
         predicted["validation"],
@@ -160,15 +160,15 @@ def effect_groups_served(judged: EffectHeterogeneity, predicted: np.ndarray) -> 
     lower and upper are what was measured among the validation patients of the group.
     """
     ordered = np.sort(predicted)
-    starts = np.cumsum([0, *(one.rows for one in judged.groups[:-1])])
+    starts = np.cumsum([0, *(group.rows for group in judged.groups[:-1])])
     return [
         {
             "above": float(ordered[start]) if start else None,
-            "effect": one.effect,
-            "lower": one.lower,
-            "upper": one.upper,
+            "effect": group.effect,
+            "lower": group.lower,
+            "upper": group.upper,
         }
-        for start, one in zip(starts, judged.groups, strict=True)
+        for start, group in zip(starts, judged.groups, strict=True)
     ]
 
 
@@ -306,7 +306,7 @@ def _evaluation(
         },
         baselines=(),
         criteria=criteria,
-        accepted=all(one.passed for one in criteria),
+        accepted=all(criterion.passed for criterion in criteria),
         test_opened=False,
         figure=figure_png(uplift_plot(judged)),
         seconds=model.seconds,
@@ -327,7 +327,7 @@ def _overlap(study: CausalEstimates, policy: CausalPolicy) -> CriterionResult:
 
 def _refuters(study: CausalEstimates, policy: CausalPolicy) -> CriterionResult:
     required = policy.effect_model.required_refuters
-    passed = {one.name for one in study.refutations if one.passed}
+    passed = {refutation.name for refutation in study.refutations if refutation.passed}
     failed = [name for name in required if name not in passed]
     return CriterionResult(
         name="refuters", rule=f"passes {', '.join(required)}", split="train and validation",

@@ -120,7 +120,7 @@ def negative_controls(
             reason=f"{len(controls)} negative controls, {minimum} are needed (config/causal.yaml)",
         )  # fmt: skip
     bias, spread = fit_systematic_error(
-        np.array([one.effect for one in controls]), np.array([one.error for one in controls])
+        np.array([control.effect for control in controls]), np.array([control.error for control in controls])
     )
     scale = float(rows.y.std(ddof=1))
     own = _standardized(rows, effect, seed)

@@ -52,10 +52,10 @@ class Overlap(PolicyModel):
     @property
     def worst_after(self) -> float:
         """Largest absolute standardized mean difference after weighting."""
-        return max(abs(one.after) for one in self.balance)
+        return max(abs(row.after) for row in self.balance)
 
 
-def judge_overlap(
+def assess_overlap(
     rows: CausalRows, nuisances: Nuisances, policy: CausalPolicy, estimand: Estimand = "ate"
 ) -> Overlap:
     """Overlap and balance under the weights of ``estimand``, with the reason when an effect is refused.

@@ -24,19 +24,27 @@ MOST_CONFOUNDERS = 25
 
 def forest_plot(found: CrossValidation) -> Any:
     """Point and interval of each library, the consensus below; those without a point are named."""
-    shown = [one for one in found.effects.estimates if one.point is not None]
-    absent = [f"{one.label}: {one.state}" for one in found.effects.estimates if one.point is None]
+    shown = [estimate for estimate in found.effects.estimates if estimate.point is not None]
+    absent = [
+        f"{estimate.label}: {estimate.state}"
+        for estimate in found.effects.estimates
+        if estimate.point is None
+    ]
     figure = new_figure(8.0, 1.5 + 0.42 * (len(shown) + 1 + len(absent)))
     axes = figure.subplots()
     labels = []
-    for row, one in enumerate(shown):
-        color = BLUE if one.in_consensus else GREY
-        point, lower, upper = float(one.point or 0.0), float(one.lower or 0.0), float(one.upper or 0.0)
+    for row, estimate in enumerate(shown):
+        color = BLUE if estimate.in_consensus else GREY
+        point, lower, upper = (
+            float(estimate.point or 0.0),
+            float(estimate.lower or 0.0),
+            float(estimate.upper or 0.0),
+        )
         axes.errorbar(
             point, row, xerr=[[point - lower], [upper - point]], fmt="s", color=color, capsize=3, markersize=6
         )
-        why = "overlap-weighted, left out" if one.estimand != "ate" else "the same mean, counted once"
-        labels.append(one.label if one.in_consensus else f"{one.label}\n({why})")
+        why = "overlap-weighted, left out" if estimate.estimand != "ate" else "the same mean, counted once"
+        labels.append(estimate.label if estimate.in_consensus else f"{estimate.label}\n({why})")
     if found.consensus_effect is not None and found.consensus_interval is not None:
         row, (lower, upper) = len(shown), found.consensus_interval
         corners = [(lower, row), (found.consensus_effect, row - 0.22), (upper, row)]
@@ -67,12 +75,12 @@ def love_plot(overlap: Overlap, bound: float) -> Any:
     figure = new_figure(8.0, 1.6 + 0.3 * len(rows))
     axes = figure.subplots()
     places = np.arange(len(rows))
-    before, after = [abs(one.before) for one in rows], [abs(one.after) for one in rows]
+    before, after = [abs(row.before) for row in rows], [abs(row.after) for row in rows]
     axes.hlines(places, np.minimum(before, after), np.maximum(before, after), color=GREY, linewidth=1)
     axes.plot(before, places, "o", color=ORANGE, label="before weighting", markerfacecolor="white")
     axes.plot(after, places, "o", color=BLUE, label="after weighting")
     axes.axvline(bound, color="black", linestyle="--", linewidth=0.8, label=f"balanced below {bound:g}")
-    axes.set_yticks(places, [one.confounder for one in rows])
+    axes.set_yticks(places, [row.confounder for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(left=-0.01)
     axes.set_xlabel("absolute standardized mean difference")
@@ -115,12 +123,18 @@ def uplift_plot(found: EffectHeterogeneity) -> Any:
     """Gain of treating first those with the largest predicted effect, against treating by lot."""
     figure = new_figure(8.0, 3.8)
     axes = figure.subplots()
-    shares = [one.share for one in found.curve]
+    shares = [point.share for point in found.curve]
     axes.fill_between(
-        shares, [one.lower for one in found.curve], [one.upper for one in found.curve], color=BLUE, alpha=0.15
+        shares,
+        [point.lower for point in found.curve],
+        [point.upper for point in found.curve],
+        color=BLUE,
+        alpha=0.15,
     )
-    axes.plot(shares, [one.gain for one in found.curve], color=BLUE, label="largest predicted effect first")
-    axes.plot(shares, [one.random for one in found.curve], color=GREY, linestyle="--", label="by lot")
+    axes.plot(
+        shares, [point.gain for point in found.curve], color=BLUE, label="largest predicted effect first"
+    )
+    axes.plot(shares, [point.random for point in found.curve], color=GREY, linestyle="--", label="by lot")
     axes.set_xlabel("share treated")
     axes.set_ylabel("gain in mean outcome")
     axes.set_xticks(np.linspace(0, 1, 6), [f"{share:.0%}" for share in np.linspace(0, 1, 6)])
@@ -134,13 +148,13 @@ def group_plot(found: EffectHeterogeneity) -> Any:
     """Effect by fifth of the predicted effect."""
     figure = new_figure(8.0, 3.2)
     axes = figure.subplots()
-    places = [one.group for one in found.groups]
-    effects = np.array([one.effect for one in found.groups])
-    reach = np.array([[one.effect - one.lower, one.upper - one.effect] for one in found.groups]).T
+    places = [group.group for group in found.groups]
+    effects = np.array([group.effect for group in found.groups])
+    reach = np.array([[group.effect - group.lower, group.upper - group.effect] for group in found.groups]).T
     axes.errorbar(
         places, effects, yerr=reach, fmt="s", color=BLUE, capsize=3, label="measured (doubly robust)"
     )
-    axes.plot(places, [one.predicted for one in found.groups], "x", color=ORANGE, label="predicted")
+    axes.plot(places, [group.predicted for group in found.groups], "x", color=ORANGE, label="predicted")
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xticks(places, ["smallest\nfifth", "2", "3", "4", "largest\nfifth"])
     axes.set_ylabel("effect")
@@ -160,10 +174,14 @@ def refuters_table(study: CausalEstimates) -> Table:
         ("refuter", "expected", "found (range)", "verdict", "meaning"),
         [
             (
-                *(one.name, one.expected, (one.found, one.lower, one.upper)),
-                *("passed" if one.passed else "FAILED", one.meaning),
+                *(
+                    refutation.name,
+                    refutation.expected,
+                    (refutation.found, refutation.lower, refutation.upper),
+                ),
+                *("passed" if refutation.passed else "FAILED", refutation.meaning),
             )
-            for one in study.refutations
+            for refutation in study.refutations
         ],
     )
 
@@ -211,7 +229,10 @@ def controls_table(study: CausalEstimates) -> Table:
     found = study.calibration
     return Table(
         ("negative control", "effect", "standard error", "covers zero"),
-        [(one.outcome, one.effect, one.error, one.covers_zero) for one in (found.controls if found else ())],
+        [
+            (control.outcome, control.effect, control.error, control.covers_zero)
+            for control in (found.controls if found else ())
+        ],
         {"effect": "+.3f"},
         note=calibration_sentence(study),
     )
@@ -233,32 +254,32 @@ def calibration_sentence(study: CausalEstimates) -> str:
 def estimates_metadata(study: CausalEstimates) -> dict[str, Any]:
     """What the UI shows of the asset ``causal_estimates``."""
     effects = study.found.effects
-    told: dict[str, Any] = {"question": study.question, "labelled_patients": shown_count(effects.rows)}
+    metadata: dict[str, Any] = {"question": study.question, "labelled_patients": shown_count(effects.rows)}
     if not is_small(effects.treated) and not is_small(effects.rows - effects.treated):
-        told["treated_patients"] = effects.treated
-    told |= study.found.to_metadata()
+        metadata["treated_patients"] = effects.treated
+    metadata |= study.found.to_metadata()
     if effects.unadjusted is not None and study.found.consensus_effect is None:
-        told["unadjusted"] = effects.unadjusted.sentence
+        metadata["unadjusted"] = effects.unadjusted.sentence
     if study.found.consensus_effect is not None:
-        told["forest_plot"] = drawn(forest_plot(study.found), "forest plot")
+        metadata["forest_plot"] = drawn(forest_plot(study.found), "forest plot")
     if effects.overlap is not None:
-        told["overlap_auc"] = effects.overlap.auc
-        told["share_outside_overlap"] = effects.overlap.share_outside
-        told["love_plot"] = drawn(love_plot(effects.overlap, study.balanced_difference), "love plot")
-        told["overlap_plot"] = drawn(overlap_plot(effects.overlap), "overlap")
+        metadata["overlap_auc"] = effects.overlap.auc
+        metadata["share_outside_overlap"] = effects.overlap.share_outside
+        metadata["love_plot"] = drawn(love_plot(effects.overlap, study.balanced_difference), "love plot")
+        metadata["overlap_plot"] = drawn(overlap_plot(effects.overlap), "overlap")
     if study.refutations:
-        told["refuted_by"] = ", ".join(study.refuted_by) or "none"
-        told["refuters"] = refuters_table(study)
-        told["sensitivity"] = sensitivity_table(study)
-        told["negative_controls"] = controls_table(study)
-    return told
+        metadata["refuted_by"] = ", ".join(study.refuted_by) or "none"
+        metadata["refuters"] = refuters_table(study)
+        metadata["sensitivity"] = sensitivity_table(study)
+        metadata["negative_controls"] = controls_table(study)
+    return metadata
 
 
 def heterogeneity_metadata(found: EffectHeterogeneity) -> dict[str, Any]:
     """What the UI shows of the asset ``effect_heterogeneity``."""
     if found.state != "estimated":
         return {"effect_state": found.state, "reason": found.reason}
-    told: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "effect_state": found.state,
         "model": found.model,
         "calibration_slope": found.calibration_slope,
@@ -271,14 +292,17 @@ def heterogeneity_metadata(found: EffectHeterogeneity) -> dict[str, Any]:
         "models": Table(("model", "held-out loss"), found.losses.items()),
         "contrasts": contrasts_table(found),
     }
-    return {name: value for name, value in told.items() if value is not None}
+    return {name: value for name, value in metadata.items() if value is not None}
 
 
 def policies_table(found: EffectHeterogeneity) -> Table:
     """What each policy of treatment is worth."""
     return Table(
         ("treat", "share treated", "net value"),
-        [(one.policy, one.share_treated, (one.value, one.lower, one.upper)) for one in found.policies],
+        [
+            (policy.policy, policy.share_treated, (policy.value, policy.lower, policy.upper))
+            for policy in found.policies
+        ],
         {"share treated": ".0%"},
     )
 
@@ -287,7 +311,10 @@ def contrasts_table(found: EffectHeterogeneity) -> Table:
     """Means of the confounders in the extreme fifths."""
     return Table(
         ("confounder", "smallest fifth", "largest fifth", "difference in deviations"),
-        [(one.confounder, one.smallest, one.largest, one.standardized_difference) for one in found.contrasts],
+        [
+            (contrast.confounder, contrast.smallest, contrast.largest, contrast.standardized_difference)
+            for contrast in found.contrasts
+        ],
         {"difference in deviations": "+.2f"},
     )
 
@@ -298,7 +325,7 @@ def heterogeneity_sentence(found: EffectHeterogeneity) -> str:
         return found.reason
     area = f"Area between uplift curve and lot {found.qini:.4f} ({found.qini_lower:.4f} to {found.qini_upper:.4f})"
     if found.qini_lower > 0:
-        return f"{area}: whom to treat first can be told from the confounders."
+        return f"{area}: whom to treat first can be predicted from the confounders."
     return f"{area}: it includes zero, so ranking by predicted effect is not shown to beat lot."
 
 
@@ -306,7 +333,10 @@ def model_section(model: EffectModel) -> Section:
     """What became of the model of individual effects, and why."""
     if model.evaluation is None:
         return Section("Model of individual effects", [model.sentence()])
-    criteria = [(one.name, one.rule, one.value, one.passed) for one in model.evaluation.criteria]
+    criteria = [
+        (criterion.name, criterion.rule, criterion.value, criterion.passed)
+        for criterion in model.evaluation.criteria
+    ]
     return Section(
         "Model of individual effects",
         [

@@ -19,15 +19,15 @@ def record_effects(connection: sa.Connection, study: CausalEstimates, *, scope: 
         {
             "scope": scope,
             "treatment": study.found.effects.treatment,
-            "refuter": one.name,
-            "expected_effect": one.expected,
-            "found_effect": one.found,
-            "found_lower": one.lower,
-            "found_upper": one.upper,
-            "passed": one.passed,
+            "refuter": refutation.name,
+            "expected_effect": refutation.expected,
+            "found_effect": refutation.found,
+            "found_lower": refutation.lower,
+            "found_upper": refutation.upper,
+            "passed": refutation.passed,
             "run_id": run_id,
         }
-        for one in study.refutations
+        for refutation in study.refutations
     ]
     if refutations:
         connection.execute(insert(ml_causal_refutations).values(refutations).on_conflict_do_nothing())
@@ -48,20 +48,20 @@ def estimate_rows_of(study: CausalEstimates, *, scope: str, run_id: str) -> list
     libraries = [
         {
             **common,
-            "library": one.library,
-            "estimator": one.name,
-            "library_version": one.version,
-            "estimand": one.estimand,
-            "state": one.state,
-            "reason": one.reason,
-            "in_consensus": one.in_consensus,
-            "effect": one.point,
-            "ci_lower": one.lower,
-            "ci_upper": one.upper,
+            "library": estimate.library,
+            "estimator": estimate.name,
+            "library_version": estimate.version,
+            "estimand": estimate.estimand,
+            "state": estimate.state,
+            "reason": estimate.reason,
+            "in_consensus": estimate.in_consensus,
+            "effect": estimate.point,
+            "ci_lower": estimate.lower,
+            "ci_upper": estimate.upper,
             "agreement_score": None,
-            "duration_seconds": one.seconds,
+            "duration_seconds": estimate.seconds,
         }
-        for one in effects.estimates
+        for estimate in effects.estimates
     ]
     lower, upper = found.consensus_interval or (None, None)
     consensus = {

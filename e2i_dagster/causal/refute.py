@@ -100,7 +100,7 @@ def _repeat(
     for k in range(policy.refutation.repetitions):
         generator = np.random.default_rng([seed, k])
         found.append(effect(rows_of(generator), seed))
-    return np.array([one.point for one in found]), np.array([one.error for one in found])
+    return np.array([estimate.point for estimate in found]), np.array([estimate.error for estimate in found])
 
 
 def _zero_expected(
@@ -215,7 +215,7 @@ def subset(
 def unobserved_confounder(sensitivity: Sensitivity, policy: CausalPolicy) -> Refutation:
     """A confounder nobody measured, as strong as the strongest observed one: the effect must outlast it."""
     strength = policy.refutation.unobserved_strength
-    bound = min(sensitivity.bounds, key=lambda one: abs(one.multiple - strength))
+    bound = min(sensitivity.bounds, key=lambda bound: abs(bound.multiple - strength))
     return Refutation(
         name="unobserved_confounder", expected=sensitivity.linear_effect, found=bound.estimate,
         lower=bound.lower, upper=bound.upper,

@@ -140,7 +140,7 @@ def benchmark_strength(r2_treatment: float, r2_outcome: float, multiple: float) 
     return None if with_outcome >= 1 else (with_treatment, with_outcome)
 
 
-def judge_sensitivity(
+def assess_sensitivity(
     rows: CausalRows,
     nuisances: Nuisances,
     *,

@@ -11,7 +11,7 @@ import pandas as pd
 
 from e2i_dagster.causal.effects import CrossValidation
 from e2i_dagster.causal.estimate import cross_validate, estimate_rows
-from e2i_dagster.causal.heterogeneity import EffectHeterogeneity, judge_heterogeneity
+from e2i_dagster.causal.heterogeneity import EffectHeterogeneity, assess_heterogeneity
 from e2i_dagster.causal.negative_controls import Calibration, negative_controls
 from e2i_dagster.causal.nuisances import Estimand, Nuisances, fit_nuisances, quiet_libraries
 from e2i_dagster.causal.refute import Refutation, doubly_robust, refute
@@ -23,7 +23,7 @@ from e2i_dagster.causal.rows import (
     require_few_levels,
     require_named,
 )
-from e2i_dagster.causal.sensitivity import Sensitivity, judge_sensitivity
+from e2i_dagster.causal.sensitivity import Sensitivity, assess_sensitivity
 from e2i_dagster.config.causal import CausalPolicy
 from e2i_dagster.errors import InputError
 from e2i_dagster.policy_files.base import PolicyModel
@@ -55,12 +55,12 @@ class CausalEstimates(PolicyModel):
         """Confounders whose difference after weighting is above the bound."""
         overlap = self.found.effects.overlap
         rows = overlap.balance if overlap else ()
-        return tuple(one.confounder for one in rows if abs(one.after) > self.balanced_difference)
+        return tuple(row.confounder for row in rows if abs(row.after) > self.balanced_difference)
 
     @property
     def refuted_by(self) -> tuple[str, ...]:
         """Names of the refuters that the estimate did not pass."""
-        return tuple(one.name for one in self.refutations if not one.passed)
+        return tuple(refutation.name for refutation in self.refutations if not refutation.passed)
 
     def to_record(self) -> dict[str, Any]:
         """All fields as plain values."""
@@ -166,7 +166,7 @@ def study_effect(
         effect = doubly_robust(
             nuisances.treatment_family, nuisances.outcome_family, policy.propensity_floor, estimand
         )
-        sensitivity = judge_sensitivity(
+        sensitivity = assess_sensitivity(
             rows,
             nuisances,
             level=policy.level,
@@ -209,7 +209,7 @@ def study_heterogeneity(
         return EffectHeterogeneity(treatment=treatment, outcome=outcome, state="not_estimable", reason=reason)
     rows = _rows(frame, treatment, outcome, confounders, policy)
     nuisances = nuisances_of(rows, policy, seed)
-    return judge_heterogeneity(rows, nuisances, policy, treatment=treatment, outcome=outcome, seed=seed)
+    return assess_heterogeneity(rows, nuisances, policy, treatment=treatment, outcome=outcome, seed=seed)
 
 
 def nuisances_of(rows: CausalRows, policy: CausalPolicy, seed: int) -> Nuisances:

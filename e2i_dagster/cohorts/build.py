@@ -273,8 +273,8 @@ def _build_on_columns(definition: CohortDefinition, patients: pd.DataFrame, cove
 
     person, persons = _persons(found.patient)
     if persons != len(person):
-        one = one_index_failed(definition, found.mask, found.index_date, person)
-        found = replace(found, mask=found.mask | one)
+        earliest = one_index_failed(definition, found.mask, found.index_date, person)
+        found = replace(found, mask=found.mask | earliest)
     temporal_done = time.perf_counter()
     return _cohort(
         definition,

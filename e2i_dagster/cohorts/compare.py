@@ -106,14 +106,14 @@ class CohortComparison:
 
     def to_metadata(self, *, exact: bool = False) -> dict[str, Any]:
         """Counts and tables for people; ``exact`` leaves nothing out."""
-        told: dict[str, Any] = {
+        record: dict[str, Any] = {
             "cohort": self.cohort,
             "old_version": self.old_version,
             "new_version": self.new_version,
             "rules_changed": [change.words() for change in self.rules],
         }
         if self.old_count is None or self.new_count is None:
-            return told
+            return record
         counts = (
             {
                 "before": f"{self.old_count:,}",
@@ -124,7 +124,7 @@ class CohortComparison:
             if exact
             else self.shown_counts()
         )
-        return told | {
+        return record | {
             "eligible_before": counts["before"],
             "eligible_after": counts["after"],
             "lost": counts["lost"],
@@ -193,7 +193,7 @@ def rule_words(rule: Rule) -> str:
 
 
 def _moved(old: Sequence[Rule], new: Sequence[Rule]) -> list[RuleChange]:
-    """Criteria whose order among the shared ones differs: attrition is told in another order."""
+    """Criteria whose order among the shared ones differs: attrition is reported in another order."""
     both = {rule.name for rule in old} & {rule.name for rule in new}
     first = [rule.name for rule in old if rule.name in both]
     second = [rule.name for rule in new if rule.name in both]

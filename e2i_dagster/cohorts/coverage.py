@@ -78,8 +78,8 @@ def rule_hits(definition: CohortDefinition, patients: pd.DataFrame) -> tuple[Rul
         codes = {}
         if rule.criterion.code_system is not None and column.kind == "text":
             for code in rule.criterion.values:
-                one = rule.criterion.model_copy(update={"operator": "in", "value": (code,)})
-                codes[str(code)] = int(holds(one, column).sum())
+                criterion = rule.criterion.model_copy(update={"operator": "in", "value": (code,)})
+                codes[str(code)] = int(holds(criterion, column).sum())
         found.append(
             RuleHits(
                 **facts,

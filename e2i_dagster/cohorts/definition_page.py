@@ -33,8 +33,8 @@ def examples_table(definition: CohortDefinition) -> Table:
     return Table(
         ("invented patient", "verdict", "rules that remove the patient"),
         [
-            (one.name, "out" if one.failed_rules else one.expect, sorted(one.failed_rules))
-            for one in definition.examples
+            (example.name, "out" if example.failed_rules else example.expect, sorted(example.failed_rules))
+            for example in definition.examples
         ],
         empty="The file has no examples.",
     )

@@ -110,10 +110,10 @@ def find_execution(connection: sa.Connection, cohort: str, wanted: str | None = 
         raise InputError(f"Cohort {cohort} has no recorded execution. {remedy}", file=cohort, remedy=remedy)
     if wanted is None:
         return found[0]
-    by_version = [one for one in found if one.definition.version == wanted]
+    by_version = [execution for execution in found if execution.definition.version == wanted]
     if by_version:
         return by_version[0]
-    by_run = [one for one in found if one.execution_id.startswith(wanted)]
+    by_run = [execution for execution in found if execution.execution_id.startswith(wanted)]
     if len(by_run) == 1:
         return by_run[0]
     if not by_run:
@@ -121,10 +121,10 @@ def find_execution(connection: sa.Connection, cohort: str, wanted: str | None = 
         if model is not None:
             return _execution_of_model(connection, cohort, found, model)
         at = _time_of_run(connection, wanted)
-        in_force = [one for one in found if at is not None and one.at <= at]
+        in_force = [execution for execution in found if at is not None and execution.at <= at]
         if in_force:
             return in_force[0]
-    named = "\n".join(f"  - {one.words()}" for one in (by_run or found)[:_NAMED])
+    named = "\n".join(f"  - {execution.words()}" for execution in (by_run or found)[:_NAMED])
     what = "several executions begin with" if by_run else "there is no version, no run and no model"
     remedy = f"Recorded, newest first:\n{named}"
     raise InputError(
@@ -151,9 +151,9 @@ def _model(connection: sa.Connection, wanted: str) -> sa.Row | None:
         .order_by(registry.c.registered_at.desc())
     )
     models = connection.execute(query).all()
-    chosen = next((one for one in models if version in ("", one.model_version)), None)
+    chosen = next((model for model in models if version in ("", model.model_version)), None)
     if models and chosen is None:
-        known = ", ".join(one.model_version for one in models[:_NAMED])
+        known = ", ".join(model.model_version for model in models[:_NAMED])
         remedy = f"Registered, newest first: {known}."
         raise InputError(
             f"Model {name} has no version {version!r}. {remedy}", file=name, value=version, remedy=remedy
@@ -184,7 +184,11 @@ def _execution_of_model(
     digest = model.data_digests.get("training_frame")
     frame = newest("training_frame", table.c.digest == digest, table.c.at <= model.completed_at)
     labels = frame and newest("outcome_labels", table.c.version_id < frame.version_id)
-    execution = None if labels is None else next((one for one in found if one.at <= labels.at), None)
+    execution = (
+        None
+        if labels is None
+        else next((candidate for candidate in found if candidate.at <= labels.at), None)
+    )
     if execution is None:
         remedy = "Name a build by run or version instead."
         raise InputError(

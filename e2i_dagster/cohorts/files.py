@@ -124,8 +124,8 @@ def _counted(
                 writers.write(part)
         if writers is not None:
             writers.finish()
-    masks = (np.concatenate(one) for one in zip(*counts, strict=True))
-    return Counts.of_single(*combinations(*masks))
+    joined = (np.concatenate(masks) for masks in zip(*counts, strict=True))
+    return Counts.of_single(*combinations(*joined))
 
 
 def _parts(

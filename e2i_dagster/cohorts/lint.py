@@ -56,7 +56,10 @@ class LintReport(BaseModel):
             "warnings": sum(f.severity == "warning" for f in self.findings),
             "findings": Table(
                 ("severity", "kind", "rule", "finding"),
-                [(one.severity, one.kind, one.rule, one.message) for one in self.findings],
+                [
+                    (finding.severity, finding.kind, finding.rule, finding.message)
+                    for finding in self.findings
+                ],
                 empty="No findings.",
             ),
         }
@@ -126,8 +129,12 @@ def _verdicts(definition: CohortDefinition, numbers: Sequence[int]) -> Iterable[
         nothing | example.patient | {"patient_id": key, "patient_journey_id": key}
         for key, example in examples.items()
     ]
-    events = [{"patient_id": key, **_coded(row)} for key, one in examples.items() for row in one.events]
-    periods = [{"patient_id": key, **row} for key, one in examples.items() for row in one.observation_periods]
+    events = [
+        {"patient_id": key, **_coded(row)} for key, example in examples.items() for row in example.events
+    ]
+    periods = [
+        {"patient_id": key, **row} for key, example in examples.items() for row in example.observation_periods
+    ]
     cohort = build_cohort(
         definition,
         pd.DataFrame(patients, dtype=object),

@@ -99,7 +99,7 @@ def cohort_plan(
         patterns = [event for condition in definition.conditions for event in condition.events()]
         indexed = [] if definition.index is None else [definition.index]
         events = with_drug_codes(
-            events, [one for pattern in (*patterns, *indexed) for one in pattern.conditions]
+            events, [condition for pattern in (*patterns, *indexed) for condition in pattern.conditions]
         )
     rows, keys = _indexed(definition, patients, events)
     kinds = dict(patients.kinds)
@@ -138,10 +138,10 @@ def cohort_plan(
         _mask(rules, failed).alias(MASK),
         _mask(rules, unknown).alias(UNKNOWN_MASK),
     )
-    one = next((rule for rule in rules if rule.name == "one_index_journey"), None)
-    if one is None or not several_rows:
+    earliest = next((rule for rule in rules if rule.name == "one_index_journey"), None)
+    if earliest is None or not several_rows:
         return rows
-    return _one_index(rows, one, rules, eligible_first=definition.journeys == "first_eligible")
+    return _one_index(rows, earliest, rules, eligible_first=definition.journeys == "first_eligible")
 
 
 def _fails(truth: Truth, rule: Rule) -> nw.Expr:
@@ -339,15 +339,15 @@ def _event_counts(
     if counts:
         rows = _with_counts(rows, at, keys, counts, events)
     for criterion in criteria:
-        one = id(criterion)
+        identity = id(criterion)
         if criterion.occurrence != "any":
-            rows = _with_occurrence(rows, criterion, name[one], events)
-            if one in open_:
-                rows = _with_open_occurrence(rows, at, keys, criterion, name[one], events)
+            rows = _with_occurrence(rows, criterion, name[identity], events)
+            if identity in open_:
+                rows = _with_open_occurrence(rows, at, keys, criterion, name[identity], events)
         elif criterion.gap_days is not None:
-            rows = _with_gap(rows, at, keys, criterion, name[one], events)
-            if one in open_:
-                rows = _with_gap(rows, at, keys, criterion, open_[one], events, undecided=True)
+            rows = _with_gap(rows, at, keys, criterion, name[identity], events)
+            if identity in open_:
+                rows = _with_gap(rows, at, keys, criterion, open_[identity], events, undecided=True)
     truths = {}
     for criterion in criteria:
         if criterion.occurrence != "any":
@@ -534,7 +534,7 @@ def _with_counts(
     relevant = reduce(lambda left, right: left | right, [nw.col(flag) for flag in flags.values()])
     kept = dict.fromkeys([EVENT_DAY, *flags.values(), *distinct.values()])
     flagged = flagged.filter(relevant).select(
-        nw.col(PATIENT).alias("_event_patient"), *(nw.col(one).alias(_own(one)) for one in kept)
+        nw.col(PATIENT).alias("_event_patient"), *(nw.col(column).alias(_own(column)) for column in kept)
     )
     # What has no index date or lies in no window counts nothing: it is left out before it is grouped.
     indexed = at.filter(~nw.col(INDEX).is_null())
@@ -784,13 +784,13 @@ def _among(criterion: Criterion, codes: nw.Expr) -> list[nw.Expr]:
         begin = "^" if criterion.position == "first" else ""
         return [codes.str.contains(begin + _alternatives(sought))]
     if criterion.position == "first":
-        return [codes.str.starts_with(one) for one in sought]
-    return [codes.str.contains(one, literal=True) for one in sought]
+        return [codes.str.starts_with(text) for text in sought]
+    return [codes.str.contains(text, literal=True) for text in sought]
 
 
 def _alternatives(texts: list[str]) -> str:
     """An expression for any of ``texts`` of letters, digits, blanks, hyphens and bars."""
-    escaped = [one.replace(BAR, rf"\{BAR}") for one in texts]
+    escaped = [text.replace(BAR, rf"\{BAR}") for text in texts]
     return f"(?:{'|'.join(escaped)})"
 
 
@@ -805,7 +805,9 @@ def with_drug_codes(source: Source, criteria: Iterable[Criterion]) -> Source:
 
     frame = source.frame
     fields = {
-        one.field for one in criteria if one.code_system == "ndc" and source.kinds.get(one.field) == "text"
+        criterion.field
+        for criterion in criteria
+        if criterion.code_system == "ndc" and source.kinds.get(criterion.field) == "text"
     }
     for field in sorted(fields):
         text, digits, padded = (nw.col(_reading(field, step)) for step in ("text", "digits", "padded"))
@@ -939,7 +941,7 @@ def _time_rules(
 
 
 def _one_index(
-    rows: nw.LazyFrame, one: Rule, rules: tuple[Rule, ...], *, eligible_first: bool
+    rows: nw.LazyFrame, single_index: Rule, rules: tuple[Rule, ...], *, eligible_first: bool
 ) -> nw.LazyFrame:
     """Adds the bit of the rule that keeps one index date per patient: by date, then by journey."""
     import narwhals as nw
@@ -955,7 +957,7 @@ def _one_index(
     on_day = _false_if_null(nw.col("_candidate") & (nw.col(INDEX) == nw.col("_earliest")))
     rows = rows.with_columns(nw.when(on_day).then(nw.col(JOURNEY)).min().over(PATIENT).alias("_journey"))
     chosen = _false_if_null(on_day & (nw.col(JOURNEY) == nw.col("_journey")))
-    bit = nw.when(nw.col("_candidate") & ~chosen).then(nw.lit(one.bit)).otherwise(nw.lit(0))
+    bit = nw.when(nw.col("_candidate") & ~chosen).then(nw.lit(single_index.bit)).otherwise(nw.lit(0))
     return rows.with_columns((nw.col(MASK) + bit).cast(nw.Int64).alias(MASK)).select(
         PATIENT, JOURNEY, INDEX, FOLLOWUP_END, MASK, UNKNOWN_MASK
     )

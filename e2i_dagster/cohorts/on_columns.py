@@ -121,8 +121,8 @@ def _time_rules(
     """Failures and unknowns of the rules about time. An unknown date always fails,
     and so does a lookback into days of which no rows are kept: what happened on them is unknown.
 
-    A patient whose window ends after the data is held to being observed on the index date only: whether
-    observation ended early cannot be told from the last record of a recent extract.
+    A patient whose window ends after the data has to be observed on the index date only: whether
+    observation ended early cannot be inferred from the last record of a recent extract.
     """
     start, end = covered
     times = definition.temporal_requirements

@@ -38,7 +38,7 @@ def decidable(criterion: Criterion, column: TypedColumn) -> TypedColumn:
         return column
     matches = _code_matcher(criterion)
     if criterion.code_system == "ndc":
-        decided = [len({matches(one) for one in readings(text, "ndc")}) == 1 for text in column.texts]
+        decided = [len({matches(reading) for reading in readings(text, "ndc")}) == 1 for text in column.texts]
     else:
         first = criterion.position == "first"
         decided = [matches(normal_list(text)) or is_readable(text, first=first) for text in column.texts]
@@ -122,8 +122,8 @@ def _code_matcher(criterion: Criterion) -> Callable[[str], bool]:
     else:
         sought = (*(f"{BAR}{code}{BAR}" for code in exact), *(f"{BAR}{prefix}" for prefix in prefixes))
     if criterion.position == "first":
-        return lambda codes: any(one in codes[: codes.find(BAR, 1) + 1] for one in sought)
-    return lambda codes: any(one in codes for one in sought)
+        return lambda codes: any(text in codes[: codes.find(BAR, 1) + 1] for text in sought)
+    return lambda codes: any(text in codes for text in sought)
 
 
 def _as_kind(criterion: Criterion, column: TypedColumn, value: object) -> object:

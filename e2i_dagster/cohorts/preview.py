@@ -39,7 +39,7 @@ class ScopeEffect:
     small: bool
 
     def to_metadata(self, *, exact: bool = False) -> dict[str, Any]:
-        """Counts for people; hidden where patients could be told from the difference."""
+        """Counts for people; hidden where patients could be identified by the difference."""
         hide = self.small and not exact
         return {
             "scope": self.scope,
@@ -174,9 +174,9 @@ def _small_cells(labels: Labels) -> bool:
 
 def _differ_by_few(before: Labels, after: Labels) -> bool:
     return any(
-        is_small(len(one ^ other))
+        is_small(len(left ^ other))
         for label in (0, 1)
-        for one, other in [(_ids(before, label), _ids(after, label))]
+        for left, other in [(_ids(before, label), _ids(after, label))]
     )
 
 

@@ -8,13 +8,13 @@ from datetime import UTC, datetime
 
 import pandas as pd
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import SQLAlchemyError
 
 from e2i_dagster.cohorts.compare import compare_rules
 from e2i_dagster.cohorts.errors import CohortStorageError
 from e2i_dagster.cohorts.result import Cohort
 from e2i_dagster.config.cohort import CohortConfigError, CohortDefinition
+from e2i_dagster.database.upsert import upsert
 from e2i_dagster.loading.staging import encode
 from e2i_dagster.tables.description.cohorts import (
     ml_cohort_definitions,
@@ -160,11 +160,7 @@ def _definition(cohort: Cohort, created_by: str | None, at: datetime) -> sa.Exec
         "required_fields": list(definition.required_fields),
         "config_hash": cohort.definition_hash,
     }
-    return (
-        insert(ml_cohort_definitions)
-        .values(values)
-        .on_conflict_do_update(index_elements=["cohort_id"], set_=changing)
-    )
+    return upsert(ml_cohort_definitions, changing).values(values)
 
 
 def _log(cohort: Cohort, execution_id: str, at: datetime) -> list[dict]:

@@ -450,11 +450,11 @@ class CohortDefinition(PolicyModel):
             ("followup", ">=", required, followup),
         ]
         if self.journeys == "first_eligible":
-            one = "One journey per patient: the earliest eligible"
-            timed.append(("one_index_journey", "first", "earliest eligible", one))
+            rule = "One journey per patient: the earliest eligible"
+            timed.append(("one_index_journey", "first", "earliest eligible", rule))
         elif self.journeys == "first":
-            one = "One journey per patient: the earliest, eligible or not"
-            timed.append(("one_index_journey", "first", "earliest", one))
+            rule = "One journey per patient: the earliest, eligible or not"
+            timed.append(("one_index_journey", "first", "earliest", rule))
         if times.followup == "require":
             timed.append(
                 (
@@ -646,7 +646,7 @@ def read_cohort(key: str, folder: Path | None = None) -> CohortDefinition:
 def _with_systems(conditions: Any, systems: Mapping[str, str]) -> Any:
     """Conditions as written, at any depth outside of events, with the code system of the fields in ``systems``."""
     if isinstance(conditions, list | tuple):
-        return [_with_systems(one, systems) for one in conditions]
+        return [_with_systems(condition, systems) for condition in conditions]
     if isinstance(conditions, Criterion | Group) and set(conditions.fields) & systems.keys():
         conditions = conditions.model_dump(exclude_unset=True)
     if not isinstance(conditions, Mapping):
@@ -673,4 +673,4 @@ def _said(value: Any, without: tuple[str, ...] = ()) -> Any:
             for k, v in value.items()
             if k not in without and (k, v) != ("position", "any")
         }
-    return [_said(one, without) for one in value] if isinstance(value, list) else value
+    return [_said(item, without) for item in value] if isinstance(value, list) else value

@@ -134,7 +134,9 @@ class RowRule(PolicyModel):
     def condition(self) -> tuple[str, Any]:
         """The key of the condition and its value."""
         (found,) = (
-            one for one in self.model_dump(by_alias=True, exclude_defaults=True).items() if one[0] != "column"
+            item
+            for item in self.model_dump(by_alias=True, exclude_defaults=True).items()
+            if item[0] != "column"
         )
         return found
 
@@ -216,7 +218,7 @@ class Expression(PolicyModel):
             beside = ", ".join(_BESIDE[kind]) or "nothing"
             raise ValueError(f"{', '.join(wrong)} does not go with {kind}; beside it may stand {beside}")
         for name, needed in _NEEDED.items():
-            missing = [one for one in needed if name in said and one not in said]
+            missing = [key for key in needed if name in said and key not in said]
             if missing:
                 raise ValueError(f"{name} needs {' and '.join(missing)} beside it")
         for operand in self.operands:
@@ -247,7 +249,7 @@ class Expression(PolicyModel):
     def operands(self) -> tuple[Expression, ...]:
         """The expressions within it."""
         pairs = (*(self.days_between or ()), *(self.years_between or ()))
-        single = tuple(one for one in (self.day_after, self.days) if isinstance(one, Expression))
+        single = tuple(operand for operand in (self.day_after, self.days) if isinstance(operand, Expression))
         return (*self.concat, *self.first_of, *self.items, *self.sum, *self.key, *pairs, *single)
 
     def names(self, *, among_others: bool = False) -> Iterator[tuple[str, bool]]:

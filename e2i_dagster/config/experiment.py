@@ -670,10 +670,10 @@ class SrmWatch(PolicyModel):
 
 
 class BalanceWatch(PolicyModel):
-    """How often the balance of the arms is looked at, and what is told.
+    """How often the balance of the arms is looked at, and what is reported.
 
     Attributes:
-        largest_difference: standardized difference of an attribute between two arms that is told when it is also
+        largest_difference: standardized difference of an attribute between two arms that is reported when it is also
             beyond chance (``p``, adjusted over the attributes).
     """
 

@@ -196,7 +196,7 @@ def _condition_problems(place: tuple[int | str, ...], rows: Rows) -> Iterator[Pl
     if not rows.event and not rows.event_column and not rows.codes and not rows.where:
         return
     for criterion in rows.conditions:
-        number = next((n for n, one in enumerate(rows.where) if one is criterion), None)
+        number = next((n for n, condition in enumerate(rows.where) if condition is criterion), None)
         at = (*place, "codes") if number is None else (*place, "where", number, "field")
         if number is not None or criterion.field != rows.event_column:
             yield from _column_problems(

@@ -260,7 +260,9 @@ class Calculation(PolicyModel):
             lines = (f"{line.points:g} for {line.name}" for line in self.score.of)
             return f"points: {', '.join(lines)}"
         if self.operands:
-            shown = [one if isinstance(one, str) else f"({one.words()})" for one in self.operands]
+            shown = [
+                operand if isinstance(operand, str) else f"({operand.words()})" for operand in self.operands
+            ]
             return " / ".join(shown) if kind == "ratio" else " - ".join(shown)
         rows = getattr(self, kind)
         of = f"{rows.column} of " if rows.column else ""

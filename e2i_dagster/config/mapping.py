@@ -72,7 +72,7 @@ class FileFormat(PolicyModel):
 
 
 class ReversalMark(PolicyModel):
-    """How a reversal is told from other rows: ``is: negative`` or ``in: [R, V]`` of a delivered column."""
+    """What distinguishes a reversal from other rows: ``is: negative`` or ``in: [R, V]`` of a delivered column."""
 
     column: str
     sign: Literal["negative"] | None = Field(default=None, alias="is")
@@ -152,9 +152,9 @@ class PartMapping(PolicyModel):
         if twice:
             raise ValueError(f"rename gives {', '.join(twice)} more than once; keep one source per column")
         ways = {"renamed": targets, "a constant": self.constants, "computed": self.columns}
-        for (one, its), (other, others) in itertools.combinations(ways.items(), 2):
-            if both := sorted(set(its) & set(others)):
-                raise ValueError(f"{', '.join(both)} is both {one} and {other}; keep one of them")
+        for (way, names), (other, others) in itertools.combinations(ways.items(), 2):
+            if both := sorted(set(names) & set(others)):
+                raise ValueError(f"{', '.join(both)} is both {way} and {other}; keep one of them")
         return self
 
     @property
@@ -170,7 +170,7 @@ class PartMapping(PolicyModel):
     @property
     def looked_up(self) -> tuple[str, ...]:
         """Patterns of the files that columns are looked up in."""
-        return tuple(dict.fromkeys(name for one in self.columns.values() for name in one.files()))
+        return tuple(dict.fromkeys(name for column in self.columns.values() for name in column.files()))
 
 
 class TableMapping(PartMapping):

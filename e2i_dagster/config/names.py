@@ -181,7 +181,7 @@ def _untraceable(name: str) -> str | None:
         try:
             found = import_module(".".join(way))
         except ModuleNotFoundError:
-            within = [one.name for one in iter_modules(getattr(found, "__path__", ()))]
+            within = [module.name for module in iter_modules(getattr(found, "__path__", ()))]
             near = did_you_mean(part, {*dir(found), *within})
             return f"there is no {part!r} in {before} (found {name!r}). {near}".rstrip()
         except ImportError as error:

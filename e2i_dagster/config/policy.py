@@ -45,7 +45,7 @@ class Policy:
         """The scope that ``make run`` takes when none is named.
 
         Raises:
-            ConfigError: its file is wrong, or it cannot be told which one it is, see
+            ConfigError: its file is wrong, or it is not clear which one it is, see
                 :func:`e2i_dagster.config.scope.the_default`.
         """
         from e2i_dagster.config.scope import the_default
@@ -183,7 +183,7 @@ def load_policy(folder: Path) -> Policy:
     designs = sorted((folder / "experiments").glob("*.yaml"))
 
     def unmatched(spec: ExperimentSpec) -> Iterable[base.Place]:
-        files = ([one.stem for one in scope_files], [one.stem for one in designs])
+        files = ([file.stem for file in scope_files], [design.stem for design in designs])
         return experiment_problems(spec, known, *files) if known else ()
 
     for path in designs:

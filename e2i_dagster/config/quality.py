@@ -356,19 +356,19 @@ class QualityPolicy:
                 problems.extend(_table_problems(own, said))
                 tables = {
                     name: settings.tables[name].model_copy(
-                        update={key: getattr(one, key) for key in one.model_fields_set}
+                        update={key: getattr(text, key) for key in text.model_fields_set}
                     )
-                    for name, one in said.items()
+                    for name, text in said.items()
                     if name in settings.tables
                 }
                 settings = settings.model_copy(update={"tables": {**settings.tables, **tables}})
         suites: dict[str, Suite] = {}
-        for file in (file for one in folders for file in sorted((one / "expectations").glob("*.yaml"))):
+        for file in (file for folder in folders for file in sorted((folder / "expectations").glob("*.yaml"))):
             suite = read_yaml(file, Suite)
             problems.extend(_suite_problems(file, _described(suite), vocabularies))
             suites[suite.table] = suite
         if problems:
-            raise ConfigError.joined([_told(one) for one in problems])
+            raise ConfigError.joined([_as_error(problem) for problem in problems])
         return cls(settings, suites, vocabularies)
 
 
@@ -396,7 +396,7 @@ def current_quality_policy() -> QualityPolicy:
     return _cached(config_folder())
 
 
-def _told(problem: str) -> ConfigError:
+def _as_error(problem: str) -> ConfigError:
     """A problem as an error that knows its file and key: they begin it (:func:`_place`)."""
     place, field, _ = problem.split(": ", 2)
     return ConfigError(problem, file=place.rpartition(":")[0], field=field)

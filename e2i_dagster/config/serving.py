@@ -97,7 +97,9 @@ class ServingPolicy(PolicyModel):
 
     def service_of(self, problem_type: str) -> ServiceName | None:
         """The service that takes models of ``problem_type``; None if none does."""
-        return next((name for name, one in self.services.items() if problem_type in one.problem_types), None)
+        return next(
+            (name for name, service in self.services.items() if problem_type in service.problem_types), None
+        )
 
     def trusts(self, type_name: str) -> bool:
         """Whether a stored model may contain ``type_name``."""

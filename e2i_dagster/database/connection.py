@@ -149,8 +149,8 @@ def _cannot_be_ended(error: BaseException) -> bool:
 def dispose() -> None:
     """Close the idle connections of this process and forget what was migrated."""
     with _guard:
-        for held in _engines.values():
-            held.dispose()
+        for engine in _engines.values():
+            engine.dispose()
         _engines.clear()
         _migrated.clear()
 
@@ -158,12 +158,12 @@ def dispose() -> None:
 @contextmanager
 def _admin(url: sa.URL) -> Iterator[sa.Connection]:
     """A connection outside of transactions, for statements about databases."""
-    held = sa.create_engine(url, poolclass=sa.NullPool, isolation_level="AUTOCOMMIT")
+    admin = sa.create_engine(url, poolclass=sa.NullPool, isolation_level="AUTOCOMMIT")
     try:
-        with explained(url), held.connect() as connection:
+        with explained(url), admin.connect() as connection:
             yield connection
     finally:
-        held.dispose()
+        admin.dispose()
 
 
 def _engine(url: str) -> sa.Engine:

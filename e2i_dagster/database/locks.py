@@ -1,6 +1,9 @@
-"""One run of a scope at a time: a lock of the server that a run holds until it ends.
+"""Advisory locks of the server: held by a transaction, a connection or the run of a scope.
 
-The stages of a scope read each other's newest value. Between those of one run another run must not put its own.
+A lock ends with the transaction or connection that holds it, also when the process is killed.
+
+One run of a scope at a time: the stages of a scope read each other's newest value. Between those of one run another
+run must not put its own.
 """
 
 from __future__ import annotations
@@ -17,22 +20,61 @@ from e2i_dagster.errors import UnavailableError
 
 #: How long a run waits for another one of its scope.
 WAIT_SECONDS = 3600.0
-_TAKE = sa.text("SELECT pg_try_advisory_lock(hashtextextended(:name, 0))")
+_KEY = "hashtextextended(:name, 0)"
 # The holder's session is named after its run, with the time: what else a session does, other users may not see.
 _NAME = sa.text("SELECT set_config('application_name', :holder, false)")
 _HOLDER = sa.text(
-    "SELECT session.application_name FROM pg_locks held "
-    "JOIN pg_stat_activity session ON session.pid = held.pid "
-    "WHERE held.locktype = 'advisory' AND held.granted AND held.objsubid = 1 "
-    "AND held.database = (SELECT oid FROM pg_database WHERE datname = current_database()) "
-    "AND (held.classid::bigint << 32 | held.objid::bigint) = hashtextextended(:name, 0)"
+    "SELECT session.application_name FROM pg_locks lock "
+    "JOIN pg_stat_activity session ON session.pid = lock.pid "
+    "WHERE lock.locktype = 'advisory' AND lock.granted AND lock.objsubid = 1 "
+    "AND lock.database = (SELECT oid FROM pg_database WHERE datname = current_database()) "
+    f"AND (lock.classid::bigint << 32 | lock.objid::bigint) = {_KEY}"
 )
 
 
 #: Called with what a run of this process waits for.
 observers: list[Callable[[str], None]] = []
-#: What each run of this process holds. A lock ends with its connection, also when the process is killed.
-_held: dict[tuple[str, str], sa.Connection] = {}
+#: The connection that holds the lock of a run of this process and a scope.
+_connections: dict[tuple[str, str], sa.Connection] = {}
+
+
+def lock_transaction(connection: sa.Connection, name: str) -> None:
+    """Wait for the lock ``name`` and hold it until the transaction of ``connection`` ends."""
+    connection.execute(sa.text(f"SELECT pg_advisory_xact_lock({_KEY})"), {"name": name})
+
+
+def acquire_lock(
+    url: sa.URL | str,
+    name: str,
+    *,
+    seconds: float = WAIT_SECONDS,
+    waiting: Callable[[sa.Connection], None] | None = None,
+) -> sa.Connection:
+    """A connection of its own that holds the lock ``name`` until it is closed.
+
+    Args:
+        seconds: how long another holder is waited for.
+        waiting: called each time that another session has the lock.
+
+    Raises:
+        TimeoutError: another session holds it for longer.
+    """
+    deadline = time.monotonic() + seconds
+    server = sa.create_engine(url, poolclass=sa.NullPool, isolation_level="AUTOCOMMIT")
+    connection = server.connect()
+    try:
+        while not connection.execute(
+            sa.text(f"SELECT pg_try_advisory_lock({_KEY})"), {"name": name}
+        ).scalar_one():
+            if waiting is not None:
+                waiting(connection)
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"The lock {name!r} was not free within {seconds:g} s.")
+            time.sleep(0.1)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def hold(
@@ -46,50 +88,46 @@ def hold(
     """Take the lock of ``scope`` for the run, unless it has it already; another run of the scope is waited for.
 
     Args:
-        waiting: told once who holds it and since when; so are the ``observers``.
+        waiting: called once with who holds it and since when; so are the ``observers``.
 
     Raises:
         UnavailableError: the other run did not end within ``seconds``.
     """
-    if (run_id, scope) in _held:
+    if (run_id, scope) in _connections:
         return
-    server = sa.create_engine(engine.url, poolclass=sa.NullPool, isolation_level="AUTOCOMMIT")
-    connection = server.connect()
+    name = f"e2i scope {scope}"
+    holder = ""
+
+    def report(connection: sa.Connection) -> None:
+        nonlocal holder
+        session = connection.execute(_HOLDER, {"name": name}).scalar() or ""
+        # Without a name it has just ended, or just begun.
+        if session.startswith("run ") and not holder:
+            run, _, since = session.rpartition(" ")
+            holder = f"{run}, since {since} UTC"
+            for call in (waiting, *observers):
+                call(f"waiting for scope {scope}, held by {holder}")
+
     try:
-        _take(connection, scope, waiting, time.monotonic() + seconds)
-        connection.execute(_NAME, {"holder": f"run {run_id} {dt.datetime.now(dt.UTC):%Y-%m-%dT%H:%M:%S}"})
-    except BaseException:
-        connection.close()
-        raise
-    _held[run_id, scope] = connection
+        connection = acquire_lock(engine.url, name, seconds=seconds, waiting=report)
+    except TimeoutError:
+        remedy = "Wait for it to end or stop it, then run again."
+        raise UnavailableError(
+            f"Scope {scope} is held by {holder or 'another run'}. {remedy}",
+            field="scope",
+            value=scope,
+            remedy=remedy,
+        ) from None
+    _connections[run_id, scope] = connection
+    connection.execute(_NAME, {"holder": f"run {run_id} {dt.datetime.now(dt.UTC):%Y-%m-%dT%H:%M:%S}"})
 
 
 def release(run_id: str) -> None:
     """Let go of every scope that the run holds."""
-    for key in [key for key in _held if key[0] == run_id]:
+    for key in [key for key in _connections if key[0] == run_id]:
         # A connection that broke holds nothing any more.
         with suppress(DBAPIError):
-            _held.pop(key).close()
+            _connections.pop(key).close()
 
 
-def _take(connection: sa.Connection, scope: str, waiting: Callable[[str], None], deadline: float) -> None:
-    name = {"name": f"e2i scope {scope}"}
-    told = False
-    while not connection.execute(_TAKE, name).scalar_one():
-        holder = connection.execute(_HOLDER, name).scalar()
-        if not holder or not holder.startswith("run "):
-            # It has just ended, or just begun and has no name yet.
-            time.sleep(0.01)
-            continue
-        run, _, since = holder.rpartition(" ")
-        who = f"{run}, since {since} UTC"
-        if time.monotonic() > deadline:
-            remedy = "Wait for it to end or stop it, then run again."
-            raise UnavailableError(
-                f"Scope {scope} is held by {who}. {remedy}", field="scope", value=scope, remedy=remedy
-            )
-        if not told:
-            for tell in (waiting, *observers):
-                tell(f"waiting for scope {scope}, held by {who}")
-            told = True
-        time.sleep(0.2)
+__all__ = ["acquire_lock", "hold", "lock_transaction", "observers", "release"]

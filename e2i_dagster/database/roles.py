@@ -20,6 +20,8 @@ import psycopg
 import sqlalchemy as sa
 from sqlalchemy import exc
 
+from e2i_dagster.database.locks import lock_transaction
+
 Role = Literal["owner", "app", "read"]
 ROLE_NAMES: Mapping[str, str] = {"owner": "e2i_owner", "app": "e2i_app", "read": "e2i_read"}
 STAGING_SCHEMA = "e2i_staging"
@@ -80,7 +82,7 @@ def create_missing(connection: sa.Connection) -> bool:
     if not may_create:
         return False
     # Roles belong to the whole server: another database's migration may create them at the same time.
-    connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext('e2i roles'))"))
+    lock_transaction(connection, "e2i roles")
     there = set(
         connection.scalars(
             sa.text("SELECT rolname FROM pg_roles WHERE rolname = ANY(:names)"),

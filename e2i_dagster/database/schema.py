@@ -25,6 +25,7 @@ from sqlalchemy import exc
 from e2i_dagster.database import append_only, roles
 from e2i_dagster.database import vocabulary_checks as vocabularies
 from e2i_dagster.database.failures import explained
+from e2i_dagster.database.locks import lock_transaction
 from e2i_dagster.errors import InputError, UnavailableError
 from e2i_dagster.tables import all_metadata
 from e2i_dagster.tables.vocabulary import load_vocabulary
@@ -33,8 +34,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-#: Key of the advisory lock: one process at a time migrates a database.
-_LOCK = 0x653269
+
 _INSUFFICIENT_PRIVILEGE = "42501"
 
 
@@ -144,7 +144,8 @@ def run_migrations(context: Any) -> None:
     )
     writing = context.config.attributes.get("writing", False)
     with context.begin_transaction():
-        connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+        # One process at a time migrates a database.
+        lock_transaction(connection, "e2i migrations")
         owned = roles.create_missing(connection)
         if owned:
             roles.prepare_ownership(connection)

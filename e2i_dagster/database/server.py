@@ -20,7 +20,6 @@ The server outlives the process that started it, until :func:`stop_server`.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import importlib.util
 import json
@@ -40,6 +39,7 @@ from pathlib import Path
 from typing import Any
 
 from e2i_dagster.errors import UnavailableError
+from e2i_dagster.local_files import file_lock, write_private
 from e2i_dagster.policy_files.environment import refuse_generated_secret, state_folder
 
 #: Superuser of the embedded server; used only to set up roles and databases.
@@ -100,7 +100,7 @@ def ensure_server(state: Path | None = None) -> Server:
     server = _recorded(state)
     if server is not None and _is_ready(server):
         return server
-    with _explained(state), _lock(state):
+    with _explained(state), file_lock(state / "postgres.lock"):
         server = _recorded(state)
         if server is None:
             return _create(state)
@@ -129,7 +129,7 @@ def stop_server(state: Path | None = None) -> bool:
     state = (state or state_folder()).absolute()
     if _recorded(state) is None:
         return False
-    with _explained(state), _lock(state):
+    with _explained(state), file_lock(state / "postgres.lock"):
         server = _recorded(state)
         if server is None or not _is_running(server):
             return False
@@ -146,7 +146,7 @@ def remove_server(state: Path | None = None) -> bool:
     state = (state or state_folder()).absolute()
     if _recorded(state) is None:
         return False
-    with _explained(state), _lock(state):
+    with _explained(state), file_lock(state / "postgres.lock"):
         server = _recorded(state)
         if server is None:
             return False
@@ -213,7 +213,7 @@ def _initialize(server: Server, password: str) -> None:
     """Run initdb beside the final place, then rename."""
     aside = Path(server.home) / f"data.{secrets.token_hex(4)}"
     password_file = Path(server.home) / f"admin.{secrets.token_hex(4)}"
-    _write_private(password_file, password + "\n", server.user)
+    write_private(password_file, password + "\n", server.user)
     version = _version_of_binaries(Path(server.binaries))
     locale = (
         ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
@@ -500,7 +500,7 @@ def _start(server: Server) -> None:
     """Start the server and wait until it takes connections."""
     _forget_killed(server)
     lines = [f"{name} = '{value.replace(chr(39), chr(39) * 2)}'" for name, value in _settings(server).items()]
-    _write_private(server.data / "e2i.conf", "\n".join(lines) + "\n", server.user)
+    write_private(server.data / "e2i.conf", "\n".join(lines) + "\n", server.user)
     begins = server.log.stat().st_size if server.log.exists() else 0
     deadline = time.monotonic() + _START_SECONDS
     while True:
@@ -543,7 +543,7 @@ def _forget_killed(server: Server) -> None:
         return
     lock = server.data / "postmaster.pid"
     lines = lock.read_text().splitlines()
-    _write_private(lock, "\n".join([str(_NO_PROCESS), *lines[1:]]) + "\n", server.user)
+    write_private(lock, "\n".join([str(_NO_PROCESS), *lines[1:]]) + "\n", server.user)
     for name in (_SOCKET_NAME, f"{_SOCKET_NAME}.lock"):
         (Path(server.socket_folder) / name).unlink(missing_ok=True)
 
@@ -688,48 +688,15 @@ def _write_record(server: Server, state: Path) -> None:
     for name in _PATHS:
         path = Path(given[name])
         given[name] = str(path.relative_to(state)) if path.is_relative_to(state) else str(path)
-    _write_private(_record_path(state), json.dumps(given, indent=1) + "\n", None)
+    write_private(_record_path(state), json.dumps(given, indent=1) + "\n")
 
 
 def _write_passwords(state: Path, passwords: Mapping[str, str]) -> Path:
     folder = state / "secrets"
     folder.mkdir(mode=0o700, exist_ok=True)
     path = folder / "postgres.pgpass"
-    _write_private(path, "".join(f"*:*:*:{login}:{word}\n" for login, word in passwords.items()), None)
+    write_private(path, "".join(f"*:*:*:{login}:{word}\n" for login, word in passwords.items()))
     return path
-
-
-def _write_private(path: Path, text: str, user: str | None) -> None:
-    """Write ``path`` with mode 0600 aside, then rename: a reader never sees half of it."""
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            if user is not None:
-                entry = pwd.getpwnam(user)
-                os.fchown(stream.fileno(), entry.pw_uid, entry.pw_gid)
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        aside.rename(path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _lock(state: Path) -> Iterator[None]:
-    """One process at a time makes, starts or stops the server of ``state``."""
-    _make_state_folder(state)
-    descriptor = os.open(state / "postgres.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _make_state_folder(state: Path) -> None:
-    state.mkdir(parents=True, exist_ok=True)
 
 
 @contextlib.contextmanager

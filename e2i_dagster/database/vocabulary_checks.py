@@ -9,8 +9,8 @@ row whose value is not listed is refused with SQLSTATE 23503, naming table, colu
 from __future__ import annotations
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert
 
+from e2i_dagster.database.upsert import upsert
 from e2i_dagster.errors import ConfigError
 from e2i_dagster.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, facts, raw_table
 from e2i_dagster.tables.description.control import vocabulary
@@ -101,11 +101,8 @@ def synchronize(connection: sa.Connection, policy: VocabularyPolicy) -> tuple[in
         _refuse_used(connection, gone)
         key = sa.tuple_(vocabulary.c.name, vocabulary.c.value)
         connection.execute(sa.delete(vocabulary).where(key.in_(gone)))
-    statement = insert(vocabulary)
     connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=["name", "value"], set_={"meaning": statement.excluded.meaning}
-        ),
+        upsert(vocabulary, ("meaning",)),
         [{"name": name, "value": value, "meaning": text} for (name, value), text in listed.items()],
     )
     return len(set(listed) - stored), len(gone)

@@ -155,7 +155,7 @@ class Statement:
             table, _, column = calculation.value.partition(".")
             value = f"{'journey' if table == JOURNEYS else table}.{_quoted(column)}"
         elif calculation.operands:
-            left, right = (self._operand(one) for one in calculation.operands)
+            left, right = (self._operand(operand) for operand in calculation.operands)
             divided = f"CAST({left} AS DOUBLE) / nullif({right}, 0)"
             value = f"round({divided if kind == 'ratio' else f'CAST({left} AS DOUBLE) - {right}'}, 9)"
         elif calculation.score is not None:
@@ -259,7 +259,7 @@ class Statement:
         if rows.conditions if rows.event_column or rows.codes or rows.where else ():
             marked = self.patterns.setdefault(table, [])
             place = next(
-                (n for n, one in enumerate(marked) if one.conditions == rows.conditions), len(marked)
+                (n for n, pattern in enumerate(marked) if pattern.conditions == rows.conditions), len(marked)
             )
             if place == len(marked):
                 marked.append(rows)
@@ -370,7 +370,7 @@ def prepare(
 ) -> None:
     """Make the raw tables and their dated rows (``TABLE_dated``) known to ``connection``, for ``statement``.
 
-    Dated rows have ``day``, ``known_on``, the marks ``is_0``, ``is_1``, ... of the statement's patterns and, where it
+    Dated rows have ``day``, ``known_on``, the flags ``is_0``, ``is_1``, ... of the statement's patterns and, where it
     needs them, the columns of their journey.
     """
     view = statement.view
@@ -433,7 +433,7 @@ def _mark(connection: duckdb.DuckDBPyConnection, table: str, statement: Statemen
     if patterns:
         kinds = _kinds(table, (column for rows in patterns for column in rows.columns))
         relation, coded = _with_codes(connection, table, patterns, kinds)
-        marks = {}
+        flags = {}
         for place, rows in enumerate(patterns):
             truths = [
                 nw.col(f"code_{coded.index(criterion)}")
@@ -441,8 +441,8 @@ def _mark(connection: duckdb.DuckDBPyConnection, table: str, statement: Statemen
                 else condition_truth(criterion, kinds).true
                 for criterion in rows.conditions
             ]
-            marks[f"is_{place}"] = reduce(lambda left, right: left & right, truths)
-        relation = nw.from_native(relation).with_columns(**marks).to_native()
+            flags[f"is_{place}"] = reduce(lambda left, right: left & right, truths)
+        relation = nw.from_native(relation).with_columns(**flags).to_native()
     relation.create_view(f"{table}_marked")
     dated_by = ROW_TABLES[table][1]
     columns, joined = f"r.*, r.{dated_by}::DATE AS day", ""
@@ -466,18 +466,20 @@ def _with_codes(
     from e2i_dagster.cohorts.narwhals_plan import Source, condition_truth, with_drug_codes
 
     coded: list[Criterion] = []
-    for criterion in (one for rows in patterns for one in rows.conditions):
+    for criterion in (condition for rows in patterns for condition in rows.conditions):
         if criterion.code_system is not None and criterion not in coded:
             coded.append(criterion)
     columns, joined = ["r.*"], ""
     for column in dict.fromkeys(criterion.field for criterion in coded):
         name = f"{table}_{column}"
-        asked = {f"code_{place}": one for place, one in enumerate(coded) if one.field == column}
-        marks = {mark: condition_truth(criterion, kinds).true for mark, criterion in asked.items()}
+        asked = {
+            f"code_{place}": criterion for place, criterion in enumerate(coded) if criterion.field == column
+        }
+        flags = {mark: condition_truth(criterion, kinds).true for mark, criterion in asked.items()}
         cells = nw.from_native(connection.table(table).select(f'"{column}"').distinct())
         read = with_drug_codes(Source(cells, kinds), asked.values()).frame
-        read.select(column, **marks).to_native().create(name)
-        columns += [f"coalesce({name}.{mark}, false) AS {mark}" for mark in marks]
+        read.select(column, **flags).to_native().create(name)
+        columns += [f"coalesce({name}.{mark}, false) AS {mark}" for mark in flags]
         joined += f' LEFT JOIN {name} ON {name}."{column}" = r."{column}"'
     return connection.sql(f"SELECT {', '.join(columns)} FROM {table} r{joined}"), coded
 

@@ -101,7 +101,7 @@ def feature_named(name: str, views: Iterable[FeatureView] | None = None) -> tupl
     Raises:
         InputError: there is no such feature; names the nearest.
     """
-    known = {one.name: (view, one) for view in views or feature_views() for one in view.features}
+    known = {feature.name: (view, feature) for view in views or feature_views() for feature in view.features}
     if name not in known:
         near = did_you_mean(name, known)
         remedy = f"{near} " if near else ""
@@ -127,7 +127,9 @@ def with_only(view: FeatureView, names: Iterable[str]) -> FeatureView:
         - wanted
     ):
         wanted |= more
-    return view.model_copy(update={"features": tuple(one for one in view.features if one.name in wanted)})
+    return view.model_copy(
+        update={"features": tuple(feature for feature in view.features if feature.name in wanted)}
+    )
 
 
 def preview(setting: Setting, names: Iterable[str] = ()) -> tuple[FeatureStatistics, ...]:
@@ -145,7 +147,9 @@ def preview(setting: Setting, names: Iterable[str] = ()) -> tuple[FeatureStatist
         if asked:
             part = with_only(view, asked)
             frame = compute_view(part, setting.entities(part), **setting.known)
-            found += [one for one in feature_statistics(frame, (part,)) if one.feature in asked]
+            found += [
+                statistic for statistic in feature_statistics(frame, (part,)) if statistic.feature in asked
+            ]
     return tuple(found)
 
 
@@ -182,29 +186,29 @@ def explain_feature(setting: Setting, name: str, patient: str) -> Explained:
         raise InputError(
             f"{patient} is not a patient of the cohort. {remedy}", field="PATIENT", remedy=remedy
         )
-    one = Setting(mine, setting.tables, setting.covered, setting.source_lag_days)
+    own_setting = Setting(mine, setting.tables, setting.covered, setting.source_lag_days)
     part = with_only(view, [name])
-    entities = one.entities(part)
+    entities = own_setting.entities(part)
     index = pd.Timestamp(mine["index_date"].iloc[0]).date()
     if entities.empty:
         absent = f"the patient has no {' and '.join(view.keys)} that is known on the index date"
         return Explained(name, feature.words(), patient, index, {}, None, absent, ())
-    value = compute_view(part, entities, **one.known)[name].iloc[0]
+    value = compute_view(part, entities, **own_setting.known)[name].iloc[0]
     why = ""
     if not observed(view, feature, entities["as_of"], setting.covered).all():
         tables = sorted({table for table, _ in view.windows(feature)} & set(setting.covered))
         days = "; ".join(f"{table} covers {setting.covered[table].words()}" for table in tables)
         why = f"{days}; a day of its window is not covered"
     statement = Statement(part)
-    told: list[dict[str, Any]] = []
+    shown_rows: list[dict[str, Any]] = []
     with duckdb.connect(config={"python_enable_replacements": False}) as connection:
         connection.register("entities", entity_table(part, entities))
         prepare(connection, statement, setting.tables, setting.source_lag_days, setting.covered)
         for _, rows, _ in dict.fromkeys(view.leaves(feature)):
-            told += _rows_of(connection, statement, rows)
+            shown_rows += _rows_of(connection, statement, rows)
     shown = None if pd.isna(value) else value.item() if hasattr(value, "item") else value
     entity = {key: str(entities[key].iloc[0]) for key in view.keys}
-    return Explained(name, feature.words(), patient, index, entity, shown, why, tuple(told))
+    return Explained(name, feature.words(), patient, index, entity, shown, why, tuple(shown_rows))
 
 
 def _rows_of(connection: Any, statement: Statement, rows: Rows) -> list[dict[str, Any]]:
@@ -217,18 +221,18 @@ def _rows_of(connection: Any, statement: Statement, rows: Rows) -> list[dict[str
     read = dict.fromkeys([*rows.columns, *([rows.event_column] if rows.event_column in rows.columns else [])])
     columns = ", ".join(f't."{name}"' for name in read if name != day) or "NULL"
     found = connection.sql(
-        f"SELECT t.day, t.known_on, concat_ws(', ', {columns}) AS held, CASE {why} ELSE 'counts' END AS verdict "
-        f"FROM entities e JOIN {rows.table}_dated t ON {owner} ORDER BY t.day, held"
+        f"SELECT t.day, t.known_on, concat_ws(', ', {columns}) AS content, CASE {why} ELSE 'counts' END AS verdict "
+        f"FROM entities e JOIN {rows.table}_dated t ON {owner} ORDER BY t.day, content"
     ).fetchall()
     return [
         {
             "rows": rows.words(),
             "day": day.isoformat(),
             "known_on": known.isoformat(),
-            "holds": held,
+            "holds": content,
             "verdict": said,
         }
-        for day, known, held, said in found
+        for day, known, content, said in found
     ]
 
 
@@ -308,7 +312,7 @@ def _read_codes(connection: Any, table: str, column: str, systems: tuple[str, ..
             else re.split(LIST_SEPARATOR, re.sub(LIST_MARKS, "", cell.upper()))
         )
         for text in map(str.strip, several):
-            system = next((one for one in systems if fits(text, one)), None)
+            system = next((known for known in systems if fits(text, known)), None)
             if not systems:
                 read.add((cell, "", text))
             elif system is not None and len(known := readings(text, system)) == 1:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Sequence
-from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import distinct_on, insert
 
 from e2i_dagster.config.current_features import feature_views
 from e2i_dagster.config.feast_materialization import FreshnessLimits
+from e2i_dagster.database.upsert import upsert
 from e2i_dagster.features.freshness import FreshnessReport, freshness
 from e2i_dagster.features.selection import FeatureSelection
 from e2i_dagster.features.snapshots import FeatureFiles
@@ -53,12 +53,11 @@ def record_views(connection: sa.Connection, project: str, files: FeatureFiles) -
         for view in files.views
     ]
     table = ml_feast_feature_views
-    statement = insert(table).values(rows)
-    changed: dict[str, Any] = {name: statement.excluded[name] for name in rows[0] if name != "id"}
-    changed["applied_at"] = sa.case(
-        (table.c.source_digest == statement.excluded.source_digest, table.c.applied_at), else_=sa.func.now()
+    applied_at = sa.case(
+        (table.c.source_digest == insert(table).excluded.source_digest, table.c.applied_at),
+        else_=sa.func.now(),
     )
-    connection.execute(statement.on_conflict_do_update(index_elements=["id"], set_=changed))
+    connection.execute(upsert(table, rows[0], change={"applied_at": applied_at}), rows)
 
 
 def record_materialization(
@@ -118,7 +117,7 @@ def watch_freshness(
         for state in ledger.states(connection, ONLINE_STAGE)
         if state.partition == project and state.state in ("executed", "reused")
     ]
-    confirmed = {name: max([at, *(one for one in looked if one)]) for name, at in completed.items()}
+    confirmed = {name: max([at, *(moment for moment in looked if moment)]) for name, at in completed.items()}
     report = freshness(confirmed, limits, now)
     news = {view.view: view.status for view in report.views} != _last_statuses(connection, project)
     if news:

@@ -11,15 +11,12 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import fcntl
 import io
 import json
 import os
 import sqlite3
 import sys
 import threading
-import time
-import uuid
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy.exc import OperationalError
 
 from e2i_dagster.config.feast_materialization import FeastMaterializationPolicy
 from e2i_dagster.config.feature_views import (
@@ -37,11 +33,13 @@ from e2i_dagster.config.feature_views import (
     FeatureView,
     feature_names,
 )
+from e2i_dagster.database.locks import acquire_lock
 from e2i_dagster.display import Table
 from e2i_dagster.errors import ConfigError, InputError, UnavailableError, VerdictError
 from e2i_dagster.features.compute import conform_features
 from e2i_dagster.features.frame import index_stamps
 from e2i_dagster.features.snapshots import FeatureFiles
+from e2i_dagster.local_files import file_lock, write_text
 from e2i_dagster.policy_files.environment import config_folder, state_folder
 
 if TYPE_CHECKING:
@@ -369,7 +367,7 @@ class ScopeStore:
         self._forget(files)
         with _quiet():
             self._store(files).apply(feast_objects(self.settings.project, files))
-        _write_text(self.settings.folder / "files.json", files.model_dump_json())
+        write_text(self.settings.folder / "files.json", files.model_dump_json())
 
     def _materialize_view(
         self, view: FeatureView, files: FeatureFiles, between: tuple[dt.datetime, dt.datetime]
@@ -399,7 +397,7 @@ class ScopeStore:
             return int(connection.execute(f'SELECT count(DISTINCT entity_key) FROM "{table}"').fetchone()[0])
 
     def _switch(self, report: MaterializationReport) -> None:
-        _write_text(self.settings.folder / "online.json", report.model_dump_json())
+        write_text(self.settings.folder / "online.json", report.model_dump_json())
         versions = sorted(
             self.settings.folder.glob("online-*.db"), key=lambda path: path.stat().st_mtime, reverse=True
         )
@@ -445,11 +443,22 @@ class ScopeStore:
     @contextlib.contextmanager
     def _exclusive(self) -> Iterator[None]:
         """One process at a time per project: on this machine by a file lock, on all by the server."""
+        settings = self.settings
         with contextlib.ExitStack() as stack:
-            self.settings.folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(_file_lock(self.settings.folder / ".lock", self.settings))
-            if _is_postgresql(self.settings.registry_url):
-                stack.enter_context(_server_lock(self.settings))
+            try:
+                stack.enter_context(file_lock(settings.folder / ".lock", settings.lock_timeout_seconds))
+                if _is_postgresql(settings.registry_url):
+                    name = f"e2i feature store {settings.project}"
+                    stack.enter_context(
+                        acquire_lock(str(settings.registry_url), name, seconds=settings.lock_timeout_seconds)
+                    )
+            except TimeoutError:
+                raise UnavailableError(
+                    f"Another process has been applying or materializing {settings.project} for more than "
+                    f"{settings.lock_timeout_seconds:g} s.",
+                    field=settings.project,
+                    remedy="Wait for it to end, then run again.",
+                ) from None
             yield
 
 
@@ -638,48 +647,6 @@ def _is_postgresql(url: str | None) -> bool:
 
 
 @contextlib.contextmanager
-def _file_lock(path: Path, settings: StoreSettings) -> Iterator[None]:
-    deadline = time.monotonic() + settings.lock_timeout_seconds
-    with path.open("w") as handle:
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise _busy(settings) from None
-                time.sleep(0.05)
-        yield
-
-
-@contextlib.contextmanager
-def _server_lock(settings: StoreSettings) -> Iterator[None]:
-    """An advisory lock of the server; it ends with the connection, also when the process is killed."""
-    assert settings.registry_url is not None
-    server = sa.create_engine(settings.registry_url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
-    lock = {"name": f"e2i feature store {settings.project}"}
-    with server.connect() as connection:
-        connection.execute(
-            sa.text("SELECT set_config('lock_timeout', :limit, false)"),
-            {"limit": f"{int(settings.lock_timeout_seconds * 1000)}ms"},
-        )
-        try:
-            connection.execute(sa.text("SELECT pg_advisory_lock(hashtextextended(:name, 0))"), lock)
-        except OperationalError:
-            raise _busy(settings) from None
-        yield
-
-
-def _busy(settings: StoreSettings) -> UnavailableError:
-    return UnavailableError(
-        f"Another process has been applying or materializing {settings.project} for more than "
-        f"{settings.lock_timeout_seconds:g} s.",
-        field=settings.project,
-        remedy="Wait for it to end, then run again.",
-    )
-
-
-@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Feast prints progress to the terminal; our reports say what was done."""
     with (
@@ -689,12 +656,6 @@ def _quiet() -> Iterator[None]:
     ):
         warnings.simplefilter("ignore", DeprecationWarning)  # of ibis about duckdb
         yield
-
-
-def _write_text(path: Path, text: str) -> None:
-    aside = path.with_name(f".{uuid.uuid4().hex}.part")
-    aside.write_text(text, encoding="utf-8")
-    aside.rename(path)
 
 
 __all__ = [

@@ -227,12 +227,12 @@ class DeliveredRows:
 
     def to_metadata(self) -> dict[str, Any]:
         """Counts of the load; says so when the delivery had nothing for the table."""
-        told: dict[str, Any] = {
+        metadata: dict[str, Any] = {
             "load": "the delivery has no file of this table; rows of earlier loads are kept"
         }
         if self.report is not None:
-            told = self.report.to_metadata()
-        return told | ({"warehouse_rows_not_kept": dict(self.not_kept)} if self.not_kept else {})
+            metadata = self.report.to_metadata()
+        return metadata | ({"warehouse_rows_not_kept": dict(self.not_kept)} if self.not_kept else {})
 
 
 def deliver_table(
@@ -338,8 +338,8 @@ def absent_tables(request: DeliveryRequest, policy: SourcesPolicy, engine: sa.En
     if isinstance(source, SyntheticSource):
         return {}
     folder, mapping = Path(source.folder).expanduser(), source.mapping
-    held = tables_of(folder, ImportMapping() if mapping is None else ImportMapping.load(Path(mapping)))
-    lacking = [name for name in (*RAW_TABLES, *OPTIONAL_RAW_TABLES) if held and name not in held]
+    tables = tables_of(folder, ImportMapping() if mapping is None else ImportMapping.load(Path(mapping)))
+    lacking = [name for name in (*RAW_TABLES, *OPTIONAL_RAW_TABLES) if tables and name not in tables]
     with engine.connect() as connection:
         return {
             name: f"no file of {folder.name} holds it and none was loaded before; a delivery that has it brings it in"

@@ -17,6 +17,7 @@ import pandas as pd
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from e2i_dagster.database.upsert import upsert
 from e2i_dagster.display import Table, Words
 from e2i_dagster.errors import ConfigError, InputError
 from e2i_dagster.loading import rejects, staging
@@ -115,8 +116,8 @@ class TableLoad(BaseModel):
     def _reconciles(self) -> TableLoad:
         if self.loaded != self.inserted + self.updated:
             raise ValueError("loaded is not inserted + updated")
-        told = self.loaded + self.unchanged + self.rejected + self.duplicate + self.reversal
-        if self.source != told + self.rows_left_out:
+        total = self.loaded + self.unchanged + self.rejected + self.duplicate + self.reversal
+        if self.source != total + self.rows_left_out:
             raise ValueError("source is not loaded + unchanged + rejected + duplicate + reversal + left out")
         if self.rejected != sum(self.reasons.values()):
             raise ValueError("rejected is not the sum of its reasons")
@@ -678,8 +679,6 @@ class _Loader:
     ) -> None:
         if self.dry_run:
             return
-        from sqlalchemy.dialects.postgresql import insert
-
         from e2i_dagster.tables.description.control import ml_table_loads
 
         report = self.report({name: done}, done.seconds)
@@ -696,13 +695,8 @@ class _Loader:
             "run_id": self.run_id,
             "loaded_at": staging.utc_now(),
         }
-        statement = insert(ml_table_loads).values(record)
-        statement = statement.on_conflict_do_update(
-            index_elements=["load_id", "table_name"],
-            set_={key: statement.excluded[key] for key in record if key not in ("load_id", "table_name")},
-        )
         with self.engine.begin() as connection:
-            connection.execute(statement)
+            connection.execute(upsert(ml_table_loads, record).values(record))
 
     def _ticker(self, name: str, staged: staging.Staging) -> Callable[[int], None]:
         """Progress every few seconds: rows copied of rows to copy."""
@@ -774,10 +768,10 @@ def _reasons(checked: rules.Checked, counts: _Counts, malformed: int) -> dict[st
     reasons = {str(name): int(count) for name, count in zip(names, rows, strict=True)}
     if malformed:
         reasons["malformed_row"] = malformed
-    held = checked.accepted & counts.considered
-    held &= counts.withheld_rows if counts.failure is None else True
-    if held.any():
-        reasons["below_threshold"] = int(held.sum())
+    withheld = checked.accepted & counts.considered
+    withheld &= counts.withheld_rows if counts.failure is None else True
+    if withheld.any():
+        reasons["below_threshold"] = int(withheld.sum())
     reasons |= counts.unkept
     return dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
 
@@ -790,7 +784,7 @@ def _faults(checked: rules.Checked, counts: _Counts) -> dict[str, int]:
         # A value may be outside in two ways; its row is one.
         found[words] = np.union1d(found.get(words, fault.positions), fault.positions)
     rows = {words: int(counts.considered[positions].sum()) for words, positions in found.items()}
-    return dict(sorted(((words, n) for words, n in rows.items() if n), key=lambda one: (-one[1], one[0])))
+    return dict(sorted(((words, n) for words, n in rows.items() if n), key=lambda item: (-item[1], item[0])))
 
 
 def _status(source: int, counts: _Counts) -> Status:
@@ -819,7 +813,7 @@ def _message(name: str, counts: _Counts, kept: tuple[str, str] | None) -> str | 
 
 def _left_out(delivered: Any) -> dict[str, int]:
     """Rule of the mapping -> rows that it left out, most first."""
-    return dict(sorted(getattr(delivered, "left_out", {}).items(), key=lambda one: (-one[1], one[0])))
+    return dict(sorted(getattr(delivered, "left_out", {}).items(), key=lambda item: (-item[1], item[0])))
 
 
 _CELL = ("row_key", "column", "delivered", "precision", "rule")

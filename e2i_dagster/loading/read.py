@@ -172,9 +172,9 @@ def recorded_load(engine: sa.Engine, load_id: str) -> dict[str, Any]:
 
     table, cells = ml_table_loads, load_completed_dates
     faults: dict[str, dict[str, int]] = {}
-    for one in summary(engine, load_id=load_id).to_dict("records"):
-        words = fault_words(one["table"], one["reason"], one["column"])
-        faults.setdefault(one["table"], {})[words] = int(one["rows"])
+    for entry in summary(engine, load_id=load_id).to_dict("records"):
+        words = fault_words(entry["table"], entry["reason"], entry["column"])
+        faults.setdefault(entry["table"], {})[words] = int(entry["rows"])
     with engine.connect() as connection:
         rows = {
             row["table_name"]: row

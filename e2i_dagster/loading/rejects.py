@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from e2i_dagster.errors import UnavailableError
 from e2i_dagster.loading import staging
+from e2i_dagster.local_files import replacing
 from e2i_dagster.tables import (
     OPTIONAL_RAW_TABLES,
     RAW_TABLES,
@@ -299,11 +300,9 @@ def export(
         if rows.empty:
             continue
         path = folder / f"{name}.csv"
-        aside = folder / f".{name}.csv.part"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            rows.to_csv(aside, index=False)
-            aside.replace(path)
+            with replacing(path) as aside:
+                rows.to_csv(aside, index=False)
         except OSError as error:
             raise UnavailableError(
                 f"{path}: cannot be written ({error.strerror or error}).",
@@ -344,8 +343,8 @@ def _text(column: Any) -> Any:
 
 def _unpacked(table: str, rows: Sequence[Any]) -> pd.DataFrame:
     documents = pd.DataFrame.from_records([json.loads(row["row"]) for row in rows])
-    marks = (AS_DELIVERED, FILE, staging.REVERSAL_MARK)
-    documents = documents.drop(columns=[name for name in marks if name in documents.columns])
+    own_keys = (AS_DELIVERED, FILE, staging.REVERSAL_MARK)
+    documents = documents.drop(columns=[name for name in own_keys if name in documents.columns])
     known = [name for name in frame_columns(table) if name in documents.columns]
     others = [name for name in documents.columns if name not in known]
     heads = pd.DataFrame({ROW: [row[ROW] for row in rows], REASONS: [row[REASONS] for row in rows]})

@@ -178,10 +178,10 @@ class _Matching:
         self.history = history
         self.matched = ([primary_key(checked.table)] if rule.refers_to else []) + list(rule.matches_on)
         columns = raw_table(checked.table).columns
-        held = {name: facts(columns[name]).codes for name in self.matched if name in columns}
-        held |= {name: (kind,) for name, kind in own.items() if kind in SYSTEMS}
+        systems = {name: facts(columns[name]).codes for name in self.matched if name in columns}
+        systems |= {name: (kind,) for name, kind in own.items() if kind in SYSTEMS}
         #: Column -> system of its codes.
-        self.systems = {name: codes[0] for name, codes in held.items() if codes and name in self.matched}
+        self.systems = {name: codes[0] for name, codes in systems.items() if codes and name in self.matched}
         self.same = [f"same{i}" for i in range(len(self.matched))]
         self.amounts = [f"amount{i}" for i in range(len(rule.amounts))]
         self.group = self.same + self.amounts

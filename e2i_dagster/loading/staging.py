@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 from sqlalchemy.dialects import postgresql
 
+from e2i_dagster.database.locks import acquire_lock
 from e2i_dagster.database.roles import STAGING_SCHEMA
 from e2i_dagster.errors import UnavailableError
 from e2i_dagster.tables import date_column, primary_key, raw_table
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-#: Namespace of the advisory locks of loading.
-_LOCK_SPACE = 0x6532_6C64
 #: Key of ``load_rejects.raw_row`` that marks a reversal.
 REVERSAL_MARK = "_reversal"
 #: SQLSTATE classes and codes after which the same statement can succeed.
@@ -144,19 +144,18 @@ def connected(engine: sa.Engine) -> Iterator[psycopg.Connection[Any]]:
 @contextlib.contextmanager
 def only_load_of(engine: sa.Engine, table: str, waiting: Callable[[str], None]) -> Iterator[None]:
     """Hold the lock of ``table``; another load of the same table waits. A dead process holds none."""
-    with connected(engine) as connection:
-        locked = _one(connection, "SELECT pg_try_advisory_lock(%s, hashtext(%s))", (_LOCK_SPACE, table))
-        if not locked:
+    reported = False
+
+    def report(_: sa.Connection) -> None:
+        nonlocal reported
+        if not reported:
             waiting(f"{table}: waiting for another load of this table to end")
-            connection.execute("SELECT pg_advisory_lock(%s, hashtext(%s))", (_LOCK_SPACE, table))
-        connection.commit()
-        try:
+            reported = True
+
+    with acquire_lock(engine.url, f"e2i load of {table}", seconds=math.inf, waiting=report):
+        with connected(engine) as connection:
             _drop_left_over(connection, table)
-            yield
-        finally:
-            if not (connection.closed or connection.broken):
-                connection.execute("SELECT pg_advisory_unlock(%s, hashtext(%s))", (_LOCK_SPACE, table))
-                connection.commit()
+        yield
 
 
 def _drop_left_over(connection: psycopg.Connection[Any], table: str) -> None:
@@ -285,9 +284,9 @@ class Staging:
             going = [*self._missing(connection), *self._going_reversed(connection)]
             back = self._coming_back(connection)
             connection.rollback()
-        gone = [(one.month, 1) for one in going]
+        gone = [(row.month, 1) for row in going]
         merged = self._counted(new, changed, gone, back)
-        return replace(merged, going=tuple(sorted(going, key=lambda one: one.row)))
+        return replace(merged, going=tuple(sorted(going, key=lambda row: row.row)))
 
     def _copy_temporary(self, connection: psycopg.Connection[Any]) -> None:
         """Copy into a temporary table, which the transaction's end drops."""
@@ -342,16 +341,16 @@ class Staging:
 
         self.retries.run(create)
         with contextlib.ExitStack() as stack:
-            held: list[psycopg.Connection[Any]] = []
+            open_connection: list[psycopg.Connection[Any]] = []
 
             def copy(first: int, batch: pa.Table, again: bool) -> None:
                 if again:
                     # A commit may have gone through although its answer was lost.
                     stack.close()
-                    held.clear()
-                if not held:
-                    held.append(stack.enter_context(connected(self.engine)))
-                connection = held[0]
+                    open_connection.clear()
+                if not open_connection:
+                    open_connection.append(stack.enter_context(connected(self.engine)))
+                connection = open_connection[0]
                 if again:
                     connection.execute(
                         sql.SQL("DELETE FROM {} WHERE _row >= %s AND _row < %s").format(self._where),

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import sys
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+from e2i_dagster.local_files import write_text
 from e2i_dagster.policy_files.environment import CHECKOUT, state_folder
 
 #: Packages whose modules are followed.
@@ -127,19 +127,23 @@ class SourceCode:
     def _files_now(self) -> str:
         """Digest of times and sizes of all files, and of what reads them."""
         found = ((file, file.stat()) for _, file in sorted(self.files.items()))
-        return _digest_of([sys.version, *(f"{file} {one.st_mtime_ns} {one.st_size}" for file, one in found)])
+        return _digest_of(
+            [sys.version, *(f"{file} {status.st_mtime_ns} {status.st_size}" for file, status in found)]
+        )
 
     def _found_at(self, module: str, line: int, also: Sequence[str]) -> str:
         digests, modules = self._shell(module, range(line, line + 1))
-        for one in also:
-            name, _, attribute = one.partition(":")
+        for entry in also:
+            name, _, attribute = entry.partition(":")
             modules |= self.reach((name, attribute or None))
         digests |= {f"{name} {self._digest(name)}" for name in modules}
         return _digest_of(sorted(digests))
 
     def digest_of_module(self, name: str) -> str:
         """Digest (16 hex digits) of the code that importing the module ``name`` reaches."""
-        return _digest_of(sorted(f"{one} {self._digest(one)}" for one in self.reach((name, None))))
+        return _digest_of(
+            sorted(f"{definition} {self._digest(definition)}" for definition in self.reach((name, None)))
+        )
 
     def _digest(self, name: str) -> str:
         module = self.module(name)
@@ -161,11 +165,11 @@ class SourceCode:
         if isinstance(lines, range):
             waiting = [part for part in module.parts if part.first_line <= lines.start <= part.last_line]
         else:
-            waiting = [by_name[one] for one in lines if one in by_name]
+            waiting = [by_name[needed] for needed in lines if needed in by_name]
             # What the module itself imports and another one takes from it, such as a type.
-            for one in lines:
-                if one in imported and one not in by_name:
-                    more, reached = self._target(imported[one])
+            for needed in lines:
+                if needed in imported and needed not in by_name:
+                    more, reached = self._target(imported[needed])
                     digests |= more
                     modules |= reached
         while waiting:
@@ -206,10 +210,10 @@ class SourceCode:
                         continue
                     found.add(name)
                     module = self.module(name)
-                    for one in module.imports if module else ():
-                        if one not in seen:
-                            seen.add(one)
-                            waiting.append(one)
+                    for imported in module.imports if module else ():
+                        if imported not in seen:
+                            seen.add(imported)
+                            waiting.append(imported)
             self._reached[target] = frozenset(found)
         return self._reached[target]
 
@@ -228,10 +232,10 @@ class SourceCode:
         if module is None:
             return
         if attribute is not None and self.files[name].name == "__init__.py":
-            taken = [one for part in module.parts for bound, one in part.imports if bound == attribute]
+            taken = [target for part in module.parts for bound, target in part.imports if bound == attribute]
             if taken:
-                for one in taken:
-                    yield from self._defining(one)
+                for taken_target in taken:
+                    yield from self._defining(taken_target)
                 return
         yield name
 
@@ -278,12 +282,16 @@ def _statements(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
 
 
 def _part(node: ast.stmt, package: str) -> Part:
-    imports = tuple(one for inner in ast.walk(node) for one in _imports(inner, package))
+    imports = tuple(imported for inner in ast.walk(node) for imported in _imports(inner, package))
     plain = isinstance(node, ast.Import | ast.ImportFrom)
     first = min(
         [
             node.lineno,
-            *(one.lineno for inner in ast.walk(node) for one in getattr(inner, "decorator_list", ())),
+            *(
+                decorator.lineno
+                for inner in ast.walk(node)
+                for decorator in getattr(inner, "decorator_list", ())
+            ),
         ]
     )
     for inner in ast.walk(node):
@@ -292,7 +300,7 @@ def _part(node: ast.stmt, package: str) -> Part:
             inner.decorator_list = []
     uses = {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
     uses |= {part for inner in ast.walk(node) for part in _quoted(inner)}
-    listed = isinstance(node, ast.Assign) and any(_name(one) == "__all__" for one in node.targets)
+    listed = isinstance(node, ast.Assign) and any(_name(target) == "__all__" for target in node.targets)
     return Part(
         binds=tuple(_bound(node)),
         uses=tuple(sorted(uses)),
@@ -376,10 +384,7 @@ def _from_record(record: Any) -> Module:
 def _write(path: Path, text: str) -> None:
     """Keep ``text``; where nothing can be written the module is parsed again next time."""
     with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{uuid.uuid4().hex}.part")
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
+        write_text(path, text)
 
 
 __all__ = ["SourceCode", "parse", "source_code"]

@@ -71,17 +71,18 @@ def find_reusable(
     found: dict[Partition, DataVersion] = {}
     for partition in partitions:
         standing = (
-            one
-            for one in candidates.get(partition, ())
-            if one.fingerprint == fingerprint and changes.changed(one.metadata.get(READ, {})) is None
+            candidate
+            for candidate in candidates.get(partition, ())
+            if candidate.fingerprint == fingerprint
+            and changes.changed(candidate.metadata.get(READ, {})) is None
         )
         faults: dict[str, str] = {}
-        version = next((one for one in standing if not _damaged(one, damage, faults)), None)
+        version = next((version for version in standing if not _damaged(version, damage, faults)), None)
         if version is None:
             damaged = "; ".join(f"damaged: {path}, {fault}" for path, fault in faults.items())
             return Reuse({}, damaged or _why(current.get(partition), fingerprint, code))
         found[partition] = version
-    return Reuse(found, older=any(version != current[one] for one, version in found.items()))
+    return Reuse(found, older=any(version != current[name] for name, version in found.items()))
 
 
 def _damaged(version: DataVersion, damage: Callable[[StoredFile], str], faults: dict[str, str]) -> bool:

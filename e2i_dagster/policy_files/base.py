@@ -40,7 +40,7 @@ class RemediedError(ValueError):
 #: Keys on the way to a wrong place of a file, and what is wrong there.
 Place = tuple[tuple[int | str, ...], str]
 
-#: More places of one key are not told.
+#: More places of one key are not listed.
 _MOST_PLACES = 3
 
 #: libyaml where PyYAML was built with it, which is many times as fast.
@@ -65,9 +65,9 @@ class PolicyModel(BaseModel, observed.Observed):  # noqa: PLW1641 - pydantic has
         return dump(self)
 
     def __eq__(self, other: object) -> bool:
-        for one in (self, other):
-            if isinstance(one, PolicyModel):
-                observed.read_fields(one)
+        for layer in (self, other):
+            if isinstance(layer, PolicyModel):
+                observed.read_fields(layer)
         return super().__eq__(other)
 
     def model_copy(self, **settings: Any) -> Self:
@@ -100,7 +100,7 @@ def read_yaml(
 
     Args:
         check: what else is wrong with the value: keys on the way to each place, and a message. The model's
-            validators are told by the context ``placed`` that they need not say it without a place.
+            validators know by the context ``placed`` that they need not say it without a place.
         checks_apart: what ``check`` says of one place does not hang on other places, so that it is asked of what is
             left without the wrong fields, too.
 
@@ -142,9 +142,9 @@ def read_yaml(
             # What is left may lack what every such file has; of that nothing more can be said.
             with suppress(ValidationError):
                 left = model.model_validate(rest, context={"placed": True})
-                problems += [_problem(path, node, *one) for one in check(left)]
+                problems += [_problem(path, node, *problem) for problem in check(left)]
         raise ConfigError.joined(problems) from None
-    problems = [_problem(path, node, *one) for one in check(value)] if check else []
+    problems = [_problem(path, node, *problem) for problem in check(value)] if check else []
     if problems:
         raise ConfigError.joined(problems)
     observed.note_file(path, model, value)
@@ -182,7 +182,7 @@ def _own(problems: Sequence[Any]) -> Iterator[Any]:
     """Problems without a list's that it is too short, where that is so for its wrong items alone."""
     for problem in problems:
         place = problem["loc"]
-        within = any(one["loc"][: len(place)] == place != one["loc"] for one in problems)
+        within = any(problem["loc"][: len(place)] == place != problem["loc"] for problem in problems)
         if problem["type"] != "too_short" or not within:
             yield problem
 
@@ -225,8 +225,8 @@ def _nearest_key(model: type[BaseModel], problem: Any) -> str:
         return did_you_mean(name, places)
     if any(place and place[-1] in way for place in places[name]):
         return ""
-    told = [f"under {'.'.join(place)}" if place else "at the top of the file" for place in places[name]]
-    return f"{name!r} belongs {' or '.join(told[:_MOST_PLACES])}."
+    described = [f"under {'.'.join(place)}" if place else "at the top of the file" for place in places[name]]
+    return f"{name!r} belongs {' or '.join(described[:_MOST_PLACES])}."
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -243,16 +243,16 @@ def _places_of(model: type[BaseModel]) -> dict[str, list[tuple[str, ...]]]:
     while left:
         kind, path = left.pop(0)
         if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
-            left += [(one, path) for one in get_args(kind)]
+            left += [(arg, path) for arg in get_args(kind)]
             continue
-        if any(kind is one and path[: len(known)] == known for one, known in seen):
+        if any(kind is other and path[: len(known)] == known for other, known in seen):
             continue  # a model within itself, as a group of criteria
         seen.append((kind, path))
         keys = {field.alias or name: field.annotation for name, field in kind.model_fields.items()}
         for key in (*keys, *getattr(kind, "written_keys", ())):
             if path not in places.setdefault(key, []):
                 places[key].append(path)
-        left += [(one, (*path, key)) for key, one in keys.items()]
+        left += [(inner, (*path, key)) for key, inner in keys.items()]
     return places
 
 

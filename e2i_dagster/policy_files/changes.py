@@ -54,7 +54,7 @@ class _Now(dict[str, str]):
 def _now(path: Path, model: str, modified: int, size: int) -> _Now:
     """The values of the file ``path``, or of a folder the names of its files."""
     if not model:
-        return _Now(dict.fromkeys(sorted(one.stem for one in path.glob("*.yaml"))))
+        return _Now(dict.fromkeys(sorted(file.stem for file in path.glob("*.yaml"))))
     kind = resolve_name(model)
     with unobserved():
         return _Now(plain(kind.from_yaml(path) if hasattr(kind, "from_yaml") else read_yaml(path, kind)))

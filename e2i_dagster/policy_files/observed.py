@@ -53,9 +53,9 @@ class Readings:
     def to_record(self) -> dict[str, dict[str, Any]]:
         """As JSON: file -> the model it is read as, and the digest at each of its keys (``a.b``)."""
         record: dict[str, dict[str, Any]] = {}
-        for place in sorted(self.values, key=lambda one: (one.file, one.keys)):
+        for place in sorted(self.values, key=lambda value: (value.file, value.keys)):
             whole = (Place(place.file, place.model, place.keys[:length]) for length in range(len(place.keys)))
-            if any(one in self.values for one in whole):
+            if any(place in self.values for place in whole):
                 continue
             of_file = record.setdefault(place.file, {"model": place.model, "keys": {}})
             of_file["keys"][json.dumps(place.keys)] = self.values[place]
@@ -135,9 +135,9 @@ def _put(value: Any, place: Place) -> None:
             _put(inner, place / name)
         elif isinstance(inner, dict):
             value.__dict__[name] = ObservedDict(inner, place / name)
-            for key, one in inner.items():
-                if _placed(one):
-                    _put(one, place / name / key)
+            for key, item in inner.items():
+                if _placed(item):
+                    _put(item, place / name / key)
 
 
 def _placed(value: Any) -> bool:
@@ -248,11 +248,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
         return {name: plain(value.__dict__[name]) for name in type(value).model_fields}
     if isinstance(value, dict):
-        return {str(key): plain(one) for key, one in dict.items(value)}
+        return {str(key): plain(item) for key, item in dict.items(value)}
     if isinstance(value, set | frozenset):
         return sorted(map(str, value))
     if isinstance(value, list | tuple):
-        return [plain(one) for one in value]
+        return [plain(item) for item in value]
     return value
 
 

@@ -105,7 +105,7 @@ def build_data_docs(
     suite = gx.ExpectationSuite(
         name=table, expectations=[expectation(policy, position, spec) for position, spec in enumerate(specs)]
     )
-    told: list[PartDocs] = []
+    documented: list[PartDocs] = []
     sections: list[str] = []
     for label, rows in parts.items():
         data = (rows if isinstance(rows, TypedFrame) else typed(rows, table)).frame.reset_index(drop=True)
@@ -113,17 +113,19 @@ def build_data_docs(
         result = door.get_batch(batch_parameters={"dataframe": data}).validate(
             suite, result_format=_COUNTS_ONLY
         )
-        held = {
-            one.expectation_config.meta["position"]
-            for one in result.results
-            if one.success is True and one.expectation_config is not None and one.expectation_config.meta
+        stored = {
+            outcome.expectation_config.meta["position"]
+            for outcome in result.results
+            if outcome.success is True
+            and outcome.expectation_config is not None
+            and outcome.expectation_config.meta
         }
-        failing = tuple(spec.title for position, spec in enumerate(specs) if position not in held)
-        told.append(PartDocs(label, len(data), len(specs), failing))
-        sections.append(_sections(page_of(result), f"part-{len(told)}"))
+        failing = tuple(spec.title for position, spec in enumerate(specs) if position not in stored)
+        documented.append(PartDocs(label, len(data), len(specs), failing))
+        sections.append(_sections(page_of(result), f"part-{len(documented)}"))
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(_page(table, told, sections), encoding="utf-8")
-    return DataDocs(page, tuple(told))
+    page.write_text(_page(table, documented, sections), encoding="utf-8")
+    return DataDocs(page, tuple(documented))
 
 
 def _sections(page: str, name: str) -> str:
@@ -138,16 +140,16 @@ def _sections(page: str, name: str) -> str:
     return closed.replace("section-", f"{name}-section-")
 
 
-def _page(table: str, told: list[PartDocs], sections: list[str]) -> str:
-    parts = "\n".join(
-        f"<details{' open' if part.failing or len(told) == 1 else ''}>"
+def _page(table: str, parts: list[PartDocs], sections: list[str]) -> str:
+    body = "\n".join(
+        f"<details{' open' if part.failing or len(parts) == 1 else ''}>"
         f"<summary>{html.escape(part.text)}</summary>\n{section}\n</details>"
-        for part, section in zip(told, sections, strict=True)
+        for part, section in zip(parts, sections, strict=True)
     )
     title = html.escape(f"Expectations of {table}")
     note = f"Suite config/expectations/{html.escape(table)}.yaml, run by Great Expectations; counts and shares only."
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
-        f'<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n<p class="note">{note}</p>\n{parts}\n'
+        f'<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n<p class="note">{note}</p>\n{body}\n'
         "</body>\n</html>\n"
     )

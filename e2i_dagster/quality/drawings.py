@@ -23,11 +23,11 @@ def heat_map(columns: Sequence[ColumnScore]) -> str:
     parts = [_HEAD.format(left + len(DIMENSIONS) * width + 10, row * (len(columns) + 3) + 8)]
     for place, name in enumerate(DIMENSIONS):
         parts.append(_text(left + (place + 0.5) * width, 13, name, "middle"))
-    for position, one in enumerate(columns, start=1):
+    for position, column in enumerate(columns, start=1):
         top = row * position
-        parts.append(_text(left - 6, top + 13, one.column, "end"))
+        parts.append(_text(left - 6, top + 13, column.column, "end"))
         for place, name in enumerate(DIMENSIONS):
-            value, x = one.dimension(name), left + place * width
+            value, x = column.dimension(name), left + place * width
             parts.append(_box(x, top, width - 2, row - 2, _colour(value)))
             if value is not None:
                 parts.append(_text(x + width / 2, top + 13, f"{value:.3f}", "middle"))

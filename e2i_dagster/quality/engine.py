@@ -151,7 +151,7 @@ def with_vocabularies(on: EngineFrame, rules: Sequence[Rule]) -> EngineFrame:
 def distinct(on: EngineFrame, column: str) -> int | None:
     """Number of distinct values in ``column`` on DuckDB, null not counted; None on another engine.
 
-    Values are told apart by their 64-bit hashes, which takes half the time of the engine's own count. Two of n
+    Values are distinguished by their 64-bit hashes, which takes half the time of the engine's own count. Two of n
     different values share one with a probability below n**2 / 2**65 (1,000,000: 3 in 100,000,000), and then
     the number is too low by one, never too high.
     """

@@ -5,7 +5,7 @@ holds the positions of the rows that do not meet an expectation, never a value o
 
 A verdict must not depend on which months came in one call, and one call should not cost a run of the
 suite for each month. The suite is therefore run once, over all rows, with every ``mostly`` at 1. The
-positions of the failing rows are then counted by partition, and each partition is held against the
+positions of the failing rows are then counted by partition, and each partition is compared with the
 ``mostly`` of its expectation as Great Expectations does it: 1 - failing / looked at, where the rows looked
 at are all rows for ``not_null``, those with a value (both values of a pair) for the others, and a
 partition without any such row meets it. Only what is not a property of single rows is run for parts:
@@ -207,15 +207,15 @@ class _Runner:
         result = validated(door, needed, suite, _POSITIONS_ONLY)
         failed: dict[int, _Failure] = {}
         seen: set[int] = set()
-        for one in result.results:
-            config = one.expectation_config
+        for outcome in result.results:
+            config = outcome.expectation_config
             position = int((config.meta or {})["position"]) if config is not None else -1
             seen.add(position)
-            error = _error(one.exception_info)
+            error = _error(outcome.exception_info)
             if error is not None:
                 failed[position] = _Failure(None, error)
-            elif one.success is not True:
-                listed = one.result.get("unexpected_index_list")
+            elif outcome.success is not True:
+                listed = outcome.result.get("unexpected_index_list")
                 rows = None if listed is None else np.asarray(listed, dtype=int)
                 known = rows is not None or specs[position].expect == "row_count"
                 failed[position] = _Failure(rows, None if known else "no rows were named")

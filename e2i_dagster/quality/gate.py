@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert
 
 from e2i_dagster.config.quality import QualityPolicy, current_quality_policy
+from e2i_dagster.database.upsert import upsert
 from e2i_dagster.errors import InputError, VerdictError
 from e2i_dagster.quality.dimensions import WHOLE
 from e2i_dagster.quality.report import QualityReport, Verdict, rule_page
@@ -159,7 +159,7 @@ def record_verdicts(
                 verdict=part.verdict,
                 blocking=bool(part.blocking),
                 rules=tuple(
-                    BlockedRule(one.rule, one.column, one.count, one.detail) for one in part.blocking
+                    BlockedRule(rule.rule, rule.column, rule.count, rule.detail) for rule in part.blocking
                 ),
                 run_id=run_id,
                 judged_at=report.checked_at,
@@ -172,10 +172,7 @@ def record_verdicts(
 def _store(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
     if not rows:
         return
-    statement = insert(ml_gate_verdicts)
-    keys = [column.name for column in ml_gate_verdicts.primary_key.columns]
-    changed = {name: statement.excluded[name] for name in rows[0] if name not in keys}
-    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changed), list(rows))
+    connection.execute(upsert(ml_gate_verdicts, rows[0]), list(rows))
 
 
 def record_audit(
@@ -196,18 +193,23 @@ def record_audit(
         needed: checks that must have run; one that did not blocks, as ``not_checked``.
     """
     blocking = [
-        BlockedRule(one.rule, ", ".join(one.columns) or None, one.affected, f"{one.evidence}; {one.remedy}")
-        for one in report.findings
-        if one.severity == "fatal"
-    ]
-    for one in report.checks:
-        failed = any(
-            finding.rule == "check_error" and finding.kind == one.kind for finding in report.findings
+        BlockedRule(
+            finding.rule,
+            ", ".join(finding.columns) or None,
+            finding.affected,
+            f"{finding.evidence}; {finding.remedy}",
         )
-        if one.kind in needed and not one.ran and not failed:
-            detail = f"the leakage check {one.kind} did not run: {one.reason}"
+        for finding in report.findings
+        if finding.severity == "fatal"
+    ]
+    for check in report.checks:
+        failed = any(
+            finding.rule == "check_error" and finding.kind == check.kind for finding in report.findings
+        )
+        if check.kind in needed and not check.ran and not failed:
+            detail = f"the leakage check {check.kind} did not run: {check.reason}"
             blocking.append(BlockedRule("not_checked", None, None, detail))
-    warned = any(one.severity == "convention" for one in report.findings)
+    warned = any(finding.severity == "convention" for finding in report.findings)
     verdict = GateVerdict(
         table=ref.table,
         partition=ref.partition or WHOLE,
@@ -261,7 +263,7 @@ def leakage_findings(connection: sa.Connection, *, audited_by: str) -> list[dict
                 "remedy": row.remediation_action,
             }
         )
-    return sorted(found, key=lambda one: list(severities.values()).index(one["severity"]))
+    return sorted(found, key=lambda row: list(severities.values()).index(row["severity"]))
 
 
 def find_verdicts(
@@ -332,7 +334,7 @@ def require_gate(
             detail = "this data version was never checked under the current rules"
             blocked.append((ref, (BlockedRule("not_checked", None, None, detail),)))
             continue
-        verdict, left = _judged(verdict, given, reads or {}, now or datetime.now(UTC), waivers)
+        verdict, left = _apply_waivers(verdict, given, reads or {}, now or datetime.now(UTC), waivers)
         # An interrupted check can leave a blocking verdict without a rule: it blocks all the same.
         if left or (verdict.blocking and not verdict.rules):
             blocked.append((ref, left))
@@ -343,7 +345,7 @@ def require_gate(
     return tuple(found)
 
 
-def _judged(
+def _apply_waivers(
     verdict: GateVerdict, given: Sequence[Waiver], reads: Reads, now: datetime, use_waivers: bool
 ) -> tuple[GateVerdict, tuple[BlockedRule, ...]]:
     """``verdict`` with the waivers that hold and what concerns others, and the rules that still block."""
@@ -351,7 +353,7 @@ def _judged(
         return verdict, ()
     mine = {
         waiver.rule: waiver
-        for waiver in sorted(given, key=lambda one: one.expires_at)
+        for waiver in sorted(given, key=lambda waiver: waiver.expires_at)
         if (waiver.table, waiver.partition, waiver.digest)
         == (verdict.table, verdict.partition, verdict.digest)
         and may_be_waived(waiver.rule)
@@ -360,18 +362,23 @@ def _judged(
     used: dict[str, Waiver] = {}
     left: list[BlockedRule] = []
     elsewhere: list[BlockedRule] = []
-    for one in verdict.rules:
-        waiver = mine.get(one.rule)
-        if read is not None and one.rule in _ONE_COLUMN and one.column is not None and one.column not in read:
-            elsewhere.append(one)
+    for rule in verdict.rules:
+        waiver = mine.get(rule.rule)
+        if (
+            read is not None
+            and rule.rule in _ONE_COLUMN
+            and rule.column is not None
+            and rule.column not in read
+        ):
+            elsewhere.append(rule)
         elif waiver is None:
-            left.append(one)
+            left.append(rule)
         elif use_waivers and waiver.holds(now):
             used[waiver.rule] = waiver
         else:
             state = "holds" if waiver.holds(now) else "expired"
-            told = f"{one.detail} (waiver of {waiver.waived_by} {state}: {waiver.expires_at:%Y-%m-%d})"
-            left.append(replace(one, detail=told))
+            detail = f"{rule.detail} (waiver of {waiver.waived_by} {state}: {waiver.expires_at:%Y-%m-%d})"
+            left.append(replace(rule, detail=detail))
     return replace(verdict, waivers=tuple(used.values()), elsewhere=tuple(elsewhere)), tuple(left)
 
 
@@ -412,13 +419,13 @@ def marks_of(
     verdicts: Iterable[GateVerdict],
 ) -> list[str]:
     """Waivers under which ``verdicts`` pass, and those that the makers of ``inputs`` stood under; sorted lines."""
-    marks = {waiver.text for verdict in verdicts for waiver in verdict.waivers}
+    texts = {waiver.text for verdict in verdicts for waiver in verdict.waivers}
     versions = {(asset, partition, digest) for asset, partition, digest in inputs}
     for asset in {asset for asset, _, _ in inputs} - {*RAW_TABLES, *OPTIONAL_RAW_TABLES}:
         for partition, version in ledger.current(connection, asset).items():
             if (asset, partition, version.digest) in versions:
-                marks.update(version.metadata.get("waived", ()))
-    return sorted(marks)
+                texts.update(version.metadata.get("waived", ()))
+    return sorted(texts)
 
 
 def audited_refs(inputs: Iterable[tuple[str, str | None, str]]) -> tuple[DataRef, ...]:
@@ -466,8 +473,14 @@ def _row(verdict: GateVerdict) -> dict[str, Any]:
         "verdict": verdict.verdict,
         "blocking": verdict.blocking,
         "rules": [
-            {"rule": one.rule, "column": one.column, "rows": one.rows, "detail": one.detail, "page": one.page}
-            for one in verdict.rules
+            {
+                "rule": rule.rule,
+                "column": rule.column,
+                "rows": rule.rows,
+                "detail": rule.detail,
+                "page": rule.page,
+            }
+            for rule in verdict.rules
         ],
         "run_id": verdict.run_id,
         "judged_at": verdict.judged_at,
@@ -483,7 +496,7 @@ def _verdict(row: Mapping[Any, Any]) -> GateVerdict:
         verdict=row["verdict"],
         blocking=row["blocking"],
         rules=tuple(
-            BlockedRule(one["rule"], one["column"], one["rows"], one["detail"]) for one in row["rules"]
+            BlockedRule(rule["rule"], rule["column"], rule["rows"], rule["detail"]) for rule in row["rules"]
         ),
         run_id=row["run_id"],
         judged_at=row["judged_at"],
@@ -497,7 +510,7 @@ _UNFINISHED = (BlockedRule("check_error", None, None, "the check did not finish"
 def _one_refusal(ref: DataRef, rules: tuple[BlockedRule, ...]) -> VerdictError:
     """Why one data version may not be read: its table, its partition, the rules, and how it may."""
     remedy = _next_command([(ref, rules)])
-    named = ", ".join(dict.fromkeys(one.rule for one in rules or _UNFINISHED))
+    named = ", ".join(dict.fromkeys(rule.rule for rule in rules or _UNFINISHED))
     partition = ref.partition or WHOLE
     return VerdictError(
         f"{ref.table} {partition}: {named}. Next: {remedy}",
@@ -508,12 +521,12 @@ def _one_refusal(ref: DataRef, rules: tuple[BlockedRule, ...]) -> VerdictError:
 def _refusal(blocked: Sequence[tuple[DataRef, tuple[BlockedRule, ...]]]) -> str:
     lines = [f"The quality gate blocks {len(blocked)} of the data versions that were about to be read:"]
     for ref, rules in blocked[:_LISTED]:
-        for one in rules or _UNFINISHED:
-            where = f" on {one.column}" if one.column else ""
-            rows = f", {one.rows:,} rows" if one.rows is not None else ""
+        for rule in rules or _UNFINISHED:
+            where = f" on {rule.column}" if rule.column else ""
+            rows = f", {rule.rows:,} rows" if rule.rows is not None else ""
             lines.append(
-                f"- table {ref.table}, partition {ref.partition or WHOLE}: {one.rule}{where}{rows}: "
-                f"{one.detail} (see {one.page})"
+                f"- table {ref.table}, partition {ref.partition or WHOLE}: {rule.rule}{where}{rows}: "
+                f"{rule.detail} (see {rule.page})"
             )
     if len(blocked) > _LISTED:
         lines.append(f"- and {len(blocked) - _LISTED} more")
@@ -523,8 +536,8 @@ def _refusal(blocked: Sequence[tuple[DataRef, tuple[BlockedRule, ...]]]) -> str:
 
 def _next_command(blocked: Sequence[tuple[DataRef, tuple[BlockedRule, ...]]]) -> str:
     ref, rules = blocked[0]
-    unchecked = all(one.rule == "not_checked" for _, found in blocked for one in found)
-    if all(one.table in (FRAME, SPLITS) for one, _ in blocked):
+    unchecked = all(rule.rule == "not_checked" for _, found in blocked for rule in found)
+    if all(part.table in (FRAME, SPLITS) for part, _ in blocked):
         audit = f"e2i leakage-audit --scope {ref.partition}"
         if unchecked:
             return f"run `{audit}`, which audits this version; then repeat this command."
@@ -532,7 +545,7 @@ def _next_command(blocked: Sequence[tuple[DataRef, tuple[BlockedRule, ...]]]) ->
     if unchecked:
         return "run `e2i load`, which checks what it loads."
     text = "correct the delivery and run `e2i load`, which checks the new version; then repeat this command."
-    if all(may_be_waived(one.rule) for _, found in blocked for one in found) and rules:
+    if all(may_be_waived(rule.rule) for _, found in blocked for rule in found) and rules:
         text += (
             f" Or answer for it: `e2i gate waive {ref.table} --partition {ref.partition or WHOLE} "
             f"--rule {rules[0].rule} --reason ...`."

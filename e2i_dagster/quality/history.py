@@ -72,7 +72,7 @@ def find_previous(connection: sa.Connection, table: str, digests: Mapping[str, s
     return {
         row.partition: Previous(
             findings=tuple(findings.get(row.partition, ())),
-            profile={name: ColumnProfile(**one) for name, one in row.profile.items()},
+            profile={name: ColumnProfile(**values) for name, values in row.profile.items()},
             overall=row.overall_score,
         )
         for row in rows

@@ -38,7 +38,7 @@ from e2i_dagster.tables import (
     frame_columns,
     raw_table,
 )
-from e2i_dagster.tables.moments import Judged, earlier, moments
+from e2i_dagster.tables.moments import ParsedMoments, earlier, moments
 
 Kind = Literal["known_at", "temporal", "target", "window", "contamination"]
 CHECKS: tuple[Kind, ...] = ("known_at", "temporal", "target", "window", "contamination")
@@ -115,16 +115,27 @@ class LeakageReport(PolicyModel):
                 ("severity", "kind", "columns", "rows", "evidence", "remedy", "page"),
                 [
                     (
-                        *(one.severity, one.kind, one.columns, one.affected, one.evidence),
-                        *(one.remedy if one.proposal is None else f"{one.remedy}: {one.proposal}", one.page),
+                        *(
+                            finding.severity,
+                            finding.kind,
+                            finding.columns,
+                            finding.affected,
+                            finding.evidence,
+                        ),
+                        *(
+                            finding.remedy
+                            if finding.proposal is None
+                            else f"{finding.remedy}: {finding.proposal}",
+                            finding.page,
+                        ),
                     )
-                    for one in self.findings
+                    for finding in self.findings
                 ],
                 empty="No findings.",
             ),
             "checks": Table(
                 ("check", "state"),
-                [(one.kind, "ran" if one.ran else f"skipped: {one.reason}") for one in self.checks],
+                [(check.kind, "ran" if check.ran else f"skipped: {check.reason}") for check in self.checks],
             ),
         }
 
@@ -133,27 +144,29 @@ class LeakageReport(PolicyModel):
         level = {"fatal": "critical", "convention": "warning", "characterization": "info"}
         rows: list[dict[str, Any]] = [
             {
-                "check_type": one.kind,
-                "passed": one.severity != "fatal",
-                "severity": level[one.severity],
-                "details": f"{', '.join(one.columns)}: {one.evidence}",
-                "affected_records": one.affected,
-                "remediation_action": one.remedy if one.proposal is None else f"{one.remedy}: {one.proposal}",
+                "check_type": finding.kind,
+                "passed": finding.severity != "fatal",
+                "severity": level[finding.severity],
+                "details": f"{', '.join(finding.columns)}: {finding.evidence}",
+                "affected_records": finding.affected,
+                "remediation_action": finding.remedy
+                if finding.proposal is None
+                else f"{finding.remedy}: {finding.proposal}",
             }
-            for one in self.findings
+            for finding in self.findings
         ]
-        found = {one.kind for one in self.findings}
+        found = {finding.kind for finding in self.findings}
         rows.extend(
             {
-                "check_type": one.kind,
+                "check_type": check.kind,
                 "passed": True,
                 "severity": "info",
                 "details": "nothing found",
                 "affected_records": None,
                 "remediation_action": None,
             }
-            for one in self.checks
-            if one.ran and one.kind not in found
+            for check in self.checks
+            if check.ran and check.kind not in found
         )
         return {"rows": rows}
 
@@ -271,7 +284,7 @@ def extract_only_columns() -> frozenset[str]:
 
 
 def _error(kind: Kind, error: Exception) -> LeakageFinding:
-    # The text of an exception may hold values of patients: only its type and place are told.
+    # The text of an exception may hold values of patients: only its type and place are reported.
     frame = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{Path(frame.filename).name}:{frame.lineno}"
     return LeakageFinding(
@@ -340,18 +353,18 @@ def _holds_dates(column: pd.Series) -> bool:
         return False
     cells = column.dropna().head(1_000).tolist()
     # Any other Python value is no date, whatever its text is.
-    written = [one.isoformat() if isinstance(one, dt.date) else one for one in cells]
-    sample = [one if isinstance(one, str) else "" for one in written]
-    judged = _judged(pd.Series(sample, dtype=object))
+    written = [cell.isoformat() if isinstance(cell, dt.date) else cell for cell in cells]
+    sample = [text if isinstance(text, str) else "" for text in written]
+    judged = _parsed(pd.Series(sample, dtype=object))
     dated = judged.values.is_valid().to_numpy(zero_copy_only=False)
     if "ambiguous_date" in judged.refused:
         dated = dated | judged.refused["ambiguous_date"].to_numpy(zero_copy_only=False)
     # A day with a word behind it is a date that cannot be read, not another kind of text.
-    dated = dated | np.array([bool(_ISO_DATE.match(one)) for one in sample], dtype=bool)
+    dated = dated | np.array([bool(_ISO_DATE.match(text)) for text in sample], dtype=bool)
     return bool(dated.sum() > len(sample) / 2)
 
 
-def _judged(column: pd.Series) -> Judged:
+def _parsed(column: pd.Series) -> ParsedMoments:
     import pyarrow as pa
 
     if pd.api.types.is_datetime64_any_dtype(column.dtype):
@@ -378,14 +391,14 @@ def _moments(column: pd.Series) -> pd.Series:
     """Moments in UTC as the loader reads them; null where a cell is empty or refused."""
     if isinstance(column.dtype, pd.PeriodDtype):
         column = column.dt.to_timestamp()
-    return _judged(column).values.to_pandas().set_axis(column.index)
+    return _parsed(column).values.to_pandas().set_axis(column.index)
 
 
 def _unread(column: pd.Series) -> dict[str, int]:
     """Cells of a date column that the loader would refuse, by reason."""
     if isinstance(column.dtype, pd.PeriodDtype):
         return {}
-    refused = _judged(column).refused.items()
+    refused = _parsed(column).refused.items()
     counts = {reason: int(mask.to_numpy(zero_copy_only=False).astype(bool).sum()) for reason, mask in refused}
     return {reason: rows for reason, rows in counts.items() if rows}
 
@@ -520,13 +533,13 @@ def _telling(
         if missing is not None:
             yield _proxy("target", "leakage_missing", (name,), *missing)
             continue
-        told = asked.groups(proxies.groups_of(column), "alone it tells the label")
+        finding = asked.groups(proxies.groups_of(column), "alone it tells the label")
         for part, groups in proxies.pieces_of_text(column).items():
-            told = told or asked.groups(
+            finding = finding or asked.groups(
                 groups, f"{part} tell the label" if part[-1] == "s" else f"{part} tells it"
             )
-        if told is not None:
-            yield _proxy("target", "leakage_target", (name,), *told)
+        if finding is not None:
+            yield _proxy("target", "leakage_target", (name,), *finding)
     for name in dates:
         missing = asked.missing(_moments(labelled[name]))
         if missing is not None:
@@ -550,7 +563,7 @@ def _without_event(
 
     If events came at the overall rate ``p``, ``n`` rows would have none with probability ``(1 - p)**n``, the
     binomial probability of zero (an exact upper bound for a rate of 0 of n: Clopper and Pearson, Biometrika
-    1934;26:404). It is held against 1e-4 divided by the number of categories looked at (Bonferroni). Asked of
+    1934;26:404). It is compared with 1e-4 divided by the number of categories looked at (Bonferroni). Asked of
     labels that are 0 or 1 and of the categories of :func:`_categories`.
     """
     number = proxies.as_numbers(labelled[target])
@@ -558,16 +571,16 @@ def _without_event(
         return
     event, rate = number == 1.0, float((number == 1.0).mean())
     looked_at = [
-        (str(name), one)
+        (str(name), category)
         for name in (*features, *dates)
-        for one in _categories(labelled[name], event, dated=name in dates)
-        if one.rows >= _LEAST_OF_A_CATEGORY
+        for category in _categories(labelled[name], event, dated=name in dates)
+        if category.rows >= _LEAST_OF_A_CATEGORY
     ]
-    for name, one in looked_at:
-        if one.events or (1.0 - rate) ** one.rows >= _BY_CHANCE / len(looked_at):
+    for name, column in looked_at:
+        if column.events or (1.0 - rate) ** column.rows >= _BY_CHANCE / len(looked_at):
             continue
         shown = yaml.safe_dump(
-            [{"field": name, **one.rule}],
+            [{"field": name, **column.rule}],
             default_flow_style=True,
             width=1_000,
             sort_keys=False,
@@ -578,11 +591,11 @@ def _without_event(
             rule="leakage_no_event",
             columns=(name,),
             severity="convention",
-            evidence=f"cannot have the outcome: none of {one.rows:,} rows{one.which} has it, {rate:.1%} of all "
+            evidence=f"cannot have the outcome: none of {column.rows:,} rows{column.which} has it, {rate:.1%} of all "
             "rows have it",
             remedy="leave them out by a rule of the cohort, unless the outcome is possible for them",
-            affected=one.rows,
-            proposal=f"{one.side}: {shown.strip()}",
+            affected=column.rows,
+            proposal=f"{column.side}: {shown.strip()}",
         )
 
 
@@ -652,7 +665,7 @@ def _windows(
     """
     asked = _Asked(labelled[target], limits)
     moments = {name: _moments(labelled[name]) for name in dates}
-    told: set[str] = set()
+    reported: set[str] = set()
     if index is not None:
         verdict = asked.groups(proxies.groups_of(index), "the index date tells the label")
         if verdict is not None:
@@ -665,9 +678,9 @@ def _windows(
         )
         verdict = asked.groups(proxies.groups_of(distance), evidence)
         if verdict is not None:
-            told.add(name)
+            reported.add(name)
             yield _proxy("window", "leakage_window", (name,), *verdict)
-    left = [name for name in moments if name not in told][:_MOST_DATES_PAIRED]
+    left = [name for name in moments if name not in reported][:_MOST_DATES_PAIRED]
     for first, second in itertools.combinations(left, 2):
         length = (moments[second] - moments[first]).dt.total_seconds()
         verdict = asked.groups(proxies.groups_of(length), "the time between the two dates tells the label")
@@ -689,7 +702,8 @@ class _Asked:
         if not empty.any() or empty.all():
             return None
         best = max(
-            ((proxies.indicator_auc(empty, one), one) for one in self.answers), key=lambda pair: pair[0]
+            ((proxies.indicator_auc(empty, answer), answer) for answer in self.answers),
+            key=lambda pair: pair[0],
         )
         return self._verdict(*best, "being empty or not tells the label: AUC {auc:.3f}")
 
@@ -697,7 +711,7 @@ class _Asked:
         if groups.max(initial=0) == groups.min(initial=0):
             return None
         best = max(
-            ((proxies.out_of_fold_auc(groups, one, self.halves), one) for one in self.answers),
+            ((proxies.out_of_fold_auc(groups, answer, self.halves), answer) for answer in self.answers),
             key=lambda pair: pair[0],
         )
         return self._verdict(*best, evidence + ": out-of-fold AUC {auc:.3f}")
@@ -748,17 +762,17 @@ def _contamination(
         near_share=limits.near_duplicate_share,
         tolerance=limits.near_duplicate_tolerance,
     )
-    for one in copies:
-        same = "nearly the features" if one.near else "the features"
+    for copy in copies:
+        same = "nearly the features" if copy.near else "the features"
         yield LeakageFinding(
             kind="contamination",
-            rule="leakage_near_duplicate_rows" if one.near else "leakage_duplicate_rows",
+            rule="leakage_near_duplicate_rows" if copy.near else "leakage_duplicate_rows",
             columns=tuple(str(name) for name in columns),
             severity="fatal",
             evidence=(
-                f"{one.rows:,} rows of {one.second} have {same} of a row of {one.first} under another "
-                f"patient; {one.by_chance:.0f} would be expected by chance"
+                f"{copy.rows:,} rows of {copy.second} have {same} of a row of {copy.first} under another "
+                f"patient; {copy.by_chance:.0f} would be expected by chance"
             ),
             remedy="look for patients delivered under two identifiers; keep one of each",
-            affected=one.rows,
+            affected=copy.rows,
         )

@@ -145,7 +145,7 @@ def _clusters(ranks: np.ndarray, empty: np.ndarray) -> np.ndarray:
     from scipy.sparse.csgraph import connected_components
 
     with np.errstate(invalid="ignore", divide="ignore"):
-        together = [np.nan_to_num(np.abs(np.corrcoef(one, rowvar=False))) for one in (ranks, empty)]
+        together = [np.nan_to_num(np.abs(np.corrcoef(values, rowvar=False))) for values in (ranks, empty)]
     joined = np.atleast_2d(np.maximum(*together)) > _TOGETHER
     return connected_components(joined, directed=False)[1]
 
@@ -162,13 +162,13 @@ def _exact(table: _Table, prints: np.ndarray, first: int, second: int) -> tuple[
     inside = [table.split == first, table.split == second]
     both = np.intersect1d(table.person[inside[0]], table.person[inside[1]])
     other = ~np.isin(table.person, both)
-    one, two = (np.flatnonzero(mask & other) for mask in inside)
-    if not len(one) or not len(two):
+    left, right = (np.flatnonzero(mask & other) for mask in inside)
+    if not len(left) or not len(right):
         return 0, 0.0
-    hits = two[np.isin(prints[two], prints[one])]
+    hits = right[np.isin(prints[right], prints[left])]
     certain = int(_identifying(table, hits).sum())
-    sizes = np.unique(prints[np.concatenate([one, two])], return_counts=True)[1]
-    expected, deviation = _by_chance(sizes[sizes > 1], len(one), len(two))
+    sizes = np.unique(prints[np.concatenate([left, right])], return_counts=True)[1]
+    expected, deviation = _by_chance(sizes[sizes > 1], len(left), len(right))
     beyond = len(hits) > expected + 4 * np.sqrt(deviation**2 + 1)
     return (len(hits), expected) if beyond else (certain, 0.0)
 
@@ -226,9 +226,9 @@ def _near_pairs(table: _Table, near_share: float, tolerance: float) -> tuple[np.
         grid = np.nan_to_num(np.floor(table.scaled / _GRID + offset), nan=-1e6).astype(np.int64)
         keyed = np.where(table.continuous, grid, table.codes)
         hashes = [_hash(np.where(np.isin(np.arange(columns), block), keyed, 0)) for block in blocks]
-        for one, two in itertools.combinations(range(_BLOCKS), 2):
+        for first, two in itertools.combinations(range(_BLOCKS), 2):
             with np.errstate(over="ignore"):
-                found.append(_bucket_pairs(hashes[one] + hashes[two], table))
+                found.append(_bucket_pairs(hashes[first] + hashes[two], table))
     joined = np.unique(np.concatenate(found))[:_MOST_PAIRS]
     left, right = joined // n, joined % n
     same = table.codes[left] == table.codes[right]
@@ -285,8 +285,8 @@ def _bucket_pairs(key: np.ndarray, table: _Table) -> np.ndarray:
     found = []
     for step in range(1, _LARGEST_BUCKET):
         near = np.flatnonzero(small[:-step] & (ordered[step:] == ordered[:-step])) if n > step else []
-        one, two = order[near], order[np.asarray(near, dtype=int) + step]
-        apart = (table.split[one] != table.split[two]) & (table.person[one] != table.person[two])
-        low, high = np.minimum(one, two)[apart], np.maximum(one, two)[apart]
+        first, two = order[near], order[np.asarray(near, dtype=int) + step]
+        apart = (table.split[first] != table.split[two]) & (table.person[first] != table.person[two])
+        low, high = np.minimum(first, two)[apart], np.maximum(first, two)[apart]
         found.append(low * n + high)
     return np.concatenate(found)

@@ -74,9 +74,9 @@ def write_pages(
     folder.mkdir(parents=True, exist_ok=True)
     failing = sorted(
         {
-            one.partition
-            for one in report.findings
-            if one.layer == "expectations" and one.severity != "characterization"
+            finding.partition
+            for finding in report.findings
+            if finding.layer == "expectations" and finding.severity != "characterization"
         }
     )[-_DOCUMENTED:]
     docs = None

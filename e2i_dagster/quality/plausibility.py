@@ -77,21 +77,21 @@ def check_plausibility(
     read = given if isinstance(given, TypedFrame) else typed(given, table)
     if read.frame.empty:
         return ()
-    judge = _Judge(read, table, policy, dict(references or {}))
+    checks = _Checks(read, table, policy, dict(references or {}))
     parts = np.zeros(len(read.frame), dtype=int) if codes is None else codes
     found = [
-        *judge.orphans(),
-        *judge.patients_of_journeys(),
-        *judge.dates(),
-        *judge.future(as_of),
-        *judge.clinical_ranges(),
-        *judge.units(),
-        *judge.spellings(parts),
+        *checks.orphans(),
+        *checks.patients_of_journeys(),
+        *checks.dates(),
+        *checks.future(as_of),
+        *checks.clinical_ranges(),
+        *checks.units(),
+        *checks.spellings(parts),
     ]
     return tuple(fault for fault in found if len(fault.positions))
 
 
-class _Judge:
+class _Checks:
     def __init__(
         self, read: TypedFrame, table: str, policy: QualityPolicy, references: Mapping[str, pd.DataFrame]
     ) -> None:
@@ -150,7 +150,7 @@ class _Judge:
         when = _day(self.frame[name])
         known = when.notna().to_numpy(dtype=bool)
 
-        def one(
+        def date_fault(
             rule: PlausibilityKind, wrong: pd.Series, looked_at: pd.Series, detail: str
         ) -> PlausibilityFault:
             seen = known & looked_at.to_numpy(dtype=bool)
@@ -158,18 +158,18 @@ class _Judge:
 
         born = bounds["born"]
         detail = "dates before the year in which the patient can have been born"
-        yield one("before_birth", when.dt.year < born, born.notna(), detail)
+        yield date_fault("before_birth", when.dt.year < born, born.notna(), detail)
         if date_column(self.table) is None and self.table != CLINICAL:
             return
         start, end = bounds["start"], bounds["end"]
-        yield one("before_journey", when < start, start.notna(), "dates before the journey starts")
-        yield one("after_journey", when > end, end.notna(), "dates after the journey has ended")
+        yield date_fault("before_journey", when < start, start.notna(), "dates before the journey starts")
+        yield date_fault("after_journey", when > end, end.notna(), "dates after the journey has ended")
         if self.table == CLINICAL:  # layer 1 compares its columns with each other
             return
         first, last = bounds["first"], bounds["last"]
         outside = (when < first) | (when > last)
         detail = "dates outside the time in which the patient is observed"
-        yield one("outside_observation", outside, first.notna() | last.notna(), detail)
+        yield date_fault("outside_observation", outside, first.notna() | last.notna(), detail)
 
     def _bounds(self) -> pd.DataFrame | None:
         """Of each row: birth year, start and end of its journey, first and last day of observation."""

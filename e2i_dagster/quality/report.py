@@ -35,7 +35,7 @@ Result = TypeVar("Result")
 _RANK: dict[Verdict, int] = {"passed": 0, "warning": 1, "failed": 2, "error": 3}
 #: Scores of a table: one a dimension, and the overall one.
 SCORES = (*DIMENSIONS, "overall")
-#: Rules of which a column can violate several, told apart by what they say.
+#: Rules of which a column can violate several, distinguished by what they say.
 _SEVERAL = ("schema_order", "expectation", "expectation_critical", "check_error")
 
 
@@ -121,7 +121,7 @@ class PartitionQuality(PolicyModel):
             "verdict": self.verdict,
             "rows": self.rows,
             "overall_score": None if self.scores is None else self.scores.overall,
-            "blocking_rules": ", ".join(sorted({one.rule for one in self.blocking})) or None,
+            "blocking_rules": ", ".join(sorted({rule.rule for rule in self.blocking})) or None,
         }
 
 
@@ -154,7 +154,7 @@ class QualityReport(PolicyModel):
         """All findings, the blocking ones first."""
         order = ("fatal", "convention", "characterization")
         found = [finding for part in self.partitions for finding in part.findings]
-        return tuple(sorted(found, key=lambda one: order.index(one.severity)))
+        return tuple(sorted(found, key=lambda finding: order.index(finding.severity)))
 
     @property
     def blocking(self) -> tuple[Finding, ...]:
@@ -295,7 +295,7 @@ def check_table(
         lambda: expectations.validate(read, name, policy=policy, codes=codes, labels=labels),
     )
     profiles = found.layer("shift", lambda: shift.profiles(read, codes, labels, policy)) or {}
-    past = {label: one.profile for label, one in before.items() if one.profile}
+    past = {label: report.profile for label, report in before.items() if report.profile}
     shifted = found.layer("shift", lambda: shift.shifts(read, codes, labels, profiles, past, policy)) or {}
     parts = []
     for position, label in enumerate(labels):
@@ -415,19 +415,22 @@ class _Collected:
     def _pseudonyms(self, positions: np.ndarray) -> tuple[str, ...]:
         if self.key is None:
             return ()
-        return tuple(pseudonym(self.key, one) for one in smallest_keys(self.read, positions))
+        return tuple(pseudonym(self.key, key) for key in smallest_keys(self.read, positions))
 
 
 def _trended(
     findings: Sequence[Finding], before: Sequence[Finding]
 ) -> tuple[tuple[Finding, ...], tuple[Finding, ...]]:
     """``findings`` marked new or existing, and those of ``before`` that are gone."""
-    known, present = {one.identity for one in before}, {one.identity for one in findings}
+    known, present = {finding.identity for finding in before}, {finding.identity for finding in findings}
     marked = tuple(
-        one.model_copy(update={"trend": "existing" if one.identity in known else "new"}) for one in findings
+        finding.model_copy(update={"trend": "existing" if finding.identity in known else "new"})
+        for finding in findings
     )
-    gone = (one for one in before if one.identity not in present and one.layer != "shift")
-    return marked, tuple(one.model_copy(update={"trend": "resolved", "sample_keys": ()}) for one in gone)
+    gone = (finding for finding in before if finding.identity not in present and finding.layer != "shift")
+    return marked, tuple(
+        finding.model_copy(update={"trend": "resolved", "sample_keys": ()}) for finding in gone
+    )
 
 
 def _shift_findings(shifted: Sequence[shift.Shift], label: str) -> list[Finding]:
@@ -437,10 +440,10 @@ def _shift_findings(shifted: Sequence[shift.Shift], label: str) -> list[Finding]
             layer="shift",
             severity="characterization",
             partition=label,
-            column=one.column,
-            detail=f"distributed otherwise than in {one.reference} (PSI {one.psi:.2f})",
+            column=column.column,
+            detail=f"distributed otherwise than in {column.reference} (PSI {column.psi:.2f})",
         )
-        for one in shifted
+        for column in shifted
     ]
 
 
@@ -608,10 +611,19 @@ def findings_table(findings: Sequence[Finding], most: int = 50) -> Table:
     )
     rows = [
         (
-            *(one.severity, one.trend, one.rule, one.partition, one.column, one.count, one.share, one.detail),
-            *(", ".join(one.sample_keys) or None, one.page),
+            *(
+                finding.severity,
+                finding.trend,
+                finding.rule,
+                finding.partition,
+                finding.column,
+                finding.count,
+                finding.share,
+                finding.detail,
+            ),
+            *(", ".join(finding.sample_keys) or None, finding.page),
         )
-        for one in findings[:most]
+        for finding in findings[:most]
     ]
     more = len(findings) - most
     note = f"{more} more in data_quality_results." if more > 0 else ""
@@ -638,7 +650,7 @@ def _partitions_table(parts: Sequence[PartitionQuality]) -> Table:
 
 def _columns_table(columns: Sequence[ColumnScore]) -> Table:
     names = ("column", "expected", "filled", "applicable", "completeness", "invalid", "validity")
-    rows = [[getattr(one, name) for name in names] for one in columns]
+    rows = [[getattr(column, name) for name in names] for column in columns]
     return Table(names, rows, {"completeness": ".3f", "validity": ".3f"})
 
 
@@ -661,7 +673,7 @@ def _report_record(report: QualityReport, part: PartitionQuality, identity: str)
         **{f"{name}_score": part.scores.dimension(name) if part.scores else None for name in DIMENSIONS},
         "overall_score": part.scores.overall if part.scores else None,
         "ruleset_hash": report.ruleset_hash,
-        "profile": {name: one.model_dump(mode="json") for name, one in part.profile.items()},
+        "profile": {name: column.model_dump(mode="json") for name, column in part.profile.items()},
         "as_of": report.as_of,
         "run_at": report.checked_at,
         "duration_seconds": report.seconds,

@@ -62,7 +62,7 @@ def rules_for(table: str, policy: QualityPolicy) -> tuple[Rule, ...]:
         Constraint("order", table, first, kinds[first], other=second) for first, second in settings.ordered
     )
     asked.extend(dict.fromkeys((*spans(table), *ordered)))
-    return tuple(Rule(**vars(one), severity=policy.settings.severities[one.kind]) for one in asked)
+    return tuple(Rule(**vars(rule), severity=policy.settings.severities[rule.kind]) for rule in asked)
 
 
 def ruleset_hash(policy: QualityPolicy, table: str) -> str:

@@ -98,7 +98,7 @@ def _masks(rules: Sequence[Rule], given: TypedFrame) -> dict[Rule, np.ndarray]:
         if rule.kind == "not_null" and rule.column in given.faults:
             masks[rule] = masks[rule] & ~given.faults[rule.column]
         elif rule.kind == "unique_key" and _repeats(given.cells.column(rule.column)):
-            # Keys are told apart in half the time in pandas.
+            # Keys are compared in half the time in pandas.
             masks |= violating([rule], given.frame[[rule.column]])
     return masks
 
@@ -142,7 +142,7 @@ def pandera_schema(table: str, policy: QualityPolicy) -> DataFrameSchema:
     columns = {}
     for name, kind in families(table).items():
         asked = {rule.kind: rule for rule in rules if rule.column == name and rule.other is None}
-        on_cells = [rule for one, rule in asked.items() if one not in (*_OF_COLUMNS, "type")]
+        on_cells = [rule for kind, rule in asked.items() if kind not in (*_OF_COLUMNS, "type")]
         columns[name] = pandera.Column(
             _DTYPES.get(kind, "string[pyarrow]"),
             checks(on_cells),

@@ -40,7 +40,7 @@ from e2i_dagster.versions import ledger
 
 
 @dataclass(frozen=True)
-class Judged:
+class TableResult:
     """The report over all partitions of a run, and each partition's part of it (None: unpartitioned).
 
     ``pages``: what was written for people, kind of page to its path.
@@ -72,15 +72,15 @@ class GateResult:
 
     def to_metadata(self) -> dict[str, Any]:
         """For the UI, and ``error`` for the command that launched the run."""
-        told: dict[str, Any] = {
+        metadata: dict[str, Any] = {
             "versions": self.versions,
             "waived": list(self.waived) or None,
             "error": self.error.to_record() if self.error is not None else None,
         }
-        return {**told, **(self.report.to_metadata() if self.report is not None else {})}
+        return {**metadata, **(self.report.to_metadata() if self.report is not None else {})}
 
 
-def judge_table(
+def check_raw_table(
     table: str,
     rows: pd.DataFrame,
     *,
@@ -89,7 +89,7 @@ def judge_table(
     as_of: dt.date,
     engine: sa.Engine,
     run_id: str,
-) -> Judged:
+) -> TableResult:
     """Check ``rows`` of ``table`` and store report and verdict of every partition.
 
     Args:
@@ -119,7 +119,7 @@ def judge_table(
         record_verdicts(connection, report, digests, run_id=run_id)
     parts = {None if part.partition == WHOLE else part.partition: part for part in report.partitions}
     pages = write_pages(report, rows, labels, policy=policy, folder=reports_folder(table))
-    return Judged(report, parts, pages)
+    return TableResult(report, parts, pages)
 
 
 def gate_result(
@@ -167,7 +167,7 @@ def _after_the_data(table: str, current: Mapping[str | None, ledger.DataVersion]
     )
 
 
-def judge_frame(
+def record_frame_audit(
     engine: sa.Engine, scope: str, frame: pd.DataFrame, *, horizon_days: int, run_id: str
 ) -> GateResult:
     """Audit the current training frame of ``scope`` for leakage and store the verdict on its version.
@@ -180,7 +180,7 @@ def judge_frame(
     return _audited(engine, report, ref, ("known_at", "temporal", "target", "window"), run_id)
 
 
-def judge_splits(
+def record_splits_audit(
     engine: sa.Engine, scope: str, frame: pd.DataFrame, *, horizon_days: int, run_id: str
 ) -> GateResult:
     """Audit the current splits of ``scope`` on its training frame and store the verdict.
@@ -214,9 +214,11 @@ def _audited(
     if error is not None:
         text = str(error)
     else:
-        warnings = [one for one in report.findings if one.severity == "convention"]
-        told = "; ".join(f"{one.rule} on {', '.join(one.columns)}: {one.evidence}" for one in warnings)
-        text = f"no leak was found; to look at: {told}" if told else "no leak was found"
+        warnings = [finding for finding in report.findings if finding.severity == "convention"]
+        message = "; ".join(
+            f"{warning.rule} on {', '.join(warning.columns)}: {warning.evidence}" for warning in warnings
+        )
+        text = f"no leak was found; to look at: {message}" if message else "no leak was found"
     return GateResult(error is None, text, 1, report=report, error=error)
 
 
@@ -268,7 +270,7 @@ def waive(
                 partition=partition,
                 digest=version.digest,
                 rule=rule,
-                blocking_rules=tuple(one.rule for verdict in verdicts for one in verdict.rules),
+                blocking_rules=tuple(rule.rule for verdict in verdicts for rule in verdict.rules),
                 reason=reason,
                 waived_by=waived_by,
                 authentication=authentication,
@@ -306,17 +308,21 @@ def _state(
     try:
         verdicts = (*require_raw_gate(connection, inputs, policy), *require_audit(connection, inputs, policy))
     except QCGateBlockedError as error:
-        rules = [one for _, found in error.blocked for one in found]
-        unchecked = bool(rules) and all(one.rule == "not_checked" for one in rules)
+        rules = [rule for _, found in error.blocked for rule in found]
+        unchecked = bool(rules) and all(rule.rule == "not_checked" for rule in rules)
         return {
             "state": "not_checked" if unchecked else "blocked",
-            "rules": ", ".join(sorted({one.rule for one in rules})) or "check_error",
-            "detail": "; ".join(f"{one.column or ''} {one.detail}".strip() for one in rules),
+            "rules": ", ".join(sorted({rule.rule for rule in rules})) or "check_error",
+            "detail": "; ".join(f"{rule.column or ''} {rule.detail}".strip() for rule in rules),
         }
     waivers = [waiver for verdict in verdicts for waiver in verdict.waivers]
     if waivers:
         rules_waived = ", ".join(waiver.rule for waiver in waivers)
-        return {"state": "waived", "rules": rules_waived, "detail": "; ".join(one.text for one in waivers)}
+        return {
+            "state": "waived",
+            "rules": rules_waived,
+            "detail": "; ".join(waiver.text for waiver in waivers),
+        }
     warned = any(verdict.verdict == "warning" for verdict in verdicts)
     return {"state": "warning" if warned else "passed", "rules": "", "detail": ""}
 
@@ -375,7 +381,7 @@ def _version(
     current: Mapping[str | None, ledger.DataVersion], table: str, partition: str | None
 ) -> ledger.DataVersion:
     if partition not in current:
-        there = ", ".join(str(one or WHOLE) for one in current) or "nothing: run `e2i load`"
+        there = ", ".join(str(partition or WHOLE) for partition in current) or "nothing: run `e2i load`"
         remedy = f"The ledger has {there}."
         raise InputError(
             f"Table {table} has no partition {partition or WHOLE!r}. {remedy}",

@@ -260,13 +260,13 @@ def check_folder(
     except InputError as error:
         said = [line.strip(" -") for line in str(error).splitlines()[1:]]
         delivery, problems = None, (*map(str, differing), *said)
-        ours = tuple(one for one in (error.parts or (error,)) if isinstance(one, InputError))
-        errors = (*(placed(folder, one) for one in differing), *ours)
+        ours = tuple(part for part in (error.parts or (error,)) if isinstance(part, InputError))
+        errors = (*(placed(folder, error) for error in differing), *ours)
     if delivery is not None and proposed:
         mapping, delivery = _with_own_types(mapping, delivery)
     if delivery is not None:
         tables = [
-            _judged(name, delivery, tables, mapping, vocabulary, (expected or {}).get(name, ()))
+            _with_counts(name, delivery, tables, mapping, vocabulary, (expected or {}).get(name, ()))
             for name in delivery
         ]
     return ImportCheck(
@@ -319,9 +319,9 @@ def _short_names(value: Any) -> Any:
         return (
             value["from"]
             if list(value) == ["from"]
-            else {key: _short_names(one) for key, one in value.items()}
+            else {key: _short_names(item) for key, item in value.items()}
         )
-    return [_short_names(one) for one in value] if isinstance(value, list) else value
+    return [_short_names(item) for item in value] if isinstance(value, list) else value
 
 
 def mapping_yaml(found: ImportCheck) -> str:
@@ -404,9 +404,9 @@ def _formats(paths: Sequence[Path]) -> dict[Path, FileFormat]:
     for path in undecided:
         own = formats[path]
         siblings = [
-            one.decimal
-            for other, one in formats.items()
-            if other not in undecided and (one.separator, one.encoding) == (own.separator, own.encoding)
+            form.decimal
+            for other, form in formats.items()
+            if other not in undecided and (form.separator, form.encoding) == (own.separator, own.encoding)
         ]
         if siblings:
             formats[path] = own.model_copy(update={"decimal": max(siblings, key=siblings.count)})
@@ -437,7 +437,7 @@ def _sample(path: Path, form: FileFormat, rows: int) -> tuple[pd.DataFrame, Mapp
         # As the loader keeps own columns: lists, structures and bytes have no text of their own.
         return pd.DataFrame(
             {str(name): cell_text(given[name]) for name in given.columns}
-        ), records.told.columns
+        ), records.summary.columns
     with open_text(path, form) as stream:
         # By records and not by lines: a cell may hold line breaks.
         records = list(itertools.islice(records_of(stream, path, form, strict=False), rows + 1))
@@ -475,16 +475,16 @@ def _propose(
     for path, form in formats.items():
         sample, about = _sample(path, form, vocabulary.column_matching.sample_rows)
         columns = [_FileColumn(str(name), sample[name], about.get(str(name))) for name in sample.columns]
-        named = [one for one in _TABLES if _is_named(path, one)]
+        named = [table for table in _TABLES if _is_named(path, table)]
         ranked = sorted(
             (
                 (_fit(table, path, sample, matches), table, matches)
                 for table in named or _TABLES
                 for matches in [_match_columns(table, path, columns, form, vocabulary)]
             ),
-            key=lambda one: -one[0],
+            key=lambda match: -match[0],
         )
-        possible = [one for one in ranked if not _lacking(one[1], one[2])]
+        possible = [match for match in ranked if not _lacking(match[1], match[2])]
         if not possible or possible[0][0] <= 0:
             read_as = "" if (of := recognise(path)) in (CSV, None) else f"read as {of.name}; "
             unassigned[path.name] = read_as + _nearest(named, ranked, columns, vocabulary.column_matching)
@@ -530,7 +530,9 @@ def _propose(
 def _lists(table: str, columns: Sequence[_FileColumn], rules: ColumnMatching) -> dict[str, str]:
     """Lists of a table that numbered columns of a file are, with the pattern of these."""
     meanings = _meanings(columns, rules)
-    return proposed_lists(table, {one.name: one.text for one in columns}, lambda name: _words(name, meanings))
+    return proposed_lists(
+        table, {column.name: column.text for column in columns}, lambda name: _words(name, meanings)
+    )
 
 
 def _lacking(table: str, matches: Sequence[ColumnMatch]) -> tuple[str, ...]:
@@ -554,7 +556,7 @@ def _nearest(
         required = required_columns(table)
         return sum(match.score for match in matches) + 1 - len(_lacking(table, matches)) / len(required)
 
-    _, table, matches = max(ranked, key=lambda one: (understood(one[1], one[2]), one[0]))
+    _, table, matches = max(ranked, key=lambda match: (understood(match[1], match[2]), match[0]))
     lacking = _lacking(table, matches)
     repeated = "".join(f". {said}" for said in _repeated_keys(table, lacking, given, rules))
     if named:
@@ -580,10 +582,10 @@ def _repeated_keys(
         return []
     meanings = _meanings(given, rules)
     return [
-        f"{one.name} is called like its key {key} but repeats ({one.text.nunique():,} values in {len(one.text):,} "
-        "rows), so it is no key"
-        for one in given
-        if one.repeats and _alike(one.name, key, meanings) >= rules.minimum
+        f"{column.name} is called like its key {key} but repeats ({column.text.nunique():,} values in "
+        f"{len(column.text):,} rows), so it is no key"
+        for column in given
+        if column.repeats and _alike(column.name, key, meanings) >= rules.minimum
     ]
 
 
@@ -621,30 +623,30 @@ def _match_columns(
         word for part in _words(stem_of(path), {}) for word in _words(part.removesuffix("s"), rules.words)
     ]
     candidates = []
-    for one in given:
-        if one.name in IGNORED_COLUMNS:
+    for other in given:
+        if other.name in IGNORED_COLUMNS:
             continue
         for column in raw_table(table).columns:
             if column.name in MAINTAINED_COLUMNS or column.name == "extra":
                 continue
-            is_ours = column.name in (one.name, aliases.get(one.name))
-            name = 1.0 if is_ours else one.alike(column.name, meanings)
+            is_ours = column.name in (other.name, aliases.get(other.name))
+            name = 1.0 if is_ours else other.alike(column.name, meanings)
             if name < rules.minimum * 2 / 3:
                 continue
-            if not is_ours and column.name == key and one.repeats:
+            if not is_ours and column.name == key and other.repeats:
                 continue
             if not is_ours and column.name.endswith("_id"):
-                said = [*_words(one.name, meanings), *_words(one.label, meanings), *of_file]
+                said = [*_words(other.name, meanings), *_words(other.label, meanings), *of_file]
                 if not _says(said, column.name.removesuffix("_id").rpartition("_")[2]):
                     continue
-            values = _value_fit(one, column, form, vocabulary)
+            values = _value_fit(other, column, form, vocabulary)
             if values is None:
                 continue
-            same = one.name == column.name and not values.notes
+            same = other.name == column.name and not values.notes
             score = 1.0 if same else 0.75 * name + 0.25 * values.share
             if score >= rules.minimum:
-                candidates.append((score, one.name, column.name, values))
-    candidates.sort(key=lambda one: (-one[0], one[1], one[2]))
+                candidates.append((score, other.name, column.name, values))
+    candidates.sort(key=lambda candidate: (-candidate[0], candidate[1], candidate[2]))
     matches: list[ColumnMatch] = []
     used: set[tuple[str, str]] = set()
     for score, file_column, name, values in candidates:
@@ -669,13 +671,13 @@ def _match_columns(
                 ),
             )
         )
-    order = {one.name: place for place, one in enumerate(given)}
+    order = {column.name: place for place, column in enumerate(given)}
     return sorted(matches, key=lambda match: order[match.file_column])
 
 
 def _meanings(given: Sequence[_FileColumn], rules: ColumnMatching) -> dict[str, str]:
     """What words stand for in this file; a generic one where another column says a word of its meaning."""
-    said = {word for one in given for word in _words(one.name, rules.words)}
+    said = {word for column in given for word in _words(column.name, rules.words)}
     generic = {word: meaning for word, meaning in rules.generic_words.items() if said & set(meaning.split())}
     return {**generic, **rules.words}
 
@@ -848,7 +850,7 @@ def _vocabulary_fit(
             continue
         word = labels.get(value, value).lower()
         target = known.get(word.replace(" ", "_"), known.get(word))
-        begins = [one for one in accepted if len(word) > 2 and one.lower().startswith(word)]
+        begins = [value for value in accepted if len(word) > 2 and value.lower().startswith(word)]
         if target is None and len(begins) == 1:
             target = begins[0]
         if target is None:
@@ -885,8 +887,8 @@ def _pattern(files: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
 def _mapping(tables: Sequence[TableCheck], names: Sequence[str]) -> ImportMapping:
     """The mapping that says what the proposal found; a format that all files share is said once."""
     formats = [table.format for table in tables]
-    alike = bool(formats) and all(one == formats[0] for one in formats)
-    common = max(formats, key=lambda one: len(one.model_fields_set)) if alike else FileFormat()
+    alike = bool(formats) and all(form == formats[0] for form in formats)
+    common = max(formats, key=lambda form: len(form.model_fields_set)) if alike else FileFormat()
     own: dict[str, TableMapping] = {}
     for table in tables:
         differs = (
@@ -902,7 +904,7 @@ def _mapping(tables: Sequence[TableCheck], names: Sequence[str]) -> ImportMappin
         own[table.table] = TableMapping(
             files=() if plain else _pattern(table.files, names),
             rename={m.file_column: m.column for m in table.matches if m.file_column != m.column},
-            columns={name: Expression.model_validate({"list": one}) for name, one in table.lists.items()},
+            columns={name: Expression.model_validate({"list": codes}) for name, codes in table.lists.items()},
             dates={m.column: m.date_format for m in table.matches if m.date_format},
             values={m.column: m.values for m in table.matches if m.values},
             **differs,
@@ -993,7 +995,7 @@ def _partial_dates(delivery: Delivery, name: str) -> tuple[PartialDates, ...]:
     )
 
 
-def _judged(
+def _with_counts(
     name: str,
     delivery: Delivery,
     tables: Sequence[TableCheck],
@@ -1030,7 +1032,7 @@ def _judged(
             "labels": {
                 column: notes.label
                 for file in delivery.delivered[name].files
-                for column, notes in file.told.columns.items()
+                for column, notes in file.summary.columns.items()
                 if notes.label
             },
             "notes": delivery.delivered[name].notes,

@@ -114,8 +114,8 @@ def choose(
     computed = {name: cells[name].rename(name) for name in part.columns}
     used = {
         column
-        for one in part.columns.values()
-        for name in one.used_up()
+        for expression in part.columns.values()
+        for name in expression.used_up()
         for column in expanded(name, list(frame.columns)).values()
     }
     numbered = () if part.unpivot is None else (*part.unpivot.columns, part.unpivot.number)
@@ -132,13 +132,15 @@ def unknown_names(part: PartMapping, names: Sequence[str]) -> Iterator[tuple[str
     found = f"Found: {', '.join(names)}."
     numbered = [] if part.unpivot is None else [*part.unpivot.columns, part.unpivot.number]
     own = [*part.columns, *part.constants, *part.rename.values()]
-    asked = [(f"columns.{key}", *name) for key, one in part.columns.items() for name in one.names()]
+    asked = [
+        (f"columns.{key}", *name) for key, expression in part.columns.items() for name in expression.names()
+    ]
     asked += [(f"where.{number}", rule.column, False) for number, rule in enumerate(part.where)]
     for place, name, several in asked:
         known = [*own, *numbered, *names]
         if place == f"columns.{name}":
             # Within its own expression a name is the file's.
-            known = [one for one in known if one != name or name in names]
+            known = [column for column in known if column != name or name in names]
         if is_pattern(name) and name not in known and not several:
             said = f"names {name}, which stands for several columns"
             yield place, name, said, "Say `first_of`, `list` or `sum` of them."
@@ -221,7 +223,7 @@ def _unpivoted(frame: pd.DataFrame, part: PartMapping) -> tuple[pd.DataFrame, np
     spent = {column for found in numbered.values() for column in found.values()}
     rows = frame[[name for name in names if name not in spent]].iloc[places].reset_index(drop=True)
     which = (
-        pd.Series(np.repeat(numbers, [len(one) for one in lines]), dtype=TEXT)
+        pd.Series(np.repeat(numbers, [len(line) for line in lines]), dtype=TEXT)
         .iloc[order]
         .reset_index(drop=True)
     )
@@ -294,51 +296,51 @@ class _Cells(Mapping[str, pd.Series]):
     def _cells(self, name: str, of: str) -> pd.Series:
         return self._delivered(name) if name == of else self[name]
 
-    def _evaluate(self, one: Expression, of: str) -> pd.Series:
+    def _evaluate(self, expression: Expression, of: str) -> pd.Series:
         """The cells of an expression for the column ``of``."""
-        match one.kind:
+        match expression.kind:
             case "from":
-                result = self._cells(str(one.column), of)
-                if one.unit is not None:
-                    result = self._converted(result, one)
+                result = self._cells(str(expression.column), of)
+                if expression.unit is not None:
+                    result = self._converted(result, expression)
             case "constant":
-                result = self._constant(str(one.constant))
+                result = self._constant(str(expression.constant))
             case "concat":
-                result = self._joined(one, of)
+                result = self._joined(expression, of)
             case "first_of":
-                result = _first(self._under(one.where, one.first_of, of), self._frame.index)
+                result = _first(self._under(expression.where, expression.first_of, of), self._frame.index)
             case "list":
-                result = _listed(self._under(one.where, one.items, of), self._frame.index)
+                result = _listed(self._under(expression.where, expression.items, of), self._frame.index)
             case "sum":
-                result = _summed(self._operands(one.sum, of), self._form)
+                result = _summed(self._operands(expression.sum, of), self._form)
             case "day_after":
-                assert one.day_after is not None
-                result = self._day_after(one, of)
+                assert expression.day_after is not None
+                result = self._day_after(expression, of)
             case "key":
-                result = _hashed(self._operands(one.key, of), one.prefix)
+                result = _hashed(self._operands(expression.key, of), expression.prefix)
             case "lookup":
-                result = self._looked_up(one, of)
+                result = self._looked_up(expression, of)
             case _:
-                result = self._between(one, of)
-        if one.replaced:
-            result = _replaced(result, one.replaced, one.otherwise)
+                result = self._between(expression, of)
+        if expression.replaced:
+            result = _replaced(result, expression.replaced, expression.otherwise)
         return result
 
     def _operands(self, operands: Sequence[Expression], of: str) -> list[pd.Series]:
         """The cells of each operand, a pattern as the columns that it stands for."""
-        return [cells for one in operands for cells in self._several(one, of).values()]
+        return [cells for operand in operands for cells in self._several(operand, of).values()]
 
-    def _several(self, one: Expression, of: str) -> dict[str, pd.Series]:
-        if one.column is None or not is_pattern(one.column):
-            return {"": self._evaluate(one, of)}
-        columns = expanded(one.column, list(self._frame.columns))
+    def _several(self, expression: Expression, of: str) -> dict[str, pd.Series]:
+        if expression.column is None or not is_pattern(expression.column):
+            return {"": self._evaluate(expression, of)}
+        columns = expanded(expression.column, list(self._frame.columns))
         return {where: text_of(self._frame[column]) for where, column in columns.items()}
 
     def _under(self, rule: RowRule | None, operands: Sequence[Expression], of: str) -> list[pd.Series]:
         """The cells of the operands, empty where the column of ``rule`` at the same place does not fulfil it."""
         if rule is None:
             return self._operands(operands, of)
-        found = [one for operand in operands for one in self._several(operand, of).items()]
+        found = [item for operand in operands for item in self._several(operand, of).items()]
         if is_pattern(rule.column):
             names = expanded(rule.column, list(self._frame.columns))
             empty = self._constant("")
@@ -350,26 +352,28 @@ class _Cells(Mapping[str, pd.Series]):
             for (_, cells), judged in zip(found, at, strict=True)
         ]
 
-    def _joined(self, one: Expression, of: str) -> pd.Series:
+    def _joined(self, expression: Expression, of: str) -> pd.Series:
         """What is filled, with the separator between; empty where all but constants is."""
-        parts = [(cells, operand) for operand in one.concat for cells in self._several(operand, of).values()]
-        result = _chained([cells for cells, _ in parts], one.separator, self._frame.index)
+        parts = [
+            (cells, operand) for operand in expression.concat for cells in self._several(operand, of).values()
+        ]
+        result = _chained([cells for cells, _ in parts], expression.separator, self._frame.index)
         empty = [cells.isna().to_numpy(bool) for cells, operand in parts if operand.kind != "constant"]
         return result.mask(np.logical_and.reduce(empty)) if empty else result
 
-    def _converted(self, cells: pd.Series, one: Expression) -> pd.Series:
+    def _converted(self, cells: pd.Series, expression: Expression) -> pd.Series:
         numbers = _numbers(cells, self._form)
         given = numbers.to_numpy()
-        made = converted(given, str(one.unit), str(one.to), one.molar_mass)
+        made = converted(given, str(expression.unit), str(expression.to), expression.molar_mass)
         return _with_unread(pd.Series(made, index=cells.index), [cells], [numbers])
 
-    def _between(self, one: Expression, of: str) -> pd.Series:
-        pair = one.days_between or one.years_between
+    def _between(self, expression: Expression, of: str) -> pd.Series:
+        pair = expression.days_between or expression.years_between
         assert pair is not None
         cells = [self._evaluate(operand, of) for operand in pair]
-        first, last = (_days(given, one.format, one.partial) for given in cells)
+        first, last = (_days(given, expression.format, expression.partial) for given in cells)
         starts, ends = (days.to_numpy().astype("datetime64[D]") for days in (first, last))
-        if one.days_between:
+        if expression.days_between:
             found = (ends - starts).astype(float)
         else:
             years = ends.astype("datetime64[Y]").astype(int) - starts.astype("datetime64[Y]").astype(int)
@@ -381,17 +385,17 @@ class _Cells(Mapping[str, pd.Series]):
             pd.Series(np.where(missing, np.nan, found), index=cells[0].index), cells, [first, last]
         )
 
-    def _day_after(self, one: Expression, of: str) -> pd.Series:
-        assert one.day_after is not None
-        cells = self._evaluate(one.day_after, of)
-        days = _days(cells, one.format, one.partial)
-        if isinstance(one.days, Expression):
-            given = self._evaluate(one.days, of)
+    def _day_after(self, expression: Expression, of: str) -> pd.Series:
+        assert expression.day_after is not None
+        cells = self._evaluate(expression.day_after, of)
+        days = _days(cells, expression.format, expression.partial)
+        if isinstance(expression.days, Expression):
+            given = self._evaluate(expression.days, of)
             read_as = _numbers(given, self._form)
             # Half a day is none.
             read_as = read_as.where(read_as == np.floor(read_as))
         else:
-            given = self._constant(str(one.days))
+            given = self._constant(str(expression.days))
             read_as = _numbers(given, self._form)
         number = days.to_numpy().astype("datetime64[D]").astype(np.int64)
         missing = (days.isna() | read_as.isna()).to_numpy()
@@ -401,9 +405,9 @@ class _Cells(Mapping[str, pd.Series]):
         text = pd.Series(np.datetime_as_string(found), index=cells.index, dtype=TEXT).mask(missing | outside)
         return _unread(text, [cells, given], [days, read_as.mask(outside)])
 
-    def _looked_up(self, one: Expression, of: str) -> pd.Series:
-        rows, where = self._other(one.file), ", ".join(one.file)
-        asked = [*one.by.values(), str(one.lookup)]
+    def _looked_up(self, expression: Expression, of: str) -> pd.Series:
+        rows, where = self._other(expression.file), ", ".join(expression.file)
+        asked = [*expression.by.values(), str(expression.lookup)]
         if absent := [name for name in asked if name not in rows.columns]:
             near = did_you_mean(absent[0], rows.columns)
             raise InputError(
@@ -413,24 +417,26 @@ class _Cells(Mapping[str, pd.Series]):
             )  # fmt: skip
         known = pd.DataFrame(
             {
-                "key": _key_of([text_of(rows[name]) for name in one.by.values()]),
-                "cell": text_of(rows[str(one.lookup)]),
+                "key": _key_of([text_of(rows[name]) for name in expression.by.values()]),
+                "cell": text_of(rows[str(expression.lookup)]),
             }
         ).dropna()
-        if one.take in ("earliest", "latest"):
+        if expression.take in ("earliest", "latest"):
             known = known.sort_values("cell", kind="stable")
-        elif one.take is None:
+        elif expression.take is None:
             known = known.drop_duplicates()
             if several := int(known["key"][known["key"].duplicated()].nunique()):
-                by = ", ".join(one.by.values())
+                by = ", ".join(expression.by.values())
                 raise InputError(
-                    f"{where}: `columns.{of}` looks up {one.lookup}, which has several values for one {by} "
+                    f"{where}: `columns.{of}` looks up {expression.lookup}, which has several values for one {by} "
                     f"({several:,} of them).",
-                    file=where, field=f"columns.{of}", value=one.lookup,
+                    file=where, field=f"columns.{of}", value=expression.lookup,
                     remedy="Say which to `take`: first, last, earliest or latest.",
                 )  # fmt: skip
-        known = known.drop_duplicates("key", keep="last" if one.take in ("last", "latest") else "first")
-        mine = _key_of([self._cells(name, of) for name in one.by])
+        known = known.drop_duplicates(
+            "key", keep="last" if expression.take in ("last", "latest") else "first"
+        )
+        mine = _key_of([self._cells(name, of) for name in expression.by])
         found = pd.Index(known["key"]).get_indexer(pd.Index(mine))
         # An empty key is nobody's.
         found[mine.isna().to_numpy(bool)] = -1
@@ -450,9 +456,9 @@ def _series(array: pa.Array, index: pd.Index) -> pd.Series:
     return pd.Series(pd.arrays.ArrowStringArray(array.cast("large_string")), index=index).astype(TEXT)
 
 
-def _by_distinct(cells: pd.Series, one: Callable[[str], str | None]) -> pd.Series:
+def _by_distinct(cells: pd.Series, function: Callable[[str], str | None]) -> pd.Series:
     codes, distinct = pd.factorize(cells)
-    taken = pd.array([one(str(value)) for value in distinct], dtype=TEXT).take(codes, allow_fill=True)
+    taken = pd.array([function(str(value)) for value in distinct], dtype=TEXT).take(codes, allow_fill=True)
     return pd.Series(taken, index=cells.index)
 
 
@@ -490,8 +496,8 @@ def _chained(columns: Sequence[pd.Series], separator: str, index: pd.Index) -> p
 def _summed(columns: Sequence[pd.Series], form: FileFormat) -> pd.Series:
     """The sum of the filled cells with as many decimals as the cells have; empty where none is filled."""
     numbers = [_numbers(cells, form) for cells in columns]
-    total = np.nansum(np.column_stack([one.to_numpy() for one in numbers]), axis=1)
-    none = np.logical_and.reduce([one.isna().to_numpy() for one in numbers])
+    total = np.nansum(np.column_stack([number.to_numpy() for number in numbers]), axis=1)
+    none = np.logical_and.reduce([number.isna().to_numpy() for number in numbers])
     # What binary fractions add beyond the delivered digits is no part of the sum.
     decimals = _decimals(columns)
     exact = np.where(np.abs(total) < 10.0 ** (_DIGITS - decimals), np.round(total, decimals), total)
@@ -543,7 +549,7 @@ def _days(cells: pd.Series, form: str | None, partial: Any) -> pd.Series:
         cells = _by_distinct(
             cells,
             lambda value: (
-                value if (one := moments.completed(value, partial)) is None else one.day.isoformat()
+                value if (moment := moments.completed(value, partial)) is None else moment.day.isoformat()
             ),
         )
     found = read("date", _arrow(cells)).values
@@ -559,7 +565,7 @@ def _with_unread(numbers: pd.Series, cells: Sequence[pd.Series], read_as: Sequen
     """Numbers as text, and in the place of those of a cell that could not be read that cell."""
     values = numbers.to_numpy(dtype=float)
     distinct, codes = np.unique(values, return_inverse=True)
-    written = [None if np.isnan(one) else _number_text(one) for one in distinct]
+    written = [None if np.isnan(number) else _number_text(number) for number in distinct]
     text = pd.Series(pd.array(written, dtype=TEXT).take(codes), index=numbers.index)
     return _unread(text, cells, read_as)
 

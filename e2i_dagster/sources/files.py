@@ -33,7 +33,7 @@ from e2i_dagster.sources.compute import (
 from e2i_dagster.sources.formats import READ, Format, Refused, is_read, open_records, recognise
 from e2i_dagster.sources.formats.delimited import FORMAT as CSV
 from e2i_dagster.sources.formats.delimited import text_ending
-from e2i_dagster.sources.formats.records import FileRows, Told, refusal
+from e2i_dagster.sources.formats.records import FileRows, FileSummary, refusal
 from e2i_dagster.sources.reversal_rules import check_rule
 from e2i_dagster.tables import (
     MAINTAINED_COLUMNS,
@@ -74,12 +74,12 @@ class SourceFile:
     path: Path
     first_row: int
     rows: int
-    told: Told = field(default_factory=Told)
+    summary: FileSummary = field(default_factory=FileSummary)
 
     @property
     def lines(self) -> int | None:
         """Its lines below the header, blank ones aside; None where the format has no lines."""
-        return self.told.lines
+        return self.summary.lines
 
     @property
     def format_name(self) -> str:
@@ -89,7 +89,7 @@ class SourceFile:
     @property
     def notes(self) -> tuple[str, ...]:
         """What it says of its rows besides their cells."""
-        return tuple(f"{self.name}: {said}" for said in (*self.told.notes, *self.told.missing_kinds()))
+        return tuple(f"{self.name}: {said}" for said in (*self.summary.notes, *self.summary.missing_kinds()))
 
     @property
     def name(self) -> str:
@@ -134,8 +134,8 @@ class DeliveredTable:
     def lines(self) -> int | None:
         """Lines of the files below their headers, blank ones aside; None where a file has no lines."""
         counts = [file.lines for file in self.files]
-        told = [count for count in counts if count is not None]
-        return sum(told) if told and len(told) == len(counts) else None
+        known = [count for count in counts if count is not None]
+        return sum(known) if known and len(known) == len(counts) else None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -209,7 +209,7 @@ def read(
         except InputError as error:
             problems.extend(error.parts or [error])
     if problems:
-        parts = [placed(folder, one) for one in problems]
+        parts = [placed(folder, problem) for problem in problems]
         raise InputError(_listing(folder, problems), **parts[0].known, parts=parts if len(parts) > 1 else ())
     return Delivery(delivered, folder, not_read(folder, mapping, tables))
 
@@ -371,7 +371,7 @@ def not_read(folder: Path, mapping: ImportMapping, tables: Sequence[str] | None 
     parents = {parent for path in tables_of for parent in path.parents}
     reasons: dict[str, str] = {}
     for path in sorted(folder.iterdir()):
-        held = tables_of.get(path)
+        tables_there = tables_of.get(path)
         if path.is_dir():
             if path not in parents:
                 reasons[path.name] = (
@@ -381,9 +381,11 @@ def not_read(folder: Path, mapping: ImportMapping, tables: Sequence[str] | None 
                 )
         elif path in ignored:
             reasons[path.name] = "left out by the mapping (`ignore`)"
-        elif held is not None:
-            if tables is not None and held and not set(held) & set(tables):
-                reasons[path.name] = f"holds {', '.join(dict.fromkeys(held))}, which was not asked for"
+        elif tables_there is not None:
+            if tables is not None and tables_there and not set(tables_there) & set(tables):
+                reasons[path.name] = (
+                    f"holds {', '.join(dict.fromkeys(tables_there))}, which was not asked for"
+                )
         elif isinstance(found := recognise(path), Format):
             reasons[path.name] = "belongs to no raw table; rename it or name it under `files` in the mapping"
         elif path.suffix.lower() in (".yaml", ".yml"):
@@ -485,10 +487,10 @@ def _read_table(
         added += chosen.added
         numbers.append(read_rows.numbers[chosen.taken])
         # A file that feeds the table by two shapes has its lines once.
-        told = Told(lines=0) if path in counted else read_rows.told
-        files.append(SourceFile(path, first, len(frame), told))
+        summary = FileSummary(lines=0) if path in counted else read_rows.summary
+        files.append(SourceFile(path, first, len(frame), summary))
         malformed.extend(
-            {"file": path.name, "row_number": number, "text": text} for number, text in told.malformed
+            {"file": path.name, "row_number": number, "text": text} for number, text in summary.malformed
         )
         counted.add(path)
         first += len(frame)
@@ -841,8 +843,8 @@ def _with_offset(series: pd.Series, zone: str) -> pd.Series:
     if series.dtype != _TEXT:
         return series
     codes, distinct = pd.factorize(series)
-    told = moments.in_zone(pa.array(distinct.tolist(), pa.large_string()), zone)
-    taken = pd.array(told.to_pylist(), dtype=_TEXT).take(codes, allow_fill=True)
+    instants = moments.in_zone(pa.array(distinct.tolist(), pa.large_string()), zone)
+    taken = pd.array(instants.to_pylist(), dtype=_TEXT).take(codes, allow_fill=True)
     return pd.Series(taken, index=series.index, name=series.name)
 
 
@@ -868,15 +870,16 @@ def complete_dates(frame: pd.DataFrame, rules: Mapping[str, str]) -> tuple[pd.Da
             continue
         codes, distinct = pd.factorize(text_of(frame[name]))
         filled = [moments.completed(str(value), cast("moments.Completion", rule)) for value in distinct]
-        positions = np.flatnonzero(np.array([*(one is not None for one in filled), False])[codes])
+        positions = np.flatnonzero(np.array([*(moment is not None for moment in filled), False])[codes])
         if not len(positions):
             continue
         values = [
-            value if one is None else one.day.isoformat() for value, one in zip(distinct, filled, strict=True)
+            value if moment is None else moment.day.isoformat()
+            for value, moment in zip(distinct, filled, strict=True)
         ]
         taken = pd.array(values, dtype=_TEXT).take(codes, allow_fill=True)
         result[name] = pd.Series(taken, index=frame.index)
-        precisions = np.array([one and one.precision for one in filled], dtype=object)
+        precisions = np.array([moment and moment.precision for moment in filled], dtype=object)
         found.append(
             pd.DataFrame(
                 {

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 #: has a sign, as in 1.5E5, 1e+20 and 1E-7, or is 1e5.
 _CANONICAL = r"^-?(0|[1-9]\d{0,14})(\.\d+([eE][+-]?\d{1,3})?|[eE][+-]\d{1,3}|e(0|[1-9]\d{0,2}))?$"
 #: Columns of a file of refused rows that are none of the delivery: row and reasons, and the text of a row whose
-#: fields could not be told apart.
+#: fields could not be distinguished.
 ROW, REASONS, LINE = "_row", "_reasons", "_line"
 #: Why a row has no frame of its own.
 UNEVEN = "more or fewer fields than the header, often by a quotation mark; correct it"
@@ -73,21 +73,23 @@ class HandedRows:
     refused: tuple[RefusedRow, ...]
     mapping: HandedMapping
 
-    def value(self, one: RefusedRow) -> str | None:
+    def value(self, row: RefusedRow) -> str | None:
         """What was delivered in the cell that ``one`` tells of."""
         names = {final: name for name, final in self.mapping.rename.items()}
-        column = names.get(one.column, one.column)
-        if column not in self.delivered.columns or one.row - 1 not in self.delivered.index:
+        column = names.get(row.column, row.column)
+        if column not in self.delivered.columns or row.row - 1 not in self.delivered.index:
             return None
-        found: Any = self.delivered.at[one.row - 1, column]
+        found: Any = self.delivered.at[row.row - 1, column]
         return None if pd.isna(found) else str(found)
 
     def write(self, stream: IO[str], refused: Sequence[RefusedRow]) -> None:
         """Write the ``refused`` rows as delivered, with number and reasons, so that they can be corrected and given
         again with the same mapping."""
-        told = pd.DataFrame(refused, columns=list(RefusedRow._fields))
-        said = (told["column"] + ": " + told["reason"]).where(told["column"] != "", told["reason"])
-        reasons = said.groupby(told["row"]).agg("; ".join)
+        refusals = pd.DataFrame(refused, columns=list(RefusedRow._fields))
+        said = (refusals["column"] + ": " + refusals["reason"]).where(
+            refusals["column"] != "", refusals["reason"]
+        )
+        reasons = said.groupby(refusals["row"]).agg("; ".join)
         places = reasons.index.to_numpy() - 1
         rows = self.delivered.reindex(places)
         form, plain = self.mapping.form, self.mapping.quote == "none"
@@ -132,7 +134,7 @@ def read_handed(
     handed = read_rows_handed(path, text=text, times=times, measured=measured, mapping=mapping)
     if handed.refused:
         first = handed.refused[0]
-        count = sum(one.column == first.column for one in handed.refused)
+        count = sum(row.column == first.column for row in handed.refused)
         what = f"{first.column} has {count:,} value(s)" if first.column else f"{count:,} row(s)"
         why, _, remedy = first.reason.partition("; ")
         raise InputError(
@@ -190,19 +192,19 @@ def read_rows_handed(
             )
             if seen and name not in mapping.dates:
                 ways = f", or write text: [{name}] in --mapping where it is no time"
-                wrong = [one._replace(reason=one.reason + ways) for one in wrong]
+                wrong = [row._replace(reason=row.reason + ways) for row in wrong]
             refused += wrong
         else:
             columns[name] = _column(name, written, mapping, as_text)
     frame = pd.DataFrame(columns, index=index)
-    unreadable = {one.row - 1 for one in refused}
+    unreadable = {row.row - 1 for row in refused}
     lines = {number - 1: content for number, content in uneven}
     kept = frame[~frame.index.isin(unreadable)] if refused else frame
     return HandedRows(
         kept,
         pd.DataFrame(delivered, index=index).drop(columns=[ROW, REASONS, LINE], errors="ignore"),
         lines,
-        tuple(sorted(refused, key=lambda one: one[:2])),
+        tuple(sorted(refused, key=lambda row: row[:2])),
         mapping,
     )
 
@@ -220,8 +222,8 @@ def canonical_numbers(text: pa.Array) -> pa.Array:
     written = pc.fill_null(pc.match_substring_regex(text, _CANONICAL), False)
     number = pc.if_else(written, text, pa.scalar(None, pa.large_string())).cast(pa.float64())
     zero = pc.invert(pc.match_substring_regex(text, r"^-?[0.]*[1-9]"))
-    held = pc.and_(pc.is_finite(number), pc.or_(pc.not_equal(number, 0.0), zero))
-    return pc.if_else(held, number, pa.scalar(None, pa.float64()))
+    representable = pc.and_(pc.is_finite(number), pc.or_(pc.not_equal(number, 0.0), zero))
+    return pc.if_else(representable, number, pa.scalar(None, pa.float64()))
 
 
 def is_identifier(name: str) -> bool:
@@ -330,7 +332,7 @@ def _is_rendered(kind: pa.DataType) -> bool:
         pa.types.is_fixed_size_binary,
         pa.types.is_binary_view,
     )
-    return pa.types.is_nested(kind) or any(one(kind) for one in is_bytes)
+    return pa.types.is_nested(kind) or any(check(kind) for check in is_bytes)
 
 
 def _column(name: str, written: pa.Array, mapping: HandedMapping, as_text: bool) -> Any:

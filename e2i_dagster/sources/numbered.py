@@ -39,7 +39,7 @@ def proposed_lists(
             if kind_of(column) != "list" or not systems or column.name in (*found, *cells):
                 continue
             called = re.findall(r"[a-z]{3,}", " ".join(SYSTEMS[name].title for name in systems).lower())
-            alike = any(word.startswith(one) or one.startswith(word) for word in words for one in called)
+            alike = any(word.startswith(name) or name.startswith(word) for word in words for name in called)
             shape = cell_shape(systems).removeprefix("^").removesuffix("$")
             if alike and len(filled) and filled.str.fullmatch(shape).mean() >= _CODES:
                 found[column.name] = pattern

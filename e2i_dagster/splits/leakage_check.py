@@ -6,7 +6,7 @@ import pandas as pd
 import sqlalchemy as sa
 
 from e2i_dagster.config.scope import ScopeSpec
-from e2i_dagster.quality.table_check import GateResult, judge_frame, judge_splits
+from e2i_dagster.quality.table_check import GateResult, record_frame_audit, record_splits_audit
 from e2i_dagster.splits.registry import read_assignments, split_config_id
 from e2i_dagster.splits.report import SplitCheck, validate_splits
 
@@ -36,7 +36,7 @@ def audit_frame(engine: sa.Engine, scope: ScopeSpec, frame: pd.DataFrame, *, run
     with engine.connect() as connection:
         assigned = read_assignments(connection, split_config_id(scope.cohort, scope.split))
     sealed = frame["patient_id"].isin(assigned.loc[assigned["split"] == "holdout", "patient_id"])
-    return judge_frame(
+    return record_frame_audit(
         engine,
         scope.key,
         frame.assign(label=frame["label"].mask(sealed)),
@@ -50,4 +50,4 @@ def audit_splits(
 ) -> GateResult:
     """The leakage gate on the ``splits`` of ``scope``; the verdict is stored."""
     rows = frame.merge(splits[["patient_id", "split"]], on="patient_id", how="left")
-    return judge_splits(engine, scope.key, rows, horizon_days=scope.horizon_days, run_id=run_id)
+    return record_splits_audit(engine, scope.key, rows, horizon_days=scope.horizon_days, run_id=run_id)

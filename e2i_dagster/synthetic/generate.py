@@ -13,6 +13,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from e2i_dagster.errors import InputError, UnavailableError
+from e2i_dagster.local_files import replacing
 from e2i_dagster.sources import Tables
 from e2i_dagster.synthetic.defects import soil
 from e2i_dagster.synthetic.population import COHORTS, draw_population
@@ -171,15 +172,10 @@ def write(tables: Tables, folder: Path | str, format: Literal["csv", "parquet"] 
     target = Path(folder)
     written: list[Path] = []
     try:
-        target.mkdir(parents=True, exist_ok=True)
         for name, frame in tables.items():
             path = target / f"{name}.{format}"
-            aside = target / f".{name}.{format}.part"
-            try:
+            with replacing(path) as aside:
                 _write_frame(frame, aside, format)
-                aside.replace(path)
-            finally:
-                aside.unlink(missing_ok=True)
             written.append(path)
     except OSError as error:
         raise UnavailableError(

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from e2i_dagster.errors import UnavailableError
+from e2i_dagster.local_files import replacing, write_text
 from e2i_dagster.synthetic.population import Population, bayes_auc, draw_population
 from e2i_dagster.synthetic.processes import SEVERITY_BANDS
 from e2i_dagster.synthetic.streams import keys, pick
@@ -164,15 +165,11 @@ def write_truth(folder: Path | str, truth: Truth) -> tuple[Path, Path]:
         UnavailableError: the folder cannot be written to.
     """
     target = Path(folder)
+    summary, patients = target / TRUTH_FILE, target / TRUTH_PATIENTS_FILE
     try:
-        target.mkdir(parents=True, exist_ok=True)
-        summary, patients = target / TRUTH_FILE, target / TRUTH_PATIENTS_FILE
-        aside = target / f".{TRUTH_FILE}.part"
-        aside.write_text(json.dumps(truth.to_record(), indent=2) + "\n", encoding="utf-8")
-        aside.replace(summary)
-        aside = target / f".{TRUTH_PATIENTS_FILE}.part"
-        truth.patients.to_parquet(aside, index=False)
-        aside.replace(patients)
+        write_text(summary, json.dumps(truth.to_record(), indent=2) + "\n")
+        with replacing(patients) as aside:
+            truth.patients.to_parquet(aside, index=False)
     except OSError as error:
         raise UnavailableError(
             f"{target}: cannot be written to ({error.strerror or error}).",

@@ -135,7 +135,7 @@ def tables_referring_to(name: str) -> tuple[str, ...]:
 
 
 def related_tables(name: str) -> tuple[str, ...]:
-    """Raw tables that rows of ``name`` can be held against, in the order of their names.
+    """Raw tables that rows of ``name`` can be checked against, in the order of their names.
 
     Those of :func:`loaded_after`, and for dated rows of patients what is clinically known of them.
     """

@@ -269,7 +269,7 @@ def _json(given: pa.Array) -> _Found:
 
 
 def _distinct(
-    given: pa.Array, one: Callable[[str], str | None], everything: Callable[[list[str]], bool] | None = None
+    given: pa.Array, parse: Callable[[str], str | None], everything: Callable[[list[str]], bool] | None = None
 ) -> _Found:
     """Parse the distinct values; ``everything`` may confirm all of them as they are at once."""
     import pyarrow as pa
@@ -280,7 +280,7 @@ def _distinct(
     texts = coded.dictionary.to_pylist()
     if everything is not None and everything(texts):
         return given.cast(pa.large_string()), None
-    parsed = text_array([one(text) for text in texts]).take(coded.indices)  # type: ignore[arg-type]
+    parsed = text_array([parse(text) for text in texts]).take(coded.indices)  # type: ignore[arg-type]
     return parsed, pc.and_(pc.is_null(parsed), pc.is_valid(given))
 
 
@@ -328,7 +328,7 @@ def _list_of(text: str) -> list[str] | None:
         if not isinstance(items, list) or not all(isinstance(item, str | int | float) for item in items):
             return None
     texts = [str(item) for item in items]
-    return None if any("\x00" in one for one in texts) else texts
+    return None if any("\x00" in text for text in texts) else texts
 
 
 def _json_list(text: str) -> str | None:
@@ -340,7 +340,7 @@ def _array_literal(text: str) -> str | None:
     items = _list_of(text)
     if items is None:
         return None
-    return "{" + ",".join('"' + one.replace("\\", "\\\\").replace('"', '\\"') + '"' for one in items) + "}"
+    return "{" + ",".join('"' + item.replace("\\", "\\\\").replace('"', '\\"') + '"' for item in items) + "}"
 
 
 _READERS: Mapping[Kind, Callable[[Any], _Found]] = {

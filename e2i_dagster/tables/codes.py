@@ -15,7 +15,7 @@ BLANKS = (
 )
 #: Written for a hyphen: the soft one, Unicode's hyphens and dashes, the minus sign, and their wide forms.
 DASHES = "[\u00ad\u2010-\u2015\u2212\ufe58\ufe63\uff0d]"
-#: A hyphen however it is written: cells are held against the shapes of codes as they were delivered.
+#: A hyphen however it is written: cells are compared with the shapes of codes as they were delivered.
 HYPHEN = f"[-{DASHES[1:]}"
 #: What separates the parts of a National Drug Code.
 NDC_SEPARATOR = f"[- {DASHES[1:]}"
@@ -26,7 +26,7 @@ NDC_FORMS: tuple[tuple[str, int | None], ...] = (
     (rf"^[0-9]{{5}}{NDC_SEPARATOR}[0-9]{{3}}{NDC_SEPARATOR}[0-9]{{2}}$", 5),
     (rf"^[0-9]{{5}}{NDC_SEPARATOR}[0-9]{{4}}{NDC_SEPARATOR}[0-9]$", 9),
 )
-#: Ten digits without hyphens, of which it cannot be told which part lacks its zero; fewer where a column of numbers
+#: Ten digits without hyphens, of which it is unknown which part lacks its zero; fewer where a column of numbers
 #: lost the zeros in front, which may have been eleven digits or ten.
 NDC_UNDECIDED = r"^[0-9]{1,10}(?:\.0+)?$"
 NDC_FRACTION = r"\.0+$"
@@ -226,7 +226,7 @@ def fits(code: str, system: str) -> bool:
     text = plain(code)
     if re.fullmatch(SYSTEMS[system].shape, text) is None:
         return False
-    digits = [int(one) for one in text if one.isdigit()]
+    digits = [int(character) for character in text if character.isdigit()]
     if system == "loinc":
         return luhn_sum(digits) % 10 == 0
     return npi_holds(digits) if system == "npi" else True

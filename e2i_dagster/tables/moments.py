@@ -1,9 +1,9 @@
-"""The one judge of delivered days and moments: what text or a typed column says, or why it says nothing.
+"""The parser of delivered days and moments: what text or a typed column says, or why it says nothing.
 
 Every door asks here: the loader, `import check`, OMOP folders, files of experiments and audits. The table in
 docs/loading.md says the same in words. A moment without an offset is UTC, and a moment belongs to its UTC day,
 so that one moment is one day whichever kind of file holds it. A year or a month without a day is no day; where
-the user declares a rule it is completed by it, and its precision is told beside it.
+the user declares a rule it is completed by it, and its precision is stored beside it.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ _PARTIAL = tuple(
 
 
 @dataclass(frozen=True)
-class Judged:
+class ParsedMoments:
     """What the cells of a column say.
 
     Attributes:
@@ -105,21 +105,21 @@ def completed(text: str, rule: Completion) -> Completed | None:
     return None
 
 
-def days(given: pa.Array) -> Judged:
+def days(given: pa.Array) -> ParsedMoments:
     """The day of each cell; a moment is cut to its UTC day."""
     import pyarrow as pa
 
     if pa.types.is_date(given.type):
         kept, refused = _within(given)
-        return Judged(kept.cast(pa.date32()), refused)
+        return ParsedMoments(kept.cast(pa.date32()), refused)
     found = moments(given)
     micros = _micros(found.values)
     day = np.floor_divide(micros, 86_400 * _SECOND).astype(np.int32)
     missing = found.values.is_null().to_numpy(zero_copy_only=False)
-    return Judged(pa.array(day, pa.int32(), mask=missing).cast(pa.date32()), found.refused)
+    return ParsedMoments(pa.array(day, pa.int32(), mask=missing).cast(pa.date32()), found.refused)
 
 
-def moments(given: pa.Array) -> Judged:
+def moments(given: pa.Array) -> ParsedMoments:
     """The moment of each cell in UTC; a day is its first moment, a moment without an offset is UTC.
 
     What lies outside the years 1 to 9999, also by its offset alone, is refused as ``format``.
@@ -129,42 +129,42 @@ def moments(given: pa.Array) -> Judged:
     if pa.types.is_timestamp(given.type) or pa.types.is_date(given.type):
         kept, refused = _within(given)
         plain = kept.cast(pa.timestamp("us", getattr(given.type, "tz", None)), safe=False)
-        return Judged(plain.cast(pa.int64()).cast(pa.timestamp("us", "UTC")), refused)
+        return ParsedMoments(plain.cast(pa.int64()).cast(pa.timestamp("us", "UTC")), refused)
     coded = given.cast(pa.large_string()).dictionary_encode()
     distinct = _of_text(coded.dictionary)
-    return Judged(
+    return ParsedMoments(
         distinct.values.take(coded.indices),
         {reason: mask.take(coded.indices) for reason, mask in distinct.refused.items()},
     )
 
 
-def earlier(one: pd.Series, other: pd.Series) -> pd.Series:
-    """True where ``one`` lies before ``other`` at the coarser precision of the two; false where one is null.
+def earlier(first: pd.Series, second: pd.Series) -> pd.Series:
+    """True where ``first`` lies before ``second`` at the coarser precision of the two; false where one is null.
 
     A time of exactly midnight in UTC is a day: it is compared with a moment by the day alone, because nobody
     knows when on that day it was.
 
     Args:
-        one, other: times of the same index, both in UTC or both without a zone.
+        first, second: times of the same index, both in UTC or both without a zone.
     """
-    days = one.dt.normalize(), other.dt.normalize()
-    by_day = (one == days[0]) | (other == days[1])
-    return (days[0] < days[1]).where(by_day, one < other)
+    days = first.dt.normalize(), second.dt.normalize()
+    by_day = (first == days[0]) | (second == days[1])
+    return (days[0] < days[1]).where(by_day, first < second)
 
 
-def not_earlier(other: str, one: str) -> Any:
-    """:func:`earlier` the other way round, for any engine: a Narwhals mask, true where ``other`` is not before ``one``.
+def not_earlier(second: str, first: str) -> Any:
+    """Narwhals mask for any engine, the converse of :func:`earlier`: true where ``second`` is not before ``first``.
 
     Where one of the two is null it is null or false.
 
     Args:
-        other, one: columns of timestamps in UTC, of an engine whose session is in UTC.
+        second, first: columns of timestamps in UTC, of an engine whose session is in UTC.
     """
     import narwhals as nw
 
-    first, second = nw.col(one), nw.col(other)
+    before, after = nw.col(first), nw.col(second)
     # A day that is the day of a moment is the only time before it that is not earlier.
-    return (first <= second) | (first.dt.truncate("1d") == second)
+    return (before <= after) | (before.dt.truncate("1d") == after)
 
 
 def _within(given: pa.Array) -> tuple[pa.Array, dict[str, pa.Array]]:
@@ -205,8 +205,8 @@ def in_zone(given: pa.Array, zone: str) -> pa.Array:
     pc = compute()
 
     def utc(local: pa.Array) -> pa.Array:
-        told = pc.assume_timezone(local, zone, ambiguous="latest", nonexistent="latest")
-        return told.cast(pa.timestamp("us", "UTC"))
+        text = pc.assume_timezone(local, zone, ambiguous="latest", nonexistent="latest")
+        return text.cast(pa.timestamp("us", "UTC"))
 
     if pa.types.is_timestamp(given.type):
         as_utc = given.cast(pa.timestamp("us")).cast(pa.int64())
@@ -216,11 +216,11 @@ def in_zone(given: pa.Array, zone: str) -> pa.Array:
     local = pc.and_kleene(
         pc.match_substring_regex(pc.utf8_trim_whitespace(given), _LOCAL), pc.is_valid(clocks)
     )
-    told = pc.strftime(utc(clocks.cast(pa.int64()).cast(pa.timestamp("us"))), format="%Y-%m-%dT%H:%M:%SZ")
-    return pc.if_else(pc.fill_null(local, False), told.cast(given.type), given)
+    text = pc.strftime(utc(clocks.cast(pa.int64()).cast(pa.timestamp("us"))), format="%Y-%m-%dT%H:%M:%SZ")
+    return pc.if_else(pc.fill_null(local, False), text.cast(given.type), given)
 
 
-def _of_text(given: pa.Array) -> Judged:
+def _of_text(given: pa.Array) -> ParsedMoments:
     import pyarrow as pa
 
     pc = compute()
@@ -256,7 +256,7 @@ def _of_text(given: pa.Array) -> Judged:
         refused[reason] = pa.array(fits)
         left = left & ~fits
     refused["format"] = pa.array(left)
-    return Judged(values.cast(pa.timestamp("us", "UTC")), refused)
+    return ParsedMoments(values.cast(pa.timestamp("us", "UTC")), refused)
 
 
 def _micros(values: Any) -> np.ndarray:

@@ -365,11 +365,11 @@ def check_duplicates(checked: Checked, unkept: np.ndarray | None = None) -> None
     checked.duplicate[agreeing[again]] = True
 
 
-def check_unique(checked: Checked, column: str, held: pd.Series) -> None:
+def check_unique(checked: Checked, column: str, known_keys: pd.Series) -> None:
     """Values of a unique column that two keys have, in the frame or in the warehouse.
 
     Args:
-        held: value (index) -> key of the warehouse row that has it.
+        known_keys: value (index) -> key of the warehouse row that has it.
     """
     if column not in checked.rows.column_names:
         return
@@ -377,7 +377,7 @@ def check_unique(checked: Checked, column: str, held: pd.Series) -> None:
     values = checked.rows.column(column).to_pandas().mask(~checked.accepted | checked.reversal)
     keys = checked.rows.column(key).to_pandas()
     twice = values.duplicated(keep=False) & values.notna()
-    holder = values.map(held)
+    holder = values.map(known_keys)
     other = holder.notna() & holder.ne(keys)
     checked.add((twice | other).fillna(False).to_numpy(dtype=bool), f"duplicate_{column}", column)
 

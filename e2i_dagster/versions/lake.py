@@ -95,7 +95,7 @@ class Lake:
         """
         done: list[SetAside] = []
 
-        def one(path: str) -> SetAside:
+        def set_aside(path: str) -> SetAside:
             value, digest = values[path]
             rows = len(value) if isinstance(value, pd.DataFrame) else 1
             there = known.get(path)
@@ -110,7 +110,7 @@ class Lake:
 
         try:
             with ThreadPoolExecutor(_AT_ONCE) as pool:
-                return list(pool.map(one, values))
+                return list(pool.map(set_aside, values))
         except OSError as error:
             self.discard(done)
             raise self._unwritable(error) from error
@@ -122,18 +122,18 @@ class Lake:
             UnavailableError: the lake cannot be written to.
         """
         try:
-            for one in pending:
-                if one.aside is not None:
-                    files.put(one.aside, self.root / one.version.path)
+            for file in pending:
+                if file.aside is not None:
+                    files.put(file.aside, self.root / file.version.path)
         except OSError as error:
             raise self._unwritable(error) from error
 
     def discard(self, pending: Iterable[SetAside]) -> None:
         """Remove the files that were set aside and have no name yet."""
-        for one in pending:
-            if one.aside is not None:
+        for file in pending:
+            if file.aside is not None:
                 with suppress(OSError):
-                    one.aside.unlink()
+                    file.aside.unlink()
 
     def _unwritable(self, error: OSError) -> UnavailableError:
         return UnavailableError(

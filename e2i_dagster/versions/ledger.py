@@ -17,6 +17,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
+from e2i_dagster.database.upsert import upsert
 from e2i_dagster.errors import InputError
 from e2i_dagster.tables.description.control import (
     ml_data_versions,
@@ -130,13 +131,8 @@ def record(bind: Bind, version: DataVersion) -> DataVersion:
 
 
 def _note_file(connection: sa.Connection, version: DataVersion) -> None:
-    known = {"size": version.size, "checksum": version.checksum, "run_id": version.run_id}
-    statement = insert(ml_lake_files).values(path=version.path, **known)
-    connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=["path"], set_={**known, "at": sa.func.clock_timestamp()}
-        )
-    )
+    values = {name: getattr(version, name) for name in ("path", "size", "checksum", "run_id")}
+    connection.execute(upsert(ml_lake_files, values, change={"at": sa.func.clock_timestamp()}), values)
 
 
 def files(bind: Bind, paths: Iterable[str]) -> dict[str, StoredFile]:
@@ -317,10 +313,8 @@ def record_state(bind: Bind, state: StageState) -> None:
         "run_id": state.run_id,
         "at": state.at if state.at is not None else sa.func.clock_timestamp(),
     }
-    kept = {name: value for name, value in values.items() if name not in ("stage", "partition")}
-    statement = insert(ml_stage_states).values(values)
     with _connection(bind) as connection:
-        connection.execute(statement.on_conflict_do_update(index_elements=["stage", "partition"], set_=kept))
+        connection.execute(upsert(ml_stage_states, values).values(values))
 
 
 def record_absent(bind: Bind, reasons: Mapping[str, str]) -> None:

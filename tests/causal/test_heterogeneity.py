@@ -48,7 +48,7 @@ def found(process_frame, causal_policy):
 def test_planted_heterogeneity_is_found(found, process_frame):
     assert found.slope_p_value < 1e-6
     assert found.qini_lower > 0
-    assert "can be told" in heterogeneity_sentence(found)
+    assert "can be predicted" in heterogeneity_sentence(found)
     assert found.contrasts[0].confounder == "disease_severity"
     assert found.contrasts[0].standardized_difference > 1
     smallest, largest = found.groups[0], found.groups[-1]

@@ -8,7 +8,7 @@ from e2i_dagster.causal.negative_controls import calibrate, fit_systematic_error
 from e2i_dagster.causal.nuisances import fit_nuisances
 from e2i_dagster.causal.refute import PointAndError, doubly_robust, refute
 from e2i_dagster.causal.rows import causal_rows
-from e2i_dagster.causal.sensitivity import judge_sensitivity
+from e2i_dagster.causal.sensitivity import assess_sensitivity
 
 ASKED = {"treatment": "treated", "outcome": "outcome", "confounders": ["severity", "academic"]}
 
@@ -16,7 +16,7 @@ ASKED = {"treatment": "treated", "outcome": "outcome", "confounders": ["severity
 def refuted(frame, policy, effect=None):
     rows = causal_rows(frame, **ASKED)
     nuisances = fit_nuisances(rows, floor=policy.propensity_floor, seed=42)
-    sensitivity = judge_sensitivity(rows, nuisances, level=policy.level)
+    sensitivity = assess_sensitivity(rows, nuisances, level=policy.level)
     quick = policy.model_copy(update={"refutation": policy.refutation.model_copy(update={"repetitions": 5})})
     effect = effect or doubly_robust("linear", "linear", policy.propensity_floor)
     found = refute(rows, nuisances, sensitivity, quick, seed=42, effect=effect)

@@ -7,9 +7,9 @@ from e2i_dagster.causal.nuisances import fit_nuisances
 from e2i_dagster.causal.rows import causal_rows
 from e2i_dagster.causal.sensitivity import (
     adjusted_estimate,
+    assess_sensitivity,
     benchmark_strength,
     e_value,
-    judge_sensitivity,
     robustness_value,
 )
 
@@ -60,7 +60,7 @@ def test_bounds_move_against_the_sign_of_the_effect(plant):
             plant(effect), treatment="treated", outcome="outcome", confounders=["severity", "academic"]
         )
         nuisances = fit_nuisances(rows, floor=0.02, seed=1)
-        found = judge_sensitivity(rows, nuisances, level=0.95)
+        found = assess_sensitivity(rows, nuisances, level=0.95)
         assert np.sign(found.linear_effect) == sign
         left = [one.estimate for one in found.bounds if one.estimate is not None]
         assert np.all(np.diff([found.linear_effect, *left]) * sign < 0)
@@ -72,6 +72,6 @@ def test_a_continuous_outcome_has_an_approximate_e_value(plant):
     frame = plant(0.0)
     frame["days"] = 10.0 * frame["treated"] + np.random.default_rng(1).normal(scale=10, size=len(frame))
     rows = causal_rows(frame, treatment="treated", outcome="days", confounders=["severity"])
-    found = judge_sensitivity(rows, fit_nuisances(rows, floor=0.02, seed=1), level=0.95).e_value
+    found = assess_sensitivity(rows, fit_nuisances(rows, floor=0.02, seed=1), level=0.95).e_value
     assert found.scale == "approximate"
     assert found.risk_ratio == pytest.approx(np.exp(0.91 * 10 / frame["days"].std()), rel=0.1)

@@ -17,6 +17,7 @@ CORE = CHECKOUT / "e2i_dagster"
 #: All code from the ground up: a room imports those before it, never one after it, so that there is no circle.
 ROOMS = (
     "e2i_dagster.errors",
+    "e2i_dagster.local_files",
     "e2i_dagster.binning",
     "e2i_dagster.display",
     "e2i_dagster.policy_files",

@@ -16,7 +16,7 @@ from e2i_dagster.config.experiment import Consent, ExperimentSpec, FidelityGrade
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.errors import InputError
 from e2i_dagster.experiments.conduct import enrolment
-from e2i_dagster.experiments.conduct.digital_twin import judge_fidelity, simulate_twin
+from e2i_dagster.experiments.conduct.digital_twin import grade_fidelity, simulate_twin
 from e2i_dagster.experiments.conduct.run import simulate_and_record
 from e2i_dagster.tables.moments import earlier
 from tests.experiments.conftest import DESIGN
@@ -276,7 +276,7 @@ GRADES = FidelityGrades(excellent=0.10, good=0.20, fair=0.35)
     ],
 )  # fmt: skip
 def test_grades_follow_the_error_relative_to_the_observed_effect(predicted, actual, error, grade):
-    found = judge_fidelity(
+    found = grade_fidelity(
         (predicted, predicted - 0.05, predicted + 0.05), (actual, actual - 0.05, actual + 0.05), GRADES
     )
     assert found[0] == pytest.approx(error)
@@ -284,7 +284,7 @@ def test_grades_follow_the_error_relative_to_the_observed_effect(predicted, actu
 
 
 def test_fidelity_is_undefined_where_an_effect_may_be_zero():
-    error, grade, why = judge_fidelity((0.2, 0.1, 0.3), (0.05, -0.02, 0.12), GRADES)
+    error, grade, why = grade_fidelity((0.2, 0.1, 0.3), (0.05, -0.02, 0.12), GRADES)
     assert (error, grade) == (None, "unvalidated")
     assert "observed" in why
 

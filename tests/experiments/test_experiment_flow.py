@@ -159,7 +159,7 @@ def test_no_look_on_arms_that_were_not_assigned_as_designed(warehouse, spec, lif
         ]  # fmt: skip
         connection.execute(tables.ab_experiment_assignments.insert(), rows)
         observe_outcomes(connection, name)
-        passed, said = run.judge_ratio(connection, name, lifecycle, actor="test")
+        passed, said = run.check_sample_ratio(connection, name, lifecycle, actor="test")
         assert not passed
         assert said.startswith("critical")
         with pytest.raises(VerdictError, match="before this mismatch is explained"):
@@ -482,7 +482,10 @@ def test_pages_of_an_empty_experiment_say_so(warehouse, spec, lifecycle, running
         assert run.enrolment_page(connection, name, lifecycle).as_of is None
         assert run.look_page(connection, name, lifecycle, actor="dmc").looks == ()
         assert "running" in run.results_page(connection, name, lifecycle, actor="dmc").reason
-        assert run.judge_ratio(connection, name, lifecycle, actor="dmc") == (True, "no unit is assigned yet")
+        assert run.check_sample_ratio(connection, name, lifecycle, actor="dmc") == (
+            True,
+            "no unit is assigned yet",
+        )
         assert "no twin" in run.fidelity_page(connection, name, lifecycle, actor="dmc").reason
         assert run.report_html(connection, name, lifecycle, blinded=True, actor="dmc").startswith(
             "<!doctype html>"

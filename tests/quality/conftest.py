@@ -1,14 +1,10 @@
-"""Small clean tables by hand, and one embedded server for the tests of the gate."""
+"""Small clean tables by hand."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import sqlalchemy as sa
 
 from e2i_dagster.config.quality import QualityPolicy
 from e2i_dagster.policy_files.environment import CHECKOUT
@@ -68,33 +64,3 @@ def events() -> pd.DataFrame:
 @pytest.fixture
 def months(events: pd.DataFrame) -> pd.Series:
     return events["event_date"].dt.strftime("%Y-%m")
-
-
-@pytest.fixture(scope="session")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sa.Engine]:
-    """The tables of the quality stage on an embedded server of its own, made from their description."""
-    from e2i_dagster.database.server import ADMIN, DATABASE, ensure_server, stop_server
-    from e2i_dagster.tables.description import quality as tables
-
-    state: Path = tmp_path_factory.mktemp("state")
-    server = ensure_server(state)
-    address = sa.URL.create(
-        "postgresql+psycopg",
-        username=ADMIN,
-        database=DATABASE,
-        query={"host": server.socket_folder, "passfile": server.passfile},
-    )
-    engine = sa.create_engine(address)
-    try:
-        wanted = [
-            tables.ml_data_quality_reports,
-            tables.data_quality_results,
-            tables.ml_gate_verdicts,
-            tables.ml_gate_waivers,
-            tables.ml_leakage_audit,
-        ]
-        tables.metadata.create_all(engine, tables=wanted)
-        yield engine
-    finally:
-        engine.dispose()
-        stop_server(state)

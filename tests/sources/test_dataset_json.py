@@ -64,7 +64,7 @@ def test_every_way_to_write_it_gives_the_same_rows(tmp_path, monkeypatch, text, 
     assert recognise(path) is dataset_json.FORMAT
     given = read_file(path, FileFormat())
     assert given.rows.to_pydict() == CELLS
-    assert (given.malformed, given.told.columns["AGE"].label) == ([], "Age")
+    assert (given.malformed, given.summary.columns["AGE"].label) == ([], "Age")
 
 
 def test_what_is_no_row_is_named_by_its_number(tmp_path):

@@ -117,7 +117,7 @@ def test_references_become_ids_and_lost_ones_are_counted(tmp_path):
     )  # fmt: skip
     assert given.rows["patient_id"].to_pylist() == ["p1", "p1", "p1", "p9", None, None]
     assert given.rows["practitioner_id"].to_pylist() == ["d1", None, "d1", None, None, None]
-    assert given.told.notes == [
+    assert given.summary.notes == [
         "patient_id: 1 references are to a Group, none to a Patient",
         "patient_id: 1 references name no Patient of the folder by id or identifier",
         "patient_id: 1 different Patient resources are not in the Patient files of the folder",

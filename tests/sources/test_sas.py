@@ -60,8 +60,8 @@ def test_a_transport_file_by_its_formats(tmp_path, version, monkeypatch):
         "ADTM": [dt.datetime(2023, 4, 1, 12, 30), None, dt.datetime(1959, 12, 31, 23, 59, 59)],
         "ATM": ["12:30:00", None, "01:02:03"],
     }
-    assert given.told.columns["USUBJID"].label == "Unique Subject Identifier"
-    assert given.told.missing_kinds() == []
+    assert given.summary.columns["USUBJID"].label == "Unique Subject Identifier"
+    assert given.summary.missing_kinds() == []
 
 
 def test_special_missing_values_of_a_transport_file_are_counted_by_letter(tmp_path):
@@ -71,7 +71,7 @@ def test_special_missing_values_of_a_transport_file_are_counted_by_letter(tmp_pa
     (tmp_path / "adsl.xpt").write_bytes(content)
     given = read_file(tmp_path / "adsl.xpt", FileFormat())
     assert given.rows["AGE"].to_pylist() == [34.0, None, 51.5]
-    assert given.told.missing_kinds() == ["AGE: special missing values .U 1"]
+    assert given.summary.missing_kinds() == ["AGE: special missing values .U 1"]
 
 
 @pytest.mark.parametrize("version", [5, 8])
@@ -109,9 +109,9 @@ def test_a_dataset_its_labels_and_its_catalogue(monkeypatch):
             "AVAL": None, "SEXN": 1.0,
         }
     ]  # fmt: skip
-    assert given.told.missing_kinds() == ["AVAL: special missing values .A 6, .N 5"]
-    assert given.told.columns["AVAL"].label == "Analysis Value"
-    assert given.told.columns["SEXN"].values == {"1": "Male", "2": "Female"}
+    assert given.summary.missing_kinds() == ["AVAL: special missing values .A 6, .N 5"]
+    assert given.summary.columns["AVAL"].label == "Analysis Value"
+    assert given.summary.columns["SEXN"].values == {"1": "Male", "2": "Female"}
 
 
 def test_a_dataset_that_cannot_be_read_is_one_error(tmp_path):
@@ -168,7 +168,7 @@ def test_labels_propose_columns_and_a_catalogue_proposes_values(tmp_path):
     shutil.copy(EXAMPLE / "adqs.sas7bdat", tmp_path)
     records = open_records(tmp_path / "adqs.sas7bdat", FileFormat())
     assert recognise(tmp_path / "adqs.sas7bdat") is sas.DATASET
-    assert records.told.columns["SEXN"].display == "SEXF"
+    assert records.summary.columns["SEXN"].display == "SEXF"
     rows = pd.DataFrame(
         {
             "SUBJID": ["1", "2"],

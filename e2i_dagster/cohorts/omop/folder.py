@@ -143,32 +143,32 @@ def load_tables(
     # DuckDB's own casts of text differ between its versions and take 05-01-23 for the year 5.
     day: dict[str, Any] = {"parameters": ["VARCHAR"], "return_type": "DATE", "type": "arrow"}
     connection.create_function(DAY_FUNCTION, _day, null_handling="special", **day)  # type: ignore[arg-type]
-    for one in files:
+    for file in files:
         try:
-            if one.kind == "parquet":
+            if file.kind == "parquet":
                 paths: Any = [
-                    str(path) for path in one.paths
+                    str(path) for path in file.paths
                 ]  # DuckDB takes lists, its signatures know files only
                 given = connection.read_parquet(paths, union_by_name=True)
             else:
-                given = _read_csv(connection, one, quote)
+                given = _read_csv(connection, file, quote)
             types = {
                 name.lower(): (name, str(kind)) for name, kind in zip(given.columns, given.types, strict=True)
             }
-            columns = _columns(one, types, plan)
+            columns = _columns(file, types, plan)
             wanted = given.project(", ".join(columns))
             checked = any(READ_MARK in column for column in columns)
-            if one.kind == "parquet" and not checked and one.table != "observation_period":
-                wanted.create_view(f"cdm_{one.table}")
+            if file.kind == "parquet" and not checked and file.table != "observation_period":
+                wanted.create_view(f"cdm_{file.table}")
             else:
-                _create(wanted, one, given, types)
-            _check_unique(connection, one)
-            _check_calendar(connection, one)
-            _check_starts(connection, one)
+                _create(wanted, file, given, types)
+            _check_unique(connection, file)
+            _check_calendar(connection, file)
+            _check_starts(connection, file)
         except duckdb.Error as error:
-            raise _unreadable(one, error) from None
+            raise _unreadable(file, error) from None
     connection.execute("CREATE TABLE IF NOT EXISTS cdm_concept (concept_id BIGINT, invalid_reason VARCHAR)")
-    return _close_periods(connection, [one.table for one in files], data_end)
+    return _close_periods(connection, [file.table for file in files], data_end)
 
 
 def _read_csv(connection: DuckDBPyConnection, files: TableFiles, quote: Quote) -> DuckDBPyRelation:
@@ -177,7 +177,7 @@ def _read_csv(connection: DuckDBPyConnection, files: TableFiles, quote: Quote) -
     Raises:
         InputError: rows would be folded into one cell, or the rows by the lines are not those of the parser.
     """
-    from e2i_dagster.sources.formats.delimited import count_lines, judge_lines
+    from e2i_dagster.sources.formats.delimited import count_lines, count_rows
 
     advice = (
         'Where the file is written without quoting, say `--quote none` (`build(..., quote="none")`); else '
@@ -194,7 +194,7 @@ def _read_csv(connection: DuckDBPyConnection, files: TableFiles, quote: Quote) -
     mark = "" if quote == "none" else quote
     by_lines = None
     if mark and any(count_lines(path, form)[1] for path in files.paths):
-        by_lines = sum(judge_lines(path, form, advice).rows for path in files.paths)
+        by_lines = sum(count_rows(path, form, advice).rows for path in files.paths)
     given = connection.read_csv(
         paths,
         all_varchar=True,
@@ -409,7 +409,7 @@ def _close_periods(
         f"WHERE {PERIOD_END} IS NULL",
         {"until": until},
     )
-    return OpenPeriods(count, tuple(int(one) for (one,) in subjects), until)
+    return OpenPeriods(count, tuple(int(subject) for (subject,) in subjects), until)
 
 
 def _last_day(connection: DuckDBPyConnection, tables: list[str]) -> dt.date:

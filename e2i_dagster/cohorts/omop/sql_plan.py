@@ -277,7 +277,7 @@ def _group(plan: Plan, group: circe.Group, events: str, path: str) -> str:
     # Events that meet none of the criteria have no row to count, so they are joined from the left.
     none_is_enough = group.type == "AT_MOST" or (group.type == "AT_LEAST" and group.count == 0)
     join = "LEFT JOIN" if none_is_enough else "JOIN"
-    union = " UNION ALL ".join(f"SELECT {k} AS criterion, key FROM ({one})" for k, one in enumerate(met))
+    union = " UNION ALL ".join(f"SELECT {k} AS criterion, key FROM ({query})" for k, query in enumerate(met))
     return (
         f"SELECT e.key FROM {events} e {join} ({union}) m ON m.key = e.key "
         f"GROUP BY e.key HAVING count(m.criterion) {wanted}"

@@ -26,7 +26,7 @@ from e2i_dagster.tables.description import experiments as tables
 
 Kind = Literal["units", "events", "outcomes"]
 _TIME_COLUMNS = ("screened_at", "occurred_at", "observed_at")
-#: Refused rows that are told one by one; all of them are in the file.
+#: Refused rows that are listed; all of them are in the file.
 _SHOWN = 20
 #: Who acts in a simulated stream; recorded like this, and only where the stream is simulated.
 SIMULATED_PEOPLE = "simulated:"
@@ -73,18 +73,18 @@ def perform(
     name = change.experiment
     spec = policy.experiment(name)
     if change.action == "amend":
-        held = store.amend(connection, spec, reason=change.reason, actor=actor)
-        return {"design_version": held.version, "design_digest": held.spec.design_digest}
+        experiment = store.amend(connection, spec, reason=change.reason, actor=actor)
+        return {"design_version": experiment.version, "design_digest": experiment.spec.design_digest}
     store.register(connection, spec, actor=actor)
     if change.people is not None:
         actor = _simulated_person(connection, name, change.people)
     if change.action == "transition":
         scored = _scored(connection, change, lifecycle, actor) if change.state == "decided" else {}
-        held = store.transition(
+        experiment = store.transition(
             connection, name, change.state or "", reason=change.reason, actor=actor, policy=lifecycle,
             decision=change.decision, evidence=scored,
         )  # fmt: skip
-        return {"state": held.state, **scored}
+        return {"state": experiment.state, **scored}
     if change.action == "approve":
         store.approve(
             connection, name, role=change.role or "", reason=change.reason, actor=actor, policy=lifecycle
@@ -133,7 +133,7 @@ def record_file(connection: sa.Connection, change: Change, policy: Policy, *, ac
         taken = store.record_events(connection, name, handed.frame, **shared)
     else:
         taken = store.record_outcomes(connection, name, handed.frame, **shared)
-    taken = replace(taken, refused=tuple(sorted((*handed.refused, *taken.refused), key=lambda one: one.row)))
+    taken = replace(taken, refused=tuple(sorted((*handed.refused, *taken.refused), key=lambda row: row.row)))
     rows = len(handed.delivered) + len(handed.uneven)
     counts = {key: getattr(taken, key) for key in ("new", "updated", "known", "duplicate")}
     report: dict[str, Any] = {"rows": rows, **counts, "refused": len(taken.refused)}
@@ -150,7 +150,7 @@ def record_file(connection: sa.Connection, change: Change, policy: Policy, *, ac
         )
     report["refused_because"] = taken.reasons
     report["refused_rows"] = [
-        {"row": one.row, "column": one.column, "reason": one.reason} for one in taken.refused[:_SHOWN]
+        {"row": row.row, "column": row.column, "reason": row.reason} for row in taken.refused[:_SHOWN]
     ]
     report["refused_file"] = str(file)
     return report
@@ -169,15 +169,15 @@ def refused_values(report: Mapping[str, Any], mapping: Path | None) -> list[dict
     given = None if mapping is None else HandedMapping.load(mapping)
     handed = read_rows_handed(Path(report["refused_file"]), text=None, mapping=given)
     # One row of the file for each that was refused, in their order.
-    place = {row: number for number, row in enumerate(sorted({one["row"] for one in shown}), start=1)}
+    place = {row: number for number, row in enumerate(sorted({refusal["row"] for refusal in shown}), start=1)}
     return [
         {
-            **one,
+            **refusal,
             "value": None
-            if one["column"] == "unit_id"
-            else handed.value(RefusedRow(place[one["row"]], one["column"], None, "")),
+            if refusal["column"] == "unit_id"
+            else handed.value(RefusedRow(place[refusal["row"]], refusal["column"], None, "")),
         }
-        for one in shown
+        for refusal in shown
     ]
 
 
@@ -197,15 +197,15 @@ def advance(
         InputError: the experiment has observed units, or cannot be simulated.
         VerdictError: it is not running.
     """
-    held = store.read(connection, name)
-    if held.source == "observed":
+    experiment = store.read(connection, name)
+    if experiment.source == "observed":
         raise InputError(
             f"Experiment {name} has observed units; a simulated stream never mixes with them.",
             field="name",
             value=name,
             remedy="Simulate an experiment of another name.",
         )
-    spec = held.spec
+    spec = experiment.spec
     stream = simulation.limited(
         simulation.draw_stream(spec, seed=spec.randomization.seed), spec, policy.cohorts
     )
@@ -235,23 +235,25 @@ def _until(
     shared: dict[str, Any] = {"source": "simulated", "actor": actor}
     screened = simulation.screened_until(stream, until)
     store.screen(connection, name, screened, cohorts=policy.cohorts, **shared).whole("simulated units")
-    held = store.read(connection, name)
+    experiment = store.read(connection, name)
     known = store.read_records(connection, name).screened
-    agreed = simulation.consents(stream, held.spec, known.loc[known["eligible"].astype(bool), "unit_id"])
+    agreed = simulation.consents(
+        stream, experiment.spec, known.loc[known["eligible"].astype(bool), "unit_id"]
+    )
     agreed = agreed[agreed["occurred_at"] < until]
     store.record_events(connection, name, agreed, **shared).whole("simulated consents")
     store.randomize(connection, name, actor=actor, assigned_at=simulation.assignment_times(stream))
     assigned = store.read_records(connection, name).assignments
-    later = simulation.later_events(stream, held.spec, assigned, until)
+    later = simulation.later_events(stream, experiment.spec, assigned, until)
     store.record_events(connection, name, later, **shared).whole("simulated events")
-    outcomes = simulation.observed_outcomes(stream, held.spec, assigned, until)
+    outcomes = simulation.observed_outcomes(stream, experiment.spec, assigned, until)
     store.record_outcomes(connection, name, outcomes, **shared).whole("simulated outcomes")
 
 
 def _simulated_person(connection: sa.Connection, name: str, people: str) -> str:
     """Mark the experiment as simulated before an invented person acts in it: observed units are refused then."""
-    held = store.read(connection, name)
-    if held.source == "observed":
+    experiment = store.read(connection, name)
+    if experiment.source == "observed":
         raise InputError(
             f"Experiment {name} has observed units; invented people decide nothing in it.",
             field="name",

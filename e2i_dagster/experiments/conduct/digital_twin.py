@@ -114,11 +114,13 @@ def fidelity_table(comparisons: Sequence[FidelityComparison]) -> Table:
         ("look", "predicted", "observed", "error", "grade"),
         [
             (
-                *(one.analysis_number, one.predicted_effect, one.actual_effect),
-                one.reason if one.relative_prediction_error is None else one.relative_prediction_error,
-                one.fidelity_grade,
+                *(comparison.analysis_number, comparison.predicted_effect, comparison.actual_effect),
+                comparison.reason
+                if comparison.relative_prediction_error is None
+                else comparison.relative_prediction_error,
+                comparison.fidelity_grade,
             )
-            for one in comparisons
+            for comparison in comparisons
         ],
         {"error": ".1%"},
     )
@@ -231,7 +233,7 @@ def _question(spec: ExperimentSpec) -> Twin:
     return spec.twin
 
 
-def judge_fidelity(
+def grade_fidelity(
     predicted: tuple[float, float, float], actual: tuple[float, float, float], grades: FidelityGrades
 ) -> tuple[float | None, Grade, str]:
     """Error relative to the observed effect, its grade, and why it is undefined.
@@ -299,16 +301,16 @@ def compare_looks(
     if newest is None:
         return "no twin was simulated"
     done = {
-        one.analysis_number
-        for one in FidelityRecord.read_all(connection, name)
-        if one.simulation_id == newest.simulation_id
+        record.analysis_number
+        for record in FidelityRecord.read_all(connection, name)
+        if record.simulation_id == newest.simulation_id
     }
     predicted = (newest.simulated_ate, newest.simulated_ci_lower, newest.simulated_ci_upper)
     observed = [(look.analysis_number, look.effect) for look in looks if look.effect is not None]
     for number, actual in observed:
         if number in done:
             continue
-        error, grade, reason = judge_fidelity(predicted, actual, policy.monitor.fidelity)
+        error, grade, reason = grade_fidelity(predicted, actual, policy.monitor.fidelity)
         connection.execute(
             tables.ab_fidelity_comparisons.insert().values(
                 experiment=name,

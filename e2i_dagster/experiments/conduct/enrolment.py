@@ -87,7 +87,7 @@ def eligibility(
 
 
 @dataclass(frozen=True)
-class Judged:
+class IntakeResult:
     """A delivery sorted by what becomes of its rows: ``rows`` are to be recorded, ``taken`` says the rest."""
 
     rows: pd.DataFrame
@@ -102,7 +102,7 @@ def check_events(
     known: pd.DataFrame,
     consent: Consent,
     arms: Sequence[str],
-) -> Judged:
+) -> IntakeResult:
     """The events that are new. One that cannot be used is refused with its reason, and stops no other.
 
     Args:
@@ -119,33 +119,33 @@ def check_events(
     given["occurred_at"] = times(given["occurred_at"])
     repeated = given.duplicated().to_numpy()
     given = given[~repeated]
-    held = known.assign(occurred_at=times(known["occurred_at"]))
-    unchanged, changed = recorded_before(given, held, key, dict.fromkeys(rest, equal))
+    recorded = known.assign(occurred_at=times(known["occurred_at"]))
+    unchanged, changed = recorded_before(given, recorded, key, dict.fromkeys(rest, equal))
     twice = Fault("event_type", "is given twice with other values", given.duplicated(key, keep=False))
     screened_at = _by_unit(screened, "screened_at")
     assigned_at = _by_unit(assignments, "assigned_at")
-    return _judged(
+    return _intake(
         given,
         unchanged,
         repeated,
         lambda rows: [
-            *_faults_of_events(rows, held[key], screened_at, assigned_at, consent, arms), *changed, twice,
+            *_faults_of_events(rows, recorded[key], screened_at, assigned_at, consent, arms), *changed, twice,
         ],
     )  # fmt: skip
 
 
-def _judged(
+def _intake(
     given: pd.DataFrame,
     unchanged: pd.Series,
     repeated: np.ndarray,
     faults_of: Callable[[pd.DataFrame], Iterable[Fault]],
-) -> Judged:
+) -> IntakeResult:
     """The new rows of ``given`` without those that break a rule, and what became of the delivery."""
     new, refused = sift(given[~unchanged], faults_of)
     taken = Taken(
         new=len(new), known=int(unchanged.sum()), duplicate=int(repeated.sum()), refused=tuple(refused)
     )
-    return Judged(new.reset_index(drop=True), taken)
+    return IntakeResult(new.reset_index(drop=True), taken)
 
 
 def _faults_of_events(
@@ -156,7 +156,7 @@ def _faults_of_events(
     consent: Consent,
     arms: Sequence[str],
 ) -> list[Fault]:
-    """Rules of events in the order in which they are told; ``known``: key columns of the recorded ones."""
+    """Rules of events in the order in which they are reported; ``known``: key columns of the recorded ones."""
     kind, at, unit = new["event_type"], new["occurred_at"], new["unit_id"]
     screened_at, assigned_at = times(unit.map(screened)), times(unit.map(assigned))
     everything = pd.concat([part for part in (known, new[list(known.columns)]) if len(part)] or [new])
@@ -205,7 +205,7 @@ def check_outcomes(
     assignments: pd.DataFrame,
     events: pd.DataFrame,
     known: pd.DataFrame,
-) -> Judged:
+) -> IntakeResult:
     """The outcomes that are new. One that cannot be used is refused with its reason, and stops no other.
 
     Args:
@@ -241,7 +241,7 @@ def check_outcomes(
     )
     assigned_at = _by_unit(assignments, "assigned_at")
     gone = _first(events, "consent_withdrawn")
-    return _judged(
+    return _intake(
         given,
         unchanged,
         repeated,
@@ -256,7 +256,7 @@ def check_outcomes(
 def _faults_of_outcomes(
     given: pd.DataFrame, kinds: Mapping[str, str], assigned: pd.Series, withdrawn: pd.Series
 ) -> list[Fault]:
-    """Rules of outcomes in the order in which they are told."""
+    """Rules of outcomes in the order in which they are reported."""
     unit, at, value, denominator = (
         given[name] for name in ("unit_id", "observed_at", "value", "denominator")
     )  # fmt: skip
@@ -304,7 +304,7 @@ def check_units(
     known: pd.DataFrame,
     assignments: pd.DataFrame,
     events: pd.DataFrame,
-) -> Judged:
+) -> IntakeResult:
     """The units that are new or corrected. One that cannot be used is refused with its reason, and stops no other.
 
     Args:
@@ -339,9 +339,9 @@ def check_units(
     rows = usable[list(apart)].assign(attributes=values)
     before = known.set_index("unit_id")
     there = rows["unit_id"].isin(before.index)
-    held, again = before.loc[rows.loc[there, "unit_id"].tolist()], rows[there]
-    recorded = [_mapping(text) for text in held["attributes"]]
-    moved = ~same_time(again["screened_at"], times(held["screened_at"]).set_axis(again.index))
+    earlier, again = before.loc[rows.loc[there, "unit_id"].tolist()], rows[there]
+    recorded = [_mapping(text) for text in earlier["attributes"]]
+    moved = ~same_time(again["screened_at"], times(earlier["screened_at"]).set_axis(again.index))
     differing = [
         sorted(name for name, value in row.items() if old.get(name) != value) + ["screened_at"] * late
         for row, old, late in zip(again["attributes"], recorded, moved, strict=True)
@@ -361,7 +361,7 @@ def check_units(
         refused=tuple([*refused, *fixed]),
     )
     columns = ["unit_id", "screened_at", "attributes"]
-    return Judged(pd.concat([new[columns], corrected[columns]], ignore_index=True), taken)
+    return IntakeResult(pd.concat([new[columns], corrected[columns]], ignore_index=True), taken)
 
 
 def _faults_of_corrections(
@@ -378,7 +378,7 @@ def _faults_of_corrections(
                 f"differs from what the unit was assigned by, which stays (of {', '.join(columns)})",
                 assigned & (names == ", ".join(columns)),
             )
-            for columns in {", ".join(one): one for one in changed["differing"]}.values()
+            for columns in {", ".join(names): names for names in changed["differing"]}.values()
         ),
         Fault("screened_at", "lies after an event of the unit", earlier(first, changed["screened_at"])),
     ]

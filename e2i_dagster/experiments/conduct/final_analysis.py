@@ -87,8 +87,8 @@ class ResultsPage(BaseModel):
         if not self.available:
             return found
         parts = {
-            **{f"subgroups_{one.arm}": one.to_metadata() for one in self.subgroups},
-            **{f"forest_of_effects_{one.arm}": one.to_metadata() for one in self.heterogeneity},
+            **{f"subgroups_{subgroup.arm}": subgroup.to_metadata() for subgroup in self.subgroups},
+            **{f"forest_of_effects_{forest.arm}": forest.to_metadata() for forest in self.heterogeneity},
         }
         return {
             **found,
@@ -114,12 +114,23 @@ def effects_table(results: Sequence[SetResult]) -> Table:
             rows.append((result.metric, result.analysis_set, None, *none))
             continue
         named = f"{result.metric} ({EFFECTS[result.analysis.kind]})"
-        for one in result.analysis.comparisons:
-            effect, interval = one.estimate
-            if one.effect is None:
-                interval = "; ".join(filter(None, (one.reason, one.method)))
-            final = result.adjusted_p_values.get(one.arm)
-            rows.append((named, result.analysis_set, one.arm, effect, interval, one.p_value, final, one.note))
+        for comparison in result.analysis.comparisons:
+            effect, interval = comparison.estimate
+            if comparison.effect is None:
+                interval = "; ".join(filter(None, (comparison.reason, comparison.method)))
+            final = result.adjusted_p_values.get(comparison.arm)
+            rows.append(
+                (
+                    named,
+                    result.analysis_set,
+                    comparison.arm,
+                    effect,
+                    interval,
+                    comparison.p_value,
+                    final,
+                    comparison.note,
+                )
+            )
     return Table(("metric", "set", "arm", "effect", "interval", "p", "adjusted p", "note"), rows)
 
 
@@ -142,20 +153,20 @@ def compute_results(
     ``alignment``: how well the treatment fits the strategy (0 to 1), for the scorecard; once it is decided, what
     was judged then.
     """
-    held = store.read(connection, name)
+    experiment = store.read(connection, name)
     if alignment is None:
-        alignment = _judged_alignment(Transition.read_all(connection, name))
-    shared = {"experiment": name, "state": held.state, "simulated": held.simulated}
-    if not may_read_results(held.state):
+        alignment = _recorded_alignment(Transition.read_all(connection, name))
+    shared = {"experiment": name, "state": experiment.state, "simulated": experiment.simulated}
+    if not may_read_results(experiment.state):
         return ResultsPage(
             **shared,
             available=False,
-            reason=f"the experiment is {held.state}: results are read when data collection is over",
+            reason=f"the experiment is {experiment.state}: results are read when data collection is over",
         )
     records = store.read_records(connection, name)
     if records.outcomes.empty:
         return ResultsPage(**shared, available=False, reason="no outcome was recorded")
-    spec = held.spec
+    spec = experiment.spec
     frame = records.analysis_frame(spec, policy)
     results = _with_adjusted(
         spec,
@@ -184,7 +195,7 @@ def compute_results(
     )
 
 
-def _judged_alignment(history: Sequence[Transition]) -> float | None:
+def _recorded_alignment(history: Sequence[Transition]) -> float | None:
     judged = [change.evidence.get("alignment") for change in history if change.to_state == "decided"]
     return None if not judged or judged[-1] is None else float(judged[-1])
 
@@ -195,10 +206,10 @@ def _with_adjusted(spec: ExperimentSpec, results: Sequence[SetResult]) -> tuple[
     found = []
     for result in results:
         family = [
-            (other.metric, one.arm, one.p_value)
+            (other.metric, comparison.arm, comparison.p_value)
             for other in results
             if other.analysis_set == result.analysis_set and other.metric != primary and other.analysis
-            for one in other.analysis.comparisons
+            for comparison in other.analysis.comparisons
         ]
         final = adjusted([p for _, _, p in family], spec.multiplicity)
         own = {
@@ -213,7 +224,7 @@ def _with_adjusted(spec: ExperimentSpec, results: Sequence[SetResult]) -> tuple[
 def _set_result(
     frame: pd.DataFrame, spec: ExperimentSpec, name: str, chosen: str, policy: LifecyclePolicy
 ) -> SetResult:
-    metric = next(one for one in spec.metrics.all if one.name == name)
+    metric = next(metric for metric in spec.metrics.all if metric.name == name)
     if chosen != "itt" and frame["received"].isna().all():
         return SetResult(
             metric=name, analysis_set=chosen, analysis=None, reason="no treatment received was recorded"
@@ -294,22 +305,22 @@ def explore_heterogeneity(
     Raises:
         VerdictError: data collection is not over. InputError: the primary metric is no mean and no proportion.
     """
-    held = store.read(connection, name)
-    if not may_read_results(held.state):
+    experiment = store.read(connection, name)
+    if not may_read_results(experiment.state):
         raise VerdictError(
-            f"Experiment {name} is {held.state}: effects are looked into when data collection is over."
+            f"Experiment {name} is {experiment.state}: effects are looked into when data collection is over."
         )
-    if held.spec.metrics.primary.kind not in ("mean", "proportion"):
+    if experiment.spec.metrics.primary.kind not in ("mean", "proportion"):
         raise InputError(
-            f"The forest takes a mean or a proportion, not {held.spec.metrics.primary.kind}.",
+            f"The forest takes a mean or a proportion, not {experiment.spec.metrics.primary.kind}.",
             field="metrics.primary.kind",
-            value=held.spec.metrics.primary.kind,
+            value=experiment.spec.metrics.primary.kind,
             remedy="Look into effects by subgroups instead.",
         )
     records = store.read_records(connection, name)
-    frame = records.analysis_frame(held.spec, policy)
+    frame = records.analysis_frame(experiment.spec, policy)
     plan = HeterogeneityPlan(covariates=tuple(covariates))
-    return tuple(grow_forest(frame, held.spec, policy, arm, plan) for arm in held.spec.treatments)
+    return tuple(grow_forest(frame, experiment.spec, policy, arm, plan) for arm in experiment.spec.treatments)
 
 
 def grow_forest(
@@ -405,7 +416,7 @@ def _record(
     for result in results:
         arms = {} if result.analysis is None else {arm.arm: arm.observed for arm in result.analysis.arms}
         for arm in spec.treatments:
-            one = None if result.analysis is None else result.analysis.comparison(arm)
+            comparison = None if result.analysis is None else result.analysis.comparison(arm)
             rows.append(
                 {
                     "experiment": name,
@@ -416,12 +427,13 @@ def _record(
                     "snapshot_digest": digest,
                     "control_n": arms.get(spec.control, 0),
                     "treatment_n": arms.get(arm, 0),
-                    "effect_estimate": None if one is None else one.effect,
-                    "effect_ci_lower": None if one is None else one.lower,
-                    "effect_ci_upper": None if one is None else one.upper,
-                    "p_value": None if one is None else one.p_value,
-                    "reason": (result.reason if one is None else one.reason or one.note) or "",
-                    "details": {} if one is None else one.model_dump(mode="json"),
+                    "effect_estimate": None if comparison is None else comparison.effect,
+                    "effect_ci_lower": None if comparison is None else comparison.lower,
+                    "effect_ci_upper": None if comparison is None else comparison.upper,
+                    "p_value": None if comparison is None else comparison.p_value,
+                    "reason": (result.reason if comparison is None else comparison.reason or comparison.note)
+                    or "",
+                    "details": {} if comparison is None else comparison.model_dump(mode="json"),
                     "recorded_by": actor,
                 }
             )

@@ -40,7 +40,7 @@ class Taken:
     @property
     def reasons(self) -> dict[str, int]:
         """Number of refused rows by column and reason, the most frequent first."""
-        return dict(Counter(_said(one) for one in self.refused).most_common())
+        return dict(Counter(_said(row) for row in self.refused).most_common())
 
     def whole(self, what: str) -> Taken:
         """This, where every row was taken.
@@ -67,8 +67,8 @@ class Fault(NamedTuple):
     rows: pd.Series
 
 
-def _said(one: RefusedRow) -> str:
-    return f"{one.column}: {one.reason}" if one.column else one.reason
+def _said(row: RefusedRow) -> str:
+    return f"{row.column}: {row.reason}" if row.column else row.reason
 
 
 def with_columns(
@@ -97,7 +97,7 @@ def with_columns(
 def sift(
     frame: pd.DataFrame, faults_of: Callable[[pd.DataFrame], Iterable[Fault]]
 ) -> tuple[pd.DataFrame, list[RefusedRow]]:
-    """``frame`` without the rows that break a rule, each of which is told under the first that it breaks.
+    """``frame`` without the rows that break a rule, each of which is reported under the first that it breaks.
 
     Rules are asked again without those rows: what rested on one of them falls with it.
     """
@@ -108,13 +108,13 @@ def sift(
             asked = fault.rows.reindex(frame.index) if len(fault.rows) != len(frame) else fault.rows
             rows = asked.fillna(False).to_numpy(dtype=bool) & ~wrong
             wrong |= rows
-            refused += told(frame, rows, fault.column, fault.reason)
+            refused += refused_rows(frame, rows, fault.column, fault.reason)
         if not wrong.any():
             return frame, refused
         frame = frame[~wrong]
 
 
-def told(frame: pd.DataFrame, rows: np.ndarray, column: str, reason: str) -> list[RefusedRow]:
+def refused_rows(frame: pd.DataFrame, rows: np.ndarray, column: str, reason: str) -> list[RefusedRow]:
     """The ``rows`` (n,) of ``frame``, whose index is their number in the file from 0, as refused ones."""
     part = frame[rows]
     values = part[column].tolist() if column in part.columns else [None] * len(part)
@@ -136,9 +136,9 @@ def recorded_before(
         known: recorded rows, at most one for each ``key``. same: by column, what tells two values the same.
     """
     columns = list(same)
-    held = known[[*key, *columns]].astype({name: given[name].dtype for name in (*key, *columns)})
-    held = held.rename(columns={name: f"{name}_known" for name in columns}).assign(there=True)
-    both = given[list(key)].merge(held, on=list(key), how="left").set_axis(given.index)
+    stored = known[[*key, *columns]].astype({name: given[name].dtype for name in (*key, *columns)})
+    stored = stored.rename(columns={name: f"{name}_known" for name in columns}).assign(there=True)
+    both = given[list(key)].merge(stored, on=list(key), how="left").set_axis(given.index)
     there = both["there"].notna()
     unchanged = there
     faults = []
@@ -149,14 +149,14 @@ def recorded_before(
     return unchanged, faults
 
 
-def equal(one: pd.Series, other: pd.Series) -> pd.Series:
+def equal(first: pd.Series, second: pd.Series) -> pd.Series:
     """True where two values are the same, or both null."""
-    return (one == other).fillna(False).astype(bool) | (one.isna() & other.isna())
+    return (first == second).fillna(False).astype(bool) | (first.isna() & second.isna())
 
 
-def same_time(one: pd.Series, other: pd.Series) -> pd.Series:
+def same_time(first: pd.Series, second: pd.Series) -> pd.Series:
     """True where two times are the same at the coarser precision of the two."""
-    return ~(earlier(one, other) | earlier(other, one)) & one.notna() & other.notna()
+    return ~(earlier(first, second) | earlier(second, first)) & first.notna() & second.notna()
 
 
 def times(column: pd.Series) -> pd.Series:

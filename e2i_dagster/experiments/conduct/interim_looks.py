@@ -41,7 +41,7 @@ from e2i_dagster.experiments.statistics.stopping import (
 )
 from e2i_dagster.tables.description import experiments as tables
 
-#: What is told of a look besides effects.
+#: What is reported of a look besides effects.
 LOOK_FACTS = ("look", "information", "units", "data as of", "alpha spent", "frozen rows")
 
 
@@ -305,7 +305,7 @@ def analysis_of(
     )
     if not left_out:
         return found
-    comparisons = tuple(one.model_copy(update={"note": left_out}) for one in found.comparisons)
+    comparisons = tuple(comparison.model_copy(update={"note": left_out}) for comparison in found.comparisons)
     return found.model_copy(update={"comparisons": comparisons, "notes": (left_out, *found.notes)})
 
 
@@ -491,7 +491,9 @@ def _arm_look(
             rationale=f"{arm}: not evaluable, {reason}",
         )
     sign = spec.metrics.primary.sign
-    before = [one.z for look in earlier for one in look.arms if one.arm == arm and one.z is not None]
+    before = [
+        reading.z for look in earlier for reading in look.arms if reading.arm == arm and reading.z is not None
+    ]
     # The trial went on after each of them, whatever the rule had said.
     before = [min(z, bound - 1e-9) for z, bound in zip(before, bounds.z, strict=False)]
     before = [0.0] * (number - 1 - len(before)) + before
@@ -587,10 +589,10 @@ def _confidence_sequence(
         return None, ""
     before = next(
         (
-            one.always_valid
+            arm.always_valid
             for look in reversed(earlier)
-            for one in look.arms
-            if one.arm == found.arm and one.always_valid is not None
+            for arm in look.arms
+            if arm.arm == found.arm and arm.always_valid is not None
         ),
         None,
     )
@@ -633,7 +635,7 @@ def present_intervals(
         return ()
     frame = records.analysis_frame(spec, policy)
     primary = analysis_of(frame, spec, spec.metrics.primary, policy=policy.analysis)
-    units = {one.arm: one.observed for one in primary.arms}
+    units = {arm.arm: arm.observed for arm in primary.arms}
     earlier = [look.metrics_snapshot for look in made]
     shown = []
     for found in primary.comparisons:
@@ -652,37 +654,37 @@ def present_intervals(
 def _harm(
     frame: pd.DataFrame, spec: ExperimentSpec, rule: HarmRule, arm: str, policy: AnalysisPolicy
 ) -> HarmCheck:
-    metric = next(one for one in spec.metrics.all if one.name == rule.metric)
+    metric = next(candidate for candidate in spec.metrics.all if candidate.name == rule.metric)
     found = analysis_of(frame, spec, metric, policy=policy)
-    one = found.comparison(arm)
+    comparison = found.comparison(arm)
     counts = {item.arm: item.observed for item in found.arms}
     shared: dict[str, Any] = {"metric": metric.name, "arm": arm}
     if min(counts[arm], counts[spec.control]) < rule.minimum_per_arm:
         why = f"fewer than {rule.minimum_per_arm} units per arm"
         return HarmCheck(**shared, reason=why, status="too_early")
     reason = (
-        (one.reason or "no statistic")
-        if one.z is None
-        else _too_few_events(one, rule.alpha, -float(metric.sign))
+        (comparison.reason or "no statistic")
+        if comparison.z is None
+        else _too_few_events(comparison, rule.alpha, -float(metric.sign))
     )
-    if one.z is None or reason:
+    if comparison.z is None or reason:
         return HarmCheck(**shared, reason=reason, status="not_evaluable")
     from scipy.special import ndtr
 
-    p = float(ndtr(metric.sign * one.z))
-    relative = one.relative_effect
-    if one.effect_type == "hazard_ratio":
-        relative = None if one.effect is None else one.effect - 1.0
+    p = float(ndtr(metric.sign * comparison.z))
+    relative = comparison.relative_effect
+    if comparison.effect_type == "hazard_ratio":
+        relative = None if comparison.effect is None else comparison.effect - 1.0
     worse = None if relative is None else -metric.sign * relative
     # Without a finite ratio (a control of 0, an arm without events) any worsening counts as more than every share.
-    large = metric.sign * one.z < 0 if worse is None else worse >= rule.relative_worsening
+    large = metric.sign * comparison.z < 0 if worse is None else worse >= rule.relative_worsening
     harmful = large and p < rule.alpha
     found_share = (
-        (one.reason or "the control's mean is 0")
+        (comparison.reason or "the control's mean is 0")
         if worse is None
         else f"{'worse' if worse > 0 else 'better'} by {abs(worse):.1%}"
     )
-    reason = f"{found_share}, p {p:.3g}" + (f" ({one.note})" if one.note else "")
+    reason = f"{found_share}, p {p:.3g}" + (f" ({comparison.note})" if comparison.note else "")
     return HarmCheck(**shared, relative_worsening=worse, p_value=p, harmful=harmful, reason=reason)
 
 
@@ -691,9 +693,9 @@ def _not_evaluable(arms: Sequence[ArmLook], harm: Sequence[HarmCheck]) -> tuple[
     return (
         *(arm.rationale for arm in arms if arm.z is None),
         *(
-            f"{one.arm}: harm by {one.metric} is not evaluable, {one.reason}"
-            for one in harm
-            if one.status == "not_evaluable"
+            f"{verdict.arm}: harm by {verdict.metric} is not evaluable, {verdict.reason}"
+            for verdict in harm
+            if verdict.status == "not_evaluable"
         ),
     )
 
@@ -703,7 +705,9 @@ def _advice(arms: Sequence[ArmLook], harm: Sequence[HarmCheck], missing: Sequenc
     harmful = [check for check in harm if check.harmful]
     unjudged = "".join(f"; {text}" for text in missing)
     if harmful:
-        return "stop_safety", "; ".join(f"{one.arm} {one.metric}: {one.reason}" for one in harmful) + unjudged
+        return "stop_safety", "; ".join(
+            f"{verdict.arm} {verdict.metric}: {verdict.reason}" for verdict in harmful
+        ) + unjudged
     rationale = "; ".join([*(arm.rationale for arm in arms if arm.z is not None), *missing])
     if any(arm.advice == "stop_efficacy" for arm in arms):
         return "stop_efficacy", rationale
@@ -721,7 +725,7 @@ def _record(
     last_outcome: int,
     actor: str,
 ) -> None:
-    """Enter ``report``, which was held against the boundary at ``place``."""
+    """Enter ``report``, which was compared with the boundary at ``place``."""
     best = max(report.arms, key=lambda arm: -math.inf if arm.z is None else arm.z)
     connection.execute(
         tables.ab_interim_analyses.insert().values(
@@ -760,7 +764,7 @@ def replay(connection: sa.Connection, name: str, look: int) -> bool:
     Raises:
         InputError: there was no such look.
     """
-    made = {one.analysis_number: one for one in InterimAnalysis.read_all(connection, name)}
+    made = {analysis.analysis_number: analysis for analysis in InterimAnalysis.read_all(connection, name)}
     if look not in made:
         raise InputError(
             f"Experiment {name} has no look {look}.",

@@ -54,7 +54,7 @@ class Situation:
     bound_to_stop: bool = False
 
 
-def judge_transition(
+def check_transition(
     spec: ExperimentSpec, policy: LifecyclePolicy, situation: Situation, to: str, *, now: dt.datetime
 ) -> dict[str, str]:
     """What was checked for the transition to ``to``, and found.
@@ -138,7 +138,11 @@ def _overlap(spec: ExperimentSpec, situation: Situation) -> tuple[bool, str]:
 
 
 def _approved(spec: ExperimentSpec, policy: LifecyclePolicy, situation: Situation, now: dt.datetime) -> Found:
-    valid = {one.role: one.by for one in situation.approvals if one.design_digest == situation.design_digest}
+    valid = {
+        approval.role: approval.by
+        for approval in situation.approvals
+        if approval.design_digest == situation.design_digest
+    }
     for role in policy.approvals.roles:
         by = valid.get(role)
         yield f"approval of {role}", (by is not None, f"by {by}" if by else "is missing for this design")
@@ -262,7 +266,7 @@ def review_of(
     submitted_at: dt.datetime | None,
 ) -> Review:
     """Approvals of one design, due so many hours after it was submitted."""
-    given = {one.role: one for one in approvals if one.design_digest == design_digest}
+    given = {approval.role: approval for approval in approvals if approval.design_digest == design_digest}
     return Review(
         due=None if submitted_at is None else submitted_at + dt.timedelta(hours=policy.approvals.hours),
         given=given,

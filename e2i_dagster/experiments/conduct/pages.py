@@ -84,10 +84,10 @@ def boundary_figure(spec: ExperimentSpec, made: Sequence[InterimAnalysis], *, bl
     if not blinded:
         for number, arm in enumerate(spec.treatments):
             path = [
-                (fraction, one.z)
+                (fraction, reading.z)
                 for fraction, look in zip(reached, made, strict=True)
-                for one in look.metrics_snapshot.arms
-                if one.arm == arm and one.z is not None
+                for reading in look.metrics_snapshot.arms
+                if reading.arm == arm and reading.z is not None
             ]
             if path:
                 axes.plot(
@@ -156,10 +156,10 @@ def forest_figure(
     """Effect on the primary metric by analysed set, and by pre-registered subgroup."""
     ratio = primary.kind == "survival"
     rows = [
-        (f"{one.arm}: {_SETS[result.analysis_set]}", one, False)
+        (f"{comparison.arm}: {_SETS[result.analysis_set]}", comparison, False)
         for result in results
         if result.metric == primary.name and result.analysis is not None
-        for one in result.analysis.comparisons
+        for comparison in result.analysis.comparisons
     ]
     for found in subgroups:
         rows += [
@@ -170,13 +170,13 @@ def forest_figure(
     figure = new_figure(8, 1.3 + 0.36 * max(len(rows), 1))
     axes = figure.subplots()
     labels = []
-    for position, (label, one, inner) in enumerate(reversed(rows)):
-        known = one.effect is not None and one.lower is not None and one.upper is not None
+    for position, (label, interval, inner) in enumerate(reversed(rows)):
+        known = interval.effect is not None and interval.lower is not None and interval.upper is not None
         labels.append(label if known else f"{label} (not estimable)")
         if known:
             colour = _GREY if inner else _BLUE
-            axes.plot([one.lower, one.upper], [position, position], color=colour, linewidth=1.6)
-            axes.plot(one.effect, position, "o" if inner else "s", color=colour)
+            axes.plot([interval.lower, interval.upper], [position, position], color=colour, linewidth=1.6)
+            axes.plot(interval.effect, position, "o" if inner else "s", color=colour)
     axes.set_yticks(range(len(rows)), labels)
     axes.axvline(1.0 if ratio else 0.0, color="black", linewidth=0.8)
     if ratio:
@@ -191,11 +191,15 @@ def fidelity_figure(comparisons: Sequence[FidelityComparison]) -> Any:
     """Predicted against observed effect at each look, with their intervals."""
     figure = new_figure(8, 3.4)
     axes = figure.subplots()
-    looks = np.array([one.analysis_number for one in comparisons])
+    looks = np.array([comparison.analysis_number for comparison in comparisons])
     predicted = [
-        (one.predicted_effect, one.predicted_ci_lower, one.predicted_ci_upper) for one in comparisons
+        (comparison.predicted_effect, comparison.predicted_ci_lower, comparison.predicted_ci_upper)
+        for comparison in comparisons
     ]
-    observed = [(one.actual_effect, one.actual_ci_lower, one.actual_ci_upper) for one in comparisons]
+    observed = [
+        (comparison.actual_effect, comparison.actual_ci_lower, comparison.actual_ci_upper)
+        for comparison in comparisons
+    ]
     for shift, values, colour, label in (
         (-0.06, predicted, _GREY, "twin prediction"), (0.06, observed, _BLUE, "observed"),
     ):  # fmt: skip
@@ -291,8 +295,8 @@ def _unblinded(experiment: Experiment) -> str:
 
 def _approvals(review: Review) -> str:
     given = [
-        f"{role}: {one.by} on {one.at:%Y-%m-%d %H:%M}{' (late)' if review.late(one) else ''}"
-        for role, one in review.given.items()
+        f"{role}: {approval.by} on {approval.at:%Y-%m-%d %H:%M}{' (late)' if review.late(approval) else ''}"
+        for role, approval in review.given.items()
     ]
     return "; ".join([*given, *(f"{role}: missing" for role in review.missing)])
 
@@ -357,14 +361,14 @@ def _present_section(now: Sequence[PresentInterval]) -> Section:
     rows = [
         (
             *(
-                one.arm,
-                one.units,
-                "not estimable" if one.effect is None else one.effect,
-                (one.lower, one.upper),
+                item.arm,
+                item.units,
+                "not estimable" if item.effect is None else item.effect,
+                (item.lower, item.upper),
             ),
-            *(one.p_value, one.reason),
+            *(item.p_value, item.reason),
         )
-        for one in now
+        for item in now
     ]
     return Section(
         "Between the looks",

@@ -138,7 +138,7 @@ def results_page(connection: sa.Connection, name: str, policy: LifecyclePolicy, 
     return page.model_copy(update={"figure": drawn(figure, "Forest plot")})
 
 
-def judge_ratio(
+def check_sample_ratio(
     connection: sa.Connection, name: str, policy: LifecyclePolicy, *, actor: str
 ) -> tuple[bool, str]:
     """Whether the ratios of the arms hold, and the figures."""

@@ -95,14 +95,14 @@ def score_result(
             field="alignment",
         )
     known = [
-        one
-        for one in analysis.comparisons
-        if one.effect is not None and one.standard_error and one.z is not None
+        comparison
+        for comparison in analysis.comparisons
+        if comparison.effect is not None and comparison.standard_error and comparison.z is not None
     ]
     if not known:
         return None
     sign = spec.metrics.primary.sign
-    best = max(known, key=lambda one: sign * (one.z or 0.0))
+    best = max(known, key=lambda comparison: sign * (comparison.z or 0.0))
     weights = policy.weights
     parts = (
         ScorePart(name="significance", weight=weights.significance, **_significance(best, sign, policy, adjusted)),
@@ -141,28 +141,34 @@ def _capped(value: float) -> float:
     return min(1.0, max(0.0, value))
 
 
-def _benefit(one: Comparison, sign: int) -> float:
+def _benefit(comparison: Comparison, sign: int) -> float:
     """Effect on the scale of its standard error, positive for benefit."""
-    assert one.effect is not None
-    return sign * (math.log(one.effect) if one.effect_type == "hazard_ratio" else one.effect)
+    assert comparison.effect is not None
+    return sign * (
+        math.log(comparison.effect) if comparison.effect_type == "hazard_ratio" else comparison.effect
+    )
 
 
 def _significance(
-    one: Comparison, sign: int, policy: ScorecardPolicy, adjusted: FinalEstimate | None
+    comparison: Comparison, sign: int, policy: ScorecardPolicy, adjusted: FinalEstimate | None
 ) -> dict[str, Any]:
-    p = one.adjusted_p_value if adjusted is None else adjusted.p_value
+    p = comparison.adjusted_p_value if adjusted is None else adjusted.p_value
     source = "" if adjusted is None else ", adjusted for the looks"
     if p is None:
         return {"score": None, "found": "no p-value"}
-    benefit = _benefit(one, sign) > 0
+    benefit = _benefit(comparison, sign) > 0
     return {
         "score": float(benefit and p <= policy.significance_p),
         "found": f"{'benefit' if benefit else 'no benefit'}, p {p:.3g}{source}; wanted {policy.significance_p:g}",
     }
 
 
-def _practical(one: Comparison, sign: int, policy: ScorecardPolicy) -> dict[str, Any]:
-    lift = (one.effect or 1.0) - 1.0 if one.effect_type == "hazard_ratio" else one.relative_effect
+def _practical(comparison: Comparison, sign: int, policy: ScorecardPolicy) -> dict[str, Any]:
+    lift = (
+        (comparison.effect or 1.0) - 1.0
+        if comparison.effect_type == "hazard_ratio"
+        else comparison.relative_effect
+    )
     if lift is None:
         return {"score": None, "found": "relative to a control of 0 there is no lift"}
     return {
@@ -171,15 +177,17 @@ def _practical(one: Comparison, sign: int, policy: ScorecardPolicy) -> dict[str,
     }
 
 
-def _confidence(spec: ExperimentSpec, one: Comparison, sign: int, policy: ScorecardPolicy) -> dict[str, Any]:
+def _confidence(
+    spec: ExperimentSpec, comparison: Comparison, sign: int, policy: ScorecardPolicy
+) -> dict[str, Any]:
     """Probability, by the normal likelihood and a flat prior, of at least the minimum effect of the design."""
     from scipy.special import ndtr
 
     least = spec.metrics.primary.minimum_effect
-    hazard = one.effect_type == "hazard_ratio"
+    hazard = comparison.effect_type == "hazard_ratio"
     wanted = 0.0 if not least else abs(math.log(least) if hazard else least)
-    assert one.standard_error is not None
-    probability = float(ndtr((_benefit(one, sign) - wanted) / one.standard_error))
+    assert comparison.standard_error is not None
+    probability = float(ndtr((_benefit(comparison, sign) - wanted) / comparison.standard_error))
     what = "any benefit" if not least else f"at least the minimum effect ({least:g})"
     return {
         "score": _capped(probability / policy.confidence),
@@ -187,13 +195,15 @@ def _confidence(spec: ExperimentSpec, one: Comparison, sign: int, policy: Scorec
     }
 
 
-def _return(spec: ExperimentSpec, one: Comparison, sign: int, policy: ScorecardPolicy) -> dict[str, Any]:
+def _return(
+    spec: ExperimentSpec, comparison: Comparison, sign: int, policy: ScorecardPolicy
+) -> dict[str, Any]:
     money = spec.economics
     if money is None:
         return {"score": None, "found": "the design has no economics"}
-    if one.effect_type == "hazard_ratio":
+    if comparison.effect_type == "hazard_ratio":
         return {"score": None, "found": "a hazard ratio has no value per unit"}
-    ratio = _benefit(one, sign) * money.value_of_effect / money.cost_per_unit
+    ratio = _benefit(comparison, sign) * money.value_of_effect / money.cost_per_unit
     return {
         "score": _capped(ratio / policy.roi),
         "found": f"value {ratio:.2f} times the cost; wanted {policy.roi:g}",

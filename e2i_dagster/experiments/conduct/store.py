@@ -24,7 +24,7 @@ from e2i_dagster.experiments.conduct.lifecycle import (
     Review,
     Situation,
     bound_to_stop,
-    judge_transition,
+    check_transition,
     review_of,
 )
 from e2i_dagster.experiments.conduct.records import InterimAnalysis, Transition
@@ -122,10 +122,10 @@ def register(connection: sa.Connection, spec: ExperimentSpec, *, actor: str) -> 
         _store_design(connection, spec, 1, amendment=False, reason="registered", actor=actor)
         _store_transition(connection, spec.name, None, "draft", "registered", {}, actor)
         return read(connection, spec.name)
-    held = read(connection, spec.name)
+    experiment = read(connection, spec.name)
     # Compared as they are read: a design stored before a field existed has that field's default.
-    if held.spec.design_digest == spec.design_digest:
-        return held
+    if experiment.spec.design_digest == spec.design_digest:
+        return experiment
     if stored["locked_at"] is not None:
         raise VerdictError(
             f"The design of experiment {spec.name} is locked since its first assignment, and its file has changed.",
@@ -152,34 +152,35 @@ def amend(connection: sa.Connection, spec: ExperimentSpec, *, reason: str, actor
         VerdictError: the change touches what randomization rests on (unit, arms, method of a cluster), what the
             looks made so far rest on, or data collection is over.
     """
-    held = read_locked(connection, spec.name)
-    if held.locked_at is None:
+    experiment = read_locked(connection, spec.name)
+    if experiment.locked_at is None:
         raise InputError(
             f"Experiment {spec.name} has no assignments yet.",
             file=f"config/experiments/{spec.name}.yaml",
             remedy="Change its file, no amendment is needed.",
         )
-    if held.spec.design_digest == spec.design_digest:
+    if experiment.spec.design_digest == spec.design_digest:
         raise InputError(
             f"The design of experiment {spec.name} is the one in force.",
             file=f"config/experiments/{spec.name}.yaml",
             remedy="Change the file first, then amend.",
         )
-    if held.state in ENDED_STATES:
+    if experiment.state in ENDED_STATES:
         raise VerdictError(
-            f"Experiment {spec.name} is {held.state}: data collection is over, and its design is what was carried out."
+            f"Experiment {spec.name} is {experiment.state}: data collection is over, and its design is what was "
+            "carried out."
         )
     made = InterimAnalysis.read_all(connection, spec.name)
     fixed = [
         name
         for name, before, after in (
-            *_fixed_by_looks(held.spec, spec, len(made)),
-            ("unit", held.spec.unit, spec.unit),
-            ("names of the arms", tuple(held.spec.ratios), tuple(spec.ratios)),
-            ("control", held.spec.control, spec.control),
-            ("primary metric", held.spec.metrics.primary.name, spec.metrics.primary.name),
-            ("alpha", held.spec.looks.alpha, spec.looks.alpha),
-            ("cluster", held.spec.randomization.cluster, spec.randomization.cluster),
+            *_fixed_by_looks(experiment.spec, spec, len(made)),
+            ("unit", experiment.spec.unit, spec.unit),
+            ("names of the arms", tuple(experiment.spec.ratios), tuple(spec.ratios)),
+            ("control", experiment.spec.control, spec.control),
+            ("primary metric", experiment.spec.metrics.primary.name, spec.metrics.primary.name),
+            ("alpha", experiment.spec.looks.alpha, spec.looks.alpha),
+            ("cluster", experiment.spec.randomization.cluster, spec.randomization.cluster),
         )
         if before != after
     ]
@@ -188,8 +189,8 @@ def amend(connection: sa.Connection, spec: ExperimentSpec, *, reason: str, actor
             f"Experiment {spec.name}: {', '.join(fixed)} cannot be amended after the first "
             f"{'look' if made else 'assignment'}. End it and register another experiment."
         )
-    reason += _proposal_taken(held.spec, spec, made)
-    _new_design(connection, spec, held.version + 1, amendment=True, reason=reason, actor=actor)
+    reason += _proposal_taken(experiment.spec, spec, made)
+    _new_design(connection, spec, experiment.version + 1, amendment=True, reason=reason, actor=actor)
     return read(connection, spec.name)
 
 
@@ -276,7 +277,7 @@ def approve(
         InputError: the role is unknown, or the experiment is not in review.
         VerdictError: this role or this person has approved the design already, or the person submitted it.
     """
-    held = read_locked(connection, name)
+    experiment = read_locked(connection, name)
     if role not in policy.approvals.roles:
         raise InputError(
             f"There is no role {role!r} to approve.",
@@ -284,15 +285,19 @@ def approve(
             value=role,
             remedy=f"Roles: {', '.join(policy.approvals.roles)}.",
         )
-    if held.state != "in_review":
+    if experiment.state != "in_review":
         raise InputError(
-            f"Experiment {name} is {held.state}; a design is approved while it is in_review.",
+            f"Experiment {name} is {experiment.state}; a design is approved while it is in_review.",
             field="state",
-            value=held.state,
+            value=experiment.state,
             remedy=f"`e2i experiment status {name}` shows what comes next.",
         )
-    valid = [one for one in approvals(connection, name) if one.design_digest == held.spec.design_digest]
-    if any(one.role == role or one.by == actor for one in valid):
+    valid = [
+        approval
+        for approval in approvals(connection, name)
+        if approval.design_digest == experiment.spec.design_digest
+    ]
+    if any(approval.role == role or approval.by == actor for approval in valid):
         raise VerdictError(f"Experiment {name}: {role} or {actor} has approved this design already.")
     if _submitted_by(connection, name) == actor:
         raise VerdictError(f"Experiment {name}: {actor} submitted it; a second person approves.")
@@ -300,7 +305,7 @@ def approve(
         tables.ab_experiment_approvals.insert().values(
             experiment=name,
             role=role,
-            design_digest=held.spec.design_digest,
+            design_digest=experiment.spec.design_digest,
             reason=reason,
             recorded_by=actor,
         )
@@ -314,13 +319,13 @@ def approvals(connection: sa.Connection, name: str) -> tuple[Approval, ...]:
     return tuple(Approval(row.role, row.recorded_by, row.design_digest, row.recorded_at) for row in rows)
 
 
-def review(connection: sa.Connection, held: Experiment, policy: LifecyclePolicy) -> Review:
+def review(connection: sa.Connection, experiment: Experiment, policy: LifecyclePolicy) -> Review:
     """Approvals of the design in force, and when they are due."""
-    submitted = newest_transition(connection, held.name, "in_review")
+    submitted = newest_transition(connection, experiment.name, "in_review")
     return review_of(
         policy,
-        held.spec.design_digest,
-        approvals(connection, held.name),
+        experiment.spec.design_digest,
+        approvals(connection, experiment.name),
         None if submitted is None else submitted.recorded_at,
     )
 
@@ -342,18 +347,18 @@ def transition(
     ``evidence``: more that the decision rests on, recorded beside what was checked.
 
     Raises:
-        InputError, VerdictError: see :func:`e2i_dagster.experiments.conduct.lifecycle.judge_transition`.
+        InputError, VerdictError: see :func:`e2i_dagster.experiments.conduct.lifecycle.check_transition`.
     """
-    held = read_locked(connection, name)
+    experiment = read_locked(connection, name)
     now = now or dt.datetime.now(dt.UTC)
-    found = _situation(connection, held, actor, decision)
-    checked = judge_transition(held.spec, policy, found, to, now=now)
+    found = _situation(connection, experiment, actor, decision)
+    checked = check_transition(experiment.spec, policy, found, to, now=now)
     table = tables.ab_experiments
     values: dict[str, Any] = {"state": to, "updated_at": now}
     if to == "decided":
         values["decision"] = decision
     connection.execute(table.update().where(table.c.name == name).values(**values))
-    _store_transition(connection, name, held.state, to, reason, {**checked, **(evidence or {})}, actor)
+    _store_transition(connection, name, experiment.state, to, reason, {**checked, **(evidence or {})}, actor)
     return read(connection, name)
 
 
@@ -378,10 +383,10 @@ def screen(
         InputError: a column is missing, or invented and observed units would mix.
         VerdictError: the experiment does not enrol in its state.
     """
-    held, records = _enrolling(connection, name, source), read_records(connection, name)
+    experiment, records = _enrolling(connection, name, source), read_records(connection, name)
     judged = enrolment.check_units(
         units,
-        spec=held.spec,
+        spec=experiment.spec,
         cohorts=cohorts,
         known=records.screened,
         assignments=records.assignments,
@@ -391,11 +396,11 @@ def screen(
     if new.empty:
         return judged.taken
     frame = pd.DataFrame(new["attributes"].tolist(), index=new.index)
-    failed = enrolment.eligibility(frame, *held.spec.criteria(cohorts))
+    failed = enrolment.eligibility(frame, *experiment.spec.criteria(cohorts))
     rows = pd.DataFrame(
         {
             "unit_id": new["unit_id"].astype(object),
-            "unit_type": held.spec.unit,
+            "unit_type": experiment.spec.unit,
             "screened_at": new["screened_at"],
             "attributes": new["attributes"].map(json_text),
             "eligible": [not names for names in failed],
@@ -416,15 +421,15 @@ def record_events(
     Raises:
         InputError: see :func:`e2i_dagster.experiments.conduct.enrolment.check_events`.
     """
-    held = _following(connection, name, source)
+    experiment = _following(connection, name, source)
     records = read_records(connection, name)
     judged = enrolment.check_events(
         events,
         screened=records.screened,
         assignments=records.assignments,
         known=records.events,
-        consent=held.spec.eligibility.consent,
-        arms=tuple(held.spec.ratios),
+        consent=experiment.spec.eligibility.consent,
+        arms=tuple(experiment.spec.ratios),
     )
     _append(connection, tables.ab_experiment_enrollments, name, judged.rows, actor)
     return judged.taken
@@ -438,11 +443,11 @@ def record_outcomes(
     Raises:
         InputError: see :func:`e2i_dagster.experiments.conduct.enrolment.check_outcomes`.
     """
-    held = _following(connection, name, source)
+    experiment = _following(connection, name, source)
     records = read_records(connection, name)
     judged = enrolment.check_outcomes(
         outcomes,
-        spec=held.spec,
+        spec=experiment.spec,
         assignments=records.assignments,
         events=records.events,
         known=records.outcomes,
@@ -469,9 +474,11 @@ def randomize(
     Raises:
         VerdictError: the experiment is not running, or its key is another one than before.
     """
-    held = read_locked(connection, name)
-    if held.state != "running":
-        raise VerdictError(f"Experiment {name} is {held.state}; units are assigned while it is running.")
+    experiment = read_locked(connection, name)
+    if experiment.state != "running":
+        raise VerdictError(
+            f"Experiment {name} is {experiment.state}; units are assigned while it is running."
+        )
     if bound_to_stop(InterimAnalysis.read_all(connection, name)):
         raise VerdictError(
             f"Experiment {name}: the newest look stopped it for futility by a binding rule; nobody is assigned any "
@@ -488,10 +495,10 @@ def randomize(
             remedy="Go on with that key: the lists of another one would break balance and audit.",
         )
     records = read_records(connection, name)
-    plan = RandomizationPlan.of(held.spec)
-    waiting = _waiting(records, held.spec)
+    plan = RandomizationPlan.of(experiment.spec)
+    waiting = _waiting(records, experiment.spec)
     waiting = waiting[waiting[list(plan.attributes)].notna().all(axis=1).to_numpy(dtype=bool)]
-    free = held.spec.sample_size.total - len(records.assignments)
+    free = experiment.spec.sample_size.total - len(records.assignments)
     before = records.assignments.merge(
         enrolment.attribute_frame(records.screened, plan.factors)[["unit_id", *plan.factors]],
         on="unit_id",
@@ -508,7 +515,7 @@ def randomize(
             batch=number,
             first_sequence=int(new["sequence"].iloc[0]),
             units=len(new),
-            design_digest=held.spec.design_digest,
+            design_digest=experiment.spec.design_digest,
             plan=plan.model_dump(mode="json"),
             key_fingerprint=key_fingerprint(key),
             seal=batch_seal(new, key=key, previous="" if previous is None else previous.seal),
@@ -516,7 +523,7 @@ def randomize(
         )
     )
     rows = new.assign(
-        unit_type=held.spec.unit,
+        unit_type=experiment.spec.unit,
         batch=number,
         randomization_method=plan.method,
         assigned_at=now if assigned_at is None else new["unit_id"].map(assigned_at),
@@ -633,22 +640,22 @@ def read_locked(connection: sa.Connection, name: str) -> Experiment:
 
 
 def _enrolling(connection: sa.Connection, name: str, source: Source) -> Experiment:
-    held = _following(connection, name, source)
-    if held.state not in ("scheduled", "running"):
+    experiment = _following(connection, name, source)
+    if experiment.state not in ("scheduled", "running"):
         raise VerdictError(
-            f"Experiment {name} is {held.state}; units are screened while it is scheduled or running."
+            f"Experiment {name} is {experiment.state}; units are screened while it is scheduled or running."
         )
-    return held
+    return experiment
 
 
 def _following(connection: sa.Connection, name: str, source: Source) -> Experiment:
-    held = read_locked(connection, name)
-    if held.source not in (None, source):
+    experiment = read_locked(connection, name)
+    if experiment.source not in (None, source):
         raise InputError(
-            f"Experiment {name} has {held.source} units; {source} ones never mix with them.",
+            f"Experiment {name} has {experiment.source} units; {source} ones never mix with them.",
             remedy="Use another experiment.",
         )
-    return held
+    return experiment
 
 
 def not_assignable(records: Records, spec: ExperimentSpec) -> dict[str, int]:
@@ -671,33 +678,37 @@ def _waiting(records: Records, spec: ExperimentSpec) -> pd.DataFrame:
     return enrolment.attribute_frame(waiting, RandomizationPlan.of(spec).attributes).reset_index(drop=True)
 
 
-def _situation(connection: sa.Connection, held: Experiment, actor: str, decision: str | None) -> Situation:
-    records = read_records(connection, held.name)
-    made = InterimAnalysis.read_all(connection, held.name)
+def _situation(
+    connection: sa.Connection, experiment: Experiment, actor: str, decision: str | None
+) -> Situation:
+    records = read_records(connection, experiment.name)
+    made = InterimAnalysis.read_all(connection, experiment.name)
     results = tables.ab_experiment_results
     others: dict[str, tuple[ExperimentSpec, State]] = {
-        name: (one.spec, one.state) for name, one in read_all(connection).items() if name != held.name
+        name: (other.spec, other.state)
+        for name, other in read_all(connection).items()
+        if name != experiment.name
     }
     times = [
         records.screened["screened_at"], records.events["occurred_at"], records.outcomes["observed_at"],
     ]  # fmt: skip
     present = [part.max() for part in times if len(part)]
     return Situation(
-        state=held.state,
+        state=experiment.state,
         actor=actor,
-        design_digest=held.spec.design_digest,
-        submitted_by=_submitted_by(connection, held.name),
-        approvals=approvals(connection, held.name),
+        design_digest=experiment.spec.design_digest,
+        submitted_by=_submitted_by(connection, experiment.name),
+        approvals=approvals(connection, experiment.name),
         others=others,
         key_ready=_key_ready(),
         newest_decision=made[-1].decision if made else None,
         looks_done=len(made),
-        information=information(held.spec, records.outcomes),
+        information=information(experiment.spec, records.outcomes),
         as_of=max(present).date() if present else None,
-        paused_at=paused_at(connection, held.name),
+        paused_at=paused_at(connection, experiment.name),
         results=bool(
             connection.scalar(
-                sa.select(sa.func.count()).select_from(results).where(results.c.experiment == held.name)
+                sa.select(sa.func.count()).select_from(results).where(results.c.experiment == experiment.name)
             )
         ),
         decision=decision,

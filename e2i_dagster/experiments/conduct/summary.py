@@ -23,11 +23,11 @@ def approval_rows(review: Review) -> list[dict[str, str]]:
     rows = [
         {
             "role": role,
-            "by": one.by,
-            "at": f"{one.at:%Y-%m-%d %H:%M}",
-            "due": due + (" (late)" if review.late(one) else ""),
+            "by": approval.by,
+            "at": f"{approval.at:%Y-%m-%d %H:%M}",
+            "due": due + (" (late)" if review.late(approval) else ""),
         }
-        for role, one in review.given.items()
+        for role, approval in review.given.items()
     ]
     return rows + [{"role": role, "by": "missing", "at": "", "due": due} for role in review.missing]
 

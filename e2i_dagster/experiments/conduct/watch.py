@@ -32,7 +32,7 @@ class Finding:
     severity: Severity
     message: str
     next_command: str
-    #: Names what is told once alone; empty for what is told as long as it holds.
+    #: Names what is reported once; empty for what is reported as long as it holds.
     once: str = ""
 
 
@@ -102,9 +102,9 @@ def balance_attributes(spec: ExperimentSpec, records: Records) -> pd.DataFrame |
 
 
 def weekly_balance(spec: ExperimentSpec, records: Records, policy: LifecyclePolicy) -> Finding | None:
-    """Balance of the units assigned up to the last whole week (of the policy's days), told once per week.
+    """Balance of the units assigned up to the last whole week (of the policy's days), reported once per week.
 
-    Told is an attribute whose arms differ by more than the policy's standardized difference and by more than
+    Reported is an attribute whose arms differ by more than the policy's standardized difference and by more than
     chance: one-way analysis of variance for numbers, chi-squared for categories, p by Holm over the attributes.
     Clusters count once, with the values of their first unit.
     """

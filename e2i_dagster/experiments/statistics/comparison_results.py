@@ -166,17 +166,17 @@ class Analysis(BaseModel):
         # A mean of fewer than 11 units says something about persons.
         arms = [
             (
-                *(one.arm, shown_count(one.units), shown_count(one.observed), shown_count(one.missing)),
-                None if is_small(one.observed) else one.mean,
+                *(arm.arm, shown_count(arm.units), shown_count(arm.observed), shown_count(arm.missing)),
+                None if is_small(arm.observed) else arm.mean,
             )
-            for one in self.arms
+            for arm in self.arms
         ]
         compared = [
             (
-                *(one.arm, *one.estimate, one.p_value, one.adjusted_p_value),
-                "; ".join(filter(None, (one.method, one.reason))),
+                *(comparison.arm, *comparison.estimate, comparison.p_value, comparison.adjusted_p_value),
+                "; ".join(filter(None, (comparison.method, comparison.reason))),
             )
-            for one in self.comparisons
+            for comparison in self.comparisons
         ]
         return {
             "kind": self.kind,

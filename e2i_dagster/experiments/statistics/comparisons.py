@@ -582,8 +582,8 @@ def cluster_error(
     arms = variance.sum(axis=(0, -1))
     own = arms**2 / (variance**2 / freedom).sum(axis=(0, -1))
     together = freedom.sum(axis=0)
-    one = (variance / unit * freedom).sum(axis=0) / together
-    shared = (one * unit.sum(axis=0)).sum(axis=-1)
+    within = (variance / unit * freedom).sum(axis=0) / together
+    shared = (within * unit.sum(axis=0)).sum(axis=-1)
     both = together.sum(axis=-1)
     longer = stdtrit(both, 1.0 - tail) ** 2 * shared > stdtrit(own, 1.0 - tail) ** 2 * arms
     # An arm that does not vary (every cluster without an event) says nothing of its error.
@@ -604,9 +604,9 @@ def _cluster_totals_of(
     table = statistics.clusters
     both = table[table["arm"].isin([name, other])]
     mine = (both["arm"] == name).to_numpy()
-    held = len(set(codes[mine]))
-    if held < FEWEST_CLUSTERS:
-        raise _NotEstimableError(f"arm {name} has {held} clusters; at least {FEWEST_CLUSTERS} are needed")
+    number = len(set(codes[mine]))
+    if number < FEWEST_CLUSTERS:
+        raise _NotEstimableError(f"arm {name} has {number} clusters; at least {FEWEST_CLUSTERS} are needed")
     value = shift = 0.0
     lines, shifts = np.zeros(clusters), np.zeros(clusters)
     cells, shares = [], np.zeros(clusters)

@@ -58,10 +58,10 @@ def stagewise_p_value(
     """One-sided probability, under ``drift``, of a result at least as far up as ``z`` at ``look``.
 
     Stagewise ordering: an upper boundary crossed earlier is farther up, a lower one farther down; at the
-    same look the larger z is farther up. Only looks up to ``look`` matter, not those never held.
+    same look the larger z is farther up. Only looks up to ``look`` matter, not those never made.
 
     Args:
-        boundaries: of the looks held; lower: lower boundaries in force (binding futility), else the mirror
+        boundaries: of the looks made; lower: lower boundaries in force (binding futility), else the mirror
             boundaries of a two-sided design, else none.
     """
     return _stagewise(boundaries, look, z, drift, lower)[0]
@@ -98,7 +98,7 @@ def final_estimate(
     """P-value, median-unbiased estimate and interval of a trial that ended at ``look``.
 
     Args:
-        boundaries: of the looks held, with the information fractions reached.
+        boundaries: of the looks made, with the information fractions reached.
         look, z: where it ended (at a boundary, or at the last look).
         standard_error: of the effect at that look, which sets the scale; the plain estimate is
             ``z * standard_error``.
@@ -158,7 +158,7 @@ def repeated_intervals(
     """Intervals that hold at all looks at once, whatever is decided: ``estimate +- z_k * standard error``.
 
     Args:
-        estimates, standard_errors: of the looks held so far, first to last.
+        estimates, standard_errors: of the looks made so far, first to last.
     """
     if len(estimates) != len(standard_errors) or not 1 <= len(estimates) <= boundaries.looks:
         raise InputError(

@@ -480,7 +480,7 @@ class Look(BaseModel):
     """What one look says.
 
     ``conditional_power_trend`` follows the current trend, ``conditional_power_design`` the drift of the
-    design (None without one); ``nominal_p`` is that of ``z`` alone, to be held against that of the boundary.
+    design (None without one); ``nominal_p`` is that of ``z`` alone, to be compared with that of the boundary.
     """
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
@@ -524,7 +524,7 @@ def evaluate_look(
     Args:
         boundaries: those of all looks so far (spending rules) or of the whole plan.
         look: number from 1; z: statistic of this look, positive where the treatment does better.
-        information_fraction: what was reached, to be held against the boundaries' fraction.
+        information_fraction: what was reached, to be compared with the boundaries' fraction.
         earlier_z: statistics of the looks before, all of which must have gone on.
         futility_z: lower boundary per look (``designs``), or None.
         drift: expectation of the final z under the design.

@@ -89,11 +89,16 @@ def interaction_table(found: Sequence[SubgroupAnalysis]) -> Table:
         ("arm", "subgroup", "interaction p", "adjusted p", "note"),
         [
             (
-                *(one.arm, group.subgroup, group.interaction_p_value, group.adjusted_interaction_p_value),
+                *(
+                    subgroup.arm,
+                    group.subgroup,
+                    group.interaction_p_value,
+                    group.adjusted_interaction_p_value,
+                ),
                 group.reason,
             )
-            for one in found
-            for group in one.subgroups
+            for subgroup in found
+            for group in subgroup.subgroups
         ],
     )
 

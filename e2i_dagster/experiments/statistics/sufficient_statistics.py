@@ -540,13 +540,13 @@ def _is_day(name: str) -> Any:
     return nw.col(name) == nw.col(name).dt.truncate("1d")
 
 
-def _earlier(one: str, other: str) -> Any:
+def _earlier(left: str, other: str) -> Any:
     """Whether a time lies before another at the coarser precision of the two (:func:`.tables.moments.earlier`)."""
     import narwhals as nw
 
-    days = nw.col(one).dt.truncate("1d") < nw.col(other).dt.truncate("1d")
-    by_day = _is_day(one) | _is_day(other)
-    return (by_day & days) | (~by_day & (nw.col(one) < nw.col(other)))
+    days = nw.col(left).dt.truncate("1d") < nw.col(other).dt.truncate("1d")
+    by_day = _is_day(left) | _is_day(other)
+    return (by_day & days) | (~by_day & (nw.col(left) < nw.col(other)))
 
 
 def _check_units(selected: Any, columns: _Columns) -> int:

@@ -32,13 +32,13 @@ _BEGINNING = 1 << 16
 def recognise(path: Path) -> Format | Refused | None:
     """The format of a file, one that is known and not read, or None where it is neither."""
     start = _beginning(path)
-    found = next((one for one in FORMATS if one.recognise(start)), None)
+    found = next((form for form in FORMATS if form.recognise(start)), None)
     if found is not None:
         zipped = path.suffix.lower() == ".gz" and not found.gzipped
         return Refused(f"{found.name} inside gzip", "Decompress it") if zipped else found
     last = path.with_suffix("") if path.suffix.lower() == ".gz" else path
     by_ending = next(
-        (one for one in FORMATS if last.suffix.lower() in one.endings and (last is path or one.gzipped)),
+        (form for form in FORMATS if last.suffix.lower() in form.endings and (last is path or form.gzipped)),
         None,
     )
     return refused_by_content(start) or by_ending or refused_by_ending(last)
@@ -62,7 +62,7 @@ def open_records(path: Path, form: FileFormat) -> Records:
 
 
 def _beginning(path: Path) -> bytes:
-    """The first bytes of a file, decompressed; what cannot be opened is told where it is read."""
+    """The first bytes of a file, decompressed; what cannot be opened is reported where it is read."""
     start = b""
     with contextlib.suppress(OSError, EOFError, zlib.error, gzip.BadGzipFile), open_bytes(path) as stream:
         start = stream.read(_BEGINNING)

@@ -18,9 +18,9 @@ from e2i_dagster.errors import InputError
 from e2i_dagster.sources.formats.records import (
     BATCH_BYTES,
     ColumnNotes,
+    FileSummary,
     Format,
     Records,
-    Told,
     open_bytes,
     refusal,
     with_nulls,
@@ -47,7 +47,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 def _open(path: Path, form: FileFormat) -> Records:
     import pyarrow as pa
 
-    told = Told()
+    summary = FileSummary()
     by_lines = _is_ndjson(path)
     try:
         with _text(path) as stream:
@@ -55,9 +55,11 @@ def _open(path: Path, form: FileFormat) -> Records:
     except UnicodeDecodeError:
         raise refusal(path, "is not UTF-8 text", _ENCODE) from None
     columns = about.get("columns")
-    if not isinstance(columns, list) or not all(isinstance(one, dict) and one.get("name") for one in columns):
+    if not isinstance(columns, list) or not all(
+        isinstance(column, dict) and column.get("name") for column in columns
+    ):
         raise refusal(path, "has no list `columns` with a name for each")
-    names = [str(one["name"]) for one in columns]
+    names = [str(column["name"]) for column in columns]
     if len(set(names)) < len(names):
         raise refusal(path, "has two columns of one name")
     version = str(about.get("datasetJSONVersion"))
@@ -66,24 +68,26 @@ def _open(path: Path, form: FileFormat) -> Records:
     kinds = {"integer": pa.int64(), "float": pa.float64(), "double": pa.float64(), "boolean": pa.bool_()}
     schema = pa.schema(
         [
-            (name, kinds.get(one.get("dataType"), pa.string()))
-            for name, one in zip(names, columns, strict=True)
+            (name, kinds.get(column.get("dataType"), pa.string()))
+            for name, column in zip(names, columns, strict=True)
         ]
     )
-    told.columns = {
-        name: ColumnNotes(label=one.get("label"), display=one.get("displayFormat"))
-        for name, one in zip(names, columns, strict=True)
+    summary.columns = {
+        name: ColumnNotes(label=column.get("label"), display=column.get("displayFormat"))
+        for name, column in zip(names, columns, strict=True)
     }
-    types = [_TYPES.get(one.get("dataType"), (str,)) for one in columns]
+    types = [_TYPES.get(column.get("dataType"), (str,)) for column in columns]
 
     def batches() -> Iterator[pa.RecordBatch]:
         seen = 0
         with _text(path) as stream:
-            rows = _lines(stream, told) if by_lines else _Document(path, stream).rows()
+            rows = _lines(stream, summary) if by_lines else _Document(path, stream).rows()
             try:
                 while taken := list(itertools.islice(rows, _ROWS)):
                     good = [
-                        row for number, row in enumerate(taken, seen + 1) if _fits(row, types, number, told)
+                        row
+                        for number, row in enumerate(taken, seen + 1)
+                        if _fits(row, types, number, summary)
                     ]
                     seen += len(taken)
                     cells = zip(*good, strict=True) if good else ([] for _ in names)
@@ -98,17 +102,17 @@ def _open(path: Path, form: FileFormat) -> Records:
                     path, "has a whole number beyond 64 bits", "Declare its column as string."
                 ) from None
         declared = about.get("records")
-        if isinstance(declared, int) and declared != seen - len(told.blank):
-            raise refusal(path, f"says {declared:,} records and has {seen - len(told.blank):,}")
+        if isinstance(declared, int) and declared != seen - len(summary.blank):
+            raise refusal(path, f"says {declared:,} records and has {seen - len(summary.blank):,}")
 
-    return Records(schema, batches(), told)
+    return Records(schema, batches(), summary)
 
 
 def _text(path: Path) -> io.TextIOWrapper:
     return io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig")
 
 
-def _fits(row: Any, types: list[tuple[type, ...]], number: int, told: Told) -> bool:
+def _fits(row: Any, types: list[tuple[type, ...]], number: int, summary: FileSummary) -> bool:
     """Whether a row has a cell of the right type for each column; what does not is kept as malformed."""
     # True is an int for Python alone.
     if (
@@ -121,7 +125,9 @@ def _fits(row: Any, types: list[tuple[type, ...]], number: int, told: Told) -> b
     ):
         return True
     if row is not _BLANK:
-        told.malformed.append((number, row if isinstance(row, str) else json.dumps(row, ensure_ascii=False)))
+        summary.malformed.append(
+            (number, row if isinstance(row, str) else json.dumps(row, ensure_ascii=False))
+        )
     return False
 
 
@@ -139,16 +145,16 @@ def _is_ndjson(path: Path) -> bool:
         return False
 
 
-def _lines(stream: io.TextIOWrapper, told: Told) -> Iterator[Any]:
+def _lines(stream: io.TextIOWrapper, summary: FileSummary) -> Iterator[Any]:
     stream.readline()
-    told.lines = 0
+    summary.lines = 0
     for number, line in enumerate(stream, 1):
         text = line.strip()
         if not text:
-            told.blank.append(number)
+            summary.blank.append(number)
             yield _BLANK
             continue
-        told.lines += 1
+        summary.lines += 1
         try:
             yield json.loads(text)
         except ValueError:
@@ -163,7 +169,7 @@ class _Document:
 
     def __init__(self, path: Path, stream: io.TextIOWrapper) -> None:
         self.path, self.stream = path, stream
-        self.held, self.place = "", 0
+        self.buffer, self.place = "", 0
         self.decode = json.JSONDecoder().raw_decode
         self.begun = False
 
@@ -221,16 +227,16 @@ class _Document:
 
     def _more(self) -> bool:
         piece = self.stream.read(BATCH_BYTES)
-        self.held, self.place = self.held[self.place :] + piece, 0
+        self.buffer, self.place = self.buffer[self.place :] + piece, 0
         return bool(piece)
 
     def _next(self) -> str:
         """The next character that is no blank, not taken; empty at the end."""
         while True:
-            while self.place < len(self.held) and self.held[self.place] in " \t\r\n":
+            while self.place < len(self.buffer) and self.buffer[self.place] in " \t\r\n":
                 self.place += 1
-            if self.place < len(self.held) or not self._more():
-                return self.held[self.place : self.place + 1]
+            if self.place < len(self.buffer) or not self._more():
+                return self.buffer[self.place : self.place + 1]
 
     def _mark(self) -> str:
         mark = self._next()
@@ -241,11 +247,11 @@ class _Document:
         self._next()
         while True:
             try:
-                value, end = self.decode(self.held, self.place)
+                value, end = self.decode(self.buffer, self.place)
             except json.JSONDecodeError:
-                end = len(self.held)
+                end = len(self.buffer)
             # A number may go on in the next piece.
-            if end < len(self.held):
+            if end < len(self.buffer):
                 self.place = end
                 return value
             if not self._more():

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from e2i_dagster.errors import InputError
-from e2i_dagster.sources.formats.records import Format, Records, Told, open_bytes, refusal
+from e2i_dagster.sources.formats.records import FileSummary, Format, Records, open_bytes, refusal
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -46,11 +46,11 @@ def read(path: Path, form: FileFormat, block_size: int = 1 << 22) -> Records:
     header, has_rows = _read_header(path, form)
     schema = pa.schema([(name, pa.string()) for name in header])
     if not has_rows:
-        return Records(schema, iter(()), Told(lines=0))
+        return Records(schema, iter(()), FileSummary(lines=0))
     lines, quoted = count_lines(path, form)
-    judged = judge_lines(path, form) if quoted or _is_wide(form) else None
-    told = Told()
-    return Records(schema, _batches(path, form, schema, lines, judged, told, block_size), told)
+    judged = count_rows(path, form) if quoted or _is_wide(form) else None
+    summary = FileSummary()
+    return Records(schema, _batches(path, form, schema, lines, judged, summary, block_size), summary)
 
 
 def _batches(
@@ -58,15 +58,15 @@ def _batches(
     form: FileFormat,
     schema: pa.Schema,
     lines: int,
-    judged: JudgedLines | None,
-    told: Told,
+    judged: RowCounts | None,
+    summary: FileSummary,
     block_size: int,
 ) -> Iterator[pa.RecordBatch]:
     import pyarrow as pa
     from pyarrow import csv as arrow_csv
 
     def skip(row: Any) -> str:
-        told.malformed.append((row.number - 1, row.text))
+        summary.malformed.append((row.number - 1, row.text))
         return "skip"
 
     # Arrow itself tells what is compressed by an ending in lower case only.
@@ -99,10 +99,10 @@ def _batches(
         raise refusal(path, f"not a readable text file ({reason[:120]})") from None
     except UnicodeError:
         raise _not_encoded(path, form) from None
-    parsed += len(told.malformed)
+    parsed += len(summary.malformed)
     if judged is None and lines != parsed + 1:
         # Blank lines are no rows.
-        judged = judge_lines(path, form)
+        judged = count_rows(path, form)
     if judged is not None and judged.rows != parsed:
         raise refusal(
             path,
@@ -111,11 +111,11 @@ def _batches(
             field="quote",
             value=form.quote,
         )
-    told.lines = parsed if judged is None else judged.lines
+    summary.lines = parsed if judged is None else judged.lines
 
 
 @dataclass(frozen=True)
-class JudgedLines:
+class RowCounts:
     """What the lines of a text file are, header and blank lines aside.
 
     Attributes:
@@ -177,7 +177,7 @@ def count_lines(path: Path, form: FileFormat) -> tuple[int, bool]:
     return lines + (last not in (b"\n", b"\r")), quoted
 
 
-def judge_lines(path: Path, form: FileFormat, advice: str | None = None) -> JudgedLines:
+def count_rows(path: Path, form: FileFormat, advice: str | None = None) -> RowCounts:
     """Count the rows of a text file and the lines they take, by the rules of quoting (RFC 4180).
 
     Args:
@@ -217,7 +217,7 @@ def judge_lines(path: Path, form: FileFormat, advice: str | None = None) -> Judg
             raise _stray_quote(path, end + 1, form, what, advice) from None
         except UnicodeError:
             raise _not_encoded(path, form) from None
-    return JudgedLines(rows, lines, uneven)
+    return RowCounts(rows, lines, uneven)
 
 
 def _stray_quote(
@@ -244,13 +244,13 @@ def proposed_quoting(path: Path, form: FileFormat) -> dict[str, Any]:
     readings: list[tuple[float, dict[str, Any]]] = []
     for said in ({}, {"quote": "none"}, {"line_breaks": True}):
         try:
-            judged = judge_lines(path, form.model_copy(update=said))
+            judged = count_rows(path, form.model_copy(update=said))
         except InputError:
             continue
         if not said:
             return {}
         readings.append((judged.uneven / max(judged.rows, 1), said))
-    return min(readings, key=lambda one: one[0])[1] if readings else {}
+    return min(readings, key=lambda reading: reading[0])[1] if readings else {}
 
 
 def _python_encoding(form: FileFormat) -> str:
@@ -305,7 +305,7 @@ def _read_header(path: Path, form: FileFormat) -> tuple[list[str], bool]:
     separator = separator_of(path, form)
     others = [mark for mark in (",", ";", "\t", "|") if mark != separator]
     if len(header) == 1 and (mark := max(others, key=header[0].count)) in header[0]:
-        shown, expected = ({"\t": "\\t"}.get(one, one) for one in (mark, separator))
+        shown, expected = ({"\t": "\\t"}.get(text, text) for text in (mark, separator))
         remedy = f'Write `separator: "{shown}"` in the mapping, or save it with "{expected}".'
         if "separator" in form.model_fields_set:
             remedy += " One separator is declared for all parts of a table: save parts alike."

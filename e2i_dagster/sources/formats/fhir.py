@@ -21,9 +21,9 @@ import numpy as np
 from e2i_dagster.sources.formats.records import (
     BATCH_BYTES,
     ColumnNotes,
+    FileSummary,
     Format,
     Records,
-    Told,
     open_bytes,
     refusal,
     with_nulls,
@@ -238,23 +238,23 @@ def _open(path: Path, form: FileFormat) -> Records:
         raise refusal(path, f"its first lines name no resource type that is read ({known})")
     columns = COLUMNS[resource]
     schema = pa.schema([(name, _arrow(column.kind)) for name, column in columns.items()])
-    told = Told(
+    summary = FileSummary(
         lines=0,
-        columns={name: ColumnNotes(display=f"{resource}.{one.path}") for name, one in columns.items()},
+        columns={name: ColumnNotes(display=f"{resource}.{column.path}") for name, column in columns.items()},
     )
-    references = {name: _References(one.to) for name, one in columns.items() if one.to is not None}
+    references = {name: _References(column.to) for name, column in columns.items() if column.to is not None}
 
     def batches() -> Iterator[pa.RecordBatch]:
-        for resources in _resources(path, columns.values(), told, resource):
-            cells = [_flat(resources, one) for one in columns.values()]
-            for place, (name, one) in enumerate(columns.items()):
-                if one.kind == "reference":
+        for resources in _resources(path, columns.values(), summary, resource):
+            cells = [_flat(resources, column) for column in columns.values()]
+            for place, (name, source) in enumerate(columns.items()):
+                if source.kind == "reference":
                     cells[place] = references[name].resolved(cells[place], path.parent)
             yield with_nulls(pa.record_batch(cells, schema=schema), form)
         for name, seen in references.items():
-            told.notes += seen.notes(name, path.parent)
+            summary.notes += seen.notes(name, path.parent)
 
-    return Records(schema, batches(), told)
+    return Records(schema, batches(), summary)
 
 
 def _type_of(path: Path) -> str | None:
@@ -268,21 +268,25 @@ def _type_of(path: Path) -> str | None:
 # --- lines to resources
 
 
-def _resources(path: Path, columns: Iterable[Column], told: Told, resource: str) -> Iterator[pa.Table]:
+def _resources(
+    path: Path, columns: Iterable[Column], summary: FileSummary, resource: str
+) -> Iterator[pa.Table]:
     """The resources of a file by blocks of lines, each with the elements that ``columns`` need."""
     schema = _schema_of([Column("resourceType"), *columns])
     first = 1
     with open_bytes(path) as stream:
         while lines := stream.readlines(BATCH_BYTES):
             filled = [(number, line) for number, line in enumerate(lines, first) if line.strip(_BLANKS)]
-            told.blank += [number for number, line in enumerate(lines, first) if not line.strip(_BLANKS)]
-            told.lines = (told.lines or 0) + len(filled)
+            summary.blank += [number for number, line in enumerate(lines, first) if not line.strip(_BLANKS)]
+            summary.lines = (summary.lines or 0) + len(filled)
             first += len(lines)
-            yield from _parsed(filled, schema, told, resource)
-    told.malformed.sort()
+            yield from _parsed(filled, schema, summary, resource)
+    summary.malformed.sort()
 
 
-def _parsed(lines: list[tuple[int, bytes]], schema: pa.Schema, told: Told, resource: str) -> list[pa.Table]:
+def _parsed(
+    lines: list[tuple[int, bytes]], schema: pa.Schema, summary: FileSummary, resource: str
+) -> list[pa.Table]:
     """Numbered lines as resources; where the parser refuses them, each half by itself, down to the line."""
     import pyarrow as pa
     from pyarrow import json as arrow_json
@@ -301,15 +305,17 @@ def _parsed(lines: list[tuple[int, bytes]], schema: pa.Schema, told: Told, resou
         )
     if found is None or found.num_rows != len(lines):
         if len(lines) == 1:
-            told.malformed.append((lines[0][0], lines[0][1].decode(errors="replace").strip()))
+            summary.malformed.append((lines[0][0], lines[0][1].decode(errors="replace").strip()))
             return []
         half = len(lines) // 2
-        return [one for part in (lines[:half], lines[half:]) for one in _parsed(part, schema, told, resource)]
+        return [
+            row for part in (lines[:half], lines[half:]) for row in _parsed(part, schema, summary, resource)
+        ]
     pc = compute()
     ours = pc.fill_null(pc.equal(found.column("resourceType"), resource), False)
     if not pc.all(ours).as_py():
         other = np.flatnonzero(~ours.to_numpy())
-        told.malformed += [(lines[place][0], lines[place][1].decode().strip()) for place in other]
+        summary.malformed += [(lines[place][0], lines[place][1].decode().strip()) for place in other]
         found = found.filter(ours)
     return [found] if found.num_rows else []
 
@@ -331,11 +337,11 @@ def _schema_of(columns: Iterable[Column]) -> pa.Schema:
                 for name in step["key"].split("."):
                     inner = inner.setdefault(name, {"list": False, "leaf": "text", "inner": {}})["inner"]
 
-    for one in columns:
-        grow(one.path, one.kind)
+    for column in columns:
+        grow(column.path, column.kind)
 
     def typed(entry: dict[str, Any]) -> pa.DataType:
-        inner = [(name, typed(one)) for name, one in entry["inner"].items()]
+        inner = [(name, typed(inner_column)) for name, inner_column in entry["inner"].items()]
         kind = pa.struct(inner) if inner else _arrow(entry["leaf"])
         return pa.list_(kind) if entry["list"] else kind
 
@@ -376,17 +382,17 @@ def _spread(resources: pa.Table, path: str) -> tuple[pa.Array, pa.Array | None]:
     return values, rows
 
 
-def _flat(resources: pa.Table, one: Column) -> pa.Array:
+def _flat(resources: pa.Table, column: Column) -> pa.Array:
     """A column: for each resource the first value at its path, or all of them as one text."""
     import pyarrow as pa
 
     pc = compute()
-    values, rows = _spread(resources, one.path)
+    values, rows = _spread(resources, column.path)
     if rows is None:
         return values
     there = pc.is_valid(values)
     values, places = values.filter(there), rows.filter(there).to_numpy(zero_copy_only=False)
-    if "[*]" in one.path:
+    if "[*]" in column.path:
         borders = np.searchsorted(places, np.arange(resources.num_rows + 1))
         joined = pc.binary_join(pa.ListArray.from_arrays(pa.array(borders, pa.int32()), values), "; ")
         return pc.if_else(pc.equal(joined, ""), None, joined)
@@ -422,8 +428,10 @@ class _References:
             counts = np.bincount(coded.indices.drop_null().to_numpy(), minlength=len(found))
             places = np.flatnonzero(odd.to_numpy(zero_copy_only=False))
             known = [
-                self._odd(coded.dictionary[int(one)].as_py(), kind[int(one)].as_py(), counts[one], folder)
-                for one in places
+                self._odd(
+                    coded.dictionary[int(place)].as_py(), kind[int(place)].as_py(), counts[place], folder
+                )
+                for place in places
             ]
             found = pc.replace_with_mask(found, odd, pa.array(known, pa.string()))
         self.ids.append(found.drop_null())
@@ -489,7 +497,7 @@ def _ids(files: tuple[_File, ...]) -> pa.Array:
         [
             _flat(some, column)
             for path, *_ in files
-            for some in _resources(path, [column], Told(), _type_of(path) or "")
+            for some in _resources(path, [column], FileSummary(), _type_of(path) or "")
         ]
         or [pa.array([], pa.string())]
     )
@@ -501,8 +509,8 @@ def _by_identifier(files: tuple[_File, ...]) -> dict[tuple[str, str], str]:
     wanted = [Column("id"), Column("identifier[].system"), Column("identifier[].value")]
     found: dict[tuple[str, str], str] = {}
     for path, *_ in files:
-        for some in _resources(path, wanted, Told(), _type_of(path) or ""):
-            (ids, _), (systems, rows), (values, _) = (_spread(some, one.path) for one in wanted)
+        for some in _resources(path, wanted, FileSummary(), _type_of(path) or ""):
+            (ids, _), (systems, rows), (values, _) = (_spread(some, column.path) for column in wanted)
             if rows is not None:
                 owners = ids.take(rows)
                 found |= dict(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from e2i_dagster.errors import InputError
-from e2i_dagster.sources.formats.records import BATCH_ROWS, Format, Records, Told, refusal, with_nulls
+from e2i_dagster.sources.formats.records import BATCH_ROWS, FileSummary, Format, Records, refusal, with_nulls
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,7 +39,7 @@ def _open(path: Path, form: FileFormat) -> Records:
         except (pa.ArrowInvalid, pa.ArrowIOError) as error:
             raise unreadable(error) from None
 
-    return Records(schema, batches(), Told())
+    return Records(schema, batches(), FileSummary())
 
 
 FORMAT = Format("Parquet", lambda start: start[:4] == b"PAR1", _open, endings=(".parquet",))

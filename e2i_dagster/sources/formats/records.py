@@ -48,7 +48,7 @@ class ColumnNotes:
 
 
 @dataclass
-class Told:
+class FileSummary:
     """What is known of a file; counts are complete when its batches were read.
 
     Attributes:
@@ -79,42 +79,47 @@ class FileRows:
     """All rows of one file (text where the file is text) and what it says of them."""
 
     rows: pa.Table
-    told: Told
+    summary: FileSummary
 
     @property
     def malformed(self) -> list[tuple[int, str]]:
         """Number and text of the rows that are none."""
-        return self.told.malformed
+        return self.summary.malformed
 
     @property
     def lines(self) -> int | None:
         """Lines that are not blank, the header aside; None where the format has no lines."""
-        return self.told.lines
+        return self.summary.lines
 
     @property
     def numbers(self) -> np.ndarray:
         """For each row its number in the file, from 1."""
-        left_out = [number for number, _ in self.told.malformed] + self.told.blank
+        left_out = [number for number, _ in self.summary.malformed] + self.summary.blank
         return np.setdiff1d(np.arange(1, self.rows.num_rows + len(left_out) + 1), left_out)
 
 
 @dataclass(frozen=True)
 class Records:
-    """An opened file. ``batches`` is read once; what reading finds out is in ``told`` afterwards."""
+    """An opened file. ``batches`` is read once; what reading finds out is in ``summary`` afterwards."""
 
     schema: pa.Schema
     batches: Iterator[pa.RecordBatch]
-    told: Told
+    summary: FileSummary
 
     def read(self) -> FileRows:
         """All rows; text is ``large_string``, which frames hold without a copy."""
         import pyarrow as pa
 
         schema = pa.schema(
-            [one.with_type(pa.large_string()) if pa.types.is_string(one.type) else one for one in self.schema]
+            [
+                schema_field.with_type(pa.large_string())
+                if pa.types.is_string(schema_field.type)
+                else schema_field
+                for schema_field in self.schema
+            ]
         )
         rows = pa.Table.from_batches((batch.cast(schema) for batch in self.batches), schema)
-        return FileRows(rows, self.told)
+        return FileRows(rows, self.summary)
 
     def head(self, rows: int) -> pa.Table:
         """The first ``rows`` rows; no more of the file is read than they need."""

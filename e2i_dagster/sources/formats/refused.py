@@ -127,10 +127,10 @@ REFUSED = (
 
 def refused_by_content(start: bytes) -> Refused | None:
     """The format that is not read of a file that begins with ``start``."""
-    return next((one for one in REFUSED if one.starts is not None and re.match(one.starts, start)), None)
+    return next((form for form in REFUSED if form.starts is not None and re.match(form.starts, start)), None)
 
 
 def refused_by_ending(path: Path) -> Refused | None:
     """The format that is not read of a file called so."""
     suffix = path.suffix.lower()
-    return next((one for one in REFUSED if suffix in one.endings), None)
+    return next((form for form in REFUSED if suffix in form.endings), None)

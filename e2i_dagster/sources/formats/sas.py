@@ -21,9 +21,9 @@ import numpy as np
 from e2i_dagster.sources.formats.records import (
     BATCH_BYTES,
     ColumnNotes,
+    FileSummary,
     Format,
     Records,
-    Told,
     first_line,
     refusal,
     with_nulls,
@@ -39,7 +39,7 @@ _DATASET = b"\x00" * 12 + bytes.fromhex("c2ea8160b31411cfbd92080009c7318c181f101
 _CARD = 80
 #: Bytes that are looked through at a time, whole cards.
 _BLOCK = 100_000 * _CARD
-#: Bytes of a sas7bdat whose values are held as Python objects at a time; what lies before them is skipped each time.
+#: Bytes of a sas7bdat whose values are Python objects at a time; what lies before them is skipped each time.
 _CHUNK = 1 << 25
 #: SAS counts from the first day of 1960; Arrow from that of 1970.
 _EPOCH_DAYS = 3653
@@ -63,7 +63,7 @@ def kind_of(display: str | None) -> str | None:
 
 
 def _options(form: FileFormat) -> dict[str, Any]:
-    """What pyreadstat is told; an encoding only where one is declared, since files name theirs."""
+    """Options for pyreadstat; an encoding only where one is declared, since files name theirs."""
     declared = {"encoding": form.encoding} if "encoding" in form.model_fields_set else {}
     return {"disable_datetime_conversion": True, "output_format": "dict", **declared}
 
@@ -105,13 +105,15 @@ def _schema(meta: Any) -> pa.Schema:
     )
 
 
-def _batch(path: Path, cells: Mapping[str, Sequence[Any]], schema: pa.Schema, told: Told) -> pa.RecordBatch:
+def _batch(
+    path: Path, cells: Mapping[str, Sequence[Any]], schema: pa.Schema, summary: FileSummary
+) -> pa.RecordBatch:
     import pyarrow as pa
 
     arrays = []
     for name, kind in zip(schema.names, schema.types, strict=True):
         values = cells[name]
-        notes = told.columns[name]
+        notes = summary.columns[name]
         shown = kind_of(notes.display)
         if pa.types.is_string(kind) and shown is None:
             arrays.append(pa.array(values, kind))
@@ -133,8 +135,8 @@ def _typed(path: Path, name: str, numbers: np.ndarray, kind: str | None) -> pa.A
     empty = np.isnan(numbers)
     if kind is None:
         return pa.array(numbers, pa.float64(), mask=empty)
-    held = np.where(empty, 0.0, numbers)
-    days = np.floor(held / (1 if kind == "date" else _DAY_SECONDS)) - _EPOCH_DAYS
+    filled = np.where(empty, 0.0, numbers)
+    days = np.floor(filled / (1 if kind == "date" else _DAY_SECONDS)) - _EPOCH_DAYS
     # From the first day of year 1 to the last of 9999, counted from 1970.
     if kind != "time" and ((days < -719_162) | (days > 2_932_896)).any():
         raise refusal(
@@ -146,9 +148,9 @@ def _typed(path: Path, name: str, numbers: np.ndarray, kind: str | None) -> pa.A
     if kind == "date":
         return pa.array(days.astype(np.int32), pa.date32(), mask=empty)
     if kind == "datetime":
-        micros = np.round(held * 1_000_000).astype(np.int64) - _EPOCH_DAYS * _DAY_SECONDS * 1_000_000
+        micros = np.round(filled * 1_000_000).astype(np.int64) - _EPOCH_DAYS * _DAY_SECONDS * 1_000_000
         return pa.array(micros, pa.timestamp("us"), mask=empty)
-    texts = [None if missing else _clock(value) for value, missing in zip(held, empty, strict=True)]
+    texts = [None if missing else _clock(value) for value, missing in zip(filled, empty, strict=True)]
     return pa.array(texts, pa.string())
 
 
@@ -212,7 +214,7 @@ def _layout(path: Path) -> tuple[_Layout, bytes]:
         rows = int(declared)
         whole = 0 <= size - rows * width < _CARD
     else:
-        # The last card is filled with blanks, among which short rows of blanks cannot be told apart.
+        # The last card is filled with blanks, among which short rows of blanks cannot be distinguished.
         blanks = len(last) - len(last.rstrip(b" "))
         rows = -(-(size - blanks) // width) if width else 0
         whole = size % _CARD == 0 and 0 <= size - rows * width < _CARD
@@ -230,11 +232,11 @@ def _fields(block: bytes, length: int, *, new: bool) -> tuple[int, dict[str, tup
     numbers: dict[str, tuple[int, int]] = {}
     width = 0
     for begin in range(0, len(block) - length + 1, length):
-        one = block[begin : begin + length]
-        size, place = int.from_bytes(one[4:6], "big"), int.from_bytes(one[84:88], "big")
+        row = block[begin : begin + length]
+        size, place = int.from_bytes(row[4:6], "big"), int.from_bytes(row[84:88], "big")
         width = max(width, place + size)
-        if one[:2] == b"\x00\x01":
-            name = one[88:120] if new else one[8:16]
+        if row[:2] == b"\x00\x01":
+            name = row[88:120] if new else row[8:16]
             numbers[name.decode("ascii", errors="replace").strip()] = (place, size)
     return width, numbers
 
@@ -249,7 +251,7 @@ def _open_transport(path: Path, form: FileFormat) -> Records:
     _, meta = _read(
         path, "XPT", pyreadstat.read_xport, io.BytesIO(_whole(head, b"", 0)), metadataonly=True, **options
     )
-    told = Told(columns=_columns(meta))
+    summary = FileSummary(columns=_columns(meta))
     schema = _schema(meta)
 
     def batches() -> Iterator[pa.RecordBatch]:
@@ -264,10 +266,10 @@ def _open_transport(path: Path, form: FileFormat) -> Records:
                 parsed = len(next(iter(cells.values()), []))
                 if parsed != count:
                     raise refusal(path, f"{count:,} rows by its length, {parsed:,} by the parser")
-                _count_missing(rows, layout, told)
-                yield with_nulls(_batch(path, cells, schema, told), form)
+                _count_missing(rows, layout, summary)
+                yield with_nulls(_batch(path, cells, schema, summary), form)
 
-    return Records(schema, batches(), told)
+    return Records(schema, batches(), summary)
 
 
 def _whole(head: bytes, rows: bytes, count: int) -> bytes:
@@ -277,7 +279,7 @@ def _whole(head: bytes, rows: bytes, count: int) -> bytes:
     return head + rows + b" " * (-len(rows) % _CARD)
 
 
-def _count_missing(rows: bytes, layout: _Layout, told: Told) -> None:
+def _count_missing(rows: bytes, layout: _Layout, summary: FileSummary) -> None:
     """Count the special missing values of numbers: a letter or ``_`` and then zeros."""
     cells = np.frombuffer(rows, np.uint8).reshape(-1, layout.width)
     for name, (place, size) in layout.numbers.items():
@@ -287,7 +289,7 @@ def _count_missing(rows: bytes, layout: _Layout, told: Told) -> None:
             special &= ~cells[:, place + 1 : place + size].any(axis=1)
             kinds, counts = np.unique(first[special], return_counts=True)
             for kind, count in zip(kinds, counts, strict=True):
-                told.columns[name].missing[chr(kind)] += int(count)
+                summary.columns[name].missing[chr(kind)] += int(count)
 
 
 # --- sas7bdat
@@ -304,8 +306,8 @@ def _open_dataset(path: Path, form: FileFormat) -> Records:
             "no column of it can be read",
             "It is encrypted or damaged: deliver it again, written without `encrypt=`, or as XPT.",
         )
-    told = Told(columns=_columns(meta))
-    _label_values(path, told)
+    summary = FileSummary(columns=_columns(meta))
+    _label_values(path, summary)
     schema = _schema(meta)
 
     def batches() -> Iterator[pa.RecordBatch]:
@@ -322,19 +324,19 @@ def _open_dataset(path: Path, form: FileFormat) -> Records:
                     f"{meta.number_rows:,} rows by its header, {first + parsed:,} by the parser",
                     "It is encrypted or damaged: deliver it again, written without `encrypt=`, or as XPT.",
                 )
-            yield with_nulls(_batch(path, cells, schema, told), form)
+            yield with_nulls(_batch(path, cells, schema, summary), form)
 
-    return Records(schema, batches(), told)
+    return Records(schema, batches(), summary)
 
 
-def _label_values(path: Path, told: Told) -> None:
+def _label_values(path: Path, summary: FileSummary) -> None:
     """Take the labels of values from the catalogues (sas7bcat) in the folder of the file."""
     import pyreadstat
 
     for catalogue in sorted(path.parent.glob("*.sas7bcat")):
         _, meta = _read(catalogue, "sas7bcat", pyreadstat.read_sas7bcat, catalogue)
         labels = {name.upper().rstrip("."): values for name, values in meta.value_labels.items()}
-        for notes in told.columns.values():
+        for notes in summary.columns.values():
             display = (notes.display or "").upper().rstrip(".")
             found = labels.get(display, labels.get(re.sub(r"\d+$", "", display), {}))
             notes.values |= {

@@ -117,7 +117,9 @@ class _Filled:
             filled = self._part(part, name)
             if not set(required_columns(table)) <= set(filled["columns"]):
                 continue
-            alike = next((one for one in found if one | {"files": None} == filled | {"files": None}), None)
+            alike = next(
+                (shape for shape in found if shape | {"files": None} == filled | {"files": None}), None
+            )
             if alike is None:
                 found.append(filled)
             else:
@@ -149,10 +151,10 @@ class _Filled:
             elif key in ("concat", "first_of", "list", "sum", "key"):
                 several = [value] if isinstance(value, str) else value
                 result[key] = [
-                    one for part in several if (one := self._expression(part, header, made)) is not None
+                    read for part in several if (read := self._expression(part, header, made)) is not None
                 ] or None
             elif key in ("days_between", "years_between"):
-                pair = [self._expression(one, header, made) for one in value]
+                pair = [self._expression(item, header, made) for item in value]
                 result[key] = None if None in pair else pair
             elif key == "where":
                 result[key] = self._expression(value, header, made)
