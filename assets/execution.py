@@ -200,6 +200,11 @@ class Stage:
         rows = None
         if self.document is None:
             rows = metadata["dagster/row_count"] = sum(version.rows for version in stored.values())
+        metadata = self._by_partition(
+            metadata,
+            digests,
+            {one: {"dagster/row_count": stored[one].rows} if rows is not None else {} for one in stored},
+        )
         outcome = Outcome(
             self.execution,
             pieces,
@@ -251,10 +256,6 @@ class Stage:
         rows = sum(map(len, values.values())) if frames else None
         if rows is not None:
             metadata["dagster/row_count"] = rows
-        if len(values) > 1:
-            for key, value in values.items():
-                own = {"dagster/row_count": len(value)} if frames else dagster_metadata(value.to_metadata())
-                self.context.add_asset_metadata({**own, "digest": pieces.digests[key]}, partition_key=key)
         before = self._stored() if always else {}
         if produced.withheld:
             reasons = _some(produced.withheld)
@@ -282,7 +283,35 @@ class Stage:
             waivers = f"made under waivers: {'; '.join(self.marks)}" if self.marks else ""
             reason = joined(note, self.changed, waivers)
             outcome = Outcome(self.execution, pieces, reason=reason, rows=rows)
+        if not outcome.withheld:
+            own = {
+                key: {"dagster/row_count": len(value)} if frames else dagster_metadata(value.to_metadata())
+                for key, value in values.items()
+            }
+            metadata = self._by_partition(metadata, pieces.digests, own)
         return _result(outcome, metadata)
+
+    def _by_partition(
+        self,
+        metadata: Mapping[str, Any],
+        digests: Mapping[str | None, str],
+        own: Mapping[str | None, Mapping[str, Any]],
+    ) -> Mapping[str, Any]:
+        """Give each of several partitions what is its own, and what is said of all of them to the last one.
+
+        Dagster repeats the metadata of a result for every partition: of a table over many months the history would
+        grow with the square of their number.
+
+        Returns:
+            What is left for the result: everything of a run of one partition, else nothing.
+        """
+        if len(digests) < 2:
+            return metadata
+        *_, last = digests
+        for key, digest in digests.items():
+            whole = {"partition_count": len(digests), **metadata} if key == last else {"state": metadata["state"]}
+            self.context.add_asset_metadata({**whole, **own[key], "digest": digest}, partition_key=key)
+        return {}
 
     def _require_declared(self, values: Mapping[str | None, Any]) -> None:
         import pandas as pd

@@ -182,12 +182,13 @@ class LakeIOManager(dg.ConfigurableIOManager):
         with failures_recorded(partial(obj.execution.record, self.warehouse.engine())):
             self.store(obj)
         if obj.withheld:
+            last = next(reversed(obj.pieces.digests), None)
             for partition, digest in obj.pieces.digests.items():
                 context.log_event(
                     dg.AssetMaterialization(
                         context.asset_key,
                         partition=partition,
-                        metadata={**obj.metadata, "digest": digest},
+                        metadata={**(obj.metadata if partition == last else {}), "digest": digest},
                         tags={"dagster/data_version": digest},
                     )
                 )
