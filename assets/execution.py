@@ -297,7 +297,7 @@ class Stage:
         digests: Mapping[str | None, str],
         own: Mapping[str | None, Mapping[str, Any]],
     ) -> Mapping[str, Any]:
-        """Give each of several partitions what is its own, and what is said of all of them to the last one.
+        """Give each of several partitions what is its own, and what is said of all of them to the newest one.
 
         Dagster repeats the metadata of a result for every partition: of a table over many months the history would
         grow with the square of their number.
@@ -307,9 +307,10 @@ class Stage:
         """
         if len(digests) < 2:
             return metadata
-        *_, last = digests
+        newest = max(map(str, digests))
         for key, digest in digests.items():
-            whole = {"partition_count": len(digests), **metadata} if key == last else {"state": metadata["state"]}
+            whole = {"partition_count": len(digests), **metadata} if key == newest else {}
+            whole["state"] = metadata["state"]
             self.context.add_asset_metadata({**whole, **own[key], "digest": digest}, partition_key=key)
         return {}
 

@@ -38,7 +38,11 @@ from sqlalchemy.event import listen
 _KEPT = 8
 
 #: What makes Dagster hand over the events of a step's months, and those planned for a run, together.
-TOGETHER = {"DAGSTER_EVENT_BATCH_SIZE": "250"}
+TOGETHER = {
+    "DAGSTER_EVENT_BATCH_SIZE": "1000",
+    # One event for all partitions that are planned of an asset, instead of one for each.
+    "DAGSTER_EMIT_PARTITION_SUBSET_IN_PLANNED_EVENTS": "1",
+}
 
 
 class LocalEventLog(SqliteEventLogStorage):
@@ -69,9 +73,14 @@ class LocalEventLog(SqliteEventLogStorage):
     def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
         """Store ``events`` of one run, those on assets in one transaction for each of the two databases.
 
-        Of an asset the row that names its latest event is written once, for the last of them.
+        Of an asset the row that names its latest event is written once, for the last of them. The history of the
+        run gets that one only: the partitions of an asset are read of the index, and the log of a run over many
+        months stays as long as it has steps.
         """
-        together = [event for event in events if event.dagster_event_type in ASSET_EVENTS]
+        # Dagster hands over the partitions of a step in no order; the newest one is to be the latest.
+        together = sorted(
+            (event for event in events if event.dagster_event_type in ASSET_EVENTS), key=_partition_of
+        )
         for event in events:
             if event.dagster_event_type not in ASSET_EVENTS:
                 self.store_event(event)
@@ -79,8 +88,12 @@ class LocalEventLog(SqliteEventLogStorage):
             return
         insert = SqlEventLogStorageTable.insert()
         rows = [self._event_to_row(event) for event in together]
+        last = {
+            (event.dagster_event_type, row["asset_key"]): row
+            for event, row in zip(together, rows, strict=True)
+        }
         with self.run_connection(together[0].run_id) as connection:
-            connection.execute(insert, rows)
+            connection.execute(insert, list(last.values()))
         with self.index_transaction() as connection:
             ids = [connection.execute(insert.values(row)).lastrowid for row in rows]
             self._store_asset_event_tags(connection, together, ids)
@@ -157,6 +170,10 @@ class LocalEventLog(SqliteEventLogStorage):
         while len(self._engines) > _KEPT:
             _, engine = self._engines.popitem(last=False)
             engine.dispose()
+
+
+def _partition_of(event: EventLogEntry) -> str:
+    return str(event.dagster_event.partition or "") if event.dagster_event else ""
 
 
 def _survives_what_a_process_survives(connection: Any, _: Any) -> None:

