@@ -137,6 +137,19 @@ class Stage:
             with observed.recording() as self.readings:
                 yield
 
+    def why_absent(self, table: str) -> str:
+        """Why there is nothing of the raw ``table`` that nobody delivers; empty of one that is delivered."""
+        from e2i_dagster.versions import ledger
+
+        return ledger.why_absent(self.warehouse.engine(), table)
+
+    def nothing(self, reason: str) -> dg.MaterializeResult[Outcome]:
+        """What an absent table is for those that depend on it: no version, only its state."""
+        outcome = Outcome(
+            self.execution, Pieces({}, {}, self.fingerprint, self.code), state="absent", reason=reason
+        )
+        return _result(outcome, {"state": "absent", "reason": reason})
+
     def _absent(self, tables: Sequence[str]) -> Sequence[str]:
         """The raw tables among what is read that nobody delivers; they are read as tables without rows."""
         from e2i_dagster.tables import OPTIONAL_RAW_TABLES, RAW_TABLES
@@ -147,7 +160,7 @@ class Stage:
         read = {asset_name(key) for key in self.context.assets_def.keys_by_input_name.values()} | {*tables}
         read -= {self.name, *(name for name, *_ in self.inputs)}
         named = [name for name in RAW_TABLES + OPTIONAL_RAW_TABLES if name in read]
-        return [name for name in named if ledger.is_absent(self.warehouse.engine(), name)]
+        return [name for name in named if ledger.why_absent(self.warehouse.engine(), name)]
 
     def _require_gate(self) -> None:
         """Refuse to go on unless raw inputs are judged, and training data audited, in exactly this version."""
@@ -283,7 +296,7 @@ class Stage:
             waivers = f"made under waivers: {'; '.join(self.marks)}" if self.marks else ""
             reason = joined(note, self.changed, waivers)
             outcome = Outcome(self.execution, pieces, reason=reason, rows=rows)
-        if not outcome.withheld:
+        if not outcome.withheld and len(values) > 1:
             own = {
                 key: {"dagster/row_count": len(value)} if frames else dagster_metadata(value.to_metadata())
                 for key, value in values.items()

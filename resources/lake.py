@@ -148,7 +148,7 @@ class LakeIOManager(dg.ConfigurableIOManager):
 
         versions = ledger.current(self.warehouse.engine(), asset)
         missing = [str(partition) for partition in partitions if partition not in versions]
-        if not versions and ledger.is_absent(self.warehouse.engine(), asset):
+        if not versions and ledger.why_absent(self.warehouse.engine(), asset):
             import pandas as pd
 
             from e2i_dagster.tables.frames import conform

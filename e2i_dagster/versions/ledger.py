@@ -385,9 +385,9 @@ def record_absent(bind: Bind, reasons: Mapping[str, str]) -> None:
             record_state(connection, StageState(stage=stage, partition=None, state="absent", reason=reason))
 
 
-def is_absent(bind: Bind, stage: str) -> bool:
-    """Whether ``stage`` is a raw table that no delivery holds."""
-    return any(state.state == "absent" for state in states(bind, stage))
+def why_absent(bind: Bind, stage: str) -> str:
+    """Why ``stage`` is a raw table that no delivery holds; empty when it is none."""
+    return next((state.reason or "absent" for state in states(bind, stage) if state.state == "absent"), "")
 
 
 def notes(bind: Bind) -> dict[tuple[str, str | None], str]:

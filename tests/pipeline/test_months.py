@@ -232,3 +232,28 @@ def test_months_cost_what_they_hold(pipeline, delivery, drawn):
         pipeline.stored("treatment_events", "2024-03").columns,
         pipeline.stored("treatment_events", filled).columns,
     )
+
+
+def test_a_table_nobody_delivers_is_absent_in_a_load_of_the_ui_too(pipeline, delivery):
+    """Steps of the whole job, as the UI and the schedule launch them: nothing is made of what there is not."""
+    folder = delivery("patient_journeys", "patient_clinical", "treatment_events")
+    result = pipeline.run("load_and_qc", months=(MONTHS[0], MONTHS[-1]), folder=folder)
+    absent = {
+        row["stage"]: row["reason"]
+        for row in pipeline.rows("SELECT stage, reason FROM ml_stage_states WHERE state = 'absent'")
+    }
+    assert {"hcp_profiles", "engagement_events", "triggers", "observation_periods"} <= set(absent)
+    assert "no file of delivery holds it" in absent["triggers"]
+    for table in absent:
+        assert not pipeline.versions(table) and not pipeline.versions(f"quality/{table}"), table
+    skipped = {event.step_key for event in result.all_events if event.is_step_skipped}
+    assert {"quality__triggers", "quality__hcp_profiles_qc_gate"} <= skipped
+    told = [one.asset_key.path[-1] for one in result.get_asset_check_evaluations()]
+    assert "treatment_events" in told and not set(told) & set(absent)
+    months = {event.partition for event in result.get_asset_materialization_events() if event.partition}
+    assert months == set(MONTHS)
+    # The rest went through: patients without their doctors.
+    assert pipeline.versions("treatment_events") and pipeline.versions("quality/treatment_events")
+    assert pipeline.stored("engagement_events", MONTHS[0]).empty
+    made = {event.asset_key.path[-1] for event in result.get_asset_materialization_events()}
+    assert not made & (set(absent) - {"hcp_profiles"})
