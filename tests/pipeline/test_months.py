@@ -234,9 +234,16 @@ def test_months_cost_what_they_hold(pipeline, delivery, drawn):
     )
 
 
-def test_a_table_nobody_delivers_is_absent_in_a_load_of_the_ui_too(pipeline, delivery):
+def test_a_table_nobody_delivers_is_absent_in_a_load_of_the_ui_too(pipeline, delivery, drawn):
     """Steps of the whole job, as the UI and the schedule launch them: nothing is made of what there is not."""
-    folder = delivery("patient_journeys", "patient_clinical", "treatment_events")
+    patients, events = (
+        drawn[name].drop(columns="hcp_id") for name in ("patient_journeys", "treatment_events")
+    )
+    folder = delivery(
+        *("patient_journeys", "patient_clinical", "treatment_events"),
+        patient_journeys=patients,
+        treatment_events=events,
+    )
     result = pipeline.run("load_and_qc", months=(MONTHS[0], MONTHS[-1]), folder=folder)
     absent = {
         row["stage"]: row["reason"]
