@@ -137,6 +137,19 @@ class Stage:
             with observed.recording() as self.readings:
                 yield
 
+    def why_absent(self, table: str) -> str:
+        """Why there is nothing of the raw ``table`` that nobody delivers; empty of one that is delivered."""
+        from e2i_dagster.versions import ledger
+
+        return ledger.why_absent(self.warehouse.engine(), table)
+
+    def nothing(self, reason: str) -> dg.MaterializeResult[Outcome]:
+        """What an absent table is for those that depend on it: no version, only its state."""
+        outcome = Outcome(
+            self.execution, Pieces({}, {}, self.fingerprint, self.code), state="absent", reason=reason
+        )
+        return _result(outcome, {"state": "absent", "reason": reason})
+
     def _absent(self, tables: Sequence[str]) -> Sequence[str]:
         """The raw tables among what is read that nobody delivers; they are read as tables without rows."""
         from e2i_dagster.tables import OPTIONAL_RAW_TABLES, RAW_TABLES
@@ -147,7 +160,7 @@ class Stage:
         read = {asset_name(key) for key in self.context.assets_def.keys_by_input_name.values()} | {*tables}
         read -= {self.name, *(name for name, *_ in self.inputs)}
         named = [name for name in RAW_TABLES + OPTIONAL_RAW_TABLES if name in read]
-        return [name for name in named if ledger.is_absent(self.warehouse.engine(), name)]
+        return [name for name in named if ledger.why_absent(self.warehouse.engine(), name)]
 
     def _require_gate(self) -> None:
         """Refuse to go on unless raw inputs are judged, and training data audited, in exactly this version."""
@@ -200,6 +213,11 @@ class Stage:
         rows = None
         if self.document is None:
             rows = metadata["dagster/row_count"] = sum(version.rows for version in stored.values())
+        metadata = self._by_partition(
+            metadata,
+            digests,
+            {one: {"dagster/row_count": stored[one].rows} if rows is not None else {} for one in stored},
+        )
         outcome = Outcome(
             self.execution,
             pieces,
@@ -251,10 +269,6 @@ class Stage:
         rows = sum(map(len, values.values())) if frames else None
         if rows is not None:
             metadata["dagster/row_count"] = rows
-        if len(values) > 1:
-            for key, value in values.items():
-                own = {"dagster/row_count": len(value)} if frames else dagster_metadata(value.to_metadata())
-                self.context.add_asset_metadata({**own, "digest": pieces.digests[key]}, partition_key=key)
         before = self._stored() if always else {}
         if produced.withheld:
             reasons = _some(produced.withheld)
@@ -282,7 +296,36 @@ class Stage:
             waivers = f"made under waivers: {'; '.join(self.marks)}" if self.marks else ""
             reason = joined(note, self.changed, waivers)
             outcome = Outcome(self.execution, pieces, reason=reason, rows=rows)
+        if not outcome.withheld and len(values) > 1:
+            own = {
+                key: {"dagster/row_count": len(value)} if frames else dagster_metadata(value.to_metadata())
+                for key, value in values.items()
+            }
+            metadata = self._by_partition(metadata, pieces.digests, own)
         return _result(outcome, metadata)
+
+    def _by_partition(
+        self,
+        metadata: Mapping[str, Any],
+        digests: Mapping[str | None, str],
+        own: Mapping[str | None, Mapping[str, Any]],
+    ) -> Mapping[str, Any]:
+        """Give each of several partitions what is its own, and what is said of all of them to the newest one.
+
+        Dagster repeats the metadata of a result for every partition: of a table over many months the history would
+        grow with the square of their number.
+
+        Returns:
+            What is left for the result: everything of a run of one partition, else nothing.
+        """
+        if len(digests) < 2:
+            return metadata
+        newest = max(map(str, digests))
+        for key, digest in digests.items():
+            whole = {"partition_count": len(digests), **metadata} if key == newest else {}
+            whole["state"] = metadata["state"]
+            self.context.add_asset_metadata({**whole, **own[key], "digest": digest}, partition_key=key)
+        return {}
 
     def _require_declared(self, values: Mapping[str | None, Any]) -> None:
         import pandas as pd

@@ -26,6 +26,8 @@ def quality_asset(table: str) -> dg.AssetsDefinition:
         key=quality_key(table),
         produces="e2i_dagster.quality.report:PartitionQuality",
         gated=False,
+        of_table=table,
+        output_required=False,
         group_name=GROUP,
         kinds={"narwhals", "greatexpectations"},
         ins={"rows": dg.AssetIn(table)},

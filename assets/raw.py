@@ -17,6 +17,7 @@ from e2i_dagster.tables import (
     date_column,
     loaded_after,
     primary_key,
+    related_tables,
 )
 from resources.warehouse import Warehouse
 
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
     from e2i_dagster.loading.delivery import DeliveryRequest
 
 GROUP = "raw"
+#: Tables that others are loaded after or compared with.
+PARENTS = frozenset(
+    parent
+    for table in (*RAW_TABLES, *OPTIONAL_RAW_TABLES)
+    for parent in (*loaded_after(table), *related_tables(table))
+)
 
 
 class DeliveryConfig(dg.Config):
@@ -56,16 +63,19 @@ class DeliveryConfig(dg.Config):
     description="The files to be loaded: found or drawn, read once, every problem of the folder in one message.",
 )
 def source_files(context: dg.AssetExecutionContext, config: DeliveryConfig, warehouse: Warehouse) -> Produced:
-    from e2i_dagster.loading.delivery import prepare_delivery, resubmit_rejects
+    from e2i_dagster.loading.delivery import absent_tables, prepare_delivery, resubmit_rejects
+    from e2i_dagster.versions import ledger
 
     policy = current_policy()
     sources = policy.sources
-    manifest = prepare_delivery(config.request(), sources, state_folder(), policy.cohorts)
+    request = config.request()
+    manifest = prepare_delivery(request, sources, state_folder(), policy.cohorts)
     if manifest.resubmit:
         report = resubmit_rejects(
             manifest, engine=warehouse.engine(), run_id=context.run.run_id, kept=sources.kept_months
         )
         return Produced(manifest, report)
+    ledger.record_absent(warehouse.engine(), absent_tables(request, sources, warehouse.engine()))
     return Produced(manifest, manifest)
 
 
@@ -76,6 +86,9 @@ def raw_asset(table: str) -> dg.AssetsDefinition:
     @stage_asset(
         name=table,
         gated=False,
+        of_table=table,
+        # What others wait for has to be handed over, if only as nothing.
+        output_required=table in PARENTS,
         group_name=GROUP,
         kinds={"postgres", "parquet"},
         deps=loaded_after(table),

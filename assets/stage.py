@@ -56,6 +56,7 @@ def stage_asset(
     gated: bool = True,
     reads: Mapping[str, Sequence[str]] | None = None,
     also_reads: AlsoReads = AlsoReads(),
+    of_table: str | None = None,
     ins: Mapping[str, dg.AssetIn] | None = None,
     deps: Sequence[Any] = (),
     owners: Sequence[str] = OWNERS,
@@ -83,6 +84,8 @@ def stage_asset(
         reads: columns that are read of a raw table; a fault in the values of another column only warns.
             Tables and months are declared by the inputs and their partition mapping.
         also_reads: raw tables that the body reads by itself because only some partitions need them.
+        of_table: raw table without which there is nothing to make: while it is absent, the asset is not materialized.
+            With ``output_required=False`` what depends on the asset is skipped then.
         ins, deps, owners, asset_arguments: arguments of :func:`dagster.asset`.
     """
     metadata: dict[str, Any] = {SOME_PARTITIONS: list(also_reads.tables)} if also_reads.tables else {}
@@ -94,8 +97,19 @@ def stage_asset(
         gates = _gates(inspect.signature(body).parameters, ins or {}) if gated else ()
 
         @functools.wraps(body)
-        def run(*given: Any, **inputs: Any) -> dg.MaterializeResult[Outcome]:
+        def run(*given: Any, **inputs: Any) -> Iterator[dg.MaterializeResult[Outcome]]:
             stage = Stage(dg.AssetExecutionContext.get(), gated, reads or {}, reached)
+            absent = "" if of_table is None else stage.why_absent(of_table)
+            if not absent:
+                yield made(stage, given, inputs)
+            elif asset_arguments.get("output_required", True):
+                yield stage.nothing(absent)
+            else:
+                stage.context.log.info(f"{of_table} is absent: {absent}")
+
+        def made(
+            stage: Stage, given: Sequence[Any], inputs: Mapping[str, Any]
+        ) -> dg.MaterializeResult[Outcome]:
             with stage.recorded():
                 stage.look_at_inputs(also_reads.of, outside=outside, where=where)
                 reused = None if always else stage.reusable(fault, any_version=pure)

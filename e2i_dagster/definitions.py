@@ -37,6 +37,7 @@ from sensors.drift import drift_sensor
 from sensors.experiments import experiment_monitor
 from sensors.failures import alert_on_run_failure
 from sensors.freshness import feature_freshness
+from sensors.retention import run_history_retention
 from sensors.schedules import daily_digest, monthly_load
 
 MODULES = (
@@ -82,6 +83,7 @@ def build_definitions(resources: Mapping[str, Any] | None = None) -> dg.Definiti
             feature_freshness,
             cohorts_after_load,
             scopes_after_cohorts,
+            run_history_retention,
         ],
         schedules=[monthly_load, daily_digest],
         resources={**build_resources(), **(resources or {})},

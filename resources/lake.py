@@ -109,21 +109,23 @@ class LakeIOManager(dg.ConfigurableIOManager):
         lake, pieces, execution = self.lake(), outcome.pieces, outcome.execution
         engine = self.warehouse.engine()
         placed = {
-            lake.place(execution.stage, partition, value, pieces.digests[partition]): partition
+            partition: lake.place(execution.stage, partition, value, pieces.digests[partition])
             for partition, value in pieces.values.items()
         }
-        values = {path: (pieces.values[one], pieces.digests[one]) for path, one in placed.items()}
+        values = {path: (pieces.values[one], pieces.digests[one]) for one, path in placed.items()}
         pending = lake.set_aside(values, ledger.files(engine, values))
+        stored = {one.version.path: one.version for one in pending}
         reached = execution.state(
             outcome.state, outcome.reason, rows=outcome.rows, data_version=pieces.data_version
         )
         try:
             with engine.begin() as connection:
-                for position, one in enumerate(pending):
-                    version = _entry(outcome, placed[one.version.path], one.version, first=position == 0)
-                    ledger.record(connection, version)
-                for version in outcome.again:
-                    ledger.record(connection, replace(version, at=None, size=None, checksum=None))
+                made = [
+                    _entry(outcome, partition, stored[path], first=position == 0)
+                    for position, (partition, path) in enumerate(placed.items())
+                ]
+                again = [replace(version, at=None, size=None, checksum=None) for version in outcome.again]
+                ledger.record_all(connection, [*made, *again])
                 ledger.record_state(connection, reached)
                 lake.put(pending)
         except BaseException:
@@ -146,7 +148,7 @@ class LakeIOManager(dg.ConfigurableIOManager):
 
         versions = ledger.current(self.warehouse.engine(), asset)
         missing = [str(partition) for partition in partitions if partition not in versions]
-        if not versions and ledger.is_absent(self.warehouse.engine(), asset):
+        if not versions and ledger.why_absent(self.warehouse.engine(), asset):
             import pandas as pd
 
             from e2i_dagster.tables.frames import conform
@@ -182,12 +184,13 @@ class LakeIOManager(dg.ConfigurableIOManager):
         with failures_recorded(partial(obj.execution.record, self.warehouse.engine())):
             self.store(obj)
         if obj.withheld:
+            newest = max(map(str, obj.pieces.digests), default=None)
             for partition, digest in obj.pieces.digests.items():
                 context.log_event(
                     dg.AssetMaterialization(
                         context.asset_key,
                         partition=partition,
-                        metadata={**obj.metadata, "digest": digest},
+                        metadata={**(obj.metadata if partition == newest else {}), "digest": digest},
                         tags={"dagster/data_version": digest},
                     )
                 )
@@ -211,7 +214,7 @@ class LakeIOManager(dg.ConfigurableIOManager):
 
 def _entry(outcome: Outcome, partition: str | None, stored: "StoredVersion", *, first: bool) -> "DataVersion":
     """The row of the ledger for a piece of ``outcome``; what the UI shows is kept with the first."""
-    from e2i_dagster.versions.ledger import DataVersion
+    from e2i_dagster.versions.ledger import READ, DataVersion
 
     pieces = outcome.pieces
     return DataVersion(
@@ -224,7 +227,7 @@ def _entry(outcome: Outcome, partition: str | None, stored: "StoredVersion", *, 
         rows=stored.rows,
         path=stored.path,
         run_id=outcome.execution.run_id,
-        metadata={**(pieces.metadata if first else {}), "read": dict(pieces.read)},
+        metadata={**(pieces.metadata if first else {}), READ: dict(pieces.read)},
         size=stored.file.size,
         checksum=stored.file.checksum,
     )

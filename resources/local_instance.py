@@ -11,7 +11,7 @@ import yaml
 
 from e2i_dagster.errors import UnavailableError
 from e2i_dagster.policy_files.environment import CHECKOUT, state_folder
-from resources.private_dagster import TOGETHER
+from resources.private_dagster import TOGETHER, forget_old_runs
 
 
 def dagster_home() -> Path:
@@ -45,10 +45,13 @@ def dagster_home() -> Path:
 
 @contextmanager
 def local_instance() -> Iterator[dg.DagsterInstance]:
-    """The instance in :func:`dagster_home`."""
+    """The instance in :func:`dagster_home`; old runs are forgotten when it is closed."""
     os.environ |= {**TOGETHER, "DAGSTER_HOME": str(dagster_home())}
     with dg.DagsterInstance.get() as instance:
-        yield instance
+        try:
+            yield instance
+        finally:
+            forget_old_runs(instance)
 
 
 def _absolute(document: Any, home: Path) -> Any:

@@ -229,6 +229,8 @@ def _initialize(server: Server, password: str) -> None:
             f"--pwfile={password_file}",
             "--auth=scram-sha-256",
             "--encoding=UTF8",
+            # Megabytes of a file of the log, of which a few are kept however little is written.
+            "--wal-segsize=4",
             *locale,
         )
         if done.returncode:
@@ -263,6 +265,7 @@ def _settings(server: Server) -> Mapping[str, str]:
         "wal_level": "minimal",
         "max_wal_senders": "0",
         "max_wal_size": "2GB",
+        "min_wal_size": "16MB",
         "checkpoint_timeout": "15min",
         "random_page_cost": "1.1",
         # Our queries are short; compiling them costs more than it gains.

@@ -11,9 +11,6 @@ from e2i_dagster.versions import ledger
 from e2i_dagster.versions.files import StoredFile
 from e2i_dagster.versions.ledger import DataVersion
 
-#: Key of a version's metadata: the values of policy files that it was made from.
-READ = "read"
-
 Partition = str | None
 
 
@@ -74,7 +71,7 @@ def find_reusable(
             candidate
             for candidate in candidates.get(partition, ())
             if candidate.fingerprint == fingerprint
-            and changes.changed(candidate.metadata.get(READ, {})) is None
+            and changes.changed(candidate.metadata.get(ledger.READ, {})) is None
         )
         faults: dict[str, str] = {}
         version = next((version for version in standing if not _damaged(version, damage, faults)), None)
@@ -98,5 +95,5 @@ def _why(current: DataVersion | None, fingerprint: str, code: str) -> str:
     if current is None:
         return ""
     if current.fingerprint == fingerprint:
-        return f"changed: {changes.changed(current.metadata.get(READ, {}))}"
+        return f"changed: {changes.changed(current.metadata.get(ledger.READ, {}))}"
     return "changed: its code" if code and current.code_version != code else "changed: its inputs"

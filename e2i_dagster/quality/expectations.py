@@ -10,7 +10,7 @@ positions of the failing rows are then counted by partition, and each partition 
 at are all rows for ``not_null``, those with a value (both values of a pair) for the others, and a
 partition without any such row meets it. Only what is not a property of single rows is run for parts:
 ``unique`` (two rows of one value may be in different months) where a partition holds two or more of the
-repeated rows, and ``row_count`` from the smallest partition up to the first that meets it.
+repeated rows, and ``row_count`` once for each size, from the smallest partition up to the first that meets it.
 """
 
 from __future__ import annotations
@@ -121,12 +121,13 @@ def validate(
             failed[labels[code]][position] = None
     for position, spec in specs.items():
         if spec.expect == "row_count":
-            smallest_first: list[int] = np.argsort(sizes, kind="stable").tolist()
-            for code in smallest_first:
-                short = run(data[codes == code], {position: spec})
+            for size in np.unique(sizes):
+                alike = np.flatnonzero(sizes == size).tolist()
+                short = run(data[codes == alike[0]], {position: spec})
                 if not short:  # a row count that this part meets is met by every larger one
                     break
-                failed[labels[code]] |= _errors(short)
+                for code in alike:
+                    failed[labels[code]] |= _errors(short)
     return {label: _outcome(specs, failed[label]) for label in labels}
 
 

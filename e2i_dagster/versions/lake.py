@@ -28,6 +28,8 @@ from e2i_dagster.versions.files import StoredFile
 Value = pd.DataFrame | BaseModel
 Partition = TypeVar("Partition", bound="str | None")
 
+#: Folder of an asset for the file that stands for its partitions without rows.
+NO_ROWS = "no_rows"
 #: Files written at the same time: a disk forces several to its plates as fast as one.
 _AT_ONCE = 8
 
@@ -65,9 +67,10 @@ class Lake:
         self.root = UPath(url, **dict(storage_options or {}))
 
     def place(self, asset: str, partition: str | None, value: Value, digest: str) -> str:
-        """Where ``value`` is stored, relative to the lake."""
-        suffix = "parquet" if isinstance(value, pd.DataFrame) else "json"
-        target = self.root / asset / (partition or "all").replace("|", "/") / f"{digest}.{suffix}"
+        """Where ``value`` is stored, relative to the lake; all partitions without rows share one file."""
+        frame = isinstance(value, pd.DataFrame)
+        folder = NO_ROWS if frame and partition and value.empty else (partition or "all").replace("|", "/")
+        target = self.root / asset / folder / f"{digest}.{'parquet' if frame else 'json'}"
         return str(target.relative_to(self.root))
 
     def write(
@@ -216,8 +219,19 @@ class Lake:
 def _content(value: Value) -> bytes:
     if not isinstance(value, pd.DataFrame):
         return value.model_dump_json().encode()
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.Table.from_pandas(value, preserve_index=False)
+    # As `to_parquet` writes it, but what pandas notes of its types once, not again inside the schema of Arrow: of a
+    # file of few rows that is a third.
+    plain = table.replace_schema_metadata(None)
     stream = io.BytesIO()
-    value.to_parquet(stream, index=False, coerce_timestamps="us", allow_truncated_timestamps=True)
+    with pq.ParquetWriter(
+        stream, plain.schema, coerce_timestamps="us", allow_truncated_timestamps=True
+    ) as writer:
+        writer.write_table(plain)
+        writer.add_key_value_metadata(table.schema.metadata)
     return stream.getvalue()
 
 

@@ -7,6 +7,7 @@ A partition of None is an asset without partitions.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,11 @@ from e2i_dagster.tables.description.control import (
     ml_stage_states,
 )
 from e2i_dagster.versions.files import StoredFile
+
+#: Key of a version's metadata: the values of policy files that it was made from.
+READ = "read"
+#: Likewise: the version (``version_id``) with which that is stored.
+_READ_WITH = "read_with"
 
 Bind = sa.Engine | sa.Connection
 State = Literal["executed", "reused", "blocked", "skipped", "absent", "failed", "unavailable", "running"]
@@ -109,6 +115,37 @@ def record(bind: Bind, version: DataVersion) -> DataVersion:
     Returns:
         The version as recorded, with its time.
     """
+    with _connection(bind) as connection:
+        _note_files(connection, [version])
+        row = connection.execute(
+            insert(ml_data_versions).values(_values(version)).returning(ml_data_versions)
+        ).one()
+    return replace(_version(row), size=version.size, checksum=version.checksum)
+
+
+def record_all(connection: sa.Connection, versions: Sequence[DataVersion]) -> None:
+    """:func:`record` each of ``versions``, those of one asset, in few statements.
+
+    What several of them were made from (``metadata["read"]``, which each has) is stored with the first of them.
+    """
+    _note_files(connection, versions)
+    first: dict[str, int] = {}
+    together: list[dict[str, Any]] = []
+    for version in versions:
+        values = _values(version)
+        read = json.dumps(values["metadata"][READ], sort_keys=True)
+        if read in first and version.at is None:
+            del values["metadata"][READ]
+            values["metadata"][_READ_WITH] = first[read]
+            together.append(values)
+            continue
+        key = ml_data_versions.c.version_id
+        first[read] = connection.execute(insert(ml_data_versions).values(values).returning(key)).scalar_one()
+    if together:
+        connection.execute(insert(ml_data_versions), together)
+
+
+def _values(version: DataVersion) -> dict[str, Any]:
     values = {
         "asset": version.asset,
         "partition": version.partition or "",
@@ -121,18 +158,20 @@ def record(bind: Bind, version: DataVersion) -> DataVersion:
         "path": version.path,
         "metadata": dict(version.metadata),
     }
-    if version.at is not None:
-        values["at"] = version.at
-    with _connection(bind) as connection:
-        if version.path is not None and version.checksum is not None:
-            _note_file(connection, version)
-        row = connection.execute(insert(ml_data_versions).values(values).returning(ml_data_versions)).one()
-    return replace(_version(row), size=version.size, checksum=version.checksum)
+    return values if version.at is None else {**values, "at": version.at}
 
 
-def _note_file(connection: sa.Connection, version: DataVersion) -> None:
-    values = {name: getattr(version, name) for name in ("path", "size", "checksum", "run_id")}
-    connection.execute(upsert(ml_lake_files, values, change={"at": sa.func.clock_timestamp()}), values)
+def _note_files(connection: sa.Connection, versions: Iterable[DataVersion]) -> None:
+    # One order for everybody, so that two transactions that note the same files do not wait for each other.
+    noted = {
+        version.path: {name: getattr(version, name) for name in ("path", "size", "checksum", "run_id")}
+        for version in sorted(versions, key=lambda version: version.path or "")
+        if version.path is not None and version.checksum is not None
+    }
+    if not noted:
+        return
+    rows = list(noted.values())
+    connection.execute(upsert(ml_lake_files, rows[0], change={"at": sa.func.clock_timestamp()}), rows)
 
 
 def files(bind: Bind, paths: Iterable[str]) -> dict[str, StoredFile]:
@@ -161,8 +200,8 @@ def latest(bind: Bind, asset: str, partition: str | None = None) -> DataVersion 
         .limit(1)
     )
     with _connection(bind) as connection:
-        row = connection.execute(query).one_or_none()
-    return None if row is None else _version(row)
+        found = _found(connection, query)
+    return found[0] if found else None
 
 
 def current(bind: Bind, asset: str, *, months: Sequence[str] | None = None) -> dict[str | None, DataVersion]:
@@ -175,7 +214,7 @@ def current(bind: Bind, asset: str, *, months: Sequence[str] | None = None) -> d
     table = ml_data_versions
     query = _versions().where(table.c.version_id.in_(_newest([asset]))).order_by(table.c.partition)
     with _connection(bind) as connection:
-        found = [_version(row) for row in connection.execute(query)]
+        found = _found(connection, query)
     kept = None if months is None else {None, *months}
     return {version.partition: version for version in found if kept is None or version.partition in kept}
 
@@ -189,7 +228,7 @@ def versions(
     if partition is not None:
         query = query.where(table.c.partition == partition)
     with _connection(bind) as connection:
-        return [_version(row) for row in connection.execute(query)]
+        return _found(connection, query)
 
 
 def with_fingerprint(bind: Bind, asset: str, fingerprint: str) -> list[DataVersion]:
@@ -201,7 +240,17 @@ def with_fingerprint(bind: Bind, asset: str, fingerprint: str) -> list[DataVersi
         .order_by(table.c.version_id.desc())
     )
     with _connection(bind) as connection:
-        return [_version(row) for row in connection.execute(query)]
+        return _found(connection, query)
+
+
+def _found(connection: sa.Connection, query: sa.Select[Any]) -> list[DataVersion]:
+    """The versions that ``query`` selects, each with what it was made from."""
+    rows = connection.execute(query).all()
+    table = ml_data_versions
+    wanted = {first for row in rows if (first := row.metadata.get(_READ_WITH)) is not None}
+    read = sa.select(table.c.version_id, table.c.metadata[READ]).where(table.c.version_id.in_(wanted))
+    known = {first: made_from for first, made_from in connection.execute(read)} if wanted else {}
+    return [_version(row, known) for row in rows]
 
 
 def _newest(assets: Sequence[str]) -> sa.Select[tuple[int]]:
@@ -214,11 +263,14 @@ def _newest(assets: Sequence[str]) -> sa.Select[tuple[int]]:
     )
 
 
-def _version(row: sa.Row[Any]) -> DataVersion:
+def _version(row: sa.Row[Any], read: Mapping[int, Any] = MappingProxyType({})) -> DataVersion:
     given = dict(row._mapping)
     given.pop("version_id")
     given["partition"] = given["partition"] or None
-    given["metadata"] = MappingProxyType(given["metadata"])
+    metadata = dict(given["metadata"])
+    if (first := metadata.pop(_READ_WITH, None)) is not None:
+        metadata[READ] = read[first]
+    given["metadata"] = MappingProxyType(metadata)
     return DataVersion(**given)
 
 
@@ -326,9 +378,9 @@ def record_absent(bind: Bind, reasons: Mapping[str, str]) -> None:
             record_state(connection, StageState(stage=stage, partition=None, state="absent", reason=reason))
 
 
-def is_absent(bind: Bind, stage: str) -> bool:
-    """Whether ``stage`` is a raw table that no delivery holds."""
-    return any(state.state == "absent" for state in states(bind, stage))
+def why_absent(bind: Bind, stage: str) -> str:
+    """Why ``stage`` is a raw table that no delivery holds; empty when it is none."""
+    return next((state.reason or "absent" for state in states(bind, stage) if state.state == "absent"), "")
 
 
 def notes(bind: Bind) -> dict[tuple[str, str | None], str]:
@@ -367,6 +419,7 @@ __all__ = [
     "notes",
     "read_snapshot",
     "record",
+    "record_all",
     "record_snapshot",
     "record_state",
     "snapshot_of",

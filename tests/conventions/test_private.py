@@ -27,7 +27,7 @@ UNDOCUMENTED_ATTRIBUTES = {"step_context", "get_step_execution_context"}
 USED = {
     DAGSTER: {
         "dagster._core.events:ASSET_EVENTS": "",
-        "dagster._core.events.log:EventLogEntry": "run_id dagster_event_type",
+        "dagster._core.events.log:EventLogEntry": "run_id dagster_event_type dagster_event",
         "dagster._core.storage.event_log:EventLogStorage": "",
         "dagster._core.storage.event_log:SqliteEventLogStorage": (
             "run_connection index_connection index_transaction store_event store_event_batch wipe dispose "

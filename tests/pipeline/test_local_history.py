@@ -11,7 +11,7 @@ import dagster as dg
 import pytest
 import yaml
 
-from resources.private_dagster import TOGETHER, LocalEventLog, LocalHistory
+from resources.private_dagster import TOGETHER, LocalEventLog, LocalHistory, forget_old_runs
 
 #: More than engines are kept.
 RUNS = 10
@@ -146,7 +146,12 @@ def test_what_is_written_together_reads_as_what_dagster_writes_one_by_one(ours, 
         events = [entry.get_dagster_event() for entry in where.all_logs(run) if entry.is_dagster_event]
         return (
             sorted((one.event_type_value, str(one.partition)) for one in events if one.asset_key),
-            [(one.partition, one.metadata) for record in found if (one := record.asset_materialization)],
+            sorted(
+                (str(one.partition), one.metadata)
+                for record in found
+                if (one := record.asset_materialization)
+            ),
+            [latest.get_dagster_event().partition] if where is ours else ["f"],
             where.get_materialized_partitions(key),
             by_version,
         )
@@ -163,6 +168,51 @@ def test_what_is_written_together_reads_as_what_dagster_writes_one_by_one(ours, 
         expected = made(theirs)
     for name, value in TOGETHER.items():
         monkeypatch.setenv(name, value)
-    assert made(ours) == expected
-    assert expected[2] == set("bcdef")
-    assert batches == [5, 5], "planned and made"
+    in_log, *read = made(ours)
+    assert read == list(expected[1:])
+    assert expected[3] == set("bcdef")
+    assert batches == [5], "made; planned is one event for all"
+    # The log of the run has one line for the asset, however many partitions it has.
+    of_asset = [one for one in in_log if one[0].startswith("ASSET_")]
+    assert of_asset == [("ASSET_MATERIALIZATION", "f"), ("ASSET_MATERIALIZATION_PLANNED", "None")]
+    assert [one for one in expected[0] if one not in of_asset and one[0].startswith("ASSET_")] == [
+        *(("ASSET_MATERIALIZATION", part) for part in "bcde"),
+        *(("ASSET_MATERIALIZATION_PLANNED", part) for part in "bcdef"),
+    ]
+
+
+@pytest.mark.parametrize("kept", [{"keep_runs": 3}, {"keep_megabytes": 0}])
+def test_old_runs_are_forgotten_and_what_is_known_of_assets_stays(tmp_path, kept):
+    place = {
+        "module": LocalHistory.__module__,
+        "class": "LocalHistory",
+        "config": {"base_dir": str(tmp_path / "h"), **kept},
+    }
+    with instance(tmp_path / "ours", {"custom": place}) as ours:
+        once = dg.materialize([in_parts], instance=ours, partition_key="a")
+        assert once.success
+        runs = run_ids(ours, 8)
+        left = kept.get("keep_runs", 1)
+        assert forget_old_runs(ours) == 8 - left
+        assert {run.run_id for run in ours.get_runs()} == {once.run_id, *runs[-left:]}
+        folder = Path(ours.event_log_storage.path_for_shard(runs[0])).parent
+        assert {file.stem for file in folder.glob("*.db")} == {"index", once.run_id, *runs[-left:]}
+        assert not ours.all_logs(runs[0]) and ours.all_logs(runs[-1])
+        # The newest word on each asset and check stays; older ones went with their runs.
+        parts = ours.fetch_materializations(dg.AssetKey("counted_parts"), limit=1_000).records
+        assert len(parts) == 3 * left and {one.partition_key for one in parts} == set("abc")
+        checks = ours.event_log_storage.get_latest_asset_check_execution_by_key([not_negative.check_key])
+        assert checks[not_negative.check_key].run_id == runs[-1]
+        assert forget_old_runs(ours) == 0
+        # Of a run that alone made a partition the log goes, and the partition is known all the same.
+        again = dg.materialize([in_parts], instance=ours, partition_key="b")
+        ours.delete_run(once.run_id)
+        assert ours.get_run_by_id(once.run_id) is None
+        assert ours.get_materialized_partitions(in_parts.key) == {"a", "b"}
+        assert ours.get_latest_materialization_event(in_parts.key).run_id == again.run_id
+
+
+def test_a_history_elsewhere_keeps_its_runs():
+    with dg.DagsterInstance.ephemeral() as elsewhere:
+        runs = run_ids(elsewhere, 3)
+        assert forget_old_runs(elsewhere) == 0 and len(elsewhere.get_runs()) == len(runs)

@@ -202,3 +202,65 @@ def test_months_after_the_last_delivered_row_say_what_to_set(pipeline, delivery,
     text = str(checks["qc_gate"].description)
     assert "partition 2024-02: expectation_critical" in text and "partition 2024-01" not in text
     assert "no rows after 2024-01" in text and "set data_end in config/sources.yaml" in text
+
+
+def test_months_cost_what_they_hold(pipeline, delivery, drawn):
+    """What is said of a whole table is written once, and all months without rows are one file."""
+    events = drawn["treatment_events"]
+    (filled,) = counts(events[events["event_date"].dt.strftime("%Y-%m") == "2023-05"])
+    only = events[events["event_date"].dt.strftime("%Y-%m") == filled]
+    result = pipeline.load(
+        delivery(*EVENTS, treatment_events=only), *EVENTS, months=("2022-01", "2024-12"), checked=False
+    )
+    assert result.success, said(result)
+    made = sorted(
+        (
+            event.step_materialization_data.materialization
+            for event in result.get_asset_materialization_events()
+            if event.asset_key is not None and event.asset_key.path == ["treatment_events"]
+        ),
+        key=lambda one: one.partition,
+    )
+    assert [one.partition for one in made] == list(pipeline.versions("treatment_events")) and len(made) == 36
+    assert all(set(one.metadata) == {"state", "digest", "dagster/row_count"} for one in made[:-1])
+    assert {"load_id", "tables", "partition_count"} <= set(made[-1].metadata)
+    rows = {one.partition: one.metadata["dagster/row_count"].value for one in made}
+    assert rows.pop(filled) == len(only) and not any(rows.values())
+    assert len(list((pipeline.lake / "treatment_events").rglob("*.parquet"))) == 2
+    assert pipeline.stored("treatment_events", "2024-03").empty
+    pd.testing.assert_index_equal(
+        pipeline.stored("treatment_events", "2024-03").columns,
+        pipeline.stored("treatment_events", filled).columns,
+    )
+
+
+def test_a_table_nobody_delivers_is_absent_in_a_load_of_the_ui_too(pipeline, delivery, drawn):
+    """Steps of the whole job, as the UI and the schedule launch them: nothing is made of what there is not."""
+    patients, events = (
+        drawn[name].drop(columns="hcp_id") for name in ("patient_journeys", "treatment_events")
+    )
+    folder = delivery(
+        *("patient_journeys", "patient_clinical", "treatment_events"),
+        patient_journeys=patients,
+        treatment_events=events,
+    )
+    result = pipeline.run("load_and_qc", months=(MONTHS[0], MONTHS[-1]), folder=folder)
+    absent = {
+        row["stage"]: row["reason"]
+        for row in pipeline.rows("SELECT stage, reason FROM ml_stage_states WHERE state = 'absent'")
+    }
+    assert {"hcp_profiles", "engagement_events", "triggers", "observation_periods"} <= set(absent)
+    assert "no file of delivery holds it" in absent["triggers"]
+    for table in absent:
+        assert not pipeline.versions(table) and not pipeline.versions(f"quality/{table}"), table
+    skipped = {event.step_key for event in result.all_events if event.is_step_skipped}
+    assert {"quality__triggers", "quality__hcp_profiles_qc_gate"} <= skipped
+    told = [one.asset_key.path[-1] for one in result.get_asset_check_evaluations()]
+    assert "treatment_events" in told and not set(told) & set(absent)
+    months = {event.partition for event in result.get_asset_materialization_events() if event.partition}
+    assert months == set(MONTHS)
+    # The rest went through: patients without their doctors.
+    assert pipeline.versions("treatment_events") and pipeline.versions("quality/treatment_events")
+    assert pipeline.stored("engagement_events", MONTHS[0]).empty
+    made = {event.asset_key.path[-1] for event in result.get_asset_materialization_events()}
+    assert not made & (set(absent) - {"hcp_profiles"})

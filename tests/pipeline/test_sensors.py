@@ -286,13 +286,13 @@ def test_online_features_that_nobody_renews_are_told_once_per_limit(pipeline, re
     assert look() == f"{SCOPE}: fresh"
 
 
-def test_only_the_failure_sensor_is_on_by_default(pipeline):
+def test_only_failures_and_retention_are_on_by_default(pipeline):
     on = {
         sensor.name
         for sensor in pipeline.defs.sensors
         if sensor.default_status == dg.DefaultSensorStatus.RUNNING
     }
-    assert on == {"alert_on_run_failure"}
+    assert on == {"alert_on_run_failure", "run_history_retention"}
     assert all(
         schedule.default_status == dg.DefaultScheduleStatus.STOPPED for schedule in pipeline.defs.schedules
     )

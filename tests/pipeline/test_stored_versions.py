@@ -5,11 +5,11 @@ import shutil
 import pytest
 
 from e2i_dagster.config.policy import load_policy
-from e2i_dagster.pipeline.reuse import READ, find_reusable, fingerprint_of
+from e2i_dagster.pipeline.reuse import find_reusable, fingerprint_of
 from e2i_dagster.policy_files import observed
 from e2i_dagster.policy_files.environment import CHECKOUT
 from e2i_dagster.versions import ledger
-from e2i_dagster.versions.ledger import DataVersion
+from e2i_dagster.versions.ledger import READ, DataVersion
 
 INPUTS = [("splits", "a", "1"), ("training_frame", "a", "2")]
 

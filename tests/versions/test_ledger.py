@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pytest
+import sqlalchemy as sa
 
 from e2i_dagster.errors import InputError
 from e2i_dagster.versions import ledger
@@ -43,6 +44,30 @@ def test_a_fingerprint_finds_what_was_made_from_the_same_inputs(database):
     assert ledger.with_fingerprint(database, "raw/triggers", "f1") == [made, first]
     assert ledger.with_fingerprint(database, "raw/triggers", "f3") == []
     assert ledger.with_fingerprint(database, "raw/other", "f1") == []
+
+
+def test_versions_recorded_together_read_as_those_recorded_one_by_one(database):
+    """What all of them were made from is stored once and read with each."""
+    read = {"quality.yaml": {"keys": {"x": "1" * 2_000}}}
+    made = [
+        version(
+            partition=f"2024-{month:02}", metadata={"read": read}, path="raw/shared", size=3, checksum="c"
+        )
+        for month in range(1, 13)
+    ]
+    other = version(partition="2025-01", metadata={"read": {}, "told": [["note", "n"]]})
+    with database.begin() as connection:
+        ledger.record_all(connection, [*made, other])
+    found = ledger.current(database, "raw/triggers")
+    assert list(found) == [*(f"2024-{month:02}" for month in range(1, 13)), "2025-01"]
+    assert all(one.metadata["read"] == read and one.size == 3 for one in list(found.values())[:12])
+    assert ledger.latest(database, "raw/triggers", "2024-07") == found["2024-07"]
+    assert found["2025-01"].metadata == {"read": {}, "told": [["note", "n"]]}
+    with database.connect() as connection:
+        stored = connection.execute(
+            sa.text("SELECT count(*) FROM ml_data_versions WHERE length(metadata::text) > 1000")
+        ).scalar_one()
+    assert stored == 1
 
 
 def test_a_caller_s_transaction_is_the_caller_s(database):
