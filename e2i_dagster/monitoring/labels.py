@@ -7,7 +7,6 @@ absence of one can, and performance would look as if everybody had it.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pandas as pd
@@ -17,6 +16,7 @@ from sqlalchemy.dialects.postgresql import insert
 from e2i_dagster.config.scope import ScopeSpec
 from e2i_dagster.tables import raw_table
 from e2i_dagster.tables.description.monitoring import ml_prediction_labels, ml_prediction_windows
+from e2i_dagster.versions.ledger import latest
 
 #: What becomes of a label that arrives.
 ARRIVALS = (
@@ -168,15 +168,12 @@ def enter_labels(
     *,
     arrived_at: dt.datetime,
     run_id: str,
-    trained_on: Iterable[str] = (),
 ) -> int:
     """Enter the labels of ``outcomes`` that the ledger does not have yet; returns their number.
 
     Args:
         outcomes: patient_id, label (null: not known yet).
         arrived_at: when these outcomes became known.
-        trained_on: patients whose label the model was trained with: known before any prediction of it, so never
-            entered.
     """
     windows = ml_prediction_windows
     of_patients = connection.execute(
@@ -192,14 +189,13 @@ def enter_labels(
             .order_by(ml_prediction_labels.c.id)
         )
     }
-    trained = set(trained_on)
     labels = dict(zip(outcomes["patient_id"], outcomes["label"], strict=True))
     new = []
     for key, patient in of_patients:
         label = labels.get(patient)
         value = None if label is None or pd.isna(label) else float(label)
         known = last.get(key)
-        if patient not in trained and value != known:
+        if value != known:
             new.append(
                 {
                     "prediction_id": key,
@@ -231,6 +227,29 @@ def read_ledger(connection: sa.Connection, scope: str, *, as_of: dt.date) -> Set
         .order_by(labels.c.id),
     )
     return settle_labels(predictions, arrivals, as_of=as_of)
+
+
+def update_ledger(
+    connection: sa.Connection,
+    scope: ScopeSpec,
+    outcomes: pd.DataFrame,
+    *,
+    day: dt.date,
+    run_id: str,
+    now: dt.datetime,
+) -> SettledLabels:
+    """Enter the predictions up to the end of ``day`` and the labels that ``outcomes`` bring; the ledger as of ``now``.
+
+    Args:
+        outcomes: the scope's current ``outcome_labels``; their version in the data ledger says since when they are
+            known.
+    """
+    version = latest(connection, "outcome_labels", scope.key)
+    arrived_at = now if version is None or version.at is None else version.at
+    until = dt.datetime.combine(day + dt.timedelta(days=1), dt.time(), dt.UTC)
+    enter_predictions(connection, scope, outcomes, until=until)
+    enter_labels(connection, scope.key, outcomes, arrived_at=arrived_at, run_id=run_id)
+    return read_ledger(connection, scope.key, as_of=now.date())
 
 
 def labels_enough_from(

@@ -96,6 +96,8 @@ class PerformanceReport(BaseModel):
     @property
     def note(self) -> str:
         """What is not known, and why."""
+        if not self.windows:
+            return "performance of this kind of problem is not measured"
         reasons = [one.reason for one in self.windows[-1:] if one.reason]
         return "; ".join(reasons)
 
@@ -154,7 +156,7 @@ class PerformanceReport(BaseModel):
 
 
 def performance_report(
-    model: ModelReference,
+    model: ModelReference | None,
     labels: SettledLabels,
     *,
     policy: DriftPolicy,
@@ -162,7 +164,17 @@ def performance_report(
     day: dt.date,
     model_id: str,
 ) -> PerformanceReport:
-    """Performance of the predictions of ``model_id`` in windows that end with ``day``."""
+    """Performance of the predictions of ``model_id`` in windows that end with ``day``.
+
+    ``model`` is None for a kind of problem whose performance is not measured; the report then says so.
+    """
+    about: dict[str, Any] = {"scope": scope, "day": day, "model_id": model_id, "labels": labels.counts}
+    if model is None:
+        nothing = Estimate(value=None, low=None, high=None)
+        return PerformanceReport(
+            **about, metric="unavailable", reference=nothing, reference_split="none", windows=(),
+            basis=None, loss=None, severity="none", concept_drift=False,
+        )  # fmt: skip
     rule = policy.performance
     rows = labels.predictions
     rows = rows[(rows["model_id"] == model_id) & (rows["state"] != "repeated")]
@@ -175,14 +187,11 @@ def performance_report(
     basis, loss, severity = _loss(model, windows, policy)
     measured = [one.concept for one in windows if one.concept != "not_estimable"]
     return PerformanceReport(
-        scope=scope,
-        day=day,
-        model_id=model_id,
+        **about,
         metric=model.metric,
         reference=model.performance,
         reference_split=model.split,
         windows=tuple(windows),
-        labels=labels.counts,
         basis=basis,
         loss=loss,
         severity=severity,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -153,8 +153,12 @@ class ReferenceProfile(BaseModel):
     model: ModelReference | None = None
     sample: dict[str, tuple[float | str | None, ...]] = {}
 
-    def require_model(self, digest: str, scope: str) -> None:
-        """Raise InputError when this is the reference of another model than the one with ``digest``."""
+    def require_model(self, digest: str, scope: str) -> Self:
+        """This profile, when it is that of the model with ``digest``.
+
+        Raises:
+            InputError: it belongs to another model; says what to materialize.
+        """
         if digest != self.model_digest:
             remedy = f"Materialize reference_profile of {scope} (`e2i run --scope {scope}`)."
             raise InputError(
@@ -164,6 +168,7 @@ class ReferenceProfile(BaseModel):
                 value=self.model_digest[:12],
                 remedy=remedy,
             )
+        return self
 
     def to_metadata(self) -> dict[str, Any]:
         """Sizes, kinds and shares; no value of a patient."""

@@ -171,6 +171,8 @@ def test_the_same_prediction_twice_counts_once(classifier):
 
 
 def test_the_reference_of_another_model_is_refused_by_name(classifier):
-    with pytest.raises(InputError, match=r"reference_profile of s: .*Materialize reference_profile of s") as refused:
+    with pytest.raises(
+        InputError, match=r"reference_profile of s: .*Materialize reference_profile of s"
+    ) as refused:
         classifier[1].require_model("another", "s")
     assert refused.value.file == "reference_profile"

@@ -4,7 +4,6 @@ import datetime as dt
 
 import pandas as pd
 import pytest
-import sqlalchemy as sa
 
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.monitoring.labels import (
@@ -14,9 +13,10 @@ from e2i_dagster.monitoring.labels import (
     outcome_windows,
     read_ledger,
     settle_labels,
+    update_ledger,
 )
 from e2i_dagster.tables import raw_table
-from e2i_dagster.tables.description.monitoring import ml_prediction_labels
+from e2i_dagster.versions.ledger import DataVersion, record
 
 SCOPE = current_policy().scope("remibrutinib_csu_initiation")
 AT = dt.datetime(2025, 1, 10, 9, tzinfo=dt.UTC)
@@ -87,7 +87,9 @@ def test_a_patient_asked_about_twice_a_day_counts_once_and_the_same_row_is_one()
         ("d", None, AT, CLOSED),
         ("e", None, AT, CLOSED),
     )
-    found = settle_labels(made, arrivals(("a", 1.0, days(120)), ("b", 1.0, days(120))), as_of=AS_OF).predictions
+    found = settle_labels(
+        made, arrivals(("a", 1.0, days(120)), ("b", 1.0, days(120))), as_of=AS_OF
+    ).predictions
     assert dict(zip(found["prediction_id"], found["state"], strict=True)) == {
         "a": "closed", "b": "repeated", "c": "awaited", "d": "awaited", "e": "awaited",
     }  # fmt: skip
@@ -98,7 +100,9 @@ def test_a_window_runs_from_the_index_date_or_from_the_day_of_the_prediction():
     outcomes = pd.DataFrame({"patient_id": ["known"], "index_date": [pd.Timestamp("2024-12-01")]})
     found = outcome_windows(answers, outcomes, SCOPE)
     horizon = dt.timedelta(days=SCOPE.horizon_days)
-    assert list(found["window_end"]) == [dt.date(2024, 12, 1) + horizon] + [dt.date(2025, 1, 10) + horizon] * 2
+    assert (
+        list(found["window_end"]) == [dt.date(2024, 12, 1) + horizon] + [dt.date(2025, 1, 10) + horizon] * 2
+    )
     lag = dt.timedelta(days=SCOPE.source_lag_days + 1)
     assert list(found["closes_on"] - found["window_end"]) == [lag] * 3
 
@@ -149,15 +153,24 @@ def test_the_ledger_of_a_scope(database):
     assert ledger.counts["before_prediction"] >= 1 and ledger.counts["corrected"] == 1
 
 
-def test_a_patient_of_training_gives_no_label(database):
+def test_labels_that_were_known_before_the_prediction_do_not_count(database):
+    """What the outcome labels say since before the endpoint was asked is no forecast."""
+    now = days(150)
     with database.begin() as connection:
         answer(connection, "a", "p1")
-        enter_predictions(connection, SCOPE, outcomes(p1=1), until=AT + dt.timedelta(days=1))
-        entered = enter_labels(
-            connection, SCOPE.key, outcomes(p1=1), arrived_at=days(150), run_id="r", trained_on=["p1"]
+        answer(connection, "b", "p2")
+        record(
+            connection,
+            DataVersion(asset="outcome_labels", partition=SCOPE.key, digest="0" * 32, rows=1),
         )
-        assert entered == 0
-        assert connection.execute(sa.select(sa.func.count()).select_from(ml_prediction_labels)).scalar() == 0
+        about = {"day": AT.date(), "run_id": "r", "now": now}
+        # The version is of today: after the predictions.
+        ledger = update_ledger(connection, SCOPE, outcomes(p1=1, p2=None), **about)
+        assert ledger.counts["accepted"] == 1
+        answer(connection, "c", "p1", at=dt.datetime.now(dt.UTC) + dt.timedelta(hours=1))
+        tomorrow = (dt.datetime.now(dt.UTC) + dt.timedelta(days=1)).date()
+        ledger = update_ledger(connection, SCOPE, outcomes(p1=1, p2=None), **{**about, "day": tomorrow})
+    assert ledger.counts["before_prediction"] == 1 and ledger.counts["accepted"] == 1
 
 
 def test_from_which_day_on_labels_are_enough(database):
