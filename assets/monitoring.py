@@ -144,6 +144,7 @@ def drift_report(
 ) -> Produced:
     from e2i_dagster.monitoring.compare import compare_with_profile
     from e2i_dagster.monitoring.history import record_drift
+    from e2i_dagster.monitoring.page import severities_by_day, write_page
 
     day, scope = day_and_scope(context)
     report = compare_with_profile(
@@ -157,4 +158,5 @@ def drift_report(
     )
     with warehouse.engine().begin() as connection:
         record_drift(connection, report, performance_report, context.run.run_id)
-    return Produced(report, report)
+        history = severities_by_day(connection, scope, until=day)
+    return Produced(report, report, metadata=write_page(report, performance_report, history))

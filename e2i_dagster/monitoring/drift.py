@@ -41,6 +41,8 @@ _TESTED_VALUES = 50
 #: Values of fewer rows are counted, never named: they may say who somebody is.
 _SMALL = 11
 _NAMED = 5
+#: Groups of values that a distribution shows.
+_GROUPS = 24
 
 
 def population_stability_index(reference: pd.Series, current: pd.Series, bins: int = 10) -> float:
@@ -175,7 +177,7 @@ def _measure(
         p_value=p_value,
         new_categories=new,
         lost_categories=lost,
-        changes=_changes(profile, before, now),
+        distribution=_distribution(profile, before, now),
         reference_count=sizes[0],
         current_count=sizes[1],
     )
@@ -275,23 +277,23 @@ def _jensen_shannon(before: np.ndarray, now: np.ndarray) -> float:
     return float(np.nan_to_num(jensenshannon(before, now, base=2)))
 
 
-def _changes(
+def _distribution(
     profile: FeatureProfile, before: np.ndarray, now: np.ndarray
 ) -> tuple[tuple[str, float, float], ...]:
-    """The groups of values whose share changed most, of at least 11 rows on one side."""
+    """Share of each group of values then and now; small groups, and those beyond the largest, are together."""
     then, today = before / before.sum(), now / now.sum()
-    order = np.argsort(-np.abs(today - then), kind="stable")
+    largest = np.argsort(-np.maximum(then, today), kind="stable")[:_GROUPS]
+    kept = sorted(place for place in largest if max(before[place], now[place]) >= _SMALL)
     names = _bin_names(profile)
-    return tuple(
-        (names[place], float(then[place]), float(today[place]))
-        for place in order[:3]
-        if max(before[place], now[place]) >= _SMALL and then[place] != today[place]
-    )
+    groups = [(names[place], float(then[place]), float(today[place])) for place in kept]
+    rest = [float(max(1 - side[kept].sum(), 0.0)) for side in (then, today)]
+    return (*groups, ("all others", *rest)) if max(rest) > 1e-9 else tuple(groups)
 
 
 def _bin_names(profile: FeatureProfile) -> list[str]:
     if isinstance(profile, TextProfile):
-        return [*(f"= {name}" for name in profile.counts), "other values", "missing"]
+        others = "other values" if profile.other else "new values"
+        return [*(f"= {name}" for name in profile.counts), others, "missing"]
     edges = [f"{edge:.4g}" for edge in profile.edges]
     if not edges:
         return ["any value", "missing"]

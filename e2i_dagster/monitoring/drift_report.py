@@ -29,7 +29,8 @@ class FeatureDrift(BaseModel):
         importance: share of the model's importance. expected_loss: of performance, by this drift alone.
         new_categories, lost_categories: values that only one side has, of at least 11 rows.
         reason: why it was skipped, or what was found, in words.
-        changes: groups of values whose share changed most: words, share then, share now.
+        distribution: groups of values: words, share in the reference, share now. Groups that have fewer than 11 rows
+            on both sides are together.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -52,9 +53,15 @@ class FeatureDrift(BaseModel):
     expected_loss: float | None = None
     new_categories: tuple[str, ...] = ()
     lost_categories: tuple[str, ...] = ()
-    changes: tuple[tuple[str, float, float], ...] = ()
+    distribution: tuple[tuple[str, float, float], ...] = ()
     reference_count: int
     current_count: int
+
+    @property
+    def changes(self) -> tuple[tuple[str, float, float], ...]:
+        """The three groups of values whose share changed most."""
+        changed = [one for one in self.distribution if one[1] != one[2]]
+        return tuple(sorted(changed, key=lambda one: -abs(one[2] - one[1]))[:3])
 
 
 class DriftReport(BaseModel):
