@@ -61,7 +61,7 @@ class FeatureDrift(BaseModel):
     def changes(self) -> tuple[tuple[str, float, float], ...]:
         """The three groups of values whose share changed most."""
         changed = [one for one in self.distribution if one[1] != one[2]]
-        return tuple(sorted(changed, key=lambda one: -abs(one[2] - one[1]))[:3])
+        return tuple(sorted(changed, key=lambda one: -round(abs(one[2] - one[1]), 9))[:3])
 
 
 class DriftReport(BaseModel):

@@ -72,8 +72,8 @@ class PerformanceReport(BaseModel):
         reference: performance before deployment, on ``reference_split``.
         windows: oldest first; days without a prediction are windows with none.
         labels: predictions by state and labels by result (:attr:`.labels.SettledLabels.counts`).
-        basis, loss: the loss of the newest window that was measured, or that is estimated, whichever shows a loss that
-            is not chance and is the larger; of none the newest. None: neither is known.
+        basis, loss: of the newest window, measured or estimated; of the newest measured one while that lies outside
+            its estimate. None: neither is known.
         severity: of a loss that is not chance.
         concept_drift: the newest measured window lies outside its estimate.
     """
@@ -366,26 +366,23 @@ def _loss(
 ) -> tuple[Literal["realised", "estimated"] | None, float | None, Severity]:
     """What the report's loss rests on, the loss, and its severity.
 
-    The newest window with a measurement, and the newest with an estimate when it is newer.
+    The newest window that was measured or estimated, measured where both. But while the newest measurement lies
+    outside its estimate, estimates are not to be believed, and the measurement holds for the windows after it.
     """
-    candidates: list[tuple[Severity, float, Literal["realised", "estimated"]]] = []
     at = {
         name: max((place for place, one in enumerate(windows) if getattr(one, name) is not None), default=-1)
         for name in ("realised", "estimated")
     }
-    for name in ("realised", "estimated"):
-        if at[name] < 0 or (name == "estimated" and at[name] <= at["realised"]):
-            continue
-        found: Estimate = getattr(windows[at[name]], name)
-        loss, certain = _loss_of(model, found)
-        if loss is not None:
-            severity = policy.performance.loss.severity_of(loss) if certain else "none"
-            candidates.append((severity, loss, name))
-    if not candidates:
+    if max(at.values()) < 0:
         return None, None, "none"
-    with_severity = [one for one in candidates if one[0] != "none"]
-    severity, loss, basis = max(with_severity, key=lambda one: one[1]) if with_severity else candidates[-1]
-    return basis, loss, severity
+    measured = at["realised"] >= 0 and (
+        at["realised"] >= at["estimated"] or windows[at["realised"]].concept == "outside"
+    )
+    basis = "realised" if measured else "estimated"
+    loss, certain = _loss_of(model, getattr(windows[at[basis]], basis))
+    if loss is None:
+        return None, None, "none"
+    return basis, loss, policy.performance.loss.severity_of(loss) if certain else "none"
 
 
 def _loss_of(model: ModelReference, found: Estimate) -> tuple[float | None, bool]:

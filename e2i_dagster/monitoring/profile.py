@@ -40,7 +40,7 @@ class NumberProfile(BaseModel):
         points: ascending numbers: all distinct ones when ``exact``, otherwise quantiles, and the bounds of the bins.
         at_most: reference values that are at most each point.
         edges, single, counts: bins of the stability index (:class:`~e2i_dagster.binning.Bins`) and rows in each.
-        mean, deviation: of the values that are there.
+        mean, deviation: of the finite values.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -229,6 +229,7 @@ def profile_values(values: pd.Series, *, bins: int) -> FeatureProfile:
         ranks = np.linspace(0, len(numbers) - 1, _SUPPORT).round().astype("int64")
         kept = distinct[np.searchsorted(np.cumsum(repeats), ranks, side="right")]
     points = np.unique(np.concatenate([kept, own.edges, own.points]))
+    finite = numbers[np.isfinite(numbers)]
     at_most = np.concatenate([[0], np.cumsum(repeats)])[np.searchsorted(distinct, points, side="right")]
     return NumberProfile(
         rows=len(values),
@@ -239,8 +240,8 @@ def profile_values(values: pd.Series, *, bins: int) -> FeatureProfile:
         edges=own.edges,
         single=own.points,
         counts=tuple(own.counts(numbers).tolist()),
-        mean=float(numbers.mean()) if len(numbers) else 0.0,
-        deviation=float(numbers.std()) if len(numbers) else 0.0,
+        mean=float(finite.mean()) if len(finite) else 0.0,
+        deviation=float(finite.std()) if len(finite) else 0.0,
     )
 
 
@@ -351,7 +352,7 @@ def _place_counts(points: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     whole; in a cell with one point each number is compared with it, in the others it is searched.
     """
     low, high = points[0], points[-1]
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         scale = (_CELLS - 2) / (high - low)
     if not np.isfinite(scale) or scale <= 0 or not np.isfinite(scale * max(abs(low), abs(high))):
         left, right = (np.searchsorted(points, numbers, side=side) for side in ("left", "right"))

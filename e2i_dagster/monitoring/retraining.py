@@ -56,14 +56,14 @@ def alarm_level(drift: DriftReport, performance: PerformanceReport) -> Severity:
     """The severity that people are told.
 
     A loss of performance comes first. A feature's drift counts as far as it can move the model. Drift of the
-    predictions and of all features together is at most a warning while performance is known and shows no loss, and
-    concept drift is at least one: the patients have another outcome than the model says.
+    predictions and of all features together is a note while performance is known: what it does is in the loss.
+    Concept drift is a warning at least: the patients have another outcome than the model says.
     """
     known = performance.basis is not None
     levels: list[Severity] = ["none", performance.severity]
     for feature in drift.features:
         bounded = known and feature.kind != "data"
-        levels.append(min(feature.severity, "medium", key=SEVERITIES.index) if bounded else feature.severity)
+        levels.append(min(feature.severity, "low", key=SEVERITIES.index) if bounded else feature.severity)
     if performance.concept_drift:
         levels.append("medium")
     return max(levels, key=SEVERITIES.index)

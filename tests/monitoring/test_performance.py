@@ -132,6 +132,12 @@ def test_a_loss_that_was_measured_stays_when_the_newest_window_has_only_an_estim
     assert (found.basis, found.concept_drift) == ("realised", True)
 
 
+def test_a_measured_loss_that_the_estimate_foresaw_is_over_when_the_newest_estimate_says_so(model):
+    found = report(model, ledger((SPREAD, 1), (0.5, 1), (SPREAD, 1), labelled=2))
+    assert found.windows[-2].concept == "within" and found.windows[-2].realised.value < 0.7
+    assert (found.basis, found.severity) == ("estimated", "none")
+
+
 def test_too_few_predictions_or_labels_are_no_figure_and_say_so(model):
     few = report(model, ledger((SPREAD, 1), per_day=2))
     assert few.basis is None and few.loss is None and few.severity == "none"

@@ -152,8 +152,8 @@ def performance(severity="none", *, loss=None, concept=False):
         (drift("low"), performance("high", loss=0.12), "high"),
         (drift("high"), performance(loss=0.0), "high"),
         (drift("critical", kind="prediction"), performance(), "critical"),
-        (drift("critical", kind="prediction"), performance(loss=0.0), "medium"),
-        (drift("critical", kind="multivariate"), performance(loss=0.0), "medium"),
+        (drift("critical", kind="prediction"), performance(loss=0.0), "low"),
+        (drift("critical", kind="multivariate"), performance(loss=0.0), "low"),
         (drift("none"), performance(loss=0.0, concept=True), "medium"),
     ],
 )
