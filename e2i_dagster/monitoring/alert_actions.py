@@ -94,7 +94,7 @@ def silence(
     known = get_args(AlertType)
     if alert_type not in known:
         raise InputError(
-            f"{alert_type!r} is no kind of alerts{did_you_mean(alert_type, known)}",
+            f"{alert_type!r} is no kind of alerts. {did_you_mean(alert_type, known)}".strip(),
             field="alert_type",
             value=alert_type,
             remedy=f"Kinds: {', '.join(known)}.",

@@ -338,7 +338,7 @@ def _with_severity(feature: FeatureDrift, adjusted: Mapping[str, float], policy:
     else:
         severity = policy.severity_psi.severity_of(feature.psi or 0.0) if significant else "none"
     drift = feature.model_copy(update={**found, "effect_severity": severity, "severity": severity})
-    return drift if severity == "none" else drift.model_copy(update={"reason": _words(drift)})
+    return drift.model_copy(update={"reason": "" if severity == "none" else _words(drift)})
 
 
 def _words(drift: FeatureDrift) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pandas as pd
 from e2i_dagster.config.drift_monitoring import DriftPolicy
 from e2i_dagster.modelling.estimators import one_thread
 from e2i_dagster.modelling.model_input import feature_kinds
-from e2i_dagster.modelling.preprocessing import build_preprocessor
+from e2i_dagster.modelling.preprocessing import build_preprocessor, column_origins
 from e2i_dagster.monitoring.drift_report import FeatureDrift
 from e2i_dagster.monitoring.profile import NumberProfile, ReferenceProfile
 
@@ -38,7 +39,7 @@ def joint_drift(profile: ReferenceProfile, current: pd.DataFrame, policy: DriftP
         kinds = feature_kinds(reference, names)
         encoder = build_preprocessor(kinds, _LEVELS).fit(reference)
         before, now = (np.asarray(encoder.transform(rows), dtype="float64") for rows in (reference, drawn))
-        auc, auc_p, drivers = _domain_classifier(before, now, policy, list(encoder.get_feature_names_out()))
+        auc, auc_p, drivers = _domain_classifier(before, now, policy, column_origins(encoder))
         shift, shift_p = _reconstruction(before, now, policy)
     counts: dict[str, Any] = {"reference_count": len(before), "current_count": len(now)}
     told = f"told apart by {', '.join(drivers)}" if drivers else ""
@@ -68,7 +69,7 @@ def sample_frame(profile: ReferenceProfile) -> pd.DataFrame:
 
 
 def _domain_classifier(
-    before: np.ndarray, now: np.ndarray, policy: DriftPolicy, names: list[str]
+    before: np.ndarray, now: np.ndarray, policy: DriftPolicy, origins: Sequence[str]
 ) -> tuple[float, float, list[str]]:
     """Area under the ROC curve of cross-fitted predictions of which side a row is from, its p, and what decides.
 
@@ -92,8 +93,8 @@ def _domain_classifier(
         importance += model.feature_importances_
     auc = float(np.mean(areas))
     spread = np.sqrt((len(side) + 1) / (12 * len(before) * len(now)))
-    ranked = np.argsort(-importance)[:3]
-    return auc, float(norm.sf((auc - 0.5) / spread)), [names[place] for place in ranked]
+    by_feature = pd.Series(importance).groupby(list(origins)).sum().sort_values(ascending=False)
+    return auc, float(norm.sf((auc - 0.5) / spread)), [str(name) for name in by_feature.index[:3]]
 
 
 def _reconstruction(before: np.ndarray, now: np.ndarray, policy: DriftPolicy) -> tuple[float, float]:
