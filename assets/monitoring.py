@@ -5,9 +5,17 @@ import datetime as dt
 import dagster as dg
 
 from assets.execution import Produced
-from assets.partitions import DAYS_BY_SCOPE, SCOPE_OF_DAY
+from assets.partitions import DAYS_BY_SCOPE, SCOPE_OF_DAY, SCOPES
 from assets.stage import stage_asset
-from assets.values import DataFrame, RegisteredVersion, StoredModel
+from assets.values import (
+    DataFrame,
+    Evaluation,
+    Explanation,
+    PerformanceReport,
+    ReferenceProfile,
+    RegisteredVersion,
+    StoredModel,
+)
 from e2i_dagster.config.drift_monitoring import DriftPolicy
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.policy_files.environment import config_folder
@@ -53,42 +61,102 @@ def prediction_log(
 
 
 @stage_asset(
-    produces="e2i_dagster.monitoring.drift:DriftReport",
+    produces="e2i_dagster.monitoring.profile:ReferenceProfile",
+    group_name="models",
+    kinds={"numpy"},
+    partitions_def=SCOPES,
+    description="What later days are compared with: training rows, scores and performance of the model, read once.",
+)
+def reference_profile(
+    training_frame: DataFrame,
+    splits: DataFrame,
+    trained_model: StoredModel,
+    evaluation: Evaluation,
+    explanations: Explanation,
+) -> Produced:
+    from e2i_dagster.monitoring.compare import profile_model
+    from e2i_dagster.splits.rows import visible_rows
+
+    model = trained_model.model()
+    profile = profile_model(
+        model,
+        visible_rows(training_frame, splits, model.features, problem_type=model.problem_type),
+        policy=DriftPolicy.load(config_folder()),
+        evaluation=evaluation,
+        importance=explanations.shares,
+    )
+    return Produced(profile, profile)
+
+
+@stage_asset(
+    always=True,
+    produces="e2i_dagster.monitoring.performance:PerformanceReport",
+    group_name=GROUP,
+    kinds={"numpy", "postgres"},
+    partitions_def=DAYS_BY_SCOPE,
+    ins={name: of_scope(name) for name in ("reference_profile", "outcome_labels", "registered_model")},
+    deps=["prediction_log"],
+    description="Performance by window: measured with closed labels, estimated before, and whether both agree.",
+)
+def performance_report(
+    context: dg.AssetExecutionContext,
+    reference_profile: ReferenceProfile,
+    outcome_labels: DataFrame,
+    registered_model: RegisteredVersion,
+    warehouse: Warehouse,
+) -> Produced:
+    from e2i_dagster.monitoring.history import record_performance
+    from e2i_dagster.monitoring.labels import update_ledger
+    from e2i_dagster.monitoring.performance import performance_report
+
+    day, scope = day_and_scope(context)
+    about = {"day": day, "run_id": context.run.run_id, "now": dt.datetime.now(dt.UTC)}
+    with warehouse.engine().begin() as connection:
+        ledger = update_ledger(connection, current_policy().scope(scope), outcome_labels, **about)
+        report = performance_report(
+            reference_profile.require_model(registered_model.model_digest, scope).model,
+            ledger,
+            policy=DriftPolicy.load(config_folder()),
+            scope=scope,
+            day=day,
+            model_id=f"{registered_model.name}/{registered_model.version}",
+        )
+        record_performance(connection, report, context.run.run_id)
+    return Produced(report, report, note=report.note)
+
+
+@stage_asset(
+    produces="e2i_dagster.monitoring.drift_report:DriftReport",
     group_name=GROUP,
     kinds={"scipy"},
     partitions_def=DAYS_BY_SCOPE,
-    ins={
-        "training_frame": of_scope("training_frame"),
-        "splits": of_scope("splits"),
-        "trained_model": of_scope("trained_model"),
-        "registered_model": of_scope("registered_model"),
-    },
-    description="Drift of every feature and of the predictions against the training rows, with what follows.",
+    ins={name: of_scope(name) for name in ("reference_profile", "trained_model", "registered_model")},
+    description="Drift of features, predictions and all together against training, by what it does to the model.",
 )
 def drift_report(
     context: dg.AssetExecutionContext,
     prediction_log: DataFrame,
-    training_frame: DataFrame,
-    splits: DataFrame,
+    reference_profile: ReferenceProfile,
+    performance_report: PerformanceReport,
     trained_model: StoredModel,
     registered_model: RegisteredVersion,
     warehouse: Warehouse,
 ) -> Produced:
-    from e2i_dagster.monitoring.compare import compare_with_training
+    from e2i_dagster.monitoring.compare import compare_with_profile
     from e2i_dagster.monitoring.history import record_drift
-    from e2i_dagster.splits.rows import visible_rows
+    from e2i_dagster.monitoring.page import severities_by_day, write_page
 
     day, scope = day_and_scope(context)
-    model = trained_model.model()
-    report = compare_with_training(
-        model,
-        visible_rows(training_frame, splits, model.features, problem_type=model.problem_type),
+    report = compare_with_profile(
+        reference_profile.require_model(registered_model.model_digest, scope),
         prediction_log,
+        kinds=trained_model.model().kinds,
         policy=DriftPolicy.load(config_folder()),
         scope=scope,
         day=day,
         model_id=f"{registered_model.name}/{registered_model.version}",
     )
     with warehouse.engine().begin() as connection:
-        record_drift(connection, report, context.run.run_id)
-    return Produced(report, report)
+        record_drift(connection, report, performance_report, context.run.run_id)
+        history = severities_by_day(connection, scope, until=day)
+    return Produced(report, report, metadata=write_page(report, performance_report, history))

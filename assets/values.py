@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from e2i_dagster.features.snapshots import FeatureFiles
     from e2i_dagster.features.store import MaterializationReport
     from e2i_dagster.loading.delivery import DeliveryManifest
+    from e2i_dagster.monitoring.performance import PerformanceReport
+    from e2i_dagster.monitoring.profile import ReferenceProfile
     from e2i_dagster.registry.storage import StoredModel
     from e2i_dagster.registry.training_runs import TrackedRun
     from e2i_dagster.registry.versions import RegisteredVersion
@@ -43,6 +45,8 @@ else:
     FeatureSelection = _at("e2i_dagster.features.selection:FeatureSelection")
     FeatureFiles = _at("e2i_dagster.features.snapshots:FeatureFiles")
     MaterializationReport = _at("e2i_dagster.features.store:MaterializationReport")
+    PerformanceReport = _at("e2i_dagster.monitoring.performance:PerformanceReport")
+    ReferenceProfile = _at("e2i_dagster.monitoring.profile:ReferenceProfile")
     StoredModel = _at("e2i_dagster.registry.storage:StoredModel")
     TrackedRun = _at("e2i_dagster.registry.training_runs:TrackedRun")
     RegisteredVersion = _at("e2i_dagster.registry.versions:RegisteredVersion")

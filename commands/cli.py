@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import click
 
+from commands.alerts import alerts
 from commands.causal import causal
 from commands.cohorts import cohort
 from commands.console import Commands, as_json, command_errors, print_table, refuse, say
@@ -538,6 +539,7 @@ def endpoint_text(endpoint: dict[str, Any]) -> str:
     )
 
 
+main.add_command(alerts)
 main.add_command(causal)
 main.add_command(cohort)
 main.add_command(import_group)

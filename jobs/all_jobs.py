@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from jobs.alerts import ALERT_JOBS
 from jobs.experiments import EXPERIMENT_JOBS
 from jobs.gate import GATE_JOBS
 
@@ -25,7 +26,7 @@ scope_pipeline = dg.define_asset_job(
 monitor = dg.define_asset_job(
     "monitor",
     selection=dg.AssetSelection.groups("monitoring"),
-    description="One day of one scope: prediction log and drift.",
+    description="One day of one scope: prediction log, performance, drift.",
 )
 _causal_service = dg.AssetSelection.assets("effect_bento", "effect_deployment")
 estimate_effects = dg.define_asset_job(
@@ -47,6 +48,7 @@ JOBS = [
     scope_pipeline,
     monitor,
     *GATE_JOBS,
+    *ALERT_JOBS,
     *EXPERIMENT_JOBS,
     estimate_effects,
     deploy_effects,

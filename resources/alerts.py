@@ -1,4 +1,4 @@
-"""Alerts as a Dagster resource: the table always, a webhook when ``E2I_ALERT_WEBHOOK_URL`` is set."""
+"""Alerts as a Dagster resource: the table always, and the channels whose environment variables are set."""
 
 import os
 from collections.abc import Iterable
@@ -11,6 +11,7 @@ from resources.warehouse import Warehouse
 
 if TYPE_CHECKING:
     from e2i_dagster.monitoring.alerts import Alert, Digest
+    from e2i_dagster.monitoring.channels import Channels
 
 
 class Alerts(dg.ConfigurableResource):
@@ -25,7 +26,7 @@ class Alerts(dg.ConfigurableResource):
         from e2i_dagster.monitoring.alerts import send
 
         with self.warehouse.engine().begin() as connection:
-            return send(connection, alert, AlertsPolicy.load(config_folder()), self._url())
+            return send(connection, alert, AlertsPolicy.load(config_folder()), self.channels())
 
     def send_all(self, alerts: "Iterable[Alert]") -> list[str]:
         """Send each of ``alerts``."""
@@ -37,7 +38,17 @@ class Alerts(dg.ConfigurableResource):
         from e2i_dagster.monitoring.alerts import send_digest
 
         with self.warehouse.engine().begin() as connection:
-            return send_digest(connection, AlertsPolicy.load(config_folder()), self._url())
+            return send_digest(connection, AlertsPolicy.load(config_folder()), self.channels())
 
-    def _url(self) -> str | None:
-        return self.webhook_url or os.environ.get("E2I_ALERT_WEBHOOK_URL")
+    def channels(self) -> "Channels":
+        """The channels by the environment."""
+        from e2i_dagster.monitoring.channels import Channels
+
+        return Channels(
+            webhook_url=self.webhook_url or os.environ.get("E2I_ALERT_WEBHOOK_URL", ""),
+            slack_url=os.environ.get("E2I_ALERT_SLACK_URL", ""),
+            smtp_url=os.environ.get("E2I_ALERT_SMTP_URL", ""),
+            email_from=os.environ.get("E2I_ALERT_EMAIL_FROM", ""),
+            email_to=os.environ.get("E2I_ALERT_EMAIL_TO", ""),
+            ui_url=os.environ.get("E2I_UI_URL", ""),
+        )

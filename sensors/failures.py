@@ -9,7 +9,7 @@ from resources.alerts import Alerts
 
 @dg.run_failure_sensor(
     name="alert_on_run_failure",
-    description="Records each failed run in ml_monitoring_alerts and posts it to E2I_ALERT_WEBHOOK_URL.",
+    description="Records each failed run in ml_monitoring_alerts and sends it to the channels of config/alerts.yaml.",
     default_status=dg.DefaultSensorStatus.RUNNING,
 )
 def alert_on_run_failure(context: dg.RunFailureSensorContext, alerts: Alerts) -> None:

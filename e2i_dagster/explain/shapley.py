@@ -73,6 +73,11 @@ class Explanation(BaseModel):
     figure: bytes
     seconds: float
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """Feature -> its part of the sum of all importances."""
+        return {one.feature: one.share for one in self.effects}
+
     def to_metadata(self) -> dict[str, Any]:
         """What the asset page shows."""
         return {

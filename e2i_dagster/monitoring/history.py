@@ -1,4 +1,4 @@
-"""Writing drift reports to the warehouse and reading what is new since a sensor last looked."""
+"""Writing reports to the warehouse, reading them again, and what a sensor has not seen yet."""
 
 from __future__ import annotations
 
@@ -6,14 +6,32 @@ import datetime as dt
 
 import sqlalchemy as sa
 
-from e2i_dagster.config.drift_monitoring import SEVERITIES, Severity
-from e2i_dagster.monitoring.drift import DriftReport
-from e2i_dagster.monitoring.retraining import DriftSummary
-from e2i_dagster.tables.description.monitoring import ml_drift_history, ml_monitoring_runs
+from e2i_dagster.config.drift_monitoring import SEVERITIES
+from e2i_dagster.monitoring.drift_report import DriftReport
+from e2i_dagster.monitoring.performance import PerformanceReport
+from e2i_dagster.monitoring.retraining import Evidence, alarm_level
+from e2i_dagster.tables.description.monitoring import (
+    ml_drift_history,
+    ml_monitoring_alerts,
+    ml_monitoring_runs,
+    ml_performance_history,
+)
+
+#: Days in which an alert about data is taken for the cause of drift.
+_CAUSE_DAYS = 7
 
 
-def record_drift(connection: sa.Connection, report: DriftReport, run_id: str) -> None:
-    """Enter ``report`` into ``ml_drift_history`` (a row per feature) and ``ml_monitoring_runs``."""
+def record_performance(connection: sa.Connection, report: PerformanceReport, run_id: str) -> None:
+    """Enter ``report`` into ``ml_performance_history``, a row per window with predictions."""
+    rows = [{**row, "run_id": run_id} for row in report.to_record()]
+    if rows:
+        connection.execute(ml_performance_history.insert(), rows)
+
+
+def record_drift(
+    connection: sa.Connection, report: DriftReport, performance: PerformanceReport, run_id: str
+) -> None:
+    """Enter ``report`` into ``ml_drift_history`` (a row per feature), and both into ``ml_monitoring_runs``."""
     if report.features:
         connection.execute(
             ml_drift_history.insert(), [{**row, "run_id": run_id} for row in report.to_record()]
@@ -25,25 +43,52 @@ def record_drift(connection: sa.Connection, report: DriftReport, run_id: str) ->
             model_id=report.model_id,
             features_tested=len(report.tested),
             features_skipped=len(report.features) - len(report.tested),
-            worst_severity=report.worst,
+            worst_severity=alarm_level(report, performance),
             worst_features=worst_features(report),
             composite_score=report.composite_score,
+            findings=[*data_findings(connection, report.scope, report.day), *report.findings],
+            basis=performance.basis or "",
+            metric=performance.metric,
+            loss=performance.loss,
+            loss_severity=performance.severity,
+            concept_drift=performance.concept_drift,
             run_id=run_id,
         )
     )
 
 
+def data_findings(connection: sa.Connection, scope: str, day: dt.date) -> list[str]:
+    """Alerts about data of the week up to ``day``: loads and quality first, then features of ``scope``.
+
+    They come before drift as its cause: a broken delivery looks like other patients.
+    """
+    alerts = ml_monitoring_alerts
+    end = dt.datetime.combine(day + dt.timedelta(days=1), dt.time(), dt.UTC)
+    found = connection.execute(
+        sa.select(alerts.c.title, alerts.c.partition, alerts.c.subject)
+        .where(
+            alerts.c.alert_type == "data_quality",
+            alerts.c.updated_at >= end - dt.timedelta(days=_CAUSE_DAYS + 1),
+            alerts.c.updated_at < end,
+            alerts.c.severity.in_(SEVERITIES[SEVERITIES.index("medium") :]),
+        )
+        .order_by(alerts.c.subject == scope, alerts.c.updated_at.desc())
+        .limit(3)
+    )
+    return list(
+        dict.fromkeys(f"{row.title}{f' [{row.partition}]' if row.partition else ''}" for row in found)
+    )
+
+
 def worst_features(report: DriftReport, most: int = 5) -> list[str]:
     """Names of the features with a severity, the most changed first."""
-    changed = [feature for feature in report.tested if feature.severity != "none"]
-    changed.sort(key=lambda feature: (-SEVERITIES.index(feature.severity), -(feature.psi or 0.0)))
-    return [feature.name for feature in changed[:most]]
+    return [feature.name for feature in report.ordered if feature.severity != "none"][:most]
 
 
-def summaries_after(
+def evidence_after(
     connection: sa.Connection, after: dt.datetime | None
-) -> list[tuple[dt.datetime, Severity, DriftSummary]]:
-    """Drift reports measured after ``after``, oldest first: when, worst severity, summary."""
+) -> list[tuple[dt.datetime, Evidence]]:
+    """What was measured after ``after``, oldest first, with the time."""
     table = ml_monitoring_runs
     query = sa.select(table).order_by(table.c.created_at)
     if after is not None:
@@ -51,14 +96,20 @@ def summaries_after(
     return [
         (
             row["created_at"],
-            row["worst_severity"],
-            DriftSummary(
+            Evidence(
                 scope=row["scope"],
                 day=row["day"],
                 model_id=row["model_id"],
                 run_id=row["run_id"],
+                severity=row["worst_severity"],
                 composite_score=row["composite_score"],
                 worst_features=tuple(row["worst_features"]),
+                findings=tuple(row["findings"]),
+                basis=row["basis"] or None,
+                metric=row["metric"],
+                loss=row["loss"],
+                loss_severity=row["loss_severity"],
+                concept_drift=row["concept_drift"],
             ),
         )
         for row in connection.execute(query).mappings()

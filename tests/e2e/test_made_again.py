@@ -135,13 +135,16 @@ def test_the_rules_of_the_gate_are_no_input_of_what_it_lets_pass(notes):
 
 #: Keys that no stage of the plan reads, or that one reads only when it comes to that, and who does.
 READ_ELSEWHERE = {
-    "alerts.yaml: *": "the alert after a failed run, and the digest of the day",
+    "alerts.yaml: *": "alerts, and the digest of the day",
     "algorithms.yaml: algorithms.*.description": "words for people",
     "algorithms.yaml: algorithms.*.family": "held against the problem types when the file is read",
     "algorithms.yaml: algorithms.*.defaults.*": "only of algorithms for the scope's kind of problem",
     "algorithms.yaml: algorithms.*.search_space.*": "only of the algorithm that was chosen",
     "algorithms.yaml: selection.minimum_interpretability": "when a scope asks for interpretability",
     "causal.yaml: *": "the stages of the causal job",
+    "drift_monitoring.yaml: impact.*": "when a feature drifts that much",
+    "drift_monitoring.yaml: performance.*": "as far as predictions and labels of a window are enough",
+    "drift_monitoring.yaml: multivariate.*": "when the features together have enough rows and drift",
     "drift_monitoring.yaml: alerts.*": "the sensor that looks at drift reports",
     "drift_monitoring.yaml: retraining.*": "the sensor that looks at drift reports",
     "drift_monitoring.yaml: severity_psi.*": "when a difference is significant",

@@ -18,7 +18,7 @@ EXPECTED = {
     "outcome_labels", "feature_values", "feature_views", "online_features", "training_frame",
     "scoring_frame", "splits", "feature_selection", "algorithm", "hyperparameters", "trained_model",
     "evaluation", "tracked_run", "explanations", "registered_model", "bento", "deployment", "live_scores",
-    "prediction_log", "drift_report",
+    "prediction_log", "drift_report", "reference_profile", "performance_report",
 }  # fmt: skip
 
 
@@ -182,6 +182,20 @@ def test_the_first_run_ends_without_a_drift_alert(deployed):
     """Features that do not grow with the calendar: later patients of the same process look the same."""
     found = deployed.rows("SELECT feature_name, severity FROM ml_drift_history")
     assert not [row for row in found if row["severity"] in ("high", "critical")]
+    (run,) = deployed.rows("SELECT worst_severity, concept_drift FROM ml_monitoring_runs")
+    assert run["worst_severity"] not in ("high", "critical") and not run["concept_drift"]
+
+
+def test_performance_is_estimated_before_the_labels_are_there(deployed):
+    """Every live answer is in the label ledger with the end of its window."""
+    (window,) = deployed.rows("SELECT * FROM ml_performance_history")
+    assert (window["metric"], window["realised"], window["concept"]) == ("roc_auc", None, "not_estimable")
+    answers = deployed.rows("SELECT prediction_id FROM ml_predictions WHERE origin = 'live'")
+    entered = deployed.rows("SELECT prediction_id, closes_on, window_end FROM ml_prediction_windows")
+    assert {row["prediction_id"] for row in entered} == {row["prediction_id"] for row in answers}
+    assert all(row["closes_on"] > row["window_end"] for row in entered)
+    assert window["estimated"] is None or 0.5 < window["estimated"] < 1
+    assert window["estimated"] is not None or "an estimate needs" in window["reason"]
 
 
 def test_features_are_previewed_and_suggested_from_the_loaded_data(deployed):

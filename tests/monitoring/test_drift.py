@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from e2i_dagster.config.drift_monitoring import DriftPolicy
 from e2i_dagster.monitoring.drift import detect_drift, population_stability_index
+from e2i_dagster.monitoring.profile import count_numbers, profile_values
 from e2i_dagster.policy_files.environment import CHECKOUT
 
 POLICY = DriftPolicy.load(CHECKOUT / "config")
@@ -89,7 +90,6 @@ def test_too_few_values_are_skipped_with_their_reason():
     assert {feature.state for feature in few.features} == {"skipped"}
     assert "needs 100 values" in few.features[0].reason
     assert few.composite_score is None
-    assert few.retraining.startswith("not decided")
 
 
 def test_empty_day_is_a_report_not_a_crash():
@@ -125,6 +125,89 @@ def test_index_is_zero_for_the_same_values_in_any_order(values, random):
 
 def halves(left: int, right: int) -> pd.Series:
     return pd.Series(["a"] * left + ["b"] * right)
+
+
+def one_feature(reference: pd.Series, current: pd.Series, policy=POLICY):
+    found = detect_drift(
+        reference.to_frame("x"), current.to_frame("x"), policy=policy, scope="s", day=DAY, model_id="m/1"
+    )
+    return found.features[0]
+
+
+def test_a_distribution_says_what_was_and_what_is():
+    found = one_feature(halves(500, 500), halves(700, 300))
+    assert found.distribution == (("= a", 0.5, 0.7), ("= b", 0.5, 0.3))
+    assert found.reason == "= a: 50% before, 70% now"
+
+
+def test_distances_of_known_distributions():
+    """A shift by one standard deviation; halves that swap 20 points."""
+    values = pd.Series(np.random.default_rng(10).normal(size=3_000))
+    moved = one_feature(values, values + values.std(ddof=0))
+    assert moved.wasserstein == pytest.approx(1, abs=0.01)
+    found = one_feature(halves(500, 500), halves(700, 300))
+    mixed = np.array([0.6, 0.4])
+    divergence = sum(
+        0.5 * np.sum(side * np.log2(side / mixed)) for side in (np.array([0.5, 0.5]), np.array([0.7, 0.3]))
+    )
+    assert found.jensen_shannon == pytest.approx(divergence**0.5) and found.wasserstein is None
+
+
+def test_the_kolmogorov_smirnov_test_is_that_of_scipy():
+    from scipy.stats import ks_2samp
+
+    rng = np.random.default_rng(11)
+    for then, now in (
+        (rng.normal(size=900), rng.normal(0.1, 1, size=700)),
+        (rng.integers(0, 6, 900).astype(float), rng.integers(0, 7, 700).astype(float)),
+    ):
+        expected = ks_2samp(then, now, method="asymp")
+        found = one_feature(pd.Series(then), pd.Series(now))
+        assert found.statistic == pytest.approx(expected.statistic, abs=1e-12)
+        assert found.p_value == pytest.approx(expected.pvalue, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda rng, n: rng.normal(size=n),
+        lambda rng, n: rng.integers(0, 9, n).astype(float),
+        lambda rng, n: rng.lognormal(0, 3, n),
+        lambda rng, n: np.where(rng.random(n) < 0.9, 0.0, rng.normal(size=n)),
+        lambda rng, n: np.where(rng.random(n) < 0.01, np.inf, rng.normal(size=n) * 1e150),
+        lambda rng, n: np.full(n, 7.0),
+    ],
+    ids=["normal", "whole", "skewed", "mostly zero", "extreme", "constant"],
+)
+def test_many_values_are_counted_as_few_are(draw):
+    """Counting by cells gives what sorting gives, for values at, between and beyond the points."""
+    rng = np.random.default_rng(12)
+    profile = profile_values(pd.Series(draw(rng, 5_000)), bins=10)
+    values = np.concatenate(
+        [draw(rng, 30_000), profile.points, np.nextafter(profile.points, np.inf), [-1e9, 1e9]]
+    )
+    counted = count_numbers(profile, pd.Series(values))
+    ordered, points = np.sort(values), np.asarray(profile.points)
+    assert np.array_equal(counted.below, np.searchsorted(ordered, points, side="left"))
+    assert np.array_equal(counted.at_most, np.searchsorted(ordered, points, side="right"))
+
+
+def test_a_column_that_is_gone_or_changed_its_type_is_a_finding():
+    rng = np.random.default_rng(13)
+    reference, current = frame(rng, 500), frame(rng, 500)
+    gone = detect_drift(
+        reference, current.drop(columns="disease_severity"), policy=POLICY, scope="s", day=DAY, model_id="m/1"
+    )
+    assert gone.findings == ("disease_severity: the column is no longer there",) and gone.worst == "critical"
+    text = current.assign(disease_severity="high")
+    changed = detect_drift(reference, text, policy=POLICY, scope="s", day=DAY, model_id="m/1")
+    assert changed.findings[0].startswith("disease_severity: is object where the reference has numbers")
+
+
+def test_a_large_sample_does_not_make_a_small_shift_more_than_a_note():
+    rng = np.random.default_rng(14)
+    found = one_feature(pd.Series(rng.normal(size=100_000)), pd.Series(rng.normal(0.03, 1, 100_000)))
+    assert found.adjusted_p_value < 0.05 and found.severity in ("none", "low")
 
 
 def test_a_severity_begins_at_its_bound():

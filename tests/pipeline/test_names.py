@@ -47,11 +47,18 @@ NAMES = {
     "alerts.yaml": [
         ("owners.bogus_name", "x", BOGUS),
         ("critical_from", BOGUS, BOGUS),
+        ("routes.bogus_name", ["email"], BOGUS),
+        ("routes.high.+", BOGUS, BOGUS),
+        ("escalation.+", BOGUS, BOGUS),
     ],
     "drift_monitoring.yaml": [
         ("severity_psi.bogus_name", 0.9, BOGUS),
         ("minimum_sample.bogus_name", 9, BOGUS),
         ("alerts.from_severity", BOGUS, BOGUS),
+        ("performance.bogus_name", 1, BOGUS),
+        ("performance.loss.bogus_name", 0.1, BOGUS),
+        ("multivariate.auc.bogus_name", 0.9, BOGUS),
+        ("impact.bogus_name", 0.1, BOGUS),
     ],
     "experiment_lifecycle.yaml": [
         ("transitions.bogus_name", [], BOGUS),

@@ -91,7 +91,14 @@ def test_failed_run_wakes_somebody_without_saying_anything_of_patients(pipeline,
     assert alert["occurrences"] == 2
 
 
-def report_drift(pipeline, *, score=0.8, severity="critical", day=dt.date(2025, 1, 6), at=None):
+def new_labels(pipeline, labels):
+    """A model of 500 labelled patients, and ``labels`` more since."""
+    for rows, asset in ((500, "training_frame"), (1, "trained_model"), (500 + labels, "training_frame")):
+        version = ledger.DataVersion(asset=asset, partition=SCOPE, digest=f"{rows:032x}", rows=rows)
+        ledger.record(pipeline.warehouse, version)
+
+
+def report_drift(pipeline, *, score=0.8, severity="critical", day=dt.date(2025, 1, 6), at=None, **measured):
     with pipeline.warehouse.begin() as connection:
         connection.execute(
             ml_monitoring_runs.insert().values(
@@ -104,6 +111,7 @@ def report_drift(pipeline, *, score=0.8, severity="critical", day=dt.date(2025, 
                 worst_features=["disease_severity"],
                 composite_score=score,
                 run_id=f"run-{day}-{score}",
+                **measured,
                 **({} if at is None else {"created_at": at}),
             )
         )
@@ -120,7 +128,8 @@ def look(pipeline, resources, cursor=None):
 
 def test_drift_is_proposed_once_and_then_the_sensor_says_why_it_does_nothing(pipeline, resources):
     nothing = look(pipeline, resources)
-    assert "no drift report is newer" in nothing.skip_reason.skip_message
+    assert "no report is newer" in nothing.skip_reason.skip_message
+    new_labels(pipeline, 100)
     report_drift(pipeline)
 
     first = look(pipeline, resources)
@@ -133,7 +142,7 @@ def test_drift_is_proposed_once_and_then_the_sensor_says_why_it_does_nothing(pip
     assert "disease_severity" in alert["message"] and alert["next_command"] == f"e2i run --scope {SCOPE}"
 
     second = look(pipeline, resources, first.cursor)
-    assert "no drift report is newer" in second.skip_reason.skip_message and second.cursor == first.cursor
+    assert "no report is newer" in second.skip_reason.skip_message and second.cursor == first.cursor
     # A newer report within the cool-down proposes nothing more.
     report_drift(pipeline, day=dt.date(2025, 1, 7), at=dt.datetime.now(dt.UTC))
     third = look(pipeline, resources, second.cursor)
@@ -161,16 +170,48 @@ def test_retraining_is_requested_only_when_configured_and_enough_labels_are_new(
             policy["retraining"]["mode"] = "request"
         (folder / name).write_text(yaml.safe_dump(policy), encoding="utf-8")
     monkeypatch.setenv("E2I_CONFIG", str(folder))
-    for rows, asset in ((500, "training_frame"), (1, "trained_model"), (500 + labels, "training_frame")):
-        version = ledger.DataVersion(asset=asset, partition=SCOPE, digest=f"{rows:032x}", rows=rows)
-        ledger.record(pipeline.warehouse, version)
+    new_labels(pipeline, labels)
     report_drift(pipeline)
     asked = look(pipeline, resources)
     assert [request.partition_key for request in asked.run_requests or []] == ([SCOPE] if requested else [])
-    (row,) = pipeline.rows("SELECT status, trigger_reason FROM ml_retraining_history")
-    assert row["status"] == ("requested" if requested else "proposed")
+    rows = pipeline.rows("SELECT status, trigger_reason FROM ml_retraining_history")
+    assert [row["status"] for row in rows] == (["requested"] if requested else [])
     if not requested:
-        assert "40 matured labels" in row["trigger_reason"]
+        assert "wait: " in asked.skip_reason.skip_message
+        (alert,) = pipeline.rows("SELECT message FROM ml_monitoring_alerts")
+        assert "40 closed labels newer than the training data, 100 needed" in alert["message"]
+
+
+def test_a_loss_of_performance_decides_before_drift_and_one_retraining_is_in_flight(pipeline, resources):
+    new_labels(pipeline, 100)
+    measured = {
+        "basis": "realised",
+        "metric": "roc_auc",
+        "loss": 0.12,
+        "loss_severity": "high",
+        "concept_drift": True,
+    }
+    report_drift(pipeline, score=0.0, severity="high", findings=["region: new values 'islands'"], **measured)
+    run = dg.DagsterRunStatus.STARTED
+    from dagster._core.test_utils import create_run_for_test
+
+    training = create_run_for_test(
+        pipeline.instance, job_name="scope_pipeline", status=run, tags={"dagster/partition": SCOPE}
+    )
+    held = look(pipeline, resources)
+    assert f"run {training.run_id} is training the scope already" in held.skip_reason.skip_message
+    assert not pipeline.rows("SELECT * FROM ml_retraining_history")
+    pipeline.instance.delete_run(training.run_id)
+    look(pipeline, resources)
+    (row,) = pipeline.rows("SELECT * FROM ml_retraining_history")
+    assert (
+        row["trigger_type"] == "concept_drift" and "realised loss of roc_auc 0.120" in row["trigger_reason"]
+    )
+    (alert,) = pipeline.rows("SELECT * FROM ml_monitoring_alerts")
+    assert alert["title"] == f"Loss of performance in {SCOPE}"
+    assert "likely cause: region: new values 'islands'" in alert["message"] and alert["link"].startswith(
+        "/runs/run-"
+    )
 
 
 def test_a_fault_in_the_sensor_is_an_error_and_no_skip(pipeline, resources, tmp_path, monkeypatch):
