@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -25,6 +23,7 @@ from pydantic import (
 
 from e2i_dagster.errors import ConfigError
 from e2i_dagster.policy_files import observed
+from e2i_dagster.policy_files.observed import digest_of
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -81,12 +80,6 @@ class PolicyModel(BaseModel, observed.Observed):  # noqa: PLW1641 - pydantic has
     def digest(self) -> str:
         """Content digest (SHA-256, 16 hex digits) over the canonical JSON of all fields."""
         return digest_of(self.model_dump(mode="json"))
-
-
-def digest_of(value: Any) -> str:
-    """SHA-256 (first 16 hex digits) of the canonical JSON of ``value``."""
-    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 def read_yaml(

@@ -12,7 +12,7 @@ from typing import Any
 from e2i_dagster.errors import ConfigError
 from e2i_dagster.policy_files.base import read_yaml
 from e2i_dagster.policy_files.environment import config_folder
-from e2i_dagster.policy_files.observed import ABSENT, ALL_KEYS, Keys, digest, plain, unobserved
+from e2i_dagster.policy_files.observed import ABSENT, ALL_KEYS, Keys, digest_of, plain, unobserved
 
 
 def changed(record: Mapping[str, Mapping[str, Any]], folder: Path | None = None) -> str | None:
@@ -46,7 +46,7 @@ class _Now(dict[str, str]):
         self._value = value
 
     def __missing__(self, keys: str) -> str:
-        found = self[keys] = digest(_at(self._value, json.loads(keys)))
+        found = self[keys] = digest_of(_at(self._value, json.loads(keys)))
         return found
 
 

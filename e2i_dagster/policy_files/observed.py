@@ -117,7 +117,7 @@ def kept(maxsize: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
 def note(place: Place, value: Callable[[], Any]) -> None:
     """Note that a ``value``, as JSON-like data, was read at ``place``."""
     if any(place not in recorder.values for recorder in _recording):
-        found = digest(value())
+        found = digest_of(value())
         for recorder in _recording:
             recorder.values[place] = found
 
@@ -262,7 +262,7 @@ def _name(path: Path) -> str:
     return absolute.relative_to(folder).as_posix() if absolute.is_relative_to(folder) else str(absolute)
 
 
-def digest(value: Any) -> str:
+def digest_of(value: Any) -> str:
     """Sixteen hexadecimal digits of SHA-256 over ``value`` as canonical JSON."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]

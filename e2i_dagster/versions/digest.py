@@ -147,7 +147,8 @@ def _object_numbers(column: pd.Series, missing: np.ndarray) -> tuple[int, np.nda
             return _numbers(converted, missing)
         if plain != "string":
             column = column.map(_rendered, na_action="ignore")
-    codes, values = pd.factorize(column, use_na_sentinel=True)
+    # pandas compares Python's texts up to their first null character only.
+    codes, values = pd.factorize(column.astype("string[pyarrow]"), use_na_sentinel=True)
     hashed = pd.util.hash_array(np.asarray(values, dtype=object), hash_key=_HASH_KEY, categorize=False)
     return _TEXT, np.append(hashed, np.uint64(0))[codes]
 

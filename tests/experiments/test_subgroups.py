@@ -104,12 +104,10 @@ def test_wrong_subgroups_are_named(units, arguments, message):
         analyze_subgroups(units, **SHARED, **arguments)
 
 
-def test_adjusted_p_values_are_statsmodels():
-    from statsmodels.stats.multitest import multipletests
-
-    p = list(np.random.default_rng(1).random(9) ** 2)
-    assert adjusted(p, "holm") == pytest.approx(list(multipletests(p, method="holm")[1]))
-    assert adjusted(p, "benjamini_hochberg") == pytest.approx(list(multipletests(p, method="fdr_bh")[1]))
+def test_adjusted_p_values_are_those_of_the_definitions():
+    p = [0.01, 0.04, 0.03, 0.005]
+    assert adjusted(p, "holm") == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert adjusted(p, "benjamini_hochberg") == pytest.approx([0.02, 0.04, 0.04, 0.02])
     assert adjusted([0.04, None, 0.01], "holm") == [0.04, None, 0.02]
     assert adjusted([None]) == [None]
     assert adjusted([0.2, 0.1], "none") == [0.2, 0.1]

@@ -52,6 +52,12 @@ def test_order_and_storage_do_not_matter(frame, random):
     assert frame_digest(nanoseconds) == expected
 
 
+def test_texts_that_differ_after_a_null_character_differ():
+    for kind in (object, "string[pyarrow]"):
+        frames = [pd.DataFrame({"text": ["", text]}, dtype=kind) for text in ("", "\0", "\0a", "\0b")]
+        assert len({frame_digest(frame) for frame in frames}) == len(frames), kind
+
+
 @settings(max_examples=60, deadline=None)
 @given(FRAMES, st.lists(st.integers(0, 12), max_size=3), st.booleans())
 def test_parts_together_have_the_digests_they_have_alone(frame, cuts, as_stored):

@@ -28,18 +28,12 @@ def adjusted(p_values: Sequence[float | None], method: str = "holm") -> list[flo
     values = np.array([p_values[place] for place in places], dtype=float)
     if values.size and not ((values >= 0) & (values <= 1)).all():
         raise InputError("multiplicity: a p-value lies outside [0, 1].", field="multiplicity")
-    result: list[float | None] = [None] * len(p_values)
-    if not values.size:
-        return result
-    order = np.argsort(values, kind="stable")
-    tests = len(values)
-    rank = np.arange(tests)
-    if method == "holm":
-        ordered = np.maximum.accumulate(values[order] * (tests - rank))
-    elif method == "benjamini_hochberg":
-        ordered = np.minimum.accumulate((values[order] * tests / (rank + 1))[::-1])[::-1]
-    else:
-        ordered = values[order]
-    for place, value in zip(order, np.minimum(ordered, 1.0), strict=True):
-        result[places[place]] = float(value)
+    result = list(p_values)
+    if values.size and method != "none":
+        from statsmodels.stats.multitest import multipletests
+
+        tested = multipletests(values, method="holm" if method == "holm" else "fdr_bh")
+        values = np.asarray(tested[1])
+    for place, value in zip(places, values, strict=True):
+        result[place] = float(value)
     return result
