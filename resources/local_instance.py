@@ -45,13 +45,11 @@ def dagster_home() -> Path:
 
 @contextmanager
 def local_instance() -> Iterator[dg.DagsterInstance]:
-    """The instance in :func:`dagster_home`; old runs are forgotten when it is closed."""
+    """The instance in :func:`dagster_home`; old runs are forgotten when the work with it is done."""
     os.environ |= {**TOGETHER, "DAGSTER_HOME": str(dagster_home())}
     with dg.DagsterInstance.get() as instance:
-        try:
-            yield instance
-        finally:
-            forget_old_runs(instance)
+        yield instance
+        forget_old_runs(instance)
 
 
 def _absolute(document: Any, home: Path) -> Any:

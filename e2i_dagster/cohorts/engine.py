@@ -23,8 +23,11 @@ from e2i_dagster.cohorts.columns import (
     typed_column,
 )
 from e2i_dagster.cohorts.errors import CohortInputError
+from e2i_dagster.cohorts.moments import second_of
 from e2i_dagster.cohorts.narwhals_plan import (
     EVENT_DAY,
+    EVENT_SECOND,
+    EVENT_TIME,
     JOURNEY,
     MASK,
     PATIENT,
@@ -43,7 +46,9 @@ if TYPE_CHECKING:
 Engine = Literal["pandas", "duckdb"]
 PERIOD_FIELDS = (PATIENT, "start_date", "end_date")
 #: Columns that hold dates whatever a definition says of them.
-_DATES = frozenset({EVENT_DAY, "start_date", "end_date", "first_observation_date", "last_observation_date"})
+_DATES = frozenset(
+    {EVENT_DAY, EVENT_TIME, "start_date", "end_date", "first_observation_date", "last_observation_date"}
+)
 _KEYS = frozenset({PATIENT, JOURNEY})
 
 
@@ -300,10 +305,34 @@ def _typed(data: pd.DataFrame, fields: Sequence[str], dates: set[str]) -> tuple[
             columns[name] = key_column(data[name])
             kinds[name] = "text"
             continue
+        if name == EVENT_TIME:
+            columns[name], kinds[name] = _timestamps(data[name]), "date"
+            continue
         column = date_column(data[name], name) if name in _DATES | dates else typed_column(data[name], name)
         kinds[name] = column.kind
         columns[name] = _arrow(column)
     return pa.table(columns), kinds
+
+
+def _timestamps(series: pd.Series) -> Any:
+    """Timestamps in UTC to the microsecond.
+
+    Raises:
+        CohortInputError: CC_005, the column holds something else (their number).
+    """
+    import pyarrow as pa
+
+    times = pd.to_datetime(series.astype(object), format="ISO8601", errors="coerce", utc=True)
+    wrong = int((times.isna() & series.notna()).sum())
+    if wrong:
+        raise CohortInputError(
+            "CC_005",
+            f"column {EVENT_TIME!r} must hold timestamps, but {wrong:,} of {len(series):,} values are none "
+            "(expected YYYY-MM-DDTHH:MM:SS).",
+            field=EVENT_TIME,
+            remedy="Correct them in the import mapping.",
+        )
+    return pa.array(times.dt.tz_localize(None), type=pa.timestamp("us"), from_pandas=True)
 
 
 def _arrow(column: TypedColumn) -> Any:
@@ -330,6 +359,9 @@ def _dated(events: Source, covered: Coverage) -> Source:
 
     day = nw.col(EVENT_DAY).cast(nw.Date)
     frame = events.frame.with_columns(day.alias(EVENT_DAY)).filter(~nw.col(EVENT_DAY).is_null())
+    if EVENT_TIME in events.kinds:
+        second = second_of(nw.col(EVENT_TIME), nw.col(EVENT_DAY))
+        frame = frame.with_columns(second.alias(EVENT_SECOND))
     if covered.start is not None:
         frame = frame.filter(nw.col(EVENT_DAY) >= nw.lit(covered.start))
     if covered.end is not None:

@@ -30,7 +30,7 @@ def read_current(
     """
     versions = {table: ledger.current(engine, table, months=months) for table in tables}
     missing = [table for table, found in versions.items() if not found]
-    absent = [table for table in missing if ledger.is_absent(engine, table)]
+    absent = [table for table in missing if ledger.why_absent(engine, table)]
     if lacking := [table for table in absent if table in PATIENT_TABLES]:
         raise InputError(
             f"{', '.join(lacking)}: absent, no delivery holds it.",

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from e2i_dagster.cohorts.columns import Kind
 from e2i_dagster.cohorts.errors import CohortInputError
-from e2i_dagster.config.cohort import CohortDefinition, Rule
+from e2i_dagster.cohorts.moments import SECONDS, moved, order, shifted
+from e2i_dagster.config.cohort import CohortDefinition, EventIndex, Rule
 from e2i_dagster.config.criteria import Criterion, EventCriterion, EventPattern, Group, code_patterns
 from e2i_dagster.tables.codes import (
     BAR,
@@ -41,7 +42,8 @@ if TYPE_CHECKING:
 PATIENT, JOURNEY = "patient_id", "patient_journey_id"
 INDEX, FOLLOWUP_END = "index_date", "followup_end"
 MASK, UNKNOWN_MASK = "mask", "unknown_mask"
-EVENT_DAY = "event_date"
+EVENT_DAY, EVENT_TIME, EVENT_SECOND = "event_date", "event_time", "_event_second"
+_INDEX_SECOND = "_index_second"
 FIRST_OBSERVED, LAST_OBSERVED = "first_observation_date", "last_observation_date"
 _FIRST, _LAST = "_first_observed", "_last_observed"
 #: Up to so many codes are looked for one by one.
@@ -98,10 +100,13 @@ def cohort_plan(
     if events is not None:
         patterns = [event for condition in definition.conditions for event in condition.events()]
         indexed = [] if definition.index is None else [definition.index]
+        indexed += [event.until for event in patterns if event.until is not None]
         events = with_drug_codes(
             events, [condition for pattern in (*patterns, *indexed) for condition in pattern.conditions]
         )
     rows, keys = _indexed(definition, patients, events)
+    if events is not None and definition.index is not None and EVENT_TIME in events.kinds:
+        rows = _index_moment(rows, definition.index, events)
     kinds = dict(patients.kinds)
     data_end = covered.end
     rows = _observed(rows, keys, definition, periods, data_end)
@@ -162,13 +167,6 @@ def _mask(rules: tuple[Rule, ...], wanted: Mapping[str, nw.Expr]) -> nw.Expr:
     return reduce(lambda left, right: left + right, bits)
 
 
-def _shifted(day: nw.Expr, days: int) -> nw.Expr:
-    import narwhals as nw
-
-    # A date plus days would be a time of day, whose comparison with dates is slow.
-    return day.dt.offset_by(f"{days}d").cast(nw.Date) if days else day
-
-
 def _indexed(
     definition: CohortDefinition, patients: Source, events: Source | None
 ) -> tuple[nw.LazyFrame, list[str]]:
@@ -193,7 +191,7 @@ def _indexed(
         matching, left_on=PATIENT, right_on="_event_patient", how="inner"
     )
     if index.after is not None:
-        start = _shifted(nw.col(index.after).cast(nw.Date), index.after_days)
+        start = shifted(nw.col(index.after).cast(nw.Date), index.after_days)
         found = found.filter(~nw.col(index.after).is_null()).filter(nw.col("_index") >= start)
     if index.occurrence == "every":
         found = found.select(JOURNEY, "_index").unique()
@@ -204,6 +202,28 @@ def _indexed(
     found = found.select(nw.col(JOURNEY).alias("_journey"), nw.col("_index").alias(INDEX))
     rows = patients.frame.join(found, left_on=JOURNEY, right_on="_journey", how="left")
     return rows, [JOURNEY, INDEX]
+
+
+def _index_moment(rows: nw.LazyFrame, index: EventIndex, events: Source) -> nw.LazyFrame:
+    """Adds the second of the index day at which the index event was; null where one of that day has no time."""
+    import narwhals as nw
+
+    second = nw.col(EVENT_SECOND)
+    matching = _matching(index, events, undecided=True)
+    timed = matching.with_columns(
+        nw.when(second.is_null() | ~_matches(index, events.kinds))
+        .then(nw.lit(1))
+        .otherwise(nw.lit(0))
+        .alias("_no_time")
+    )
+    at = second.max() if index.occurrence == "last" else second.min()
+    days = timed.group_by(PATIENT, EVENT_DAY).agg(at.alias("_at"), nw.col("_no_time").max().alias("_no_time"))
+    found = days.select(
+        nw.col(PATIENT).alias("_event_patient"),
+        nw.col(EVENT_DAY).alias("_event_day"),
+        nw.when(nw.col("_no_time") == 0).then(nw.col("_at")).alias(_INDEX_SECOND),
+    )
+    return rows.join(found, left_on=[PATIENT, INDEX], right_on=["_event_patient", "_event_day"], how="left")
 
 
 def _observed(
@@ -259,9 +279,7 @@ def observed_spans(periods: nw.LazyFrame, allowed_gap_days: int) -> nw.LazyFrame
     before = reached.with_columns(
         nw.col("_reached").shift(1).over("_span_patient", order_by="_from").alias("_before")
     )
-    opens = nw.col("_before").is_null() | (
-        _shifted(nw.col("_before"), allowed_gap_days + 1) < nw.col("_from")
-    )
+    opens = nw.col("_before").is_null() | (shifted(nw.col("_before"), allowed_gap_days + 1) < nw.col("_from"))
     counted = before.with_columns(nw.when(opens).then(nw.lit(1)).otherwise(nw.lit(0)).alias("_opens"))
     numbered = counted.with_columns(
         nw.col("_opens").cum_sum().over("_span_patient", order_by="_from").alias("_span")
@@ -332,7 +350,7 @@ def _event_counts(
     counts = [
         (column[id(c)], c, column is open_)
         for c in criteria
-        if c.gap_days is None and c.occurrence == "any"
+        if c.gap_days is None and c.occurrence == "any" and c.hours is None
         for column in (name, open_)
         if id(c) in column
     ]
@@ -344,6 +362,8 @@ def _event_counts(
             rows = _with_occurrence(rows, criterion, name[identity], events)
             if identity in open_:
                 rows = _with_open_occurrence(rows, at, keys, criterion, name[identity], events)
+        elif criterion.hours is not None:
+            rows = _with_moments(rows, keys, criterion, name[identity], events)
         elif criterion.gap_days is not None:
             rows = _with_gap(rows, at, keys, criterion, name[identity], events)
             if identity in open_:
@@ -355,8 +375,12 @@ def _event_counts(
             truths[id(criterion)] = _occurrence_truth(criterion, found, most, definition, covered)
             continue
         found = _or_none(name[id(criterion)])
+        if criterion.hours is not None:
+            truths[id(criterion)] = _moments_truth(criterion, name[id(criterion)], definition, covered)
+            continue
         most = _open_column(open_.get(id(criterion)))
-        truths[id(criterion)] = _count_truth(criterion, found, most, definition, covered)
+        observed = _window_observed(criterion, definition, covered)
+        truths[id(criterion)] = _count_truth(criterion, found, most, observed)
     return rows, truths
 
 
@@ -392,8 +416,8 @@ def _window_observed(criterion: EventCriterion, definition: CohortDefinition, co
 
     first, last = criterion.within
     times = definition.temporal_requirements
-    since = _shifted(nw.col(INDEX), -times.lookback_days if first is None else first)
-    until = _shifted(nw.col(INDEX), times.required_followup if last is None else last)
+    since = shifted(nw.col(INDEX), -times.lookback_days if first is None else first)
+    until = shifted(nw.col(INDEX), times.required_followup if last is None else last)
     seen = (since >= nw.col(_FIRST)) & (until <= nw.col(_LAST))
     return _false_if_null(seen & _kept(since, until, covered))
 
@@ -416,16 +440,16 @@ def _occurrence_truth(
 
     first, last = criterion.within
     times = definition.temporal_requirements
-    before = nw.lit(False) if first is None else seen < _shifted(nw.col(INDEX), first)
-    after = nw.lit(False) if last is None else seen > _shifted(nw.col(INDEX), last)
+    before = nw.lit(False) if first is None else seen < shifted(nw.col(INDEX), first)
+    after = nw.lit(False) if last is None else seen > shifted(nw.col(INDEX), last)
     before, after = _false_if_null(before), _false_if_null(after)
     inside = ~seen.is_null() & ~before & ~after
     if criterion.occurrence == "first":
-        since = _shifted(seen, -times.lookback_days)
+        since = shifted(seen, -times.lookback_days)
         settled = (since >= nw.col(_FIRST)) & _kept(since, seen, covered)
         out = before
     else:
-        until = _shifted(seen, times.required_followup)
+        until = shifted(seen, times.required_followup)
         settled = (until <= nw.col(_LAST)) & _kept(seen, until, covered)
         out = after
     observed = _window_observed(criterion, definition, covered)
@@ -447,8 +471,7 @@ def _count_truth(
     criterion: EventCriterion,
     count: nw.Expr,
     most: nw.Expr | None,
-    definition: CohortDefinition,
-    covered: Coverage,
+    observed: nw.Expr,
 ) -> Truth:
     """Presence is proved by what was seen; absence only in time that was observed.
 
@@ -458,10 +481,10 @@ def _count_truth(
     Args:
         most: ``count`` with the events that are of the pattern or not by what their codes are read as: where
             they decide, the answer is unknown. None where there can be no such events.
+        observed: whether the window was observed as a whole.
     """
     import narwhals as nw
 
-    observed = _window_observed(criterion, definition, covered)
     by_reading = None
     if criterion.gap_days is not None:
         holds = undecided = count > 0
@@ -484,6 +507,109 @@ def _count_truth(
     return Truth(true=holds & ~unknown, unknown=unknown)
 
 
+def _with_moments(
+    rows: nw.LazyFrame, keys: list[str], criterion: EventCriterion, column: str, events: Source
+) -> nw.LazyFrame:
+    """Adds how many events surely lie in a window in hours, and how many may; and where its ending event is.
+
+    An event without a time may lie anywhere on its day, and so may one of which its codes do not decide what it is.
+    """
+    import narwhals as nw
+
+    day, second = nw.col(EVENT_DAY), nw.col(EVENT_SECOND)
+    at = rows.select(list(dict.fromkeys([PATIENT, *keys, INDEX, _INDEX_SECOND])))
+    at = at.filter(~nw.col(INDEX).is_null() & ~nw.col(_INDEX_SECOND).is_null())
+    until, until_day, unclear_day = (f"{column}_{one}" for one in ("until", "until_day", "unclear_day"))
+    start = order(nw.col(INDEX), nw.col(_INDEX_SECOND))
+    if criterion.until is not None:
+        sure = _matches(criterion.until, events.kinds) & ~second.is_null()
+        ends = _matching(criterion.until, events, undecided=True).select(
+            nw.col(PATIENT).alias("_event_patient"), EVENT_DAY, EVENT_SECOND, sure.alias("_sure")
+        )
+        met = at.join(ends, left_on=PATIENT, right_on="_event_patient", how="inner")
+        later = nw.col("_sure") & (order(day, second) > start)
+        # The latest that an end without a time can be is the last second of its day.
+        unclear = ~nw.col("_sure") & (order(day, nw.lit(SECONDS - 1)) > start)
+        met = met.with_columns(
+            nw.when(later).then(order(day, second)).alias(until),
+            nw.when(later).then(day).alias(until_day),
+            nw.when(unclear).then(day).alias(unclear_day),
+        )
+        names = (until, until_day, unclear_day)
+        found = met.group_by(keys).agg(*(nw.col(one).min().alias(one) for one in names))
+        rows = _joined(rows, _keyed(found, keys, *names), keys)
+        at = _joined(at, _keyed(found, keys, *names), keys)
+    flagged = _matching(criterion, events, undecided=True).select(
+        nw.col(PATIENT).alias("_event_patient"),
+        EVENT_DAY,
+        EVENT_SECOND,
+        _matches(criterion, events.kinds).alias("_sure"),
+    )
+    met = at.join(flagged, left_on=PATIENT, right_on="_event_patient", how="inner")
+    earliest = order(day, nw.when(second.is_null()).then(nw.lit(0)).otherwise(second))
+    latest = order(day, nw.when(second.is_null()).then(nw.lit(SECONDS - 1)).otherwise(second))
+    assert criterion.hours is not None
+    first, last = criterion.hours
+    inside, possible = [nw.col("_sure")], []
+    if first is not None:
+        low = order(*moved(nw.col(INDEX), nw.col(_INDEX_SECOND), first))
+        open_ = criterion.ends[0] == "("
+        inside.append(earliest > low if open_ else earliest >= low)
+        possible.append(latest > low if open_ else latest >= low)
+    high = [] if last is None else [order(*moved(nw.col(INDEX), nw.col(_INDEX_SECOND), last))]
+    if criterion.until is not None:
+        high.append(nw.col(until))
+    for bound in high:
+        open_ = criterion.ends[1] == ")"
+        before, may_be = (latest < bound, earliest < bound) if open_ else (latest <= bound, earliest <= bound)
+        # Where no ending event was seen, it bounds nothing; that it was not missed is asked for elsewhere.
+        inside.append(bound.is_null() | before)
+        possible.append(bound.is_null() | may_be)
+    counts = {
+        column: reduce(lambda left, right: left & right, inside),
+        f"{column}_open": reduce(lambda left, right: left & right, possible, nw.lit(True)),
+    }
+    hits = {
+        name: nw.when(hit).then(nw.lit(1)).otherwise(nw.lit(0)).alias(name) for name, hit in counts.items()
+    }
+    found = met.with_columns(*hits.values()).group_by(keys).agg(*(nw.col(one).sum() for one in counts))
+    return _joined(rows, _keyed(found, keys, *counts), keys)
+
+
+def _moments_truth(
+    criterion: EventCriterion, column: str, definition: CohortDefinition, covered: Coverage
+) -> Truth:
+    """The truth of a count in a window in hours, of what :func:`_with_moments` has added.
+
+    As for days, presence is proved by what was seen. Not so in a window that ends with an event: an earlier one may
+    have been missed, so that everything is unknown unless all days up to its end were observed.
+    """
+    import narwhals as nw
+
+    assert criterion.hours is not None
+    first, last = criterion.hours
+    times = definition.temporal_requirements
+    index, second = nw.col(INDEX), nw.col(_INDEX_SECOND)
+    since = shifted(index, -times.lookback_days) if first is None else moved(index, second, first)[0]
+    until = shifted(index, times.required_followup) if last is None else moved(index, second, last)[0]
+    unknown = index.is_null() | second.is_null()
+    if criterion.until is not None:
+        end, unclear = nw.col(f"{column}_until_day"), nw.col(f"{column}_unclear_day")
+        ended = ~end.is_null() if last is None else ~end.is_null() & (end < until)
+        until = nw.when(ended).then(end).otherwise(until)
+        since = since if first is not None and first < 0 else index if first is not None else since
+        if last is None:
+            unknown = unknown | end.is_null()
+        unknown = unknown | _false_if_null(~unclear.is_null() & (unclear <= until))
+    seen = (since >= nw.col(_FIRST)) & (until <= nw.col(_LAST)) & _kept(since, until, covered)
+    observed = _false_if_null(seen)
+    if criterion.until is not None:
+        unknown = unknown | ~observed
+    found = _count_truth(criterion, _or_none(column), _or_none(f"{column}_open"), observed)
+    unknown = unknown | found.unknown
+    return Truth(true=found.true & ~unknown, unknown=unknown)
+
+
 def _false_if_null(condition: nw.Expr) -> nw.Expr:
     import narwhals as nw
 
@@ -497,9 +623,9 @@ def _inside(criterion: EventCriterion, day: str = EVENT_DAY) -> nw.Expr:
     first, last = criterion.within
     inside = ~nw.col(INDEX).is_null() & ~nw.col(day).is_null()
     if first is not None:
-        inside = inside & (nw.col(day) >= _shifted(nw.col(INDEX), first))
+        inside = inside & (nw.col(day) >= shifted(nw.col(INDEX), first))
     if last is not None:
-        inside = inside & (nw.col(day) <= _shifted(nw.col(INDEX), last))
+        inside = inside & (nw.col(day) <= shifted(nw.col(INDEX), last))
     return _false_if_null(inside)
 
 
@@ -637,10 +763,10 @@ def _with_gap(
     days = matching.select(nw.col(PATIENT).alias("_event_patient"), EVENT_DAY).unique()
     met = at.join(days, left_on=PATIENT, right_on="_event_patient", how="inner").filter(_inside(criterion))
     before = met.with_columns(nw.col(EVENT_DAY).shift(1).over(*keys, order_by=EVENT_DAY).alias("_previous"))
-    since = nw.when(nw.col("_previous").is_null()).then(_shifted(nw.col(INDEX), first - 1).cast(nw.Date))
+    since = nw.when(nw.col("_previous").is_null()).then(shifted(nw.col(INDEX), first - 1).cast(nw.Date))
     before = before.with_columns(since.otherwise(nw.col("_previous")).alias("_since"))
-    long = nw.col(EVENT_DAY) > _shifted(nw.col("_since"), longest + 1)
-    tail = _shifted(nw.col(EVENT_DAY), longest) < _shifted(nw.col(INDEX), last)
+    long = nw.col(EVENT_DAY) > shifted(nw.col("_since"), longest + 1)
+    tail = shifted(nw.col(EVENT_DAY), longest) < shifted(nw.col(INDEX), last)
     flagged = before.with_columns(nw.when(long | tail).then(nw.lit(1)).otherwise(nw.lit(0)).alias("_long"))
     # The days after an event count only after the last one; earlier tails are covered by the next event.
     newest = flagged.with_columns(nw.col(EVENT_DAY).max().over(*keys).alias("_newest"))
@@ -915,10 +1041,10 @@ def _time_rules(
     known = ~index.is_null()
     known_before, known_after = known & ~first.is_null(), known & ~last.is_null()
     required = times.required_followup
-    long_enough = known_after & (_shifted(index, required) <= last)
+    long_enough = known_after & (shifted(index, required) <= last)
     failed = {
         "index_date": ~known,
-        "lookback": ~(known_before & (_shifted(first, times.lookback_days) <= index)),
+        "lookback": ~(known_before & (shifted(first, times.lookback_days) <= index)),
         "followup": ~long_enough,
     }
     unknown = {"index_date": ~known, "lookback": ~known_before, "followup": ~known_after}
@@ -927,10 +1053,10 @@ def _time_rules(
         inside = known_after & (index <= last) & (index <= nw.lit(covered.end))
         failed["followup"] = ~inside
         if times.followup == "require":
-            pending = known & (_shifted(index, required) > nw.lit(covered.end))
+            pending = known & (shifted(index, required) > nw.lit(covered.end))
             failed["followup"] = (pending & ~inside) | (~pending & ~long_enough)
-    before = _kept(_shifted(index, -times.lookback_days), index, replace(covered, end=None))
-    after = _kept(index, _shifted(index, required), Coverage(unobserved=covered.unobserved))
+    before = _kept(shifted(index, -times.lookback_days), index, replace(covered, end=None))
+    after = _kept(index, shifted(index, required), Coverage(unobserved=covered.unobserved))
     for rule, kept in (("lookback", before), ("followup", after)):
         unkept = known & ~kept
         unknown[rule] = unknown[rule] | (~failed[rule] & unkept)

@@ -316,6 +316,14 @@ class CohortDefinition(PolicyModel):
                 yield place, f"criterion '{criterion.words()}' is stated twice: remove one of them"
                 return
             seen.add(content)
+        if self.index is None:
+            for place, criterion in zip(places, self.conditions, strict=True):
+                if any(event.hours is not None for event in criterion.events()):
+                    yield (
+                        place,
+                        f"criterion '{criterion.words()}': hours count from the moment of an index event, and "
+                        f"{self.index_words} is a day: give index: {{event: ...}}, or write within",
+                    )
         names = [rule.name for rule in self.rules]
         taken = {rule.name for rule in self.rules if rule.criterion is None}
         for place, rule in zip(places, (r for r in self.rules if r.criterion is not None), strict=True):
@@ -591,12 +599,13 @@ class CohortDefinition(PolicyModel):
                 words.append(f"First means since observation began; {back} that event were observed.")
             elif event.occurrence == "last":
                 words.append(f"Last means until observation ends; {ahead} that event were observed.")
-            if event.within[0] is None:
+            first, last = event.within if event.hours is None else event.hours
+            if first is None:
                 words.append(
                     f"The window begins where observation began; unless such an event was seen, {back} the index date "
                     "were observed."
                 )
-            if event.within[1] is None:
+            if last is None and event.until is None:
                 words.append(
                     f"The window ends where observation ends; unless such an event was seen, {ahead} the index date "
                     "were observed."
@@ -665,12 +674,14 @@ def _content(condition: Criterion | EventCriterion | Group) -> Any:
     return _said(condition.model_dump(mode="json"), without=("description", "clinical_rationale"))
 
 
+#: What decides nothing because it is not asked for.
+_NOT_SAID = [("position", "any"), ("hours", None), ("until", None), ("ends", "[]")]
+
+
 def _said(value: Any, without: tuple[str, ...] = ()) -> Any:
     """A dump at any depth without the keys ``without``, and without a position that is not asked for."""
     if isinstance(value, dict):
         return {
-            k: _said(v, without)
-            for k, v in value.items()
-            if k not in without and (k, v) != ("position", "any")
+            k: _said(v, without) for k, v in value.items() if k not in without and (k, v) not in _NOT_SAID
         }
     return [_said(item, without) for item in value] if isinstance(value, list) else value

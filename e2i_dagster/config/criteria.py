@@ -242,9 +242,14 @@ class EventCriterion(EventPattern):
         occurrence: count only the patient's first or last such event of all.
         gap_days: instead of a count: true when some stretch without events inside the window is longer.
             The window must be closed; its ends bound the outermost stretches.
+        hours: instead of ``within``: first and last moment as hours after the moment of the index event; null is
+            open. The events need ``event_time``; one without a time may lie anywhere on its day.
+        until: the window ends with the first such event after the index moment, if that is earlier than its
+            last hour. Where nobody can know that such an event was not missed, the criterion is unknown.
+        ends: which ends of a window in hours belong to it.
     """
 
-    written_keys: ClassVar[tuple[str, ...]] = (*EVENT_KEYS, "ends", "days")
+    written_keys: ClassVar[tuple[str, ...]] = (*EVENT_KEYS, "days")
 
     within: tuple[int | None, int | None] = (None, None)
     at_least: int = Field(default=0, ge=0)
@@ -252,6 +257,9 @@ class EventCriterion(EventPattern):
     distinct: str | None = None
     occurrence: Literal["any", "first", "last"] = "any"
     gap_days: int | None = Field(default=None, ge=1)
+    hours: tuple[int | None, int | None] | None = None
+    until: EventPattern | None = None
+    ends: Literal["[]", "[)", "(]", "()"] = "[]"
     name: str | None = None
     description: str = ""
     clinical_rationale: str = ""
@@ -285,6 +293,29 @@ class EventCriterion(EventPattern):
             raise ValueError(f"the window is reversed: day {first} is after day {last}")
         return within
 
+    @field_validator("hours")
+    @classmethod
+    def _hours_in_order(cls, hours: tuple[int | None, int | None] | None) -> Any:
+        if hours is not None and None not in hours and hours[0] > hours[1]:  # type: ignore[operator]
+            raise ValueError(f"the window is reversed: hour {hours[0]} is after hour {hours[1]}")
+        return hours
+
+    @model_validator(mode="after")
+    def _hours_are_counted(self) -> EventCriterion:
+        if self.hours is None:
+            if self.until is not None:
+                raise ValueError("until ends a window in hours: give hours: [first hour, last hour or null]")
+            if self.ends != "[]":
+                raise ValueError("ends is written beside within or hours")
+            return self
+        if self.within != (None, None):
+            raise ValueError("a window in hours has no days: keep hours or within")
+        if self.gap_days is not None or self.distinct or self.occurrence != "any":
+            raise ValueError(
+                "events in a window in hours are counted: remove gap, distinct and occurrence, or write within"
+            )
+        return self
+
     @model_validator(mode="after")
     def _can_be_counted(self) -> EventCriterion:
         if self.gap_days is not None:
@@ -317,7 +348,9 @@ class EventCriterion(EventPattern):
     def event_fields(self) -> tuple[str, ...]:
         """Columns of the events that it reads."""
         read = [criterion.field for criterion in self.conditions]
-        return tuple(dict.fromkeys([*read, *([self.distinct] if self.distinct else [])]))
+        read += [] if self.until is None else [criterion.field for criterion in self.until.conditions]
+        timed = [] if self.hours is None else ["event_time"]
+        return tuple(dict.fromkeys([*read, *([self.distinct] if self.distinct else []), *timed]))
 
     def events(self) -> Iterator[EventCriterion]:
         """The event criteria in this condition: itself."""
@@ -329,16 +362,23 @@ class EventCriterion(EventPattern):
 
     def words(self) -> str:
         """The condition in words: ``at least 2 prescription from day -180 to day -1``."""
-        first, last = self.within
+        first, last = self.within if self.hours is None else self.hours
+        unit = "day" if self.hours is None else "hour"
         when = (
             "at any time"
             if first is None and last is None
-            else f"until day {last}"
+            else f"until {unit} {last}"
             if first is None
-            else f"from day {first} on"
+            else f"from {unit} {first} on"
             if last is None
-            else f"from day {first} to day {last}"
+            else f"from {unit} {first} to {unit} {last}"
         )
+        if self.ends != "[]":
+            when += {"[)": " (the end excluded)", "(]": " (the start excluded)"}.get(
+                self.ends, " (both excluded)"
+            )
+        if self.until is not None:
+            when += f", at most until the next {self.until.words()}"
         if self.gap_days is not None:
             return f"a stretch of more than {self.gap_days} days without {super().words()} {when}"
         if self.at_most == 0:
@@ -444,7 +484,7 @@ def _form(value: Any) -> str:
     if isinstance(value, Group):
         return "group"
     keys = set(value) if isinstance(value, Mapping) else set()
-    if keys & set(EVENT_KEYS) or "within" in keys:
+    if keys & {*EVENT_KEYS, "within", "hours"}:
         return "events"
     return "group" if keys & {*GROUP_KEYS, "kind"} else "criterion"
 
@@ -480,6 +520,10 @@ def closed_window(written: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_event(key: str, written: dict[str, Any]) -> dict[str, Any]:
+    if "hours" in written or "until" in written:
+        if key not in ("has_event", "no_event"):
+            raise ValueError(f"{key} says its window in days: remove hours and until, or write has_event")
+        return _counted(key, written)
     if key in ("washout", "prior_outcome") and "ends" in written:
         raise ValueError(f"{key} says its window itself: remove ends, or write has_event")
     written = closed_window(written)
@@ -493,18 +537,22 @@ def _read_event(key: str, written: dict[str, Any]) -> dict[str, Any]:
         if given:
             raise ValueError(f"{key} says its window itself: remove {', '.join(given)}, or write has_event")
     match key:
-        case "has_event":
-            return written if "at_most" in written else {"at_least": 1, **written}
-        case "no_event":
-            if {"at_least", "at_most"} & set(written):
-                raise ValueError("no_event has no count: remove at_least and at_most, or write has_event")
-            return {**written, "at_most": 0}
+        case "has_event" | "no_event":
+            return _counted(key, written)
         case "washout":
             return {**written, "within": (-int(days or 0), -1), "at_most": 0}
         case "prior_outcome":
             return {**written, "within": (None, -1), "at_least": 1}
         case _:
             return {**written, "gap_days": days}
+
+
+def _counted(key: str, written: dict[str, Any]) -> dict[str, Any]:
+    if key == "has_event":
+        return written if "at_most" in written else {"at_least": 1, **written}
+    if {"at_least", "at_most"} & set(written):
+        raise ValueError("no_event has no count: remove at_least and at_most, or write has_event")
+    return {**written, "at_most": 0}
 
 
 def code_patterns(criterion: Criterion) -> tuple[tuple[str, ...], tuple[str, ...]]:

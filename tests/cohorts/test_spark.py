@@ -6,6 +6,8 @@ from datetime import date, timedelta
 import pandas as pd
 import pytest
 from test_engines import EVENTS, PATIENTS, PERIODS, expected, found_by, frame, frames
+from test_hours import TYPES, answer, at, definition
+from test_hours import frames as hour_frames
 
 from e2i_dagster.cohorts import CohortInputError, build_cohort, write_cohort
 from e2i_dagster.config.cohort import CohortDefinition
@@ -271,3 +273,23 @@ def test_the_rules_of_quality_control_find_on_spark_what_they_find_in_memory(spa
         "check_digit",
         "key_format",
     } <= kinds_found
+
+
+def test_windows_in_hours_on_spark_are_those_of_duckdb(spark, tmp_path):
+    chance, people = random.Random(8), tuple("ABCDEFGH")
+    events = [at(10, "admission", person) for person in people]
+    events += [
+        at(chance.choice([None, 34, 34.5, 57.9, 58, 80]), chance.choice(TYPES), chance.choice(people))
+        for _ in range(40)
+    ]
+    patients, table = hour_frames(events, people)
+    patients.to_parquet(tmp_path / "patients")
+    table.assign(event_date=table["event_date"].dt.date).to_parquet(tmp_path / "events")
+    for rule in (
+        {"event": "death", "hours": [24, 48], "ends": "(]"},
+        {"event": "death", "hours": [24, None], "until": {"event": ["discharge", "death"]}},
+    ):
+        built = definition({"has_event": rule})
+        here = answer(built, patients, table)
+        there = answer(built, *(spark.read.parquet(str(tmp_path / name)) for name in ("patients", "events")))
+        assert there == here and len(set(here.values())) == 3

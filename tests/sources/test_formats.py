@@ -11,7 +11,7 @@ from e2i_dagster.errors import InputError
 from e2i_dagster.policy_files.environment import CHECKOUT
 from e2i_dagster.sources.check import check_folder
 from e2i_dagster.sources.files import read, read_file
-from e2i_dagster.sources.formats import delimited, parquet, recognise
+from e2i_dagster.sources.formats import delimited, meds, parquet, recognise
 from e2i_dagster.sources.formats.refused import REFUSED
 from e2i_dagster.tables.vocabulary import load_vocabulary
 
@@ -67,6 +67,33 @@ def test_a_compressed_file_of_a_binary_format_is_refused(tmp_path):
         read_file(tmp_path / "adsl.xpt.gz", FileFormat())
 
 
+def test_meds_is_told_by_its_columns_and_their_types_and_codes_come_apart(tmp_path):
+    given = ["1950-02-03", "2023-01-10 10:00", None, "2023-01-11", "2023-02-01"]
+    time = pd.to_datetime(given, format="ISO8601")
+    rows = pd.DataFrame(
+        {
+            "subject_id": [1, 1, 1, 1, 1],
+            "time": time.astype("datetime64[us]"),
+            "code": ["MEDS_BIRTH", "ICD10CM//L50.1//x", "GENDER//F", None, "MEDS_DEATH"],
+            "numeric_value": pd.Series([None] * 5, dtype="float32"),
+        }
+    )
+    rows.to_parquet(tmp_path / "0.parquet")
+    assert recognise(tmp_path / "0.parquet") is meds.FORMAT
+    found = read_file(tmp_path / "0.parquet", FileFormat())
+    table = found.rows.to_pydict()
+    assert table["code_system"] == ["MEDS_BIRTH", "ICD10CM", "GENDER", None, "MEDS_DEATH"]
+    assert table["code_value"] == [None, "L50.1//x", "F", None, None]
+    assert [one is not None for one in table["birth_time"]] == [True, False, False, False, False]
+    assert [one is not None for one in table["care_time"]] == [False, True, False, True, False]
+    assert found.told.notes == ["1 rows have no time (static facts of subjects)"]
+    # The same names with other types are a table of one's own.
+    rows.assign(subject_id="A").to_parquet(tmp_path / "1.parquet")
+    assert recognise(tmp_path / "1.parquet") is parquet.FORMAT
+    (tmp_path / "2.parquet").write_bytes(b"PAR1 cut off")
+    assert recognise(tmp_path / "2.parquet") is parquet.FORMAT
+
+
 def test_a_workbook_that_the_mapping_names_is_an_error(tmp_path):
     (tmp_path / "HCP.xlsx").write_bytes(KNOWN["an Excel workbook"])
     mapping = ImportMapping.model_validate({"tables": {"hcp_profiles": {"files": ["HCP.xlsx"]}}})
@@ -79,6 +106,7 @@ def test_a_workbook_that_the_mapping_names_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("folder", "shape", "rows"),
     [
+        ("meds", "MEDS", {"patient_journeys": 12, "patient_clinical": 12, "treatment_events": 48}),
         ("sas", "CDISC (SDTM or ADaM)", {"patient_journeys": 24, "treatment_events": 47}),
         ("dataset_json", "CDISC (SDTM or ADaM)", {"patient_journeys": 24, "treatment_events": 47}),
         (

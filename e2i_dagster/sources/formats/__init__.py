@@ -12,7 +12,7 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from e2i_dagster.sources.formats import dataset_json, delimited, fhir, parquet, sas
+from e2i_dagster.sources.formats import dataset_json, delimited, fhir, meds, parquet, sas
 from e2i_dagster.sources.formats.records import Format, Records, open_bytes
 from e2i_dagster.sources.formats.refused import Refused, refused_by_content, refused_by_ending
 
@@ -23,7 +23,7 @@ FORMATS = (parquet.FORMAT, sas.TRANSPORT, sas.DATASET, dataset_json.FORMAT, fhir
 #: What is read, in words.
 READ = (
     "CSV, TSV, text (.txt, with a declared separator), FHIR R4 as NDJSON or Dataset-JSON, each also as .gz, Parquet, "
-    "or SAS (XPT, sas7bdat)"
+    "MEDS, or SAS (XPT, sas7bdat)"
 )
 #: So many bytes at the beginning of a file tell its format.
 _BEGINNING = 1 << 16
@@ -33,6 +33,8 @@ def recognise(path: Path) -> Format | Refused | None:
     """The format of a file, one that is known and not read, or None where it is neither."""
     start = _beginning(path)
     found = next((form for form in FORMATS if form.recognise(start)), None)
+    if found is parquet.FORMAT and meds.is_meds(path):
+        return meds.FORMAT
     if found is not None:
         zipped = path.suffix.lower() == ".gz" and not found.gzipped
         return Refused(f"{found.name} inside gzip", "Decompress it") if zipped else found
