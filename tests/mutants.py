@@ -662,8 +662,8 @@ DEFECTS: dict[str, list[tuple[str, str, str, str, str]]] = {
         (
             "drift report without the model version",
             "assets/monitoring.py",
-            'model_id=f"{registered_model.name}/{registered_model.version}"',
-            "model_id=registered_model.name",
+            '        day=day,\n        model_id=f"{registered_model.name}/{registered_model.version}"',
+            "        day=day,\n        model_id=registered_model.name",
             CONTRACT,
         ),
         (

@@ -30,10 +30,10 @@ from e2i_dagster.monitoring.profile import (
     bin_counts,
     count_numbers,
     is_numeric,
+    present_numbers,
     profile_frame,
     profile_values,
     text_counts,
-    wasserstein,
 )
 
 #: Values of a text that are tested apart.
@@ -170,7 +170,7 @@ def _measure(
         state="executed",
         psi=stability_index(before, now),
         jensen_shannon=_jensen_shannon(before, now),
-        wasserstein=wasserstein(profile, values) if isinstance(profile, NumberProfile) else None,
+        wasserstein=counted.distance if counted else None,
         missing=missing,
         test=test,
         statistic=statistic,
@@ -191,7 +191,7 @@ def _binned(
     if isinstance(profile, NumberProfile):
         if not is_numeric(values):
             values = pd.Series(np.full(len(values), np.nan), index=values.index)
-        counted = count_numbers(profile, values)
+        counted = count_numbers(profile, present_numbers(values), len(values))
         points = np.asarray(profile.points)
         now = bin_counts(profile.bins, points, counted.below, counted.at_most, counted.values)
         before = np.append(np.asarray(profile.counts, dtype="float64"), profile.missing)

@@ -304,7 +304,8 @@ def performance_figure(report: PerformanceReport) -> Any:
     axes.set_xticks(range(len(shown)), [f"{one.last_day:%d %b}" for one in shown], rotation=60, fontsize=7)
     axes.set_ylabel(report.metric)
     axes.set_xlabel("last day of the window")
-    axes.legend(fontsize=7)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=7)
     return figure
 
 

@@ -84,12 +84,14 @@ class NumberCounts:
     Attributes:
         below, at_most: values below each point, and at most it.
         missing, rows: of the day.
+        distance: :func:`wasserstein`.
     """
 
     below: np.ndarray
     at_most: np.ndarray
     missing: int
     rows: int
+    distance: float | None = None
 
     @property
     def values(self) -> int:
@@ -245,14 +247,16 @@ def profile_values(values: pd.Series, *, bins: int) -> FeatureProfile:
     )
 
 
-def count_numbers(profile: NumberProfile, values: pd.Series) -> NumberCounts:
-    """Count ``values`` against the points of ``profile``: one pass, no sorting of many values."""
-    numbers = present_numbers(values)
+def count_numbers(profile: NumberProfile, numbers: np.ndarray, rows: int) -> NumberCounts:
+    """Count ``numbers``, those that are there of ``rows``, against the points of ``profile``.
+
+    One pass, without sorting when they are many.
+    """
     points = np.asarray(profile.points)
-    missing = len(values) - len(numbers)
+    missing = rows - len(numbers)
     if not len(points):
         empty = np.zeros(0, dtype="int64")
-        return NumberCounts(empty, empty, missing, len(values))
+        return NumberCounts(empty, empty, missing, rows)
     if len(numbers) < _CELLS_FROM:
         ordered = np.sort(numbers)
         below, at_most = (np.searchsorted(ordered, points, side=side) for side in ("left", "right"))
@@ -260,7 +264,7 @@ def count_numbers(profile: NumberProfile, values: pd.Series) -> NumberCounts:
         places = _place_counts(points, numbers)
         ends = np.cumsum(places)
         below, at_most = ends[0:-1:2], ends[1::2]
-    return NumberCounts(below, at_most, missing, len(values))
+    return NumberCounts(below, at_most, missing, rows, wasserstein(profile, numbers))
 
 
 def bin_counts(bins: Bins, points: np.ndarray, below: np.ndarray, at_most: np.ndarray, n: int) -> np.ndarray:
@@ -284,12 +288,11 @@ def quantiles_of(points: np.ndarray, at_most: np.ndarray, shares: np.ndarray) ->
     return points[np.minimum(np.searchsorted(at_most, ranks, side="left"), len(points) - 1)]
 
 
-def wasserstein(profile: NumberProfile, values: pd.Series) -> float | None:
-    """Wasserstein-1 distance in standard deviations of the reference; None for a constant reference.
+def wasserstein(profile: NumberProfile, numbers: np.ndarray) -> float | None:
+    """Wasserstein-1 distance in standard deviations of the reference; None for a constant one or an infinite distance.
 
     The mean difference of the quantiles of both sides (Vallender 1974), at 512 shares.
     """
-    numbers = present_numbers(values)
     if not len(numbers) or not profile.points or profile.deviation == 0:
         return None
     shares = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
@@ -300,7 +303,9 @@ def wasserstein(profile: NumberProfile, values: pd.Series) -> float | None:
         numbers = numbers[:: len(numbers) // _CELLS_FROM]
         at = np.minimum((shares * len(numbers)).astype("int64"), len(numbers) - 1)
     now = np.sort(numbers)[at]
-    return float(np.abs(now - then).mean() / profile.deviation)
+    with np.errstate(invalid="ignore", over="ignore"):
+        distance = float(np.abs(now - then).mean() / profile.deviation)
+    return distance if np.isfinite(distance) else None
 
 
 def text_counts(values: pd.Series) -> pd.Series:
@@ -383,13 +388,12 @@ def _place_counts(points: np.ndarray, numbers: np.ndarray) -> np.ndarray:
 
 def _cells(numbers: np.ndarray, low: float, scale: float) -> np.ndarray:
     """Cell of each number: 0 below the range, the last above; ascending with the number."""
-    cells = (numbers - low) * scale
-    np.clip(cells, -1, _CELLS - 2, out=cells)
-    # Floor, not truncation: what lies just below the range is not in its first cell.
-    np.floor(cells, out=cells)
-    whole = cells.astype("int32")
-    whole += 1
-    return whole
+    with np.errstate(over="ignore"):
+        cells = numbers - low
+        cells *= scale
+    cells += 1
+    np.clip(cells, 0, _CELLS - 1, out=cells)
+    return cells.astype("int32")
 
 
 def sample_rows(frame: pd.DataFrame, rows: int, seed: int) -> Mapping[str, tuple[Any, ...]]:

@@ -187,7 +187,7 @@ for name in sys.argv[1:]:
 
 #: A module, and the stages that reach it.
 REACHED = {
-    "e2i_dagster/monitoring/drift.py": {"drift_report", "reference_profile"},
+    "e2i_dagster/monitoring/drift.py": {"drift_report", "performance_report", "reference_profile"},
     "e2i_dagster/serving/service.py": {"bento"},
     "e2i_dagster/causal/refute.py": {
         "causal_estimates", "effect_heterogeneity", "effect_model", "effect_bento", "effect_deployment",
