@@ -4,6 +4,7 @@ import dagster as dg
 
 from jobs.experiments import EXPERIMENT_JOBS
 from jobs.gate import GATE_JOBS
+from jobs.registry import REGISTRY_JOBS
 
 _loading = dg.AssetSelection.groups("configuration", "raw", "quality")
 
@@ -48,6 +49,7 @@ JOBS = [
     monitor,
     *GATE_JOBS,
     *EXPERIMENT_JOBS,
+    *REGISTRY_JOBS,
     estimate_effects,
     deploy_effects,
 ]
