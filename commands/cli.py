@@ -26,7 +26,7 @@ from commands.features import features
 from commands.imports import import_group
 from commands.launch import exit_code, failure_record, launch, refuse_failed
 from commands.quality import gate, leakage_audit
-from commands.registry import approve, compare, history, promote, reject, rollback
+from commands.registry import approve, compare, dossier, history, promote, reject, rollback
 from e2i_dagster.errors import ConfigError, E2IError, UnavailableError
 
 if TYPE_CHECKING:
@@ -526,7 +526,7 @@ main.add_command(gate)
 main.add_command(leakage_audit)
 main.add_command(experiment)
 main.add_command(features)
-for registry_command in (promote, approve, reject, rollback, history, compare):
+for registry_command in (promote, approve, reject, rollback, history, compare, dossier):
     main.add_command(registry_command)
 
 if __name__ == "__main__":

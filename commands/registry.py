@@ -1,8 +1,9 @@
-"""Commands of the model registry: promote, approve, reject, rollback, history, compare."""
+"""Commands of the model registry: promote, approve, reject, rollback, history, compare, dossier."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import click
@@ -167,6 +168,51 @@ def compare(first: str, second: str, json_output: bool) -> None:
         click.echo("They were not judged on the same split of patients: the figures do not compare directly.")
 
 
+@click.command()
+@click.argument("model")
+@click.option("--version", help="Version or stage; by default the highest stage that has one.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder; in the state folder by default."
+)
+@as_json
+@command_errors
+def dossier(model: str, version: str | None, out: Path | None, json_output: bool) -> None:
+    """Write what was made, measured and decided about a version of MODEL as one HTML page and one JSON."""
+    from e2i_dagster.config.policy import current_policy
+    from e2i_dagster.database.connection import engine
+    from e2i_dagster.registry.dossier import write_dossier
+    from e2i_dagster.registry.evidence import find_model, find_version, highest_version
+    from e2i_dagster.registry.mlflow_runs import default_tracking_uri
+
+    uri, policy = default_tracking_uri(), current_policy()
+    name = find_model(model, policy, tracking_uri=uri)
+    found = (
+        highest_version(name, tracking_uri=uri)
+        if version is None
+        else find_version(name, version, tracking_uri=uri)
+    )
+    written = write_dossier(engine(role="app"), found, policy, tracking_uri=uri, folder=out)
+    missing = [one.title for one in written.dossier.sections if one.state == "missing"]
+    items = written.dossier.tripod_ai
+    answered = sum(one.state == "answered" for one in items)
+    if json_output:
+        report = {
+            "model": name,
+            "version": found.version,
+            "html": str(written.html),
+            "json": str(written.json_file),
+            "missing": missing,
+            "tripod_ai": {"answered": answered, "items": len(items)},
+        }
+        click.echo(json.dumps(report))
+        return
+    click.echo(f"{name} version {found.version}: {written.html}")
+    click.echo(f"and {written.json_file}; both are attached to MLflow run {found.run_id}.")
+    click.echo(
+        f"Missing: {', '.join(missing) or 'nothing'}. TRIPOD+AI: {answered} of {len(items)} items answered."
+    )
+
+
 def _registrar() -> Any:
     """For a dry run, which changes nothing and runs no job."""
     from e2i_dagster.config.policy import current_policy
@@ -197,7 +243,8 @@ def _act(job: str, op: str, config: dict[str, Any], json_output: bool) -> None:
     if not result.success:
         refuse_failed(result, json_output=json_output)
     (output,) = [event for event in result.all_events if event.event_type_value == "STEP_OUTPUT"]
-    _show(output.step_output_data.metadata["outcome"].value, json_output)
+    shown: Any = output.step_output_data.metadata["outcome"].value
+    _show(shown, json_output)
 
 
 def _show(outcome: dict[str, Any], json_output: bool) -> None:

@@ -54,8 +54,38 @@ def _act(
         # What a person can mend is said in one sentence; trying again cannot help.
         raise refusal(error) from error
     context.add_output_metadata(
-        {**dagster_metadata(outcome.to_metadata()), "outcome": outcome.model_dump(mode="json")}
+        {
+            **dagster_metadata(outcome.to_metadata()),
+            "outcome": outcome.model_dump(mode="json"),
+            **_dossier(context, registrar, outcome.model, outcome.version),
+        }
     )
+
+
+def _dossier(context: dg.OpExecutionContext, registrar: Any, model: str, version: str) -> dict[str, Any]:
+    """The version's dossier with what has just been recorded, also linked from the page of `registered_model`."""
+    from e2i_dagster.registry.dossier import write_dossier
+    from e2i_dagster.registry.evidence import find_version
+
+    try:
+        found = find_version(model, version, tracking_uri=registrar.tracking_uri)
+        written = write_dossier(
+            registrar.engine, found, registrar.policy, tracking_uri=registrar.tracking_uri
+        )
+    except E2IError as error:
+        # What was decided is done and recorded; the dossier can be written again.
+        context.log.warning(str(error))
+        return {"dossier": f"not written: {error}"}
+    shown = {
+        "dossier": dg.MetadataValue.path(str(written.html)),
+        "stage": found.stage,
+        "version": found.version,
+    }
+    if found.scope is not None:
+        context.log_event(
+            dg.AssetObservation(asset_key="registered_model", partition=found.scope, metadata=shown)
+        )
+    return {"dossier": shown["dossier"]}
 
 
 class PromoteConfig(dg.Config):

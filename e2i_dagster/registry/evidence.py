@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from e2i_dagster.config.policy import Policy
+from e2i_dagster.config.registry import WAY_UP
 from e2i_dagster.display import Table
 from e2i_dagster.errors import InputError, VerdictError
 from e2i_dagster.registry.mlflow_runs import silence_telemetry
@@ -55,6 +56,19 @@ def find_version(name: str, wanted: str, *, tracking_uri: str) -> RegisteredVers
         value=wanted,
         remedy=f"It has: {there}." if there else "Train and register one first: `e2i run`.",
     )
+
+
+def highest_version(name: str, *, tracking_uri: str) -> RegisteredVersion:
+    """The version of the model with the highest stage that has one.
+
+    Raises:
+        InputError: no version has a stage.
+    """
+    for stage in reversed(WAY_UP):
+        found = version_at(name, stage, tracking_uri=tracking_uri)
+        if found is not None:
+            return found
+    return find_version(name, WAY_UP[0], tracking_uri=tracking_uri)
 
 
 def read_reference(reference: str, policy: Policy, *, tracking_uri: str) -> RegisteredVersion:
