@@ -42,6 +42,7 @@ from e2i_dagster.serving.state import (
     ColourSettings,
     ProcessIdentity,
     ServiceRecord,
+    deployed_name,
     family,
     kill,
     library_environment,
@@ -49,6 +50,7 @@ from e2i_dagster.serving.state import (
     make_private,
     python_module,
     read_record,
+    service_of,
     services_folder,
     wait_ended,
     write_private,
@@ -118,6 +120,7 @@ class Supervisor:
         self._token = secrets.token_hex(16)
         self._active: Colour | None = None
         self._warm: Colour | None = None
+        self._mirroring: asyncio.subprocess.Process | None = None
         self._recorded: ActiveColour | None = None
         self._control_port = 0
         self._started = _time()
@@ -155,10 +158,15 @@ class Supervisor:
             if resume and self._recorded is not None:
                 await self._resume(self._recorded)
             self._spawn(self._look_after())
+            if self._service == deployed_name(service_of(self._service), "shadow"):
+                self._spawn(self._mirror())
             await self._ending.wait()
         finally:
             public.close()
             control.close()
+            if self._mirroring is not None and self._mirroring.returncode is None:
+                self._mirroring.terminate()
+                await self._mirroring.wait()
             await asyncio.gather(*(self._stop(colour) for colour in list(self._colours)))
             self._write(ended=True)
             logger.info("Service %s stopped", self._service)
@@ -325,6 +333,22 @@ class Supervisor:
             self._recorded = self._active.described
             self._write()
             alive_since = asyncio.get_running_loop().time()
+
+    async def _mirror(self) -> None:
+        """Keep the process that asks slot shadow what another slot has answered."""
+        pause = self._deployment.restart_first_seconds
+        while not self._ending.is_set():
+            with log_path(self._state, self._service).open("ab") as output:
+                self._mirroring = await asyncio.create_subprocess_exec(
+                    *python_module("e2i_dagster.serving.mirror", self._service, "--state", str(self._state)),
+                    env={**os.environ, "E2I_HOME": str(self._state)},
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                )
+            await self._mirroring.wait()
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, self._deployment.restart_most_seconds)
 
     # -- forwarding --------------------------------------------------------------------------------
 

@@ -22,18 +22,23 @@ from e2i_dagster.config.algorithms import AlgorithmsPolicy
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.config.registry import RegistryPolicy
 from e2i_dagster.config.scope import SuccessCriteria, default_scope
-from e2i_dagster.config.serving import ServingPolicy
+from e2i_dagster.config.serving import MirrorPolicy, ServingPolicy
 from e2i_dagster.errors import ConfigError, DamagedError, InputError, UnavailableError, VerdictError
 from e2i_dagster.policy_files.actors import Actor
+from e2i_dagster.registry.dossier import Dossier, dossier_schema, write_dossier
 from e2i_dagster.registry.evidence import compare_versions, find_version, read_reference
 from e2i_dagster.registry.history import StageEvent, open_proposals, stage_history
 from e2i_dagster.registry.stages import Evidence
 from e2i_dagster.registry.training_runs import register_and_stage, track_training
 from e2i_dagster.registry.versions import set_stage, version_at
+from e2i_dagster.serving.client import score_answerable
 from e2i_dagster.serving.endpoints import endpoints, stop_all
+from e2i_dagster.serving.logged import wait_until_logged
+from e2i_dagster.serving.mirror import mirror
 from e2i_dagster.serving.promotion import Registrar, archive_superseded
 from e2i_dagster.splits.rows import SealedRows
 from e2i_dagster.tables.description.models import ml_model_stage_history
+from e2i_dagster.tables.description.serving import ml_shadow_comparisons
 from e2i_dagster.training import evaluate, train
 from resources.mlflow import MlflowResource
 
@@ -133,7 +138,8 @@ def office(
     mlflow.set_tracking_uri(before)
     stop_all(tmp_path / "state")
     connection.dispose()
-    monkeypatch.delenv("E2I_DATABASE_URL")
+    for variable in ("E2I_DATABASE_URL", "E2I_ENVIRONMENT"):
+        monkeypatch.delenv(variable, raising=False)
     connection.drop_database(name)
 
 
@@ -170,7 +176,7 @@ def test_a_wrong_request_is_refused_and_changes_nothing(office, asked, error, sa
 
 
 def test_missing_evidence_and_that_of_another_version_are_refused(office):
-    client = mlflow.MlflowClient(tracking_uri=office.uri)
+    client = mlflow.MlflowClient(tracking_uri=office.uri, registry_uri=office.uri)
     runs = {str(one.version): one.run_id for one in client.search_model_versions(f"name='{NAME}'")}
     files = {
         version: Path(client.get_run(run).info.artifact_uri.removeprefix("file://")) / "evaluation.json"
@@ -258,7 +264,7 @@ def test_production_takes_no_simulated_days_and_nobody_unknown(office, monkeypat
 
 def test_a_superseded_version_is_archived_by_the_rule_and_one_in_use_is_not(office):
     month_ago = dt.datetime.now(dt.UTC) - dt.timedelta(days=31)
-    client = mlflow.MlflowClient(tracking_uri=office.uri)
+    client = mlflow.MlflowClient(tracking_uri=office.uri, registry_uri=office.uri)
     for version in ("1", "2"):
         client.set_model_version_tag(NAME, version, "e2i.superseded_since", month_ago.isoformat())
     done = archive_superseded(NAME, office.engine, registry=RegistryPolicy.load(), tracking_uri=office.uri)
@@ -325,6 +331,36 @@ def test_the_whole_way_to_production_and_back(office: Office, monkeypatch: pytes
     assert version_at(NAME, "2", tracking_uri=office.uri).superseded_since is not None
     assert [one.action for one in events(office)][-1] == "rolled_back"
 
+    office.put("2", "staging")
+    moved = office("ann").promote(NAME, "shadow", version="2", reason=WHY)
+    asked = patients(40, 7)
+    since = dt.datetime.now(dt.UTC)
+    answers, _ = score_answerable(live.url, asked, model_name=NAME)
+    wait_until_logged(office.engine, answers)
+    (row,) = mirror(
+        office.engine,
+        office.state,
+        "classification-shadow",
+        MirrorPolicy(every_seconds=1, most_rows=30),
+        since,
+        dt.datetime.now(dt.UTC),
+    )
+    assert (row["source_version"], row["shadow_version"]) == ("1", "2")
+    assert (row["requests"], row["left_out"], row["compared"] + row["failed"]) == (
+        len(answers),
+        len(answers) - 30,
+        30,
+    )
+    with office.engine.connect() as connection:
+        logged = connection.scalar(sa.text("SELECT count(*) FROM ml_predictions WHERE model_version = '2'"))
+        recorded = connection.scalar(sa.select(sa.func.sum(ml_shadow_comparisons.c.compared)))
+    assert logged == 0, "answers to mirrored requests are not logged"
+    assert recorded == row["compared"]
+    beside, _ = score_answerable(moved.url, asked, model_name=NAME)
+    joined = answers.set_index("patient_id").join(beside.set_index("patient_id"), rsuffix="_shadow")
+    difference = (joined["prediction_value"] - joined["prediction_value_shadow"]).abs()
+    assert 0 < row["largest_difference"] <= difference.max() + 1e-9
+
     gone = find_version(NAME, "2", tracking_uri=office.uri)
     folder = Path(gone.files.location.removeprefix("file://"))
     aside = folder.with_name("aside")
@@ -335,3 +371,29 @@ def test_the_whole_way_to_production_and_back(office: Office, monkeypatch: pytes
     finally:
         aside.rename(folder)
     assert answered_by(live.url) == f"{NAME}/1"
+
+
+def test_a_dossier_is_one_page_and_one_json_that_say_what_is_missing(office: Office, tmp_path: Path):
+    propose(office)
+    found = find_version(NAME, "2", tracking_uri=office.uri)
+    written = write_dossier(
+        office.engine, found, current_policy(), tracking_uri=office.uri, folder=tmp_path / "out"
+    )
+    page = written.html.read_text("utf-8")
+    assert len(page) < 2_000_000
+    assert 'src="http' not in page and "<script" not in page and "<link" not in page
+    dossier = Dossier.model_validate_json(written.json_file.read_bytes())
+    assert (dossier.version, dossier.stage, dossier.simulated) == ("2", "shadow", True)
+    states = {one.key: one for one in dossier.sections}
+    assert states["approvals"].state == states["protocol"].state == states["data"].state == "answered"
+    assert "no performance by groups" in states["subgroups"].reason
+    assert states["participants"].reason.startswith("Missing: nothing is recorded of cohort")
+    assert len({one.number for one in dossier.tripod_ai}) == len(dossier.tripod_ai) == 52
+    assert all(bool(one.sections) != bool(one.reason) for one in (*dossier.tripod_ai, *dossier.model_card))
+    client = mlflow.MlflowClient(tracking_uri=office.uri)
+    assert len(client.list_artifacts(found.run_id, "dossier")) == 2
+
+
+def test_the_published_schema_of_the_dossier_is_current():
+    published = Path(__file__).resolve().parents[2] / "docs" / "dossier.schema.json"
+    assert published.read_text("utf-8") == dossier_schema()
