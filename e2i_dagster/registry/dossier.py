@@ -161,13 +161,9 @@ def compose_dossier(
     """
     scope = policy.scopes.get(version.scope or "")
     with engine.connect() as connection:
-        run = (
-            connection.execute(
-                sa.select(ml_training_runs).where(ml_training_runs.c.mlflow_run_id == version.run_id)
-            )
-            .mappings()
-            .one_or_none()
-        )
+        of_version = ml_training_runs.c.mlflow_run_id == version.run_id
+        row = connection.execute(sa.select(ml_training_runs).where(of_version)).mappings().one_or_none()
+        run: Mapping[str, Any] | None = None if row is None else {str(name): row[name] for name in row}
         digests = {} if run is None else dict(run["data_digests"])
         recorded = _Recorded(connection, digests, None if run is None else run["completed_at"])
         parts = list(_parts(connection, recorded, version, scope, run, explained))

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
 
 from e2i_dagster.config.serving import MirrorPolicy, ServingPolicy
 from e2i_dagster.errors import E2IError
@@ -160,7 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
             continue
         try:
             mirror(engine("app"), chosen.state, chosen.name, policy, since, until)
-        except (E2IError, sa.exc.SQLAlchemyError) as error:
+        except (E2IError, SQLAlchemyError) as error:
             # Tried again with the same requests; beyond the bound they are counted as left out.
             logger.warning("Requests could not be mirrored: %s", type(error).__name__)
             continue

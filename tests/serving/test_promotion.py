@@ -331,6 +331,17 @@ def test_the_whole_way_to_production_and_back(office: Office, monkeypatch: pytes
     assert version_at(NAME, "2", tracking_uri=office.uri).superseded_since is not None
     assert [one.action for one in events(office)][-1] == "rolled_back"
 
+    gone = find_version(NAME, "2", tracking_uri=office.uri)
+    folder = Path(gone.files.location.removeprefix("file://"))
+    aside = folder.with_name("aside")
+    folder.rename(aside)
+    try:
+        with pytest.raises(DamagedError, match=f"model of {NAME} version 2 cannot be served"):
+            office("ann").rollback(NAME, to_version="2", reason=WHY)
+    finally:
+        aside.rename(folder)
+    assert answered_by(live.url) == f"{NAME}/1"
+
     office.put("2", "staging")
     moved = office("ann").promote(NAME, "shadow", version="2", reason=WHY)
     asked = patients(40, 7)
@@ -360,17 +371,6 @@ def test_the_whole_way_to_production_and_back(office: Office, monkeypatch: pytes
     joined = answers.set_index("patient_id").join(beside.set_index("patient_id"), rsuffix="_shadow")
     difference = (joined["prediction_value"] - joined["prediction_value_shadow"]).abs()
     assert 0 < row["largest_difference"] <= difference.max() + 1e-9
-
-    gone = find_version(NAME, "2", tracking_uri=office.uri)
-    folder = Path(gone.files.location.removeprefix("file://"))
-    aside = folder.with_name("aside")
-    folder.rename(aside)
-    try:
-        with pytest.raises(DamagedError, match=f"model of {NAME} version 2 cannot be served"):
-            office("ann").rollback(NAME, to_version="2", reason=WHY)
-    finally:
-        aside.rename(folder)
-    assert answered_by(live.url) == f"{NAME}/1"
 
 
 def test_a_dossier_is_one_page_and_one_json_that_say_what_is_missing(office: Office, tmp_path: Path):
