@@ -513,10 +513,12 @@ def endpoint_text(endpoint: dict[str, Any]) -> str:
     if not _is_offered(endpoint):
         why = f": {endpoint['reason']}" if endpoint["reason"] else ""
         return f"{endpoint['model_id']} is {endpoint['health']}{why}."
-    return (
-        f"{endpoint['model_id']} answers in slot {endpoint['slot']} (not production: that needs\n"
-        f"shadow days and a second person's approval). Ask it:\n{endpoint['example']}"
+    way = (
+        ""
+        if endpoint["slot"] == "production"
+        else " (not production: that needs\nshadow days and a second person's approval, `e2i promote`)"
     )
+    return f"{endpoint['model_id']} answers in slot {endpoint['slot']}{way}. Ask it:\n{endpoint['example']}"
 
 
 main.add_command(causal)
