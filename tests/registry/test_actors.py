@@ -82,6 +82,7 @@ class Submitted:
     ],
 )
 def test_the_queue_tags_a_run_with_the_user_of_its_request(tmp_path, headers, expected):
+    from dagster._check import CheckError
     from dagster._core.test_utils import create_run_for_test
 
     overrides = {
@@ -89,7 +90,7 @@ def test_the_queue_tags_a_run_with_the_user_of_its_request(tmp_path, headers, ex
     }
     with dg.DagsterInstance.local_temp(str(tmp_path), overrides=overrides) as instance:
         run = create_run_for_test(instance, job_name="promote_model", status=dg.DagsterRunStatus.NOT_STARTED)
-        with pytest.raises(AttributeError):
+        with pytest.raises(CheckError, match="required for queued runs"):
             # Without a remote code location Dagster's queue stops after our part.
             instance.run_coordinator.submit_run(Submitted(run, headers))
         found = instance.get_run_by_id(run.run_id)
