@@ -217,7 +217,8 @@ def explanations(
     fault=lambda version: version.damage(),
     group_name="registry",
     kinds={"mlflow"},
-    description="The model version: registered when every criterion is met, staged on its measured evidence.",
+    description="The model version: registered when every criterion is met, staged on its measured evidence, with its "
+    "dossier.",
 )
 def registered_model(
     scope_spec: ScopeSpec,
@@ -229,6 +230,7 @@ def registered_model(
     warehouse: Warehouse,
 ) -> Produced:
     from e2i_dagster.registry import model_key, write_explanation
+    from e2i_dagster.registry.dossier import write_dossier
     from e2i_dagster.registry.training_runs import register_and_stage
 
     version = register_and_stage(
@@ -243,4 +245,5 @@ def registered_model(
     )
     key = model_key(version.name, version.version)
     write_explanation(warehouse.engine(), explanations, model_registry_id=key)
-    return Produced(version, version)
+    written = write_dossier(warehouse.engine(), version, current_policy(), tracking_uri=mlflow.uri())
+    return Produced(version, version, metadata={"dossier": str(written.html)})

@@ -27,6 +27,7 @@ from commands.features import features
 from commands.imports import import_group
 from commands.launch import exit_code, failure_record, launch, refuse_failed
 from commands.quality import gate, leakage_audit
+from commands.registry import approve, compare, dossier, history, promote, reject, rollback
 from e2i_dagster.errors import ConfigError, E2IError, UnavailableError
 
 if TYPE_CHECKING:
@@ -533,10 +534,12 @@ def endpoint_text(endpoint: dict[str, Any]) -> str:
     if not _is_offered(endpoint):
         why = f": {endpoint['reason']}" if endpoint["reason"] else ""
         return f"{endpoint['model_id']} is {endpoint['health']}{why}."
-    return (
-        f"{endpoint['model_id']} answers in slot {endpoint['slot']} (not production: that needs\n"
-        f"shadow days and a second person's approval). Ask it:\n{endpoint['example']}"
+    way = (
+        ""
+        if endpoint["slot"] == "production"
+        else " (not production: that needs\nshadow days and a second person's approval, `e2i promote`)"
     )
+    return f"{endpoint['model_id']} answers in slot {endpoint['slot']}{way}. Ask it:\n{endpoint['example']}"
 
 
 main.add_command(alerts)
@@ -547,6 +550,8 @@ main.add_command(gate)
 main.add_command(leakage_audit)
 main.add_command(experiment)
 main.add_command(features)
+for registry_command in (promote, approve, reject, rollback, history, compare, dossier):
+    main.add_command(registry_command)
 
 if __name__ == "__main__":
     main()

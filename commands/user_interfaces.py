@@ -70,7 +70,7 @@ def run_user_interfaces(say: Callable[[str], None]) -> None:
         say(f"Dagster UI  http://127.0.0.1:{dagster_port}")
         say(f"MLflow UI   http://127.0.0.1:{mlflow_port}")
         for endpoint in services:
-            say(f"{endpoint.service:<11} {endpoint.url}  {endpoint.health}")
+            say(f"{endpoint.service:<25} {endpoint.url}  {endpoint.health}")
         if not services:
             say("No service is deployed; `make run` deploys one.")
         say("Ctrl-C stops the UIs; services and database go on until `e2i down`.")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from e2i_dagster.config.names import trusted_type_problems
 from e2i_dagster.policy_files.base import PolicyModel, read_yaml
 from e2i_dagster.policy_files.environment import config_folder
 
 ServiceName = Literal["classification", "regression", "causal"]
+Slot = Literal["staging", "shadow", "production"]
 ServedProblem = Literal["binary_classification", "multiclass_classification", "regression", "causal"]
 
 
@@ -61,6 +62,7 @@ class DeploymentPolicy(PolicyModel):
     start_timeout_seconds: float = Field(gt=0)
     parity_tolerance: float = Field(gt=0)
     drain_seconds: float = Field(ge=0)
+    warm_seconds: float = Field(ge=0)
     stop_seconds: float = Field(gt=0)
     restart_first_seconds: float = Field(gt=0)
     restart_most_seconds: float = Field(gt=0)
@@ -76,15 +78,31 @@ class AuditPolicy(PolicyModel):
     close_seconds: float = Field(gt=0)
 
 
+class MirrorPolicy(PolicyModel):
+    """How requests reach slot shadow."""
+
+    every_seconds: float = Field(gt=0)
+    most_rows: int = Field(ge=1)
+
+
 class ServingPolicy(PolicyModel):
     """The whole file."""
 
     services: dict[ServiceName, ServicePolicy]
+    slot_port_offsets: dict[Slot, int]
     request: RequestPolicy
     health: HealthPolicy
     deployment: DeploymentPolicy
     audit: AuditPolicy
+    mirror: MirrorPolicy
     trusted_types: tuple[str, ...]
+
+    @field_validator("slot_port_offsets")
+    @classmethod
+    def _every_slot_has_its_own(cls, offsets: dict[Slot, int]) -> dict[Slot, int]:
+        if set(offsets) != set(get_args(Slot)) or len(set(offsets.values())) != len(offsets):
+            raise ValueError(f"give each of {', '.join(get_args(Slot))} an offset of its own")
+        return offsets
 
     @classmethod
     def load(cls, folder: Path | None = None) -> ServingPolicy:
@@ -94,6 +112,10 @@ class ServingPolicy(PolicyModel):
             cls,
             lambda read: trusted_type_problems(read.trusted_types),
         )
+
+    def port_offset(self, service: ServiceName, slot: Slot) -> int:
+        """Offset of the port of ``service`` in ``slot`` from ``E2I_PORT_BASE``."""
+        return self.services[service].port_offset + self.slot_port_offsets[slot]
 
     def service_of(self, problem_type: str) -> ServiceName | None:
         """The service that takes models of ``problem_type``; None if none does."""

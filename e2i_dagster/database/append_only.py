@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from e2i_dagster.tables.description.experiments import APPEND_ONLY
+from e2i_dagster.tables.description import experiments, models
+
+APPEND_ONLY = (*experiments.APPEND_ONLY, *models.APPEND_ONLY)
 
 _FUNCTION = """
 CREATE OR REPLACE FUNCTION public.refuse_change() RETURNS trigger

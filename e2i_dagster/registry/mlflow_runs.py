@@ -42,7 +42,8 @@ class LoggedModel:
 
 
 def silence_telemetry() -> None:
-    """No call of MLflow leaves the machine. Before the first import of mlflow."""
+    """No call of MLflow leaves the machine, and no progress bar the process. Before the first import of mlflow."""
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["DO_NOT_TRACK"] = "true"
 

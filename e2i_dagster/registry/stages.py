@@ -12,6 +12,11 @@ from e2i_dagster.display import Table
 from e2i_dagster.policy_files.base import digest_of
 from e2i_dagster.training import Evaluation
 
+_MEASURED = {
+    *("model_digest", "problem_type", "auc", "criteria_met", "cohort_approved"),
+    *("evaluation_digest", "scope_digest", "simulated_days"),
+}
+
 
 class Approval(BaseModel):
     """A person's consent. ``evidence_digest`` is that of the evidence they saw."""
@@ -30,6 +35,10 @@ class Evidence(BaseModel):
         auc: split -> measured ROC-AUC; empty where it means nothing.
         criteria_met: whether every success criterion of the scope was met.
         cohort_approved: whether the cohort's definition is approved; a draft's models stay in development.
+        evaluation_digest: digest of the whole evaluation, with every metric and criterion.
+        scope_digest: digest of the scope's definition under which it was made; empty when not recorded.
+        stale: why the evidence does not hold any more; empty when it does.
+        simulated_days: days in the present stage that did not pass; only for development.
         days_in_stage: days since the version reached its present stage.
         days_superseded: days since a newer version took its place, None when none has.
         proposed_by: who asks for the promotion.
@@ -43,6 +52,10 @@ class Evidence(BaseModel):
     auc: dict[str, float]
     criteria_met: bool
     cohort_approved: bool = False
+    evaluation_digest: str = ""
+    scope_digest: str = ""
+    stale: str = ""
+    simulated_days: float = 0.0
     days_in_stage: float = 0.0
     days_superseded: float | None = None
     proposed_by: str
@@ -61,15 +74,14 @@ class Evidence(BaseModel):
             problem_type=evaluation.problem_type,
             auc=auc,
             criteria_met=evaluation.accepted,
+            evaluation_digest=digest_of(evaluation.to_record()),
             proposed_by=proposed_by,
             **more,
         )
 
     def measured_digest(self) -> str:
-        """Digest of what was measured: what an approval consents to."""
-        return digest_of(
-            self.model_dump(mode="json", include={"model_digest", "problem_type", "auc", "criteria_met"})
-        )
+        """Digest of what was measured, and of days that were simulated: what an approval consents to."""
+        return digest_of(self.model_dump(mode="json", include=_MEASURED))
 
 
 class RuleResult(BaseModel):
@@ -78,7 +90,14 @@ class RuleResult(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     rule: Literal[
-        "order", "min_auc", "criteria_met", "cohort_approved", "days_in_stage", "approval", "days_superseded"
+        "order",
+        "evidence",
+        "min_auc",
+        "criteria_met",
+        "cohort_approved",
+        "days_in_stage",
+        "approval",
+        "days_superseded",
     ]
     passed: bool
     reason: str
@@ -102,6 +121,11 @@ class Transition(BaseModel):
         """Why not, one sentence for each rule that is not met."""
         return tuple(result.reason for result in self.results if not result.passed)
 
+    @property
+    def unmet(self) -> tuple[str, ...]:
+        """Names of the rules that are not met."""
+        return tuple(result.rule for result in self.results if not result.passed)
+
     def to_metadata(self) -> dict[str, Any]:
         """What the asset page shows."""
         return {
@@ -121,6 +145,8 @@ def check_transition(
     policy = policy or RegistryPolicy.load()
     rules = policy.rules(to_stage)
     results = [_order(from_stage, to_stage)]
+    if evidence.stale:
+        results.append(RuleResult(rule="evidence", passed=False, reason=evidence.stale))
     if rules.min_auc is not None and evidence.problem_type == "binary_classification":
         value = evidence.auc.get(rules.split)
         results.append(
@@ -153,11 +179,13 @@ def check_transition(
             )
         )
     if rules.min_days_in_previous is not None:
+        days = evidence.days_in_stage + evidence.simulated_days
+        simulated = f" ({evidence.simulated_days:g} of them simulated)" if evidence.simulated_days else ""
         results.append(
             RuleResult(
                 rule="days_in_stage",
-                passed=evidence.days_in_stage >= rules.min_days_in_previous,
-                reason=f"{evidence.days_in_stage:.1f} days in {from_stage}, {to_stage} needs "
+                passed=days >= rules.min_days_in_previous,
+                reason=f"{days:.1f} days in {from_stage}{simulated}, {to_stage} needs "
                 f"{rules.min_days_in_previous:g}.",
             )
         )
@@ -199,16 +227,18 @@ def _order(from_stage: Stage, to_stage: Stage) -> RuleResult:
 
 def _approval(evidence: Evidence) -> RuleResult:
     digest = evidence.measured_digest()
+    proposer = evidence.proposed_by.strip().casefold()
+    own = [item.by.strip().casefold() == proposer for item in evidence.approvals]
     valid = [
         item.by
-        for item in evidence.approvals
-        if item.by != evidence.proposed_by and item.evidence_digest == digest
+        for item, is_own in zip(evidence.approvals, own, strict=True)
+        if not is_own and item.evidence_digest == digest
     ]
     if valid:
         reason = f"Approved by {', '.join(valid)}."
     elif not evidence.approvals:
         reason = "Nobody has approved it."
-    elif all(item.by == evidence.proposed_by for item in evidence.approvals):
+    elif all(own):
         reason = "Only the person who proposed it has approved it; a second person must."
     else:
         reason = f"The approvals are for other evidence than {digest}."

@@ -9,6 +9,8 @@ import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict
 
 from e2i_dagster.config.scope import ScopeSpec
+from e2i_dagster.policy_files.actors import Actor
+from e2i_dagster.registry.history import StageEvent, record_events
 from e2i_dagster.registry.mlflow_runs import experiment_name, log_training
 from e2i_dagster.registry.model_files import ModelFiles
 from e2i_dagster.registry.records import write_experiment, write_model, write_study, write_training_run
@@ -145,9 +147,34 @@ def register_and_stage(
         stage=version.stage,
         experiment_id=experiment_key(experiment_name(scope)),
     )
+    by = Actor(proposed_by, "self-declared")
+    if version.new:
+        first = StageEvent.of(
+            "registered",
+            version.name,
+            version.version,
+            by=by,
+            to_stage=version.stage,
+            reason="meets every success criterion of its scope",
+        )
+        record_events(engine, [first])
     if version.stage != "development":
         return version
-    evidence = Evidence.from_evaluation(evaluation, proposed_by=proposed_by, cohort_approved=cohort_approved)
-    staged, _ = promote(version, "staging", evidence, tracking_uri=tracking_uri)
+    evidence = Evidence.from_evaluation(
+        evaluation, proposed_by=proposed_by, cohort_approved=cohort_approved, scope_digest=scope.digest()
+    )
+    staged, verdict = promote(version, "staging", evidence, tracking_uri=tracking_uri)
     write_stage(engine, staged.name, staged.version, staged.stage)
+    moved = StageEvent.of(
+        "promoted",
+        staged.name,
+        staged.version,
+        by=by,
+        from_stage=version.stage,
+        to_stage=staged.stage,
+        reason="the pipeline promotes to staging when the rules are met",
+        evidence=evidence,
+        verdict=verdict,
+    )
+    record_events(engine, [moved])
     return staged

@@ -26,6 +26,7 @@ class RegisteredVersion(BaseModel):
 
     Attributes:
         since: when it reached ``stage``.
+        scope, scope_digest: the scope it was made for and the digest of its definition then; None when not recorded.
         files: those of its model; None of a version from before they were noted.
         new: False when the same model was registered before and that version is returned.
     """
@@ -40,6 +41,8 @@ class RegisteredVersion(BaseModel):
     run_id: str
     uri: str
     model_digest: str
+    scope: str | None = None
+    scope_digest: str | None = None
     files: ModelFiles | None = None
     new: bool = False
 
@@ -130,6 +133,30 @@ def version_at(
         raise
 
 
+def versions_of(name: str, *, tracking_uri: str | None = None) -> list[RegisteredVersion]:
+    """Every version of the registered model ``name``, oldest first; empty when there is none."""
+    client = _client(tracking_uri)
+    found = [_version(client, one) for one in client.search_model_versions(f"name='{name}'")]
+    return sorted(found, key=lambda one: int(one.version))
+
+
+def models_with(stage: str, *, tracking_uri: str | None = None) -> list[str]:
+    """Names of the registered models that have the alias ``stage``, sorted."""
+    client = _client(tracking_uri)
+    found, token = [], None
+    while True:
+        page = client.search_registered_models(page_token=token)
+        found += [one.name for one in page if stage in (one.aliases or {})]
+        token = page.token
+        if not token:
+            return sorted(found)
+
+
+def registered_models(*, tracking_uri: str | None = None) -> list[str]:
+    """Names of all registered models, sorted."""
+    return sorted(one.name for one in _client(tracking_uri).search_registered_models(max_results=1000))
+
+
 def promote(
     version: RegisteredVersion,
     to_stage: Stage,
@@ -142,21 +169,47 @@ def promote(
     """Move ``version`` to ``to_stage`` when every rule of ``config/registry.yaml`` is met.
 
     The days in the present stage and since it was superseded are taken from the registry, not from
-    ``evidence``. The alias of the stage moves to this version, and the version that had it is marked as
+    ``evidence``. The alias of the stage moves to this version, and the version whose stage it was is marked as
     superseded. A version that has the stage already is returned as it is.
 
     Raises:
         VerdictError: a rule is not met; names each. Nothing is changed then.
     """
+    present, measured, verdict = judge_promotion(
+        version, to_stage, evidence, policy=policy, tracking_uri=tracking_uri, now=now
+    )
+    if present.stage == to_stage:
+        return present, verdict
+    require_allowed(present, verdict)
+    return set_stage(present, to_stage, measured, tracking_uri=tracking_uri, now=now), verdict
+
+
+def judge_promotion(
+    version: RegisteredVersion,
+    to_stage: Stage,
+    evidence: Evidence,
+    *,
+    policy: RegistryPolicy | None = None,
+    tracking_uri: str | None = None,
+    now: dt.datetime | None = None,
+) -> tuple[RegisteredVersion, Evidence, Transition]:
+    """The version as the registry has it now, the evidence with the registry's days, and what the rules say.
+
+    Raises:
+        VerdictError: the evidence is about another model.
+    """
     client = _client(tracking_uri)
     now = now or _now()
     present = _version(client, client.get_model_version(version.name, version.version))
     if present.stage == to_stage:
-        return present, Transition(from_stage=to_stage, to_stage=to_stage, results=())
+        return present, evidence, Transition(from_stage=to_stage, to_stage=to_stage, results=())
     if present.model_digest != evidence.model_digest:
         raise VerdictError(
             f"the evidence is about the model {evidence.model_digest}, version {version.version} of "
-            f"{version.name} is {present.model_digest}."
+            f"{version.name} is {present.model_digest}.",
+            field="evidence",
+            value=evidence.model_digest,
+            remedy="Train and register the model again with `e2i run`.",
         )
     superseded = present.superseded_since
     measured = evidence.model_copy(
@@ -165,24 +218,68 @@ def promote(
             "days_superseded": None if superseded is None else (now - superseded).total_seconds() / 86_400,
         }
     )
-    verdict = check_transition(present.stage, to_stage, measured, policy=policy)
+    return present, measured, check_transition(present.stage, to_stage, measured, policy=policy)
+
+
+def require_allowed(version: RegisteredVersion, verdict: Transition) -> None:
+    """Refuse a transition of which a rule is not met.
+
+    Raises:
+        VerdictError: names each rule that is not met.
+    """
     if not verdict.allowed:
         raise VerdictError(
-            f"{version.name} version {version.version} does not go from {present.stage} to {to_stage}: "
-            + " ".join(verdict.reasons())
+            f"{version.name} version {version.version} does not go from {verdict.from_stage} to "
+            f"{verdict.to_stage}: " + " ".join(verdict.reasons()),
+            file="config/registry.yaml",
+            field=verdict.unmet[0],
+            value=f"{version.name}/{version.version}",
         )
+
+
+def set_stage(
+    version: RegisteredVersion,
+    to_stage: Stage,
+    evidence: Evidence,
+    *,
+    tracking_uri: str | None = None,
+    now: dt.datetime | None = None,
+) -> RegisteredVersion:
+    """Give ``version`` the stage, and its alias; who had it before is marked as superseded. Judges nothing."""
+    client = _client(tracking_uri)
+    now = now or _now()
     before = version_at(version.name, to_stage, tracking_uri=tracking_uri) if to_stage != "archived" else None
     client.set_model_version_tag(version.name, version.version, _SINCE_TAG, now.isoformat())
     client.set_model_version_tag(version.name, version.version, _STAGE_TAG, to_stage)
-    client.set_model_version_tag(version.name, version.version, "e2i.evidence", measured.measured_digest())
+    client.set_model_version_tag(version.name, version.version, "e2i.evidence", evidence.measured_digest())
     if to_stage == "archived":
         for alias in client.get_model_version(version.name, version.version).aliases:
             client.delete_registered_model_alias(version.name, alias)
     else:
         client.set_registered_model_alias(version.name, to_stage, version.version)
-    if before is not None and before.version != version.version:
+        _supersede(client, before, version, to_stage, now)
+    return _version(client, client.get_model_version(version.name, version.version))
+
+
+def set_back(
+    version: RegisteredVersion, stage: Stage, *, tracking_uri: str | None = None
+) -> RegisteredVersion:
+    """Give the alias ``stage`` back to ``version``, which had it before; who has it now is marked as superseded."""
+    client = _client(tracking_uri)
+    before = version_at(version.name, stage, tracking_uri=tracking_uri)
+    client.set_registered_model_alias(version.name, stage, version.version)
+    if _SUPERSEDED_TAG in client.get_model_version(version.name, version.version).tags:
+        client.delete_model_version_tag(version.name, version.version, _SUPERSEDED_TAG)
+    _supersede(client, before, version, stage, _now())
+    return _version(client, client.get_model_version(version.name, version.version))
+
+
+def _supersede(
+    client: Any, before: RegisteredVersion | None, by: RegisteredVersion, stage: Stage, now: dt.datetime
+) -> None:
+    """A version that has gone further than ``stage`` is not superseded by one that takes its alias there."""
+    if before is not None and before.version != by.version and before.stage == stage:
         client.set_model_version_tag(before.name, before.version, _SUPERSEDED_TAG, now.isoformat())
-    return _version(client, client.get_model_version(version.name, version.version)), verdict
 
 
 def _client(tracking_uri: str | None) -> Any:
@@ -211,6 +308,8 @@ def _version(client: Any, found: Any) -> RegisteredVersion:
         run_id=found.run_id or "",
         uri=found.source,
         model_digest=tags.get("e2i.model_digest", ""),
+        scope=tags.get("e2i.scope"),
+        scope_digest=tags.get("e2i.scope_digest"),
         files=ModelFiles.noted(client, found.source),
     )
 

@@ -18,6 +18,10 @@ h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2rem; border-botto
 table { border-collapse: collapse; margin: .7rem 0; } th, td { border: 1px solid #d0d7de; padding: .25rem .6rem; }
 th { background: #f6f8fa; text-align: left; } td.number { text-align: right; white-space: nowrap; }
 img { max-width: 100%; } .note { color: #57606a; }
+@media print {
+  body { max-width: none; margin: 0; font-size: 11px; } h2 { break-after: avoid; } tr, img { break-inside: avoid; }
+  td, th { overflow-wrap: anywhere; }
+}
 </style>
 </head>
 <body>

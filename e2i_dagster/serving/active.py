@@ -79,7 +79,7 @@ def models_of_release(release: Release, *, tracking_uri: str) -> list[ModelToSer
 
 def health_of(deployment: Deployment, endpoints: Iterable[Endpoint]) -> str:
     """What the endpoint of ``deployment`` says now; ``replaced`` when another release is live."""
-    live = [one for one in endpoints if one.service == deployment.service]
+    live = [one for one in endpoints if one.service == deployment.deployed_name]
     if not live:
         return "stopped"
     if all(one.bento_tag != deployment.bento_tag for one in live):

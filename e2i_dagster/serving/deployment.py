@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from e2i_dagster.config.serving import ServingPolicy
+from e2i_dagster.config.serving import ServingPolicy, Slot
 from e2i_dagster.display import Table, Words
 from e2i_dagster.errors import InputError, UnavailableError
 from e2i_dagster.policy_files.environment import port as configured_port
@@ -39,6 +39,7 @@ from e2i_dagster.serving.state import (
     PROBE_HEADER,
     ActiveColour,
     ServiceRecord,
+    deployed_name,
     log_path,
     make_private,
     read_record,
@@ -49,9 +50,6 @@ from e2i_dagster.serving.supervisor import new_colour_name
 if TYPE_CHECKING:
     import httpx
     import pandas as pd
-
-#: Slot that a pipeline may deploy to; the way to the others is an approval.
-Slot = Literal["staging"]
 
 
 @dataclass(frozen=True)
@@ -135,6 +133,11 @@ class Deployment(BaseModel):
     deployed_by: str
     started_at: datetime
     deployed_at: datetime
+
+    @property
+    def deployed_name(self) -> str:
+        """Under which the service in this slot is recorded."""
+        return deployed_name(self.service, self.slot)
 
     @property
     def parity_holds(self) -> bool:
@@ -236,7 +239,9 @@ def deploy(
         stages: registry stage of each model, by model name.
         parity: rows and offline answers, by model name. A model may be left out only when the colour
             that serves now has exactly the same model files.
-        port: public port; by default that of the service below ``E2I_PORT_BASE`` (0: a free one,
+        slot: a pipeline deploys to staging; the way to the others is a promotion. The release that slot production
+            had before stays warm (:func:`switch_back`).
+        port: public port; by default that of the service and slot above ``E2I_PORT_BASE`` (0: a free one,
             the same as before where possible). Only used when the service does not run yet.
         audit: write answers to ``ml_predictions``.
         progress: called with a sentence at each step.
@@ -254,15 +259,16 @@ def deploy(
     started_at = datetime.now(UTC)
     make_private(services_folder(state))
     seconds: dict[str, float] = {}
-    with exclusive(state, release.service, policy.deployment.lock_seconds, say):
-        record = read_record(state, release.service)
+    name = deployed_name(release.service, slot)
+    with exclusive(state, name, policy.deployment.lock_seconds, say):
+        record = read_record(state, name)
         previous = _serving(record)
         by_id = _checked(release, stages, parity, previous)
         if record is None or not record.supervised():
             if port is None:
-                port = configured_port(policy.services[release.service].port_offset)
+                port = configured_port(policy.port_offset(release.service, slot))
             record = start_supervisor(
-                state, release.service, host=host, port=port, earlier=record, policy=policy, resume=False
+                state, name, host=host, port=port, earlier=record, policy=policy, resume=False
             )
             fresh = True
         else:
@@ -289,44 +295,118 @@ def deploy(
                 )
                 internal = f"http://127.0.0.1:{candidate['port']}"
                 mark = time.monotonic()
-                _wait_healthy(
-                    control, candidate, release, log=log_path(state, release.service), policy=policy, say=say
-                )
+                _wait_healthy(control, candidate, release, log=log_path(state, name), policy=policy, say=say)
                 seconds["start"] = round(time.monotonic() - mark, 3)
                 mark = time.monotonic()
                 compared = _compare(release, parity, url=internal, token=record.token, policy=policy, say=say)
                 seconds["parity"] = round(time.monotonic() - mark, 3)
                 mark = time.monotonic()
-                control.ask("switch")
+                control.ask("switch", warm=policy.deployment.warm_seconds if slot == "production" else 0)
                 seconds["switch"] = round(time.monotonic() - mark, 3)
         except BaseException:
             if fresh:
                 stop_supervisor(record, policy)
             raise
         say(f"{release.tag} answers at {record.url}")
+    return _deployment(
+        release,
+        colour,
+        record,
+        internal=internal,
+        previous=previous,
+        parity=compared,
+        seconds=seconds,
+        workers=policy.deployment.workers,
+        deployed_by=deployed_by,
+        started_at=started_at,
+    )
+
+
+def switch_back(
+    release: Release,
+    *,
+    slot: Slot,
+    state: Path | None = None,
+    policy: ServingPolicy | None = None,
+    deployed_by: str | None = None,
+    progress: Progress | None = None,
+) -> Deployment | None:
+    """Send the traffic of ``slot`` to ``release`` again, which served it before and is still warm.
+
+    Nothing is started or compared: the colour was proven when it was deployed. The one that is left stays warm.
+
+    Returns:
+        None when no warm colour serves exactly this release; it has to be deployed then.
+    """
+    policy = policy or ServingPolicy.load()
+    state = (state or state_folder()).absolute()
+    say = progress or (lambda _: None)
+    began, started_at = time.monotonic(), datetime.now(UTC)
+    name = deployed_name(release.service, slot)
+    with exclusive(state, name, policy.deployment.lock_seconds, say):
+        record = read_record(state, name)
+        previous = _serving(record)
+        if record is None or previous is None:
+            return None
+        with Control(record) as control:
+            answer = control.ask(
+                "switch_back", version=release.version, warm=policy.deployment.warm_seconds, check=False
+            )
+        if not answer["ok"]:
+            return None
+        seconds = {"switch": round(time.monotonic() - began, 3)}
+    say(f"{release.tag} answers at {record.url} again")
+    colour = ActiveColour.model_validate(answer["colour"])
+    return _deployment(
+        release,
+        colour,
+        record,
+        internal=f"http://127.0.0.1:{colour.port}",
+        previous=previous,
+        parity=(),
+        seconds=seconds,
+        workers=policy.deployment.workers,
+        deployed_by=deployed_by,
+        started_at=started_at,
+    )
+
+
+def _deployment(
+    release: Release,
+    colour: ActiveColour,
+    record: ServiceRecord,
+    *,
+    internal: str,
+    previous: ActiveColour | None,
+    parity: tuple[Parity, ...],
+    seconds: dict[str, float],
+    workers: int,
+    deployed_by: str | None,
+    started_at: datetime,
+) -> Deployment:
     return Deployment(
         deployment_id=str(uuid.uuid4()),
         service=release.service,
-        slot=slot,
+        slot=colour.slot,  # type: ignore[arg-type] - the record's slots are text
         url=record.url,
         internal_url=internal,
         bento_tag=release.tag,
         release_version=release.version,
         colour=colour.colour,
-        workers=policy.deployment.workers,
+        workers=workers,
         models=tuple(
             DeployedModel(
                 model_name=one.model_name,
                 version=one.version,
                 model_id=one.model_id,
-                stage=by_id[one.model_id],
+                stage=colour.stages[one.model_id],
                 digest=one.digest,
                 example=curl(record.url, one.model_name, one.signature),
             )
             for one in release.models
         ),
         previous_release=previous.tag if previous else None,
-        parity=compared,
+        parity=parity,
         seconds=seconds,
         deployed_by=deployed_by or getpass.getuser(),
         started_at=started_at,
@@ -507,4 +587,5 @@ __all__ = [
     "endpoints",
     "restart_recorded",
     "stop_all",
+    "switch_back",
 ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
+from e2i_dagster.serving.state import service_of
 from e2i_dagster.tables.description.serving import ml_bentoml_services, ml_deployments
 
 if TYPE_CHECKING:
@@ -75,5 +76,5 @@ def stop_services(state: Path) -> list[str]:
     slots = {endpoint.service: endpoint.slot for endpoint in endpoints(state)}
     stopped = stop_all(state)
     for service in stopped:
-        write_stopped(engine("app"), service, slots[service], datetime.now(UTC))
+        write_stopped(engine("app"), service_of(service), slots[service], datetime.now(UTC))
     return stopped

@@ -20,6 +20,16 @@ from e2i_dagster.errors import InputError
 PROBE_HEADER = "x-e2i-probe"
 
 
+def deployed_name(service: str, slot: str) -> str:
+    """Under which ``service`` in ``slot`` is recorded and locked: in slot staging as the service is called."""
+    return service if slot == "staging" else f"{service}-{slot}"
+
+
+def service_of(name: str) -> str:
+    """The service of a :func:`deployed_name`."""
+    return name.partition("-")[0]
+
+
 def services_folder(state: Path) -> Path:
     """Records, locks, logs and journals of all services."""
     return state / "services"

@@ -7,7 +7,8 @@ interface; connections to the public port are forwarded to the active one. The s
 dead colour again, with growing pauses.
 
 Control is a line of JSON over a loopback port, with the token of the service's record (readable by
-the owner only): ``start`` a candidate, ask whether it is ``alive``, ``switch`` to it. A candidate
+the owner only): ``start`` a candidate, ask whether it is ``alive``, ``switch`` to it, ``switch_back`` to the colour
+that was left ``warm`` by the last switch. A candidate
 belongs to the connection that started it: if that ends before the switch, whatever the reason, the
 candidate ends too.
 """
@@ -41,6 +42,7 @@ from e2i_dagster.serving.state import (
     ColourSettings,
     ProcessIdentity,
     ServiceRecord,
+    deployed_name,
     family,
     kill,
     library_environment,
@@ -48,6 +50,7 @@ from e2i_dagster.serving.state import (
     make_private,
     python_module,
     read_record,
+    service_of,
     services_folder,
     wait_ended,
     write_private,
@@ -96,6 +99,7 @@ class Colour:
     members: list[ProcessIdentity] = field(default_factory=list)
     stopping: bool = False
     connections: int = 0
+    writers: set[asyncio.StreamWriter] = field(default_factory=set)
 
 
 class Supervisor:
@@ -115,6 +119,8 @@ class Supervisor:
         self._deployment: DeploymentPolicy = policy.deployment
         self._token = secrets.token_hex(16)
         self._active: Colour | None = None
+        self._warm: Colour | None = None
+        self._mirroring: asyncio.subprocess.Process | None = None
         self._recorded: ActiveColour | None = None
         self._control_port = 0
         self._started = _time()
@@ -152,10 +158,15 @@ class Supervisor:
             if resume and self._recorded is not None:
                 await self._resume(self._recorded)
             self._spawn(self._look_after())
+            if self._service == deployed_name(service_of(self._service), "shadow"):
+                self._spawn(self._mirror())
             await self._ending.wait()
         finally:
             public.close()
             control.close()
+            if self._mirroring is not None and self._mirroring.returncode is None:
+                self._mirroring.terminate()
+                await self._mirroring.wait()
             await asyncio.gather(*(self._stop(colour) for colour in list(self._colours)))
             self._write(ended=True)
             logger.info("Service %s stopped", self._service)
@@ -323,6 +334,22 @@ class Supervisor:
             self._write()
             alive_since = asyncio.get_running_loop().time()
 
+    async def _mirror(self) -> None:
+        """Keep the process that asks slot shadow what another slot has answered."""
+        pause = self._deployment.restart_first_seconds
+        while not self._ending.is_set():
+            with log_path(self._state, self._service).open("ab") as output:
+                self._mirroring = await asyncio.create_subprocess_exec(
+                    *python_module("e2i_dagster.serving.mirror", self._service, "--state", str(self._state)),
+                    env={**os.environ, "E2I_HOME": str(self._state)},
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                )
+            await self._mirroring.wait()
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, self._deployment.restart_most_seconds)
+
     # -- forwarding --------------------------------------------------------------------------------
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -333,6 +360,7 @@ class Supervisor:
                 return
             colour, upstream_reader, upstream_writer = connected
             colour.connections += 1
+            colour.writers.add(upstream_writer)
             try:
                 # The answer's side decides: a client may have sent all it will and still wait for it.
                 sending = asyncio.ensure_future(_pipe(reader, upstream_writer))
@@ -341,6 +369,7 @@ class Supervisor:
                 await asyncio.gather(sending, return_exceptions=True)
             finally:
                 colour.connections -= 1
+                colour.writers.discard(upstream_writer)
                 upstream_writer.close()
         # A peer may go away at any moment; that ends this connection and is no event.
         except (ConnectionError, TimeoutError):
@@ -400,10 +429,47 @@ class Supervisor:
             self._recorded, self._deployment = candidate.described, candidate.policy
             self._write()
             logger.info("Traffic goes to colour %s (%s)", candidate.described.colour, candidate.described.tag)
-            if before is not None:
-                self._spawn(self._drain(before))
+            self._leave(before, float(command.get("warm", 0)))
             return {"ok": True}, None
+        if kind == "switch_back":
+            return self._switch_back(str(command["version"]), float(command["warm"])), candidate
         return {"ok": False, "problem": f"unknown or untimely command {kind!r}"}, candidate
+
+    def _switch_back(self, version: str, warm: float) -> dict[str, Any]:
+        colour = self._warm
+        if colour is None or colour.process.returncode is not None or colour.described.version != version:
+            return {"ok": False, "problem": "no warm colour serves that release"}
+        before, self._active, self._warm = self._active, colour, None
+        self._recorded, self._deployment = colour.described, colour.policy
+        self._write()
+        logger.info("Traffic goes back to colour %s (%s)", colour.described.colour, colour.described.tag)
+        self._leave(before, warm)
+        return {"ok": True, "colour": colour.described.model_dump(mode="json")}
+
+    def _leave(self, colour: Colour | None, warm: float) -> None:
+        """End a colour that the traffic has left: at once, or after it was kept warm for so many seconds."""
+        if self._warm is not None:
+            self._spawn(self._drain(self._warm))
+            self._warm = None
+        if colour is None:
+            return
+        if warm <= 0 or colour.process.returncode is not None:
+            self._spawn(self._drain(colour))
+            return
+        self._warm = colour
+        self._spawn(self._end_warm(colour, warm, set(colour.writers)))
+
+    async def _end_warm(self, colour: Colour, seconds: float, open_ones: set[asyncio.StreamWriter]) -> None:
+        """End the connections that a client keeps open to a colour that was left, and later the colour itself."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        await asyncio.sleep(min(seconds, self._deployment.drain_seconds))
+        for writer in open_ones & colour.writers:
+            writer.close()
+        while self._warm is colour and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(min(seconds, 1.0))
+        if self._warm is colour:
+            self._warm = None
+            await self._drain(colour)
 
     async def _start_candidate(
         self, described: ActiveColour, policy: DeploymentPolicy

@@ -197,7 +197,7 @@ def test_from_registration_to_production(store, logged):
         registry.promote(second, "staging", evidence, tracking_uri=uri)
     registry.promote(second, "staging", newer, tracking_uri=uri)
     assert registry.version_at(name, "staging", tracking_uri=uri).version == "2"
-    assert registry.version_at(name, "1", tracking_uri=uri).superseded_since is not None
+    assert registry.version_at(name, "1", tracking_uri=uri).superseded_since is None, "it is in production"
     assert registry.version_at(name, "archived", tracking_uri=uri) is None
 
 

@@ -16,6 +16,12 @@ _NUMBER = sa.Double
 _MOMENT = sa.DateTime(timezone=True)
 _NOW = sa.text("now()")
 
+#: Tables whose rows are never changed or deleted, by whatever role: triggers refuse it.
+APPEND_ONLY: tuple[str, ...] = ("ml_model_stage_history",)
+#: What can happen to a registered version.
+STAGE_ACTIONS = ("registered", "proposed", "approved", "rejected", "promoted", "rolled_back", "archived")
+_actions = ", ".join(f"'{action}'" for action in STAGE_ACTIONS)
+
 
 def _reference(table: str, *, required: bool = False) -> tuple[object, ...]:
     return (sa.ForeignKey(f"{table}.id", ondelete="RESTRICT" if required else "SET NULL"),)
@@ -94,6 +100,56 @@ ml_model_registry = sa.Table(
     column("promoted_at", _MOMENT, "When it reached its stage."),
     sa.UniqueConstraint("model_name", "model_version"),
     sa.CheckConstraint("auc BETWEEN 0 AND 1", name="auc"),
+)
+
+ml_model_stage_history = sa.Table(
+    "ml_model_stage_history",
+    metadata,
+    column("id", sa.BigInteger, "Key, rising with time.", sa.Identity(always=True), primary_key=True),
+    column("model_name", sa.String(255), "Name in the MLflow registry.", nullable=False, index=True),
+    column("model_version", sa.String(50), "Version in the MLflow registry.", nullable=False),
+    column(
+        "action",
+        sa.String(20),
+        "What happened to the version.",
+        sa.CheckConstraint(f"action IN ({_actions})", name="action"),
+        nullable=False,
+    ),
+    column("from_stage", sa.String(50), "Stage before."),
+    column("to_stage", sa.String(50), "Stage that was asked for or reached.", nullable=False),
+    column("actor", sa.String(255), "Who acted.", nullable=False),
+    column(
+        "authentication",
+        sa.String(20),
+        "authenticated by the proxy, self-declared, or automatic (a rule acted).",
+        sa.CheckConstraint(
+            "authentication IN ('authenticated', 'self-declared', 'automatic')", name="authentication"
+        ),
+        nullable=False,
+    ),
+    column("reason", sa.Text, "Why, in the actor's words.", nullable=False),
+    column("evidence_digest", sa.String(16), "Digest of the measured evidence."),
+    column("evidence", JSONB, "The measured evidence."),
+    column("rules", JSONB, "Each rule of the transition, whether it was met, and what was found."),
+    column(
+        "simulated_days",
+        _NUMBER,
+        "Days in the stage before that were simulated; 0: none.",
+        nullable=False,
+        unit="days",
+        minimum=0,
+        server_default=sa.text("0"),
+    ),
+    column("deployment_id", sa.String(36), "Deployment that serves the version in the slot of the stage."),
+    column("run_id", sa.String(36), "Dagster run that did it."),
+    column(
+        "recorded_at",
+        _MOMENT,
+        "When it was recorded.",
+        nullable=False,
+        server_default=sa.func.clock_timestamp(),
+    ),
+    comment="What happened to registered versions, in order; rows are only added.",
 )
 
 ml_training_runs = sa.Table(

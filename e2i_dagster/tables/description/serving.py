@@ -79,3 +79,23 @@ ml_deployments = sa.Table(
     column("deactivated_at", Timestamp, "When it ceased to be the active one."),
     comment="One row per model version and deployment.",
 )
+
+ml_shadow_comparisons = sa.Table(
+    "ml_shadow_comparisons",
+    metadata,
+    column("id", sa.BigInteger, "Key, rising with time.", sa.Identity(always=True), primary_key=True),
+    column("model_name", sa.Text, "Registered model.", nullable=False, index=True),
+    column("shadow_version", sa.Text, "Version that answered in slot shadow.", nullable=False),
+    column("source_version", sa.Text, "Version whose answered requests were mirrored.", nullable=False),
+    column("first_at", Timestamp, "Time of the first mirrored answer.", nullable=False),
+    column("last_at", Timestamp, "Time of the last mirrored answer.", nullable=False),
+    column("requests", sa.Integer, "Answers of the source in that time.", nullable=False, minimum=0),
+    column("left_out", sa.Integer, "Of these not mirrored, because of the bound.", nullable=False, minimum=0),
+    column("failed", sa.Integer, "Mirrored, not answered by the shadow.", nullable=False, minimum=0),
+    column("compared", sa.Integer, "Answered by both.", nullable=False, minimum=0),
+    column("same_class", sa.Integer, "Of the compared ones with the same class; null without classes."),
+    column("mean_difference", sa.Double, "Mean absolute difference of the values; null without any."),
+    column("largest_difference", sa.Double, "Largest absolute difference of the values."),
+    column("recorded_at", Timestamp, "When it was recorded.", nullable=False, server_default=sa.func.now()),
+    comment="Requests mirrored to slot shadow and how its answers compare; counts only.",
+)
