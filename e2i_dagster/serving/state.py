@@ -19,6 +19,9 @@ from e2i_dagster.errors import InputError
 #: Header of requests that are neither logged nor counted (with the token of the service's record).
 PROBE_HEADER = "x-e2i-probe"
 
+#: Header by which the supervisor names a request; the same when it is asked again after a worker died.
+FORWARD_HEADER = b"x-e2i-forward"
+
 
 def services_folder(state: Path) -> Path:
     """Records, locks, logs and journals of all services."""
