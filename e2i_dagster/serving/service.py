@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import re
+import threading
 import time
 import traceback
 import uuid
@@ -23,7 +24,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequen
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 # FastAPI reads annotations from the module, so its names must be here. Only processes that serve and
 # the build import this module.
@@ -51,9 +52,9 @@ from e2i_dagster.serving.state import (
     FORWARD_HEADER,
     PROBE_HEADER,
     ColourSettings,
-    ProcessIdentity,
     journal_folder,
 )
+from e2i_dagster.serving.watch import watch_supervisor
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -623,7 +624,7 @@ class Predictions:
             path = scope["path"]
             target = self._targets.get(path)
             if target is None and (unknown := _PREDICTION_PATH.match(path)):
-                target = (unknown["route"], unknown["name"])
+                target = (cast("Route", unknown["route"]), unknown["name"])
             if target is not None:
                 await self._holder.answer(scope, receive, send, target)
                 return
@@ -797,6 +798,8 @@ def bento_service(folder: Path) -> Any:
     manifest = Manifest.read(folder)
     service_policy = manifest.policy.services[manifest.service]
     app, holder = application(manifest, manifest.version)
+    # Where it is only built there are none.
+    settings = _settings() if SETTINGS_VARIABLE in os.environ else None
 
     class Service:
         def __init__(self) -> None:
@@ -810,7 +813,7 @@ def bento_service(folder: Path) -> Any:
     Service.__name__ = Service.__qualname__ = manifest.service
     decorate: Callable[[type], Any] = bentoml.service(
         name=manifest.service,
-        workers=manifest.policy.deployment.workers,
+        workers=settings.workers if settings is not None else manifest.policy.deployment.workers,
         resources={"cpu": str(service_policy.cpu), "memory": service_policy.memory},
         traffic={"timeout": manifest.policy.request.timeout_seconds},
         logging={"access": {"enabled": False}},
@@ -820,13 +823,7 @@ def bento_service(folder: Path) -> Any:
     return decorate(bentoml.asgi_app(app, path="/")(Service))
 
 
-def start_worker(holder: Application, folder: Path) -> None:
-    """Load models and open the log in a worker process.
-
-    Raises:
-        ConfigError: the process has no settings.
-        VerdictError: as in :class:`Runtime`. The reason is also written where the deployment looks.
-    """
+def _settings() -> ColourSettings:
     path = os.environ.get(SETTINGS_VARIABLE)
     if not path:
         raise ConfigError(
@@ -835,7 +832,17 @@ def start_worker(holder: Application, folder: Path) -> None:
             file=SETTINGS_VARIABLE,
             remedy="Start it with `e2i serve`.",
         )
-    settings = ColourSettings.model_validate_json(Path(path).read_bytes())
+    return ColourSettings.model_validate_json(Path(path).read_bytes())
+
+
+def start_worker(holder: Application, folder: Path) -> None:
+    """Load models and open the log in a worker process.
+
+    Raises:
+        ConfigError: the process has no settings.
+        VerdictError: as in :class:`Runtime`. The reason is also written where the deployment looks.
+    """
+    settings = _settings()
     # What is imported for a model stays, as on the command line.
     gc.set_threshold(10_000)
     try:
@@ -845,25 +852,7 @@ def start_worker(holder: Application, folder: Path) -> None:
         raise
     # Libraries and models stay as long as the worker: no answer waits for a search for garbage among them.
     gc.freeze()
-    if settings.supervisor is not None:
-        _end_with(settings.supervisor)
-
-
-def _end_with(supervisor: ProcessIdentity) -> None:
-    """End this worker when the supervisor or BentoML's parent process is gone: nobody else would."""
-    import signal
-    import threading
-
-    parent = os.getppid()
-
-    def watch() -> None:
-        while supervisor.running() and os.getppid() == parent:
-            time.sleep(0.5)
-        if os.getppid() == parent:
-            os.kill(parent, signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
-        # The usual end stores the prediction log; what is left after this is in the journal.
-        time.sleep(20)
-        os._exit(1)
-
-    threading.Thread(target=watch, name="supervisor-watch", daemon=True).start()
+    if settings.service:
+        threading.Thread(
+            target=watch_supervisor, args=(settings, os.getppid()), name="supervisor-watch", daemon=True
+        ).start()
