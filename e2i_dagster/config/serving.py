@@ -29,6 +29,7 @@ class RequestPolicy(PolicyModel):
 
     max_batch: int = Field(ge=1)
     max_body_bytes: int = Field(ge=1024)
+    max_table_bytes: int = Field(ge=1024)
     timeout_seconds: float = Field(gt=0)
 
 
