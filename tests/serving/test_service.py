@@ -713,9 +713,14 @@ def test_a_killed_supervisor_is_started_again_by_its_workers(live: Live) -> None
     assert before is not None and before.supervisor is not None and before.active is not None
     assert endpoints(live.state)[0].watched_by == "its 2 workers"
     os.kill(before.supervisor.pid, signal.SIGKILL)
-    _eventually(lambda: read_record(live.state, "classification").supervised(), 30)  # type: ignore[union-attr]
+
+    def another() -> bool:
+        record = read_record(live.state, "classification")
+        return record is not None and record.supervisor != before.supervisor and record.supervised()
+
+    _eventually(another, 30)
     after = read_record(live.state, "classification")
-    assert after is not None and after.supervisor != before.supervisor and after.active is not None
+    assert after is not None and after.active is not None
     # The colour was never away: the new supervisor has taken it over.
     assert after.active.process == before.active.process
     assert ask(live, {"features": GOOD}).status_code == 200
