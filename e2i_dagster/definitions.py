@@ -39,6 +39,7 @@ from sensors.failures import alert_on_run_failure
 from sensors.freshness import feature_freshness
 from sensors.retention import run_history_retention
 from sensors.schedules import daily_digest, monthly_load
+from sensors.services import service_watch
 
 MODULES = (
     configuration,
@@ -81,6 +82,7 @@ def build_definitions(resources: Mapping[str, Any] | None = None) -> dg.Definiti
             experiment_monitor,
             missing_deliveries,
             feature_freshness,
+            service_watch,
             cohorts_after_load,
             scopes_after_cohorts,
             run_history_retention,

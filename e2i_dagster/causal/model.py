@@ -28,7 +28,7 @@ from e2i_dagster.modelling.preprocessing import build_preprocessor
 from e2i_dagster.reports import figure_png
 from e2i_dagster.training import Evaluation, TrainedModel
 from e2i_dagster.training.evaluate import CriterionResult, Estimate, SplitMetrics
-from e2i_dagster.training.fit import computed_digest, invented_example
+from e2i_dagster.training.fit import computed_digest, invented_example, seen_ranges
 from e2i_dagster.training.search import rows_digest
 
 PROBLEM_TYPE = "causal"
@@ -255,6 +255,7 @@ def _trained(
             threshold=None,
         ),
         seconds=seconds,
+        seen_ranges=seen_ranges(train.features, kinds),
     )
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import threading
@@ -25,6 +24,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pydantic_core import to_json
 
 from e2i_dagster.config.serving import AuditPolicy
 from e2i_dagster.serving.state import make_private
@@ -37,11 +38,13 @@ logger = logging.getLogger(__name__)
 #: Longest pause between attempts to reach the warehouse, seconds.
 _LONGEST_PAUSE = 15.0
 
-Store = Callable[[list[dict[str, Any]]], int]
+#: Writes lines of the journal, each a row as JSON, and returns their number.
+Store = Callable[[list[bytes]], int]
 
 
 def log_row(
     *,
+    prediction_id: str,
     request_id: str,
     model_id: str,
     model_version: str,
@@ -52,9 +55,14 @@ def log_row(
     patient_id: str | None,
     at: datetime,
 ) -> dict[str, Any]:
-    """One answer as a row of ``ml_predictions`` with JSON values; the key is made here."""
+    """One answer as a row of ``ml_predictions`` with JSON values.
+
+    Args:
+        prediction_id: the row's key; the same when a request is asked again after its worker died, so that the
+            log has one row for the one answer.
+    """
     return {
-        "prediction_id": f"live-{uuid.uuid4().hex}",
+        "prediction_id": prediction_id,
         "origin": "live",
         "request_id": request_id,
         "model_id": model_id,
@@ -119,19 +127,22 @@ class Journal:
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> bool:
         """Note rows; False if they had to be dropped (counted). Never waits for the warehouse."""
-        text = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows).encode()
+        return self.append_lines(b"".join(to_json(row) + b"\n" for row in rows), len(rows))
+
+    def append_lines(self, text: bytes, rows: int) -> bool:
+        """As :meth:`append`, of ``rows`` rows that are lines of JSON already."""
         with self._lock:
             if self._written - self._stored_to + len(text) > self._policy.max_journal_bytes:
-                self._dropped += len(rows)
+                self._dropped += rows
                 return False
             try:
                 written = self._file.write(text)
             except OSError as error:
-                return self._drop(len(rows), error.strerror or type(error).__name__)
+                return self._drop(rows, error.strerror or type(error).__name__)
             if written != len(text):
                 # A full disk took a part: take it back, half a row helps nobody.
                 os.ftruncate(self._file.fileno(), self._written)
-                return self._drop(len(rows), "the disk is full")
+                return self._drop(rows, "the disk is full")
             self._written += len(text)
         return True
 
@@ -193,7 +204,7 @@ class Journal:
                 chunk = os.pread(self._file.fileno(), size, self._stored_to)
             lines = chunk[: chunk.rfind(b"\n") + 1].splitlines(keepends=True)
             batch = lines[: self._policy.batch_rows] or [self._whole_line()]
-            self._put([json.loads(line) for line in batch])
+            self._put(batch)
             self._stored_to += sum(len(line) for line in batch)
         with self._lock:
             if self._written and self._stored_to == self._written:
@@ -205,11 +216,12 @@ class Journal:
             rest = os.pread(self._file.fileno(), self._written - self._stored_to, self._stored_to)
         return rest[: rest.index(b"\n") + 1]
 
-    def _put(self, rows: list[dict[str, Any]]) -> None:
+    def _put(self, rows: list[bytes]) -> None:
         from sqlalchemy.exc import DataError, IntegrityError
 
         try:
             self._stored += self._store(rows)
+        # A row that no table takes, or a line that is no JSON: the others are stored.
         except (DataError, IntegrityError):
             if len(rows) > 1:
                 middle = len(rows) // 2
@@ -218,11 +230,11 @@ class Journal:
                 return
             self._refuse(rows[0])
 
-    def _refuse(self, row: dict[str, Any]) -> None:
+    def _refuse(self, row: bytes) -> None:
         path = self._folder / "refused.jsonl"
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(row.rstrip(b"\n") + b"\n")
         self._refused += 1
         logger.error("Prediction log: the warehouse refused a row; it is kept in %s.", path)
 
@@ -242,11 +254,11 @@ class Journal:
 
 
 def _batches(lines: Any, size: int) -> Any:
-    batch: list[dict[str, Any]] = []
+    batch: list[bytes] = []
     for line in lines:
         # The last line is cut when the process was killed while it wrote; its answer was never sent.
         if line.endswith(b"\n"):
-            batch.append(json.loads(line))
+            batch.append(line)
         if len(batch) == size:
             yield batch
             batch = []
@@ -260,6 +272,23 @@ def _kind(error: Exception) -> str:
     return type(error).__name__ if inner is None else f"{type(error).__name__} ({type(inner).__name__})"
 
 
+#: Fields of :func:`log_row`, which are columns of ``ml_predictions``.
+_COLUMNS = (
+    "prediction_id",
+    "origin",
+    "request_id",
+    "model_id",
+    "model_version",
+    "prediction_timestamp",
+    "patient_id",
+    "prediction_value",
+    "prediction_class",
+    "confidence_score",
+    "probability_scores",
+    "features_available_at_prediction",
+)
+
+
 class WarehouseStore:
     """Writes rows into ``ml_predictions``; connects when the first row comes.
 
@@ -271,20 +300,20 @@ class WarehouseStore:
         self._connect = connect or _warehouse_engine
         self._engine: sa.Engine | None = None
 
-    def __call__(self, rows: list[dict[str, Any]]) -> int:
-        from sqlalchemy.dialects.postgresql import insert
-
-        from e2i_dagster.tables import raw_table
+    def __call__(self, rows: list[bytes]) -> int:
+        import sqlalchemy as sa
 
         if self._engine is None:
             self._engine = self._connect()
-        table = raw_table("ml_predictions")
-        values = [
-            {**row, "prediction_timestamp": datetime.fromisoformat(row["prediction_timestamp"])}
-            for row in rows
-        ]
+        # The database reads the JSON, so that this process, which answers, spends no time on it.
+        names = ", ".join(_COLUMNS)
+        statement = sa.text(
+            f"INSERT INTO ml_predictions ({names}) SELECT {names} "
+            "FROM jsonb_populate_recordset(NULL::ml_predictions, CAST(:rows AS jsonb)) "
+            "ON CONFLICT (prediction_id) DO NOTHING"
+        )
         with self._engine.begin() as connection:
-            connection.execute(insert(table).on_conflict_do_nothing(index_elements=["prediction_id"]), values)
+            connection.execute(statement, {"rows": "[" + b",".join(rows).decode() + "]"})
         return len(rows)
 
 

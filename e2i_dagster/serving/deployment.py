@@ -305,8 +305,9 @@ def deploy(
                 seconds["switch"] = round(time.monotonic() - mark, 3)
         except BaseException:
             if fresh:
-                stop_supervisor(record, policy)
+                stop_supervisor(state, record, policy)
             raise
+        switched = read_record(state, name)
         say(f"{release.tag} answers at {record.url}")
     return _deployment(
         release,
@@ -316,7 +317,7 @@ def deploy(
         previous=previous,
         parity=compared,
         seconds=seconds,
-        workers=policy.deployment.workers,
+        workers=switched.active.workers if switched and switched.active else 1,
         deployed_by=deployed_by,
         started_at=started_at,
     )
@@ -365,7 +366,7 @@ def switch_back(
         previous=previous,
         parity=(),
         seconds=seconds,
-        workers=policy.deployment.workers,
+        workers=colour.workers,
         deployed_by=deployed_by,
         started_at=started_at,
     )

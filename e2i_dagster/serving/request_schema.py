@@ -5,7 +5,8 @@ One row is ``{"features": {...}}``, optionally with ``patient_id``; a batch is
 if the model's metadata says that it was missing for somebody in training (``nullable``). A feature
 that is not required may be absent or null. The model sees both as missing. Nothing is converted: text
 is no number, ``true`` is no 1. Only a number without fraction written with a point (``3.0``) is a
-whole number, since JSON does not tell the two apart.
+whole number, since JSON does not tell the two apart. A number outside the possible range of its feature
+is refused; one outside the range seen in training is answered with a warning.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -65,8 +68,20 @@ class RequestError(E2IError):
         self.problems = [{"field": field, "problem": problem} for field, problem in problems]
 
 
+#: A number without a range from training may be at most this large: what a 32-bit float of a tree library
+#: holds (3.4e38) after scaling.
+_LARGEST = 1e30
+
+#: A possible number lies within the range seen in training, widened on each side by this many of its widths.
+_POSSIBLE_WIDTHS = 1000.0
+
+
 class Feature(BaseModel):
-    """One column of a signature: whether a request must have it, and whether it may be null."""
+    """One column of a signature: whether a request must have it, and whether it may be null.
+
+    Attributes:
+        seen: smallest and largest number in training, rounded outwards; None when they are not known.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -75,6 +90,23 @@ class Feature(BaseModel):
     required: bool = True
     nullable: bool = False
     example: float | int | bool | str | None = None
+    seen: tuple[float, float] | None = None
+
+    @property
+    def possible(self) -> tuple[float, float] | None:
+        """Smallest and largest number that is taken; None for text and booleans.
+
+        With a range from training: that range, widened on both sides by 1000 times its width (at least 1, and
+        at least its larger end). A value beyond is a wrong unit or a defect of the sender.
+        """
+        if self.type not in ("double", "long"):
+            return None
+        most = 2.0**63 if self.type == "long" else _LARGEST
+        if self.seen is None:
+            return (-most, most)
+        low, high = self.seen
+        wider = _POSSIBLE_WIDTHS * max(high - low, abs(low), abs(high), 1.0)
+        return (max(low - wider, -most), min(high + wider, most))
 
     @property
     def may_be_missing(self) -> bool:
@@ -122,7 +154,9 @@ class Signature(BaseModel):
                 field=wrong[0],
                 remedy="Log the model with such a signature.",
             )
-        nullable = set((described.get("metadata") or {}).get("nullable") or [])
+        metadata = described.get("metadata") or {}
+        nullable = set(metadata.get("nullable") or [])
+        seen = metadata.get("seen_ranges") or {}
         examples = _invented_examples(folder)
         return cls(
             features=tuple(
@@ -132,6 +166,7 @@ class Signature(BaseModel):
                     required=one.get("required", True),
                     nullable=one["name"] in nullable or not one.get("required", True),
                     example=examples.get(one["name"]),
+                    seen=seen.get(one["name"]),
                 )
                 for one in columns
             )
@@ -189,7 +224,7 @@ def _storable(value: str) -> str:
 
 
 Double = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Long = Annotated[int, BeforeValidator(_whole), Field(strict=True, ge=-(2**63), le=2**63 - 1)]
+Long = Annotated[int, BeforeValidator(_whole), Field(strict=True)]
 Text = Annotated[StrictStr, Field(max_length=10_000), AfterValidator(_storable)]
 Identifier: Any = Annotated[StrictStr, Field(min_length=1, max_length=100), AfterValidator(_storable)]
 
@@ -203,10 +238,21 @@ _ANNOTATIONS: Mapping[FeatureType, Any] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One validated row: every feature of the signature (missing ones None) and the optional patient."""
+    """One validated row: a value for every feature of the signature, in order (missing ones None), and the patient.
 
-    features: dict[str, Any]
+    Attributes:
+        warnings: features outside the range seen in training, and that range.
+    """
+
+    names: Sequence[str]
+    values: Sequence[Any]
     patient_id: str | None
+    warnings: Sequence[tuple[str, str]] = ()
+
+    @property
+    def features(self) -> dict[str, Any]:
+        """Value by feature name."""
+        return dict(zip(self.names, self.values, strict=True))
 
 
 @dataclass(frozen=True)
@@ -221,6 +267,16 @@ class Batch:
         """The rows that the model is asked for."""
         return [row for row in self.rows if row is not None]
 
+    def warnings(self) -> list[dict[str, str]]:
+        """Numbers outside the range seen in training; at most :data:`_TOLD`."""
+        found = (
+            (f"instances.{number}.features.{name}", problem)
+            for number, row in enumerate(self.rows)
+            if row is not None
+            for name, problem in row.warnings
+        )
+        return [{"field": field, "problem": problem} for field, problem in islice(found, _TOLD)]
+
 
 @dataclass(frozen=True)
 class RequestSchema:
@@ -231,13 +287,23 @@ class RequestSchema:
     batch: type[BaseModel]
     max_batch: int
 
+    @cached_property
+    def names(self) -> list[str]:
+        """Feature names in the order of the signature."""
+        return self.signature.names
+
+    @cached_property
+    def seen(self) -> list[tuple[int, float, float]]:
+        """Place of each feature whose range in training is known, and that range."""
+        return [(place, *one.seen) for place, one in enumerate(self.signature.features) if one.seen]
+
     def row(self, payload: Any) -> Row:
         """Validate the body of ``/predict``.
 
         Raises:
             RequestError: 422, every wrong field named.
         """
-        return self._row(_validate(self.single, payload))
+        return self._row(_validate(self.single, payload, self.signature))
 
     def rows(self, payload: Any) -> Batch:
         """Validate the body of ``/predict_batch``; a row that cannot be used does not stop the others.
@@ -252,14 +318,14 @@ class RequestSchema:
                 "batch_too_large",
                 [("instances", f"has {len(instances)} rows; at most {self.max_batch} are answered at once")],
             )
-        validated, wrong = _checked(self.batch, payload)
+        validated, wrong = _checked(self.batch, payload, self.signature)
         in_rows = {loc[1] for loc, _ in wrong if len(loc) > 1 and loc[0] == "instances"}
         elsewhere = any(len(loc) < 2 or loc[0] != "instances" for loc, _ in wrong)
         if elsewhere or (wrong and isinstance(instances, list) and len(in_rows) == len(instances)):
             raise _refused(wrong)
         if wrong:
             given = [one for number, one in enumerate(payload["instances"]) if number not in in_rows]
-            validated, _ = _checked(self.batch, payload | {"instances": given})
+            validated, _ = _checked(self.batch, payload | {"instances": given}, self.signature)
         usable = iter(validated.instances)
         return Batch(
             [
@@ -270,7 +336,16 @@ class RequestSchema:
         )
 
     def _row(self, validated: Any) -> Row:
-        return Row(validated.features.model_dump(by_alias=True), validated.patient_id)
+        # The fields of the model are those of the signature, in its order.
+        values = tuple(validated.features.__dict__.values())
+        return Row(self.names, values, validated.patient_id, self._outside(values))
+
+    def _outside(self, values: Sequence[Any]) -> list[tuple[str, str]]:
+        return [
+            (self.names[place], f"is outside {low:g} to {high:g}, the range seen in training")
+            for place, low, high in self.seen
+            if (value := values[place]) is not None and not low <= value <= high
+        ]
 
 
 def request_schema(signature: Signature, model_name: str, max_batch: int) -> RequestSchema:
@@ -280,7 +355,12 @@ def request_schema(signature: Signature, model_name: str, max_batch: int) -> Req
     fields: dict[str, Any] = {}
     for position, feature in enumerate(signature.features):
         # Feature names need not be Python names: the field has one of its own, the request the alias.
-        kind = _ANNOTATIONS[feature.type]
+        kind: Any = _ANNOTATIONS[feature.type]
+        if feature.possible is not None:
+            low, high = feature.possible
+            # A whole number is compared with whole limits, since 2**63 - 1 is no double.
+            limits = (low, high) if feature.type == "double" else (math.ceil(low), min(int(high), 2**63 - 1))
+            kind = Annotated[kind, Field(ge=limits[0], le=limits[1])]
         if feature.may_be_missing:
             kind = kind | None
         fields[f"feature_{position}"] = (
@@ -322,14 +402,14 @@ _Wrong = tuple[tuple[int | str, ...], str]
 _TOLD = 50
 
 
-def _validate(model: type[BaseModel], payload: Any) -> Any:
-    validated, wrong = _checked(model, payload)
+def _validate(model: type[BaseModel], payload: Any, signature: Signature) -> Any:
+    validated, wrong = _checked(model, payload, signature)
     if wrong:
         raise _refused(wrong)
     return validated
 
 
-def _checked(model: type[BaseModel], payload: Any) -> tuple[Any, list[_Wrong]]:
+def _checked(model: type[BaseModel], payload: Any, signature: Signature) -> tuple[Any, list[_Wrong]]:
     """``payload`` as ``model``, or what is wrong with it without its values; at most :data:`_TOLD` of each row."""
     try:
         return model.model_validate(payload), []
@@ -341,8 +421,17 @@ def _checked(model: type[BaseModel], payload: Any) -> tuple[Any, list[_Wrong]]:
             row = problem["loc"][:2] if problem["loc"][:1] == ("instances",) else ()
             told[row] += 1
             if told[row] <= _TOLD:
-                kept.append((problem["loc"], _SHORT.get(problem["type"], problem["msg"])))
+                kept.append((problem["loc"], _words(problem, signature)))
         return None, kept
+
+
+def _words(problem: Any, signature: Signature) -> str:
+    if problem["type"] in ("greater_than_equal", "less_than_equal"):
+        feature = next(one for one in signature.features if one.name == problem["loc"][-1])
+        low, high = feature.possible or (-_LARGEST, _LARGEST)
+        seen = f"; training saw {feature.seen[0]:g} to {feature.seen[1]:g}" if feature.seen else ""
+        return f"must be between {low:g} and {high:g}{seen}"
+    return _SHORT.get(problem["type"], problem["msg"])
 
 
 def _refused(wrong: Sequence[_Wrong]) -> RequestError:
@@ -356,20 +445,75 @@ def _field(loc: tuple[int | str, ...]) -> str:
 def decode(body: bytes) -> Any:
     """JSON of a request body.
 
-    Raises:
-        RequestError: 400, the body is not JSON.
-    """
-    from pydantic_core import from_json
+    A number too large for a double becomes infinite, which the schema refuses with the field's name; so it does
+    with a lone surrogate in a text.
 
+    Raises:
+        RequestError: 400, the body is not JSON in UTF-8; 422, an object names a key twice.
+    """
     try:
-        return from_json(body)
-    except ValueError as error:
+        text = body.decode()
+        try:
+            return json.loads(text, object_pairs_hook=_unique)
+        except json.JSONDecodeError:
+            raise
+        except ValueError:
+            # Python refuses to read whole numbers of more than some thousand digits.
+            return json.loads(text, object_pairs_hook=_unique, parse_int=_whole_or_infinite)
+    except UnicodeDecodeError:
+        raise RequestError(400, "not_json", [("body", "is not text in UTF-8")]) from None
+    except json.JSONDecodeError as error:
         # The parser's message has the position and what it expected, no part of the text.
         raise RequestError(400, "not_json", [("body", f"is not JSON: {error}")]) from None
+    except RecursionError:
+        raise RequestError(400, "not_json", [("body", "is nested too deeply")]) from None
+    except _RepeatedKey:
+        path = _repeated(json.loads(text, object_pairs_hook=_Pairs, parse_int=_whole_or_infinite), ())
+        raise _refused([(path or (), "is given more than once")]) from None
 
 
-def to_frame(signature: Signature, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """The frame that the model gets: one row each, columns and order of the signature.
+class _RepeatedKey(Exception):
+    """An object of a body names a key twice."""
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """An object of JSON as its pairs."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise _RepeatedKey
+    return found
+
+
+def _whole_or_infinite(digits: str) -> int | float:
+    return int(digits) if len(digits) < 400 else float(digits)
+
+
+def _repeated(value: Any, path: tuple[int | str, ...]) -> tuple[int | str, ...] | None:
+    """Path of the first key that is given twice in its object."""
+    inside: Iterable[tuple[int | str, Any]] = ()
+    if isinstance(value, _Pairs):
+        names = Counter(name for name, _ in value)
+        for name, count in names.items():
+            if count > 1:
+                return (*path, name)
+        inside = value
+    elif isinstance(value, list):
+        inside = enumerate(value)
+    for name, one in inside:
+        found = _repeated(one, (*path, name))
+        if found is not None:
+            return found
+    return None
+
+
+def to_frame(signature: Signature, values: Sequence[Sequence[Any]]) -> pd.DataFrame:
+    """The frame that the model gets: columns and order of the signature.
+
+    Args:
+        values: the values of each feature, in order; missing as None.
 
     double is ``float64``; long ``int64``, or ``float64`` with NaN where the signature lets it be
     missing; string and boolean are ``object`` with NaN for missing, or ``bool`` where it cannot be.
@@ -378,21 +522,16 @@ def to_frame(signature: Signature, rows: Sequence[Mapping[str, Any]]) -> pd.Data
     import pandas as pd
 
     columns: dict[str, Any] = {}
-    for feature in signature.features:
-        values = [row.get(feature.name) for row in rows]
+    for feature, given in zip(signature.features, values, strict=True):
         if feature.type == "double":
-            columns[feature.name] = np.array([math.nan if v is None else v for v in values], dtype="float64")
+            columns[feature.name] = np.array(given, dtype="float64")
         elif feature.type == "long":
-            columns[feature.name] = (
-                np.array(values, dtype="int64")
-                if not feature.may_be_missing
-                else np.array([math.nan if v is None else v for v in values], dtype="float64")
-            )
+            columns[feature.name] = np.array(given, dtype="float64" if feature.may_be_missing else "int64")
         elif feature.type == "boolean" and not feature.may_be_missing:
-            columns[feature.name] = np.array(values, dtype="bool")
+            columns[feature.name] = np.array(given, dtype="bool")
         else:
             columns[feature.name] = pd.Series(
-                [math.nan if v is None else v for v in values], dtype="object"
+                [math.nan if v is None else v for v in given], dtype="object"
             ).to_numpy()
     return pd.DataFrame(columns, columns=signature.names)
 
@@ -445,6 +584,13 @@ def _json_values(column: pd.Series, kind: FeatureType) -> list[Any]:
     return values.tolist()
 
 
+class Problem(BaseModel):
+    """One thing wrong with a request."""
+
+    field: str
+    problem: str
+
+
 class ResponseMetadata(BaseModel):
     """Where an answer comes from."""
 
@@ -458,13 +604,9 @@ class ResponseMetadata(BaseModel):
     request_id: str = Field(description="The request's X-Request-ID, or one made for it.")
     service: str
     release: str
-
-
-class Problem(BaseModel):
-    """One thing wrong with a request."""
-
-    field: str
-    problem: str
+    warnings: list[Problem] = Field(
+        default_factory=list, description="Numbers outside the range seen in training; absent without any."
+    )
 
 
 class MeasuredEffect(BaseModel):

@@ -1,8 +1,8 @@
 """The application that answers requests, and the BentoML service it is mounted into.
 
 Routes: ``POST /predict``, ``POST /{model_name}/predict``, ``POST /predict_batch``,
-``POST /{model_name}/predict_batch``, ``GET /models``, ``GET /health``, the pages ``/`` and ``/docs`` for
-people; ``GET /metrics``, ``/livez`` and ``/readyz`` are BentoML's, with our metrics among its own.
+``POST /{model_name}/predict_batch``, ``GET /models``, ``GET /health``, ``GET /metrics``, the pages ``/`` and
+``/docs`` for people; ``/livez`` and ``/readyz`` are BentoML's. A batch may also be an Arrow stream or a Parquet file.
 ``/predict`` and ``/predict_batch`` answer for the only model of a release; when there are several, the
 body or the path must name one, since two models that take the same features would both answer and only
 one is meant.
@@ -10,26 +10,42 @@ one is meant.
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import logging
 import os
 import re
+import tempfile
+import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 # FastAPI reads annotations from the module, so its names must be here. Only processes that serve and
 # the build import this module.
+import pandas as pd
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
+from pydantic_core import to_json
 
 from e2i_dagster.errors import ConfigError, VerdictError
 from e2i_dagster.serving import audit
+from e2i_dagster.serving.columnar import (
+    ARROW,
+    PARQUET,
+    ArrowAnswer,
+    Columnar,
+    accepts_arrow,
+    answer_columns,
+    log_lines,
+    parts,
+)
 from e2i_dagster.serving.health import GAUGE, Answers, Level
 from e2i_dagster.serving.models import LoadedModel, Predicted, load_model
 from e2i_dagster.serving.release import Manifest, ReleasedModel
@@ -40,11 +56,17 @@ from e2i_dagster.serving.request_schema import (
     PredictionResponse,
     RequestError,
     RequestSchema,
+    Row,
     decode,
     request_schema,
-    to_frame,
 )
-from e2i_dagster.serving.state import PROBE_HEADER, ColourSettings, ProcessIdentity, journal_folder
+from e2i_dagster.serving.state import (
+    FORWARD_HEADER,
+    PROBE_HEADER,
+    ColourSettings,
+    journal_folder,
+)
+from e2i_dagster.serving.watch import watch_supervisor
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -54,6 +76,23 @@ logger = logging.getLogger(__name__)
 #: Names the file with the :class:`ColourSettings` of the process.
 SETTINGS_VARIABLE = "E2I_COLOUR_SETTINGS"
 
+Route = Literal["predict", "predict_batch"]
+#: Route and the model that its path names.
+Target = tuple[Route, str | None]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+_PROBE = PROBE_HEADER.encode()
+_HEADERS_READ = frozenset(
+    (b"x-request-id", b"content-length", b"content-type", b"accept", FORWARD_HEADER, _PROBE)
+)
+#: A larger batch of columns waits in a file that has no name, bytes.
+_TABLE_IN_MEMORY = 16 * 1024 * 1024
+#: A model that is not served is refused in the words of this service.
+_PREDICTION_PATH = re.compile(r"^/(?P<name>[^/]+)/(?P<route>predict|predict_batch)$")
+#: How often the gauge of a model's health is set, seconds.
+_LEVEL_SECONDS = 1.0
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9_.:\-]{1,100}$")
 
 
@@ -96,14 +135,112 @@ class Meters:
         )
 
 
-@dataclass
+@dataclass(frozen=True)
+class Asked:
+    """What is known of a request beside its rows.
+
+    Attributes:
+        key: begins the keys of its rows in the prediction log.
+        probe: a comparison of a deployment, neither logged nor counted.
+        began: clock when the whole head had come, seconds.
+    """
+
+    request_id: str
+    key: str
+    probe: bool
+    began: float
+
+
+class ClientGoneError(Exception):
+    """The client went away before its whole request had come."""
+
+
+class AnswerBrokenError(Exception):
+    """A part of an answer could not be made after others were sent: the connection ends."""
+
+
 class ServedModel:
     """A model of the release while it is served."""
 
-    released: ReleasedModel
-    loaded: LoadedModel
-    answers: Answers
-    stage: str
+    def __init__(self, released: ReleasedModel, loaded: LoadedModel, answers: Answers, stage: str) -> None:
+        self.released = released
+        self.loaded = loaded
+        self.answers = answers
+        self.stage = stage
+        self.queue = Queue(self)
+
+
+#: A model asked on the loop of the process may hold up other requests for this many rows.
+_ROWS_ON_LOOP = 256
+
+
+class Queue:
+    """Rows of requests that come together are one question to the model.
+
+    Requests that were read in one turn of the loop, or that came while the model worked, are asked as one. Nobody
+    waits for others to come. A compiled model answers on the loop itself: handing one row to a thread costs as much
+    as the answer.
+    """
+
+    def __init__(self, model: ServedModel) -> None:
+        self._model = model
+        self._waiting: list[tuple[Sequence[Sequence[Any]], asyncio.Future[Any]]] = []
+        self._working = False
+
+    async def answer(self, rows: Sequence[Sequence[Any]]) -> Any:
+        """What :meth:`LoadedModel.raw` gives for ``rows``; raises what it raises."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+        self._waiting.append((rows, future))
+        if not self._working:
+            self._working = True
+            loop.call_soon(self._next)
+        return await future
+
+    def _next(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            self._working = False
+            return
+        count = sum(len(rows) for rows, _ in waiting)
+        loop = asyncio.get_running_loop()
+        if self._model.loaded.compiled and count <= _ROWS_ON_LOOP:
+            self._give(waiting, self._ask_all(waiting))
+            loop.call_soon(self._next)
+            return
+
+        def done(work: asyncio.Future[list[Any]]) -> None:
+            self._give(waiting, work.result())
+            self._next()
+
+        loop.run_in_executor(None, self._ask_all, waiting).add_done_callback(done)
+
+    def _ask_all(self, waiting: list[tuple[Sequence[Sequence[Any]], Any]]) -> list[Any]:
+        """An answer or an exception for each; one that the model fails on does not stop the others."""
+        try:
+            together = self._ask([row for rows, _ in waiting for row in rows])
+        except Exception as error:  # noqa: BLE001 - given to the request it belongs to
+            if len(waiting) == 1:
+                return [error]
+            return [answer for one in waiting for answer in self._ask_all([one])]
+        found, start = [], 0
+        for rows, _ in waiting:
+            found.append(together[start : start + len(rows)])
+            start += len(rows)
+        return found
+
+    def _ask(self, rows: list[Sequence[Any]]) -> Any:
+        return self._model.loaded.raw(self._model.released.signature, list(zip(*rows, strict=True)))
+
+    @staticmethod
+    def _give(waiting: list[tuple[Any, asyncio.Future[Any]]], answers: list[Any]) -> None:
+        for (_, future), answer in zip(waiting, answers, strict=True):
+            if future.done():  # the request was given up
+                continue
+            if isinstance(answer, Exception):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
 
 
 class Runtime:
@@ -136,13 +273,15 @@ class Runtime:
         self.models = {
             one.model_name: ServedModel(
                 released=one,
-                loaded=load_model(folder / one.folder, one.files, policy, one.threshold),
+                loaded=load_model(folder / one.folder, one.files, policy, one.threshold, one.signature),
                 answers=Answers(policy.health),
                 stage=settings.stages[one.model_id],
             )
             for one in manifest.models
         }
         self.meters = Meters(registry)
+        self._counted: dict[tuple[str, str, int], tuple[Any, Any]] = {}
+        self._looked = 0.0
         for name in self.models:
             self.meters.health.labels(name).set(GAUGE["healthy"])
         self.journal = (
@@ -150,6 +289,57 @@ class Runtime:
             if settings.audit
             else None
         )
+
+    def log(
+        self, model: ServedModel, rows: Sequence[Row], predicted: Predicted, asked: Asked, at: datetime
+    ) -> None:
+        """Append the answers to the journal of the prediction log."""
+        if self.journal is None:
+            return
+        probabilities = predicted.probabilities or [None] * len(rows)
+        kept = self.journal.append(
+            [
+                audit.log_row(
+                    prediction_id=f"live-{asked.key}-{place}",
+                    request_id=asked.request_id,
+                    model_id=model.released.model_id,
+                    model_version=model.released.version,
+                    features=row.features,
+                    value=value,
+                    prediction=prediction,
+                    probabilities=probability,
+                    patient_id=row.patient_id,
+                    at=at,
+                )
+                for place, (row, value, prediction, probability) in enumerate(
+                    zip(rows, predicted.values, predicted.predictions, probabilities, strict=True)
+                )
+            ]
+        )
+        if not kept:
+            self.meters.dropped.inc(len(rows))
+
+    def count(self, name: str, route: str, status: int, code: str, latency: float) -> None:
+        """Count one answer in the metrics and, where it says something about the model, in its health."""
+        counted = self._counted.get((name, route, status))
+        if counted is None:
+            counted = self._counted[name, route, status] = (
+                self.meters.requests.labels(name, route, str(status)),
+                self.meters.latency.labels(name, route),
+            )
+        counted[0].inc()
+        counted[1].observe(latency)
+        if status >= 400:
+            self.meters.errors.labels(name, code).inc()
+        model = self.models.get(name)
+        # A refused request says nothing about the model.
+        if model is not None and (status < 400 or status >= 500):
+            model.answers.add(latency * 1000, failed=status >= 500)
+            now = time.monotonic()
+            # The level looks at all the last answers; once in a while is enough for who scrapes it.
+            if status >= 500 or now - self._looked > _LEVEL_SECONDS:
+                self._looked = now
+                self.meters.health.labels(name).set(GAUGE[model.answers.health().level])
 
     def close(self) -> None:
         """Store the rest of the prediction log."""
@@ -186,23 +376,38 @@ class Application:
 
     # -- answering ---------------------------------------------------------------------------------
 
-    async def answer(self, request: Request, route: str, name_in_path: str | None) -> Response:
-        """Answer one request of ``route`` (``predict`` or ``predict_batch``)."""
+    async def answer(self, scope: Scope, receive: Receive, send: Send, target: Target) -> None:
+        """Answer one request of a prediction route."""
         runtime = self._running()
         began = time.perf_counter()
-        given_id = request.headers.get("x-request-id", "")
+        route, name_in_path = target
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"] if name in _HEADERS_READ}
+        given_id = headers.get(b"x-request-id", "")
         request_id = given_id if _REQUEST_ID.match(given_id) else uuid.uuid4().hex
-        probe = request.headers.get(PROBE_HEADER) == runtime.settings.probe_token
+        asked = Asked(
+            request_id=request_id,
+            key=headers.get(FORWARD_HEADER) or uuid.uuid4().hex,
+            probe=headers.get(_PROBE) == runtime.settings.probe_token,
+            began=began,
+        )
         # Only names that are served become a label: anybody can ask for any name.
         name = name_in_path if name_in_path in runtime.models else "none"
         status, body, error_code = 500, b"", "internal"
         try:
-            payload = decode(await self._body(request))
+            kind = headers.get(b"content-type", "").partition(";")[0].strip().lower()
+            if kind in (ARROW, PARQUET) and route == "predict_batch":
+                model = self._model(name_in_path, None)
+                name = model.released.model_name
+                await self._table(model, kind, headers, receive, send, asked)
+                if not asked.probe:
+                    runtime.count(name, route, 200, "", time.perf_counter() - began)
+                return
+            payload = decode(await self._body(headers, receive))
             model = self._model(name_in_path, payload)
             name = model.released.model_name
             schema = self.schemas[name]
             batch = Batch([schema.row(payload)], []) if route == "predict" else schema.rows(payload)
-            body = await self._predict(model, batch, request_id, began, probe=probe)
+            body = await self._predict(model, batch, asked, single=route == "predict")
             status = 207 if batch.problems else 200
         except RequestError as error:
             status, error_code, body = (
@@ -210,6 +415,10 @@ class Application:
                 error.code,
                 _error(error.code, str(error), error.problems),
             )
+        except ClientGoneError:
+            return
+        except AnswerBrokenError:
+            raise
         # A defect of the model must not look like one of the request, nor show a value of it: messages
         # of scikit-learn quote values, so neither the answer nor the log repeats them.
         except Exception as error:  # noqa: BLE001
@@ -221,25 +430,89 @@ class Application:
                 f"The model failed ({type(error).__name__}); the service's log has request {request_id}."
             )
             body = _error("internal", message, [])
-        latency = time.perf_counter() - began
-        if not probe:
-            self._count(name, route, status, error_code, latency)
-        return _json(status, body, request_id)
+        if not asked.probe:
+            runtime.count(name, route, status, error_code, time.perf_counter() - began)
+        await _send(send, status, body, request_id, close=status == 413)
 
-    async def _body(self, request: Request) -> bytes:
-        limit = self.manifest.policy.request.max_body_bytes
-        parts: list[bytes] = []
-        size = 0
-        async for part in request.stream():
-            size += len(part)
-            if size > limit:
-                raise RequestError(
-                    413,
-                    "body_too_large",
-                    [("body", f"is larger than {limit} bytes; send fewer rows at once")],
+    async def _table(
+        self,
+        model: ServedModel,
+        kind: str,
+        headers: Mapping[bytes, str],
+        receive: Receive,
+        send: Send,
+        asked: Asked,
+    ) -> None:
+        """Answer a batch of columns part by part."""
+        if not accepts_arrow(headers.get(b"accept", "")):
+            raise RequestError(406, "not_acceptable", [("accept", f"must allow {ARROW}")])
+        limit = self.manifest.policy.request.max_table_bytes
+        loop = asyncio.get_running_loop()
+        with tempfile.SpooledTemporaryFile(_TABLE_IN_MEMORY) as body:
+            async for part in _received(headers, receive, limit):
+                body.write(part)
+            body.seek(0)
+            answers = self._parts(model, body, kind, asked)
+            started = False
+            try:
+                while (part := await loop.run_in_executor(None, next, answers, None)) is not None:
+                    if not started:
+                        started = True
+                        await _start(send, 200, asked.request_id, (b"content-type", ARROW.encode()))
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
+            except Exception as error:
+                if started:
+                    raise AnswerBrokenError from error
+                raise
+            await send({"type": "http.response.body", "body": b""})
+
+    def _parts(self, model: ServedModel, body: Any, kind: str, asked: Asked) -> Iterator[bytes]:
+        """The answer to a batch of columns in parts; each part's answers are in the journal before it is sent."""
+        runtime = self._running()
+        released, loaded = model.released, model.loaded
+        schema, batches = parts(body, kind)
+        request = Columnar(schema, released.signature)
+        answer = ArrowAnswer(
+            loaded,
+            patient=request.has_patient,
+            metadata={
+                "model_id": released.model_id,
+                "request_id": asked.request_id,
+                "slot": runtime.settings.slot,
+                "stage": model.stage,
+                "release": self.version,
+            },
+        )
+        done = 0
+        for batch in batches:
+            columns, problems, warnings = request.read(batch)
+            usable = pd.isna(problems)
+            if not usable.all():
+                columns = [column[usable] for column in columns]
+            answers = answer_columns(loaded, loaded.raw(released.signature, columns)) if usable.any() else {}
+            patients = batch.column("patient_id").cast("string") if request.has_patient else None
+            if runtime.journal is not None and not asked.probe and usable.any():
+                lines = log_lines(
+                    key=asked.key,
+                    start=done,
+                    request_id=asked.request_id,
+                    model_id=released.model_id,
+                    model_version=released.version,
+                    at=audit.now(),
+                    names=released.signature.names,
+                    columns=columns,
+                    answers=answers,
+                    patients=None if patients is None else patients.filter(usable).to_pylist(),
                 )
-            parts.append(part)
-        return b"".join(parts)
+                if not runtime.journal.append_lines(lines, int(usable.sum())):
+                    runtime.meters.dropped.inc(int(usable.sum()))
+            done += int(usable.sum())
+            yield answer.part(answers, usable, problems, warnings, patients)
+        yield answer.end()
+
+    async def _body(self, headers: Mapping[bytes, str], receive: Receive) -> bytes:
+        limit = self.manifest.policy.request.max_body_bytes
+        return b"".join([part async for part in _received(headers, receive, limit)])
 
     def _model(self, name_in_path: str | None, payload: Any) -> ServedModel:
         models = self._running().models
@@ -262,79 +535,39 @@ class Application:
             raise RequestError(404, "unknown_model", [("model_name", f"is not served; known: {known}")])
         return models[name]
 
-    async def _predict(
-        self, model: ServedModel, batch: Batch, request_id: str, began: float, *, probe: bool
-    ) -> bytes:
-        from anyio.to_thread import run_sync
-
+    async def _predict(self, model: ServedModel, batch: Batch, asked: Asked, *, single: bool) -> bytes:
         runtime = self._running()
         rows = batch.usable
-        features = [row.features for row in rows]
         started = time.perf_counter()
-        predicted: Predicted = await run_sync(
-            lambda: model.loaded.predict(to_frame(model.released.signature, features))
-        )
+        raw = await model.queue.answer([row.values for row in rows])
         inside = time.perf_counter() - started
+        predicted = model.loaded.answers(raw)
         at = audit.now()
-        if runtime.journal is not None and not probe:
-            probabilities = predicted.probabilities or [None] * len(rows)
-            kept = runtime.journal.append(
-                [
-                    audit.log_row(
-                        request_id=request_id,
-                        model_id=model.released.model_id,
-                        model_version=model.released.version,
-                        features=row.features,
-                        value=value,
-                        prediction=prediction,
-                        probabilities=probability,
-                        patient_id=row.patient_id,
-                        at=at,
-                    )
-                    for row, value, prediction, probability in zip(
-                        rows, predicted.values, predicted.predictions, probabilities, strict=True
-                    )
-                ]
-            )
-            if not kept:
-                runtime.meters.dropped.inc(len(rows))
-        return json.dumps(
-            {
-                "predictions": _in_place(batch, predicted.predictions),
-                "probabilities": _in_place(batch, predicted.probabilities),
-                "model_id": model.released.model_id,
-                **(
-                    {}
-                    if predicted.measured is None
-                    else {"measured_effects": _in_place(batch, predicted.measured)}
-                ),
-                **({"problems": batch.problems} if batch.problems else {}),
-                "prediction_time_ms": round(inside * 1000, 3),
-                "_metadata": {
-                    "model_name": model.released.model_name,
-                    "latency_ms": round((time.perf_counter() - began) * 1000, 3),
-                    "timestamp": at.isoformat(),
-                    "slot": runtime.settings.slot,
-                    "stage": model.stage,
-                    "request_id": request_id,
-                    "service": self.manifest.service,
-                    "release": self.version,
-                },
-            },
-            allow_nan=False,
-        ).encode()
-
-    def _count(self, name: str, route: str, status: int, code: str, latency: float) -> None:
-        runtime = self._running()
-        runtime.meters.requests.labels(name, route, str(status)).inc()
-        runtime.meters.latency.labels(name, route).observe(latency)
-        if status >= 400:
-            runtime.meters.errors.labels(name, code).inc()
-        model = runtime.models.get(name)
-        # A refused request says nothing about the model.
-        if model is not None and (status < 400 or status >= 500):
-            model.answers.add(latency * 1000, failed=status >= 500)
-            runtime.meters.health.labels(name).set(GAUGE[model.answers.health().level])
+        if not asked.probe:
+            runtime.log(model, rows, predicted, asked, at)
+        warnings = batch.warnings() if not single else _warnings(rows[0])
+        answer: dict[str, Any] = {
+            "predictions": _in_place(batch, predicted.predictions),
+            "probabilities": _in_place(batch, predicted.probabilities),
+            "model_id": model.released.model_id,
+        }
+        if predicted.measured is not None:
+            answer["measured_effects"] = _in_place(batch, predicted.measured)
+        if batch.problems:
+            answer["problems"] = batch.problems
+        answer["prediction_time_ms"] = round(inside * 1000, 3)
+        answer["_metadata"] = {
+            "model_name": model.released.model_name,
+            "latency_ms": round((time.perf_counter() - asked.began) * 1000, 3),
+            "timestamp": at.isoformat(),
+            "slot": runtime.settings.slot,
+            "stage": model.stage,
+            "request_id": asked.request_id,
+            "service": self.manifest.service,
+            "release": self.version,
+            **({"warnings": warnings} if warnings else {}),
+        }
+        return to_json(answer)
 
     # -- about the service -------------------------------------------------------------------------
 
@@ -444,12 +677,77 @@ def _error(code: str, message: str, problems: list[dict[str, str]]) -> bytes:
     return json.dumps({"error": {"code": code, "message": message, "problems": problems}}).encode()
 
 
-def _json(status: int, body: bytes, request_id: str) -> Response:
-    return Response(body, status, {"x-request-id": request_id}, media_type="application/json")
+def _warnings(row: Row) -> list[dict[str, str]]:
+    return [{"field": f"features.{name}", "problem": problem} for name, problem in row.warnings]
 
 
-def application(manifest: Manifest, version: str) -> tuple[FastAPI, Application]:
-    """The FastAPI application of a release, and the object that holds its state."""
+async def _received(headers: Mapping[bytes, str], receive: Receive, limit: int) -> AsyncIterator[bytes]:
+    """The body of a request as it comes.
+
+    Raises:
+        RequestError: 413, it is larger than ``limit`` bytes; before any of it is read, where its length is given.
+        ClientGoneError: the client went away.
+    """
+    too_large = RequestError(
+        413, "body_too_large", [("body", f"is larger than {limit} bytes; send fewer rows at once")]
+    )
+    length = headers.get(b"content-length", "")
+    if length.isdigit() and int(length) > limit:
+        raise too_large
+    size = 0
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        part = message.get("body", b"")
+        size += len(part)
+        if size > limit:
+            raise too_large
+        yield part
+        more = message.get("more_body", False)
+
+
+async def _start(send: Send, status: int, request_id: str, *more: tuple[bytes, bytes]) -> None:
+    headers = [(b"x-request-id", request_id.encode()), *more]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+
+
+async def _send(send: Send, status: int, body: bytes, request_id: str, *, close: bool) -> None:
+    more = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if close:
+        # The rest of the request is not read.
+        more.append((b"connection", b"close"))
+    await _start(send, status, request_id, *more)
+    await send({"type": "http.response.body", "body": body})
+
+
+class Predictions:
+    """ASGI application: prediction routes go to ``holder`` at once, everything else to ``app``.
+
+    The routes are known to ``app`` too, which describes them. Its own way to them would cost each request more
+    than the model.
+    """
+
+    def __init__(self, app: FastAPI, holder: Application, targets: Mapping[str, Target]) -> None:
+        self._app = app
+        self._holder = holder
+        self._targets = targets
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST":
+            path = scope["path"]
+            target = self._targets.get(path)
+            if target is None and (unknown := _PREDICTION_PATH.match(path)):
+                target = (cast("Route", unknown["route"]), unknown["name"])
+            if target is not None:
+                await self._holder.answer(scope, receive, send, target)
+                return
+        await self._app(scope, receive, send)
+
+
+def application(manifest: Manifest, version: str) -> tuple[Predictions, Application]:
+    """The application of a release, and the object that holds its state."""
     from fastapi_swagger import patch_fastapi
 
     holder = Application(manifest, version)
@@ -492,12 +790,15 @@ def application(manifest: Manifest, version: str) -> tuple[FastAPI, Application]
         }
     }
 
-    def post(
-        path: str, route: str, models: Mapping[str, Any], name_in_path: str | None, summary: str
-    ) -> None:
-        async def endpoint(request: Request) -> Any:
-            return await holder.answer(request, route, name_in_path)
+    targets: dict[str, Target] = {}
 
+    def post(
+        path: str, route: Route, models: Mapping[str, Any], name_in_path: str | None, summary: str
+    ) -> None:
+        async def endpoint() -> None:
+            raise AssertionError("answered before FastAPI is asked")
+
+        targets[path] = (route, name_in_path)
         references = [{"$ref": f"#/components/schemas/{model.__name__}"} for model in models.values()]
         app.post(
             path,
@@ -511,7 +812,8 @@ def application(manifest: Manifest, version: str) -> tuple[FastAPI, Application]
                     "content": {
                         "application/json": {
                             "schema": references[0] if len(references) == 1 else {"anyOf": references}
-                        }
+                        },
+                        **(_TABLES if route == "predict_batch" else {}),
                     },
                 }
             },
@@ -529,14 +831,6 @@ def application(manifest: Manifest, version: str) -> tuple[FastAPI, Application]
             f"Predict a batch of rows with {name}",
         )
 
-    @app.post("/{model_name}/predict", include_in_schema=False)
-    async def predict_unknown(model_name: str, request: Request) -> Any:
-        return await holder.answer(request, "predict", model_name)
-
-    @app.post("/{model_name}/predict_batch", include_in_schema=False)
-    async def predict_batch_unknown(model_name: str, request: Request) -> Any:
-        return await holder.answer(request, "predict_batch", model_name)
-
     @app.get("/", include_in_schema=False)
     async def page() -> HTMLResponse:
         return HTMLResponse(holder.page())
@@ -545,6 +839,10 @@ def application(manifest: Manifest, version: str) -> tuple[FastAPI, Application]
     async def health() -> JSONResponse:
         status, body = holder.health()
         return JSONResponse(body, status)
+
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics() -> Response:
+        return Response(*_metrics())
 
     @app.get("/models", summary="The models and the features they take")
     async def models() -> JSONResponse:
@@ -555,7 +853,19 @@ def application(manifest: Manifest, version: str) -> tuple[FastAPI, Application]
         return _nothing_here(app, path, request)
 
     _describe_requests(app, [*single.values(), *batch.values()])
-    return app, holder
+    return Predictions(app, holder, targets), holder
+
+
+def _metrics() -> tuple[bytes, int, dict[str, str]]:
+    """The metrics of all workers, for Prometheus."""
+    from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    registry = REGISTRY
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)
+    return generate_latest(registry), 200, {"content-type": CONTENT_TYPE_LATEST}
 
 
 def _nothing_here(app: FastAPI, path: str, request: Request) -> Response:
@@ -571,6 +881,10 @@ def _nothing_here(app: FastAPI, path: str, request: Request) -> Response:
         return Response(body, 405, {"allow": "POST"}, media_type="application/json")
     body = _error("not_found", f"There is nothing at /{path}; / names what there is.", [])
     return Response(body, 404, media_type="application/json")
+
+
+#: Bodies of a scoring job, in the OpenAPI document.
+_TABLES = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in (ARROW, PARQUET)}
 
 
 def _describe_requests(app: FastAPI, models: list[Any]) -> None:
@@ -604,6 +918,8 @@ def bento_service(folder: Path) -> Any:
     manifest = Manifest.read(folder)
     service_policy = manifest.policy.services[manifest.service]
     app, holder = application(manifest, manifest.version)
+    # Where it is only built there are none.
+    settings = _settings() if SETTINGS_VARIABLE in os.environ else None
 
     class Service:
         def __init__(self) -> None:
@@ -617,12 +933,26 @@ def bento_service(folder: Path) -> Any:
     Service.__name__ = Service.__qualname__ = manifest.service
     decorate: Callable[[type], Any] = bentoml.service(
         name=manifest.service,
-        workers=manifest.policy.deployment.workers,
+        workers=settings.workers if settings is not None else manifest.policy.deployment.workers,
         resources={"cpu": str(service_policy.cpu), "memory": service_policy.memory},
         traffic={"timeout": manifest.policy.request.timeout_seconds},
         logging={"access": {"enabled": False}},
+        # BentoML's own count every path that anybody asks for; ours are at the same address.
+        metrics={"enabled": False},
     )
     return decorate(bentoml.asgi_app(app, path="/")(Service))
+
+
+def _settings() -> ColourSettings:
+    path = os.environ.get(SETTINGS_VARIABLE)
+    if not path:
+        raise ConfigError(
+            f"{SETTINGS_VARIABLE} is not set: a bento is started by the supervisor (`e2i serve`), which knows "
+            "slot and stages.",
+            file=SETTINGS_VARIABLE,
+            remedy="Start it with `e2i serve`.",
+        )
+    return ColourSettings.model_validate_json(Path(path).read_bytes())
 
 
 def start_worker(holder: Application, folder: Path) -> None:
@@ -632,15 +962,7 @@ def start_worker(holder: Application, folder: Path) -> None:
         ConfigError: the process has no settings.
         VerdictError: as in :class:`Runtime`. The reason is also written where the deployment looks.
     """
-    path = os.environ.get(SETTINGS_VARIABLE)
-    if not path:
-        raise ConfigError(
-            f"{SETTINGS_VARIABLE} is not set: a bento is started by the supervisor (`e2i serve`), which knows "
-            "slot and stages.",
-            file=SETTINGS_VARIABLE,
-            remedy="Start it with `e2i serve`.",
-        )
-    settings = ColourSettings.model_validate_json(Path(path).read_bytes())
+    settings = _settings()
     # What is imported for a model stays, as on the command line.
     gc.set_threshold(10_000)
     try:
@@ -650,25 +972,7 @@ def start_worker(holder: Application, folder: Path) -> None:
         raise
     # Libraries and models stay as long as the worker: no answer waits for a search for garbage among them.
     gc.freeze()
-    if settings.supervisor is not None:
-        _end_with(settings.supervisor)
-
-
-def _end_with(supervisor: ProcessIdentity) -> None:
-    """End this worker when the supervisor or BentoML's parent process is gone: nobody else would."""
-    import signal
-    import threading
-
-    parent = os.getppid()
-
-    def watch() -> None:
-        while supervisor.running() and os.getppid() == parent:
-            time.sleep(0.5)
-        if os.getppid() == parent:
-            os.kill(parent, signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
-        # The usual end stores the prediction log; what is left after this is in the journal.
-        time.sleep(20)
-        os._exit(1)
-
-    threading.Thread(target=watch, name="supervisor-watch", daemon=True).start()
+    if settings.service:
+        threading.Thread(
+            target=watch_supervisor, args=(settings, os.getppid()), name="supervisor-watch", daemon=True
+        ).start()

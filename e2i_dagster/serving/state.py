@@ -19,6 +19,9 @@ from e2i_dagster.errors import InputError
 #: Header of requests that are neither logged nor counted (with the token of the service's record).
 PROBE_HEADER = "x-e2i-probe"
 
+#: Header by which the supervisor names a request; the same when it is asked again after a worker died.
+FORWARD_HEADER = b"x-e2i-forward"
+
 
 def deployed_name(service: str, slot: str) -> str:
     """Under which ``service`` in ``slot`` is recorded and locked: in slot staging as the service is called."""
@@ -162,7 +165,8 @@ class ColourSettings(BaseModel):
     probe_token: str
     state: Path
     failure: Path
-    supervisor: ProcessIdentity | None = None
+    service: str = ""
+    workers: int = 1
 
 
 class ActiveColour(BaseModel):
@@ -182,6 +186,7 @@ class ActiveColour(BaseModel):
     port: int | None = None
     since: str
     restarts: int = 0
+    workers: int = 1
 
 
 class ServiceRecord(BaseModel):

@@ -7,8 +7,9 @@ rows, or training rows by cross-fitting where validation has too few of an outco
 from __future__ import annotations
 
 import hashlib
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -38,6 +39,8 @@ class TrainedModel:
         nullable: features that were missing for somebody in training.
         threshold: probability from which on the positive class is predicted; None for numbers.
         calibration: how probabilities were calibrated, or why not (``calibration_note``).
+        seen_ranges: feature -> smallest and largest number in training, rounded outwards to two significant
+            digits; text has none.
         input_example: one invented row, made of column averages and most frequent levels.
         digest: digest of what the model computes on its training and validation rows, to the last bit,
             and of its parameters. Equal inputs and library versions give equal digests.
@@ -59,6 +62,7 @@ class TrainedModel:
     data_digests: dict[str, str]
     digest: str
     seconds: float = field(compare=False)
+    seen_ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -181,6 +185,7 @@ def train(
             threshold=threshold,
         ),
         seconds=time.perf_counter() - started,
+        seen_ranges=seen_ranges(train_rows.features, kinds),
     )
 
 
@@ -236,6 +241,28 @@ def invented_example(features: pd.DataFrame, kinds: Mapping[str, Kind]) -> pd.Da
             name = next(iter(kinds))
             values[name] = f"example {values[name]}"
     return pd.DataFrame({name: pd.Series([values[name]], dtype=_dtype(kind)) for name, kind in kinds.items()})
+
+
+def seen_ranges(features: pd.DataFrame, kinds: Mapping[str, Kind]) -> dict[str, tuple[float, float]]:
+    """Smallest and largest value of each number, rounded outwards to two significant digits."""
+    found: dict[str, tuple[float, float]] = {}
+    for name, kind in kinds.items():
+        column = features[name].dropna()
+        if kind == "number" and len(column):
+            found[name] = (
+                _outwards(float(column.min()), math.floor),
+                _outwards(float(column.max()), math.ceil),
+            )
+    return found
+
+
+def _outwards(value: float, rounded: Callable[[float], int]) -> float:
+    if value == 0:
+        return 0.0
+    digits = math.floor(math.log10(abs(value))) - 1
+    # A whole number times a power of ten; dividing by the inverse power keeps 0.12 at 0.12.
+    whole = rounded(value * 10.0**-digits if digits < 0 else value / 10.0**digits)
+    return float(whole * 10**digits) if digits >= 0 else whole / 10.0**-digits
 
 
 def _dtype(kind: Kind) -> Any:

@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import sqlalchemy as sa
+from pydantic_core import to_json
 
 from e2i_dagster.config.serving import AuditPolicy
 from e2i_dagster.serving.audit import Journal, WarehouseStore, log_row, now
@@ -22,6 +24,7 @@ POLICY = AuditPolicy(batch_rows=7, flush_seconds=0.02, max_journal_bytes=100_000
 
 def a_row(number: int, **changes: Any) -> dict[str, Any]:
     row = log_row(
+        prediction_id=f"live-{uuid.uuid4().hex}",
         request_id=f"request-{number}",
         model_id="e2i-tiny/1",
         model_version="1",
@@ -65,7 +68,7 @@ def test_rows_wait_for_the_warehouse_and_are_replayed_once(database: sa.Engine, 
     assert not journal.close()
     assert "OperationalError" in (journal.state().problem or "")
     # Half of them were stored already before the process ended: they are not doubled.
-    WarehouseStore()(rows[:10])
+    WarehouseStore()([to_json(row) for row in rows[:10]])
     other = Journal(tmp_path, WarehouseStore(), POLICY)
     deadline = time.monotonic() + 10
     while len(list(tmp_path.iterdir())) > 1 and time.monotonic() < deadline:
