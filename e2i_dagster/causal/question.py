@@ -94,7 +94,7 @@ def visible_frame(scope: ScopeSpec, training_frame: pd.DataFrame, splits: pd.Dat
 def question_words(scope: ScopeSpec, question: QuestionRule) -> str:
     """The question in words, for people."""
     return (
-        f"What does {question.treatment} do to the outcome of scope {scope.key} ({scope.outcome.event.words()} within "
+        f"What does {question.treatment} do to the outcome of scope {scope.key} ({scope.outcome.words()} within "
         f"days {scope.outcome.window[0]} to {scope.outcome.window[1]})? Treated: the best contact in the "
         f"{question.window_days} days before the index date has a quality of {question.threshold:g} or more. "
         f"Adjusted for {', '.join(question.confounders)}. The answer is causal only if these are all that drive "

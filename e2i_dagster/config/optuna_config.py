@@ -47,6 +47,7 @@ class Metric(PolicyModel):
     """What the search maximises."""
 
     binary_classification: Literal["roc_auc"]
+    multiclass_classification: Literal["roc_auc_ovr"]
     regression: Literal["neg_root_mean_squared_error"]
 
 

@@ -39,5 +39,5 @@ def compare_with_training(
         scope=scope,
         day=day,
         model_id=model_id,
-        predictions=(pd.Series(model.scores(rows.validation.features)), log["prediction"]),
+        predictions=(pd.Series(model.logged_values(rows.validation.features)), log["prediction"]),
     )

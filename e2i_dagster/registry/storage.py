@@ -42,6 +42,7 @@ class StoredModel(BaseModel):
     data_digests: dict[str, str]
     digest: str
     seconds: float
+    classes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, model: TrainedModel) -> StoredModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from e2i_dagster.errors import ConfigError, VerdictError
 from e2i_dagster.modelling.estimators import TRAINABLE, build_estimator, one_thread, raw_scores
 from e2i_dagster.modelling.model_input import LabelledRows, feature_kinds
 from e2i_dagster.modelling.preprocessing import build_preprocessor
+from e2i_dagster.modelling.problem import CLASSIFICATION, HEADLINE, headline
 from e2i_dagster.selection.request import SelectionRequest, request_of
 from e2i_dagster.splits.rows import VisibleRows
 
@@ -135,7 +137,7 @@ def select_algorithm(
         if (reason := _obstacle(name, algorithm, request, rules)) is not None
     }
     remaining = [name for name in policy.algorithms if name not in removed]
-    metric = "r2" if request.problem_type == "regression" else "roc_auc"
+    metric: Literal["roc_auc", "r2"] = HEADLINE.get(request.problem_type, "roc_auc")  # type: ignore[assignment]
     measures: dict[str, dict[str, float]] = {}
     source: Literal["benchmark", "history", "nothing"] = "nothing"
     rows = 0
@@ -274,10 +276,10 @@ def _thin(sample: LabelledRows, rows: int, problem_type: str, seed: int) -> Labe
         return sample
     from sklearn.model_selection import train_test_split
 
-    strata = sample.target if problem_type == "binary_classification" else None
+    strata = sample.target if problem_type in CLASSIFICATION else None
     kept, _ = train_test_split(np.arange(len(sample)), train_size=rows, random_state=seed, stratify=strata)
     kept.sort()
-    return LabelledRows(sample.features.iloc[kept], sample.target[kept])
+    return replace(sample, features=sample.features.iloc[kept], target=sample.target[kept])
 
 
 def _benchmark(
@@ -292,17 +294,18 @@ def _benchmark(
     """Cross-validated performance, measured latency (ms) and stored size (MB) of each name."""
     import pickle
 
-    from sklearn.metrics import r2_score, roc_auc_score
     from sklearn.model_selection import KFold, StratifiedKFold
 
     rules = policy.selection
-    binary = problem_type == "binary_classification"
-    if binary and np.bincount(sample.target, minlength=2).min() < rules.folds:
-        raise VerdictError(
-            f"the benchmark needs at least {rules.folds} training patients of either outcome; "
-            f"{int(sample.target.sum())} of {len(sample)} are positive."
-        )
-    splitter = (StratifiedKFold if binary else KFold)(rules.folds, shuffle=True, random_state=seed)
+    classes = problem_type in CLASSIFICATION
+    if classes:
+        counts = np.bincount(sample.target, minlength=len(sample.classes) or 2)
+        if counts.min() < rules.folds:
+            raise VerdictError(
+                f"the benchmark needs at least {rules.folds} training patients of each outcome; "
+                f"the rarest of {len(sample)} has {counts.min()}."
+            )
+    splitter = (StratifiedKFold if classes else KFold)(rules.folds, shuffle=True, random_state=seed)
     kinds = feature_kinds(sample.features, list(sample.features.columns))
     results: dict[str, list[float]] = {name: [] for name in names}
     latency: dict[str, float] = {}
@@ -318,8 +321,7 @@ def _benchmark(
                 estimator = build_estimator(name, problem_type, policy.algorithm(name).defaults, seed=seed)
                 estimator.fit(learn_matrix, sample.target[learn])
                 predicted = raw_scores(estimator, judge_matrix, problem_type)
-                measure = roc_auc_score if binary else r2_score
-                results[name].append(float(measure(sample.target[judge], predicted)))
+                results[name].append(headline(problem_type, sample.target[judge], predicted))
                 if fold == rules.folds - 1:
                     times = []
                     for _ in range(rules.latency_repeats):

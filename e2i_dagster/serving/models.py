@@ -112,6 +112,7 @@ class LoadedModel:
             predicts the most probable class.
         effect_groups: of a model of effects, smallest first: ``above`` (the predicted effect from which on
             a row belongs to the group, None for the first), ``effect``, ``lower``, ``upper``.
+        classes: names of the classes that the pipeline knows by number; None where it knows their names.
     """
 
     def __init__(
@@ -119,12 +120,13 @@ class LoadedModel:
         pipeline: Any,
         threshold: float | None = None,
         effect_groups: Sequence[Mapping[str, float | None]] = (),
+        classes: Sequence[Any] | None = None,
     ) -> None:
         self._pipeline = pipeline
         self._threshold = threshold
         self._effect_groups = effect_groups
-        classes = getattr(pipeline, "classes_", None)
-        self.classes: list[Any] | None = None if classes is None else [_plain(one) for one in classes]
+        known = getattr(pipeline, "classes_", None)
+        self.classes: list[Any] | None = None if known is None else [_plain(one) for one in classes or known]
 
     def predict(self, frame: pd.DataFrame) -> Predicted:
         """Answer each row of ``frame`` (columns of the signature)."""
@@ -179,8 +181,13 @@ def load_model(
     refused = sorted(name for name in found if not policy.trusts(name))
     if refused:
         raise VerdictError(_untrusted(folder.name, refused))
-    groups = (mlmodel(folder).get("metadata") or {}).get("effect_groups") or ()
-    return LoadedModel(skops.io.load(stored, trusted=found), threshold, groups)
+    metadata = mlmodel(folder).get("metadata") or {}
+    return LoadedModel(
+        skops.io.load(stored, trusted=found),
+        threshold,
+        metadata.get("effect_groups") or (),
+        metadata.get("classes"),
+    )
 
 
 def _untrusted(name: str, types: list[str]) -> str:

@@ -6,6 +6,7 @@ import pandas as pd
 import sqlalchemy as sa
 
 from e2i_dagster.config.scope import ScopeSpec
+from e2i_dagster.modelling.problem import outcome_groups
 from e2i_dagster.quality.table_check import GateResult, judge_frame, judge_splits
 from e2i_dagster.splits.registry import read_assignments, split_config_id
 from e2i_dagster.splits.report import SplitCheck, validate_splits
@@ -21,7 +22,7 @@ def judge_rule(rule: str, scope: ScopeSpec, splits: pd.DataFrame, frame: pd.Data
     report = validate_splits(
         rows[["patient_id", "split"]],
         ratios=scope.split.ratios,
-        strata=rows["label"],
+        strata=outcome_groups(rows["label"], scope.problem_type),
         index_dates=rows["index_date"] if scope.split.mode == "temporal" else None,
         gap_days=scope.split.gap_days,
     )

@@ -20,6 +20,7 @@ from e2i_dagster.display import Table
 from e2i_dagster.modelling.estimators import build_estimator, one_thread, raw_scores
 from e2i_dagster.modelling.model_input import Kind, feature_kinds, model_input
 from e2i_dagster.modelling.preprocessing import build_preprocessor
+from e2i_dagster.modelling.problem import CLASSIFICATION
 from e2i_dagster.policy_files.base import digest_of
 from e2i_dagster.splits.rows import VisibleRows
 from e2i_dagster.training.search import require_both_outcomes, rows_digest
@@ -39,6 +40,7 @@ class TrainedModel:
         threshold: probability from which on the positive class is predicted; None for numbers.
         calibration: how probabilities were calibrated, or why not (``calibration_note``).
         input_example: one invented row, made of column averages and most frequent levels.
+        classes: names of the classes of a multiclass model, in the order of its probabilities.
         digest: digest of what the model computes on its training and validation rows, to the last bit,
             and of its parameters. Equal inputs and library versions give equal digests.
     """
@@ -59,6 +61,7 @@ class TrainedModel:
     data_digests: dict[str, str]
     digest: str
     seconds: float = field(compare=False)
+    classes: tuple[str, ...] = ()
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -71,17 +74,19 @@ class TrainedModel:
         return uncalibrated(self.pipeline)
 
     def scores(self, frame: pd.DataFrame) -> np.ndarray:
-        """Probability of the positive class, or the predicted number, shape (n,).
+        """Probability of the positive class or the predicted number, shape (n,); of several classes the
+        probability of each, shape (n, classes).
 
         Raises:
             InputError: a feature is missing or has the wrong type.
         """
         return raw_scores(self.pipeline, model_input(frame, self.kinds), self.problem_type)  # type: ignore[arg-type]
 
-    def classes(self, frame: pd.DataFrame) -> np.ndarray:
-        """Predicted class (0 or 1) at the threshold; the numbers themselves in regression."""
+    def logged_values(self, frame: pd.DataFrame) -> np.ndarray:
+        """What the prediction log calls the value, shape (n,): the score, of several classes that of the most
+        probable one."""
         scores = self.scores(frame)
-        return scores if self.threshold is None else (scores >= self.threshold).astype("int64")
+        return scores.max(axis=1) if self.classes else scores
 
     def to_metadata(self) -> dict[str, Any]:
         """What the asset page shows."""
@@ -91,6 +96,7 @@ class TrainedModel:
             "training_rows": self.training_rows,
             "validation_rows": self.validation_rows,
             "features": len(self.kinds),
+            "classes": ", ".join(self.classes) or None,
             "positive_share": self.prevalence,
             "calibration": f"{self.calibration}: {self.calibration_note}",
             "threshold": self.threshold,
@@ -131,17 +137,17 @@ def train(
     train_rows, validation_rows = rows.train, rows.validation
     require_both_outcomes(train_rows, validation_rows, problem_type)
     kinds = feature_kinds(train_rows.features, list(train_rows.features.columns))
-    binary = problem_type == "binary_classification"
+    binary, classes = problem_type == "binary_classification", problem_type in CLASSIFICATION
     with one_thread():
         preprocessor = build_preprocessor(kinds, policy.preprocessing.max_levels).fit(train_rows.features)
         unfitted = build_estimator(algorithm, problem_type, parameters, seed=policy.sampler.seed)
         learn = preprocessor.transform(train_rows.features)
-        if binary:
-            share = float(train_rows.target.mean())
+        if classes:
+            shares = np.bincount(train_rows.target, minlength=2) / len(train_rows)
             # Averages of trees are not fitted by log loss, and a temperature moves the mean of a rare outcome
             # towards or away from one half: a sigmoid keeps it.
             shifted = algorithm in ("RandomForest", "ExtraTrees") or (
-                min(share, 1 - share) < policy.calibration.rare_below
+                float(shares.min()) < policy.calibration.rare_below
             )
             judge = preprocessor.transform(validation_rows.features)
             model, calibration, note = _calibrated(
@@ -181,6 +187,7 @@ def train(
             threshold=threshold,
         ),
         seconds=time.perf_counter() - started,
+        classes=train_rows.classes,
     )
 
 
@@ -262,7 +269,8 @@ def _calibrated(
 
     needed, folds = policy.calibration.minimum_per_class, policy.calibration.folds
     method: Calibrated = "sigmoid" if shifted else "temperature"
-    if np.bincount(judge[1], minlength=2).min() >= needed:
+    classes = max(2, int(learn[1].max()) + 1)
+    if np.bincount(judge[1], minlength=classes).min() >= needed:
         frozen = FrozenEstimator(unfitted.fit(*learn))
         return (
             CalibratedClassifierCV(frozen, method=method).fit(*judge),
@@ -270,7 +278,7 @@ def _calibrated(
             f"on {len(judge[1])} validation rows",
         )
     few = f"fewer than {needed} validation patients of one outcome"
-    if np.bincount(learn[1], minlength=2).min() < needed:
+    if np.bincount(learn[1], minlength=classes).min() < needed:
         return unfitted.fit(*learn), "none", f"{few}, and of the training patients"
     # One estimator of all training rows; the map is fitted on its predictions for rows held out.
     single: Any = False  # the library's types know only the text "auto"

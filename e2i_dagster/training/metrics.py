@@ -65,10 +65,55 @@ def binary_metrics(
         }
 
 
+def multiclass_metrics(
+    target: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Metrics of one of K classes for each row of ``weights``; see binary_metrics.
+
+    The most probable class is predicted.
+
+    Args:
+        target: codes 0 to K - 1, shape (n,).
+        scores: probability of each class, shape (n, K).
+
+    Returns:
+        Name -> shape (B,): accuracy; roc_auc and f1 (means over the classes, each against the rest: Hand and
+        Till, Machine Learning 45, 2001, section 2, for the ROC-AUC); brier (summed over the classes: Brier,
+        Monthly Weather Review 78, 1950); log_loss. Undefined values, such as a resample without a class, are NaN.
+    """
+    weights = np.ones((1, len(target))) if weights is None else weights
+    count = scores.shape[1]
+    n = weights.sum(axis=1)
+    predicted = scores.argmax(axis=1)
+    areas, f1 = [], []
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for code in range(count):
+            mine = (target == code).astype("int64")
+            areas.append(binary_metrics(mine, scores[:, code], 0.5, weights)["roc_auc"])
+            called = predicted == code
+            both = weights @ (mine * called)
+            f1.append(2 * both / (weights @ mine + weights @ called))
+        true = np.eye(count)[target]
+        own = np.clip(scores[np.arange(len(target)), target], _TINY, 1.0)
+        return {
+            "accuracy": weights @ (predicted == target) / n,
+            "f1": np.mean(f1, axis=0),
+            "roc_auc": np.mean(areas, axis=0),
+            "brier": weights @ ((scores - true) ** 2).sum(axis=1) / n,
+            "log_loss": weights @ -np.log(own) / n,
+        }
+
+
 def regression_metrics(
     target: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
-    """rmse, mae, r2 and mape (NaN when a true value is 0) for each row of ``weights``; see binary_metrics."""
+    """Metrics of numbers for each row of ``weights``; see binary_metrics.
+
+    Returns:
+        Name -> shape (B,): rmse, mae, r2, mape (NaN when a true value is 0), bias (mean of prediction minus truth)
+        and calibration_slope (least-squares slope of the truth on the prediction, 1 is perfect; NaN for constant
+        predictions).
+    """
     weights = np.ones((1, len(target))) if weights is None else weights
     n = weights.sum(axis=1)
     error = scores - target
@@ -76,12 +121,17 @@ def regression_metrics(
         mean = weights @ target / n
         squares = weights @ error**2
         spread = weights @ target**2 - n * mean**2
+        predicted = weights @ scores / n
+        variance = weights @ scores**2 - n * predicted**2
+        shared = weights @ (scores * target) - n * predicted * mean
         share = np.where((target == 0).any(), np.nan, weights @ np.abs(error / target) / n)
         return {
             "rmse": np.sqrt(squares / n),
             "mae": weights @ np.abs(error) / n,
             "r2": 1 - squares / np.where(spread > 0, spread, np.nan),
             "mape": share,
+            "bias": predicted - mean,
+            "calibration_slope": shared / np.where(variance > 1e-12 * n * predicted**2, variance, np.nan),
         }
 
 
