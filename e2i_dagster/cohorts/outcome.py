@@ -36,6 +36,7 @@ LABELLED, SCORING = "labelled", "scoring"
 OUTCOME_SEEN = "outcome in the window"
 NO_OUTCOME = "no outcome in the window"
 MEASURED = "measured over the window"
+CENSORED = "no outcome until the end of follow-up"
 NOT_OVER = "window and source lag not closed at the end of the data"
 NOT_LOADED = "months of its table were never loaded"
 PENDING = "follow-up not over at the end of the data"
@@ -48,11 +49,12 @@ class Labels:
     Attributes:
         frame: patient_id, patient_journey_id, hcp_id, index_date, label, set (``labelled`` or ``scoring``),
             reason; one row per patient, sorted by patient_id. The label is 0 or 1 (Int64), the name of a class
-            (string) or a number (Float64), null in the scoring set.
+            (string) or a number (Float64), null in the scoring set. The number of a time to an event is the day
+            of the event, or negative the last day on which the patient was observed without it.
         excluded: patient_id, patient_journey_id, index_date, reason: patients in neither set.
         attrition: the branches as further rows of the cohort's attrition (the same columns).
         start: eligible and pending patients who came in.
-        classes: values that a label can have; empty for numbers.
+        classes: values that a label can have; empty for numbers. timed: the numbers are times to an event.
     """
 
     scope: str
@@ -62,6 +64,7 @@ class Labels:
     attrition: pd.DataFrame
     start: int
     classes: tuple[Any, ...] = (0, 1)
+    timed: bool = False
 
     @property
     def labelled(self) -> pd.DataFrame:
@@ -110,16 +113,13 @@ class Labels:
         """
         if features is None:
             features = len(scope.features) if isinstance(scope.features, tuple) else 1
-        labelled, counts = self.labelled_count, self.class_counts
+        labelled = self.labelled_count
         needed = scope.minimum_sample.events_per_feature * features
         per_feature = (
             f"{features} feature(s) need at least {needed:,} "
             f"({scope.minimum_sample.events_per_feature} per feature)."
         )
-        place = f"outcome.{scope.outcome.kind}"
-        check = "Check event type, brand and column of the outcome against the loaded events."
-        #: What was found, what to do, where in the file, and the value.
-        reasons: list[tuple[str, str, str, Any]] = []
+        reasons: list[_Problem] = []
         if labelled < scope.minimum_labelled:
             found = (
                 f"{shown_count(labelled)} labelled patients; {scope.problem_type} needs at least "
@@ -127,30 +127,7 @@ class Labels:
             )
             remedy = "Load more patients or a longer period."
             reasons.append((found, remedy, "minimum_sample.labelled", shown_count(labelled)))
-        if scope.outcome.kind == "event":
-            rarer = min(counts.values())
-            if labelled and rarer == 0:
-                missing = "with" if counts[1] == 0 else "without"
-                found = f"no labelled patient {missing} the outcome ({scope.outcome.words()})."
-                remedy = "Check event type and brand of the outcome against the loaded events."
-                reasons.append((found, remedy, place, 0))
-            elif rarer < needed:
-                found = f"{shown_count(rarer)} patients in the rarer class; {per_feature}"
-                reasons.append((found, "Name fewer features.", place, shown_count(rarer)))
-        elif counts:
-            for name, count in counts.items():
-                if count < needed:
-                    found = f"{shown_count(count)} patients in class {name!r}; {per_feature}"
-                    remedy = "Join it with another class, or name fewer features."
-                    where = "outcome.otherwise" if name == scope.outcome.otherwise else f"{place}.{name}"
-                    reasons.append((found, remedy, where, shown_count(count)))
-        elif labelled and self.labelled["label"].nunique() < 2:
-            value = float(self.labelled["label"].iloc[0])
-            found = f"every labelled patient has {value:g} as {scope.outcome.words()}."
-            reasons.append((found, check, place, value))
-        elif labelled < needed:
-            found = f"{shown_count(labelled)} labelled patients; {per_feature}"
-            reasons.append((found, "Name fewer features.", "features", features))
+        reasons += _outcome_problems(self, scope, needed, per_feature)
         if reasons:
             _, remedy, field, value = reasons[0]
             raise ScopeRefused(
@@ -187,6 +164,14 @@ class Labels:
         if counts:
             return {"classes": Table(("class", "patients"), shown.items())}
         numbers = self.labelled["label"].astype("float64")
+        if self.timed:
+            events = int((numbers > 0).sum())
+            small = is_small(events) or is_small(len(numbers) - events)
+            return {
+                "with_outcome": HIDDEN if small else f"{events:,}",
+                "without_outcome": HIDDEN if small else f"{len(numbers) - events:,}",
+                "censored_before_the_horizon": shown_count(int((self.labelled["reason"] == CENSORED).sum())),
+            }
         if len(numbers) < SMALLEST_SHOWN:
             return {"outcome": HIDDEN}
         quartiles = numbers.quantile([0.25, 0.5, 0.75]).tolist()
@@ -203,6 +188,49 @@ class Labels:
                 [(float(numbers.mean()), float(numbers.std()), *quartiles, float((numbers == 0).mean()))],
             )
         }
+
+
+#: What was found, what to do, where in the scope's file, and the value there.
+_Problem = tuple[str, str, str, Any]
+
+
+def _outcome_problems(labels: Labels, scope: ScopeSpec, needed: int, per_feature: str) -> list[_Problem]:
+    """Why the outcomes of the labelled patients can carry no model: too few of one kind, or all alike."""
+    labelled, counts, outcome = labels.labelled_count, labels.class_counts, scope.outcome
+    place = f"outcome.{outcome.kind}"
+    check = "Check event type, brand and column of the outcome against the loaded events."
+    if outcome.kind == "event":
+        rarer = min(counts.values())
+        missing = "with" if counts[1] == 0 else "without"
+        found, remedy = (
+            f"{shown_count(rarer)} patients in the rarer class; {per_feature}",
+            "Name fewer features.",
+        )
+        if labelled and rarer == 0:
+            found, remedy = f"no labelled patient {missing} the outcome ({outcome.words()}).", check
+        return [(found, remedy, place, shown_count(rarer))] if rarer < needed else []
+    if outcome.kind == "choice":
+        return [
+            (
+                f"{shown_count(count)} patients in class {name!r}; {per_feature}",
+                "Join it with another class, or name fewer features.",
+                "outcome.otherwise" if name == outcome.otherwise else f"{place}.{name}",
+                shown_count(count),
+            )
+            for name, count in counts.items()
+            if count < needed
+        ]
+    values = labels.labelled["label"]
+    if outcome.kind == "time_to":
+        events = int((values > 0).sum())
+        found = f"{shown_count(events)} patients with the event of {outcome.words()}; {per_feature}"
+        remedy = "Name fewer features, or a longer window."
+        return [(found, remedy, place, shown_count(events))] if events < needed else []
+    if labelled and values.nunique() < 2:
+        value = float(values.iloc[0])
+        return [(f"every labelled patient has {value:g} as {outcome.words()}.", check, place, value)]
+    found = f"{shown_count(labelled)} labelled patients; {per_feature}"
+    return [(found, "Name fewer features.", "features", shown_count(labelled))] if labelled < needed else []
 
 
 def cohort_frame(cohort: Cohort) -> pd.DataFrame:
@@ -240,35 +268,19 @@ def label_outcome(
         CohortInputError: CC_002 a table or column is missing, CC_004 a patient occurs twice, CC_005 a
             date column holds no dates.
     """
-    require_columns(cohort_frame, _COLUMNS, what=f"Labelling for scope {scope.key}")
-    repeated = int(cohort_frame["patient_id"].duplicated().sum())
-    if repeated:
-        raise CohortInputError(
-            "CC_004",
-            f"{repeated:,} patient(s) occur twice in the cohort.",
-            field="patient_id",
-            remedy="Keep one row of each patient.",
-        )
+    index, observed = _checked_dates(scope, cohort_frame)
     end = np.datetime64(pd.Timestamp(data_end).date(), "D")
-    index = date_column(cohort_frame["index_date"], "index_date")
-    observed = date_column(cohort_frame["followup_end"], "followup_end")
-    if not index.known.all():
-        raise CohortInputError(
-            "CC_005",
-            f"{int((~index.known).sum()):,} patient(s) of the cohort have no index date.",
-            field="index_date",
-            remedy="Give each its index date, or leave the patient out.",
-        )
-    last_day = scope.horizon_days
     found = _find_outcome(scope.outcome, cohort_frame, index, tables)
-    before = found.before
     n = len(cohort_frame)
     pending = (
         cohort_frame["pending"].to_numpy(dtype=bool) if "pending" in cohort_frame else np.zeros(n, dtype=bool)
     )
-    window_end = index.values + last_day
+    window_end = index.values + scope.horizon_days
     covered = Coverage(data_start, unobserved=tuple(unobserved))
-    prior, prior_unknown = before, ~before & ~covered.covers(index.values - lookback_days, index.values)
+    prior, prior_unknown = (
+        found.before,
+        ~found.before & ~covered.covers(index.values - lookback_days, index.values),
+    )
     if scope.outcome.prior_outcome == "keep":
         prior, prior_unknown = np.zeros((2, n), dtype=bool)
     prior = prior | prior_unknown
@@ -277,19 +289,26 @@ def label_outcome(
     open_ = ~prior & ~waiting
     # An event that was seen is enough; of a choice nothing may have come before it on days that were not loaded.
     needed_until = np.where(found.seen, index.values + found.decided_on, window_end)
+    timed = scope.outcome.kind == "time_to"
+    label = found.label.copy()
+    if timed:
+        label, needed_until = _times(found, index, observed, window_end)
     not_loaded = open_ & ~covered.covers(index.values + scope.outcome.window[0], needed_until)
     if scope.outcome.kind == "event":
         not_loaded &= ~found.seen
     incomplete = open_ & ~found.seen & ~(observed.known & (observed.values >= window_end))
     if scope.outcome.incomplete_followup == "negative":
         incomplete[:] = False
+    elif timed:
+        incomplete = open_ & (needed_until < index.values + scope.outcome.window[0])
     no_value = open_ & found.no_value
     incomplete |= not_loaded | no_value
     labelled, none = ~(prior | waiting | incomplete), np.zeros(n, dtype=bool)
 
-    label = found.label.copy()
     label[~labelled] = pd.NA
     reason = np.select([pending, waiting, found.seen], [PENDING, NOT_OVER, OUTCOME_SEEN], found.otherwise)
+    if timed:
+        reason = np.where((reason == found.otherwise) & (needed_until < window_end), CENSORED, reason)
     rows = pd.DataFrame(
         {
             "patient_id": cohort_frame["patient_id"].astype("string[pyarrow]").array,
@@ -311,7 +330,7 @@ def label_outcome(
             f"unknown: {NOT_LOADED}",
             "unknown: a row in the window has no value",
         ],
-        "not observed until the window's end",
+        "not observed on any day of the window" if timed else "not observed until the window's end",
     )
     out["reason"] = pd.array(why[prior | incomplete].astype(object), dtype="string[pyarrow]")
     return Labels(
@@ -328,7 +347,50 @@ def label_outcome(
         ),
         start=n,
         classes=(0, 1) if scope.outcome.kind == "event" else scope.outcome.classes,
+        timed=timed,
     )
+
+
+def _checked_dates(scope: ScopeSpec, cohort_frame: pd.DataFrame) -> tuple[TypedColumn, TypedColumn]:
+    """Index dates and ends of follow-up of a cohort that can be labelled."""
+    require_columns(cohort_frame, _COLUMNS, what=f"Labelling for scope {scope.key}")
+    repeated = int(cohort_frame["patient_id"].duplicated().sum())
+    if repeated:
+        raise CohortInputError(
+            "CC_004",
+            f"{repeated:,} patient(s) occur twice in the cohort.",
+            field="patient_id",
+            remedy="Keep one row of each patient.",
+        )
+    index = date_column(cohort_frame["index_date"], "index_date")
+    observed = date_column(cohort_frame["followup_end"], "followup_end")
+    if not index.known.all():
+        raise CohortInputError(
+            "CC_005",
+            f"{int((~index.known).sum()):,} patient(s) of the cohort have no index date.",
+            field="index_date",
+            remedy="Give each its index date, or leave the patient out.",
+        )
+    if scope.outcome.kind == "time_to" and len(cohort_frame) and not observed.known.any():
+        raise CohortInputError(
+            "CC_005",
+            f"Scope {scope.key} asks for a time to an event, and no patient of the cohort has an end of follow-up, "
+            "which says until when a patient without the event was observed.",
+            field="followup_end",
+            value="null",
+            remedy="Deliver last_observation_date in patient_clinical, or ask for an event in place of time_to.",
+        )
+    return index, observed
+
+
+def _times(
+    found: _Found, index: TypedColumn, observed: TypedColumn, window_end: np.ndarray
+) -> tuple[Any, np.ndarray]:
+    """Signed times of a time to an event, and the day until which each is known."""
+    followed = np.where(observed.known, np.minimum(observed.values, window_end), index.values)
+    until = np.where(found.seen, index.values + found.decided_on, followed)
+    days = (until - index.values).astype("float64")
+    return pd.array(np.where(found.seen, days, -days), dtype="Float64"), until
 
 
 @dataclass(frozen=True)
@@ -372,7 +434,10 @@ def _find_outcome(
     which = np.full(n, len(events))
     position = first["patient"].to_numpy()
     decided_on[position], which[position], seen[position] = first["day"], first["rule"], True
-    if outcome.kind == "event":
+    if outcome.kind == "time_to":
+        # The first of the outcome's rows ends the time; behind a competing one it does not count.
+        seen &= which == 0
+    if outcome.kind in ("event", "time_to"):
         label = pd.array(seen.astype(np.int64), dtype="Int64")
     else:
         label = pd.array(np.array(outcome.classes, dtype=object)[which], dtype="string[pyarrow]")

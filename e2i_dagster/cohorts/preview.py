@@ -168,7 +168,9 @@ def _effect(
 
 
 def _small_cells(labels: Labels) -> bool:
-    return any(map(is_small, labels.class_counts.values())) or is_small(labels.labelled_count)
+    events = int((labels.labelled["label"] > 0).sum()) if labels.timed else 0
+    counts = [*labels.class_counts.values(), labels.labelled_count, events, labels.labelled_count - events]
+    return any(map(is_small, counts))
 
 
 def _differ_by_few(before: Labels, after: Labels) -> bool:

@@ -12,7 +12,9 @@ from e2i_dagster.errors import ConfigError
 from e2i_dagster.policy_files.base import PolicyModel, did_you_mean, read_yaml
 from e2i_dagster.policy_files.environment import config_folder
 
-ProblemType = Literal["binary_classification", "multiclass_classification", "regression", "causal_inference"]
+ProblemType = Literal[
+    "binary_classification", "multiclass_classification", "regression", "survival", "causal_inference"
+]
 PROBLEM_TYPES: tuple[ProblemType, ...] = get_args(ProblemType)
 
 

@@ -37,7 +37,7 @@ _TREES = ("n_estimators", "max_depth", "min_samples_split", "min_samples_leaf")
 #: What :mod:`e2i_dagster.modelling.estimators` builds.
 TRAINED = {
     "XGBoost": Trained(
-        (*_CLASSES, *_NUMBERS),
+        (*_EVERY, "survival"),
         ("n_estimators", "max_depth", "learning_rate", "subsample", "min_child_weight"),
     ),
     "LightGBM": Trained(_EVERY, ("n_estimators", "learning_rate", "num_leaves", "min_child_samples")),
@@ -49,6 +49,7 @@ TRAINED = {
     "LogisticRegression": Trained(_CLASSES, ("C", "l1_ratio")),
     "Ridge": Trained(_NUMBERS, ("alpha",)),
     "Lasso": Trained(_NUMBERS, ("alpha",)),
+    "CoxPH": Trained(("survival",), ("n_estimators", "learning_rate", "reg_lambda", "reg_alpha")),
 }
 #: Named and ranked by their declared figures; effects are estimated by :mod:`e2i_dagster.causal`.
 #: The parameters of each are listed whole: no estimator is built from them that could refuse another one.

@@ -48,6 +48,7 @@ class Metric(PolicyModel):
 
     binary_classification: Literal["roc_auc"]
     multiclass_classification: Literal["roc_auc_ovr"]
+    survival: Literal["concordance_index"]
     regression: Literal["neg_root_mean_squared_error"]
 
 

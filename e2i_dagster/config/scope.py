@@ -16,7 +16,9 @@ from e2i_dagster.policy_files.base import PolicyModel, did_you_mean, read_yaml
 from e2i_dagster.policy_files.environment import config_folder
 from e2i_dagster.policy_files.observed import note_file
 
-ProblemType = Literal["binary_classification", "multiclass_classification", "regression", "causal_inference"]
+ProblemType = Literal[
+    "binary_classification", "multiclass_classification", "regression", "survival", "causal_inference"
+]
 Split = Literal["train", "validation", "test", "holdout"]
 Estimate = Literal["point", "lower", "upper"]
 
@@ -25,6 +27,7 @@ MINIMUM_LABELLED: Mapping[str, int] = {
     "binary_classification": 500,
     "multiclass_classification": 1_000,
     "regression": 300,
+    "survival": 500,  # as for an event without its time
     "causal_inference": 1_000,
 }
 
@@ -43,6 +46,7 @@ _METRICS = {
     "min_f1": ("f1", "at_least"),
     "min_accuracy": ("accuracy", "at_least"),
     "max_brier": ("brier", "at_most"),
+    "min_c_index": ("c_index", "at_least"),
     "min_r2": ("r2", "at_least"),
     "max_rmse": ("rmse", "at_most"),
     "max_mae": ("mae", "at_most"),
@@ -53,9 +57,10 @@ _SAYS_DEFAULT = re.compile(r"""^["']?default["']?:\s*(true|yes|on)\b""", re.IGNO
 _NUMBER_CRITERIA = frozenset({"min_r2", "max_rmse", "max_mae", "max_mape"})
 #: Success criteria that are measured of each kind of model.
 CRITERIA: Mapping[str, frozenset[str]] = {
-    "binary_classification": frozenset(_METRICS) - _NUMBER_CRITERIA,
+    "binary_classification": frozenset(_METRICS) - _NUMBER_CRITERIA - {"min_c_index"},
     "multiclass_classification": frozenset({"min_auc", "min_f1", "min_accuracy", "max_brier"}),
     "regression": _NUMBER_CRITERIA,
+    "survival": frozenset({"min_c_index", "min_auc", "max_brier"}),
 }
 
 #: What kind of question each kind of outcome asks.
@@ -65,6 +70,7 @@ PROBLEM_OF_OUTCOME: Mapping[str, ProblemType] = {
     "sum": "regression",
     "count": "regression",
     "days_covered": "regression",
+    "time_to": "survival",
 }
 #: Outcomes that are measured over the whole window.
 MEASURED_OUTCOMES = ("sum", "count", "days_covered")
@@ -127,7 +133,7 @@ class SuccessCriteria(PolicyModel):
     estimate) or ``{value, split, estimate}``.
 
     ``min_auc``, ``min_f1`` and ``max_brier`` of several classes: ROC-AUC and F1 averaged over the classes, each against
-    the rest; Brier score summed over them.
+    the rest; Brier score summed over them. Of a time to an event: of the risk at the horizon.
 
     ``calibration``: of every model of probabilities, class by class where there are several; other limits may be
     named, and it cannot be left out.
@@ -142,6 +148,7 @@ class SuccessCriteria(PolicyModel):
     min_f1: Threshold | None = None
     min_accuracy: Threshold | None = None
     max_brier: Threshold | None = None
+    min_c_index: Threshold | None = None
     min_r2: Threshold | None = None
     max_rmse: Threshold | None = None
     max_mae: Threshold | None = None
@@ -242,7 +249,8 @@ class MeasureRule(EventRule):
 
 
 class OutcomeRule(PolicyModel):
-    """How a patient's label is found: exactly one of ``event``, ``choice``, ``sum``, ``count``, ``days_covered``.
+    """How a patient's label is found: exactly one of ``event``, ``choice``, ``sum``, ``count``, ``days_covered``,
+    ``time_to``.
 
     Attributes:
         event: the rows that make the label 1 (binary classification).
@@ -254,12 +262,17 @@ class OutcomeRule(PolicyModel):
         days_covered: proportion of the window's days that are covered by supplies, 0 to 1; ``column`` has the days
             supplied. A supply that overlaps the one before begins when that ends (proportion of days covered:
             Nau, Pharmacy Quality Alliance 2012) (regression).
+        time_to: the rows whose first one ends the time (survival); the horizon is the window's end.
+        competing: of a ``time_to``, rows after which the event is no longer counted. Such a patient stays at risk
+            without the event as long as observed, so that the predicted risk is the cumulative incidence (Fine and
+            Gray, JASA 94, 1999, section 3, complete censoring times). A death that ends the observation is none.
         window: first and last day after the index date, both included; starts after the index date.
         prior_outcome: ``exclude`` removes patients with such a row before the window (on the index date
             or earlier); ``keep`` does not look. ``exclude`` by default for an event or a choice, else ``keep``.
         incomplete_followup: patients without the event who are not observed until the end of the window
             are not labelled (``exclude``) or count as 0, or ``otherwise`` (``negative``). An outcome that was seen
-            counts. Numbers are always measured over the whole window.
+            counts. Numbers are always measured over the whole window. Of a ``time_to`` they are known to be
+            without it until their follow-up ends (``censor``).
     """
 
     event: EventRule | None = None
@@ -268,15 +281,19 @@ class OutcomeRule(PolicyModel):
     sum: MeasureRule | None = None
     count: EventRule | None = None
     days_covered: MeasureRule | None = None
+    time_to: EventRule | None = None
+    competing: tuple[EventRule, ...] = ()
     window: tuple[int, int] = (1, 90)
     prior_outcome: Literal["exclude", "keep"] = "exclude"
-    incomplete_followup: Literal["exclude", "negative"] = "exclude"
+    incomplete_followup: Literal["exclude", "negative", "censor"] = "exclude"
 
     @model_validator(mode="before")
     @classmethod
-    def _measured_patients_are_kept(cls, given: Any) -> Any:
+    def _defaults_of_the_kind(cls, given: Any) -> Any:
         if isinstance(given, Mapping) and any(name in given for name in MEASURED_OUTCOMES):
             return {"prior_outcome": "keep", **given}
+        if isinstance(given, Mapping) and "time_to" in given:
+            return {"incomplete_followup": "censor", **given}
         return given
 
     @field_validator("window")
@@ -287,13 +304,6 @@ class OutcomeRule(PolicyModel):
                 f"the window {list(window)} must start on day 1 or later and not end before it starts"
             )
         return window
-
-    @field_validator("incomplete_followup", mode="before")
-    @classmethod
-    def _no_censoring(cls, value: Any) -> Any:
-        if value == "censor":
-            raise ValueError("censored labels need a time-to-event model, which no algorithm here is")
-        return value
 
     @model_validator(mode="after")
     def _one_outcome(self) -> OutcomeRule:
@@ -307,6 +317,18 @@ class OutcomeRule(PolicyModel):
             self._check_choice()
         elif self.otherwise is not None:
             raise ValueError(f"otherwise names a class of a choice; the outcome is {self.kind}")
+        censored, timed = self.incomplete_followup == "censor", self.kind == "time_to"
+        if censored and not timed:
+            raise ValueError(
+                f"incomplete_followup censor: {self.kind} has no time to censor; use time_to or exclude"
+            )
+        if timed and not censored:
+            raise ValueError(
+                f"incomplete_followup {self.incomplete_followup}: a time without censoring takes patients who were "
+                "observed for a short time for patients without the event; use censor"
+            )
+        if self.competing and not timed:
+            raise ValueError(f"competing events belong to a time_to; the outcome is {self.kind}")
         if self.kind in MEASURED_OUTCOMES and self.incomplete_followup == "negative":
             raise ValueError(
                 f"incomplete_followup negative: {self.kind} over part of the window is not that of the whole; "
@@ -337,7 +359,8 @@ class OutcomeRule(PolicyModel):
         """Place in the file below ``outcome`` -> the rows that it names."""
         if self.choice:
             return {f"choice.{position}": rule for position, rule in enumerate(self.choice)}
-        return {self.kind: getattr(self, self.kind)}
+        competing = {f"competing.{position}": rule for position, rule in enumerate(self.competing)}
+        return {self.kind: getattr(self, self.kind), **competing}
 
     @property
     def tables(self) -> tuple[str, ...]:
@@ -360,8 +383,10 @@ class OutcomeRule(PolicyModel):
             "sum": "the sum of ",
             "count": "the number of ",
             "days_covered": "the proportion of days covered by ",
+            "time_to": "the time to ",
         }
-        return before[self.kind] + rule.words()
+        others = " or ".join(one.words() for one in self.competing)
+        return before[self.kind] + rule.words() + (f", unless {others} comes first" if others else "")
 
 
 class Constraints(PolicyModel):
@@ -538,6 +563,7 @@ class ScopeSpec(PolicyModel):
         incomplete = {
             "exclude": "Patients without it and not observed until the window's end are not labelled.",
             "negative": "Patients without it and not observed until the window's end count as without.",
+            "censor": "Patients without it count as without as long as they are observed.",
         }
         whole = "Patients not observed until the window's end are not labelled."
         what = self.outcome.words()

@@ -13,7 +13,9 @@ from e2i_dagster.policy_files.base import PolicyModel, read_yaml
 from e2i_dagster.policy_files.environment import config_folder
 
 ServiceName = Literal["classification", "regression", "causal"]
-ServedProblem = Literal["binary_classification", "multiclass_classification", "regression", "causal"]
+ServedProblem = Literal[
+    "binary_classification", "multiclass_classification", "regression", "survival", "causal"
+]
 
 
 class ServicePolicy(PolicyModel):

@@ -228,7 +228,7 @@ def method_for(algorithm: str) -> Method:
     """Tree values for tree models, linear ones for linear models, permutation for anything else."""
     if algorithm in ("XGBoost", "LightGBM", "HistGradientBoosting", "RandomForest", "ExtraTrees"):
         return "tree"
-    return "linear" if algorithm in ("LogisticRegression", "Ridge", "Lasso") else "permutation"
+    return "linear" if algorithm in ("LogisticRegression", "Ridge", "Lasso", "CoxPH") else "permutation"
 
 
 def sum_to_features(values: np.ndarray, origins: tuple[str, ...], features: tuple[str, ...]) -> np.ndarray:
@@ -255,6 +255,8 @@ def _shap_values(
         intercepts = np.ravel(estimator.intercept_)
         output = estimator.decision_function(matrix) if probabilities else estimator.predict(matrix)
         scale = "log-odds" if probabilities else "outcome"
+        if model.risk is not None:
+            output, scale = np.log(output), "log hazard ratio"
         values = (matrix - average)[:, :, None] * weights.T[None]
         return values, weights @ average + intercepts, _columns(output), scale
 
@@ -265,6 +267,8 @@ def _shap_values(
         explained = shap.TreeExplainer(estimator)(matrix, check_additivity=False)
         values, base = np.asarray(explained.values), np.asarray(explained.base_values, dtype="float64")
         output, scale = _tree_output(estimator, matrix, model.algorithm, probabilities)
+        if model.risk is not None:
+            output, scale = np.log(output), "log hazard ratio"
         if values.ndim == 2:
             values, base = values[:, :, None], np.ravel(base)[:1]
         else:
@@ -385,6 +389,8 @@ def _narrative(
         return f"No feature moves the predictions of this {model.algorithm} model on {rows} {split} patients."
     together = sum(effect.share for effect in leading)
     what = "predicted probability" if model.problem_type in CLASSIFICATION else "prediction"
+    if model.risk is not None:
+        what = f"predicted risk in {model.risk.horizon_days} days"
     sentences = [
         f"On {rows} {split} patients, {_list([effect.feature for effect in leading])} "
         f"account{'s' if len(leading) == 1 else ''} for {together:.0%} of what moves the model's predictions."

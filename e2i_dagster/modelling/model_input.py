@@ -38,7 +38,7 @@ class LabelledRows:
     Attributes:
         features: frame as :func:`model_input` returns it, shape (n, features).
         target: shape (n,); 0 and 1 as int64 for a binary outcome, the position in ``classes`` as int64 for one of
-            several classes, float64 for a number.
+            several classes, float64 for a number (of a time see :mod:`~.survival`).
         classes: names of the classes of a multiclass outcome.
     """
 

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,10 @@ _FIGURES = {
     "binary_classification": "roc_calibration",
     "multiclass_classification": "roc_calibration",
     "regression": "means_errors",
+    "survival": "incidence_calibration",
     "causal": "uplift",
 }
-_FRAMEWORKS = {"XGBoost": ("xgboost",), "LightGBM": ("lightgbm",)}
+_FRAMEWORKS = {"XGBoost": ("xgboost",), "CoxPH": ("xgboost",), "LightGBM": ("lightgbm",)}
 
 
 @dataclass(frozen=True)
@@ -253,6 +254,7 @@ def model_metadata(model: TrainedModel, scope: ScopeSpec, digests: Mapping[str, 
         "algorithm": model.algorithm,
         "threshold": model.threshold,
         "classes": list(model.classes) or ([0, 1] if model.threshold is not None else None),
+        "risk_at_horizon": None if model.risk is None else asdict(model.risk),
         "kinds": dict(model.kinds),
         "nullable": list(model.nullable),
         "model_digest": model.digest,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from e2i_dagster.errors import InputError, VerdictError
+from e2i_dagster.modelling.survival import RiskAtHorizon
 from e2i_dagster.serving.request_schema import mlmodel
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class Predicted:
     """Answers for the rows of one frame, in order.
 
     Attributes:
-        predictions: class label or number.
+        predictions: class label, number, or risk at the horizon of a model of times.
         probabilities: class to probability; None for models without classes.
         values: what the prediction log calls the value: probability of the second of two classes,
             of the predicted class when there are more, or the number itself.
@@ -113,6 +114,7 @@ class LoadedModel:
         effect_groups: of a model of effects, smallest first: ``above`` (the predicted effect from which on
             a row belongs to the group, None for the first), ``effect``, ``lower``, ``upper``.
         classes: names of the classes that the pipeline knows by number; None where it knows their names.
+        risk: of a pipeline that predicts hazard ratios, how one becomes the risk at the horizon that is answered.
     """
 
     def __init__(
@@ -121,17 +123,24 @@ class LoadedModel:
         threshold: float | None = None,
         effect_groups: Sequence[Mapping[str, float | None]] = (),
         classes: Sequence[Any] | None = None,
+        risk: RiskAtHorizon | None = None,
     ) -> None:
         self._pipeline = pipeline
         self._threshold = threshold
         self._effect_groups = effect_groups
+        self._risk = risk
         known = getattr(pipeline, "classes_", None)
         self.classes: list[Any] | None = None if known is None else [_plain(one) for one in classes or known]
 
     def predict(self, frame: pd.DataFrame) -> Predicted:
         """Answer each row of ``frame`` (columns of the signature)."""
+        import numpy as np
+
         if self.classes is None:
-            numbers = [float(value) for value in self._pipeline.predict(frame)]
+            found = self._pipeline.predict(frame)
+            if self._risk is not None:
+                found = self._risk.risk(np.log(found.astype("float64")))
+            numbers = [float(value) for value in found]
             return Predicted(numbers, None, numbers, self._measured(numbers))
         matrix = self._pipeline.predict_proba(frame)
         names = [str(one) for one in self.classes]
@@ -187,6 +196,7 @@ def load_model(
         threshold,
         metadata.get("effect_groups") or (),
         metadata.get("classes"),
+        RiskAtHorizon(**risk) if (risk := metadata.get("risk_at_horizon")) else None,
     )
 
 

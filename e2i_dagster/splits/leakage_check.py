@@ -40,7 +40,7 @@ def audit_frame(engine: sa.Engine, scope: ScopeSpec, frame: pd.DataFrame, *, run
     return judge_frame(
         engine,
         scope.key,
-        frame.assign(label=frame["label"].mask(sealed)),
+        _audited(frame, scope).assign(label=lambda rows: rows["label"].mask(sealed)),
         horizon_days=scope.horizon_days,
         run_id=run_id,
     )
@@ -50,5 +50,12 @@ def audit_splits(
     engine: sa.Engine, scope: ScopeSpec, frame: pd.DataFrame, splits: pd.DataFrame, *, run_id: str
 ) -> GateResult:
     """The leakage gate on the ``splits`` of ``scope``; the verdict is stored."""
-    rows = frame.merge(splits[["patient_id", "split"]], on="patient_id", how="left")
+    rows = _audited(frame, scope).merge(splits[["patient_id", "split"]], on="patient_id", how="left")
     return judge_splits(engine, scope.key, rows, horizon_days=scope.horizon_days, run_id=run_id)
+
+
+def _audited(frame: pd.DataFrame, scope: ScopeSpec) -> pd.DataFrame:
+    """``frame`` with the label that features are compared with: of a time whether it ended with the event."""
+    if scope.problem_type != "survival":
+        return frame
+    return frame.assign(label=outcome_groups(frame["label"], scope.problem_type))

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from e2i_dagster.modelling.survival import concordance, cox_slope, kaplan_meier, known_at
+
 #: Cells of one block of resamples: bounds memory at about 100 MB.
 _BLOCK_CELLS = 4_000_000
 _TINY = 1e-15
@@ -133,6 +135,71 @@ def regression_metrics(
             "bias": predicted - mean,
             "calibration_slope": shared / np.where(variance > 1e-12 * n * predicted**2, variance, np.nan),
         }
+
+
+def survival_metrics(
+    target: np.ndarray, risk: np.ndarray, horizon_days: int, weights: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Metrics of times to an event for each row of ``weights``; see binary_metrics.
+
+    Args:
+        target: signed times, see :mod:`e2i_dagster.modelling.survival`, shape (n,).
+        risk: of the event until the horizon, shape (n,).
+
+    Returns:
+        Name -> shape (B,): c_index (Harrell), and of the status at the horizon, weighted by the inverse probability
+        of not being censored, roc_auc (cumulative cases against who is without the event at the horizon: Uno et
+        al., JASA 102, 2007) and brier (Graf et al., Statistics in Medicine 18, 1999).
+    """
+    weights = np.ones((1, len(target))) if weights is None else weights
+    happened, known = known_at(target, horizon_days)
+    at_horizon = binary_metrics(happened, risk, 0.5, weights * known)
+    return {
+        "c_index": concordance(target, risk, weights),
+        "roc_auc": at_horizon["roc_auc"],
+        "brier": at_horizon["brier"],
+    }
+
+
+def survival_calibration(
+    target: np.ndarray, risk: np.ndarray, horizon_days: int
+) -> dict[str, tuple[float, float]]:
+    """Calibration slope and intercept of a risk at the horizon with their standard errors.
+
+    Slope: coefficient of the log cumulative hazard log(-log(1 - risk)) in a Cox regression. Intercept: log of the
+    observed (Kaplan-Meier) over the mean predicted risk. 1 and 0 are perfect. McLernon et al., Annals of Internal
+    Medicine 176:105 (2023).
+
+    Returns:
+        ``calibration_slope`` and ``calibration_intercept`` -> (value, standard error); NaN where not estimable.
+    """
+    clipped = np.clip(risk, 1e-12, 1 - 1e-12)
+    observed, error = kaplan_meier(target, horizon_days)
+    unknown = (float("nan"), float("nan"))
+    return {
+        "calibration_slope": cox_slope(target, np.log(-np.log1p(-clipped))),
+        "calibration_intercept": (float(np.log(observed / clipped.mean())), error / observed)
+        if observed > 0
+        else unknown,
+    }
+
+
+def incidence_bins(
+    target: np.ndarray, risk: np.ndarray, horizon_days: int, groups: int = 10, smallest: int = 11
+) -> list[dict[str, Any]]:
+    """As :func:`calibration_bins`; ``observed`` is the Kaplan-Meier risk at the horizon."""
+    groups = min(groups, len(risk) // smallest)
+    if groups < 1:
+        return []
+    order = np.argsort(risk, kind="stable")
+    return [
+        {
+            "n": len(part),
+            "predicted": float(risk[part].mean()),
+            "observed": kaplan_meier(target[part], horizon_days)[0],
+        }
+        for part in np.array_split(order, groups)
+    ]
 
 
 def resamples(n: int, count: int, seed: int) -> list[np.ndarray]:

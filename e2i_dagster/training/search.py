@@ -22,7 +22,7 @@ from e2i_dagster.errors import UnavailableError, VerdictError
 from e2i_dagster.modelling.estimators import build_estimator, one_thread, raw_scores
 from e2i_dagster.modelling.model_input import LabelledRows, feature_kinds
 from e2i_dagster.modelling.preprocessing import build_preprocessor
-from e2i_dagster.modelling.problem import CLASSIFICATION, headline
+from e2i_dagster.modelling.problem import headline
 from e2i_dagster.policy_files.base import digest_of
 from e2i_dagster.splits.rows import VisibleRows
 
@@ -138,7 +138,8 @@ def search_hyperparameters(
 
     Args:
         rows: preprocessing and estimators are fitted on its training rows; its validation rows score a
-            trial: ROC-AUC (of several classes the mean of each against the rest), or minus the root mean squared error.
+            trial: ROC-AUC (of several classes the mean of each against the rest), C-index, or minus the root mean
+            squared error.
         scope: first part of the study's name.
         storage: SQLAlchemy URL of the study database; None keeps the study in memory.
 
@@ -251,6 +252,11 @@ def require_both_outcomes(train: LabelledRows, validation: LabelledRows, problem
     for part, rows in (("training", train), ("validation", validation)):
         if not len(rows):
             raise VerdictError(f"there are no {part} rows.")
+        if problem_type == "survival" and not (rows.target > 0).any():
+            raise VerdictError(
+                f"none of the {len(rows)} {part} rows has the event; times without one teach nothing.",
+                remedy="Check the scope's outcome window and the cohort's size.",
+            )
         if problem_type == "binary_classification" and len(np.unique(rows.target)) < 2:
             raise VerdictError(
                 f"all {len(rows)} {part} rows have the same outcome; both outcomes are needed to learn.",
@@ -369,8 +375,8 @@ def _tree_count(estimator: Any) -> tuple[str, int] | None:
 
 
 def validation_score(target: np.ndarray, predicted: np.ndarray, problem_type: str) -> float:
-    """ROC-AUC of probabilities, or minus the root mean squared error of numbers: larger is better."""
-    if problem_type in CLASSIFICATION:
+    """ROC-AUC of probabilities, C-index of times, minus the root mean squared error of numbers: larger is better."""
+    if problem_type != "regression":
         return headline(problem_type, target, predicted)
     return -float(np.sqrt(np.mean((target - predicted) ** 2)))
 
