@@ -257,6 +257,8 @@ def _shap_values(
         scale = "log-odds" if probabilities else "outcome"
         if model.risk is not None:
             output, scale = np.log(output), "log hazard ratio"
+            # XGBoost adds its base score to the intercept.
+            intercepts = np.log(estimator.predict(np.zeros((1, matrix.shape[1]))))
         values = (matrix - average)[:, :, None] * weights.T[None]
         return values, weights @ average + intercepts, _columns(output), scale
 
