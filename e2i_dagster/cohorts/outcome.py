@@ -301,6 +301,7 @@ def label_outcome(
         incomplete[:] = False
     elif timed:
         incomplete = open_ & (needed_until < index.values + scope.outcome.window[0])
+        not_loaded &= ~incomplete
     no_value = open_ & found.no_value
     incomplete |= not_loaded | no_value
     labelled, none = ~(prior | waiting | incomplete), np.zeros(n, dtype=bool)

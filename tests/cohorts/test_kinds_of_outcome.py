@@ -5,7 +5,7 @@ import pytest
 import yaml
 from test_outcome import END, INDEX, cohort
 
-from e2i_dagster.cohorts import ScopeRefused, label_outcome
+from e2i_dagster.cohorts import CohortInputError, ScopeRefused, label_outcome
 from e2i_dagster.cohorts.outcome import days_covered
 from e2i_dagster.config.names import KnownNames, scope_problems
 from e2i_dagster.config.scope import ScopeSpec, read_scope, scope_folder
@@ -24,7 +24,9 @@ VISITS = {"count": {"table": "treatment_events", "event_type": "consultation"}}
 COVERED = {
     "days_covered": {"table": "treatment_events", "event_type": "prescription", "column": "duration_days"}
 }
-PROBLEM = {"choice": "multiclass_classification"}
+TIME = {"time_to": {"table": "outcome_events", "event_type": "switch", "brand": BRAND}}
+COMPETING = TIME | {"competing": [{"table": "outcome_events", "event_type": "discontinue"}]}
+PROBLEM = {"choice": "multiclass_classification", "time_to": "survival"}
 
 
 def scope(outcome, **changes):
@@ -142,6 +144,56 @@ def test_days_covered_of_several_patients_do_not_mix():
     assert days_covered(supplies, (1, 90), 3).tolist() == [30.0, 20.0, 0.0]
 
 
+@pytest.mark.parametrize(
+    ("events", "observed", "expected"),
+    [
+        ([(30, "switch"), (60, "switch")], 200, 30),
+        ([(91, "switch")], 200, -90),
+        ([], 40, -40),
+        ([], 90, -90),
+        # What was seen counts, whenever the follow-up ends.
+        ([(30, "switch")], 20, 30),
+    ],
+)
+def test_times_are_days_to_the_event_or_negative_days_without_it(events, observed, expected):
+    spec, until = scope(TIME), INDEX + pd.Timedelta(days=observed)
+    labels = label_outcome(spec, cohort(observed=until), seen(*events), data_end=END)
+    assert labels.frame["label"].tolist() == [expected]
+    censored = expected < 0 and expected > -90
+    assert (labels.frame["reason"].iloc[0] == "no outcome until the end of follow-up") == censored
+
+
+def test_nobody_is_labelled_who_was_not_observed_in_the_window():
+    labels = label_outcome(scope(TIME), cohort(observed=INDEX), seen(), data_end=END)
+    assert labels.excluded["reason"].tolist() == ["not observed on any day of the window"]
+
+
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [
+        ([(20, "discontinue"), (50, "switch")], -90),
+        ([(50, "discontinue"), (20, "switch")], 20),
+        ([(20, "discontinue"), (20, "switch")], 20),
+    ],
+)
+def test_behind_a_competing_event_the_patient_stays_at_risk_without_the_event(events, expected):
+    assert label(COMPETING, seen(*events)) == expected
+
+
+def test_a_time_without_any_end_of_follow_up_is_refused():
+    nobody = cohort().assign(followup_end=pd.NaT)
+    with pytest.raises(CohortInputError, match="no patient of the cohort has an end of follow-up") as caught:
+        label_outcome(scope(TIME), nobody, seen(), data_end=END)
+    assert caught.value.field == "followup_end"
+    assert "last_observation_date" in caught.value.remedy
+
+
+def test_times_with_few_events_are_refused():
+    found = refusal(TIME, [-90.0] * 500 + [30.0] * 9, events_per_feature=10)
+    assert "<11 patients with the event of the time to switch" in str(found)
+    assert (found.field, found.value) == ("outcome.time_to", "<11")
+
+
 def test_scoring_patients_have_no_label():
     labels = labelled(COST, care(), data_end="2024-04-01")
     assert labels.scoring["label"].isna().tolist() == [True]
@@ -197,12 +249,14 @@ def test_metadata_of_each_kind():
     assert row[0] == 5.0
     assert row[-1] == 0.5
     assert many(COST, [0.0, 1.0]).to_metadata()["outcome"] == "suppressed"
+    times = many(TIME, [-90.0] * 50 + [30.0] * 20).to_metadata()
+    assert (times["with_outcome"], times["without_outcome"]) == ("20", "50")
 
 
 @pytest.mark.parametrize(
     ("outcome", "problem_type", "words"),
     [
-        ({}, "regression", "exactly one of event, choice, sum, count, days_covered"),
+        ({}, "regression", "exactly one of event, choice, sum, count, days_covered, time_to"),
         (COST | VISITS, "regression", "found: sum, count"),
         (COST, "binary_classification", "outcome.sum answers regression only"),
         (CHOICE, "regression", "regression needs outcome.sum or outcome.count or outcome.days_covered"),
@@ -212,6 +266,9 @@ def test_metadata_of_each_kind():
         (CHOICE | {"choice": CHOICE["choice"][:1]}, "multiclass_classification", "a single one is an event"),
         (COST | {"otherwise": "none"}, "regression", "names a class of a choice"),
         (COST | {"incomplete_followup": "negative"}, "regression", "part of the window"),
+        (TIME | {"incomplete_followup": "exclude"}, "survival", "time without censoring"),
+        (COST | {"competing": COMPETING["competing"]}, "regression", "belong to a time_to"),
+        (TIME, "regression", "time_to answers survival only"),
         ({"sum": {"table": "treatment_events", "column": "costs"}}, "regression", "Did you mean 'cost'"),
         ({"sum": {"table": "treatment_events", "column": "brand"}}, "regression", "is no number of"),
     ],
