@@ -60,7 +60,6 @@ class DeploymentPolicy(PolicyModel):
     """Start, parity, switch and restart of a colour. Times in seconds."""
 
     workers: int = Field(ge=1)
-    worker_memory_mb: int = Field(ge=1)
     threads: int = Field(ge=1)
     start_timeout_seconds: float = Field(gt=0)
     parity_tolerance: float = Field(gt=0)

@@ -97,11 +97,9 @@ def stop_all(state: Path | None = None, *, policy: ServingPolicy | None = None) 
     for record in read_records(state):
         with exclusive(state, record.service, policy.deployment.lock_seconds, lambda _: None):
             record = read_record(state, record.service) or record  # noqa: PLW2901 - it may have changed meanwhile
-            # One that was killed may have left workers, which would start it again.
-            if record.supervisor is not None:
-                running = record.supervised()
-                stop_supervisor(state, record, policy)
-                stopped += [record.service] * running
+            if record.supervised():
+                stop_supervisor(record, policy)
+                stopped.append(record.service)
     return stopped
 
 

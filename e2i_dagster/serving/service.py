@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import re
-import threading
 import time
 import traceback
 import uuid
@@ -605,8 +604,6 @@ def bento_service(folder: Path) -> Any:
     manifest = Manifest.read(folder)
     service_policy = manifest.policy.services[manifest.service]
     app, holder = application(manifest, manifest.version)
-    # Where it is only built there are none.
-    settings = _settings() if SETTINGS_VARIABLE in os.environ else None
 
     class Service:
         def __init__(self) -> None:
@@ -620,24 +617,12 @@ def bento_service(folder: Path) -> Any:
     Service.__name__ = Service.__qualname__ = manifest.service
     decorate: Callable[[type], Any] = bentoml.service(
         name=manifest.service,
-        workers=settings.workers if settings is not None else manifest.policy.deployment.workers,
+        workers=manifest.policy.deployment.workers,
         resources={"cpu": str(service_policy.cpu), "memory": service_policy.memory},
         traffic={"timeout": manifest.policy.request.timeout_seconds},
         logging={"access": {"enabled": False}},
     )
     return decorate(bentoml.asgi_app(app, path="/")(Service))
-
-
-def _settings() -> ColourSettings:
-    path = os.environ.get(SETTINGS_VARIABLE)
-    if not path:
-        raise ConfigError(
-            f"{SETTINGS_VARIABLE} is not set: a bento is started by the supervisor (`e2i serve`), which knows "
-            "slot and stages.",
-            file=SETTINGS_VARIABLE,
-            remedy="Start it with `e2i serve`.",
-        )
-    return ColourSettings.model_validate_json(Path(path).read_bytes())
 
 
 def start_worker(holder: Application, folder: Path) -> None:
@@ -647,7 +632,15 @@ def start_worker(holder: Application, folder: Path) -> None:
         ConfigError: the process has no settings.
         VerdictError: as in :class:`Runtime`. The reason is also written where the deployment looks.
     """
-    settings = _settings()
+    path = os.environ.get(SETTINGS_VARIABLE)
+    if not path:
+        raise ConfigError(
+            f"{SETTINGS_VARIABLE} is not set: a bento is started by the supervisor (`e2i serve`), which knows "
+            "slot and stages.",
+            file=SETTINGS_VARIABLE,
+            remedy="Start it with `e2i serve`.",
+        )
+    settings = ColourSettings.model_validate_json(Path(path).read_bytes())
     # What is imported for a model stays, as on the command line.
     gc.set_threshold(10_000)
     try:
@@ -657,7 +650,25 @@ def start_worker(holder: Application, folder: Path) -> None:
         raise
     # Libraries and models stay as long as the worker: no answer waits for a search for garbage among them.
     gc.freeze()
-    if settings.service:
-        threading.Thread(
-            target=watch_supervisor, args=(settings, os.getppid()), name="supervisor-watch", daemon=True
-        ).start()
+    if settings.supervisor is not None:
+        _end_with(settings.supervisor)
+
+
+def _end_with(supervisor: ProcessIdentity) -> None:
+    """End this worker when the supervisor or BentoML's parent process is gone: nobody else would."""
+    import signal
+    import threading
+
+    parent = os.getppid()
+
+    def watch() -> None:
+        while supervisor.running() and os.getppid() == parent:
+            time.sleep(0.5)
+        if os.getppid() == parent:
+            os.kill(parent, signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        # The usual end stores the prediction log; what is left after this is in the journal.
+        time.sleep(20)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="supervisor-watch", daemon=True).start()

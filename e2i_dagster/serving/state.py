@@ -152,8 +152,7 @@ class ColourSettings(BaseModel):
     probe_token: str
     state: Path
     failure: Path
-    service: str = ""
-    workers: int = 1
+    supervisor: ProcessIdentity | None = None
 
 
 class ActiveColour(BaseModel):
@@ -173,7 +172,6 @@ class ActiveColour(BaseModel):
     port: int | None = None
     since: str
     restarts: int = 0
-    workers: int = 1
 
 
 class ServiceRecord(BaseModel):
