@@ -70,7 +70,7 @@ def outcome_labels(
         "engagement_events": engagement_events,
         "outcome_events": outcome_events,
     }
-    covered = warehouse.coverage(scope_spec.outcome.event.table)
+    covered = warehouse.coverage(*scope_spec.outcome.tables)
     labels = label_outcome(
         scope_spec,
         cohort,

@@ -100,6 +100,7 @@ def trained_model(
         algorithm=hyperparameters.algorithm,
         parameters=hyperparameters.parameters,
         problem_type=kind,
+        horizon_days=scope_spec.horizon_days,
     )
     return Produced(StoredModel.of(model), model)
 

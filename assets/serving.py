@@ -10,6 +10,7 @@ from assets.partitions import SCOPES
 from assets.stage import stage_asset
 from assets.values import DataFrame, Deployment, RegisteredVersion, Release
 from e2i_dagster.config.policy import current_policy
+from e2i_dagster.config.scope import ScopeSpec
 from e2i_dagster.config.serving import ServingPolicy
 from e2i_dagster.policy_files.environment import config_folder
 from resources.bentoml import Serving
@@ -75,16 +76,20 @@ def health_result(deployment: Deployment, serving: Serving) -> dg.AssetCheckResu
     fault=lambda release: release.damage(),
     # A release holds the models of all scopes, so a new version of any scope makes it stale.
     deps=[dg.AssetDep("registered_model", partition_mapping=dg.AllPartitionMapping())],
-    description="One bento for the service, with every model version in staging and the digests of its files.",
+    description="One bento for the scope's service, with its model versions in staging and the digests of their "
+    "files.",
 )
-def bento(serving: Serving, mlflow: MlflowResource) -> Produced:
+def bento(scope_spec: ScopeSpec, serving: Serving, mlflow: MlflowResource) -> Produced:
     from e2i_dagster.serving.active import models_at_stage
 
-    release = serving.build(
-        models_at_stage(
-            [scope.model_name for scope in current_policy().scopes.values()], STAGE, tracking_uri=mlflow.uri()
-        )
-    )
+    policy = ServingPolicy.load(config_folder())
+    service = policy.require_service(scope_spec.problem_type)
+    names = [
+        scope.model_name
+        for scope in current_policy().scopes.values()
+        if policy.service_of(scope.problem_type) == service
+    ]
+    release = serving.build(models_at_stage(names, STAGE, tracking_uri=mlflow.uri()), service)
     return Produced(release, release)
 
 

@@ -216,7 +216,7 @@ def preview_command(file: Path, exact: bool, json_output: bool) -> None:
     definition = _in_file(file)
     policy = current_policy()
     scopes = [scope for scope in policy.scopes.values() if scope.cohort == definition.key]
-    outcomes = {scope.outcome.event.table for scope in scopes}
+    outcomes = {table for scope in scopes for table in scope.outcome.tables}
     live = policy.cohorts.get(definition.key)
     reads_events = definition.reads_events or (live is not None and live.reads_events)
     wanted = outcomes | set(EVENT_TABLES if reads_events else ())

@@ -26,7 +26,7 @@ class Serving(dg.ConfigurableResource):
     host: str = "127.0.0.1"
     warehouse: dg.ResourceDependency[Warehouse]
 
-    def build(self, models: "Sequence[ModelToServe]", service: "ServiceName" = "classification") -> "Release":
+    def build(self, models: "Sequence[ModelToServe]", service: "ServiceName") -> "Release":
         """The bento of ``service`` with ``models``."""
         from e2i_dagster.serving.release import build_release
 

@@ -49,3 +49,27 @@ def numbers(source: LabelledRows, seed: int = 0) -> LabelledRows:
     return LabelledRows(
         source.features, 10 + source.features[["severity", "academic"]].to_numpy() @ [2.0, 1.5] + noise
     )
+
+
+CLASSES = ("adherent", "none", "switched")
+
+
+def choices(source: LabelledRows, seed: int = 0) -> LabelledRows:
+    """The same patients with one of three classes as target, drawn by a multinomial logit."""
+    logits = np.column_stack(
+        [
+            1.5 * source.features["severity"],
+            np.full(len(source), 0.3),
+            1.2 * source.features["academic"] - source.features["severity"],
+        ]
+    )
+    chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    drawn = np.random.default_rng(seed + 2000).random(len(source))[:, None] > chances.cumsum(axis=1)
+    return LabelledRows(source.features, np.minimum(drawn.sum(axis=1), 2), CLASSES)
+
+
+def target_of(source: LabelledRows, problem_type: str, seed: int = 0) -> LabelledRows:
+    """The same patients with a target of ``problem_type``."""
+    if problem_type == "binary_classification":
+        return source
+    return (choices if problem_type == "multiclass_classification" else numbers)(source, seed)

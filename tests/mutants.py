@@ -192,8 +192,8 @@ DEFECTS: dict[str, list[tuple[str, str, str, str, str]]] = {
         (
             "baseline average of the rows that judge",
             "e2i_dagster/training/evaluate.py",
-            "float(train_rows.target.mean()))",
-            "float(judged.target.mean()))",
+            "else float(train_rows.target.mean())",
+            "else float(judged.target.mean())",
             f"{EVALUATE}::test_the_average_of_a_baseline_is_that_of_the_training_rows",
         ),
         (
@@ -248,7 +248,7 @@ DEFECTS: dict[str, list[tuple[str, str, str, str, str]]] = {
         (
             "strata of the split forgotten",
             "e2i_dagster/splits/scope.py",
-            'strata=frame["label"],\n        index_dates',
+            "strata=strata,\n        index_dates",
             "strata=None,\n        index_dates",
             "tests/splits/test_split_registry.py::test_a_scope_is_split_by_its_label_and_reported",
         ),
@@ -298,9 +298,9 @@ DEFECTS: dict[str, list[tuple[str, str, str, str, str]]] = {
         ),
         (
             "a score at the threshold is negative",
-            "e2i_dagster/training/fit.py",
-            "(scores >= self.threshold)",
-            "(scores > self.threshold)",
+            "e2i_dagster/serving/models.py",
+            ">= self._threshold)",
+            "> self._threshold)",
             f"{FIT}::test_a_score_at_the_threshold_is_positive",
         ),
         (
@@ -341,8 +341,8 @@ DEFECTS: dict[str, list[tuple[str, str, str, str, str]]] = {
         (
             "as many events per feature as needed are too few",
             "e2i_dagster/cohorts/outcome.py",
-            "rarer < scope.minimum_sample",
-            "rarer <= scope.minimum_sample",
+            "if rarer < needed else",
+            "if rarer <= needed else",
             f"{OUTCOME}::test_a_sample_too_small_is_refused_with_every_reason",
         ),
         (
@@ -357,22 +357,22 @@ DEFECTS: dict[str, list[tuple[str, str, str, str, str]]] = {
         (
             "first day of the outcome window left out",
             "e2i_dagster/cohorts/outcome.py",
-            "(after >= first_day) &",
-            "(after > first_day) &",
+            ".between(first_day, last_day)",
+            ".between(first_day + 1, last_day)",
             f"{OUTCOME}::test_the_window_is_closed_at_both_ends",
         ),
         (
             "last day of the outcome window left out",
             "e2i_dagster/cohorts/outcome.py",
-            "& (after <= last_day)",
-            "& (after < last_day)",
+            ".between(first_day, last_day)",
+            ".between(first_day, last_day - 1)",
             f"{OUTCOME}::test_the_window_is_closed_at_both_ends",
         ),
         (
             "an outcome on the index date is no earlier outcome",
             "e2i_dagster/cohorts/outcome.py",
-            "before[position[after < first_day]]",
-            "before[position[after < first_day - 1]]",
+            '[found["day"] < first_day]',
+            '[found["day"] < first_day - 1]',
             f"{OUTCOME}::test_an_outcome_on_the_index_date_or_before_removes_the_patient",
         ),
         (
@@ -513,8 +513,8 @@ DEFECTS: dict[str, list[tuple[str, str, str, str, str]]] = {
         (
             "outcomes of the holdout are looked at",
             "e2i_dagster/splits/leakage_check.py",
-            'frame.assign(label=frame["label"].mask(sealed))',
-            "frame",
+            '.assign(label=lambda rows: rows["label"].mask(sealed))',
+            "",
             "tests/splits/test_judge.py",
         ),
         (
@@ -887,8 +887,8 @@ DEFECTS: dict[str, list[tuple[str, str, str, str, str]]] = {
         (
             "reference of predictions swapped to training rows",
             "e2i_dagster/monitoring/compare.py",
-            "np.asarray(model.scores(rows.validation.features))",
-            "np.asarray(model.scores(rows.train.features))",
+            "np.asarray(model.logged_values(rows.validation.features))",
+            "np.asarray(model.logged_values(rows.train.features))",
             COMPARE,
         ),
         (

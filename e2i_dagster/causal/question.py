@@ -6,11 +6,13 @@ import pandas as pd
 
 from e2i_dagster.config.causal import CausalPolicy, QuestionRule
 from e2i_dagster.config.scope import ScopeSpec
-from e2i_dagster.errors import InputError
+from e2i_dagster.errors import InputError, VerdictError
 from e2i_dagster.splits import Seal
 from e2i_dagster.versions.coverage import EVERY_DAY, Coverage
 
 OUTCOME = "label"
+#: Problem types of scopes on whose outcome an effect is estimated.
+ANSWERED = ("binary_classification", "regression")
 #: ``train`` or ``validation``.
 SPLIT = "split"
 
@@ -65,8 +67,18 @@ def causal_frame(
 
     Raises:
         InputError: a confounder or negative control is no feature of the scope, or a patient has no split.
+        VerdictError: the outcome is one of several classes or a time, of which no effect is estimated.
     """
     question = policy.question
+    if scope.problem_type not in ANSWERED:
+        raise VerdictError(
+            f"Scope {scope.key}: an effect is a difference of means or of probabilities; its outcome is "
+            f"{scope.problem_type}.",
+            file=f"config/scopes/{scope.key}.yaml",
+            field="problem_type",
+            value=scope.problem_type,
+            remedy="Ask for the effect on a scope with an event or a number as outcome.",
+        )
     wanted = [*question.confounders, *question.negative_controls]
     absent = [name for name in wanted if name not in training_frame.columns]
     if absent:
@@ -94,7 +106,7 @@ def visible_frame(scope: ScopeSpec, training_frame: pd.DataFrame, splits: pd.Dat
 def question_words(scope: ScopeSpec, question: QuestionRule) -> str:
     """The question in words, for people."""
     return (
-        f"What does {question.treatment} do to the outcome of scope {scope.key} ({scope.outcome.event.words()} within "
+        f"What does {question.treatment} do to the outcome of scope {scope.key} ({scope.outcome.words()} within "
         f"days {scope.outcome.window[0]} to {scope.outcome.window[1]})? Treated: the best contact in the "
         f"{question.window_days} days before the index date has a quality of {question.threshold:g} or more. "
         f"Adjusted for {', '.join(question.confounders)}. The answer is causal only if these are all that drive "

@@ -24,8 +24,8 @@ class CohortStorageError(UnavailableError):
 class ScopeRefused(VerdictError):
     """The data cannot answer the scope's question: all reasons are in the message."""
 
-    def __init__(self, scope: str, reasons: tuple[str, ...]) -> None:
+    def __init__(self, scope: str, reasons: tuple[str, ...], **known: Any) -> None:
         listed = "".join(f"\n  - {reason}" for reason in reasons)
-        super().__init__(f"Scope {scope} is refused:{listed}")
+        super().__init__(f"Scope {scope} is refused:{listed}", **known)
         self.scope = scope
         self.reasons = reasons

@@ -168,21 +168,23 @@ def _effect(
 
 
 def _small_cells(labels: Labels) -> bool:
-    positive = labels.positive_count
-    return is_small(positive) or is_small(labels.labelled_count - positive)
+    events = int((labels.labelled["label"] > 0).sum()) if labels.timed else 0
+    counts = [*labels.class_counts.values(), labels.labelled_count, events, labels.labelled_count - events]
+    return any(map(is_small, counts))
 
 
 def _differ_by_few(before: Labels, after: Labels) -> bool:
     return any(
         is_small(len(left ^ other))
-        for label in (0, 1)
+        for label in (after.classes or (None,))
         for left, other in [(_ids(before, label), _ids(after, label))]
     )
 
 
-def _ids(labels: Labels, label: int) -> set[Any]:
-    frame = labels.frame
-    return set(frame.loc[(frame["label"] == label).fillna(False).astype(bool), "patient_id"])
+def _ids(labels: Labels, label: Any) -> set[Any]:
+    """Labelled patients of a class; all of them where the outcome is a number."""
+    frame = labels.labelled
+    return set(frame["patient_id"] if label is None else frame.loc[frame["label"] == label, "patient_id"])
 
 
 def _first_close_step(new: Cohort, live: Cohort | None) -> int:

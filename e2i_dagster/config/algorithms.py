@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -12,8 +12,10 @@ from e2i_dagster.errors import ConfigError
 from e2i_dagster.policy_files.base import PolicyModel, did_you_mean, read_yaml
 from e2i_dagster.policy_files.environment import config_folder
 
-ProblemType = Literal["binary_classification", "regression", "causal_inference"]
-PROBLEM_TYPES: tuple[ProblemType, ...] = ("binary_classification", "regression", "causal_inference")
+ProblemType = Literal[
+    "binary_classification", "multiclass_classification", "regression", "survival", "causal_inference"
+]
+PROBLEM_TYPES: tuple[ProblemType, ...] = get_args(ProblemType)
 
 
 class IntRange(PolicyModel):

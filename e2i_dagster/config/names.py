@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from e2i_dagster.config.experiment import ExperimentSpec
     from e2i_dagster.config.scope import ScopeSpec
 
-_BOTH = ("binary_classification", "regression")
+_CLASSES = ("binary_classification", "multiclass_classification")
+_NUMBERS = ("regression",)
+_EVERY = (*_CLASSES, *_NUMBERS)
 
 
 @dataclass(frozen=True)
@@ -35,17 +37,19 @@ _TREES = ("n_estimators", "max_depth", "min_samples_split", "min_samples_leaf")
 #: What :mod:`e2i_dagster.modelling.estimators` builds.
 TRAINED = {
     "XGBoost": Trained(
-        _BOTH, ("n_estimators", "max_depth", "learning_rate", "subsample", "min_child_weight")
+        (*_EVERY, "survival"),
+        ("n_estimators", "max_depth", "learning_rate", "subsample", "min_child_weight"),
     ),
-    "LightGBM": Trained(_BOTH, ("n_estimators", "learning_rate", "num_leaves", "min_child_samples")),
+    "LightGBM": Trained(_EVERY, ("n_estimators", "learning_rate", "num_leaves", "min_child_samples")),
     "HistGradientBoosting": Trained(
-        _BOTH, ("max_iter", "max_leaf_nodes", "learning_rate", "min_samples_leaf")
+        _EVERY, ("max_iter", "max_leaf_nodes", "learning_rate", "min_samples_leaf")
     ),
-    "RandomForest": Trained(_BOTH, _TREES),
-    "ExtraTrees": Trained(_BOTH, _TREES),
-    "LogisticRegression": Trained(_BOTH[:1], ("C", "l1_ratio")),
-    "Ridge": Trained(_BOTH[1:], ("alpha",)),
-    "Lasso": Trained(_BOTH[1:], ("alpha",)),
+    "RandomForest": Trained(_EVERY, _TREES),
+    "ExtraTrees": Trained(_EVERY, _TREES),
+    "LogisticRegression": Trained(_CLASSES, ("C", "l1_ratio")),
+    "Ridge": Trained(_NUMBERS, ("alpha",)),
+    "Lasso": Trained(_NUMBERS, ("alpha",)),
+    "CoxPH": Trained(("survival",), ("n_estimators", "learning_rate", "reg_lambda", "reg_alpha")),
 }
 #: Named and ranked by their declared figures; effects are estimated by :mod:`e2i_dagster.causal`.
 #: The parameters of each are listed whole: no estimator is built from them that could refuse another one.
@@ -96,16 +100,16 @@ class KnownNames:
 
 def scope_problems(scope: ScopeSpec, known: KnownNames) -> Iterator[Place]:
     """Names of a scope that match nothing."""
-    event = scope.outcome.event
     if scope.features != "all":
         yield from unknown(["features"], scope.features, known.features, "feature")
     for key in ("preferred_algorithms", "excluded_algorithms"):
         named = getattr(scope.preferences, key)
         yield from unknown(["preferences", key], named, known.algorithms, "algorithm")
-    place = ["outcome", "event"]
-    kinds = known.event_types[event.table]
-    yield from unknown([*place, "event_type"], event.event_type, kinds, f"{KINDS[event.table]}")
-    yield from unknown([*place, "brand"], event.brand, known.brands, "brand")
+    for named, event in scope.outcome.rules.items():
+        place = ["outcome", *(int(part) if part.isdigit() else part for part in named.split("."))]
+        kinds = known.event_types[event.table]
+        yield from unknown([*place, "event_type"], event.event_type, kinds, f"{KINDS[event.table]}")
+        yield from unknown([*place, "brand"], event.brand, known.brands, "brand")
     yield from unknown(["brand"], scope.brand, known.brands, "brand")
 
 

@@ -47,6 +47,8 @@ class Metric(PolicyModel):
     """What the search maximises."""
 
     binary_classification: Literal["roc_auc"]
+    multiclass_classification: Literal["roc_auc_ovr"]
+    survival: Literal["concordance_index"]
     regression: Literal["neg_root_mean_squared_error"]
 
 

@@ -16,7 +16,9 @@ from e2i_dagster.policy_files.base import PolicyModel, did_you_mean, read_yaml
 from e2i_dagster.policy_files.environment import config_folder
 from e2i_dagster.policy_files.observed import note_file
 
-ProblemType = Literal["binary_classification", "multiclass_classification", "regression", "causal_inference"]
+ProblemType = Literal[
+    "binary_classification", "multiclass_classification", "regression", "survival", "causal_inference"
+]
 Split = Literal["train", "validation", "test", "holdout"]
 Estimate = Literal["point", "lower", "upper"]
 
@@ -25,6 +27,7 @@ MINIMUM_LABELLED: Mapping[str, int] = {
     "binary_classification": 500,
     "multiclass_classification": 1_000,
     "regression": 300,
+    "survival": 500,  # as for an event without its time
     "causal_inference": 1_000,
 }
 
@@ -43,6 +46,7 @@ _METRICS = {
     "min_f1": ("f1", "at_least"),
     "min_accuracy": ("accuracy", "at_least"),
     "max_brier": ("brier", "at_most"),
+    "min_c_index": ("c_index", "at_least"),
     "min_r2": ("r2", "at_least"),
     "max_rmse": ("rmse", "at_most"),
     "max_mae": ("mae", "at_most"),
@@ -50,7 +54,26 @@ _METRICS = {
 }
 #: Read as text, because a file that is wrong says it, too.
 _SAYS_DEFAULT = re.compile(r"""^["']?default["']?:\s*(true|yes|on)\b""", re.IGNORECASE | re.MULTILINE)
-_REGRESSION_ONLY = frozenset({"min_r2", "max_rmse", "max_mae", "max_mape"})
+_NUMBER_CRITERIA = frozenset({"min_r2", "max_rmse", "max_mae", "max_mape"})
+#: Success criteria that are measured of each kind of model.
+CRITERIA: Mapping[str, frozenset[str]] = {
+    "binary_classification": frozenset(_METRICS) - _NUMBER_CRITERIA - {"min_c_index"},
+    "multiclass_classification": frozenset({"min_auc", "min_f1", "min_accuracy", "max_brier"}),
+    "regression": _NUMBER_CRITERIA,
+    "survival": frozenset({"min_c_index", "min_auc", "max_brier"}),
+}
+
+#: What kind of question each kind of outcome asks.
+PROBLEM_OF_OUTCOME: Mapping[str, ProblemType] = {
+    "event": "binary_classification",
+    "choice": "multiclass_classification",
+    "sum": "regression",
+    "count": "regression",
+    "days_covered": "regression",
+    "time_to": "survival",
+}
+#: Outcomes that are measured over the whole window.
+MEASURED_OUTCOMES = ("sum", "count", "days_covered")
 
 
 class Threshold(PolicyModel):
@@ -109,7 +132,11 @@ class SuccessCriteria(PolicyModel):
     """What a model must reach to be registered. A bound is a number (judged on the test split's point
     estimate) or ``{value, split, estimate}``.
 
-    ``calibration``: of every binary model; other limits may be named, and it cannot be left out.
+    ``min_auc``, ``min_f1`` and ``max_brier`` of several classes: ROC-AUC and F1 averaged over the classes, each against
+    the rest; Brier score summed over them. Of a time to an event: of the risk at the horizon.
+
+    ``calibration``: of every model of probabilities, class by class where there are several; other limits may be
+    named, and it cannot be left out.
 
     ``beats_baseline``: the model must beat every baseline (prevalence, one variable, logistic) on test.
     """
@@ -121,6 +148,7 @@ class SuccessCriteria(PolicyModel):
     min_f1: Threshold | None = None
     min_accuracy: Threshold | None = None
     max_brier: Threshold | None = None
+    min_c_index: Threshold | None = None
     min_r2: Threshold | None = None
     max_rmse: Threshold | None = None
     max_mae: Threshold | None = None
@@ -179,26 +207,94 @@ class EventRule(PolicyModel):
         return (value,) if isinstance(value, str) else value
 
     def words(self) -> str:
+        kinds = " or ".join(self.event_type) or "rows"
         brand = f" of {self.brand}" if self.brand else ""
-        return f"{' or '.join(self.event_type)}{brand} ({self.table})"
+        return f"{kinds}{brand} ({self.table})"
+
+
+class ClassRule(EventRule):
+    """The rows that make a patient one of the class ``name``."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+
+
+class MeasureRule(EventRule):
+    """A number in the rows of an event table.
+
+    Attributes:
+        event_type: accepted values of the table's type column; none given accepts every row.
+        column: of the table, numeric, such as ``cost`` or ``duration_days``.
+    """
+
+    event_type: tuple[str, ...] = ()
+    column: str
+
+    @model_validator(mode="after")
+    def _column_is_a_number(self) -> MeasureRule:
+        from sqlalchemy import Integer, Numeric
+
+        from e2i_dagster.tables import raw_table
+
+        numeric = [c.name for c in raw_table(self.table).columns if isinstance(c.type, (Integer, Numeric))]
+        if self.column not in numeric:
+            near = did_you_mean(self.column, numeric)
+            raise ValueError(
+                f"column {self.column!r} is no number of {self.table}. {near + ' ' if near else ''}"
+                f"Numbers: {', '.join(numeric)}"
+            )
+        return self
+
+    def words(self) -> str:
+        return f"{self.column} of {super().words()}"
 
 
 class OutcomeRule(PolicyModel):
-    """How a patient's label is found.
+    """How a patient's label is found: exactly one of ``event``, ``choice``, ``sum``, ``count``, ``days_covered``,
+    ``time_to``.
 
     Attributes:
-        event: the rows that make the label 1.
+        event: the rows that make the label 1 (binary classification).
+        choice: classes with their rows; the label is the class of the first such row in the window, on one day the
+            class that is named first (multiclass classification).
+        otherwise: of a ``choice``, the class of patients without any of its rows in the window.
+        sum: a column added up over the rows in the window, such as cost (regression).
+        count: number of rows in the window (regression).
+        days_covered: proportion of the window's days that are covered by supplies, 0 to 1; ``column`` has the days
+            supplied. A supply that overlaps the one before begins when that ends (proportion of days covered:
+            Nau, Pharmacy Quality Alliance 2012) (regression).
+        time_to: the rows whose first one ends the time (survival); the horizon is the window's end.
+        competing: of a ``time_to``, rows after which the event is no longer counted. Such a patient stays at risk
+            without the event as long as observed, so that the predicted risk is the cumulative incidence (Fine and
+            Gray, JASA 94, 1999, section 3, complete censoring times). A death that ends the observation is none.
         window: first and last day after the index date, both included; starts after the index date.
         prior_outcome: ``exclude`` removes patients with such a row before the window (on the index date
-            or earlier); ``keep`` does not look.
+            or earlier); ``keep`` does not look. ``exclude`` by default for an event or a choice, else ``keep``.
         incomplete_followup: patients without the event who are not observed until the end of the window
-            are not labelled (``exclude``) or count as 0 (``negative``). An outcome that was seen counts.
+            are not labelled (``exclude``) or count as 0, or ``otherwise`` (``negative``). An outcome that was seen
+            counts. Numbers are always measured over the whole window. Of a ``time_to`` they are known to be
+            without it until their follow-up ends (``censor``).
     """
 
-    event: EventRule
+    event: EventRule | None = None
+    choice: tuple[ClassRule, ...] = ()
+    otherwise: str | None = Field(default=None, pattern=r"^[a-z][a-z0-9_]*$")
+    sum: MeasureRule | None = None
+    count: EventRule | None = None
+    days_covered: MeasureRule | None = None
+    time_to: EventRule | None = None
+    competing: tuple[EventRule, ...] = ()
     window: tuple[int, int] = (1, 90)
     prior_outcome: Literal["exclude", "keep"] = "exclude"
-    incomplete_followup: Literal["exclude", "negative"] = "exclude"
+    incomplete_followup: Literal["exclude", "negative", "censor"] = "exclude"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_kind(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and any(name in given for name in MEASURED_OUTCOMES):
+            return {"prior_outcome": "keep", **given}
+        if isinstance(given, Mapping) and "time_to" in given:
+            return {"incomplete_followup": "censor", **given}
+        return given
 
     @field_validator("window")
     @classmethod
@@ -209,12 +305,88 @@ class OutcomeRule(PolicyModel):
             )
         return window
 
-    @field_validator("incomplete_followup", mode="before")
-    @classmethod
-    def _no_censoring(cls, value: Any) -> Any:
-        if value == "censor":
-            raise ValueError("censored labels need a time-to-event model, which no algorithm here is")
-        return value
+    @model_validator(mode="after")
+    def _one_outcome(self) -> OutcomeRule:
+        given = [name for name in PROBLEM_OF_OUTCOME if getattr(self, name)]
+        if len(given) != 1:
+            raise ValueError(
+                f"exactly one of {', '.join(PROBLEM_OF_OUTCOME)} says what the outcome is "
+                f"(found: {', '.join(given) or 'none'})"
+            )
+        if self.kind == "choice":
+            self._check_choice()
+        elif self.otherwise is not None:
+            raise ValueError(f"otherwise names a class of a choice; the outcome is {self.kind}")
+        censored, timed = self.incomplete_followup == "censor", self.kind == "time_to"
+        if censored and not timed:
+            raise ValueError(
+                f"incomplete_followup censor: {self.kind} has no time to censor; use time_to or exclude"
+            )
+        if timed and not censored:
+            raise ValueError(
+                f"incomplete_followup {self.incomplete_followup}: a time without censoring takes patients who were "
+                "observed for a short time for patients without the event; use censor"
+            )
+        if self.competing and not timed:
+            raise ValueError(f"competing events belong to a time_to; the outcome is {self.kind}")
+        if self.kind in MEASURED_OUTCOMES and self.incomplete_followup == "negative":
+            raise ValueError(
+                f"incomplete_followup negative: {self.kind} over part of the window is not that of the whole; "
+                "use exclude"
+            )
+        return self
+
+    def _check_choice(self) -> None:
+        if self.otherwise is None:
+            raise ValueError(
+                "a choice needs otherwise, the class of patients with none of its rows in the window"
+            )
+        named = ", ".join(rule.name for rule in self.choice)
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"a class is named twice (found: {named}; otherwise {self.otherwise})")
+        if len(self.choice) < 2:
+            raise ValueError(
+                f"a choice has two classes or more beside otherwise (found: {named}); a single one is an event"
+            )
+
+    @property
+    def kind(self) -> str:
+        """Which of the outcomes it is: a key of :data:`PROBLEM_OF_OUTCOME`."""
+        return next(name for name in PROBLEM_OF_OUTCOME if getattr(self, name))
+
+    @property
+    def rules(self) -> dict[str, EventRule]:
+        """Place in the file below ``outcome`` -> the rows that it names."""
+        if self.choice:
+            return {f"choice.{position}": rule for position, rule in enumerate(self.choice)}
+        competing = {f"competing.{position}": rule for position, rule in enumerate(self.competing)}
+        return {self.kind: getattr(self, self.kind), **competing}
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Tables that the outcome is read from."""
+        return tuple(dict.fromkeys(rule.table for rule in self.rules.values()))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Classes of a choice, ``otherwise`` last."""
+        return (*(rule.name for rule in self.choice), self.otherwise) if self.otherwise is not None else ()
+
+    def words(self) -> str:
+        """What is looked for, without the window."""
+        if self.choice:
+            named = [f"{rule.name} ({rule.words()})" for rule in self.choice]
+            return f"which comes first, {', '.join(named)}, or else {self.otherwise}"
+        rule: EventRule = getattr(self, self.kind)
+        before = {
+            "event": "",
+            "sum": "the sum of ",
+            "count": "the number of ",
+            "days_covered": "the proportion of days covered by ",
+            "time_to": "the time to ",
+        }
+        others = " or ".join(one.words() for one in self.competing)
+        return before[self.kind] + rule.words() + (f", unless {others} comes first" if others else "")
 
 
 class Constraints(PolicyModel):
@@ -311,12 +483,22 @@ class ScopeSpec(PolicyModel):
     def _whole(self) -> ScopeSpec:
         if not self.model_type:
             object.__setattr__(self, "model_type", f"{self.indication}_{self.target}".lower())
-        if self.problem_type != "binary_classification":
+        answered = PROBLEM_OF_OUTCOME[self.outcome.kind]
+        if self.problem_type != answered:
+            needed = [name for name, kind in PROBLEM_OF_OUTCOME.items() if kind == self.problem_type]
             raise ValueError(
-                f"problem_type {self.problem_type}: an outcome event answers binary_classification only; "
-                "values as outcomes are not available"
+                f"problem_type {self.problem_type}: outcome.{self.outcome.kind} answers {answered} only; "
+                + (
+                    f"{self.problem_type} needs outcome.{' or outcome.'.join(needed)}"
+                    if needed
+                    else "effects are asked for in config/causal.yaml"
+                )
             )
-        wrong = [n for n in sorted(_REGRESSION_ONLY) if getattr(self.success_criteria, n) is not None]
+        wrong = [
+            name
+            for name in sorted(set(_METRICS) - CRITERIA[self.problem_type])
+            if getattr(self.success_criteria, name) is not None
+        ]
         if wrong:
             raise ValueError(f"success criteria {', '.join(wrong)} do not belong to {self.problem_type}")
         if isinstance(self.features, tuple) and len(set(self.features)) != len(self.features):
@@ -370,7 +552,8 @@ class ScopeSpec(PolicyModel):
         first, last = self.outcome.window
         calibration = self.success_criteria.calibration
         rules = [rule.words() for rule in self.success_criteria.rules]
-        rules += [calibration.words(metric) for metric in calibration.limits]
+        if self.problem_type != "regression":
+            rules += [calibration.words(metric) for metric in calibration.limits]
         if self.success_criteria.beats_baseline:
             rules.append("better than every baseline")
         prior = {
@@ -380,13 +563,18 @@ class ScopeSpec(PolicyModel):
         incomplete = {
             "exclude": "Patients without it and not observed until the window's end are not labelled.",
             "negative": "Patients without it and not observed until the window's end count as without.",
+            "censor": "Patients without it count as without as long as they are observed.",
         }
+        whole = "Patients not observed until the window's end are not labelled."
+        what = self.outcome.words()
+        question = f"does {what} follow" if self.outcome.kind == "event" else f"what is {what}"
+        if self.outcome.choice:
+            question = what
         return (
             f"{self.title}.",
-            f"For the patients of cohort {self.cohort}: does {self.outcome.event.words()} follow within "
-            f"days {first} to {last} after the index date?",
+            f"For the patients of cohort {self.cohort}: {question} within days {first} to {last} after the index date?",
             prior[self.outcome.prior_outcome],
-            incomplete[self.outcome.incomplete_followup],
+            whole if self.outcome.kind in MEASURED_OUTCOMES else incomplete[self.outcome.incomplete_followup],
             f"A label counts {self.source_lag_days} days after its window, when late rows have arrived.",
             f"A model is accepted when: {'; '.join(rules) or 'no criterion is set'}.",
         )

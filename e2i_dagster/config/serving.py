@@ -8,12 +8,15 @@ from typing import Literal, Self, get_args
 from pydantic import Field, field_validator, model_validator
 
 from e2i_dagster.config.names import trusted_type_problems
+from e2i_dagster.errors import ConfigError
 from e2i_dagster.policy_files.base import PolicyModel, read_yaml
 from e2i_dagster.policy_files.environment import config_folder
 
 ServiceName = Literal["classification", "regression", "causal"]
 Slot = Literal["staging", "shadow", "production"]
-ServedProblem = Literal["binary_classification", "multiclass_classification", "regression", "causal"]
+ServedProblem = Literal[
+    "binary_classification", "multiclass_classification", "regression", "survival", "causal"
+]
 
 
 class ServicePolicy(PolicyModel):
@@ -124,6 +127,23 @@ class ServingPolicy(PolicyModel):
         return next(
             (name for name, service in self.services.items() if problem_type in service.problem_types), None
         )
+
+    def require_service(self, problem_type: str) -> ServiceName:
+        """The service that takes models of ``problem_type``.
+
+        Raises:
+            ConfigError: none does.
+        """
+        found = self.service_of(problem_type)
+        if found is None:
+            raise ConfigError(
+                f"config/serving.yaml: no service takes models of {problem_type}.",
+                file="config/serving.yaml",
+                field="services",
+                value=problem_type,
+                remedy=f"Add {problem_type} to the problem_types of one of: {', '.join(self.services)}.",
+            )
+        return found
 
     def trusts(self, type_name: str) -> bool:
         """Whether a stored model may contain ``type_name``."""

@@ -7,6 +7,7 @@ the matrix it reads; the values of a feature's columns (levels, missing indicato
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ from e2i_dagster.errors import InputError
 from e2i_dagster.modelling.estimators import one_thread
 from e2i_dagster.modelling.model_input import LabelledRows, model_input
 from e2i_dagster.modelling.preprocessing import column_origins
+from e2i_dagster.modelling.problem import CLASSIFICATION
 from e2i_dagster.reports import figure_png, new_figure
 from e2i_dagster.splits.rows import VisibleRows
 from e2i_dagster.training.fit import TrainedModel
@@ -28,6 +30,8 @@ Method = Literal["tree", "linear", "permutation"]
 _SMALL = 11
 #: Features in the figure at most.
 _SHOWN = 20
+#: Features shown of each class where there are several.
+_LEADING = 5
 #: Rows for which permutation values are affordable.
 _PERMUTATION_ROWS = 50
 #: Rows whose values stand for a feature that is left out.
@@ -54,8 +58,21 @@ class FeatureEffect(BaseModel):
     lowest: str | None = None
 
 
+class ClassEffects(BaseModel):
+    """What drives the output of one of several classes."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    base_value: float
+    effects: tuple[FeatureEffect, ...]
+
+
 class Explanation(BaseModel):
-    """Global explanation of one model. ``figure`` is a PNG; no value of a single patient is kept."""
+    """Global explanation of one model. ``figure`` is a PNG; no value of a single patient is kept.
+
+    Of several classes ``effects`` are summed over them, without a direction or base value; ``classes`` has each.
+    """
 
     model_config = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
     volatile_fields: ClassVar[set[str]] = {"figure", "seconds"}
@@ -66,9 +83,10 @@ class Explanation(BaseModel):
     method: Method
     scale: str
     rows: int
-    base_value: float
+    base_value: float | None
     additivity_error: float
     effects: tuple[FeatureEffect, ...]
+    classes: tuple[ClassEffects, ...] = ()
     narrative: str
     figure: bytes
     seconds: float
@@ -92,6 +110,21 @@ class Explanation(BaseModel):
                 ("feature", "mean absolute SHAP", "share", "direction"),
                 [(one.feature, one.importance, one.share, _direction(one)) for one in self.effects],
                 {"share": ".1%"},
+            ),
+            **(
+                {
+                    "by_class": Table(
+                        ("class", "feature", "mean absolute SHAP", "share", "direction"),
+                        [
+                            (one.name, item.feature, item.importance, item.share, _direction(item))
+                            for one in self.classes
+                            for item in one.effects[:_LEADING]
+                        ],
+                        {"share": ".1%"},
+                    )
+                }
+                if self.classes
+                else {}
             ),
             "summary": Figure.png(self.figure, "mean absolute SHAP value of each feature"),
         }
@@ -153,6 +186,7 @@ def explain(
         against = np.asarray(preprocessor.transform(reference), dtype="float64")
         values, base, output, scale = _shap_values(model, method, matrix, against, seed)
     error = float(np.abs(base + values.sum(axis=1) - output).max())
+    origins = column_origins(preprocessor)
     # XGBoost and LightGBM add up hundreds of 32-bit numbers.
     allowed = 1e-3 * max(1.0, float(np.abs(output).max()))
     if error > allowed:
@@ -160,8 +194,19 @@ def explain(
             f"SHAP values do not add up to the output of {model.algorithm}: largest difference {error:.2g}, "
             f"allowed {allowed:.2g}. Do not use them."
         )
-    summed = sum_to_features(values, column_origins(preprocessor), model.features)
-    effects = _effects(summed, frame, model)
+    classes = tuple(
+        ClassEffects(
+            name=name,
+            base_value=float(base[code]),
+            effects=_effects(sum_to_features(values[:, :, code], origins, model.features), frame, model),
+        )
+        for code, name in enumerate(model.classes)
+    )
+    effects = (
+        _summed_over_classes(classes)
+        if classes
+        else _effects(sum_to_features(values[:, :, 0], origins, model.features), frame, model)
+    )
     return Explanation(
         algorithm=model.algorithm,
         model_digest=model.digest,
@@ -169,10 +214,11 @@ def explain(
         method=method,
         scale=scale,
         rows=len(frame),
-        base_value=float(base),
+        base_value=None if classes else float(base[0]),
         additivity_error=error,
         effects=effects,
-        narrative=_narrative(effects, model, scale, len(frame), split),
+        classes=classes,
+        narrative=_narrative(effects, classes, model, scale, len(frame), split),
         figure=_figure(effects, scale),
         seconds=time.perf_counter() - started,
     )
@@ -187,7 +233,7 @@ def method_for(algorithm: str) -> Method:
     """Tree values for tree models, linear ones for linear models, permutation for anything else."""
     if algorithm in ("XGBoost", "LightGBM", "HistGradientBoosting", "RandomForest", "ExtraTrees"):
         return "tree"
-    return "linear" if algorithm in ("LogisticRegression", "Ridge", "Lasso") else "permutation"
+    return "linear" if algorithm in ("LogisticRegression", "Ridge", "Lasso", "CoxPH") else "permutation"
 
 
 def sum_to_features(values: np.ndarray, origins: tuple[str, ...], features: tuple[str, ...]) -> np.ndarray:
@@ -200,17 +246,26 @@ def sum_to_features(values: np.ndarray, origins: tuple[str, ...], features: tupl
 
 def _shap_values(
     model: TrainedModel, method: Method, matrix: np.ndarray, against: np.ndarray, seed: int
-) -> tuple[np.ndarray, float, np.ndarray, str]:
-    """Values (n, columns), base value, the output that they add up to (n,), and its scale."""
-    estimator, binary = model.estimator, model.problem_type == "binary_classification"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
+    """Values (n, columns, k), base values (k,), the outputs that they add up to (n, k), and their scale.
+
+    ``k`` is the number of classes where there are several, else 1.
+    """
+    estimator, probabilities = model.estimator, model.problem_type in CLASSIFICATION
+    several = bool(model.classes)
     if method == "linear":
         # Exact for independent columns: weight times distance from the reference average
         # (Lundberg and Lee 2017, corollary 1).
-        weights, average = np.ravel(estimator.coef_), against.mean(axis=0)
-        intercept = float(np.ravel(estimator.intercept_)[0])
-        output = estimator.decision_function(matrix) if binary else estimator.predict(matrix)
-        scale = "log-odds" if binary else "outcome"
-        return (matrix - average) * weights, float(average @ weights + intercept), np.ravel(output), scale
+        weights, average = np.atleast_2d(estimator.coef_), against.mean(axis=0)
+        intercepts = np.ravel(estimator.intercept_)
+        output = estimator.decision_function(matrix) if probabilities else estimator.predict(matrix)
+        scale = "log-odds" if probabilities else "outcome"
+        if model.risk is not None:
+            output, scale = np.log(output), "log hazard ratio"
+            # XGBoost adds its base score to the intercept.
+            intercepts = np.log(estimator.predict(np.zeros((1, matrix.shape[1]))))
+        values = (matrix - average)[:, :, None] * weights.T[None]
+        return values, weights @ average + intercepts, _columns(output), scale
 
     import shap
     import shap.utils
@@ -218,13 +273,23 @@ def _shap_values(
     if method == "tree":
         explained = shap.TreeExplainer(estimator)(matrix, check_additivity=False)
         values, base = np.asarray(explained.values), np.asarray(explained.base_values, dtype="float64")
-        output, scale = _tree_output(estimator, matrix, model.algorithm, binary)
-        if values.ndim == 3:
-            values, base = values[:, :, 1], base[..., 1]
-        return values.astype("float64"), float(np.ravel(base)[0]), output, scale
+        output, scale = _tree_output(estimator, matrix, model.algorithm, probabilities)
+        if model.risk is not None:
+            output, scale = np.log(output), "log hazard ratio"
+        if values.ndim == 2:
+            values, base = values[:, :, None], np.ravel(base)[:1]
+        else:
+            base = np.atleast_2d(base)[0]
+        output = _columns(output)
+        if not several and values.shape[2] == 2:
+            values, base, output = values[:, :, 1:], base[1:], output[:, 1:]
+        return values.astype("float64"), base, output, scale
 
     def output_of(inputs: np.ndarray) -> np.ndarray:
-        return estimator.predict_proba(inputs)[:, 1] if binary else estimator.predict(inputs)
+        if not probabilities:
+            return estimator.predict(inputs)
+        found = estimator.predict_proba(inputs)
+        return found if several else found[:, 1]
 
     references = shap.utils.sample(against, _PERMUTATION_REFERENCES, random_state=seed)
 
@@ -235,21 +300,43 @@ def _shap_values(
     explained = shap.PermutationExplainer(output_of, masked, seed=seed)(
         matrix, max_evals=2 * matrix.shape[1] + 1, silent=True
     )
-    base = float(np.ravel(explained.base_values)[0])
-    return np.asarray(explained.values), base, output_of(matrix), "probability" if binary else "outcome"
+    output = _columns(output_of(matrix))
+    values = np.asarray(explained.values).reshape(*matrix.shape, output.shape[1])
+    base = np.asarray(explained.base_values, dtype="float64").reshape(len(matrix), -1)[0]
+    return values, base, output, "probability" if probabilities else "outcome"
 
 
-def _tree_output(estimator: Any, matrix: np.ndarray, algorithm: str, binary: bool) -> tuple[np.ndarray, str]:
+def _columns(output: np.ndarray) -> np.ndarray:
+    """(n,) or (n, k) as (n, k)."""
+    return np.asarray(output, dtype="float64").reshape(len(output), -1)
+
+
+def _tree_output(
+    estimator: Any, matrix: np.ndarray, algorithm: str, probabilities: bool
+) -> tuple[np.ndarray, str]:
     """What tree SHAP adds up to: the margin of boosted trees, the probability of averaged ones."""
-    if not binary:
-        return np.asarray(estimator.predict(matrix), dtype="float64"), "outcome"
+    if not probabilities:
+        return estimator.predict(matrix), "outcome"
     if algorithm == "XGBoost":
-        return np.asarray(estimator.predict(matrix, output_margin=True), dtype="float64"), "log-odds"
+        return estimator.predict(matrix, output_margin=True), "log-odds"
     if algorithm == "LightGBM":
-        return np.asarray(estimator.predict(matrix, raw_score=True), dtype="float64"), "log-odds"
+        return estimator.predict(matrix, raw_score=True), "log-odds"
     if algorithm == "HistGradientBoosting":
-        return np.asarray(estimator.decision_function(matrix), dtype="float64"), "log-odds"
-    return np.asarray(estimator.predict_proba(matrix)[:, 1], dtype="float64"), "probability"
+        return estimator.decision_function(matrix), "log-odds"
+    return estimator.predict_proba(matrix), "probability"
+
+
+def _summed_over_classes(classes: Sequence[ClassEffects]) -> tuple[FeatureEffect, ...]:
+    importance: dict[str, float] = {}
+    for one in classes:
+        for effect in one.effects:
+            importance[effect.feature] = importance.get(effect.feature, 0.0) + effect.importance
+    total = sum(importance.values())
+    effects = [
+        FeatureEffect(feature=name, importance=value, share=value / total if total else 0.0)
+        for name, value in importance.items()
+    ]
+    return tuple(sorted(effects, key=lambda effect: (-effect.importance, effect.feature)))
 
 
 def _effects(values: np.ndarray, frame: pd.DataFrame, model: TrainedModel) -> tuple[FeatureEffect, ...]:
@@ -297,28 +384,41 @@ def _direction(effect: FeatureEffect) -> str:
 
 
 def _narrative(
-    effects: tuple[FeatureEffect, ...], model: TrainedModel, scale: str, rows: int, split: str
+    effects: tuple[FeatureEffect, ...],
+    classes: Sequence[ClassEffects],
+    model: TrainedModel,
+    scale: str,
+    rows: int,
+    split: str,
 ) -> str:
     leading = [effect for effect in effects[:3] if effect.importance > 0]
     if not leading:
         return f"No feature moves the predictions of this {model.algorithm} model on {rows} {split} patients."
     together = sum(effect.share for effect in leading)
-    what = "predicted probability" if model.problem_type == "binary_classification" else "prediction"
+    what = "predicted probability" if model.problem_type in CLASSIFICATION else "prediction"
+    if model.risk is not None:
+        what = f"predicted risk in {model.risk.horizon_days} days"
     sentences = [
         f"On {rows} {split} patients, {_list([effect.feature for effect in leading])} "
         f"account{'s' if len(leading) == 1 else ''} for {together:.0%} of what moves the model's predictions."
     ]
-    for effect in leading:
+    # Of several classes each has its own leading feature.
+    driven = [(f"the {what} of {one.name}", one.effects[0]) for one in classes] or [
+        (f"the {what}", effect) for effect in leading
+    ]
+    for output, effect in driven:
         size = f"it moves the output by {effect.importance:.3g} on average ({scale})"
         if effect.highest is not None:
             sentences.append(
-                f"{effect.feature}: the {what} is highest for {effect.highest} and lowest for {effect.lowest}; {size}."
+                f"{effect.feature}: {output} is highest for {effect.highest} and lowest for {effect.lowest}; {size}."
             )
         elif effect.direction is None or abs(effect.direction) <= 0.3:
-            sentences.append(f"{effect.feature}: no single direction; {size}.")
+            of_class = f" for {output}" if classes else ""
+            sentences.append(f"{effect.feature}: no single direction{of_class}; {size}.")
         else:
             way = "higher" if effect.direction > 0 else "lower"
-            sentences.append(f"{effect.feature}: larger values go with a {way} {what}; {size}.")
+            lower = output.removeprefix("the ")
+            sentences.append(f"{effect.feature}: larger values go with a {way} {lower}; {size}.")
     unused = sum(effect.importance == 0 for effect in effects)
     if unused:
         sentences.append(f"{unused} of {len(effects)} features are not used.")

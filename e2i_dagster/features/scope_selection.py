@@ -11,6 +11,7 @@ from e2i_dagster.config.feature_selection import FeatureSelectionPolicy
 from e2i_dagster.config.scope import ScopeSpec
 from e2i_dagster.features.selection import FeatureSelection, select_features
 from e2i_dagster.features.statistics import FeatureStatistics, feature_statistics
+from e2i_dagster.modelling.problem import outcome_groups
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,9 @@ def select_for_scope(
     """
     split = frame["patient_id"].map(splits.set_index("patient_id")["split"])
     train = (split == "train").to_numpy()
+    # A number is screened by the part of its distribution among the training rows.
+    grouped = frame.assign(label=outcome_groups(frame["label"].where(train), scope.problem_type))
     named = None if scope.features == "all" else scope.features
     return ScopeSelection(
-        select_features(frame, train=train, policy=policy, features=named), feature_statistics(frame[train])
+        select_features(grouped, train=train, policy=policy, features=named), feature_statistics(frame[train])
     )

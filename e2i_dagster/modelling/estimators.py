@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from e2i_dagster.errors import ConfigError
+from e2i_dagster.modelling.problem import CLASSIFICATION
 
 #: Problem types whose models can be built here.
-TRAINABLE = ("binary_classification", "regression")
+TRAINABLE = ("binary_classification", "multiclass_classification", "regression", "survival")
 
 
 @contextmanager
@@ -58,11 +59,13 @@ def build_estimator(
     return builder(dict(parameters), seed)
 
 
-def _xgboost(kind: str) -> Any:
+def _xgboost(kind: str, **fixed: Any) -> Any:
+    fixed = fixed or {"tree_method": "hist"}
+
     def build(values: dict[str, Any], seed: int) -> Any:
         import xgboost
 
-        return getattr(xgboost, kind)(**values, tree_method="hist", n_jobs=1, random_state=seed)
+        return getattr(xgboost, kind)(**values, **fixed, n_jobs=1, random_state=seed)
 
     return build
 
@@ -102,20 +105,28 @@ def _linear(kind: str) -> Any:
     return build
 
 
+def _classifier(algorithm: str, builder: Any) -> dict[tuple[str, str], Any]:
+    """One class of estimator for two outcomes and for several."""
+    return {(algorithm, problem): builder for problem in CLASSIFICATION}
+
+
 _BUILDERS = {
-    ("XGBoost", "binary_classification"): _xgboost("XGBClassifier"),
+    **_classifier("XGBoost", _xgboost("XGBClassifier")),
     ("XGBoost", "regression"): _xgboost("XGBRegressor"),
-    ("LightGBM", "binary_classification"): _lightgbm("LGBMClassifier"),
+    **_classifier("LightGBM", _lightgbm("LGBMClassifier")),
     ("LightGBM", "regression"): _lightgbm("LGBMRegressor"),
-    ("HistGradientBoosting", "binary_classification"): _ensemble(
-        "HistGradientBoostingClassifier", early_stopping=False
-    ),
+    **_classifier("HistGradientBoosting", _ensemble("HistGradientBoostingClassifier", early_stopping=False)),
     ("HistGradientBoosting", "regression"): _ensemble("HistGradientBoostingRegressor", early_stopping=False),
-    ("RandomForest", "binary_classification"): _ensemble("RandomForestClassifier", n_jobs=1),
+    **_classifier("RandomForest", _ensemble("RandomForestClassifier", n_jobs=1)),
     ("RandomForest", "regression"): _ensemble("RandomForestRegressor", n_jobs=1),
-    ("ExtraTrees", "binary_classification"): _ensemble("ExtraTreesClassifier", n_jobs=1),
+    **_classifier("ExtraTrees", _ensemble("ExtraTreesClassifier", n_jobs=1)),
     ("ExtraTrees", "regression"): _ensemble("ExtraTreesRegressor", n_jobs=1),
-    ("LogisticRegression", "binary_classification"): _linear("LogisticRegression"),
+    **_classifier("LogisticRegression", _linear("LogisticRegression")),
+    ("XGBoost", "survival"): _xgboost("XGBRegressor", objective="survival:cox", tree_method="hist"),
+    # XGBoost's linear booster maximises the penalised partial likelihood, coordinate by coordinate.
+    ("CoxPH", "survival"): _xgboost(
+        "XGBRegressor", objective="survival:cox", booster="gblinear", updater="coord_descent"
+    ),
     ("Ridge", "regression"): _linear("Ridge"),
     ("Lasso", "regression"): _linear("Lasso"),
 }
@@ -142,7 +153,12 @@ def parameters_of(algorithm: str) -> tuple[str, ...]:
 
 
 def raw_scores(estimator: Any, matrix: np.ndarray, problem_type: str) -> np.ndarray:
-    """Probability of the positive class, or the predicted number; shape (n,)."""
+    """Probability of the positive class, the predicted number or the log hazard ratio, shape (n,); of several classes
+    the probability of each, shape (n, classes)."""
+    if problem_type == "multiclass_classification":
+        return np.asarray(estimator.predict_proba(matrix), dtype="float64")
+    if problem_type == "survival":
+        return np.log(np.asarray(estimator.predict(matrix), dtype="float64"))
     if problem_type == "binary_classification":
         return np.asarray(estimator.predict_proba(matrix)[:, 1], dtype="float64")
     return np.asarray(estimator.predict(matrix), dtype="float64")

@@ -37,11 +37,14 @@ class LabelledRows:
 
     Attributes:
         features: frame as :func:`model_input` returns it, shape (n, features).
-        target: shape (n,); 0 and 1 as int64 for a binary outcome, float64 for a number.
+        target: shape (n,); 0 and 1 as int64 for a binary outcome, the position in ``classes`` as int64 for one of
+            several classes, float64 for a number (of a time see :mod:`~.survival`).
+        classes: names of the classes of a multiclass outcome.
     """
 
     features: pd.DataFrame
     target: np.ndarray
+    classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.target)
@@ -95,15 +98,21 @@ def labelled_rows(
     target: str = "label",
     *,
     problem_type: str = "binary_classification",
+    classes: Sequence[str] = (),
 ) -> LabelledRows:
     """Features and target of ``frame``.
 
+    Args:
+        classes: of a multiclass outcome, in the order of their codes.
+
     Raises:
-        InputError: no target column, unlabelled rows among them, or a binary target other than 0 and 1.
+        InputError: no target column, unlabelled rows among them, a binary target other than 0 and 1, or a class
+            that is not among ``classes``.
     """
     _require(frame, [target])
-    values = _numbers(frame[target])
-    unlabelled = int(np.isnan(values).sum())
+    several = problem_type == "multiclass_classification"
+    values = frame[target] if several else _numbers(frame[target])
+    unlabelled = int(pd.isna(values).sum())
     if unlabelled:
         raise InputError(
             f"{unlabelled} of {len(frame)} rows have no value in {target!r}. Only labelled patients can be "
@@ -119,7 +128,22 @@ def labelled_rows(
                 remedy="Give 0 and 1.",
             )
         values = values.astype("int64")
-    return LabelledRows(model_input(frame, features), values)
+    if several:
+        values = pd.Index(classes).get_indexer(pd.Index(values.astype(str)))
+        if (values < 0).any():
+            raise InputError(
+                f"{target!r} holds a class other than {', '.join(classes)}.",
+                field=target,
+                remedy="Name every class of the outcome.",
+            )
+    return LabelledRows(model_input(frame, features), values, tuple(classes))
+
+
+def label_classes(frame: pd.DataFrame, problem_type: str, target: str = "label") -> tuple[str, ...]:
+    """Names of the classes in ``frame``, sorted; empty where the outcome is not one of several classes."""
+    if problem_type != "multiclass_classification":
+        return ()
+    return tuple(sorted(frame[target].dropna().astype(str).unique()))
 
 
 def _require(frame: pd.DataFrame, names: Sequence[str]) -> None:

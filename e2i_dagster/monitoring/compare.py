@@ -51,7 +51,7 @@ def profile_model(
     """
     features = model_input(rows.train.features, model.kinds)
     profile = profile_frame(features, bins=policy.psi_bins)
-    scores = np.asarray(model.scores(rows.validation.features))
+    scores = np.asarray(model.logged_values(rows.validation.features))
     binary = model.problem_type == "binary_classification"
     metric = METRICS.get(model.problem_type)
     reference = None

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,20 @@ from e2i_dagster.config.registry import RegistryPolicy
 from e2i_dagster.config.scope import ScopeSpec
 from e2i_dagster.errors import InputError, UnavailableError
 from e2i_dagster.explain import Explanation
+from e2i_dagster.modelling.problem import CLASSIFICATION
 from e2i_dagster.policy_files.environment import lake_url
 from e2i_dagster.registry.model_files import ModelFiles
 from e2i_dagster.selection import AlgorithmChoice
 from e2i_dagster.training import Evaluation, SearchResult, TrainedModel
 
-_FRAMEWORKS = {"XGBoost": ("xgboost",), "LightGBM": ("lightgbm",)}
+_FIGURES = {
+    "binary_classification": "roc_calibration",
+    "multiclass_classification": "roc_calibration",
+    "regression": "means_errors",
+    "survival": "incidence_calibration",
+    "causal": "uplift",
+}
+_FRAMEWORKS = {"XGBoost": ("xgboost",), "CoxPH": ("xgboost",), "LightGBM": ("lightgbm",)}
 
 
 @dataclass(frozen=True)
@@ -255,7 +263,7 @@ def log_training(
         documents["algorithm_choice.json"] = choice.to_record()
     if search is not None:
         documents["search.json"] = search.model_dump(mode="json", exclude={"seconds"})
-    figure = "uplift" if evaluation.problem_type == "causal" else "roc_calibration"
+    figure = _FIGURES[evaluation.problem_type]
     _log_files(documents, {f"figures/{figure}.png": evaluation.figure})
     return LoggedModel(
         run_id=run.info.run_id,
@@ -289,7 +297,7 @@ def signature_of(model: TrainedModel) -> Any:
     inputs = Schema(
         [ColSpec("double" if kind == "number" else "string", name) for name, kind in model.kinds.items()]
     )
-    width = (-1, 2) if model.problem_type == "binary_classification" else (-1,)
+    width = (-1, len(model.classes) or 2) if model.problem_type in CLASSIFICATION else (-1,)
     return ModelSignature(inputs=inputs, outputs=Schema([TensorSpec(np.dtype("float64"), width)]))
 
 
@@ -301,7 +309,8 @@ def model_metadata(model: TrainedModel, scope: ScopeSpec, digests: Mapping[str, 
         "problem_type": model.problem_type,
         "algorithm": model.algorithm,
         "threshold": model.threshold,
-        "classes": [0, 1] if model.threshold is not None else None,
+        "classes": list(model.classes) or ([0, 1] if model.threshold is not None else None),
+        "risk_at_horizon": None if model.risk is None else asdict(model.risk),
         "kinds": dict(model.kinds),
         "nullable": list(model.nullable),
         "seen_ranges": {name: list(ends) for name, ends in model.seen_ranges.items()},
@@ -371,7 +380,7 @@ def _log_model(model: TrainedModel, metadata: Mapping[str, Any]) -> Any:
             signature=signature_of(model),
             input_example=_example(model),
             pip_requirements=requirements_of(model),
-            pyfunc_predict_fn="predict_proba" if model.problem_type == "binary_classification" else "predict",
+            pyfunc_predict_fn="predict_proba" if model.problem_type in CLASSIFICATION else "predict",
             metadata=dict(metadata),
         )
 

@@ -12,6 +12,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from e2i_dagster.errors import InputError
+from e2i_dagster.modelling.survival import RiskAtHorizon
 from e2i_dagster.registry.mlflow_runs import TRUSTED_TYPES
 from e2i_dagster.training import TrainedModel
 
@@ -43,6 +44,8 @@ class StoredModel(BaseModel):
     digest: str
     seconds: float
     seen_ranges: dict[str, tuple[float, float]] = {}
+    classes: tuple[str, ...] = ()
+    risk: RiskAtHorizon | None = None
 
     @classmethod
     def of(cls, model: TrainedModel) -> StoredModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from e2i_dagster.errors import ConfigError, VerdictError
 from e2i_dagster.modelling.estimators import TRAINABLE, build_estimator, one_thread, raw_scores
 from e2i_dagster.modelling.model_input import LabelledRows, feature_kinds
 from e2i_dagster.modelling.preprocessing import build_preprocessor
+from e2i_dagster.modelling.problem import CLASSIFICATION, HEADLINE, headline
 from e2i_dagster.selection.request import SelectionRequest, request_of
 from e2i_dagster.splits.rows import VisibleRows
 
@@ -55,7 +57,7 @@ class AlgorithmChoice(BaseModel):
     algorithm: str
     alternatives: tuple[str, ...]
     problem_type: str
-    metric: Literal["roc_auc", "r2"]
+    metric: Literal["roc_auc", "r2", "c_index"]
     measured: Literal["benchmark", "history", "nothing"]
     benchmark_rows: int
     candidates: tuple[Candidate, ...]
@@ -135,7 +137,7 @@ def select_algorithm(
         if (reason := _obstacle(name, algorithm, request, rules)) is not None
     }
     remaining = [name for name in policy.algorithms if name not in removed]
-    metric = "r2" if request.problem_type == "regression" else "roc_auc"
+    metric: Literal["roc_auc", "r2", "c_index"] = HEADLINE.get(request.problem_type, "roc_auc")  # type: ignore[assignment]
     measures: dict[str, dict[str, float]] = {}
     source: Literal["benchmark", "history", "nothing"] = "nothing"
     rows = 0
@@ -274,10 +276,17 @@ def _thin(sample: LabelledRows, rows: int, problem_type: str, seed: int) -> Labe
         return sample
     from sklearn.model_selection import train_test_split
 
-    strata = sample.target if problem_type == "binary_classification" else None
+    strata = _strata(sample, problem_type)
     kept, _ = train_test_split(np.arange(len(sample)), train_size=rows, random_state=seed, stratify=strata)
     kept.sort()
-    return LabelledRows(sample.features.iloc[kept], sample.target[kept])
+    return replace(sample, features=sample.features.iloc[kept], target=sample.target[kept])
+
+
+def _strata(sample: LabelledRows, problem_type: str) -> np.ndarray | None:
+    """What each part of the rows must have its share of: classes, or whether the event was seen."""
+    if problem_type == "survival":
+        return (sample.target > 0).astype("int64")
+    return sample.target if problem_type in CLASSIFICATION else None
 
 
 def _benchmark(
@@ -292,23 +301,24 @@ def _benchmark(
     """Cross-validated performance, measured latency (ms) and stored size (MB) of each name."""
     import pickle
 
-    from sklearn.metrics import r2_score, roc_auc_score
     from sklearn.model_selection import KFold, StratifiedKFold
 
     rules = policy.selection
-    binary = problem_type == "binary_classification"
-    if binary and np.bincount(sample.target, minlength=2).min() < rules.folds:
-        raise VerdictError(
-            f"the benchmark needs at least {rules.folds} training patients of either outcome; "
-            f"{int(sample.target.sum())} of {len(sample)} are positive."
-        )
-    splitter = (StratifiedKFold if binary else KFold)(rules.folds, shuffle=True, random_state=seed)
+    strata = _strata(sample, problem_type)
+    if strata is not None:
+        counts = np.bincount(strata, minlength=len(sample.classes) or 2)
+        if counts.min() < rules.folds:
+            raise VerdictError(
+                f"the benchmark needs at least {rules.folds} training patients of each outcome; "
+                f"the rarest of {len(sample)} has {counts.min()}."
+            )
+    splitter = (KFold if strata is None else StratifiedKFold)(rules.folds, shuffle=True, random_state=seed)
     kinds = feature_kinds(sample.features, list(sample.features.columns))
     results: dict[str, list[float]] = {name: [] for name in names}
     latency: dict[str, float] = {}
     size: dict[str, float] = {}
     with one_thread():
-        for fold, (learn, judge) in enumerate(splitter.split(np.zeros(len(sample)), sample.target)):
+        for fold, (learn, judge) in enumerate(splitter.split(np.zeros(len(sample)), strata)):
             # Preprocessing is fitted on the learning part of each fold alone, once for all algorithms.
             preprocessor = build_preprocessor(kinds, max_levels).fit(sample.features.iloc[learn])
             learn_matrix = preprocessor.transform(sample.features.iloc[learn])
@@ -318,8 +328,7 @@ def _benchmark(
                 estimator = build_estimator(name, problem_type, policy.algorithm(name).defaults, seed=seed)
                 estimator.fit(learn_matrix, sample.target[learn])
                 predicted = raw_scores(estimator, judge_matrix, problem_type)
-                measure = roc_auc_score if binary else r2_score
-                results[name].append(float(measure(sample.target[judge], predicted)))
+                results[name].append(headline(problem_type, sample.target[judge], predicted))
                 if fold == rules.folds - 1:
                     times = []
                     for _ in range(rules.latency_repeats):
@@ -414,7 +423,7 @@ def _rationale(
 ) -> str:
     chosen = ranking[0]
     rules = policy.selection
-    shown = {"roc_auc": "ROC-AUC", "r2": "R²"}[metric]
+    shown = {"roc_auc": "ROC-AUC", "r2": "R²", "c_index": "C-index"}[metric]
     sentences = [
         f"{len(ranking)} of {len(policy.algorithms)} algorithms can solve this {request.problem_type} problem "
         f"within the scope's limits; {len(removed)} were removed."

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from e2i_dagster.errors import InputError, VerdictError
+from e2i_dagster.modelling.survival import RiskAtHorizon
 from e2i_dagster.serving.request_schema import Signature, mlmodel, to_frame
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class Predicted:
     """Answers for the rows of one frame, in order.
 
     Attributes:
-        predictions: class label or number.
+        predictions: class label, number, or risk at the horizon of a model of times.
         probabilities: class to probability; None for models without classes.
         values: what the prediction log calls the value: probability of the second of two classes,
             of the predicted class when there are more, or the number itself.
@@ -113,6 +114,8 @@ class LoadedModel:
             predicts the most probable class.
         effect_groups: of a model of effects, smallest first: ``above`` (the predicted effect from which on
             a row belongs to the group, None for the first), ``effect``, ``lower``, ``upper``.
+        classes: names of the classes that the pipeline knows by number; None where it knows their names.
+        risk: of a pipeline that predicts hazard ratios, how one becomes the risk at the horizon that is answered.
     """
 
     def __init__(
@@ -120,20 +123,24 @@ class LoadedModel:
         pipeline: Any,
         threshold: float | None = None,
         effect_groups: Sequence[Mapping[str, float | None]] = (),
+        classes: Sequence[Any] | None = None,
+        risk: RiskAtHorizon | None = None,
     ) -> None:
         self._pipeline = pipeline
         self._threshold = threshold
         self._effect_groups = effect_groups
-        classes = getattr(pipeline, "classes_", None)
-        self.classes: list[Any] | None = None if classes is None else [_plain(one) for one in classes]
-        self._names = [str(one) for one in self.classes or ()]
+        self._risk = risk
+        known = getattr(pipeline, "classes_", None)
+        self.classes: list[Any] | None = None if known is None else [_plain(label) for label in classes or known]
+        self._names = [str(label) for label in self.classes or ()]
         self._compiled: Compiled | None = None
 
     def compile(self, signature: Signature) -> None:
         """Answer rows of ``signature`` without scikit-learn's checks of a frame, where the answers are the same."""
         from e2i_dagster.serving.compiled import compile_pipeline
 
-        self._compiled = compile_pipeline(self._pipeline, signature)
+        if self._risk is None:
+            self._compiled = compile_pipeline(self._pipeline, signature)
 
     @property
     def measures_effects(self) -> bool:
@@ -146,7 +153,7 @@ class LoadedModel:
         return self._compiled is not None
 
     def raw(self, signature: Signature, columns: Sequence[Sequence[Any]]) -> Any:
-        """Probabilities of the classes, shape (n, classes), or numbers, shape (n,).
+        """Probabilities of the classes, shape (n, classes), numbers or risks at the horizon, shape (n,).
 
         Args:
             columns: the values of each feature of ``signature``, in order; missing as None.
@@ -157,7 +164,12 @@ class LoadedModel:
 
     def raw_of_frame(self, frame: pd.DataFrame) -> Any:
         """As :meth:`raw`, of a frame with the columns of the signature."""
-        return self._pipeline.predict(frame) if self.classes is None else self._pipeline.predict_proba(frame)
+        import numpy as np
+
+        if self.classes is not None:
+            return self._pipeline.predict_proba(frame)
+        found = self._pipeline.predict(frame)
+        return found if self._risk is None else self._risk.risk(np.log(found.astype("float64")))
 
     def predict(self, frame: pd.DataFrame) -> Predicted:
         """Answer each row of ``frame`` (columns of the signature)."""
@@ -230,8 +242,14 @@ def load_model(
     refused = sorted(name for name in found if not policy.trusts(name))
     if refused:
         raise VerdictError(_untrusted(folder.name, refused))
-    groups = (mlmodel(folder).get("metadata") or {}).get("effect_groups") or ()
-    loaded = LoadedModel(skops.io.load(stored, trusted=found), threshold, groups)
+    metadata = mlmodel(folder).get("metadata") or {}
+    loaded = LoadedModel(
+        skops.io.load(stored, trusted=found),
+        threshold,
+        metadata.get("effect_groups") or (),
+        metadata.get("classes"),
+        RiskAtHorizon(**risk) if (risk := metadata.get("risk_at_horizon")) else None,
+    )
     if signature is not None:
         loaded.compile(signature)
     return loaded

@@ -6,6 +6,7 @@ import pandas as pd
 import sqlalchemy as sa
 
 from e2i_dagster.config.scope import ScopeSpec
+from e2i_dagster.modelling.problem import outcome_groups
 from e2i_dagster.quality.table_check import GateResult, record_frame_audit, record_splits_audit
 from e2i_dagster.splits.registry import read_assignments, split_config_id
 from e2i_dagster.splits.report import SplitCheck, validate_splits
@@ -21,7 +22,7 @@ def judge_rule(rule: str, scope: ScopeSpec, splits: pd.DataFrame, frame: pd.Data
     report = validate_splits(
         rows[["patient_id", "split"]],
         ratios=scope.split.ratios,
-        strata=rows["label"],
+        strata=outcome_groups(rows["label"], scope.problem_type),
         index_dates=rows["index_date"] if scope.split.mode == "temporal" else None,
         gap_days=scope.split.gap_days,
     )
@@ -39,7 +40,7 @@ def audit_frame(engine: sa.Engine, scope: ScopeSpec, frame: pd.DataFrame, *, run
     return record_frame_audit(
         engine,
         scope.key,
-        frame.assign(label=frame["label"].mask(sealed)),
+        _audited(frame, scope).assign(label=lambda rows: rows["label"].mask(sealed)),
         horizon_days=scope.horizon_days,
         run_id=run_id,
     )
@@ -49,5 +50,12 @@ def audit_splits(
     engine: sa.Engine, scope: ScopeSpec, frame: pd.DataFrame, splits: pd.DataFrame, *, run_id: str
 ) -> GateResult:
     """The leakage gate on the ``splits`` of ``scope``; the verdict is stored."""
-    rows = frame.merge(splits[["patient_id", "split"]], on="patient_id", how="left")
+    rows = _audited(frame, scope).merge(splits[["patient_id", "split"]], on="patient_id", how="left")
     return record_splits_audit(engine, scope.key, rows, horizon_days=scope.horizon_days, run_id=run_id)
+
+
+def _audited(frame: pd.DataFrame, scope: ScopeSpec) -> pd.DataFrame:
+    """``frame`` with the label that features are compared with: of a time whether it ended with the event."""
+    if scope.problem_type != "survival":
+        return frame
+    return frame.assign(label=outcome_groups(frame["label"], scope.problem_type))

@@ -13,7 +13,7 @@ import pandas as pd
 import sqlalchemy as sa
 
 from e2i_dagster.config.scope import ScopeSpec
-from e2i_dagster.modelling.model_input import LabelledRows, labelled_rows
+from e2i_dagster.modelling.model_input import LabelledRows, label_classes, labelled_rows
 from e2i_dagster.splits import Seal, visible_frames
 
 
@@ -55,8 +55,9 @@ def visible_rows(
         InputError: a patient has no split, a feature is missing, or a row has no label.
     """
     seen = visible_frames(frame, splits)
+    classes = label_classes(frame, problem_type)
     train, validation = (
-        labelled_rows(seen[name], list(features), problem_type=problem_type)
+        labelled_rows(seen[name], list(features), problem_type=problem_type, classes=classes)
         for name in ("train", "validation")
     )
     return VisibleRows(train, validation)
@@ -82,6 +83,7 @@ def sealed_test_rows(
                 reason="evaluation of the chosen candidate",
                 opened_by=opened_by,
             )
-        return labelled_rows(rows, list(features), problem_type=scope.problem_type)
+        kind = scope.problem_type
+        return labelled_rows(rows, list(features), problem_type=kind, classes=label_classes(frame, kind))
 
     return SealedRows(open_for)

@@ -8,6 +8,7 @@ import pandas as pd
 import sqlalchemy as sa
 
 from e2i_dagster.config.scope import ScopeSpec
+from e2i_dagster.modelling.problem import outcome_groups
 from e2i_dagster.splits.registry import split_cohort
 from e2i_dagster.splits.report import SplitReport, validate_splits
 
@@ -25,16 +26,19 @@ def split_scope(
 ) -> ScopeSplit:
     """Assign the patients of ``frame`` (patient_id, label, index_date) by the split of the scope's cohort.
 
+    Strata are the classes of the outcome, or groups of patients with like numbers.
+
     Raises:
         ConfigError: ratios, mode or gap changed under the same salt.
     """
+    strata = outcome_groups(frame["label"], scope.problem_type)
     _, assigned = split_cohort(
         connection,
         scope.cohort,
         scope.split,
         frame["patient_id"],
-        strata=frame["label"],
+        strata=strata,
         index_dates=frame["index_date"],
         created_by=created_by,
     )
-    return ScopeSplit(assigned, validate_splits(assigned, ratios=scope.split.ratios, strata=frame["label"]))
+    return ScopeSplit(assigned, validate_splits(assigned, ratios=scope.split.ratios, strata=strata))

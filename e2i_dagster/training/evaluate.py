@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from itertools import product
+from statistics import NormalDist
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -19,6 +21,8 @@ from e2i_dagster.display import Figure, Table, text
 from e2i_dagster.modelling.estimators import build_estimator, one_thread, raw_scores
 from e2i_dagster.modelling.model_input import LabelledRows
 from e2i_dagster.modelling.preprocessing import build_preprocessor, column_origins
+from e2i_dagster.modelling.problem import CLASSIFICATION, HEADLINE
+from e2i_dagster.modelling.survival import kaplan_meier, known_at
 from e2i_dagster.reports import figure_png, new_figure
 from e2i_dagster.splits.rows import SealedRows, VisibleRows
 from e2i_dagster.training.fit import TrainedModel
@@ -26,10 +30,14 @@ from e2i_dagster.training.metrics import (
     binary_metrics,
     calibration_bins,
     calibration_line,
+    incidence_bins,
     interval,
+    multiclass_metrics,
     regression_metrics,
     resamples,
     roc_points,
+    survival_calibration,
+    survival_metrics,
 )
 
 _SMALL = 11
@@ -66,7 +74,7 @@ class Baseline(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    name: Literal["prevalence", "mean", "one_variable", "logistic", "linear"]
+    name: Literal["prevalence", "mean", "kaplan_meier", "one_variable", "logistic", "linear", "cox"]
     detail: str
     split: str
     metric: str
@@ -122,7 +130,11 @@ class Evaluation(BaseModel):
     @property
     def figure_title(self) -> str:
         """What the figure shows."""
-        return "uplift curve" if self.problem_type == "causal" else "ROC curve and calibration"
+        if self.problem_type == "causal":
+            return "uplift curve"
+        if self.problem_type == "survival":
+            return "observed incidence by predicted risk, and calibration at the horizon"
+        return "ROC curve and calibration" if self.problem_type in CLASSIFICATION else "means and errors"
 
     def flat(self) -> dict[str, float]:
         """``<split>_<metric>`` -> value, and ``_low``/``_high`` for the ends of the interval."""
@@ -140,7 +152,7 @@ class Evaluation(BaseModel):
 
     def to_metadata(self) -> dict[str, Any]:
         """What the asset page shows."""
-        headline = "roc_auc" if self.problem_type == "binary_classification" else "r2"
+        headline = HEADLINE.get(self.problem_type, "r2")
         return {
             "accepted": self.accepted,
             **{
@@ -234,8 +246,8 @@ def evaluate(
             else ()
         )
     results = [_judge(rule, splits) for rule in criteria.rules]
-    if model.problem_type == "binary_classification":
-        results += _judge_calibration(criteria.calibration, splits)
+    if model.problem_type in CLASSIFICATION or model.risk is not None:
+        results += _judge_calibration(criteria.calibration, splits, model.classes)
     if criteria.beats_baseline:
         results.append(_judge_baselines(baselines, judged))
     return Evaluation(
@@ -258,16 +270,20 @@ def evaluate(
 def _measure(
     target: np.ndarray, scores: np.ndarray, model: TrainedModel, rules: EvaluationPolicy
 ) -> SplitMetrics:
-    binary = model.problem_type == "binary_classification"
+    binary, classes = model.problem_type == "binary_classification", model.problem_type in CLASSIFICATION
     n, positives = len(target), int(target.sum()) if binary else None
-    smallest = min(positives, n - positives) if positives is not None else n
+    smallest = int(np.bincount(target, minlength=len(model.classes) or 2).min()) if classes else n
+    if model.risk is not None:
+        happened, known = known_at(target, model.risk.horizon_days)
+        positives = int(happened.sum())
+        smallest = min(positives, int((known > 0).sum()) - positives)
     if smallest < rules.minimum_per_class:
         return SplitMetrics(
             n=n,
             positives=positives,
             metrics={},
             note=f"not estimable: fewer than {rules.minimum_per_class} patients"
-            + (" of one outcome" if binary else ""),
+            + (" of one outcome" if positives is not None or classes else ""),
         )
     points = _metrics(target, scores, model, None)
     drawn = [_metrics(target, scores, model, block) for block in resamples(n, rules.bootstrap, rules.seed)]
@@ -275,14 +291,11 @@ def _measure(
     for name, value in points.items():
         low, high = interval(np.concatenate([block[name] for block in drawn]), rules.level)
         metrics[name] = Estimate(value=_number(value[0]), low=_number(low), high=_number(high))
-    if binary:
-        from statistics import NormalDist
-
+    for name, (value, error) in _calibration(target, scores, model).items():
         width = NormalDist().inv_cdf((1 + rules.level) / 2)
-        for name, (value, error) in calibration_line(target, scores).items():
-            metrics[name] = Estimate(
-                value=_number(value), low=_number(value - width * error), high=_number(value + width * error)
-            )
+        metrics[name] = Estimate(
+            value=_number(value), low=_number(value - width * error), high=_number(value + width * error)
+        )
     return SplitMetrics(n=n, positives=positives, metrics=metrics)
 
 
@@ -291,7 +304,52 @@ def _metrics(
 ) -> dict[str, np.ndarray]:
     if model.threshold is not None:
         return binary_metrics(target, scores, model.threshold, weights)
+    if model.risk is not None:
+        return survival_metrics(target, scores, model.risk.horizon_days, weights)
+    if model.classes:
+        return multiclass_metrics(target, scores, weights)
     return regression_metrics(target, scores, weights)
+
+
+def _calibration(
+    target: np.ndarray, scores: np.ndarray, model: TrainedModel
+) -> dict[str, tuple[float, float]]:
+    """Slope and intercept (of each class) with their standard errors; none of a model of numbers."""
+    if model.risk is not None:
+        return survival_calibration(target, scores, model.risk.horizon_days)
+    if model.problem_type not in CLASSIFICATION:
+        return {}
+    return {
+        f"{name}{suffix}": found
+        for suffix, mine, chance in _one_against_rest(target, scores, model.classes)
+        for name, found in calibration_line(mine, chance).items()
+    }
+
+
+def _one_against_rest(
+    target: np.ndarray, scores: np.ndarray, classes: Sequence[str]
+) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """For each class its suffix in names of metrics, 1 where the target is it, and its probability."""
+    if not classes:
+        return [("", target, scores)]
+    return [
+        (f"_{name}", (target == code).astype("int64"), scores[:, code]) for code, name in enumerate(classes)
+    ]
+
+
+_LOGISTIC = ("LogisticRegression", {"C": 1.0, "l1_ratio": 0.0})
+#: Names of the constant and of the linear baseline of a problem type, and the latter's algorithm and parameters.
+_RIVALS: dict[str, tuple[Any, Any, str, dict[str, Any]]] = {
+    "binary_classification": ("prevalence", "logistic", *_LOGISTIC),
+    "multiclass_classification": ("prevalence", "logistic", *_LOGISTIC),
+    "regression": ("mean", "linear", "Ridge", {"alpha": 1.0}),
+    "survival": (
+        "kaplan_meier",
+        "cox",
+        "CoxPH",
+        {"n_estimators": 200, "learning_rate": 0.5, "reg_lambda": 0.001},
+    ),
+}
 
 
 def _baselines(
@@ -304,11 +362,8 @@ def _baselines(
     policy: OptunaPolicy,
 ) -> tuple[Baseline, ...]:
     train_rows, validation_rows = rows.train, rows.validation
-    binary = model.problem_type == "binary_classification"
-    metric = "roc_auc" if binary else "r2"
-    algorithm, defaults = (
-        ("LogisticRegression", {"C": 1.0, "l1_ratio": 0.0}) if binary else ("Ridge", {"alpha": 1.0})
-    )
+    metric = HEADLINE[model.problem_type]
+    constant_name, linear_name, algorithm, defaults = _RIVALS[model.problem_type]
 
     preprocessor = build_preprocessor(model.kinds, policy.preprocessing.max_levels).fit(train_rows.features)
     learn, choose, judge = (
@@ -322,12 +377,7 @@ def _baselines(
         )
 
     def measured(target: np.ndarray, values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-        found = (
-            binary_metrics(target, values, 0.5, weights)
-            if binary
-            else regression_metrics(target, values, weights)
-        )
-        return found[metric]
+        return _metrics(target, values, model, weights)[metric]
 
     # The best single feature is chosen on validation rows, never on the rows that judge.
     singles = {name: fitted(origins == name) for name in model.kinds}
@@ -338,12 +388,17 @@ def _baselines(
         )[0],
     )
     everything = np.ones(len(origins), dtype=bool)
-    constant = np.full(len(judged), float(train_rows.target.mean()))
+    average = (
+        np.bincount(train_rows.target, minlength=len(model.classes)) / len(train_rows)
+        if model.classes
+        else float(train_rows.target.mean())
+    )
+    constant = np.broadcast_to(average, (len(judged), *np.shape(average)))
     rivals: list[tuple[Any, str, np.ndarray, float]] = [
-        ("prevalence" if binary else "mean", "the training average for everybody", constant, 0.0),
+        (constant_name, "the training average for everybody", constant, 0.0),
         ("one_variable", best, raw_scores(singles[best], judge[:, origins == best], model.problem_type), 0.0),
         (
-            "logistic" if binary else "linear",
+            linear_name,
             "all features, default penalty",
             raw_scores(fitted(everything), judge, model.problem_type),
             -policy.evaluation.logistic_margin,
@@ -409,12 +464,18 @@ def _judge(rule: SuccessRule, splits: Mapping[str, SplitMetrics]) -> CriterionRe
     )
 
 
-def _judge_calibration(rule: CalibrationRule, splits: Mapping[str, SplitMetrics]) -> list[CriterionResult]:
-    """Slope and intercept: missed when the whole interval is outside the limits, or when there is none."""
+def _judge_calibration(
+    rule: CalibrationRule, splits: Mapping[str, SplitMetrics], classes: Sequence[str]
+) -> list[CriterionResult]:
+    """Slope and intercept (of each class): missed when the whole interval is outside the limits, or when there is
+    none."""
     measured = splits.get(rule.split)
     results = []
-    for metric, (lowest, highest) in rule.limits.items():
-        words = rule.words(metric)
+    suffixes = [f"_{name}" for name in classes] or [""]
+    for line, suffix in product(rule.limits, suffixes):
+        lowest, highest = rule.limits[line]
+        metric = f"{line}{suffix}"
+        words = rule.words(line).replace(line, metric, 1)
         found = None if measured is None else measured.metrics.get(metric)
         if found is None or found.value is None or found.low is None or found.high is None:
             why = (
@@ -475,20 +536,29 @@ def _figure(parts: Mapping[str, tuple[np.ndarray, np.ndarray]], model: TrainedMo
     figure = new_figure(9.0, 4.0)
     left, right = figure.subplots(1, 2)
     colours = {"train": "#8c959f", "validation": "#0969da", "test": "#cf222e"}
-    if model.problem_type == "binary_classification":
+    if model.problem_type in CLASSIFICATION:
         left.plot([0, 1], [0, 1], color="#d0d7de", linewidth=1)
         right.plot([0, 1], [0, 1], color="#d0d7de", linewidth=1)
-        for name, (target, scores) in parts.items():
+        if model.classes:
+            # One curve for each class; of the rows that judge alone, so that they can be told apart.
+            judged = list(parts)[-1]
+            curves = [
+                (f"{suffix[1:]}, {judged}", f"C{number}", True, *pair)
+                for number, (suffix, *pair) in enumerate(_one_against_rest(*parts[judged], model.classes))
+            ]
+        else:
+            curves = [(name, colours[name], name != "train", *part) for name, part in parts.items()]
+        for name, colour, calibrated, target, scores in curves:
             if min(target.sum(), len(target) - target.sum()) < _SMALL:
                 continue
-            left.plot(*roc_points(target, scores), color=colours[name], label=name)
-            if name != "train":
+            left.plot(*roc_points(target, scores), color=colour, label=name)
+            if calibrated:
                 bins = calibration_bins(target, scores)
                 right.plot(
                     [item["predicted"] for item in bins],
                     [item["observed"] for item in bins],
                     marker="o",
-                    color=colours[name],
+                    color=colour,
                     label=name,
                 )
         left.set(title="ROC", xlabel="false-alarm rate", ylabel="sensitivity")
@@ -499,6 +569,8 @@ def _figure(parts: Mapping[str, tuple[np.ndarray, np.ndarray]], model: TrainedMo
             xlim=(0, 1),
             ylim=(0, 1),
         )
+    elif model.risk is not None:
+        _draw_incidence(left, right, parts, model.risk.horizon_days, colours)
     else:
         for name, (target, scores) in parts.items():
             bins = calibration_bins(target, scores)
@@ -518,6 +590,40 @@ def _figure(parts: Mapping[str, tuple[np.ndarray, np.ndarray]], model: TrainedMo
         if axis.get_legend_handles_labels()[0]:
             axis.legend(frameon=False)
     return figure_png(figure)
+
+
+def _draw_incidence(
+    left: Any,
+    right: Any,
+    parts: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    horizon_days: int,
+    colours: Mapping[str, str],
+) -> None:
+    """Observed incidence of thirds by predicted risk, and calibration at the horizon; no group below 11 patients."""
+    judged = list(parts)[-1]
+    target, risk = parts[judged]
+    days = np.linspace(0, horizon_days, 31)
+    groups = np.array_split(np.argsort(risk, kind="stable"), 3)
+    for name, part in zip(("lowest", "middle", "highest"), groups, strict=True):
+        if len(part) >= _SMALL:
+            curve = [kaplan_meier(target[part], day)[0] for day in days]
+            left.plot(days, curve, label=f"{name} third of predicted risk, {judged}")
+    right.plot([0, 1], [0, 1], color="#d0d7de", linewidth=1)
+    highest = 0.0
+    for name in list(parts)[1:]:
+        bins = incidence_bins(*parts[name], horizon_days)
+        pairs = [(item["predicted"], item["observed"]) for item in bins]
+        highest = max([highest, *(value for pair in pairs for value in pair)])
+        right.plot(*zip(*pairs, strict=True), marker="o", color=colours[name], label=name) if pairs else None
+    left.set(title="Observed incidence (Kaplan-Meier)", xlabel="days", ylabel="share with the event")
+    limits = (0, max(1.1 * highest, 0.01))
+    right.set(
+        title=f"Calibration at {horizon_days} days",
+        xlabel="predicted",
+        ylabel="observed",
+        xlim=limits,
+        ylim=limits,
+    )
 
 
 def _number(value: float) -> float | None:

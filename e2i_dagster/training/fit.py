@@ -21,11 +21,13 @@ from e2i_dagster.display import Table
 from e2i_dagster.modelling.estimators import build_estimator, one_thread, raw_scores
 from e2i_dagster.modelling.model_input import Kind, feature_kinds, model_input
 from e2i_dagster.modelling.preprocessing import build_preprocessor
+from e2i_dagster.modelling.problem import CLASSIFICATION
+from e2i_dagster.modelling.survival import RiskAtHorizon, cox_slope, cumulative_hazard
 from e2i_dagster.policy_files.base import digest_of
 from e2i_dagster.splits.rows import VisibleRows
 from e2i_dagster.training.search import require_both_outcomes, rows_digest
 
-Calibrated = Literal["temperature", "sigmoid", "none"]
+Calibrated = Literal["temperature", "sigmoid", "cox", "none"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class TrainedModel:
         seen_ranges: feature -> smallest and largest number in training, rounded outwards to two significant
             digits; text has none.
         input_example: one invented row, made of column averages and most frequent levels.
+        classes: names of the classes of a multiclass model, in the order of its probabilities.
+        risk: of a model of times, how its hazard ratio becomes the risk at the horizon.
         digest: digest of what the model computes on its training and validation rows, to the last bit,
             and of its parameters. Equal inputs and library versions give equal digests.
     """
@@ -63,6 +67,8 @@ class TrainedModel:
     digest: str
     seconds: float = field(compare=False)
     seen_ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+    risk: RiskAtHorizon | None = None
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -75,17 +81,20 @@ class TrainedModel:
         return uncalibrated(self.pipeline)
 
     def scores(self, frame: pd.DataFrame) -> np.ndarray:
-        """Probability of the positive class, or the predicted number, shape (n,).
+        """Probability of the positive class, the predicted number or the risk at the horizon, shape (n,); of
+        several classes the probability of each, shape (n, classes).
 
         Raises:
             InputError: a feature is missing or has the wrong type.
         """
-        return raw_scores(self.pipeline, model_input(frame, self.kinds), self.problem_type)  # type: ignore[arg-type]
+        found = raw_scores(self.pipeline, model_input(frame, self.kinds), self.problem_type)  # type: ignore[arg-type]
+        return found if self.risk is None else self.risk.risk(found)
 
-    def classes(self, frame: pd.DataFrame) -> np.ndarray:
-        """Predicted class (0 or 1) at the threshold; the numbers themselves in regression."""
+    def logged_values(self, frame: pd.DataFrame) -> np.ndarray:
+        """What the prediction log calls the value, shape (n,): the score, of several classes that of the most
+        probable one."""
         scores = self.scores(frame)
-        return scores if self.threshold is None else (scores >= self.threshold).astype("int64")
+        return scores.max(axis=1) if self.classes else scores
 
     def to_metadata(self) -> dict[str, Any]:
         """What the asset page shows."""
@@ -95,6 +104,8 @@ class TrainedModel:
             "training_rows": self.training_rows,
             "validation_rows": self.validation_rows,
             "features": len(self.kinds),
+            "classes": ", ".join(self.classes) or None,
+            "horizon_days": None if self.risk is None else self.risk.horizon_days,
             "positive_share": self.prevalence,
             "calibration": f"{self.calibration}: {self.calibration_note}",
             "threshold": self.threshold,
@@ -115,6 +126,7 @@ def train(
     parameters: Mapping[str, Any],
     problem_type: str = "binary_classification",
     policy: OptunaPolicy | None = None,
+    horizon_days: int | None = None,
 ) -> TrainedModel:
     """Fit the pipeline.
 
@@ -123,6 +135,7 @@ def train(
             validation rows for threshold and calibration. With too few validation rows of either outcome,
             calibration is cross-fitted on the training rows.
         parameters: complete parameters, as ``SearchResult.parameters``.
+        horizon_days: of a time to an event, until when its risk is predicted.
 
     Raises:
         VerdictError: an outcome is missing in train or validation.
@@ -135,22 +148,31 @@ def train(
     train_rows, validation_rows = rows.train, rows.validation
     require_both_outcomes(train_rows, validation_rows, problem_type)
     kinds = feature_kinds(train_rows.features, list(train_rows.features.columns))
-    binary = problem_type == "binary_classification"
+    binary, classes = problem_type == "binary_classification", problem_type in CLASSIFICATION
+    risk = None
     with one_thread():
         preprocessor = build_preprocessor(kinds, policy.preprocessing.max_levels).fit(train_rows.features)
         unfitted = build_estimator(algorithm, problem_type, parameters, seed=policy.sampler.seed)
         learn = preprocessor.transform(train_rows.features)
-        if binary:
-            share = float(train_rows.target.mean())
+        if classes:
+            shares = np.bincount(train_rows.target, minlength=2) / len(train_rows)
             # Averages of trees are not fitted by log loss, and a temperature moves the mean of a rare outcome
             # towards or away from one half: a sigmoid keeps it.
             shifted = algorithm in ("RandomForest", "ExtraTrees") or (
-                min(share, 1 - share) < policy.calibration.rare_below
+                float(shares.min()) < policy.calibration.rare_below
             )
             judge = preprocessor.transform(validation_rows.features)
             model, calibration, note = _calibrated(
                 unfitted, (learn, train_rows.target), (judge, validation_rows.target), shifted, policy
             )
+        elif problem_type == "survival":
+            if horizon_days is None:
+                raise ValueError("a model of times needs horizon_days")
+            judge = preprocessor.transform(validation_rows.features)
+            model, risk, note = _risk_model(
+                unfitted, (learn, train_rows.target), (judge, validation_rows.target), horizon_days, policy
+            )
+            calibration = "cox"
         else:
             model, calibration, note = unfitted.fit(learn, train_rows.target), "none", "not a probability"
         pipeline = Pipeline([("preprocess", preprocessor), ("model", model)])
@@ -158,6 +180,8 @@ def train(
             raw_scores(pipeline, part.features, problem_type)  # type: ignore[arg-type]
             for part in (train_rows, validation_rows)
         ]
+        if risk is not None:
+            scores = [risk.risk(part) for part in scores]
     cut = THRESHOLDS[policy.threshold.rule]
     threshold = cut(validation_rows.target, scores[1]) if binary else None
     nullable = tuple(name for name in kinds if train_rows.features[name].isna().any())
@@ -186,6 +210,8 @@ def train(
         ),
         seconds=time.perf_counter() - started,
         seen_ranges=seen_ranges(train_rows.features, kinds),
+        classes=train_rows.classes,
+        risk=risk,
     )
 
 
@@ -289,7 +315,8 @@ def _calibrated(
 
     needed, folds = policy.calibration.minimum_per_class, policy.calibration.folds
     method: Calibrated = "sigmoid" if shifted else "temperature"
-    if np.bincount(judge[1], minlength=2).min() >= needed:
+    classes = max(2, int(learn[1].max()) + 1)
+    if np.bincount(judge[1], minlength=classes).min() >= needed:
         frozen = FrozenEstimator(unfitted.fit(*learn))
         return (
             CalibratedClassifierCV(frozen, method=method).fit(*judge),
@@ -297,12 +324,49 @@ def _calibrated(
             f"on {len(judge[1])} validation rows",
         )
     few = f"fewer than {needed} validation patients of one outcome"
-    if np.bincount(learn[1], minlength=2).min() < needed:
+    if np.bincount(learn[1], minlength=classes).min() < needed:
         return unfitted.fit(*learn), "none", f"{few}, and of the training patients"
     # One estimator of all training rows; the map is fitted on its predictions for rows held out.
     single: Any = False  # the library's types know only the text "auto"
     crossed = CalibratedClassifierCV(unfitted, method=method, cv=folds, ensemble=single).fit(*learn)
     return crossed, method, f"cross-fitted on {len(learn[1])} training rows: {few}"
+
+
+def _risk_model(
+    unfitted: Any,
+    learn: tuple[np.ndarray, np.ndarray],
+    judge: tuple[np.ndarray, np.ndarray],
+    horizon_days: int,
+    policy: OptunaPolicy,
+) -> tuple[Any, RiskAtHorizon, str]:
+    """Fitted on ``learn`` (matrix, signed times); slope and hazard on ``judge`` where it holds enough events.
+
+    With too few, they are those of the training rows, each predicted by a model of the other folds.
+    """
+    from sklearn.base import clone
+    from sklearn.model_selection import StratifiedKFold
+
+    def centred(model: Any, seen: np.ndarray, asked: np.ndarray) -> tuple[float, np.ndarray]:
+        center = float(raw_scores(model, seen, "survival").mean())
+        return center, raw_scores(model, asked, "survival") - center
+
+    needed, folds = policy.calibration.minimum_per_class, policy.calibration.folds
+    model = unfitted.fit(*learn)
+    center, values = centred(model, learn[0], judge[0])
+    target, note = judge[1], f"slope and hazard on {len(judge[1])} validation rows"
+    if (target > 0).sum() < needed:
+        target, values = learn[1], np.zeros(len(learn[1]))
+        few = f"fewer than {needed} validation patients with the event"
+        note = f"slope and hazard cross-fitted on {len(target)} training rows: {few}"
+        cut = StratifiedKFold(folds, shuffle=True, random_state=policy.sampler.seed)
+        for fit_on, asked in cut.split(learn[0], target > 0):
+            folded = clone(unfitted).fit(learn[0][fit_on], target[fit_on])
+            _, values[asked] = centred(folded, learn[0][fit_on], learn[0][asked])
+    slope, _ = cox_slope(target, values)
+    # Without a relation on those rows there is nothing to stretch: everybody has the average risk.
+    slope = max(slope, 0.0) if np.isfinite(slope) else 0.0
+    hazard = cumulative_hazard(target, slope * values, horizon_days)
+    return model, RiskAtHorizon(horizon_days, center, slope, hazard), note
 
 
 def computed_digest(

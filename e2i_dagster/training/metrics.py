@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from e2i_dagster.modelling.survival import concordance, cox_slope, kaplan_meier, known_at
+
 #: Cells of one block of resamples: bounds memory at about 100 MB.
 _BLOCK_CELLS = 4_000_000
 _TINY = 1e-15
@@ -65,10 +67,55 @@ def binary_metrics(
         }
 
 
+def multiclass_metrics(
+    target: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Metrics of one of K classes for each row of ``weights``; see binary_metrics.
+
+    The most probable class is predicted.
+
+    Args:
+        target: codes 0 to K - 1, shape (n,).
+        scores: probability of each class, shape (n, K).
+
+    Returns:
+        Name -> shape (B,): accuracy; roc_auc and f1 (means over the classes, each against the rest: Hand and
+        Till, Machine Learning 45, 2001, section 2, for the ROC-AUC); brier (summed over the classes: Brier,
+        Monthly Weather Review 78, 1950); log_loss. Undefined values, such as a resample without a class, are NaN.
+    """
+    weights = np.ones((1, len(target))) if weights is None else weights
+    count = scores.shape[1]
+    n = weights.sum(axis=1)
+    predicted = scores.argmax(axis=1)
+    areas, f1 = [], []
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for code in range(count):
+            mine = (target == code).astype("int64")
+            areas.append(binary_metrics(mine, scores[:, code], 0.5, weights)["roc_auc"])
+            called = predicted == code
+            both = weights @ (mine * called)
+            f1.append(2 * both / (weights @ mine + weights @ called))
+        true = np.eye(count)[target]
+        own = np.clip(scores[np.arange(len(target)), target], _TINY, 1.0)
+        return {
+            "accuracy": weights @ (predicted == target) / n,
+            "f1": np.mean(f1, axis=0),
+            "roc_auc": np.mean(areas, axis=0),
+            "brier": weights @ ((scores - true) ** 2).sum(axis=1) / n,
+            "log_loss": weights @ -np.log(own) / n,
+        }
+
+
 def regression_metrics(
     target: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
-    """rmse, mae, r2 and mape (NaN when a true value is 0) for each row of ``weights``; see binary_metrics."""
+    """Metrics of numbers for each row of ``weights``; see binary_metrics.
+
+    Returns:
+        Name -> shape (B,): rmse, mae, r2, mape (NaN when a true value is 0), bias (mean of prediction minus truth)
+        and calibration_slope (least-squares slope of the truth on the prediction, 1 is perfect; NaN for constant
+        predictions).
+    """
     weights = np.ones((1, len(target))) if weights is None else weights
     n = weights.sum(axis=1)
     error = scores - target
@@ -76,13 +123,83 @@ def regression_metrics(
         mean = weights @ target / n
         squares = weights @ error**2
         spread = weights @ target**2 - n * mean**2
+        predicted = weights @ scores / n
+        variance = weights @ scores**2 - n * predicted**2
+        shared = weights @ (scores * target) - n * predicted * mean
         share = np.where((target == 0).any(), np.nan, weights @ np.abs(error / target) / n)
         return {
             "rmse": np.sqrt(squares / n),
             "mae": weights @ np.abs(error) / n,
             "r2": 1 - squares / np.where(spread > 0, spread, np.nan),
             "mape": share,
+            "bias": predicted - mean,
+            "calibration_slope": shared / np.where(variance > 1e-12 * n * predicted**2, variance, np.nan),
         }
+
+
+def survival_metrics(
+    target: np.ndarray, risk: np.ndarray, horizon_days: int, weights: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Metrics of times to an event for each row of ``weights``; see binary_metrics.
+
+    Args:
+        target: signed times, see :mod:`e2i_dagster.modelling.survival`, shape (n,).
+        risk: of the event until the horizon, shape (n,).
+
+    Returns:
+        Name -> shape (B,): c_index (Harrell), and of the status at the horizon, weighted by the inverse probability
+        of not being censored, roc_auc (cumulative cases against who is without the event at the horizon: Uno et
+        al., JASA 102, 2007) and brier (Graf et al., Statistics in Medicine 18, 1999).
+    """
+    weights = np.ones((1, len(target))) if weights is None else weights
+    happened, known = known_at(target, horizon_days)
+    at_horizon = binary_metrics(happened, risk, 0.5, weights * known)
+    return {
+        "c_index": concordance(target, risk, weights),
+        "roc_auc": at_horizon["roc_auc"],
+        "brier": at_horizon["brier"],
+    }
+
+
+def survival_calibration(
+    target: np.ndarray, risk: np.ndarray, horizon_days: int
+) -> dict[str, tuple[float, float]]:
+    """Calibration slope and intercept of a risk at the horizon with their standard errors.
+
+    Slope: coefficient of the log cumulative hazard log(-log(1 - risk)) in a Cox regression. Intercept: log of the
+    observed (Kaplan-Meier) over the mean predicted risk. 1 and 0 are perfect. McLernon et al., Annals of Internal
+    Medicine 176:105 (2023).
+
+    Returns:
+        ``calibration_slope`` and ``calibration_intercept`` -> (value, standard error); NaN where not estimable.
+    """
+    clipped = np.clip(risk, 1e-12, 1 - 1e-12)
+    observed, error = kaplan_meier(target, horizon_days)
+    unknown = (float("nan"), float("nan"))
+    return {
+        "calibration_slope": cox_slope(target, np.log(-np.log1p(-clipped))),
+        "calibration_intercept": (float(np.log(observed / clipped.mean())), error / observed)
+        if observed > 0
+        else unknown,
+    }
+
+
+def incidence_bins(
+    target: np.ndarray, risk: np.ndarray, horizon_days: int, groups: int = 10, smallest: int = 11
+) -> list[dict[str, Any]]:
+    """As :func:`calibration_bins`; ``observed`` is the Kaplan-Meier risk at the horizon."""
+    groups = min(groups, len(risk) // smallest)
+    if groups < 1:
+        return []
+    order = np.argsort(risk, kind="stable")
+    return [
+        {
+            "n": len(part),
+            "predicted": float(risk[part].mean()),
+            "observed": kaplan_meier(target[part], horizon_days)[0],
+        }
+        for part in np.array_split(order, groups)
+    ]
 
 
 def resamples(n: int, count: int, seed: int) -> list[np.ndarray]:

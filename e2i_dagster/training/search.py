@@ -22,6 +22,7 @@ from e2i_dagster.errors import UnavailableError, VerdictError
 from e2i_dagster.modelling.estimators import build_estimator, one_thread, raw_scores
 from e2i_dagster.modelling.model_input import LabelledRows, feature_kinds
 from e2i_dagster.modelling.preprocessing import build_preprocessor
+from e2i_dagster.modelling.problem import headline
 from e2i_dagster.policy_files.base import digest_of
 from e2i_dagster.splits.rows import VisibleRows
 
@@ -137,7 +138,8 @@ def search_hyperparameters(
 
     Args:
         rows: preprocessing and estimators are fitted on its training rows; its validation rows score a
-            trial: ROC-AUC, or minus the root mean squared error.
+            trial: ROC-AUC (of several classes the mean of each against the rest), C-index, or minus the root mean
+            squared error.
         scope: first part of the study's name.
         storage: SQLAlchemy URL of the study database; None keeps the study in memory.
 
@@ -246,14 +248,27 @@ def suggest(trial: Any, space: dict[str, Dimension]) -> dict[str, Any]:
 
 
 def require_both_outcomes(train: LabelledRows, validation: LabelledRows, problem_type: str) -> None:
-    """Raise VerdictError when a split is empty, or a binary outcome has one class only."""
+    """Raise VerdictError when a split is empty, or lacks a class of the outcome."""
     for part, rows in (("training", train), ("validation", validation)):
         if not len(rows):
             raise VerdictError(f"there are no {part} rows.")
+        if problem_type == "survival" and not (rows.target > 0).any():
+            raise VerdictError(
+                f"none of the {len(rows)} {part} rows has the event; times without one teach nothing.",
+                remedy="Check the scope's outcome window and the cohort's size.",
+            )
         if problem_type == "binary_classification" and len(np.unique(rows.target)) < 2:
             raise VerdictError(
                 f"all {len(rows)} {part} rows have the same outcome; both outcomes are needed to learn.",
                 remedy="Check the scope's outcome window and the cohort's size.",
+            )
+        absent = [name for code, name in enumerate(rows.classes) if not (rows.target == code).any()]
+        if absent:
+            raise VerdictError(
+                f"none of the {len(rows)} {part} rows is of class {absent[0]!r}; every class is needed to learn.",
+                field="outcome.choice",
+                value=absent[0],
+                remedy="Join it with another class of the scope's outcome, or load more patients.",
             )
 
 
@@ -360,11 +375,9 @@ def _tree_count(estimator: Any) -> tuple[str, int] | None:
 
 
 def validation_score(target: np.ndarray, predicted: np.ndarray, problem_type: str) -> float:
-    """ROC-AUC of probabilities, or minus the root mean squared error of numbers: larger is better."""
-    if problem_type == "binary_classification":
-        from sklearn.metrics import roc_auc_score
-
-        return float(roc_auc_score(target, predicted))
+    """ROC-AUC of probabilities, C-index of times, minus the root mean squared error of numbers: larger is better."""
+    if problem_type != "regression":
+        return headline(problem_type, target, predicted)
     return -float(np.sqrt(np.mean((target - predicted) ** 2)))
 
 

@@ -12,7 +12,7 @@ from e2i_dagster.causal.question import causal_frame, question_words, treated_be
 from e2i_dagster.causal.records import record_effects
 from e2i_dagster.causal.study import CausalEstimates, study_effect, study_heterogeneity
 from e2i_dagster.config.policy import load_policy
-from e2i_dagster.errors import InputError
+from e2i_dagster.errors import InputError, VerdictError
 from e2i_dagster.policy_files.environment import CHECKOUT
 from e2i_dagster.versions.coverage import Coverage
 
@@ -94,6 +94,14 @@ def test_sealed_rows_stay_sealed_and_unknown_features_are_named(scope, causal_po
     with pytest.raises(InputError, match="names gender, which the features of scope"):
         causal_frame(scope, frame.drop(columns="gender"), splits, contacts, causal_policy)
     assert "180 days before the index date" in question_words(scope, causal_policy.question)
+
+
+@pytest.mark.parametrize("key", ["fabhalta_pnh_therapy_course", "remibrutinib_csu_time_to_fill"])
+def test_no_effect_on_classes_or_times(key, causal_policy):
+    scope = load_policy(CHECKOUT / "config").scopes[key]
+    with pytest.raises(VerdictError, match="difference of means or of probabilities") as caught:
+        causal_frame(scope, pd.DataFrame(), pd.DataFrame(), pd.DataFrame(), causal_policy)
+    assert (caught.value.field, caught.value.value) == ("problem_type", scope.problem_type)
 
 
 def studied(frame, policy, **changes) -> CausalEstimates:

@@ -23,21 +23,38 @@ def read(folder, **changes):
     return ScopeSpec.from_yaml(path)
 
 
-def test_four_scopes_are_shipped_each_for_its_cohort():
+def test_shipped_scopes_are_of_every_kind_and_fit_their_cohorts():
     scopes, broken = read_scopes()
     cohorts, _ = read_cohorts()
     assert not broken
-    assert {scope.cohort for scope in scopes.values()} == set(cohorts)
-    assert len({scope.model_name for scope in scopes.values()}) == 4
+    assert len(scopes) == len({scope.model_name for scope in scopes.values()}) == 9
+    assert {scope.outcome.kind for scope in scopes.values()} == {
+        "event",
+        "choice",
+        "sum",
+        "days_covered",
+        "time_to",
+    }
     for key, scope in scopes.items():
         check_against_cohorts(scope, cohorts)
         assert scope.key == key
-        assert scope.outcome.event.brand == scope.brand
-        assert (scope.outcome.window, scope.source_lag_days, scope.minimum_labelled) == ((1, 90), 14, 500)
-        assert scope.split.ratios == (0.60, 0.20, 0.15, 0.05)
-        assert [rule.words() for rule in scope.success_criteria.rules] == ["roc_auc on test at least 0.75"]
+        assert (scope.source_lag_days, scope.split.ratios) == (14, (0.60, 0.20, 0.15, 0.05))
         assert scope.success_criteria.beats_baseline
+        assert len(scope.success_criteria.rules) == 1
+    # Scopes of a cohort share its split.
+    for cohort in cohorts:
+        assert len({scope.split.salt for scope in scopes.values() if scope.cohort == cohort}) == 1
     assert default_scope().key == "remibrutinib_csu_initiation"
+
+
+def test_each_cohort_has_its_question_of_initiation():
+    scopes, _ = read_scopes()
+    initiation = [scope for scope in scopes.values() if scope.target == "initiation"]
+    assert {scope.cohort for scope in initiation} == set(read_cohorts()[0])
+    for scope in initiation:
+        assert scope.outcome.event.brand == scope.brand
+        assert (scope.outcome.window, scope.minimum_labelled) == ((1, 90), 500)
+        assert [rule.words() for rule in scope.success_criteria.rules] == ["roc_auc on test at least 0.75"]
 
 
 @pytest.mark.parametrize(
@@ -45,7 +62,7 @@ def test_four_scopes_are_shipped_each_for_its_cohort():
     [
         ({"outcome": SHIPPED["outcome"] | {"window": [0, 90]}}, "must start on day 1"),
         ({"outcome": SHIPPED["outcome"] | {"window": [30, 7]}}, "must start on day 1"),
-        ({"outcome": SHIPPED["outcome"] | {"incomplete_followup": "censor"}}, "time-to-event"),
+        ({"outcome": SHIPPED["outcome"] | {"incomplete_followup": "censor"}}, "no time to censor"),
         ({"outcome": {"event": {"table": "triggers", "event_type": "x"}}}, "outcomes are read from"),
         ({"problem_type": "regression"}, "binary_classification only"),
         ({"problem_type": "time_series"}, "Input should be"),

@@ -35,9 +35,9 @@ def reason(choice, name):
     return next(item.reason for item in choice.candidates if item.algorithm == name)
 
 
-def test_twelve_algorithms_are_described():
+def test_thirteen_algorithms_are_described():
     policy = AlgorithmsPolicy.load()
-    assert len(policy.algorithms) == 12
+    assert len(policy.algorithms) == 13
     assert {name for name, item in policy.algorithms.items() if item.family == "causal"} == CAUSAL
 
 
@@ -45,7 +45,7 @@ def test_a_linear_signal_is_learned_by_the_linear_model(linear_choice):
     assert linear_choice.algorithm == "LogisticRegression"
     assert linear_choice.measured == "benchmark"
     assert "3-fold cross-validation on 500 training rows" in linear_choice.rationale
-    assert len(linear_choice.candidates) == 12
+    assert len(linear_choice.candidates) == 13
 
 
 def test_an_interaction_is_not():
@@ -155,7 +155,7 @@ def test_bad_requests():
 
 
 def test_metadata_has_every_candidate(linear_choice):
-    assert len(linear_choice.to_metadata()["candidates"].rows) == len(linear_choice.candidates) == 12
+    assert len(linear_choice.to_metadata()["candidates"].rows) == len(linear_choice.candidates) == 13
 
 
 def test_the_benchmark_sees_training_rows_only():

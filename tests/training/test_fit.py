@@ -7,6 +7,7 @@ from model_rows import numbers, patients, rows, visible
 
 from e2i_dagster.config.algorithms import AlgorithmsPolicy
 from e2i_dagster.modelling.model_input import LabelledRows
+from e2i_dagster.serving.models import LoadedModel
 from e2i_dagster.training import train
 from e2i_dagster.training.fit import invented_example, youden_threshold
 
@@ -82,7 +83,8 @@ def test_a_score_at_the_threshold_is_positive():
     seen = rows(150, 1).features
     at = model.scores(seen) == model.threshold
     assert at.any(), "the threshold is the score of a validation patient"
-    assert (model.classes(seen)[at] == 1).all()
+    answers = LoadedModel(model.pipeline, model.threshold).predict(seen).predictions
+    assert (np.array(answers)[at] == 1).all()
 
 
 def test_calibration_is_that_of_the_validation_rows():

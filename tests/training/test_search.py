@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from model_rows import numbers, rows, visible
+from model_rows import numbers, rows, target_of, visible
 
 from e2i_dagster.config.algorithms import AlgorithmsPolicy, FloatRange, IntRange
 from e2i_dagster.config.optuna_config import OptunaPolicy
@@ -42,7 +42,7 @@ def test_no_corner_of_a_space_is_invalid(name, problem_type):
     declared = AlgorithmsPolicy.load().algorithm(name)
     train = rows(80)
     matrix = train.features[["severity", "noise"]].to_numpy()
-    target = train.target if problem_type == "binary_classification" else numbers(train).target
+    target = target_of(train, problem_type).target
     for end in ("low", "high"):
         corner = {key: getattr(dimension, end) for key, dimension in declared.search_space.items()}
         small = {
