@@ -26,7 +26,7 @@ from e2i_dagster.tables.description.models import (
     ml_shap_analyses,
     ml_training_runs,
 )
-from e2i_dagster.training import default_storage, evaluate, search_hyperparameters, train
+from e2i_dagster.training import evaluate, search_hyperparameters, train
 from resources.mlflow import MlflowResource
 
 SCOPE = default_scope()
@@ -216,7 +216,7 @@ def test_a_model_that_misses_a_criterion_is_not_registered(store, logged):
 
 
 def test_the_embedded_server_holds_runs_versions_studies_and_tables(database: sa.Engine, tmp_path):
-    """The whole way on PostgreSQL: MLflow and Optuna in databases of their own, rows in the warehouse."""
+    """The whole way on PostgreSQL: MLflow in a database of its own, rows in the warehouse."""
     short = OptunaPolicy.load()
     short = short.model_copy(update={"optimization": short.optimization.model_copy(update={"n_trials": 3})})
     for table in (ml_experiments, ml_hpo_studies, ml_model_registry, ml_training_runs, ml_shap_analyses):
@@ -227,7 +227,7 @@ def test_the_embedded_server_holds_runs_versions_studies_and_tables(database: sa
         visible(rows(300), rows(150, 1)),
         scope=SCOPE.key,
         policy=short,
-        storage=default_storage(),
+        engine=database,
     )
     model, evaluation = made()
     explanation = explain(model, rows(150, 1), background=rows(400))
