@@ -36,23 +36,30 @@ class MlflowResource(dg.ConfigurableResource):
         """The MLflow run of ``context``'s Dagster run and ``scope``, active inside the block.
 
         Yields dagster-mlflow's client (all functions of ``mlflow`` plus ``tracking_client``). The run is
-        ended on the way out: FINISHED, FAILED when the block raised, KILLED when it was interrupted.
+        ended on the way out: FINISHED, FAILED when the block raised, KILLED when it was interrupted. Runs that a
+        killed process left RUNNING in the scope's experiment are ended first.
+
+        Raises:
+            UnavailableError: the tracking store does not answer, at the beginning or on the way.
         """
         from e2i_dagster.registry import (
             default_artifact_root,
+            end_left_runs,
             ensure_experiment,
             experiment_name,
             run_tags,
             silence_telemetry,
+            tracking_store_answers,
         )
 
         silence_telemetry()
         import mlflow
 
         tracking_uri, name = self.uri(), experiment_name(scope)
-        ensure_experiment(
+        experiment = ensure_experiment(
             name, tracking_uri=tracking_uri, artifact_root=self.artifact_root or default_artifact_root()
         )
+        end_left_runs(experiment, context.run.run_id, tracking_uri=tracking_uri)
         mlflow.set_registry_uri(tracking_uri)
         with warnings.catch_warnings():
             # dagster-mlflow announces itself as beta at each use.
@@ -74,10 +81,28 @@ class MlflowResource(dg.ConfigurableResource):
             )
         status = "FAILED"
         try:
-            yield client
+            with tracking_store_answers():
+                yield client
             status = "FINISHED"
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
             status = "KILLED"
             raise
         finally:
-            mlflow.end_run(status)
+            _end_run(status, context.log)
+
+
+def _end_run(status: str, log: Any) -> None:
+    """End the active run. A store that does not answer any more hides no other error: the next run of the scope
+    ends what is left."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        mlflow.end_run(status)
+    except (MlflowException, SQLAlchemyError) as error:
+        if status == "FINISHED":
+            raise
+        log.warning(
+            f"The MLflow run could not be ended as {status} ({type(error).__name__}); the next one ends it."
+        )

@@ -5,6 +5,7 @@ from e2i_dagster.registry.mlflow_runs import (
     LoggedModel,
     default_artifact_root,
     default_tracking_uri,
+    end_left_runs,
     ensure_experiment,
     experiment_name,
     load_pipeline,
@@ -12,6 +13,7 @@ from e2i_dagster.registry.mlflow_runs import (
     log_training,
     run_tags,
     silence_telemetry,
+    tracking_store_answers,
 )
 from e2i_dagster.registry.records import (
     experiment_key,
@@ -37,6 +39,7 @@ __all__ = [
     "check_transition",
     "default_artifact_root",
     "default_tracking_uri",
+    "end_left_runs",
     "ensure_experiment",
     "experiment_key",
     "experiment_name",
@@ -49,6 +52,7 @@ __all__ = [
     "register",
     "run_tags",
     "silence_telemetry",
+    "tracking_store_answers",
     "version_at",
     "write_experiment",
     "write_explanation",

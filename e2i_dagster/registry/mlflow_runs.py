@@ -8,24 +8,29 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import sqlalchemy as sa
 
 from e2i_dagster.config.names import TRUSTED_TYPES
 from e2i_dagster.config.registry import RegistryPolicy
 from e2i_dagster.config.scope import ScopeSpec
+from e2i_dagster.display import Table
 from e2i_dagster.errors import InputError, UnavailableError
 from e2i_dagster.explain import Explanation
 from e2i_dagster.policy_files.environment import lake_url
+from e2i_dagster.registry.mlflow_search import log_trials, search_figure_files, search_metrics
 from e2i_dagster.registry.model_files import ModelFiles
 from e2i_dagster.selection import AlgorithmChoice
 from e2i_dagster.training import Evaluation, SearchResult, TrainedModel
 
+#: Longest digest of a dataset that MLflow takes.
+_DIGEST_LENGTH = 36
 _FRAMEWORKS = {"XGBoost": ("xgboost",), "LightGBM": ("lightgbm",)}
 
 
@@ -98,6 +103,9 @@ def ensure_experiment(name: str, *, tracking_uri: str, artifact_root: str | None
         folder = f"{artifact_root.rstrip('/')}/{name.replace('/', '-')}"
         location = folder if "://" in folder else Path(folder).absolute().as_uri()
     try:
+        if "://" in tracking_uri and not server and not tracking_uri.startswith("file:"):
+            # MLflow itself tries a database that does not answer for more than a minute.
+            sa.create_engine(tracking_uri).connect().close()
         client = mlflow.MlflowClient(tracking_uri=tracking_uri)
         found = client.get_experiment_by_name(name)
         if found is not None:
@@ -108,6 +116,47 @@ def ensure_experiment(name: str, *, tracking_uri: str, artifact_root: str | None
         raise UnavailableError(
             f"the MLflow tracking store cannot be used ({type(error).__name__}).",
             remedy="Check MLFLOW_TRACKING_URI, or that the database server runs (`e2i status`).",
+        ) from None
+
+
+def end_left_runs(experiment_id: str, keep: str, *, tracking_uri: str) -> list[str]:
+    """End as KILLED the runs of an experiment that their process left RUNNING; their keys.
+
+    One Dagster run at a time works at a scope, so whatever runs in its experiment and is not of the Dagster run
+    ``keep`` was left.
+    """
+    import mlflow
+    from mlflow.entities import ViewType
+
+    client = mlflow.MlflowClient(tracking_uri=tracking_uri)
+    running = client.search_runs([experiment_id], "attributes.status = 'RUNNING'", ViewType.ACTIVE_ONLY)
+    left = [run.info.run_id for run in running if run.data.tags.get("dagster_run_id") != keep]
+    for run_id in left:
+        client.set_terminated(run_id, "KILLED")
+    return left
+
+
+@contextmanager
+def tracking_store_answers() -> Iterator[None]:
+    """Turn what MLflow raises when its store does not answer into the error that says so.
+
+    Raises:
+        UnavailableError: the tracking store does not answer.
+    """
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, ConnectionError) as error:
+        code = getattr(error, "error_code", "INTERNAL_ERROR")
+        if code not in ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE"):
+            raise
+        # The address may hold a password, so the message does not repeat it.
+        raise UnavailableError(
+            f"the MLflow tracking store stopped answering ({type(error).__name__}).",
+            remedy="Check MLFLOW_TRACKING_URI, or that the database server runs (`e2i status`), and run again: "
+            "what was made before is reused.",
         ) from None
 
 
@@ -134,6 +183,9 @@ def log_training(
     more: Mapping[str, Any] | None = None,
 ) -> LoggedModel:
     """Write parameters, metrics of every split, model, figures, digests and tags to the active MLflow run.
+
+    What it was trained on is logged as dataset inputs with their digests, the evaluation as tables below ``tables/``,
+    and each trial of the search as a nested run.
 
     Args:
         digests: what the model was made from, for example ``training_frame``, ``splits``, ``cohort``.
@@ -187,10 +239,18 @@ def log_training(
         metrics=[
             Metric(name, value, now, 0, model_id=logged.model_id, run_id=run.info.run_id)
             for name, value in metrics.items()
+        ]
+        + [
+            Metric(name, value, now, step, run_id=run.info.run_id)
+            for name, value, step in (search_metrics(search) if search is not None else ())
         ],
         params=[Param(name, str(value)) for name, value in parameters.items()],
         tags=[RunTag(name, value) for name, value in tags.items()],
     )
+    mlflow.log_inputs(*_dataset_inputs(model, digests or {}))
+    _log_tables(client, run.info.run_id, evaluation, search)
+    if search is not None:
+        log_trials(client, run, search)
     documents: dict[str, Any] = {
         "evaluation.json": evaluation.to_record(),
         "features.json": {"kinds": model.kinds, "nullable": list(model.nullable)},
@@ -200,7 +260,8 @@ def log_training(
     if search is not None:
         documents["search.json"] = search.model_dump(mode="json", exclude={"seconds"})
     figure = "uplift" if evaluation.problem_type == "causal" else "roc_calibration"
-    _log_files(documents, {f"figures/{figure}.png": evaluation.figure})
+    figures = {f"figures/{figure}.png": evaluation.figure}
+    _log_files(documents, figures | (search_figure_files(search) if search is not None else {}))
     return LoggedModel(
         run_id=run.info.run_id,
         experiment_id=run.info.experiment_id,
@@ -338,6 +399,39 @@ def _quiet_mlflow() -> Any:
             yield
     finally:
         logger.setLevel(before)
+
+
+def _dataset_inputs(model: TrainedModel, digests: Mapping[str, str]) -> tuple[list[Any], list[str | None]]:
+    """Datasets by name and digest, and the context of each: rows of the splits, and what they were made from.
+
+    Only digests are logged: no schema, no profile, no row.
+    """
+    from mlflow.data.code_dataset_source import CodeDatasetSource
+    from mlflow.data.meta_dataset import MetaDataset
+
+    contexts = {"train": "training", "validation": "validation"}
+    named = {f"{name}_rows": (digest, contexts.get(name)) for name, digest in model.data_digests.items()}
+    named |= {name: (digests[name], "source") for name in ("training_frame", "splits") if name in digests}
+    datasets: list[Any] = [
+        MetaDataset(CodeDatasetSource({"e2i.data": name}), name=name, digest=digest[:_DIGEST_LENGTH])
+        for name, (digest, _) in named.items()
+    ]
+    return datasets, [context for _, context in named.values()]
+
+
+def _log_tables(client: Any, run_id: str, evaluation: Evaluation, search: SearchResult | None) -> None:
+    """The tables of the asset pages below ``tables/``; one that is there stays: MLflow would add rows."""
+    import mlflow
+
+    shown = {name: table for name, table in evaluation.to_metadata().items() if isinstance(table, Table)}
+    if search is not None:
+        shown["trials"] = search.trials_table()
+    there = {item.path for item in client.list_artifacts(run_id, "tables")}
+    for name, table in shown.items():
+        path = f"tables/{name}.json"
+        if path not in there and table.rows:
+            columns = zip(table.columns, zip(*table.texts, strict=True), strict=True)
+            mlflow.log_table({column: list(cells) for column, cells in columns}, path)
 
 
 def _log_files(documents: Mapping[str, Any], images: Mapping[str, bytes]) -> None:
