@@ -149,8 +149,7 @@ def tracking_store_answers() -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, ConnectionError) as error:
-        code = getattr(error, "error_code", "INTERNAL_ERROR")
-        if code not in ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE"):
+        if not _is_unreachable(error):
             raise
         # The address may hold a password, so the message does not repeat it.
         raise UnavailableError(
@@ -158,6 +157,21 @@ def tracking_store_answers() -> Iterator[None]:
             remedy="Check MLFLOW_TRACKING_URI, or that the database server runs (`e2i status`), and run again: "
             "what was made before is reused.",
         ) from None
+
+
+def _is_unreachable(error: BaseException) -> bool:
+    """Whether a database or a server that does not answer is behind ``error``; MLflow wraps both."""
+    from requests.exceptions import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    if getattr(error, "error_code", "") == "TEMPORARILY_UNAVAILABLE":
+        return True
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, (SQLAlchemyError, RequestException, ConnectionError)):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
 
 
 def run_tags(scope: ScopeSpec) -> dict[str, str]:
@@ -247,7 +261,8 @@ def log_training(
         params=[Param(name, str(value)) for name, value in parameters.items()],
         tags=[RunTag(name, value) for name, value in tags.items()],
     )
-    mlflow.log_inputs(*_dataset_inputs(model, digests or {}))
+    datasets, contexts = _dataset_inputs(model, digests or {})
+    mlflow.log_inputs(datasets, contexts, [None] * len(datasets))
     _log_tables(client, run.info.run_id, evaluation, search)
     if search is not None:
         log_trials(client, run, search)
