@@ -26,6 +26,7 @@ from commands.features import features
 from commands.imports import import_group
 from commands.launch import exit_code, failure_record, launch, refuse_failed
 from commands.quality import gate, leakage_audit
+from commands.verify import verify
 from e2i_dagster.errors import ConfigError, E2IError, UnavailableError
 
 if TYPE_CHECKING:
@@ -525,6 +526,7 @@ main.add_command(gate)
 main.add_command(leakage_audit)
 main.add_command(experiment)
 main.add_command(features)
+main.add_command(verify)
 
 if __name__ == "__main__":
     main()
