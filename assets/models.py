@@ -65,14 +65,21 @@ def hyperparameters(
     splits: DataFrame,
     feature_selection: FeatureSelection,
     algorithm: AlgorithmChoice,
+    warehouse: Warehouse,
 ) -> Produced:
     from e2i_dagster.splits.rows import visible_rows
-    from e2i_dagster.training import default_storage, search_hyperparameters
+    from e2i_dagster.training import search_hyperparameters
+    from e2i_dagster.training.pattern_memory import read_patterns
 
     kind = scope_spec.problem_type
     rows = visible_rows(training_frame, splits, feature_selection.kept, problem_type=kind)
     search = search_hyperparameters(
-        algorithm.algorithm, rows, scope=scope_spec.key, problem_type=kind, storage=default_storage()
+        algorithm.algorithm,
+        rows,
+        scope=scope_spec.key,
+        problem_type=kind,
+        engine=warehouse.engine(),
+        memory=read_patterns(warehouse.engine(), algorithm.algorithm, kind),
     )
     return Produced(search, search)
 

@@ -36,18 +36,20 @@ class MlflowResource(dg.ConfigurableResource):
         """The MLflow run of ``context``'s Dagster run and ``scope``, active inside the block.
 
         Yields dagster-mlflow's client (all functions of ``mlflow`` plus ``tracking_client``). The run is
-        ended on the way out: FINISHED, FAILED when the block raised, KILLED when it was interrupted. Runs of
-        the scope whose process was killed are ended first.
+        ended on the way out: FINISHED, FAILED when the block raised, KILLED when it was interrupted. Runs that a
+        killed process left RUNNING in the scope's experiment are ended first.
+
+        Raises:
+            UnavailableError: the tracking store does not answer, at the beginning or on the way.
         """
         from e2i_dagster.registry import (
-            PROCESS_TAG,
             default_artifact_root,
             end_abandoned_runs,
             ensure_experiment,
             experiment_name,
             run_tags,
             silence_telemetry,
-            this_process,
+            tracking_store_answers,
         )
 
         silence_telemetry()
@@ -57,7 +59,7 @@ class MlflowResource(dg.ConfigurableResource):
         experiment = ensure_experiment(
             name, tracking_uri=tracking_uri, artifact_root=self.artifact_root or default_artifact_root()
         )
-        for run_id in end_abandoned_runs(experiment, tracking_uri=tracking_uri):
+        for run_id in end_abandoned_runs(experiment, context.run.run_id, tracking_uri=tracking_uri):
             context.log.warning(f"The MLflow run {run_id} of a process that was killed is ended as KILLED.")
         mlflow.set_registry_uri(tracking_uri)
         with warnings.catch_warnings():
@@ -78,13 +80,30 @@ class MlflowResource(dg.ConfigurableResource):
                     },
                 )
             )
-        mlflow.set_tag(PROCESS_TAG, this_process())
         status = "FAILED"
         try:
-            yield client
+            with tracking_store_answers():
+                yield client
             status = "FINISHED"
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
             status = "KILLED"
             raise
         finally:
-            mlflow.end_run(status)
+            _end_run(status, context.log)
+
+
+def _end_run(status: str, log: Any) -> None:
+    """End the active run. A store that does not answer any more hides no other error: the next run of the scope
+    ends what is left."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        mlflow.end_run(status)
+    except (MlflowException, SQLAlchemyError) as error:
+        if status == "FINISHED":
+            raise
+        log.warning(
+            f"The MLflow run could not be ended as {status} ({type(error).__name__}); the next one ends it."
+        )

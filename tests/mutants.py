@@ -578,15 +578,15 @@ DEFECTS: dict[str, list[tuple[str, str, str, str, str]]] = {
         (
             "search of an alternative algorithm",
             "assets/models.py",
-            "        algorithm.algorithm, rows,",
-            "        algorithm.alternatives[0], rows,",
+            "        algorithm.algorithm,\n        rows,",
+            "        algorithm.alternatives[0],\n        rows,",
             CONTRACT,
         ),
         (
             "search without the study database",
             "assets/models.py",
-            ", storage=default_storage()\n",
-            "\n",
+            "        engine=warehouse.engine(),\n        memory",
+            "        memory",
             CONTRACT,
         ),
         (
@@ -870,9 +870,9 @@ DEFECTS: dict[str, list[tuple[str, str, str, str, str]]] = {
         ),
         (
             "an unfinished trial counts as done",
-            "e2i_dagster/training/search.py",
-            "done = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)",
-            "done = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL)",
+            "e2i_dagster/training/studies.py",
+            'FINISHED = ("complete", "pruned")',
+            'FINISHED = ("complete", "pruned", "running")',
             f"{SEARCH}::test_an_interrupted_study_ends_like_an_undisturbed_one",
         ),
     ],

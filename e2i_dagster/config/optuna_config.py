@@ -3,44 +3,68 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from e2i_dagster.policy_files.base import PolicyModel, read_yaml
 from e2i_dagster.policy_files.environment import config_folder
 
 
 class Sampler(PolicyModel):
-    """Tree-structured Parzen estimator."""
+    """How points are drawn: tree-structured Parzen estimator, at random, or covariance matrix adaptation."""
 
-    name: Literal["tpe"]
+    name: Literal["tpe", "random", "cmaes"]
     seed: int = Field(ge=0)
     n_startup_trials: int = Field(ge=1)
     multivariate: bool
 
 
 class Pruner(PolicyModel):
-    """Median pruner; steps and checkpoints are percent of a model's trees."""
+    """When a trial is stopped early. A step is one tree, for boosting one round.
 
-    name: Literal["median"]
+    Attributes:
+        n_startup_trials, n_warmup_steps: of the median pruner.
+        interval: trees between two reports.
+        reduction_factor: of hyperband.
+    """
+
+    name: Literal["median", "hyperband", "none"]
     n_startup_trials: int = Field(ge=0)
-    n_warmup_steps: int = Field(ge=0, lt=100)
-    checkpoints: tuple[int, ...]
-
-    @field_validator("checkpoints")
-    @classmethod
-    def _inside(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if any(not 0 < step < 100 for step in value) or list(value) != sorted(set(value)):
-            raise ValueError("checkpoints are ascending percentages above 0 and below 100")
-        return value
+    n_warmup_steps: int = Field(ge=0)
+    interval: int = Field(ge=1)
+    reduction_factor: int = Field(default=3, ge=2)
 
 
 class Optimization(PolicyModel):
-    """Budget of one study."""
+    """Budget of one study.
+
+    Attributes:
+        n_trials_by_scope: instead of ``n_trials`` for the scopes that it names.
+        n_jobs: trials that run at once.
+    """
 
     n_trials: int = Field(ge=1, le=500)
+    n_trials_by_scope: dict[str, Annotated[int, Field(ge=1, le=500)]] = {}
     timeout_seconds: float = Field(gt=0, le=7200)
+    n_jobs: int = Field(default=1, ge=1, le=64)
+
+    def trials_of(self, scope: str) -> int:
+        """Number of trials of a study of ``scope``."""
+        return self.n_trials_by_scope.get(scope, self.n_trials)
+
+
+class EarlyStopping(PolicyModel):
+    """Rounds without a lower loss on validation rows after which boosting ends."""
+
+    rounds: int = Field(ge=1)
+
+
+class WarmStart(PolicyModel):
+    """What a study takes over from earlier ones of the same algorithm and problem type."""
+
+    maximum_trials: int = Field(ge=0, le=20)
+    minimum_similarity: float = Field(ge=0, le=1)
 
 
 class Metric(PolicyModel):
@@ -94,6 +118,8 @@ class OptunaPolicy(PolicyModel):
     sampler: Sampler
     pruner: Pruner
     optimization: Optimization
+    early_stopping: EarlyStopping
+    warm_start: WarmStart
     metric: Metric
     preprocessing: Preprocessing
     calibration: Calibration

@@ -1,7 +1,6 @@
 """Tracking, registration, stages and their evidence."""
 
 from e2i_dagster.registry.mlflow_runs import (
-    PROCESS_TAG,
     TRUSTED_TYPES,
     LoggedModel,
     default_artifact_root,
@@ -14,7 +13,7 @@ from e2i_dagster.registry.mlflow_runs import (
     log_training,
     run_tags,
     silence_telemetry,
-    this_process,
+    tracking_store_answers,
 )
 from e2i_dagster.registry.records import (
     experiment_key,
@@ -31,7 +30,6 @@ from e2i_dagster.registry.stages import Approval, Evidence, Transition, check_tr
 from e2i_dagster.registry.versions import RegisteredVersion, promote, register, version_at
 
 __all__ = [
-    "PROCESS_TAG",
     "TRUSTED_TYPES",
     "Approval",
     "Evidence",
@@ -54,7 +52,7 @@ __all__ = [
     "register",
     "run_tags",
     "silence_telemetry",
-    "this_process",
+    "tracking_store_answers",
     "version_at",
     "write_experiment",
     "write_explanation",

@@ -8,21 +8,24 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import sqlalchemy as sa
 
 from e2i_dagster.config.names import TRUSTED_TYPES
 from e2i_dagster.config.registry import RegistryPolicy
 from e2i_dagster.config.scope import ScopeSpec
+from e2i_dagster.display import Table
 from e2i_dagster.errors import InputError, UnavailableError
 from e2i_dagster.explain import Explanation
 from e2i_dagster.modelling.problem import CLASSIFICATION
 from e2i_dagster.policy_files.environment import lake_url
+from e2i_dagster.registry.mlflow_search import log_trials, search_figure_files, search_metrics
 from e2i_dagster.registry.model_files import ModelFiles
 from e2i_dagster.selection import AlgorithmChoice
 from e2i_dagster.training import Evaluation, SearchResult, TrainedModel
@@ -34,6 +37,8 @@ _FIGURES = {
     "survival": "incidence_calibration",
     "causal": "uplift",
 }
+#: Longest digest of a dataset that MLflow takes.
+_DIGEST_LENGTH = 36
 _FRAMEWORKS = {"XGBoost": ("xgboost",), "CoxPH": ("xgboost",), "LightGBM": ("lightgbm",)}
 
 
@@ -107,6 +112,9 @@ def ensure_experiment(name: str, *, tracking_uri: str, artifact_root: str | None
         folder = f"{artifact_root.rstrip('/')}/{name.replace('/', '-')}"
         location = folder if "://" in folder else Path(folder).absolute().as_uri()
     try:
+        if "://" in tracking_uri and not server and not tracking_uri.startswith("file:"):
+            # MLflow itself tries a database that does not answer for more than a minute.
+            sa.create_engine(tracking_uri).connect().close()
         client = mlflow.MlflowClient(tracking_uri=tracking_uri)
         found = client.get_experiment_by_name(name)
         if found is not None:
@@ -120,59 +128,66 @@ def ensure_experiment(name: str, *, tracking_uri: str, artifact_root: str | None
         ) from None
 
 
-#: Tag of a run: the process that writes it, as host, number and start time (seconds since 1970).
-PROCESS_TAG = "e2i.process"
+def end_abandoned_runs(experiment_id: str, keep: str, *, tracking_uri: str) -> list[str]:
+    """End as KILLED the runs of an experiment that a process left RUNNING, with the reason as a tag; their keys.
 
-
-def this_process() -> str:
-    """Value of :data:`PROCESS_TAG` for the process that asks."""
-    import socket
-
-    import psutil
-
-    return f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time():.0f}"
-
-
-def end_abandoned_runs(experiment_id: str, *, tracking_uri: str) -> list[str]:
-    """End the runs of an experiment that are RUNNING though their process is gone, as KILLED with the reason.
-
-    A process that is killed cannot end its run. A run of another machine, or of a process that is not noted, stays
-    as it is: whether it is still written cannot be seen from here.
-
-    Returns:
-        Keys of the runs that were ended.
+    A process that is killed cannot end its run. One Dagster run at a time works at a scope, so what runs in its
+    experiment for another Dagster run than ``keep``, or as a trial, was left. Runs that the product did not start are
+    not touched.
     """
-    silence_telemetry()
     import mlflow
+    from mlflow.entities import ViewType
 
     client = mlflow.MlflowClient(tracking_uri=tracking_uri)
-    ended = []
-    for run in client.search_runs([experiment_id], "attributes.status = 'RUNNING'"):
-        process = run.data.tags.get(PROCESS_TAG)
-        if process is not None and _process_gone(process):
-            number = process.rsplit(":", 2)[1]
-            client.set_tag(
-                run.info.run_id, "e2i.killed", f"its process {number} ended without ending the run (killed)"
-            )
-            client.set_terminated(run.info.run_id, status="KILLED")
-            ended.append(run.info.run_id)
-    return ended
+    running = client.search_runs([experiment_id], "attributes.status = 'RUNNING'", ViewType.ACTIVE_ONLY)
+    left = []
+    for run in running:
+        started_by = run.data.tags.get("dagster_run_id")
+        if started_by == keep or (started_by is None and "e2i.trial" not in run.data.tags):
+            continue
+        whose = f"the Dagster run {started_by}" if started_by else "its process"
+        client.set_tag(run.info.run_id, "e2i.killed", f"{whose} ended without ending this run")
+        client.set_terminated(run.info.run_id, "KILLED")
+        left.append(run.info.run_id)
+    return left
 
 
-def _process_gone(process: str) -> bool:
-    import socket
+@contextmanager
+def tracking_store_answers() -> Iterator[None]:
+    """Turn what MLflow raises when its store does not answer into the error that says so.
 
-    import psutil
+    Raises:
+        UnavailableError: the tracking store does not answer.
+    """
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
-    host, number, created = process.rsplit(":", 2)
-    if host != socket.gethostname():
-        return False
     try:
-        found = psutil.Process(int(number))
-        # The system derives the time from its boot time, which moves a little when the clock is set.
-        return abs(found.create_time() - float(created)) > 2 or found.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+        yield
+    except (MlflowException, SQLAlchemyError, ConnectionError) as error:
+        if not _is_unreachable(error):
+            raise
+        # The address may hold a password, so the message does not repeat it.
+        raise UnavailableError(
+            f"the MLflow tracking store stopped answering ({type(error).__name__}).",
+            remedy="Check MLFLOW_TRACKING_URI, or that the database server runs (`e2i status`), and run again: "
+            "what was made before is reused.",
+        ) from None
+
+
+def _is_unreachable(error: BaseException) -> bool:
+    """Whether a database or a server that does not answer is behind ``error``; MLflow wraps both."""
+    from requests.exceptions import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    if getattr(error, "error_code", "") == "TEMPORARILY_UNAVAILABLE":
         return True
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, (SQLAlchemyError, RequestException, ConnectionError)):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
 
 
 def run_tags(scope: ScopeSpec) -> dict[str, str]:
@@ -198,6 +213,9 @@ def log_training(
     more: Mapping[str, Any] | None = None,
 ) -> LoggedModel:
     """Write parameters, metrics of every split, model, figures, digests and tags to the active MLflow run.
+
+    What it was trained on is logged as dataset inputs with their digests, the evaluation as tables below ``tables/``,
+    and each trial of the search as a nested run.
 
     Args:
         digests: what the model was made from, for example ``training_frame``, ``splits``, ``cohort``.
@@ -251,10 +269,19 @@ def log_training(
         metrics=[
             Metric(name, value, now, 0, model_id=logged.model_id, run_id=run.info.run_id)
             for name, value in metrics.items()
+        ]
+        + [
+            Metric(name, value, now, step, run_id=run.info.run_id)
+            for name, value, step in (search_metrics(search) if search is not None else ())
         ],
         params=[Param(name, str(value)) for name, value in parameters.items()],
         tags=[RunTag(name, value) for name, value in tags.items()],
     )
+    datasets, contexts = _dataset_inputs(model, digests or {})
+    mlflow.log_inputs(datasets, contexts, [None] * len(datasets))
+    _log_tables(client, run.info.run_id, evaluation, search)
+    if search is not None:
+        log_trials(client, run, search)
     documents: dict[str, Any] = {
         "evaluation.json": evaluation.to_record(),
         "features.json": {"kinds": model.kinds, "nullable": list(model.nullable)},
@@ -263,8 +290,8 @@ def log_training(
         documents["algorithm_choice.json"] = choice.to_record()
     if search is not None:
         documents["search.json"] = search.model_dump(mode="json", exclude={"seconds"})
-    figure = _FIGURES[evaluation.problem_type]
-    _log_files(documents, {f"figures/{figure}.png": evaluation.figure})
+    figures = {f"figures/{_FIGURES[evaluation.problem_type]}.png": evaluation.figure}
+    _log_files(documents, figures | (search_figure_files(search) if search is not None else {}))
     return LoggedModel(
         run_id=run.info.run_id,
         experiment_id=run.info.experiment_id,
@@ -404,6 +431,39 @@ def _quiet_mlflow() -> Any:
             yield
     finally:
         logger.setLevel(before)
+
+
+def _dataset_inputs(model: TrainedModel, digests: Mapping[str, str]) -> tuple[list[Any], list[str | None]]:
+    """Datasets by name and digest, and the context of each: rows of the splits, and what they were made from.
+
+    Only digests are logged: no schema, no profile, no row.
+    """
+    from mlflow.data.code_dataset_source import CodeDatasetSource
+    from mlflow.data.meta_dataset import MetaDataset
+
+    contexts = {"train": "training", "validation": "validation"}
+    named = {f"{name}_rows": (digest, contexts.get(name)) for name, digest in model.data_digests.items()}
+    named |= {name: (digests[name], "source") for name in ("training_frame", "splits") if name in digests}
+    datasets: list[Any] = [
+        MetaDataset(CodeDatasetSource({"e2i.data": name}), name=name, digest=digest[:_DIGEST_LENGTH])
+        for name, (digest, _) in named.items()
+    ]
+    return datasets, [context for _, context in named.values()]
+
+
+def _log_tables(client: Any, run_id: str, evaluation: Evaluation, search: SearchResult | None) -> None:
+    """The tables of the asset pages below ``tables/``; one that is there stays: MLflow would add rows."""
+    import mlflow
+
+    shown = {name: table for name, table in evaluation.to_metadata().items() if isinstance(table, Table)}
+    if search is not None:
+        shown["trials"] = search.trials_table()
+    there = {item.path for item in client.list_artifacts(run_id, "tables")}
+    for name, table in shown.items():
+        path = f"tables/{name}.json"
+        if path not in there and table.rows:
+            columns = zip(table.columns, zip(*table.texts, strict=True), strict=True)
+            mlflow.log_table({column: list(cells) for column, cells in columns}, path)
 
 
 def _log_files(documents: Mapping[str, Any], images: Mapping[str, bytes]) -> None:

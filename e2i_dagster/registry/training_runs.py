@@ -13,11 +13,17 @@ from e2i_dagster.policy_files.actors import Actor
 from e2i_dagster.registry.history import StageEvent, record_events
 from e2i_dagster.registry.mlflow_runs import experiment_name, log_training
 from e2i_dagster.registry.model_files import ModelFiles
-from e2i_dagster.registry.records import write_experiment, write_model, write_study, write_training_run
+from e2i_dagster.registry.records import (
+    write_experiment,
+    write_model,
+    write_study,
+    write_training_run,
+)
 from e2i_dagster.registry.stages import Evidence
 from e2i_dagster.registry.versions import RegisteredVersion, promote, register
 from e2i_dagster.selection import AlgorithmChoice
 from e2i_dagster.training import Evaluation, SearchResult, TrainedModel
+from e2i_dagster.training.pattern_memory import write_pattern
 
 
 class TrackedRun(BaseModel):
@@ -84,6 +90,7 @@ def track_training(
     )
     if search is not None:
         write_study(engine, search, experiment_id=experiment)
+        write_pattern(engine, search.to_pattern())
     write_training_run(
         engine,
         model,

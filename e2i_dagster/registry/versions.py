@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from e2i_dagster.config.registry import RegistryPolicy, Stage
+from e2i_dagster.display import text
 from e2i_dagster.errors import VerdictError
 from e2i_dagster.registry.mlflow_runs import silence_telemetry
 from e2i_dagster.registry.model_files import ModelFiles
@@ -104,6 +105,7 @@ def register(
         name,
         model_uri,
         run_id=run_id,
+        description=_description(model, evaluation),
         tags={
             **(tags or {}),
             "e2i.identity": identity,
@@ -287,6 +289,15 @@ def _client(tracking_uri: str | None) -> Any:
     import mlflow
 
     return mlflow.MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+
+
+def _description(model: TrainedModel, evaluation: Evaluation) -> str:
+    """The version in words: algorithm, features, patients, and what each success criterion measured."""
+    measured = "; ".join(f"{one.rule}: {text(one.value)}" for one in evaluation.criteria)
+    return (
+        f"{model.algorithm} for {model.problem_type.replace('_', ' ')}, {len(model.features)} features, "
+        f"{model.training_rows:,} training patients. {measured}"
+    )
 
 
 def _identity(model: TrainedModel) -> str:

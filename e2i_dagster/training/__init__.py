@@ -2,13 +2,12 @@
 
 from e2i_dagster.training.evaluate import Evaluation, evaluate
 from e2i_dagster.training.fit import TrainedModel, train
-from e2i_dagster.training.search import SearchResult, default_storage, search_hyperparameters
+from e2i_dagster.training.search import SearchResult, search_hyperparameters
 
 __all__ = [
     "Evaluation",
     "SearchResult",
     "TrainedModel",
-    "default_storage",
     "evaluate",
     "search_hyperparameters",
     "train",

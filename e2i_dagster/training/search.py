@@ -1,34 +1,66 @@
 """Hyperparameter search: Optuna, fitted on training rows, scored on validation rows, never more.
 
 A study is named by what it searches (scope, algorithm, rows, space), so that running it again goes on
-where it stopped, and a finished one answers at once.
+where it stopped, and a finished one answers at once. Optuna works in memory; its trials are stored by
+:mod:`.studies`, which several processes share.
 """
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from importlib.util import find_spec
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict
 
-from e2i_dagster.config.algorithms import Algorithm, AlgorithmsPolicy, Choice, Dimension, FloatRange, IntRange
+from e2i_dagster.config.algorithms import Algorithm, AlgorithmsPolicy, Choice, IntRange
 from e2i_dagster.config.optuna_config import OptunaPolicy
 from e2i_dagster.display import Table, text
-from e2i_dagster.errors import UnavailableError, VerdictError
-from e2i_dagster.modelling.estimators import build_estimator, one_thread, raw_scores
+from e2i_dagster.errors import ConfigError, VerdictError
+from e2i_dagster.modelling.estimators import build_estimator, one_thread
 from e2i_dagster.modelling.model_input import LabelledRows, feature_kinds
 from e2i_dagster.modelling.preprocessing import build_preprocessor
 from e2i_dagster.modelling.problem import headline
 from e2i_dagster.policy_files.base import digest_of
 from e2i_dagster.splits.rows import VisibleRows
+from e2i_dagster.training.optuna_space import distribution, suggest
+from e2i_dagster.training.studies import FINISHED, StudyTrials, TrialRow, opened_study
+from e2i_dagster.training.trial_fit import TREES, FittedTrial, TrialRows, fit_trial
+from e2i_dagster.training.warm_start import (
+    Pattern,
+    RememberedTrial,
+    StudyData,
+    WarmTrial,
+    remembered,
+    warm_trials,
+)
+
+#: Draws of one trial that may meet points that were tried already; then the space counts as searched through.
+_DRAWS = 20
+#: Where a trial comes from that is neither the defaults nor remembered.
+_DRAWN, _DEFAULTS = "drawn", "defaults"
+#: Between two looks at trials that other processes run.
+_POLL_SECONDS = 0.2
+#: Best trials of a finished study that are remembered.
+_REMEMBERED = 5
 
 
 class Trial(BaseModel):
-    """One trial of a study. ``value`` is None unless it ran to its end."""
+    """One trial of a study. ``value`` is None unless it ran to its end.
+
+    Attributes:
+        origin: ``drawn``, ``defaults``, or study and trial that it was taken over from.
+        rounds: boosting rounds that were kept, when fewer than its parameters ask for.
+        steps: trees and metric, as reported on the way.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -37,42 +69,70 @@ class Trial(BaseModel):
     value: float | None
     parameters: dict[str, Any]
     seconds: float
+    origin: str = _DRAWN
+    rounds: int | None = None
+    steps: tuple[tuple[int, float], ...] = ()
 
 
 class SearchResult(BaseModel):
     """A study and its best parameters (defaults completed by the best trial's values).
 
-    ``default_value`` is the defaults' score, None where one of them lies outside the space; ``note`` then says so.
+    Attributes:
+        default_value: the defaults' score, None where one of them lies outside the space; ``note`` then says so.
+        data: what later studies compare themselves with.
+        warm_start: trials that were taken over from earlier studies.
+        restarted_trials: trials whose process was lost; they were begun anew.
+        stopped_by: ``space`` when every point that could be drawn was tried.
     """
 
     model_config = ConfigDict(frozen=True)
     volatile_fields: ClassVar[dict[str, Any]] = {
         "seconds": True,
         "resumed_trials": True,
+        "restarted_trials": True,
         "trials": {"__all__": {"seconds"}},
     }
 
     study_name: str
-    algorithm: str
-    problem_type: str
-    metric: str
+    scope: str
+    data: StudyData
+    sampler: str
+    pruner: str
     parameters: dict[str, Any]
     best_trial: int
     best_value: float
     default_value: float | None
     trials: tuple[Trial, ...]
+    warm_start: tuple[WarmTrial, ...] = ()
     n_completed: int
     n_pruned: int
-    n_failed: int
     resumed_trials: int
-    stopped_by: Literal["trials", "timeout"]
+    restarted_trials: int
+    stopped_by: Literal["trials", "timeout", "space"]
     search_space: dict[str, Any]
     fixed_parameters: dict[str, Any]
     note: str = ""
     seconds: float
 
+    @property
+    def algorithm(self) -> str:
+        """The algorithm that was searched."""
+        return self.data.algorithm
+
+    @property
+    def problem_type(self) -> str:
+        """Problem type."""
+        return self.data.problem_type
+
+    @property
+    def metric(self) -> str:
+        """Metric on validation rows; larger is better."""
+        return self.data.metric
+
     def to_metadata(self) -> dict[str, Any]:
-        """What the asset page shows: counts, the best parameters and the trials."""
+        """What the asset page shows: counts, the best parameters, the trials, and figures of them."""
+        from e2i_dagster.training.search_figures import search_figures
+
         return ({"note": self.note} if self.note else {}) | {
             "study": self.study_name,
             "algorithm": self.algorithm,
@@ -83,17 +143,30 @@ class SearchResult(BaseModel):
             "stopped_by": self.stopped_by,
             "seconds": self.seconds,
             "parameters": Table(("parameter", "value"), self.parameters.items()),
-            "trials": Table(
-                ("trial", "state", "value", "parameters"),
+            "trials": self.trials_table(),
+            "warm_start": Table(
+                ("study", "trial", "scope", "similarity", "value there"),
                 [
-                    (
-                        *(trial.number, trial.state, trial.value),
-                        [f"{name} {text(value)}" for name, value in trial.parameters.items()],
-                    )
-                    for trial in self.trials
+                    (trial.study_name, trial.number, trial.scope, trial.similarity, trial.value)
+                    for trial in self.warm_start
                 ],
+                empty="no earlier study of this algorithm and problem type",
             ),
+            **search_figures(self),
         }
+
+    def trials_table(self) -> Table:
+        """Every trial with its state, score, origin and parameters."""
+        return Table(
+            ("trial", "state", "value", "trees kept", "origin", "parameters"),
+            [
+                (
+                    *(trial.number, trial.state, trial.value, trial.rounds, trial.origin),
+                    [f"{name} {text(value)}" for name, value in trial.parameters.items()],
+                )
+                for trial in self.trials
+            ],
+        )
 
     def to_record(self) -> dict[str, Any]:
         """Values of the row in ``ml_hpo_studies`` that the study itself knows."""
@@ -102,21 +175,36 @@ class SearchResult(BaseModel):
             "algorithm_name": self.algorithm,
             "problem_type": self.problem_type,
             "direction": "maximize",
-            "sampler_name": "TPESampler",
-            "pruner_name": "MedianPruner",
+            "sampler_name": self.sampler,
+            "pruner_name": self.pruner,
             "metric": self.metric,
             "search_space": self.search_space,
             "fixed_params": self.fixed_parameters,
             "n_trials": len(self.trials),
             "n_completed": self.n_completed,
             "n_pruned": self.n_pruned,
-            "n_failed": self.n_failed,
+            "n_failed": self.restarted_trials,
             "best_trial_number": self.best_trial,
             "best_value": self.best_value,
             "best_params": self.parameters,
             "duration_seconds": self.seconds,
-            "status": "completed" if self.stopped_by == "trials" else "timeout",
+            "status": "timeout" if self.stopped_by == "timeout" else "completed",
         }
+
+    def to_pattern(self) -> Pattern:
+        """What of the study later ones can begin with."""
+        complete = [trial for trial in self.trials if trial.value is not None]
+        best = sorted(complete, key=lambda trial: (-float(trial.value or 0), trial.number))[:_REMEMBERED]
+        return Pattern(
+            study_name=self.study_name,
+            scope=self.scope,
+            data=self.data,
+            trials=tuple(
+                RememberedTrial(number=trial.number, parameters=trial.parameters, value=trial.value)
+                for trial in best
+                if trial.value is not None
+            ),
+        )
 
 
 def search_hyperparameters(
@@ -127,28 +215,30 @@ def search_hyperparameters(
     problem_type: str = "binary_classification",
     algorithms: AlgorithmsPolicy | None = None,
     policy: OptunaPolicy | None = None,
-    storage: str | None = None,
+    engine: sa.Engine | None = None,
+    memory: Sequence[Pattern] = (),
 ) -> SearchResult:
     """Search the space of ``algorithm`` for the parameters that score best on the validation rows.
 
     The first trial is the defaults; one that lies outside a narrowed space is moved to its nearest point, or drawn
-    where choices have no order, and the result's note says so. Each trial draws with a seed
-    of its own (sampler seed + number of finished trials), so that a study that was interrupted ends like
-    one that was not.
+    where choices have no order, and the result's note says so. Then come the best trials of similar studies of
+    ``memory``; a study that was begun keeps those that it began with. Each trial draws with a seed
+    of its own (sampler seed + trials before it), so that a study that was interrupted ends like
+    one that was not. Processes that search the same study share its trials and try no point twice.
 
     Args:
         rows: preprocessing and estimators are fitted on its training rows; its validation rows score a
             trial: ROC-AUC (of several classes the mean of each against the rest), C-index, or minus the root mean
             squared error.
         scope: first part of the study's name.
-        storage: SQLAlchemy URL of the study database; None keeps the study in memory.
+        engine: of the warehouse, whose ``ml_hpo_trials`` keeps the trials; None keeps them in memory.
+        memory: earlier studies, as ``hpo_pattern_memory`` has them.
 
     Raises:
         VerdictError: one of the outcomes is missing in train or validation.
-        UnavailableError: the study database cannot be used.
+        ConfigError: the sampler needs a package that is not installed.
+        UnavailableError: the database cannot be used.
     """
-    import optuna
-
     started = time.perf_counter()
     algorithms = algorithms or AlgorithmsPolicy.load()
     policy = policy or OptunaPolicy.load()
@@ -164,87 +254,299 @@ def search_hyperparameters(
         policy=policy,
     )
     name = f"{scope}-{algorithm}-{digest}"
-    metric = getattr(policy.metric, problem_type)
+    data = StudyData(
+        algorithm=algorithm,
+        problem_type=problem_type,
+        metric=getattr(policy.metric, problem_type),
+        training_rows=len(train),
+        n_features=train.features.shape[1],
+    )
+    warm = warm_trials(memory, data, declared.search_space, policy.warm_start, study_name=name)
+    timeout = policy.optimization.timeout_seconds
 
-    with _quiet_optuna(), one_thread():
-        pruner = optuna.pruners.MedianPruner(
-            n_startup_trials=policy.pruner.n_startup_trials, n_warmup_steps=policy.pruner.n_warmup_steps
-        )
-        study = _open_study(name, storage, pruner)
-        stale = [trial for trial in study.get_trials(deepcopy=False) if not trial.state.is_finished()]
-        for trial in stale:
-            # Left by a process that was killed: its number stays, the work is done again.
-            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-        resumed = _finished(study)
-
-        preprocessor = build_preprocessor(
-            feature_kinds(train.features, list(train.features.columns)), policy.preprocessing.max_levels
-        ).fit(train.features)
-        learn = preprocessor.transform(train.features)
-        judge = preprocessor.transform(validation.features)
-        stopped_by: Literal["trials", "timeout"] = "trials"
-        for finished in range(resumed, policy.optimization.n_trials):
-            if time.perf_counter() - started > policy.optimization.timeout_seconds and finished > 0:
-                stopped_by = "timeout"
-                break
-            study.sampler = optuna.samplers.TPESampler(
-                seed=policy.sampler.seed + finished,
-                n_startup_trials=policy.sampler.n_startup_trials,
-                multivariate=policy.sampler.multivariate,
-            )
-            if finished == 0 and declared.start:
-                study.enqueue_trial(declared.start, skip_if_exists=True)
-            trial = study.ask()
-            parameters = {**declared.defaults, **suggest(trial, declared.search_space)}
-            estimator = build_estimator(algorithm, problem_type, parameters, seed=policy.sampler.seed)
-            value = _fit_and_score(
-                estimator,
-                trial,
-                learn=learn,
-                learn_target=train.target,
-                judge=judge,
-                judge_target=validation.target,
-                problem_type=problem_type,
-                policy=policy,
-            )
-            if value is None:
-                study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-            else:
-                study.tell(trial, value)
+    with (
+        _quiet_optuna(),
+        one_thread(),
+        opened_study(engine, name, lost_after=timeout) as trials,
+    ):
+        worker = _Worker(trials, declared, policy, data, policy.optimization.trials_of(scope))
+        worker.begin(warm)
+        resumed = len(worker.done)
+        stopped_by: Literal["trials", "timeout", "space"] = "trials"
+        prepared: TrialRows | None = None
+        try:
+            while worker.open:
+                if worker.done and time.perf_counter() - started > timeout:
+                    stopped_by = "timeout"
+                    break
+                if batch := worker.claim(policy.optimization.n_jobs):
+                    prepared = prepared or _prepared(rows, policy)
+                    worker.run(batch, prepared)
+                elif worker.others:
+                    time.sleep(_POLL_SECONDS)
+                else:
+                    stopped_by = "space"
+                    break
+        finally:
+            worker.give_back()
         return _result(
-            study,
-            algorithm=algorithm,
-            problem_type=problem_type,
-            metric=metric,
-            declared=declared,
+            worker,
+            scope=scope,
+            memory=memory,
             resumed=resumed,
             stopped_by=stopped_by,
-            fixed={"random_state": policy.sampler.seed, "n_jobs": 1},
             seconds=time.perf_counter() - started,
         )
 
 
-def default_storage() -> str:
-    """Address of the study database: ``optuna`` in the warehouse's server, made if it is missing."""
-    from e2i_dagster.database.connection import ensure_database
+class _Worker:
+    """One process at a study: Optuna's view of it in memory, kept in step with the stored trials.
 
-    return ensure_database("optuna")
+    Attributes:
+        done: finished trials by number, also those of other processes.
+        others: trials that wait or run, of any process.
+        claimed: numbers of the trials that this process runs.
+    """
+
+    def __init__(
+        self,
+        trials: StudyTrials,
+        declared: Algorithm,
+        policy: OptunaPolicy,
+        data: StudyData,
+        n_trials: int,
+    ) -> None:
+        import optuna
+
+        self.trials, self.declared, self.policy, self.data = trials, declared, policy, data
+        self.n_trials = n_trials
+        self.space = {name: distribution(one) for name, one in declared.search_space.items()}
+        self.study = optuna.create_study(
+            study_name=trials.name, direction="maximize", pruner=_pruner(policy, declared)
+        )
+        self.done: dict[int, TrialRow] = {}
+        self.others: list[TrialRow] = []
+        self.claimed: list[int] = []
+
+    @property
+    def open(self) -> bool:
+        """Whether trials are left."""
+        return len(self.done) < self.n_trials
+
+    def begin(self, warm: Sequence[WarmTrial]) -> None:
+        """Let the defaults and the trials taken over wait, unless the study was begun before."""
+        self._look(first=True)
+        if self.done or self.others:
+            return
+        points = [(_DEFAULTS, self.declared.start), *((trial.origin, trial.parameters) for trial in warm)]
+        number = 0
+        for origin, point in points[: self.n_trials]:
+            added = self.trials.add(TrialRow(number, self._completed(point), origin, "waiting"))
+            number += added
+
+    def claim(self, count: int) -> list[tuple[TrialRow, Any]]:
+        """Up to ``count`` trials for this process, each as stored and as Optuna's; empty when none is left."""
+        claimed: list[tuple[TrialRow, Any]] = []
+        attempt = 0
+        while len(claimed) < count:
+            self._look()
+            waiting = next((row for row in self.others if row.state == "waiting"), None)
+            taken = len(self.done) + len(self.others)
+            if waiting is not None and waiting.number < self.n_trials:
+                if self.trials.claim_waiting(waiting.number):
+                    self.claimed.append(waiting.number)
+                    claimed.append((waiting, self._ask(waiting.number, waiting.parameters)))
+                continue
+            if taken >= self.n_trials or attempt == _DRAWS:
+                break
+            trial = self._ask(taken, {}, attempt)
+            row = TrialRow(taken, dict(trial.params), _DRAWN, "running")
+            if self.trials.add(row):
+                self.claimed.append(row.number)
+                claimed.append((row, trial))
+                attempt = 0
+            else:
+                self._forget(trial)
+                attempt += 1
+        return claimed
+
+    def run(self, batch: Sequence[tuple[TrialRow, Any]], rows: TrialRows) -> None:
+        """Fit the trials of ``batch`` at once, then tell of them in order: which thread is first decides nothing."""
+        fit = partial(self._fit, rows)
+        if len(batch) == 1:
+            fits = [fit(batch[0])]
+        else:
+            from threadpoolctl import threadpool_limits
+
+            # OpenMP counts its threads for each thread that uses it.
+            with ThreadPoolExecutor(len(batch), initializer=threadpool_limits, initargs=(1,)) as pool:
+                fits = list(pool.map(fit, batch))
+        for (row, trial), (fitted, seconds) in zip(batch, fits, strict=True):
+            self._tell(row, trial, fitted, seconds)
+
+    def give_back(self) -> None:
+        """Let the trials wait again that this process claimed and did not finish."""
+        for number in self.claimed:
+            self.trials.give_back(number)
+
+    def _look(self, *, first: bool = False) -> None:
+        """Take notice of what other processes did since."""
+        found = self.trials.rows(without=sorted(self.done))
+        if self.trials.recover(found, own=first):
+            found = self.trials.rows(without=sorted(self.done))
+        self.others = [row for row in found if row.state not in FINISHED]
+        for row in found:
+            if row.state in FINISHED:
+                self._learn(row)
+
+    def _learn(self, row: TrialRow) -> None:
+        import optuna
+
+        self.done[row.number] = row
+        self.study.add_trial(
+            optuna.trial.create_trial(
+                state=optuna.trial.TrialState[row.state.upper()],
+                value=row.value,
+                params=dict(row.parameters),
+                distributions=self.space,
+                system_attrs=dict(row.sampler_state),
+                intermediate_values=dict(row.steps),
+            )
+        )
+
+    def _ask(self, before: int, point: Mapping[str, Any], attempt: int = 0) -> Any:
+        """Optuna's trial at ``point``, what is missing of it drawn with the seed of ``before`` earlier trials."""
+        self.study.sampler = _sampler(self.policy, self.policy.sampler.seed + before + 7919 * attempt)
+        if point:
+            self.study.enqueue_trial(dict(point))
+        trial = self.study.ask()
+        suggest(trial, self.declared.search_space)
+        return trial
+
+    def _completed(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        """``point`` with what is missing of it drawn, as the first trial of a study draws."""
+        if set(point) == set(self.space):
+            return dict(point)
+        trial = self._ask(0, point)
+        self._forget(trial)
+        return dict(trial.params)
+
+    def _forget(self, trial: Any) -> None:
+        import optuna
+
+        self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
+
+    def _fit(self, rows: TrialRows, claimed: tuple[TrialRow, Any]) -> tuple[FittedTrial, float]:
+        _, trial = claimed
+        began = time.perf_counter()
+
+        def report(trees: int, value: float) -> bool:
+            trial.report(value, trees)
+            return bool(trial.should_prune())
+
+        fitted = fit_trial(
+            build_estimator(
+                self.data.algorithm,
+                self.data.problem_type,
+                {**self.declared.defaults, **trial.params},
+                seed=self.policy.sampler.seed,
+            ),
+            rows,
+            report,
+            lambda predicted: validation_score(rows.validation_target, predicted, self.data.problem_type),
+            problem_type=self.data.problem_type,
+            interval=self.policy.pruner.interval,
+            patience=self.policy.early_stopping.rounds,
+        )
+        return fitted, time.perf_counter() - began
+
+    def _tell(self, row: TrialRow, trial: Any, fitted: FittedTrial, seconds: float) -> None:
+        import optuna
+
+        if fitted.value is None:
+            told = self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        else:
+            told = self.study.tell(trial, fitted.value)
+        ended = replace(
+            row,
+            state="pruned" if fitted.value is None else "complete",
+            value=fitted.value,
+            steps=tuple(told.intermediate_values.items()),
+            sampler_state=told.system_attrs,
+            rounds=fitted.rounds,
+            seconds=seconds,
+        )
+        self.trials.finish(ended)
+        self.claimed.remove(row.number)
+        self.done[row.number] = ended
 
 
-def suggest(trial: Any, space: dict[str, Dimension]) -> dict[str, Any]:
-    """One point of ``space`` drawn by an Optuna trial."""
-    drawn: dict[str, Any] = {}
-    for name, dimension in space.items():
-        match dimension:
-            case IntRange():
-                drawn[name] = trial.suggest_int(name, dimension.low, dimension.high, step=dimension.step)
-            case FloatRange():
-                drawn[name] = trial.suggest_float(
-                    name, dimension.low, dimension.high, step=dimension.step, log=dimension.log
+def _prepared(rows: VisibleRows, policy: OptunaPolicy) -> TrialRows:
+    train, validation = rows.train, rows.validation
+    kinds = feature_kinds(train.features, list(train.features.columns))
+    preprocessor = build_preprocessor(kinds, policy.preprocessing.max_levels).fit(train.features)
+    return TrialRows(
+        preprocessor.transform(train.features),
+        train.target,
+        preprocessor.transform(validation.features),
+        validation.target,
+    )
+
+
+def _sampler(policy: OptunaPolicy, seed: int) -> Any:
+    import optuna
+
+    asked = policy.sampler
+    match asked.name:
+        case "random":
+            return optuna.samplers.RandomSampler(seed=seed)
+        case "cmaes":
+            if find_spec("cmaes") is None:
+                raise ConfigError(
+                    "config/optuna_config.yaml: sampler.name: 'cmaes' needs the package cmaes, which is not "
+                    "installed.",
+                    file="config/optuna_config.yaml",
+                    field="sampler.name",
+                    value="cmaes",
+                    remedy="Install it (`pip install cmaes`), or use tpe or random.",
                 )
-            case Choice():
-                drawn[name] = trial.suggest_categorical(name, list(dimension.choices))
-    return drawn
+            return optuna.samplers.CmaEsSampler(
+                seed=seed, n_startup_trials=asked.n_startup_trials, warn_independent_sampling=False
+            )
+        case _:
+            return optuna.samplers.TPESampler(
+                seed=seed, n_startup_trials=asked.n_startup_trials, multivariate=asked.multivariate
+            )
+
+
+def _pruner(policy: OptunaPolicy, declared: Algorithm) -> Any:
+    import optuna
+
+    asked = policy.pruner
+    match asked.name:
+        case "median":
+            return optuna.pruners.MedianPruner(
+                n_startup_trials=asked.n_startup_trials, n_warmup_steps=asked.n_warmup_steps
+            )
+        case "hyperband":
+            return optuna.pruners.HyperbandPruner(
+                min_resource=asked.interval,
+                max_resource=max(asked.interval, _most_trees(declared)),
+                reduction_factor=asked.reduction_factor,
+            )
+        case _:
+            return optuna.pruners.NopPruner()
+
+
+def _most_trees(declared: Algorithm) -> int:
+    """The largest number of trees of the space; 1 for models without trees."""
+    for name in TREES:
+        match declared.search_space.get(name):
+            case IntRange() as whole:
+                return whole.high
+            case Choice() as choice:
+                return int(max(map(float, choice.choices)))
+    return max((int(declared.defaults.get(name, 1)) for name in TREES), default=1)
 
 
 def require_both_outcomes(train: LabelledRows, validation: LabelledRows, problem_type: str) -> None:
@@ -288,8 +590,9 @@ def _study_digest(
             "problem_type": problem_type,
             "rows": [rows_digest(train), rows_digest(validation)],
             "policy": policy.model_dump(
-                mode="json", include={"sampler", "pruner", "metric", "preprocessing"}
+                mode="json", include={"sampler", "pruner", "early_stopping", "metric", "preprocessing"}
             ),
+            "n_jobs": policy.optimization.n_jobs,
         }
     )
 
@@ -306,74 +609,6 @@ def rows_digest(rows: LabelledRows) -> str:
     return state.hexdigest()[:16]
 
 
-def _open_study(name: str, storage: str | None, pruner: Any) -> Any:
-    import optuna
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        return optuna.create_study(
-            storage=storage, study_name=name, direction="maximize", pruner=pruner, load_if_exists=True
-        )
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        # The URL may hold a password, so the message names only what happened.
-        raise UnavailableError(
-            f"the study database cannot be used ({type(error).__name__}).",
-            remedy="Start the database and run again; finished trials are kept.",
-        ) from None
-
-
-def _finished(study: Any) -> int:
-    import optuna
-
-    done = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
-    return len(study.get_trials(deepcopy=False, states=done))
-
-
-def _fit_and_score(
-    estimator: Any,
-    trial: Any,
-    *,
-    learn: np.ndarray,
-    learn_target: np.ndarray,
-    judge: np.ndarray,
-    judge_target: np.ndarray,
-    problem_type: str,
-    policy: OptunaPolicy,
-) -> float | None:
-    """Validation score of the fitted estimator, or None when the median pruner stopped it early."""
-
-    def score(candidate: Any) -> float:
-        return validation_score(judge_target, raw_scores(candidate, judge, problem_type), problem_type)
-
-    def hopeless(step: int, value: float) -> bool:
-        trial.report(value, step)
-        return bool(trial.should_prune())
-
-    size = _tree_count(estimator)
-    if size is None:
-        # Linear models have no steps; XGBoost and LightGBM grow in one native call.
-        estimator.fit(learn, learn_target)
-        return score(estimator)
-    name, total = size
-    estimator.set_params(warm_start=True)
-    for percent in (*policy.pruner.checkpoints, 100):
-        estimator.set_params(**{name: max(1, round(total * percent / 100))})
-        estimator.fit(learn, learn_target)
-        value = score(estimator)
-        if percent < 100 and hopeless(percent, value):
-            return None
-    return value
-
-
-def _tree_count(estimator: Any) -> tuple[str, int] | None:
-    """Parameter that counts the trees of a scikit-learn ensemble and its value; None for other models."""
-    if not type(estimator).__module__.startswith("sklearn.ensemble"):
-        return None
-    parameters = estimator.get_params()
-    name = "n_estimators" if "n_estimators" in parameters else "max_iter"
-    return name, int(parameters[name])
-
-
 def validation_score(target: np.ndarray, predicted: np.ndarray, problem_type: str) -> float:
     """ROC-AUC of probabilities, C-index of times, minus the root mean squared error of numbers: larger is better."""
     if problem_type != "regression":
@@ -382,57 +617,52 @@ def validation_score(target: np.ndarray, predicted: np.ndarray, problem_type: st
 
 
 def _result(
-    study: Any,
+    worker: _Worker,
     *,
-    algorithm: str,
-    problem_type: str,
-    metric: str,
-    declared: Algorithm,
+    scope: str,
+    memory: Sequence[Pattern],
     resumed: int,
-    stopped_by: Literal["trials", "timeout"],
-    fixed: dict[str, Any],
+    stopped_by: Literal["trials", "timeout", "space"],
     seconds: float,
 ) -> SearchResult:
-    import optuna
-
-    states = optuna.trial.TrialState
-    trials = study.get_trials(deepcopy=False)
-    best = study.best_trial
+    declared, policy, space = worker.declared, worker.policy, worker.declared.search_space
+    rows = [worker.done[number] for number in sorted(worker.done)]
+    complete = [row for row in rows if row.value is not None]
+    best = max(complete, key=lambda row: (row.value, -row.number))
+    kept = {name: best.rounds for name in TREES if best.rounds is not None and name in declared.defaults}
     return SearchResult(
-        study_name=study.study_name,
-        algorithm=algorithm,
-        problem_type=problem_type,
-        metric=metric,
-        parameters={**declared.defaults, **best.params},
+        study_name=worker.trials.name,
+        scope=scope,
+        data=worker.data,
+        sampler=type(_sampler(policy, 0)).__name__,
+        pruner=type(worker.study.pruner).__name__,
+        parameters={**declared.defaults, **best.parameters, **kept},
         best_trial=best.number,
-        best_value=float(best.value),
+        best_value=float(best.value or 0.0),
         default_value=next(
-            (
-                trial.value
-                for trial in trials
-                if not declared.moved and trial.system_attrs.get("fixed_params") and trial.value is not None
-            ),
-            None,
+            (row.value for row in rows if not declared.moved and row.origin == _DEFAULTS), None
         ),
         trials=tuple(
             Trial(
-                number=trial.number,
-                state=trial.state.name.lower(),
-                value=trial.value if trial.state == states.COMPLETE else None,
-                parameters=dict(trial.params),
-                seconds=trial.duration.total_seconds() if trial.duration else 0.0,
+                number=row.number,
+                state=row.state,
+                value=row.value,
+                parameters={name: row.parameters[name] for name in space},
+                seconds=row.seconds or 0.0,
+                origin=row.origin,
+                rounds=row.rounds,
+                steps=tuple(row.steps),
             )
-            for trial in trials
+            for row in rows
         ),
-        n_completed=sum(trial.state == states.COMPLETE for trial in trials),
-        n_pruned=sum(trial.state == states.PRUNED for trial in trials),
-        n_failed=sum(trial.state == states.FAIL for trial in trials),
+        warm_start=remembered([row.origin for row in rows], memory, worker.data),
+        n_completed=len(complete),
+        n_pruned=len(rows) - len(complete),
         resumed_trials=resumed,
+        restarted_trials=sum(row.restarts for row in rows),
         stopped_by=stopped_by,
-        search_space={
-            name: dimension.model_dump(mode="json") for name, dimension in declared.search_space.items()
-        },
-        fixed_parameters=fixed,
+        search_space={name: dimension.model_dump(mode="json") for name, dimension in space.items()},
+        fixed_parameters={"random_state": policy.sampler.seed, "n_jobs": 1},
         note="; ".join(f"{name}: {words}" for name, words in declared.moved.items()),
         seconds=seconds,
     )

@@ -1,13 +1,11 @@
 import datetime as dt
 import json
 import logging
-import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
 import mlflow
 import numpy as np
-import psutil
 import pytest
 import sqlalchemy as sa
 from model_rows import patients, rows, visible
@@ -28,7 +26,7 @@ from e2i_dagster.tables.description.models import (
     ml_shap_analyses,
     ml_training_runs,
 )
-from e2i_dagster.training import default_storage, evaluate, search_hyperparameters, train
+from e2i_dagster.training import evaluate, search_hyperparameters, train
 from resources.mlflow import MlflowResource
 
 SCOPE = default_scope()
@@ -149,34 +147,21 @@ def test_steps_of_one_dagster_run_share_a_run_and_scopes_do_not(store):
     assert seen[0] == seen[2] != seen[1]
 
 
-def test_the_run_of_a_killed_process_is_ended_by_the_next(store, logged):
+def test_runs_that_were_left_are_ended_by_the_next_and_those_of_others_are_not(store, logged):
     client = mlflow.MlflowClient(tracking_uri=store.uri())
     experiment = client.get_experiment_by_name(registry.experiment_name(SCOPE)).experiment_id
-    host, _, created = registry.this_process().rsplit(":", 2)
-    process = subprocess.Popen(["sleep", "60"])
-    written_by = {
-        "killed": f"{host}:{process.pid}:{psutil.Process(process.pid).create_time():.0f}",
-        "alive": registry.this_process(),
-        "elsewhere": f"another-host:{process.pid}:{created}",
-    }
-    process.kill()
-    process.wait()
-    runs = {
-        name: client.create_run(experiment, tags={registry.PROCESS_TAG: value}).info.run_id
-        for name, value in written_by.items()
-    }
-    with store.run(dagster_run("next"), SCOPE) as active:
-        this = client.get_run(active.active_run().info.run_id)
-        assert this.data.tags[registry.PROCESS_TAG] == registry.this_process()
+    tags = {"left": {"dagster_run_id": "gone"}, "trial": {"e2i.trial": "3"}, "notebook": {}}
+    runs = {name: client.create_run(experiment, tags=given).info.run_id for name, given in tags.items()}
+    with store.run(dagster_run("next"), SCOPE):
+        pass
     found = {name: client.get_run(run_id) for name, run_id in runs.items()}
     assert {name: run.info.status for name, run in found.items()} == {
-        "killed": "KILLED",
-        "alive": "RUNNING",
-        "elsewhere": "RUNNING",
+        "left": "KILLED",
+        "trial": "KILLED",
+        "notebook": "RUNNING",
     }
-    assert f"process {process.pid} " in found["killed"].data.tags["e2i.killed"]
-    for name in ("alive", "elsewhere"):
-        client.set_terminated(runs[name])
+    assert "Dagster run gone" in found["left"].data.tags["e2i.killed"]
+    client.set_terminated(runs["notebook"])
 
 
 def test_a_failed_block_ends_its_run_as_failed(store):
@@ -248,7 +233,7 @@ def test_a_model_that_misses_a_criterion_is_not_registered(store, logged):
 
 
 def test_the_embedded_server_holds_runs_versions_studies_and_tables(database: sa.Engine, tmp_path):
-    """The whole way on PostgreSQL: MLflow and Optuna in databases of their own, rows in the warehouse."""
+    """The whole way on PostgreSQL: MLflow in a database of its own, rows in the warehouse."""
     short = OptunaPolicy.load()
     short = short.model_copy(update={"optimization": short.optimization.model_copy(update={"n_trials": 3})})
     for table in (ml_experiments, ml_hpo_studies, ml_model_registry, ml_training_runs, ml_shap_analyses):
@@ -259,7 +244,7 @@ def test_the_embedded_server_holds_runs_versions_studies_and_tables(database: sa
         visible(rows(300), rows(150, 1)),
         scope=SCOPE.key,
         policy=short,
-        storage=default_storage(),
+        engine=database,
     )
     model, evaluation = made()
     explanation = explain(model, rows(150, 1), background=rows(400))

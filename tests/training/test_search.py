@@ -1,18 +1,25 @@
+import socket
+from importlib.util import find_spec
+
 import numpy as np
 import optuna
 import pandas as pd
 import pytest
+import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 from model_rows import numbers, rows, target_of, visible
 
 from e2i_dagster.config.algorithms import AlgorithmsPolicy, FloatRange, IntRange
 from e2i_dagster.config.optuna_config import OptunaPolicy
-from e2i_dagster.errors import VerdictError
-from e2i_dagster.modelling.estimators import build_estimator
-from e2i_dagster.modelling.model_input import LabelledRows
+from e2i_dagster.errors import ConfigError, VerdictError
+from e2i_dagster.modelling.estimators import build_estimator, raw_scores
+from e2i_dagster.modelling.model_input import LabelledRows, feature_kinds
+from e2i_dagster.modelling.preprocessing import build_preprocessor
+from e2i_dagster.tables.description.models import ml_hpo_trials
 from e2i_dagster.training import search_hyperparameters
-from e2i_dagster.training.search import suggest
+from e2i_dagster.training.optuna_space import suggest
+from e2i_dagster.training.search import validation_score
 
 BUILDABLE = [
     (name, problem_type)
@@ -22,11 +29,15 @@ BUILDABLE = [
 ]
 
 
-def policy(trials=5):
+def policy(trials=5, *, n_jobs=1, **pruner):
     shipped = OptunaPolicy.load()
-    return shipped.model_copy(
-        update={"optimization": shipped.optimization.model_copy(update={"n_trials": trials})}
-    )
+    budget = shipped.optimization.model_copy(update={"n_trials": trials, "n_jobs": n_jobs})
+    asked = shipped.pruner.model_copy(update=pruner)
+    return shipped.model_copy(update={"optimization": budget, "pruner": asked})
+
+
+def document(result):
+    return result.model_dump(mode="json", exclude=result.volatile_fields)
 
 
 def small_forests():
@@ -118,30 +129,51 @@ def test_what_a_search_begins_with_can_be_drawn_and_is_nearest(low, width, step,
     assert abs(stepped.nearest(value) - value) == abs(near - value)
 
 
-def test_an_interrupted_study_ends_like_an_undisturbed_one(tmp_path):
-    storage = f"sqlite:///{tmp_path}/studies.db"
+def test_an_interrupted_study_ends_like_an_undisturbed_one(database):
     forests, train, validation = small_forests(), rows(200), rows(100, 1)
 
-    def search(trials, storage=None):
+    def search(trials, engine=None):
         return search_hyperparameters(
             "RandomForest",
             visible(train, validation),
             scope="s",
             algorithms=forests,
             policy=policy(trials),
-            storage=storage,
+            engine=engine,
         )
 
     whole = search(13)
-    search(6, storage)
-    # A process that was killed leaves its trial running.
-    optuna.load_study(study_name=whole.study_name, storage=storage).ask()
-    resumed = search(13, storage)
-    assert resumed.resumed_trials == 6
-    assert resumed.n_failed == 1
-    assert resumed.parameters == whole.parameters
-    assert resumed.best_value == whole.best_value
-    assert search(13, storage).resumed_trials == 13
+    search(6, database)
+    with database.begin() as connection:
+        # A process that was killed leaves its trial running.
+        lost = sa.update(ml_hpo_trials).where(ml_hpo_trials.c.number == 5)
+        connection.execute(lost.values(state="running", value=None, worker=f"{socket.gethostname()}/0/0.00"))
+    resumed = search(13, database)
+    assert (resumed.resumed_trials, resumed.restarted_trials) == (5, 1)
+    assert document(resumed) == document(whole)
+    assert search(13, database).resumed_trials == 13
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize("pruner", ["median", "hyperband", "none"])
+def test_samplers_and_pruners_resume(database, sampler, pruner):
+    asked = policy(9)
+    asked = asked.model_copy(update={
+        "sampler": asked.sampler.model_copy(update={"name": sampler, "n_startup_trials": 3}),
+        "pruner": asked.pruner.model_copy(update={"name": pruner, "interval": 5, "n_startup_trials": 2}),
+    })  # fmt: skip
+
+    def search(trials, engine=None):
+        few = asked.optimization.model_copy(update={"n_trials": trials})
+        return search_hyperparameters(
+            "XGBoost", visible(rows(150), rows(80, 1)), scope="s", engine=engine,
+            policy=asked.model_copy(update={"optimization": few}),
+        )  # fmt: skip
+
+    whole = search(9)
+    assert (whole.n_pruned > 0) == (pruner != "none")
+    search(5, database)
+    assert document(search(9, database)) == document(whole)
 
 
 def test_other_rows_are_another_study():
@@ -159,7 +191,7 @@ def test_the_median_pruner_stops_hopeless_forests():
         "RandomForest",
         visible(rows(150), rows(80, 1)),
         scope="s",
-        policy=policy(14),
+        policy=policy(14, interval=4, n_warmup_steps=0),
         algorithms=small_forests(),
     )
     assert result.n_pruned > 0
@@ -232,3 +264,90 @@ def test_every_trial_draws_a_point_of_its_own():
     )
     drawn = {tuple(sorted(trial.parameters.items())) for trial in result.trials}
     assert len(drawn) == 6
+
+
+@pytest.mark.parametrize("name", ["XGBoost", "LightGBM"])
+@pytest.mark.parametrize("problem_type", ["binary_classification", "regression"])
+def test_boosting_is_pruned_by_round_and_ends_early_and_the_model_has_the_rounds_found(name, problem_type):
+    parts = [rows(150), rows(80, 1)]
+    if problem_type == "regression":
+        parts = [numbers(part, seed) for seed, part in enumerate(parts)]
+    seen = visible(*parts)
+    found = search_hyperparameters(
+        name, seen, scope="s", problem_type=problem_type,
+        policy=policy(12, interval=5, n_startup_trials=2, n_warmup_steps=0),
+    )  # fmt: skip
+    pruned = [trial for trial in found.trials if trial.state == "pruned"]
+    assert pruned
+    assert all(
+        trial.steps[-1][0] % 5 == 0 and trial.steps[-1][0] < trial.parameters["n_estimators"]
+        for trial in pruned
+    )
+    ended_early = [trial for trial in found.trials if trial.rounds is not None]
+    assert ended_early
+    best = found.trials[found.best_trial]
+    assert found.parameters["n_estimators"] == (best.rounds or best.parameters["n_estimators"])
+    # Fitted anew with these parameters the estimator scores what the trial scored.
+    preprocessor = build_preprocessor(feature_kinds(parts[0].features, list(parts[0].features.columns)), 50)
+    estimator = build_estimator(name, problem_type, found.parameters)
+    estimator.fit(preprocessor.fit_transform(parts[0].features), parts[0].target)
+    scores = raw_scores(estimator, preprocessor.transform(parts[1].features), problem_type)
+    again = validation_score(parts[1].target, scores, problem_type)
+    assert again == pytest.approx(found.best_value, abs=1e-6)
+
+
+def test_threads_decide_nothing():
+    found = [
+        search_hyperparameters(
+            "RandomForest", visible(rows(150), rows(80, 1)), scope="s", algorithms=small_forests(),
+            policy=policy(9, n_jobs=3, interval=4, n_startup_trials=2),
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    assert document(found[0]) == document(found[1])
+    assert len({str(trial.parameters) for trial in found[0].trials}) == 9
+
+
+def test_a_scope_may_have_a_number_of_trials_of_its_own():
+    asked = policy(2)
+    budget = asked.optimization.model_copy(update={"n_trials_by_scope": {"thorough": 4}})
+    asked = asked.model_copy(update={"optimization": budget})
+    counts = [
+        len(
+            search_hyperparameters(
+                "LogisticRegression", visible(rows(100), rows(60, 1)), scope=scope, policy=asked
+            ).trials
+        )
+        for scope in ("thorough", "quick")
+    ]
+    assert counts == [4, 2]
+
+
+def test_a_small_space_is_searched_through_and_no_further():
+    document = AlgorithmsPolicy.load().model_dump()
+    document["algorithms"]["Ridge"]["search_space"]["alpha"] = {
+        "kind": "categorical", "choices": [0.1, 1.0, 10.0]
+    }  # fmt: skip
+    found = search_hyperparameters(
+        "Ridge", visible(numbers(rows(80)), numbers(rows(60, 1), 1)), scope="s", problem_type="regression",
+        algorithms=AlgorithmsPolicy.model_validate(document), policy=policy(10),
+    )  # fmt: skip
+    assert (found.stopped_by, sorted(trial.parameters["alpha"] for trial in found.trials)) == (
+        "space",
+        [0.1, 1.0, 10.0],
+    )
+
+
+def test_cmaes_without_its_package_is_refused():
+    asked = policy(1)
+    asked = asked.model_copy(update={"sampler": asked.sampler.model_copy(update={"name": "cmaes"})})
+    if find_spec("cmaes") is not None:
+        assert len(
+            search_hyperparameters(
+                "LogisticRegression", visible(rows(100), rows(60, 1)), scope="s", policy=asked
+            ).trials
+        )
+        return
+    with pytest.raises(ConfigError, match="needs the package cmaes") as refused:
+        search_hyperparameters("LogisticRegression", visible(rows(100), rows(60, 1)), scope="s", policy=asked)
+    assert (refused.value.field, refused.value.value) == ("sampler.name", "cmaes")

@@ -13,6 +13,8 @@ from e2i_dagster.tables.description.base import column, metadata
 
 _ID = UUID(as_uuid=True)
 _NUMBER = sa.Double
+#: Also of a study that is kept in memory, by SQLite.
+_JSON = JSONB().with_variant(sa.JSON(), "sqlite")
 _MOMENT = sa.DateTime(timezone=True)
 _NOW = sa.text("now()")
 
@@ -74,6 +76,54 @@ ml_hpo_studies = sa.Table(
     column("status", sa.String(50), "completed, or timeout.", nullable=False),
     column("created_at", _MOMENT, "When it was first written.", nullable=False, server_default=_NOW),
     column("updated_at", _MOMENT, "When it was last written.", nullable=False, server_default=_NOW),
+)
+
+ml_hpo_trials = sa.Table(
+    "ml_hpo_trials",
+    metadata,
+    column(
+        "study_name",
+        sa.String(255),
+        "Study: scope, algorithm, digest of rows and settings.",
+        primary_key=True,
+    ),
+    column("number", sa.Integer, "Number in the study, from 0.", primary_key=True, autoincrement=False),
+    column("point", sa.String(16), "Digest of the parameters; a study tries no point twice.", nullable=False),
+    column("state", sa.String(20), "waiting, running, complete or pruned.", nullable=False),
+    column(
+        "origin",
+        sa.Text,
+        "drawn, defaults, or the earlier study and trial that it comes from.",
+        nullable=False,
+    ),
+    column("parameters", _JSON, "Values of the searched parameters.", nullable=False),
+    column("value", _NUMBER, "Metric on validation rows of a complete trial."),
+    column("steps", _JSON, "Pairs of trees and metric, as reported on the way.", nullable=False),
+    column("sampler_state", _JSON, "What sampler and pruner keep of the trial.", nullable=False),
+    column("rounds", sa.Integer, "Trees that were kept, when boosting ended early."),
+    column("worker", sa.Text, "Process that runs it: host, process, its start."),
+    column("restarts", sa.Integer, "Times that its process was lost and it began anew.", nullable=False),
+    column("seconds", _NUMBER, "Time of its run.", unit="s"),
+    column("started_at", _MOMENT, "When it was last begun."),
+    sa.UniqueConstraint("study_name", "point"),
+    sa.CheckConstraint("state IN ('waiting', 'running', 'complete', 'pruned')", name="state_known"),
+    comment="Trials of the hyperparameter searches: what several processes share and a stopped search resumes from.",
+)
+
+hpo_pattern_memory = sa.Table(
+    "hpo_pattern_memory",
+    metadata,
+    column("study_name", sa.String(255), "Finished study.", primary_key=True),
+    column("scope", sa.String(100), "Scope that was searched for.", nullable=False),
+    column("algorithm_name", sa.String(100), "Algorithm.", nullable=False),
+    column("problem_type", sa.String(50), "Problem type.", nullable=False),
+    column("metric", sa.String(50), "Metric on validation rows.", nullable=False),
+    column("training_rows", sa.Integer, "Training patients.", nullable=False, unit="patients"),
+    column("n_features", sa.Integer, "Features.", nullable=False),
+    column("trials", JSONB, "Best trials, best first: number, parameters, value.", nullable=False),
+    column("updated_at", _MOMENT, "When it was last written.", nullable=False, server_default=_NOW),
+    sa.Index("ix_hpo_pattern_memory_algorithm_name_problem_type", "algorithm_name", "problem_type"),
+    comment="What earlier searches found best: later ones of the same algorithm and problem type begin there.",
 )
 
 ml_model_registry = sa.Table(
