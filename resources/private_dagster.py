@@ -268,7 +268,7 @@ class LocalHistory(DagsterSqliteStorage):
     def config_type(cls) -> Any:
         """What ``dagster.yaml`` may say."""
         return {
-            **super().config_type(),
+            "base_dir": dg.StringSource,
             "keep_runs": dg.Field(dg.IntSource, is_required=False),
             "keep_megabytes": dg.Field(dg.IntSource, is_required=False),
         }

@@ -45,8 +45,8 @@ def frames(events: list[dict], people=("A",), first=DAY - timedelta(30), last=DA
         {
             "patient_id": people,
             "patient_journey_id": [f"J{one}" for one in people],
-            "first_observation_date": pd.to_datetime([first] * len(people)),
-            "last_observation_date": pd.to_datetime([last] * len(people)),
+            "first_observation_date": pd.to_datetime([first] * len(people)).astype("datetime64[us]"),
+            "last_observation_date": pd.to_datetime([last] * len(people)).astype("datetime64[us]"),
         }
     )
     table = pd.DataFrame(events, columns=["patient_id", "event_type", "event_date", "event_time"])
