@@ -287,7 +287,9 @@ def _distribution(
     names = _bin_names(profile)
     groups = [(names[place], float(then[place]), float(today[place])) for place in kept]
     rest = [float(max(1 - side[kept].sum(), 0.0)) for side in (then, today)]
-    return (*groups, ("all others", *rest)) if max(rest) > 1e-9 else tuple(groups)
+    if max(rest) > 1e-9:
+        groups.append(("all others", rest[0], rest[1]))
+    return tuple(groups)
 
 
 def _bin_names(profile: FeatureProfile) -> list[str]:
