@@ -326,15 +326,21 @@ def speed(rows: int, columns: int) -> tuple[float, float, float]:
 
 
 def against_stored(rows: int, columns: int) -> float:
-    """Peak resident memory in GB of a process that compares a day of that size with a stored profile."""
+    """Peak resident memory in GB of a process that compares a day of that size, in a file, with a stored profile."""
     program = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import resource; import drift as b;"
+        "import sys; sys.path.insert(0, sys.argv[1]); import resource; import drift as b; from pathlib import Path;"
+        "from e2i_dagster.monitoring.profile import ParquetColumns;"
         f"p = b.profile_frame(b.wide(50_000, {columns}, 0), bins=10);"
-        f"b.detect_drift(p, b.wide({rows}, {columns}, 1), **b.ABOUT);"
+        "b.detect_drift(p, ParquetColumns(Path(sys.argv[2])), **b.ABOUT);"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2)"
     )
     here = str(Path(__file__).resolve().parent)
-    done = subprocess.run([sys.executable, "-c", program, here], capture_output=True, text=True, check=True)
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "day.parquet")
+        wide(rows, columns, 1).to_parquet(path)
+        done = subprocess.run(
+            [sys.executable, "-c", program, here, path], capture_output=True, text=True, check=True
+        )
     return float(done.stdout.splitlines()[-1])
 
 
