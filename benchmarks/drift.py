@@ -67,8 +67,8 @@ def wide(rows: int, columns: int, seed: int, shift: float = 0.0) -> pd.DataFrame
     made = {}
     for number in range(columns):
         if number % 5 == 4:
-            drawn = pd.Categorical.from_codes(rng.integers(0, 12, rows), levels)
-            made[f"x{number}"] = pd.Series(drawn).astype("string[pyarrow]")
+            drawn = levels[rng.integers(0, 12, rows)]
+            made[f"x{number}"] = pd.Series(drawn, dtype="string[pyarrow]")
         else:
             made[f"x{number}"] = rng.normal(shift if number == 0 else 0, 1, rows)
     return pd.DataFrame(made)
@@ -77,14 +77,15 @@ def wide(rows: int, columns: int, seed: int, shift: float = 0.0) -> pd.DataFrame
 def by_feature(reference: pd.DataFrame, current: pd.DataFrame) -> float:
     """The same figures from two frames, feature by feature, with the libraries' own functions."""
     found = []
+    tests: Any = stats
     for name in reference.columns:
         then, now = reference[name], current[name]
         if pd.api.types.is_numeric_dtype(then):
             first, second = then.dropna().to_numpy(), now.dropna().to_numpy()
             bins = quantile_bins(first, POLICY.psi_bins)
             found.append(stability_index(bins.counts(first), bins.counts(second)))
-            found.append(stats.ks_2samp(first, second, method="asymp").pvalue)
-            found.append(stats.chi2_contingency([[1, len(first)], [1, len(second)]]).pvalue)
+            found.append(tests.ks_2samp(first, second, method="asymp").pvalue)
+            found.append(tests.chi2_contingency([[1, len(first)], [1, len(second)]]).pvalue)
         else:
             texts = [side.astype("string").fillna("(missing)").astype(object) for side in (then, now)]
             frequent = texts[0].value_counts().index[:50]
@@ -98,7 +99,7 @@ def by_feature(reference: pd.DataFrame, current: pd.DataFrame) -> float:
             ]
             found.append(stability_index(*counts))
             table = np.array(counts)
-            found.append(stats.chi2_contingency(table[:, table.sum(axis=0) > 0]).pvalue)
+            found.append(tests.chi2_contingency(table[:, table.sum(axis=0) > 0]).pvalue)
     return float(np.sum(found))
 
 
@@ -291,11 +292,16 @@ def usefulness(rows: int, seed: int) -> dict[str, float]:
     for row in table:
         print(f"  {row}", flush=True)
     return {
-        "level": float(stats.spearmanr(found["level"], found["loss"]).statistic),
-        "score": float(stats.spearmanr(found["score"], found["loss"]).statistic),
-        "drift_alone": float(stats.spearmanr(found["drift_alone"], found["loss"]).statistic),
+        "level": _rank_correlation(found["level"], found["loss"]),
+        "score": _rank_correlation(found["score"], found["loss"]),
+        "drift_alone": _rank_correlation(found["drift_alone"], found["loss"]),
         "error": float(errors.mean()),
     }
+
+
+def _rank_correlation(first: pd.Series, second: pd.Series) -> float:
+    result: Any = stats.spearmanr(first, second)
+    return float(result.statistic)
 
 
 def _auc(target: np.ndarray, scores: np.ndarray) -> float:
@@ -326,15 +332,23 @@ def speed(rows: int, columns: int) -> tuple[float, float, float]:
 
 
 def against_stored(rows: int, columns: int) -> float:
-    """Peak resident memory in GB of a process that compares a day of that size with a stored profile."""
+    """Peak resident memory in GB of a process that compares a day of that size, in a file, with a stored profile."""
     program = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import resource; import drift as b;"
+        "import sys; sys.path.insert(0, sys.argv[1]); import drift as b; from pathlib import Path;"
+        "from e2i_dagster.monitoring.profile import ParquetColumns;"
         f"p = b.profile_frame(b.wide(50_000, {columns}, 0), bins=10);"
-        f"b.detect_drift(p, b.wide({rows}, {columns}, 1), **b.ABOUT);"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2)"
+        "b.detect_drift(p, ParquetColumns(Path(sys.argv[2])), **b.ABOUT);"
+        "status = Path('/proc/self/status').read_text().split();"
+        "print(int(status[status.index('VmHWM:') + 1]) / 1024**2)"
     )
+    # Not `ru_maxrss`: it begins with the memory of the process that started this one.
     here = str(Path(__file__).resolve().parent)
-    done = subprocess.run([sys.executable, "-c", program, here], capture_output=True, text=True, check=True)
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "day.parquet")
+        wide(rows, columns, 1).to_parquet(path)
+        done = subprocess.run(
+            [sys.executable, "-c", program, here, path], capture_output=True, text=True, check=True
+        )
     return float(done.stdout.splitlines()[-1])
 
 

@@ -36,7 +36,7 @@ class SeverityBounds(PolicyModel):
 
     def severity_of(self, value: float) -> Severity:
         """The highest severity whose bound ``value`` reaches."""
-        reached = [name for name in SEVERITIES[1:] if value >= getattr(self, name)]
+        reached: list[Severity] = [name for name in SEVERITIES[1:] if value >= getattr(self, name)]
         return reached[-1] if reached else "none"
 
 

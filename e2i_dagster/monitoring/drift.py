@@ -25,6 +25,7 @@ from e2i_dagster.monitoring.profile import (
     FeatureProfile,
     NumberCounts,
     NumberProfile,
+    ParquetColumns,
     ReferenceProfile,
     TextProfile,
     bin_counts,
@@ -58,7 +59,7 @@ def population_stability_index(reference: pd.Series, current: pd.Series, bins: i
 
 def detect_drift(
     reference: pd.DataFrame | ReferenceProfile,
-    current: pd.DataFrame,
+    current: pd.DataFrame | ParquetColumns,
     *,
     policy: DriftPolicy,
     scope: str,
@@ -72,7 +73,8 @@ def detect_drift(
         reference: features of the training rows, one row per patient, or their profile. With a profile that knows
             its model, severities say what the drift does to the model; with one that has sample rows, the features
             are compared together, too.
-        current: what the endpoint was asked on ``day``, the same columns. A column that is not there, or is text
+        current: what the endpoint was asked on ``day``, the same columns; of a file each column is read once, and the
+            features are not compared together. A column that is not there, or is text
             where the reference has numbers, is a finding.
         predictions: the model's scores on reference rows, None where the profile has them, and its answers on
             ``day``.
@@ -101,7 +103,7 @@ def detect_drift(
         if before is None:
             raise ValueError("no scores on reference rows")
         measured.append(_measure("prediction", "prediction", before, answers, policy)[0])
-    if profile.sample:
+    if profile.sample and isinstance(current, pd.DataFrame):
         measured.extend(joint_drift(profile, current, policy))
     assessed = _assess(measured, policy)
     if profile.model is not None:
@@ -287,7 +289,9 @@ def _distribution(
     names = _bin_names(profile)
     groups = [(names[place], float(then[place]), float(today[place])) for place in kept]
     rest = [float(max(1 - side[kept].sum(), 0.0)) for side in (then, today)]
-    return (*groups, ("all others", *rest)) if max(rest) > 1e-9 else tuple(groups)
+    if max(rest) > 1e-9:
+        groups.append(("all others", rest[0], rest[1]))
+    return tuple(groups)
 
 
 def _bin_names(profile: FeatureProfile) -> list[str]:

@@ -156,7 +156,8 @@ def enter_predictions(
         columns=["prediction_id", "model_id", "patient_id", "predicted_at", "score"],
     )
     rows = outcome_windows(answers, outcomes, scope).assign(scope=scope.key)
-    records = rows.astype(object).where(rows.notna(), None).to_dict("records")
+    known = rows.astype(object).where(rows.notna(), None)
+    records = [dict(zip(rows.columns, row, strict=True)) for row in known.itertuples(index=False)]
     connection.execute(insert(windows).on_conflict_do_nothing(), records)
     return len(rows)
 

@@ -135,7 +135,7 @@ def population_table(report: DriftReport) -> Table:
         for words, then, now in one.changes
     ]
     rows.sort(key=lambda row: -abs(row[4]))
-    shares = dict.fromkeys(("share in training", "share now", "change", "importance"), ".1%")
+    shares: dict[str, str] = dict.fromkeys(("share in training", "share now", "change", "importance"), ".1%")
     return Table(
         ("feature", "group", "share in training", "share now", "change", "importance"),
         rows[:15],

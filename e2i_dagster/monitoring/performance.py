@@ -392,12 +392,12 @@ def _loss_of(model: ModelReference, found: Estimate) -> tuple[float | None, bool
     if found.value is None or reference.value is None:
         return None, False
     loss = loss_against(reference.value, found.value, model.metric)
-    # Half widths on the side of the other value, added as those of independent figures.
-    widths = [
+    # Half widths, added as those of independent figures.
+    chance, at_deployment = (
         (one.high - one.low) / 2 if one.low is not None and one.high is not None else np.inf
-        for one in (reference, found)
-    ]
-    return loss, bool(abs(found.value - reference.value) > np.hypot(*widths))
+        for one in (found, reference)
+    )
+    return loss, bool(abs(found.value - reference.value) > np.hypot(chance, at_deployment))
 
 
 def _drawn_labels(model: ModelReference, scores: np.ndarray, draws: int, seed: int) -> Iterator[np.ndarray]:

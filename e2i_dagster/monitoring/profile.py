@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -200,6 +201,29 @@ class ReferenceProfile(BaseModel):
                 }
             ),
         }
+
+
+class ParquetColumns:
+    """A day in a Parquet file that is read a column at a time, so that memory holds one of them."""
+
+    def __init__(self, path: Path) -> None:
+        from pyarrow.parquet import ParquetFile
+
+        self._file = ParquetFile(path)
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns."""
+        return self._file.schema_arrow.names
+
+    def __len__(self) -> int:
+        return self._file.metadata.num_rows
+
+    def __getitem__(self, name: str) -> pd.Series:
+        import pyarrow as pa
+
+        texts = {pa.string(): pd.StringDtype("pyarrow"), pa.large_string(): pd.StringDtype("pyarrow")}
+        return self._file.read(columns=[name]).to_pandas(types_mapper=texts.get, self_destruct=True)[name]
 
 
 def profile_frame(frame: pd.DataFrame, *, bins: int) -> ReferenceProfile:

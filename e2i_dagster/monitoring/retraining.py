@@ -62,8 +62,8 @@ def alarm_level(drift: DriftReport, performance: PerformanceReport) -> Severity:
     known = performance.basis is not None
     levels: list[Severity] = ["none", performance.severity]
     for feature in drift.features:
-        bounded = known and feature.kind != "data"
-        levels.append(min(feature.severity, "low", key=SEVERITIES.index) if bounded else feature.severity)
+        noted = known and feature.kind != "data" and feature.severity != "none"
+        levels.append("low" if noted else feature.severity)
     if performance.concept_drift:
         levels.append("medium")
     return max(levels, key=SEVERITIES.index)

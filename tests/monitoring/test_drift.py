@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from e2i_dagster.config.drift_monitoring import DriftPolicy
 from e2i_dagster.monitoring.drift import detect_drift, population_stability_index
-from e2i_dagster.monitoring.profile import count_numbers, profile_values
+from e2i_dagster.monitoring.profile import ParquetColumns, count_numbers, profile_values
 from e2i_dagster.policy_files.environment import CHECKOUT
 
 POLICY = DriftPolicy.load(CHECKOUT / "config")
@@ -202,6 +202,16 @@ def test_a_column_that_is_gone_or_changed_its_type_is_a_finding():
     text = current.assign(disease_severity="high")
     changed = detect_drift(reference, text, policy=POLICY, scope="s", day=DAY, model_id="m/1")
     assert changed.findings[0].startswith("disease_severity: is object where the reference has numbers")
+
+
+def test_a_file_is_compared_as_its_frame(tmp_path):
+    rng = np.random.default_rng(15)
+    reference, current = frame(rng, 500), frame(rng, 500, shift=1)
+    current.loc[:20, "disease_severity"] = np.nan
+    current.to_parquet(tmp_path / "day.parquet")
+    about = {"policy": POLICY, "scope": "s", "day": DAY, "model_id": "m/1"}
+    from_file = detect_drift(reference, ParquetColumns(tmp_path / "day.parquet"), **about)
+    assert from_file == detect_drift(reference, current, **about)
 
 
 def test_a_large_sample_does_not_make_a_small_shift_more_than_a_note():
