@@ -110,9 +110,8 @@ def labelled_rows(
             that is not among ``classes``.
     """
     _require(frame, [target])
-    several = problem_type == "multiclass_classification"
-    values = frame[target] if several else _numbers(frame[target])
-    unlabelled = int(pd.isna(values).sum())
+    given = frame[target]
+    unlabelled = int(given.isna().sum())
     if unlabelled:
         raise InputError(
             f"{unlabelled} of {len(frame)} rows have no value in {target!r}. Only labelled patients can be "
@@ -120,6 +119,16 @@ def labelled_rows(
             field=target,
             remedy="Leave the scoring set out.",
         )
+    if problem_type == "multiclass_classification":
+        values = pd.Index(classes).get_indexer(pd.Index(given.astype(str)))
+        if (values < 0).any():
+            raise InputError(
+                f"{target!r} holds a class other than {', '.join(classes)}.",
+                field=target,
+                remedy="Name every class of the outcome.",
+            )
+        return LabelledRows(model_input(frame, features), values, tuple(classes))
+    values = _numbers(given)
     if problem_type == "binary_classification":
         if not np.isin(values, (0.0, 1.0)).all():
             raise InputError(
@@ -128,15 +137,7 @@ def labelled_rows(
                 remedy="Give 0 and 1.",
             )
         values = values.astype("int64")
-    if several:
-        values = pd.Index(classes).get_indexer(pd.Index(values.astype(str)))
-        if (values < 0).any():
-            raise InputError(
-                f"{target!r} holds a class other than {', '.join(classes)}.",
-                field=target,
-                remedy="Name every class of the outcome.",
-            )
-    return LabelledRows(model_input(frame, features), values, tuple(classes))
+    return LabelledRows(model_input(frame, features), values)
 
 
 def label_classes(frame: pd.DataFrame, problem_type: str, target: str = "label") -> tuple[str, ...]:

@@ -360,7 +360,8 @@ def _risk_model(
         note = f"slope and hazard cross-fitted on {len(target)} training rows: {few}"
         cut = StratifiedKFold(folds, shuffle=True, random_state=policy.sampler.seed)
         for fit_on, asked in cut.split(learn[0], target > 0):
-            folded = clone(unfitted).fit(learn[0][fit_on], target[fit_on])
+            again: Any = clone(unfitted)
+            folded = again.fit(learn[0][fit_on], target[fit_on])
             _, values[asked] = centred(folded, learn[0][fit_on], learn[0][asked])
     slope, _ = cox_slope(target, values)
     # Without a relation on those rows there is nothing to stretch: everybody has the average risk.

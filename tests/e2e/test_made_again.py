@@ -168,13 +168,17 @@ ANOTHER: dict[str, Any] = {
     "features": ["disease_severity"], "dgp": "heterogeneous", "prior_outcome": "keep", "split": "validation",
     "incomplete_followup": "negative", "estimate": "lower", "scoring_patients_at": "data_end",
     "preferred_algorithms": ["XGBoost"], "excluded_algorithms": ["XGBoost"],
+    "column": "days_from_diagnosis",
     "All_Brands": "other", "learning": "monitoring", "confirmed": "pending",
 }  # fmt: skip
 #: Keys that have one value only, alone or beside the others of their file.
 ONE_VALUE = (
     "algorithms.yaml: *.problem_types", "algorithms.yaml: *.kind", "cohorts/*: brand", "cohorts/*: indication",
     "optuna_config.yaml: sampler.name", "optuna_config.yaml: pruner.name", "optuna_config.yaml: metric.*",
-    "optuna_config.yaml: threshold.rule", "scopes/*: problem_type", "scopes/*: outcome.event.table",
+    "optuna_config.yaml: threshold.rule", "scopes/*: problem_type", "scopes/*: outcome.*.table",
+    # Of numbers and times.
+    "scopes/*_adherence.yaml: outcome.incomplete_followup", "scopes/*_cost.yaml: outcome.incomplete_followup",
+    "scopes/*_time_to_fill.yaml: outcome.incomplete_followup",
     "scopes/*: split.mode", "sources.yaml: source.kind",
 )  # fmt: skip
 #: What a file may leave out, because it is made of other keys.

@@ -26,7 +26,7 @@ import pytest
 import sqlalchemy as sa
 
 from e2i_dagster.config.serving import ServingPolicy
-from e2i_dagster.errors import InputError, UnavailableError
+from e2i_dagster.errors import ConfigError, InputError, UnavailableError
 from e2i_dagster.serving.client import authorities, score, score_answerable, waiting_words, with_waiting
 from e2i_dagster.serving.control import DeploymentError
 from e2i_dagster.serving.deployment import Deployment, ParitySample, deploy
@@ -829,7 +829,11 @@ def test_a_taken_port_is_named_and_nothing_is_left(live: Live, stored: Stored, t
 def test_the_policy_file_is_complete() -> None:
     policy = ServingPolicy.load()
     assert policy.service_of("binary_classification") == "classification"
-    assert policy.service_of("survival") is None
+    assert policy.service_of("survival") == "regression"
+    assert policy.service_of("forecast") is None
+    with pytest.raises(ConfigError, match="no service takes models of forecast") as caught:
+        policy.require_service("forecast")
+    assert (caught.value.field, caught.value.value) == ("services", "forecast")
     below = policy.model_copy(update={"trusted_types": ("sklearn.*",)})
     assert below.trusts("sklearn.pipeline.Pipeline")
     assert not below.trusts("sklearnx.thing")
