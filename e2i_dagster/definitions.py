@@ -38,6 +38,7 @@ from sensors.experiments import experiment_monitor
 from sensors.failures import alert_on_run_failure
 from sensors.freshness import feature_freshness
 from sensors.schedules import daily_digest, monthly_load
+from sensors.services import service_watch
 
 MODULES = (
     configuration,
@@ -80,6 +81,7 @@ def build_definitions(resources: Mapping[str, Any] | None = None) -> dg.Definiti
             experiment_monitor,
             missing_deliveries,
             feature_freshness,
+            service_watch,
             cohorts_after_load,
             scopes_after_cohorts,
         ],

@@ -36,23 +36,29 @@ class MlflowResource(dg.ConfigurableResource):
         """The MLflow run of ``context``'s Dagster run and ``scope``, active inside the block.
 
         Yields dagster-mlflow's client (all functions of ``mlflow`` plus ``tracking_client``). The run is
-        ended on the way out: FINISHED, FAILED when the block raised, KILLED when it was interrupted.
+        ended on the way out: FINISHED, FAILED when the block raised, KILLED when it was interrupted. Runs of
+        the scope whose process was killed are ended first.
         """
         from e2i_dagster.registry import (
+            PROCESS_TAG,
             default_artifact_root,
+            end_abandoned_runs,
             ensure_experiment,
             experiment_name,
             run_tags,
             silence_telemetry,
+            this_process,
         )
 
         silence_telemetry()
         import mlflow
 
         tracking_uri, name = self.uri(), experiment_name(scope)
-        ensure_experiment(
+        experiment = ensure_experiment(
             name, tracking_uri=tracking_uri, artifact_root=self.artifact_root or default_artifact_root()
         )
+        for run_id in end_abandoned_runs(experiment, tracking_uri=tracking_uri):
+            context.log.warning(f"The MLflow run {run_id} of a process that was killed is ended as KILLED.")
         mlflow.set_registry_uri(tracking_uri)
         with warnings.catch_warnings():
             # dagster-mlflow announces itself as beta at each use.
@@ -72,6 +78,7 @@ class MlflowResource(dg.ConfigurableResource):
                     },
                 )
             )
+        mlflow.set_tag(PROCESS_TAG, this_process())
         status = "FAILED"
         try:
             yield client

@@ -29,6 +29,7 @@ class RequestPolicy(PolicyModel):
 
     max_batch: int = Field(ge=1)
     max_body_bytes: int = Field(ge=1024)
+    max_table_bytes: int = Field(ge=1024)
     timeout_seconds: float = Field(gt=0)
 
 
@@ -57,6 +58,7 @@ class DeploymentPolicy(PolicyModel):
     """Start, parity, switch and restart of a colour. Times in seconds."""
 
     workers: int = Field(ge=1)
+    worker_memory_mb: int = Field(ge=1)
     threads: int = Field(ge=1)
     start_timeout_seconds: float = Field(gt=0)
     parity_tolerance: float = Field(gt=0)

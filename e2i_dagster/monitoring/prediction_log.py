@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import math
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 import sqlalchemy as sa
@@ -52,8 +55,36 @@ def read_prediction_log(
             "prediction": "float64",
         }
     )
+    received = [json.loads(row[5]) if isinstance(row[5], str) else (row[5] or {}) for row in rows]
     asked = pd.DataFrame(
-        [json.loads(row[5]) if isinstance(row[5], str) else (row[5] or {}) for row in rows],
-        columns=list(features),
+        {name: _column([one.get(name) for one in received]) for name in features}, index=keys.index
     )
     return pd.concat([keys, asked], axis=1)
+
+
+def _column(values: Sequence[Any]) -> pd.Series:
+    """Logged values of one feature as a column that can be stored, whatever single rows hold.
+
+    The database writes 1e30 as a whole number, which no integer type takes: such a number becomes a float, and
+    missing when no float can hold it. Of values of several kinds, the kind of most rows stays and the others are
+    missing.
+    """
+    kinds = Counter(_kind(value) for value in values if value is not None)
+    most = kinds.most_common(1)[0][0] if kinds else None
+    kept = [value if value is not None and _kind(value) == most else None for value in values]
+    if most == "number" and any(isinstance(value, int) and abs(value) >= 2**63 for value in kept):
+        return pd.Series([_float(value) for value in kept], dtype="float64")
+    return pd.Series(kept, dtype=None if most else "object")
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, bool):
+        return "boolean"
+    return "number" if isinstance(value, int | float) else type(value).__name__
+
+
+def _float(value: float | None) -> float:
+    try:
+        return math.nan if value is None else float(value)
+    except OverflowError:
+        return math.nan

@@ -1,10 +1,12 @@
 """Tracking, registration, stages and their evidence."""
 
 from e2i_dagster.registry.mlflow_runs import (
+    PROCESS_TAG,
     TRUSTED_TYPES,
     LoggedModel,
     default_artifact_root,
     default_tracking_uri,
+    end_abandoned_runs,
     ensure_experiment,
     experiment_name,
     load_pipeline,
@@ -12,6 +14,7 @@ from e2i_dagster.registry.mlflow_runs import (
     log_training,
     run_tags,
     silence_telemetry,
+    this_process,
 )
 from e2i_dagster.registry.records import (
     experiment_key,
@@ -28,6 +31,7 @@ from e2i_dagster.registry.stages import Approval, Evidence, Transition, check_tr
 from e2i_dagster.registry.versions import RegisteredVersion, promote, register, version_at
 
 __all__ = [
+    "PROCESS_TAG",
     "TRUSTED_TYPES",
     "Approval",
     "Evidence",
@@ -37,6 +41,7 @@ __all__ = [
     "check_transition",
     "default_artifact_root",
     "default_tracking_uri",
+    "end_abandoned_runs",
     "ensure_experiment",
     "experiment_key",
     "experiment_name",
@@ -49,6 +54,7 @@ __all__ = [
     "register",
     "run_tags",
     "silence_telemetry",
+    "this_process",
     "version_at",
     "write_experiment",
     "write_explanation",

@@ -111,6 +111,61 @@ def ensure_experiment(name: str, *, tracking_uri: str, artifact_root: str | None
         ) from None
 
 
+#: Tag of a run: the process that writes it, as host, number and start time (seconds since 1970).
+PROCESS_TAG = "e2i.process"
+
+
+def this_process() -> str:
+    """Value of :data:`PROCESS_TAG` for the process that asks."""
+    import socket
+
+    import psutil
+
+    return f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time():.0f}"
+
+
+def end_abandoned_runs(experiment_id: str, *, tracking_uri: str) -> list[str]:
+    """End the runs of an experiment that are RUNNING though their process is gone, as KILLED with the reason.
+
+    A process that is killed cannot end its run. A run of another machine, or of a process that is not noted, stays
+    as it is: whether it is still written cannot be seen from here.
+
+    Returns:
+        Keys of the runs that were ended.
+    """
+    silence_telemetry()
+    import mlflow
+
+    client = mlflow.MlflowClient(tracking_uri=tracking_uri)
+    ended = []
+    for run in client.search_runs([experiment_id], "attributes.status = 'RUNNING'"):
+        process = run.data.tags.get(PROCESS_TAG)
+        if process is not None and _process_gone(process):
+            number = process.rsplit(":", 2)[1]
+            client.set_tag(
+                run.info.run_id, "e2i.killed", f"its process {number} ended without ending the run (killed)"
+            )
+            client.set_terminated(run.info.run_id, status="KILLED")
+            ended.append(run.info.run_id)
+    return ended
+
+
+def _process_gone(process: str) -> bool:
+    import socket
+
+    import psutil
+
+    host, number, created = process.rsplit(":", 2)
+    if host != socket.gethostname():
+        return False
+    try:
+        found = psutil.Process(int(number))
+        # The system derives the time from its boot time, which moves a little when the clock is set.
+        return abs(found.create_time() - float(created)) > 2 or found.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def run_tags(scope: ScopeSpec) -> dict[str, str]:
     """Tags of a run: scope, brand, indication, problem type, kind of experiment."""
     return {

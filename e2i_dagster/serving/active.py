@@ -44,11 +44,11 @@ def parity_samples(
     """
     samples = {}
     for model in models:
-        features = frames(model.scope or "")[Signature.of_model(model.folder).names].head(rows)
+        signature = Signature.of_model(model.folder)
+        features = frames(model.scope or "")[signature.names].head(rows)
         offline = load_model(model.folder, file_digests(model.folder), policy, model.threshold)
-        asked = to_frame(
-            Signature.of_model(model.folder), to_records(Signature.of_model(model.folder), features)
-        )
+        records = to_records(signature, features)
+        asked = to_frame(signature, [[record[name] for record in records] for name in signature.names])
         samples[model.model_name] = ParitySample(features, offline.predict(asked).values)
     return samples
 

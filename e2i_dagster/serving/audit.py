@@ -127,19 +127,22 @@ class Journal:
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> bool:
         """Note rows; False if they had to be dropped (counted). Never waits for the warehouse."""
-        text = b"".join(to_json(row) + b"\n" for row in rows)
+        return self.append_lines(b"".join(to_json(row) + b"\n" for row in rows), len(rows))
+
+    def append_lines(self, text: bytes, rows: int) -> bool:
+        """As :meth:`append`, of ``rows`` rows that are lines of JSON already."""
         with self._lock:
             if self._written - self._stored_to + len(text) > self._policy.max_journal_bytes:
-                self._dropped += len(rows)
+                self._dropped += rows
                 return False
             try:
                 written = self._file.write(text)
             except OSError as error:
-                return self._drop(len(rows), error.strerror or type(error).__name__)
+                return self._drop(rows, error.strerror or type(error).__name__)
             if written != len(text):
                 # A full disk took a part: take it back, half a row helps nobody.
                 os.ftruncate(self._file.fileno(), self._written)
-                return self._drop(len(rows), "the disk is full")
+                return self._drop(rows, "the disk is full")
             self._written += len(text)
         return True
 

@@ -168,7 +168,7 @@ def _levels(encoder: Any, columns: Sequence[str], places: list[int]) -> Block:
 
 def _width(encoder: Any, position: int, levels: int) -> int:
     """Columns of one text; its rare levels share one."""
-    rare = getattr(encoder, "infrequent_categories_", None)
+    rare: Any = getattr(encoder, "infrequent_categories_", None)
     count = 0 if rare is None or rare[position] is None else len(rare[position])
     return levels - count + 1 if count else levels
 
@@ -280,6 +280,7 @@ def _rows_to_compare(pipeline: Any, signature: Signature) -> list[dict[str, Any]
 def _known_levels(pipeline: Any) -> Mapping[str, list[str]]:
     found: dict[str, list[str]] = {}
     for _, transformer, columns in pipeline.named_steps["preprocess"].transformers_:
-        for name, known in zip(columns, getattr(transformer, "categories_", ()), strict=False):
+        categories: Any = getattr(transformer, "categories_", ())
+        for name, known in zip(columns, categories, strict=False):
             found[name] = [str(level) for level in known if not _absent(level)]
     return found

@@ -27,6 +27,7 @@ from e2i_dagster.serving.state import (
     read_record,
     services_folder,
     wait_ended,
+    write_record,
 )
 from e2i_dagster.serving.supervisor import listen
 
@@ -122,9 +123,6 @@ def start_supervisor(
     Raises:
         UnavailableError: the port is taken, or the process does not start; its last line is given.
     """
-    if earlier is not None and earlier.active is not None and earlier.active.process is not None:
-        # Colours of a supervisor that was killed end by themselves; the port must be free of them.
-        wait_ended([earlier.active.process], policy.deployment.stop_seconds)
     if not port and earlier is not None and _free(host, earlier.port):
         port = earlier.port
     require_free(host, port, service)
@@ -204,7 +202,7 @@ def _who_listens(port: int) -> str:
     return "which process has it cannot be seen by this user"
 
 
-def stop_supervisor(record: ServiceRecord, policy: ServingPolicy) -> None:
+def stop_supervisor(state: Path, record: ServiceRecord, policy: ServingPolicy) -> None:
     """End the supervisor of ``record`` and everything it started."""
     if record.supervisor is None:
         return
@@ -220,3 +218,7 @@ def stop_supervisor(record: ServiceRecord, policy: ServingPolicy) -> None:
         wait_ended(members, 5)
     with contextlib.suppress(ChildProcessError):
         os.waitpid(record.supervisor.pid, os.WNOHANG)
+    # One that was killed could not write that it was stopped, and would be started again.
+    left = read_record(state, record.service)
+    if left is not None and left.supervisor is not None:
+        write_record(state, left.model_copy(update={"supervisor": None}))

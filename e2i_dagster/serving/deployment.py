@@ -301,8 +301,9 @@ def deploy(
                 seconds["switch"] = round(time.monotonic() - mark, 3)
         except BaseException:
             if fresh:
-                stop_supervisor(record, policy)
+                stop_supervisor(state, record, policy)
             raise
+        switched = read_record(state, release.service)
         say(f"{release.tag} answers at {record.url}")
     return Deployment(
         deployment_id=str(uuid.uuid4()),
@@ -313,7 +314,7 @@ def deploy(
         bento_tag=release.tag,
         release_version=release.version,
         colour=colour.colour,
-        workers=policy.deployment.workers,
+        workers=(switched.active.workers if switched and switched.active else 1),
         models=tuple(
             DeployedModel(
                 model_name=one.model_name,

@@ -16,13 +16,15 @@ from e2i_dagster.serving.control import Progress, exclusive, start_supervisor, s
 from e2i_dagster.serving.examples import curl
 from e2i_dagster.serving.release import read_release
 from e2i_dagster.serving.state import ServiceRecord, read_record, read_records, services_folder
+from e2i_dagster.serving.watch import watchers
 
 
 class Endpoint(BaseModel):
     """One model at one public address, as ``e2i status`` shows it.
 
     ``health`` is what ``/health`` says now (``healthy``, ``degraded``, ``unhealthy``), ``unreachable``
-    when the supervisor runs but nobody answers, or ``stopped``.
+    when the supervisor runs but nobody answers, or ``stopped``. ``watched_by`` says who starts the supervisor
+    again if it is killed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -36,6 +38,7 @@ class Endpoint(BaseModel):
     bento_tag: str
     since: str
     restarts: int
+    watched_by: str
     reason: str | None = None
 
 
@@ -66,6 +69,7 @@ def endpoints(state: Path | None = None, *, timeout: float = 2.0) -> list[Endpoi
                 bento_tag=active.tag,
                 since=active.since,
                 restarts=active.restarts,
+                watched_by=watchers(state, record),
                 reason=reason,
             )
             for model_id in active.model_ids
@@ -97,9 +101,11 @@ def stop_all(state: Path | None = None, *, policy: ServingPolicy | None = None) 
     for record in read_records(state):
         with exclusive(state, record.service, policy.deployment.lock_seconds, lambda _: None):
             record = read_record(state, record.service) or record  # noqa: PLW2901 - it may have changed meanwhile
-            if record.supervised():
-                stop_supervisor(record, policy)
-                stopped.append(record.service)
+            # One that was killed may have left workers, which would start it again.
+            if record.supervisor is not None:
+                running = record.supervised()
+                stop_supervisor(state, record, policy)
+                stopped += [record.service] * running
     return stopped
 
 

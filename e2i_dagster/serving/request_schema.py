@@ -355,7 +355,7 @@ def request_schema(signature: Signature, model_name: str, max_batch: int) -> Req
     fields: dict[str, Any] = {}
     for position, feature in enumerate(signature.features):
         # Feature names need not be Python names: the field has one of its own, the request the alias.
-        kind = _ANNOTATIONS[feature.type]
+        kind: Any = _ANNOTATIONS[feature.type]
         if feature.possible is not None:
             low, high = feature.possible
             # A whole number is compared with whole limits, since 2**63 - 1 is no double.

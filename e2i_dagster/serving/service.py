@@ -16,23 +16,36 @@ import json
 import logging
 import os
 import re
+import tempfile
+import threading
 import time
 import traceback
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 # FastAPI reads annotations from the module, so its names must be here. Only processes that serve and
 # the build import this module.
+import numpy as np
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic_core import to_json
 
 from e2i_dagster.errors import ConfigError, VerdictError
 from e2i_dagster.serving import audit
+from e2i_dagster.serving.columnar import (
+    ARROW,
+    PARQUET,
+    ArrowAnswer,
+    Columnar,
+    accepts_arrow,
+    answer_columns,
+    log_lines,
+    parts,
+)
 from e2i_dagster.serving.health import GAUGE, Answers, Level
 from e2i_dagster.serving.models import LoadedModel, Predicted, load_model
 from e2i_dagster.serving.release import Manifest, ReleasedModel
@@ -51,9 +64,9 @@ from e2i_dagster.serving.state import (
     FORWARD_HEADER,
     PROBE_HEADER,
     ColourSettings,
-    ProcessIdentity,
     journal_folder,
 )
+from e2i_dagster.serving.watch import watch_supervisor
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -71,7 +84,11 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _PROBE = PROBE_HEADER.encode()
-_HEADERS_READ = frozenset((b"x-request-id", b"content-length", FORWARD_HEADER, _PROBE))
+_HEADERS_READ = frozenset(
+    (b"x-request-id", b"content-length", b"content-type", b"accept", FORWARD_HEADER, _PROBE)
+)
+#: A larger batch of columns waits in a file that has no name, bytes.
+_TABLE_IN_MEMORY = 16 * 1024 * 1024
 #: A model that is not served is refused in the words of this service.
 _PREDICTION_PATH = re.compile(r"^/(?P<name>[^/]+)/(?P<route>predict|predict_batch)$")
 #: How often the gauge of a model's health is set, seconds.
@@ -136,6 +153,10 @@ class Asked:
 
 class ClientGoneError(Exception):
     """The client went away before its whole request had come."""
+
+
+class AnswerBrokenError(Exception):
+    """A part of an answer could not be made after others were sent: the connection ends."""
 
 
 class ServedModel:
@@ -373,6 +394,14 @@ class Application:
         name = name_in_path if name_in_path in runtime.models else "none"
         status, body, error_code = 500, b"", "internal"
         try:
+            kind = headers.get(b"content-type", "").partition(";")[0].strip().lower()
+            if kind in (ARROW, PARQUET) and route == "predict_batch":
+                model = self._model(name_in_path, None)
+                name = model.released.model_name
+                await self._table(model, kind, headers, receive, send, asked)
+                if not asked.probe:
+                    runtime.count(name, route, 200, "", time.perf_counter() - began)
+                return
             payload = decode(await self._body(headers, receive))
             model = self._model(name_in_path, payload)
             name = model.released.model_name
@@ -388,6 +417,8 @@ class Application:
             )
         except ClientGoneError:
             return
+        except AnswerBrokenError:
+            raise
         # A defect of the model must not look like one of the request, nor show a value of it: messages
         # of scikit-learn quote values, so neither the answer nor the log repeats them.
         except Exception as error:  # noqa: BLE001
@@ -403,28 +434,87 @@ class Application:
             runtime.count(name, route, status, error_code, time.perf_counter() - began)
         await _send(send, status, body, request_id, close=status == 413)
 
+    async def _table(
+        self,
+        model: ServedModel,
+        kind: str,
+        headers: Mapping[bytes, str],
+        receive: Receive,
+        send: Send,
+        asked: Asked,
+    ) -> None:
+        """Answer a batch of columns part by part."""
+        if not accepts_arrow(headers.get(b"accept", "")):
+            raise RequestError(406, "not_acceptable", [("accept", f"must allow {ARROW}")])
+        limit = self.manifest.policy.request.max_table_bytes
+        loop = asyncio.get_running_loop()
+        with tempfile.SpooledTemporaryFile(_TABLE_IN_MEMORY) as body:
+            async for part in _received(headers, receive, limit):
+                body.write(part)
+            body.seek(0)
+            answers = self._parts(model, body, kind, asked)
+            started = False
+            try:
+                while (part := await loop.run_in_executor(None, next, answers, None)) is not None:
+                    if not started:
+                        started = True
+                        await _start(send, 200, asked.request_id, (b"content-type", ARROW.encode()))
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
+            except Exception as error:
+                if started:
+                    raise AnswerBrokenError from error
+                raise
+            await send({"type": "http.response.body", "body": b""})
+
+    def _parts(self, model: ServedModel, body: Any, kind: str, asked: Asked) -> Iterator[bytes]:
+        """The answer to a batch of columns in parts; each part's answers are in the journal before it is sent."""
+        runtime = self._running()
+        released, loaded = model.released, model.loaded
+        schema, batches = parts(body, kind)
+        request = Columnar(schema, released.signature)
+        answer = ArrowAnswer(
+            loaded,
+            patient=request.has_patient,
+            metadata={
+                "model_id": released.model_id,
+                "request_id": asked.request_id,
+                "slot": runtime.settings.slot,
+                "stage": model.stage,
+                "release": self.version,
+            },
+        )
+        done = 0
+        for batch in batches:
+            columns, problems, warnings = request.read(batch)
+            usable = np.equal(problems, None)
+            if not usable.all():
+                columns = [column[usable] for column in columns]
+            answers = answer_columns(loaded, loaded.raw(released.signature, columns)) if usable.any() else {}
+            patients = batch.column("patient_id").cast("string") if request.has_patient else None
+            if runtime.journal is not None and not asked.probe and usable.any():
+                lines = log_lines(
+                    key=asked.key,
+                    start=done,
+                    request_id=asked.request_id,
+                    model_id=released.model_id,
+                    model_version=released.version,
+                    at=audit.now(),
+                    names=released.signature.names,
+                    columns=columns,
+                    answers=answers,
+                    patients=None
+                    if patients is None
+                    else np.array(patients.to_pylist(), dtype=object)[usable].tolist(),
+                )
+                if not runtime.journal.append_lines(lines, int(usable.sum())):
+                    runtime.meters.dropped.inc(int(usable.sum()))
+            done += int(usable.sum())
+            yield answer.part(answers, usable, problems, warnings, patients)
+        yield answer.end()
+
     async def _body(self, headers: Mapping[bytes, str], receive: Receive) -> bytes:
         limit = self.manifest.policy.request.max_body_bytes
-        too_large = RequestError(
-            413, "body_too_large", [("body", f"is larger than {limit} bytes; send fewer rows at once")]
-        )
-        length = headers.get(b"content-length", "")
-        # Refused before any of it is read.
-        if length.isdigit() and int(length) > limit:
-            raise too_large
-        parts: list[bytes] = []
-        size = 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGoneError
-            part = message.get("body", b"")
-            size += len(part)
-            if size > limit:
-                raise too_large
-            parts.append(part)
-            if not message.get("more_body"):
-                return b"".join(parts)
+        return b"".join([part async for part in _received(headers, receive, limit)])
 
     def _model(self, name_in_path: str | None, payload: Any) -> ServedModel:
         models = self._running().models
@@ -593,16 +683,44 @@ def _warnings(row: Row) -> list[dict[str, str]]:
     return [{"field": f"features.{name}", "problem": problem} for name, problem in row.warnings]
 
 
+async def _received(headers: Mapping[bytes, str], receive: Receive, limit: int) -> AsyncIterator[bytes]:
+    """The body of a request as it comes.
+
+    Raises:
+        RequestError: 413, it is larger than ``limit`` bytes; before any of it is read, where its length is given.
+        ClientGoneError: the client went away.
+    """
+    too_large = RequestError(
+        413, "body_too_large", [("body", f"is larger than {limit} bytes; send fewer rows at once")]
+    )
+    length = headers.get(b"content-length", "")
+    if length.isdigit() and int(length) > limit:
+        raise too_large
+    size = 0
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        part = message.get("body", b"")
+        size += len(part)
+        if size > limit:
+            raise too_large
+        yield part
+        more = message.get("more_body", False)
+
+
+async def _start(send: Send, status: int, request_id: str, *more: tuple[bytes, bytes]) -> None:
+    headers = [(b"x-request-id", request_id.encode()), *more]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+
+
 async def _send(send: Send, status: int, body: bytes, request_id: str, *, close: bool) -> None:
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"x-request-id", request_id.encode()),
-    ]
+    more = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if close:
         # The rest of the request is not read.
-        headers.append((b"connection", b"close"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+        more.append((b"connection", b"close"))
+    await _start(send, status, request_id, *more)
     await send({"type": "http.response.body", "body": body})
 
 
@@ -623,7 +741,7 @@ class Predictions:
             path = scope["path"]
             target = self._targets.get(path)
             if target is None and (unknown := _PREDICTION_PATH.match(path)):
-                target = (unknown["route"], unknown["name"])
+                target = (cast("Route", unknown["route"]), unknown["name"])
             if target is not None:
                 await self._holder.answer(scope, receive, send, target)
                 return
@@ -696,7 +814,8 @@ def application(manifest: Manifest, version: str) -> tuple[Predictions, Applicat
                     "content": {
                         "application/json": {
                             "schema": references[0] if len(references) == 1 else {"anyOf": references}
-                        }
+                        },
+                        **(_TABLES if route == "predict_batch" else {}),
                     },
                 }
             },
@@ -766,6 +885,10 @@ def _nothing_here(app: FastAPI, path: str, request: Request) -> Response:
     return Response(body, 404, media_type="application/json")
 
 
+#: Bodies of a scoring job, in the OpenAPI document.
+_TABLES = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in (ARROW, PARQUET)}
+
+
 def _describe_requests(app: FastAPI, models: list[Any]) -> None:
     """Add the request bodies to the OpenAPI document: the routes read the body themselves, so that
     its size is bounded before it is parsed, and FastAPI does not know them."""
@@ -797,6 +920,8 @@ def bento_service(folder: Path) -> Any:
     manifest = Manifest.read(folder)
     service_policy = manifest.policy.services[manifest.service]
     app, holder = application(manifest, manifest.version)
+    # Where it is only built there are none.
+    settings = _settings() if SETTINGS_VARIABLE in os.environ else None
 
     class Service:
         def __init__(self) -> None:
@@ -810,7 +935,7 @@ def bento_service(folder: Path) -> Any:
     Service.__name__ = Service.__qualname__ = manifest.service
     decorate: Callable[[type], Any] = bentoml.service(
         name=manifest.service,
-        workers=manifest.policy.deployment.workers,
+        workers=settings.workers if settings is not None else manifest.policy.deployment.workers,
         resources={"cpu": str(service_policy.cpu), "memory": service_policy.memory},
         traffic={"timeout": manifest.policy.request.timeout_seconds},
         logging={"access": {"enabled": False}},
@@ -820,13 +945,7 @@ def bento_service(folder: Path) -> Any:
     return decorate(bentoml.asgi_app(app, path="/")(Service))
 
 
-def start_worker(holder: Application, folder: Path) -> None:
-    """Load models and open the log in a worker process.
-
-    Raises:
-        ConfigError: the process has no settings.
-        VerdictError: as in :class:`Runtime`. The reason is also written where the deployment looks.
-    """
+def _settings() -> ColourSettings:
     path = os.environ.get(SETTINGS_VARIABLE)
     if not path:
         raise ConfigError(
@@ -835,7 +954,17 @@ def start_worker(holder: Application, folder: Path) -> None:
             file=SETTINGS_VARIABLE,
             remedy="Start it with `e2i serve`.",
         )
-    settings = ColourSettings.model_validate_json(Path(path).read_bytes())
+    return ColourSettings.model_validate_json(Path(path).read_bytes())
+
+
+def start_worker(holder: Application, folder: Path) -> None:
+    """Load models and open the log in a worker process.
+
+    Raises:
+        ConfigError: the process has no settings.
+        VerdictError: as in :class:`Runtime`. The reason is also written where the deployment looks.
+    """
+    settings = _settings()
     # What is imported for a model stays, as on the command line.
     gc.set_threshold(10_000)
     try:
@@ -845,25 +974,7 @@ def start_worker(holder: Application, folder: Path) -> None:
         raise
     # Libraries and models stay as long as the worker: no answer waits for a search for garbage among them.
     gc.freeze()
-    if settings.supervisor is not None:
-        _end_with(settings.supervisor)
-
-
-def _end_with(supervisor: ProcessIdentity) -> None:
-    """End this worker when the supervisor or BentoML's parent process is gone: nobody else would."""
-    import signal
-    import threading
-
-    parent = os.getppid()
-
-    def watch() -> None:
-        while supervisor.running() and os.getppid() == parent:
-            time.sleep(0.5)
-        if os.getppid() == parent:
-            os.kill(parent, signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
-        # The usual end stores the prediction log; what is left after this is in the journal.
-        time.sleep(20)
-        os._exit(1)
-
-    threading.Thread(target=watch, name="supervisor-watch", daemon=True).start()
+    if settings.service:
+        threading.Thread(
+            target=watch_supervisor, args=(settings, os.getppid()), name="supervisor-watch", daemon=True
+        ).start()

@@ -155,7 +155,8 @@ class ColourSettings(BaseModel):
     probe_token: str
     state: Path
     failure: Path
-    supervisor: ProcessIdentity | None = None
+    service: str = ""
+    workers: int = 1
 
 
 class ActiveColour(BaseModel):
@@ -175,6 +176,7 @@ class ActiveColour(BaseModel):
     port: int | None = None
     since: str
     restarts: int = 0
+    workers: int = 1
 
 
 class ServiceRecord(BaseModel):

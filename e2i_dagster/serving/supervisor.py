@@ -3,8 +3,10 @@
 ``python -m e2i_dagster.serving.supervisor classification`` starts the recorded release in the
 foreground (so does ``e2i serve classification``); a deployment starts it detached, so that it survives the run that
 deployed. A colour is one BentoML process (with its workers) on a private port of the loopback
-interface; connections to the public port are forwarded to the active one. The supervisor starts a
-dead colour again, with growing pauses.
+interface; requests to the public port are forwarded to the active one (:mod:`~.forwarding`). Its workers are
+started again by BentoML; while one starts, the others answer. When BentoML's own process dies, its workers answer
+on until the colour that the supervisor starts in its place is healthy. A supervisor that was killed is started
+again by the workers (:mod:`~.watch`), and takes over the colour that it finds running.
 
 Control is a line of JSON over a loopback port, with the token of the service's record (readable by
 the owner only): ``start`` a candidate, ask whether it is ``alive``, ``switch`` to it. A candidate
@@ -33,9 +35,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+import uvloop
+
 from e2i_dagster.config.serving import DeploymentPolicy, ServingPolicy
 from e2i_dagster.errors import E2IError, InputError, UnavailableError
 from e2i_dagster.policy_files.environment import state_folder
+from e2i_dagster.serving.forwarding import Client, Forwarder
 from e2i_dagster.serving.state import (
     ActiveColour,
     ColourSettings,
@@ -56,20 +61,8 @@ from e2i_dagster.serving.state import (
 
 logger = logging.getLogger("e2i.supervisor")
 
-#: A connection to the public port waits this long for a colour that is just being started again.
-_CONNECT_SECONDS = 3.0
 #: How often the processes of the active colour are listed; they must be known when its first one has died.
 _FAMILY_SECONDS = 2.0
-
-_UNAVAILABLE = json.dumps(
-    {
-        "error": {
-            "code": "service_starting",
-            "message": "The service is being started. Try again in some seconds.",
-            "problems": [],
-        }
-    }
-).encode()
 
 
 def _time() -> str:
@@ -89,13 +82,25 @@ class Colour:
     described: ActiveColour
     policy: DeploymentPolicy
     settings: ColourSettings
-    process: asyncio.subprocess.Process
+    process: asyncio.subprocess.Process | None
     identity: ProcessIdentity
     port: int
     home: Path
     members: list[ProcessIdentity] = field(default_factory=list)
     stopping: bool = False
     connections: int = 0
+
+    def ended(self) -> bool:
+        """Whether BentoML's own process has ended; ``process`` is None when another supervisor started it."""
+        if self.process is not None:
+            return self.process.returncode is not None
+        return not self.identity.running()
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        with contextlib.suppress(ProcessLookupError):
+            if not self.ended():
+                os.kill(self.identity.pid, signal.SIGTERM)
 
 
 class Supervisor:
@@ -121,6 +126,7 @@ class Supervisor:
         self._ending = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._colours: list[Colour] = []
+        self._forwarder = Forwarder(lambda: self._active)
 
     # -- life --------------------------------------------------------------------------------------
 
@@ -143,13 +149,16 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ending.set)
+        if earlier is not None and self._recorded is not None:
+            self._active = self._adopted(earlier, self._recorded)
         control = await asyncio.start_server(self._control, "127.0.0.1", 0)
         self._control_port = control.sockets[0].getsockname()[1]
         self._write()
-        public = await asyncio.start_server(self._forward, sock=self._public)
+        public = await loop.create_server(lambda: Client(self._forwarder), sock=self._public)
+        self._spawn(self._forwarder.look_after())
         logger.info("Service %s listens on %s:%s", self._service, *self._public.getsockname()[:2])
         try:
-            if resume and self._recorded is not None:
+            if resume and self._recorded is not None and self._active is None:
                 await self._resume(self._recorded)
             self._spawn(self._look_after())
             await self._ending.wait()
@@ -159,6 +168,30 @@ class Supervisor:
             await asyncio.gather(*(self._stop(colour) for colour in list(self._colours)))
             self._write(ended=True)
             logger.info("Service %s stopped", self._service)
+
+    def _adopted(self, earlier: ServiceRecord, recorded: ActiveColour) -> Colour | None:
+        """The colour of a supervisor that was killed, when it still runs; its workers know the token."""
+        home = services_folder(self._state) / "colours" / recorded.colour
+        if recorded.process is None or recorded.port is None or not recorded.process.running():
+            return None
+        try:
+            settings = ColourSettings.model_validate_json((home / "settings.json").read_bytes())
+        except (OSError, ValueError):
+            return None
+        self._token = earlier.token
+        logger.info("Colour %s runs and is taken over", recorded.colour)
+        colour = Colour(
+            described=recorded,
+            policy=self._deployment,
+            settings=settings,
+            process=None,
+            identity=recorded.process,
+            port=recorded.port,
+            home=home,
+            members=family(recorded.process),
+        )
+        self._colours.append(colour)
+        return colour
 
     async def _resume(self, recorded: ActiveColour) -> None:
         while not self._ending.is_set():
@@ -219,7 +252,8 @@ class Supervisor:
             probe_token=self._token,
             state=self._state,
             failure=home / "failure.txt",
-            supervisor=ProcessIdentity.of(os.getpid()),
+            service=self._service,
+            workers=workers_that_fit(policy),
         )
         settings.failure.unlink(missing_ok=True)
         write_private(home / "settings.json", settings.model_dump_json(indent=1))
@@ -246,7 +280,9 @@ class Supervisor:
             )
         identity = ProcessIdentity.of(process.pid)
         colour = Colour(
-            described=described.model_copy(update={"process": identity, "port": port, "since": _time()}),
+            described=described.model_copy(
+                update={"process": identity, "port": port, "since": _time(), "workers": settings.workers}
+            ),
             policy=policy,
             settings=settings,
             process=process,
@@ -263,14 +299,13 @@ class Supervisor:
         """End a colour: ask, wait for its prediction log, then make sure of every process of it."""
         colour.stopping = True
         members = {one.pid: one for one in [*colour.members, *family(colour.identity)]}
-        if colour.process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                colour.process.terminate()
+        colour.terminate()
         ended = await asyncio.to_thread(wait_ended, list(members.values()), self._deployment.stop_seconds)
         if not ended:
             logger.warning("Colour %s did not end in time and is killed", colour.described.colour)
             kill(list(members.values()))
-        await colour.process.wait()
+        if colour.process is not None:
+            await colour.process.wait()
         if colour in self._colours:
             self._colours.remove(colour)
         if not any(other.home == colour.home for other in self._colours):
@@ -295,7 +330,7 @@ class Supervisor:
             colour = self._active
             if colour is None:
                 continue
-            if colour.process.returncode is None:
+            if not colour.ended():
                 # Every process of the machine is looked at for it.
                 if now - looked > _FAMILY_SECONDS:
                     colour.members, looked = family(colour.identity), now
@@ -307,56 +342,35 @@ class Supervisor:
             logger.error(
                 "Colour %s died (exit code %s); it is started again in %.1f s",
                 colour.described.colour,
-                colour.process.returncode,
+                colour.process.returncode if colour.process is not None else "not known",
                 pause,
             )
-            kill(colour.members)
-            self._colours.remove(colour)
             await asyncio.sleep(pause)
             pause = min(pause * 2, self._deployment.restart_most_seconds)
-            # A deployment may have put another colour in its place meanwhile.
-            if self._active is not colour or self._ending.is_set():
-                continue
-            described = colour.described.model_copy(update={"restarts": colour.described.restarts + 1})
-            self._active = await self._start(described, colour.policy)
-            self._recorded = self._active.described
-            self._write()
+            await self._replace(colour)
             alive_since = asyncio.get_running_loop().time()
 
-    # -- forwarding --------------------------------------------------------------------------------
-
-    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            connected = await self._connect()
-            if connected is None:
-                await _refuse(reader, writer)
+    async def _replace(self, dead: Colour) -> None:
+        """Start a colour like ``dead``, whose workers may still answer, and switch when it is healthy."""
+        described = dead.described.model_copy(update={"restarts": dead.described.restarts + 1})
+        replacement = await self._start(described, dead.policy)
+        replacement.stopping = True  # nobody else looks after it yet
+        deadline = asyncio.get_running_loop().time() + self._deployment.start_timeout_seconds
+        while not await _answers(replacement.port):
+            late = asyncio.get_running_loop().time() > deadline
+            # A deployment may have put another colour in its place meanwhile.
+            if replacement.ended() or late or self._active is not dead or self._ending.is_set():
+                await self._stop(replacement)
                 return
-            colour, upstream_reader, upstream_writer = connected
-            colour.connections += 1
-            try:
-                # The answer's side decides: a client may have sent all it will and still wait for it.
-                sending = asyncio.ensure_future(_pipe(reader, upstream_writer))
-                await _pipe(upstream_reader, writer)
-                sending.cancel()
-                await asyncio.gather(sending, return_exceptions=True)
-            finally:
-                colour.connections -= 1
-                upstream_writer.close()
-        # A peer may go away at any moment; that ends this connection and is no event.
-        except (ConnectionError, TimeoutError):
-            return
-        finally:
-            writer.close()
-
-    async def _connect(self) -> tuple[Colour, asyncio.StreamReader, asyncio.StreamWriter] | None:
-        deadline = asyncio.get_running_loop().time() + _CONNECT_SECONDS
-        while asyncio.get_running_loop().time() < deadline:
-            colour = self._active
-            if colour is not None and colour.process.returncode is None:
-                with contextlib.suppress(OSError):
-                    return colour, *await asyncio.open_connection("127.0.0.1", colour.port)
             await asyncio.sleep(0.1)
-        return None
+        replacement.stopping = False
+        if self._active is not dead or self._ending.is_set():
+            await self._stop(replacement)
+            return
+        self._active, self._recorded = replacement, replacement.described
+        self._write()
+        logger.info("Colour %s answers again", described.colour)
+        self._spawn(self._drain(dead))
 
     # -- control -----------------------------------------------------------------------------------
 
@@ -389,12 +403,10 @@ class Supervisor:
             )
         if kind == "alive" and candidate is not None:
             candidate.members = family(candidate.identity) or candidate.members
-            return {
-                "ok": candidate.process.returncode is None,
-                "code": candidate.process.returncode,
-            }, candidate
+            code = candidate.process.returncode if candidate.process is not None else None
+            return {"ok": not candidate.ended(), "code": code}, candidate
         if kind == "switch" and candidate is not None:
-            if candidate.process.returncode is not None:
+            if candidate.ended():
                 return {"ok": False, "problem": "the candidate has ended"}, candidate
             before, self._active = self._active, candidate
             self._recorded, self._deployment = candidate.described, candidate.policy
@@ -416,25 +428,29 @@ class Supervisor:
         return {"ok": True, "port": candidate.port, "failure": failure}, candidate
 
 
-async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(65536):
-        writer.write(data)
-        await writer.drain()
-    if writer.can_write_eof():
-        writer.write_eof()
+async def _answers(port: int) -> bool:
+    """Whether a worker on ``port`` says that it is healthy."""
+    try:
+        async with asyncio.timeout(2):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            try:
+                writer.write(b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n")
+                return (await reader.readline()).split()[1:2] == [b"200"]
+            finally:
+                writer.close()
+    except (OSError, TimeoutError):
+        return False
 
 
-async def _refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    # The request is read first: closing with unread data would take the answer from the client.
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(reader.read(65536), 1)
-    head = (
-        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 5\r\n"
-        f"content-length: {len(_UNAVAILABLE)}\r\nconnection: close\r\n\r\n"
-    )
-    writer.write(head.encode() + _UNAVAILABLE)
-    await writer.drain()
-    writer.write_eof()
+def workers_that_fit(policy: DeploymentPolicy) -> int:
+    """``workers`` of the policy, or as many as the memory that is available now has room for; at least one."""
+    import psutil
+
+    room = psutil.virtual_memory().available // (policy.worker_memory_mb * 2**20)
+    workers = max(1, min(policy.workers, int(room)))
+    if workers < policy.workers:
+        logger.warning("Memory has room for %s of %s workers", workers, policy.workers)
+    return workers
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -482,7 +498,8 @@ def main(arguments: list[str] | None = None) -> int:
         port = chosen.port if chosen.port is not None else (record.port if record else 0)
         alone = _only_one(state, chosen.service)
         supervisor = Supervisor(state, chosen.service, listen(host, port), ServingPolicy.load())
-        asyncio.run(supervisor.run(resume=not chosen.empty))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(supervisor.run(resume=not chosen.empty))
     except (E2IError, OSError) as error:
         logger.error("%s", error)
         return error.exit_code if isinstance(error, E2IError) else UnavailableError.exit_code

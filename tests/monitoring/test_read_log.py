@@ -2,6 +2,7 @@
 
 import datetime as dt
 
+import pyarrow as pa
 import sqlalchemy as sa
 
 from e2i_dagster.monitoring.prediction_log import read_prediction_log
@@ -40,3 +41,31 @@ def test_the_log_holds_live_answers_of_the_model_on_that_day(database: sa.Engine
     assert log["severity"].tolist() == [3, 3, 3]
     assert log["region"].isna().all()
     assert "unasked" not in log
+
+
+def test_no_value_of_one_row_stops_the_others(database: sa.Engine):
+    """The database writes 1e30 as a whole number of 31 digits; rows of other versions may hold other kinds."""
+    severity = [1e30, 1.5, None, 7, "text", 2**63]
+    region = ["west", 3, "west", None, True, "south"]
+    with database.begin() as connection:
+        connection.execute(
+            raw_table("ml_predictions").insert(),
+            [
+                {
+                    "prediction_id": f"row {number}",
+                    "origin": "live",
+                    "model_id": "e2i-csu/1",
+                    "prediction_timestamp": MIDNIGHT,
+                    "prediction_value": 0.25,
+                    "features_available_at_prediction": {
+                        "severity": severity[number],
+                        "region": region[number],
+                    },
+                }
+                for number in range(6)
+            ],
+        )
+        log = read_prediction_log(connection, day=DAY, model_name="e2i-csu", features=["severity", "region"])
+    table = pa.Table.from_pandas(log)
+    assert table["severity"].to_pylist() == [1e30, 1.5, None, 7.0, None, 2.0**63]
+    assert table["region"].to_pylist() == ["west", None, "west", None, None, "south"]

@@ -1,11 +1,13 @@
 import datetime as dt
 import json
 import logging
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
 import mlflow
 import numpy as np
+import psutil
 import pytest
 import sqlalchemy as sa
 from model_rows import patients, rows, visible
@@ -145,6 +147,36 @@ def test_steps_of_one_dagster_run_share_a_run_and_scopes_do_not(store):
             seen.append(client.active_run().info.run_id)
         assert mlflow.active_run() is None
     assert seen[0] == seen[2] != seen[1]
+
+
+def test_the_run_of_a_killed_process_is_ended_by_the_next(store, logged):
+    client = mlflow.MlflowClient(tracking_uri=store.uri())
+    experiment = client.get_experiment_by_name(registry.experiment_name(SCOPE)).experiment_id
+    host, _, created = registry.this_process().rsplit(":", 2)
+    process = subprocess.Popen(["sleep", "60"])
+    written_by = {
+        "killed": f"{host}:{process.pid}:{psutil.Process(process.pid).create_time():.0f}",
+        "alive": registry.this_process(),
+        "elsewhere": f"another-host:{process.pid}:{created}",
+    }
+    process.kill()
+    process.wait()
+    runs = {
+        name: client.create_run(experiment, tags={registry.PROCESS_TAG: value}).info.run_id
+        for name, value in written_by.items()
+    }
+    with store.run(dagster_run("next"), SCOPE) as active:
+        this = client.get_run(active.active_run().info.run_id)
+        assert this.data.tags[registry.PROCESS_TAG] == registry.this_process()
+    found = {name: client.get_run(run_id) for name, run_id in runs.items()}
+    assert {name: run.info.status for name, run in found.items()} == {
+        "killed": "KILLED",
+        "alive": "RUNNING",
+        "elsewhere": "RUNNING",
+    }
+    assert f"process {process.pid} " in found["killed"].data.tags["e2i.killed"]
+    for name in ("alive", "elsewhere"):
+        client.set_terminated(runs[name])
 
 
 def test_a_failed_block_ends_its_run_as_failed(store):

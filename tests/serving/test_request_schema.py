@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import math
 import shutil
@@ -12,6 +13,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +22,9 @@ from prometheus_client import CollectorRegistry
 
 from e2i_dagster.config.serving import HealthPolicy, ServingPolicy
 from e2i_dagster.errors import InputError, VerdictError
+from e2i_dagster.serving import audit
+from e2i_dagster.serving.audit import Journal
+from e2i_dagster.serving.columnar import ARROW, PARQUET
 from e2i_dagster.serving.examples import example_batch, example_row
 from e2i_dagster.serving.health import assess
 from e2i_dagster.serving.models import LoadedModel, require_trusted
@@ -295,12 +301,12 @@ def two_models(stored: Any, tmp_path: Path) -> Any:
     app, holder = application(manifest, "r1")
     holder.runtime = Runtime(manifest, tmp_path, settings, registry=CollectorRegistry())
 
-    def ask(method: str, path: str, body: Any = None) -> httpx.Response:
+    def ask(method: str, path: str, body: Any = None, **more: Any) -> httpx.Response:
         async def send() -> httpx.Response:
             async with httpx.AsyncClient(
                 transport=httpx.ASGITransport(app), base_url="http://test"
             ) as client:
-                return await client.request(method, path, json=body)
+                return await client.request(method, path, json=body, **more)
 
         return asyncio.run(send())
 
@@ -433,3 +439,88 @@ def test_the_range_of_training_comes_with_the_stored_model(stored: Any, tmp_path
     assert found["disease severity"] == (-10_000.0, 10_010.0)
     assert found["contacts"] == (-1e30, 1e30)
     assert found["region"] is None
+
+
+def as_stream(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def as_parquet(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize(("kind", "written"), [(ARROW, as_stream), (PARQUET, as_parquet)])
+def test_columns_are_answered_as_the_offline_model_does(
+    two_models: Any, stored: Any, kind: str, written: Any
+) -> None:
+    ask, holder, *_, folder = two_models
+    lines: list[bytes] = []
+
+    def keep(rows: list[bytes]) -> int:
+        lines.extend(rows)
+        return len(rows)
+
+    holder.runtime.journal = Journal(folder / "journal", keep, ServingPolicy.load().audit)
+    rows = pd.concat([stored.rows] * 80, ignore_index=True)  # 20,000 rows: two parts
+    table = pa.Table.from_pandas(rows.assign(patient_id=[f"P{i}" for i in range(len(rows))]))
+    bad = table.column("disease severity").to_pylist()
+    bad[7], bad[16_500] = None, 1e35
+    table = table.set_column(0, "disease severity", pa.array(bad, pa.float64()))
+    answer = ask("POST", "/e2i-a/predict_batch", content=written(table), headers={"content-type": kind})
+    assert (answer.status_code, answer.headers["content-type"]) == (200, ARROW)
+    found = pa.ipc.open_stream(answer.content).read_all()
+    frame = found.to_pandas()
+    answered = ~frame.index.isin([7, 16_500])
+    expected = np.tile(stored.scores, 80)[answered]
+    np.testing.assert_allclose(frame["prediction_value"][answered], expected, atol=1e-12)
+    np.testing.assert_allclose(frame["probability_1"][answered], expected, atol=1e-12)
+    assert frame["prediction"][answered].tolist() == (expected >= 0.5).astype(int).tolist()
+    assert frame["problem"][~answered].tolist() == [
+        "disease severity is missing",
+        "disease severity must be between -1e+30 and 1e+30",
+    ]
+    assert frame["problem"][answered].isna().all() and frame["prediction_value"][~answered].isna().all()
+    assert frame["patient_id"].tolist() == [f"P{i}" for i in range(len(rows))]
+    assert found.schema.metadata[b"model_id"] == b"e2i-a/1"
+    assert holder.runtime.journal.close()
+    logged = [json.loads(line) for line in lines]
+    assert len(logged) == 19_998 == len({one["prediction_id"] for one in logged})
+    first = logged[0]
+    (body,) = to_records(holder.schemas["e2i-a"].signature, stored.rows.head(1))
+    assert first["features_available_at_prediction"] == body
+    assert (first["patient_id"], first["model_version"], first["origin"]) == ("P0", "1", "live")
+    assert first["probability_scores"] == {"0": frame["probability_0"][0], "1": frame["probability_1"][0]}
+    assert set(first) == set(audit._COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "field"),
+    [
+        (lambda t: t.drop_columns("region").append_column("region", pa.array([1] * 250)), 422, "region"),
+        (lambda t: t.drop_columns("treatment_count"), 422, "treatment_count"),
+        (lambda t: t.append_column("other", pa.array([1] * 250)), 422, "other"),
+    ],
+)
+def test_columns_that_do_not_fit_are_named(
+    two_models: Any, stored: Any, change: Any, status: int, field: str
+) -> None:
+    ask, *_ = two_models
+    content = as_stream(change(pa.Table.from_pandas(stored.rows, preserve_index=False)))
+    answer = ask("POST", "/e2i-a/predict_batch", content=content, headers={"content-type": ARROW})
+    assert answer.status_code == status
+    assert field in {one["field"] for one in answer.json()["error"]["problems"]}
+
+
+def test_what_is_no_arrow_and_who_takes_no_arrow(two_models: Any) -> None:
+    ask, *_ = two_models
+    for kind in (ARROW, PARQUET):
+        answer = ask("POST", "/e2i-a/predict_batch", content=b"no", headers={"content-type": kind})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "not_arrow")
+    headers = {"content-type": ARROW, "accept": "text/csv"}
+    answer = ask("POST", "/e2i-a/predict_batch", content=b"no", headers=headers)
+    assert answer.status_code == 406

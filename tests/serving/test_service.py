@@ -10,8 +10,10 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from e2i_dagster.serving.endpoints import endpoints, restart_recorded, stop_all
 from e2i_dagster.serving.records import write_deployment, write_stopped
 from e2i_dagster.serving.release import ModelToServe, Release, build_release
 from e2i_dagster.serving.state import read_record
+from e2i_dagster.serving.watch import restart_killed
 from e2i_dagster.tables import metadata, raw_table
 from e2i_dagster.tables.description.serving import ml_bentoml_services, ml_deployments
 
@@ -642,6 +645,119 @@ def test_a_killed_colour_is_started_again(live: Live) -> None:
         lambda: (endpoints(live.state)[0].restarts, endpoints(live.state)[0].health) == (1, "healthy"), 30
     )
     assert ask(live, {"features": GOOD}).status_code == 200
+
+
+def under_load(live: Live, act: Any, name: str, *, seconds: float, clients: int = 16) -> list[int]:
+    """Statuses of all requests of ``clients`` that ask all the time, before, during and after ``act``."""
+    ends = time.monotonic() + seconds
+    started = threading.Event()
+
+    def asking(number: int) -> list[int]:
+        found = []
+        with httpx.Client(base_url=live.deployment.url, timeout=30, verify=authorities()) as client:
+            while time.monotonic() < ends:
+                headers = {"x-request-id": f"{name}-{number}-{len(found)}"}
+                found.append(client.post("/predict", json={"features": GOOD}, headers=headers).status_code)
+                started.set()
+        return found
+
+    with ThreadPoolExecutor(clients) as pool:
+        asked = [pool.submit(asking, number) for number in range(clients)]
+        assert started.wait(30)
+        time.sleep(0.5)
+        act()
+        return [status for one in asked for status in one.result()]
+
+
+def workers_of(live: Live) -> list[psutil.Process]:
+    record = read_record(live.state, "classification")
+    assert record is not None and record.active is not None and record.active.process is not None
+    found = psutil.Process(record.active.process.pid).children(recursive=True)
+    return [one for one in found if "_bentoml_impl.worker.service" in command_of(one)]
+
+
+def all_answered(live: Live, warehouse: sa.Engine, name: str, statuses: list[int]) -> None:
+    assert len(statuses) > 50
+    assert set(statuses) == {200}
+    found = sa.text(
+        "SELECT count(*), count(DISTINCT request_id) FROM ml_predictions WHERE request_id LIKE :name"
+    )
+
+    def counted() -> tuple[int, int]:
+        with warehouse.connect() as connection:
+            return tuple(connection.execute(found, {"name": f"{name}-%"}).one())  # type: ignore[return-value]
+
+    _eventually(lambda: counted()[0] >= len(statuses), 30)
+    assert counted() == (len(statuses), len(statuses))
+
+
+def test_a_killed_worker_costs_no_answer(live: Live, warehouse: sa.Engine) -> None:
+    _eventually(lambda: len(workers_of(live)) == 2, 30)
+    time.sleep(2)
+    statuses = under_load(live, workers_of(live)[0].kill, "worker", seconds=4)
+    all_answered(live, warehouse, "worker", statuses)
+
+
+def test_a_killed_parent_of_the_workers_costs_no_answer(live: Live, warehouse: sa.Engine) -> None:
+    record = read_record(live.state, "classification")
+    assert record is not None and record.active is not None and record.active.process is not None
+    restarts, parent = record.active.restarts, record.active.process.pid
+    statuses = under_load(live, lambda: os.kill(parent, signal.SIGKILL), "parent", seconds=4)
+    all_answered(live, warehouse, "parent", statuses)
+    _eventually(lambda: endpoints(live.state)[0].restarts == restarts + 1, 60)
+    _eventually(lambda: len(processes_of(live.state)) == 4, 30)  # supervisor, BentoML, two workers
+
+
+def test_a_killed_supervisor_is_started_again_by_its_workers(live: Live) -> None:
+    before = read_record(live.state, "classification")
+    assert before is not None and before.supervisor is not None and before.active is not None
+    assert endpoints(live.state)[0].watched_by == "its 2 workers"
+    os.kill(before.supervisor.pid, signal.SIGKILL)
+
+    def another() -> bool:
+        record = read_record(live.state, "classification")
+        return record is not None and record.supervisor != before.supervisor and record.supervised()
+
+    _eventually(another, 30)
+    after = read_record(live.state, "classification")
+    assert after is not None and after.active is not None
+    # The colour was never away: the new supervisor has taken it over.
+    assert after.active.process == before.active.process
+    assert ask(live, {"features": GOOD}).status_code == 200
+    assert restart_killed(live.state) == []
+
+
+def test_slow_and_odd_clients_block_nobody(live: Live) -> None:
+    address = ("127.0.0.1", int(live.deployment.url.rpartition(":")[2]))
+    slow = [socket.create_connection(address) for _ in range(200)]
+    try:
+        for one in slow:
+            one.sendall(b"POST /predict HTTP/1.1\r\nhost: a\r\ncontent-length: 900\r\n\r\n{")
+        assert ask(live, {"features": GOOD}).status_code == 200
+    finally:
+        for one in slow:
+            one.close()
+    # Refused before it is sent: 200 MB are announced, and the answer comes at once.
+    with socket.create_connection(address, timeout=10) as large:
+        large.sendall(b"POST /predict HTTP/1.1\r\nhost: a\r\ncontent-length: 200000000\r\n\r\n{")
+        assert large.recv(1000).startswith(b"HTTP/1.1 413 ")
+    with socket.create_connection(address, timeout=10) as odd:
+        odd.sendall(b"this is not http\r\n\r\n")
+        assert odd.recv(1000).startswith(b"HTTP/1.1 400 ")
+    body = json.dumps({"features": GOOD}).encode()
+    with socket.create_connection(address, timeout=10) as several:
+        one = b"POST /predict HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+        several.sendall(one * 3)
+        received = b""
+        while received.count(b'"release"') < 3:
+            received += several.recv(65536)
+        assert received.count(b"HTTP/1.1 200 ") == 3
+    with socket.create_connection(address, timeout=10) as chunked:
+        head = (
+            b"POST /predict HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\nx-e2i-forward: mine\r\n\r\n"
+        )
+        chunked.sendall(head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+        assert chunked.recv(1000).startswith(b"HTTP/1.1 200 ")
 
 
 def test_stopped_services_are_reported_and_started_again(live: Live, warehouse: sa.Engine) -> None:
