@@ -6,7 +6,9 @@ import asyncio
 import io
 import json
 import math
+import os
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mutated_requests import mutated
 from prometheus_client import CollectorRegistry
 
 from e2i_dagster.config.serving import HealthPolicy, ServingPolicy
@@ -40,6 +43,9 @@ from e2i_dagster.serving.request_schema import (
 )
 from e2i_dagster.serving.service import Runtime, application
 from e2i_dagster.serving.state import ColourSettings
+
+#: Requests near the valid ones; E2I_MUTATED_REQUESTS asks for more.
+MUTATED = int(os.environ.get("E2I_MUTATED_REQUESTS", "1000"))
 
 SIGNATURE = Signature(
     features=(
@@ -300,6 +306,7 @@ def two_models(stored: Any, tmp_path: Path) -> Any:
     )
     app, holder = application(manifest, "r1")
     holder.runtime = Runtime(manifest, tmp_path, settings, registry=CollectorRegistry())
+    holder.app = app
 
     def ask(method: str, path: str, body: Any = None, **more: Any) -> httpx.Response:
         async def send() -> httpx.Response:
@@ -524,3 +531,22 @@ def test_what_is_no_arrow_and_who_takes_no_arrow(two_models: Any) -> None:
     headers = {"content-type": ARROW, "accept": "text/csv"}
     answer = ask("POST", "/e2i-a/predict_batch", content=b"no", headers=headers)
     assert answer.status_code == 406
+
+
+def test_no_mutated_request_is_an_error_of_the_server(two_models: Any) -> None:
+    ask, holder, *_ = two_models
+    document = ask("GET", "/openapi.json").json()
+    statuses: Counter[int] = Counter()
+
+    async def send_all() -> None:
+        transport = httpx.ASGITransport(holder.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            for path, body in mutated(document, MUTATED, seed=20_260_101):
+                answer = await client.post(path, content=body)
+                statuses[answer.status_code] += 1
+                assert answer.status_code < 500, (path, body)
+                answer.json()
+
+    asyncio.run(send_all())
+    assert set(statuses) <= {200, 207, 400, 404, 413, 422}
+    assert statuses[200] > MUTATED / 10 and statuses[422] > MUTATED / 10
