@@ -116,7 +116,8 @@ async def _ask(port: int, request: bytes, ends: float, times: list[float]) -> No
 def load(port: int, path: str, body: Any, concurrency: int, seconds: float) -> tuple[float, float, float]:
     """Answers per second, and the median and 99th percentile of their times in milliseconds."""
     content = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
+    headers = f"host: a\r\ncontent-type: application/json\r\ncontent-length: {len(content)}"
+    head = f"POST {path} HTTP/1.1\r\n{headers}\r\n\r\n"
     times: list[float] = []
 
     async def all_of_them() -> None:
@@ -160,13 +161,41 @@ def resident_mb(pid: int) -> float:
     return sum(one.memory_info().rss for one in [process, *process.children(recursive=True)]) / 2**20
 
 
-def measure(state: Path, seconds: float) -> dict[str, Any]:
-    """Deploy, start the others, ask each in turn."""
+def table_speeds(url: str, model: Any) -> dict[str, float]:
+    """Rows per second of one Arrow request and of the pipeline in this process; the better of two runs each."""
     import httpx
     import pyarrow as pa
 
-    from e2i_dagster.config.serving import ServingPolicy
     from e2i_dagster.serving.columnar import ARROW
+
+    frame = patients(TABLE_ROWS, seed=3)
+    sink = pa.BufferOutputStream()
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    content = sink.getvalue().to_pybytes()
+    speeds: dict[str, float] = {"arrow": 0.0, "offline": 0.0}
+    for _ in range(2):
+        began = time.perf_counter()
+        answer = httpx.post(
+            f"{url}/predict_batch", content=content, headers={"content-type": ARROW}, timeout=120
+        )
+        answers = pa.ipc.open_stream(answer.raise_for_status().content).read_all()
+        speeds["arrow"] = max(speeds["arrow"], TABLE_ROWS / (time.perf_counter() - began))
+        began = time.perf_counter()
+        expected = model.pipeline.predict_proba(frame)[:, 1]
+        speeds["offline"] = max(speeds["offline"], TABLE_ROWS / (time.perf_counter() - began))
+    np.testing.assert_allclose(answers["prediction_value"].to_numpy(), expected, atol=1e-9)
+    print(
+        f"{TABLE_ROWS:,} rows: Arrow {speeds['arrow']:,.0f}/s, offline {speeds['offline']:,.0f}/s",
+        flush=True,
+    )
+    return speeds
+
+
+def measure(state: Path, seconds: float) -> dict[str, Any]:
+    """Deploy, start the others, ask each in turn."""
+    from e2i_dagster.config.serving import ServingPolicy
     from e2i_dagster.serving.deployment import ParitySample, deploy
     from e2i_dagster.serving.endpoints import stop_all
     from e2i_dagster.serving.release import ModelToServe, build_release
@@ -229,30 +258,17 @@ def measure(state: Path, seconds: float) -> dict[str, Any]:
             record = read_record(state, "classification")
             assert record is not None and record.active is not None and record.active.process is not None
             memory = resident_mb(record.active.process.pid) / resident_mb(bare_process)
-        frame = patients(TABLE_ROWS, seed=3)
-        sink = pa.BufferOutputStream()
-        table = pa.Table.from_pandas(frame, preserve_index=False)
-        with pa.ipc.new_stream(sink, table.schema) as writer:
-            writer.write_table(table)
-        content = sink.getvalue().to_pybytes()
-        speeds: dict[str, float] = {"arrow": 0.0, "offline": 0.0}
-        for _ in range(2):
-            began = time.perf_counter()
-            answer = httpx.post(
-                f"{deployed.url}/predict_batch", content=content, headers={"content-type": ARROW}, timeout=120
-            )
-            answers = pa.ipc.open_stream(answer.raise_for_status().content).read_all()
-            speeds["arrow"] = max(speeds["arrow"], TABLE_ROWS / (time.perf_counter() - began))
-            began = time.perf_counter()
-            expected = model.pipeline.predict_proba(frame)[:, 1]
-            speeds["offline"] = max(speeds["offline"], TABLE_ROWS / (time.perf_counter() - began))
-        np.testing.assert_allclose(answers["prediction_value"].to_numpy(), expected, atol=1e-9)
-        print(
-            f"{TABLE_ROWS:,} rows: Arrow {speeds['arrow']:,.0f}/s, offline {speeds['offline']:,.0f}/s",
-            flush=True,
-        )
+        speeds = table_speeds(deployed.url, model)
     finally:
         stop_all(state)
+
+    return figures_of(found, speeds, memory)
+
+
+def figures_of(
+    found: dict[tuple[str, str, int], tuple[float, float, float]], speeds: dict[str, float], memory: float
+) -> dict[str, Any]:
+    """The ratios that count, with their goals."""
 
     def ratios(what: str, other: str, place: int) -> list[float]:
         return [found["ours", what, n][place] / found[other, what, n][place] for n in CONCURRENCY]

@@ -1,8 +1,8 @@
 """The application that answers requests, and the BentoML service it is mounted into.
 
 Routes: ``POST /predict``, ``POST /{model_name}/predict``, ``POST /predict_batch``,
-``POST /{model_name}/predict_batch``, ``GET /models``, ``GET /health``, the pages ``/`` and ``/docs`` for
-people; ``GET /metrics``, ``/livez`` and ``/readyz`` are BentoML's, with our metrics among its own.
+``POST /{model_name}/predict_batch``, ``GET /models``, ``GET /health``, ``GET /metrics``, the pages ``/`` and
+``/docs`` for people; ``/livez`` and ``/readyz`` are BentoML's. A batch may also be an Arrow stream or a Parquet file.
 ``/predict`` and ``/predict_batch`` answer for the only model of a release; when there are several, the
 body or the path must name one, since two models that take the same features would both answer and only
 one is meant.
