@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from pydantic_core import to_json
 
 from e2i_dagster.serving.request_schema import Feature, RequestError, Signature
@@ -122,11 +123,14 @@ def _fits(kind: pa.DataType, feature: Feature) -> bool:
 
 def _values(column: pa.Array, feature: Feature, problems: np.ndarray, warnings: np.ndarray) -> Any:
     import pyarrow as pa
-    import pyarrow.compute as pc
+    import pyarrow.compute
+
+    # Its functions are made when it is loaded, so that no type checker knows them.
+    pc: Any = pyarrow.compute
 
     def note(where: np.ndarray, text: str, notes: np.ndarray) -> None:
         if where.any():
-            free = where & np.equal(notes, None)
+            free = where & pd.isna(notes)
             notes[free] = f"{feature.name} {text}"
 
     if feature.type in ("string", "boolean"):

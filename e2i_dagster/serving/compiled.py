@@ -148,9 +148,10 @@ def _levels(encoder: Any, columns: Sequence[str], places: list[int]) -> Block:
     if encoder.sparse_output or encoder.handle_unknown == "error":
         raise NotCompiledError("the levels of text are sparse, or an unknown one is an error")
     start, tables = 0, []
-    for place, column, known in zip(places, columns, encoder.categories_, strict=True):
+    infrequent = getattr(encoder, "infrequent_categories_", [None] * len(columns))
+    for place, column, known, rare in zip(places, columns, encoder.categories_, infrequent, strict=True):
         levels = list(known)
-        width = _width(encoder, columns.index(column), len(levels))
+        width = _width(rare, len(levels))
         table = encoded(column, [*levels, "\ufffe unknown"])[:, start : start + width]
         codes = {None if _absent(level) else level: code for code, level in enumerate(levels)}
         tables.append((place, codes, table))
@@ -166,11 +167,9 @@ def _levels(encoder: Any, columns: Sequence[str], places: list[int]) -> Block:
     return block
 
 
-def _width(encoder: Any, position: int, levels: int) -> int:
-    """Columns of one text; its rare levels share one."""
-    rare: Any = getattr(encoder, "infrequent_categories_", None)
-    count = 0 if rare is None or rare[position] is None else len(rare[position])
-    return levels - count + 1 if count else levels
+def _width(rare: Any, levels: int) -> int:
+    """Columns of one text; its ``rare`` levels share one."""
+    return levels if rare is None or not len(rare) else levels - len(rare) + 1
 
 
 def _absent(level: Any) -> bool:

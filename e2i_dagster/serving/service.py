@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 # FastAPI reads annotations from the module, so its names must be here. Only processes that serve and
 # the build import this module.
-import numpy as np
+import pandas as pd
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic_core import to_json
@@ -486,7 +486,7 @@ class Application:
         done = 0
         for batch in batches:
             columns, problems, warnings = request.read(batch)
-            usable = np.equal(problems, None)
+            usable = pd.isna(problems)
             if not usable.all():
                 columns = [column[usable] for column in columns]
             answers = answer_columns(loaded, loaded.raw(released.signature, columns)) if usable.any() else {}
@@ -502,9 +502,7 @@ class Application:
                     names=released.signature.names,
                     columns=columns,
                     answers=answers,
-                    patients=None
-                    if patients is None
-                    else np.array(patients.to_pylist(), dtype=object)[usable].tolist(),
+                    patients=None if patients is None else patients.filter(usable).to_pylist(),
                 )
                 if not runtime.journal.append_lines(lines, int(usable.sum())):
                     runtime.meters.dropped.inc(int(usable.sum()))
