@@ -8,7 +8,8 @@ the size of the body alone.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, repeat
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -267,32 +268,37 @@ def log_lines(
     before = (
         b'{"origin":"live","request_id":%b,"model_id":%b,"model_version":%b,"prediction_timestamp":%b,'
         % tuple(to_json(value) for value in (request_id, model_id, model_version, at.isoformat()))
-    ).replace(b"%", b"%%")
-    template = (
-        before + b'"prediction_id":"live-%b-%%d","prediction_value":%%b,"patient_id":%%b,' % key.encode()
-    )
-    template += b'"prediction_class":%b,"confidence_score":%b,"probability_scores":{'
-    template += b",".join(_named(name) for name in probabilities)
-    template += (
-        b'},"features_available_at_prediction":{' + b",".join(_named(name) for name in names) + b"}}\n"
     )
     none = [b"null"] * count
     classes = [str(one) for one in np.asarray(answers["prediction"]).tolist()] if probabilities else None
     confidence = np.max(list(probabilities.values()), axis=0) if probabilities else None
-    fragments = [
-        range(start, start + count),
+    # Text and values in turn: one pass over all rows, in the interpreter's own code.
+    pieces: list[Iterable[bytes]] = [
+        repeat(before + b'"prediction_id":"live-%b-' % key.encode()),
+        _fragments(np.arange(start, start + count)),
+        repeat(b'","prediction_value":'),
         _fragments(answers["prediction_value"]),
-        none if patients is None else _fragments(patients),
-        none if classes is None else _fragments(classes),
+        repeat(b',"patient_id":'),
+        none if patients is None else _fragments(np.array(patients, dtype=object)),
+        repeat(b',"prediction_class":'),
+        none if classes is None else _fragments(np.array(classes, dtype=object)),
+        repeat(b',"confidence_score":'),
         none if confidence is None else _fragments(confidence),
-        *(_fragments(values) for values in probabilities.values()),
-        *(_fragments(values) for values in columns),
+        repeat(b',"probability_scores":{'),
+        *_object(probabilities.items()),
+        repeat(b'},"features_available_at_prediction":{'),
+        *_object(zip(names, columns, strict=True)),
+        repeat(b"}}\n"),
     ]
-    return b"".join([template % row for row in zip(*fragments, strict=True)])
+    return b"".join(chain.from_iterable(zip(*pieces, strict=False)))
 
 
-def _named(name: str) -> bytes:
-    return to_json(name).replace(b"%", b"%%") + b":%b"
+def _object(members: Iterable[tuple[str, Any]]) -> list[Iterable[bytes]]:
+    """The members of an object of JSON: name and value of each in turn."""
+    pieces: list[Iterable[bytes]] = []
+    for name, values in members:
+        pieces += [repeat((b"," if pieces else b"") + to_json(name) + b":"), _fragments(values)]
+    return pieces
 
 
 def _fragments(values: Any) -> list[bytes]:

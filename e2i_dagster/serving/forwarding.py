@@ -122,6 +122,7 @@ class Upstream(asyncio.Protocol):
         self._done = asyncio.get_running_loop().create_future()
         request.upstream = self
         if request.streamed:
+            client.resume()
             self.transport.write(request.head())
             if request.body:
                 self.transport.write(request.framed(bytes(request.body)))
@@ -195,7 +196,7 @@ class Client(asyncio.Protocol):
         self._waiting: deque[Request] = deque()
         self._current: Request | None = None
         self._head_bytes = 0
-        self._discarding = False
+        self._discarding = self._paused = False
         self.last_data = self._loop.time()
         self.gone = False
 
@@ -286,11 +287,13 @@ class Client(asyncio.Protocol):
 
     def pause(self) -> None:
         """Read no more for now."""
+        self._paused = True
         with contextlib.suppress(RuntimeError):
             self.transport.pause_reading()
 
     def resume(self) -> None:
         """Read on."""
+        self._paused, self.last_data = False, self._loop.time()
         with contextlib.suppress(RuntimeError):
             self.transport.resume_reading()
 
@@ -353,7 +356,7 @@ class Client(asyncio.Protocol):
     def look(self, now: float) -> None:
         """Give up a client that sends nothing."""
         silent = now - self.last_data
-        if self._current is not None and self._current.complete:
+        if self._paused or (self._current is not None and self._current.complete):
             return
         if self._reading is not None and silent > _STALLED_SECONDS:
             if self._current is None:

@@ -262,6 +262,8 @@ class Supervisor:
             **os.environ,
             **library_environment(self._state, home),
             "E2I_COLOUR_SETTINGS": str(home / "settings.json"),
+            # A span for each request that nobody exports takes as long as reading and checking it.
+            "BENTOML_CONFIG_OPTIONS": os.environ.get("BENTOML_CONFIG_OPTIONS", "tracing.excluded_urls=.*"),
             "OMP_NUM_THREADS": threads,
             "OPENBLAS_NUM_THREADS": threads,
         }
