@@ -77,7 +77,7 @@ def stored_model(folder: Path) -> Any:
     for seed, rows in ((0, 4000), (1, 1500)):
         frame = patients(rows, seed)
         chance = 1 / (1 + np.exp(-(frame["number_0"] + frame["number_1"] * (frame["text_0"] == "north"))))
-        target = (np.random.default_rng(seed).random(rows) < chance).astype("int64").to_numpy()
+        target = (np.random.default_rng(seed).random(rows) < np.asarray(chance)).astype("int64")
         parts.append(LabelledRows(frame, target))
     parameters = {"n_estimators": 200, "max_depth": 5, "learning_rate": 0.05}
     model = train(VisibleRows(*parts), algorithm="XGBoost", parameters=parameters)
@@ -125,7 +125,8 @@ def load(port: int, path: str, body: Any, concurrency: int, seconds: float) -> t
         await asyncio.gather(*(_ask(port, head.encode() + content, ends, times) for _ in range(concurrency)))
 
     asyncio.run(all_of_them())
-    return len(times) / seconds, *(1000 * float(np.percentile(times, q)) for q in (50, 99))
+    middle, high = (1000 * float(one) for one in np.percentile(times, (50, 99)))
+    return len(times) / seconds, middle, high
 
 
 @contextlib.contextmanager
@@ -235,7 +236,7 @@ def measure(state: Path, seconds: float) -> dict[str, Any]:
             ) as bare_process,
             running(mlflow, served),
         ):
-            asked = {
+            asked: dict[tuple[str, str], tuple[int, str, Any]] = {
                 ("ours", "one"): (ours, "/predict", instances[0]),
                 ("bare", "one"): (bare, "/predict", instances[0]),
                 ("bare_xgboost", "one"): (bare, "/numbers", {"numbers": matrix[:1]}),

@@ -6,7 +6,6 @@ import dagster as dg
 @dg.sensor(
     name="service_watch",
     minimum_interval_seconds=5,
-    default_status=dg.DefaultSensorStatus.RUNNING,
     description="Starts the supervisor of a service again when it was killed; one that was stopped stays so.",
 )
 def service_watch(context: dg.SensorEvaluationContext) -> dg.SkipReason:

@@ -277,7 +277,7 @@ def log_lines(
     }
     classes = [str(one) for one in np.asarray(answers["prediction"]).tolist()] if probabilities else None
     confidence = np.max(list(probabilities.values()), axis=0) if probabilities else None
-    # Text and values in turn, joined by Arrow: of 100,000 rows, in a third of the time of Python.
+    # Text and values in turn, joined by Arrow: no loop of Python over the rows.
     pieces: list[Any] = [
         to_json(head).decode()[:-1] + f',"prediction_id":"live-{key}-',
         _fragments(np.arange(start, start + count)),

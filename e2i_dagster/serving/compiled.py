@@ -187,9 +187,10 @@ def _estimator(pipeline: Any) -> Callable[[np.ndarray], np.ndarray]:
         return _regressor(model)
     if not isinstance(model, CalibratedClassifierCV):
         return model.predict_proba
-    if len(model.calibrated_classifiers_) != 1 or len(model.classes_) != 2:
-        return model.predict_proba
-    return _calibrated(model.calibrated_classifiers_[0], model.method)
+    fitted: Any = pipeline.named_steps["model"]
+    if len(fitted.calibrated_classifiers_) != 1 or len(fitted.classes_) != 2:
+        return fitted.predict_proba
+    return _calibrated(fitted.calibrated_classifiers_[0], fitted.method)
 
 
 def _calibrated(calibrated: Any, method: str) -> Callable[[np.ndarray], np.ndarray]:

@@ -148,6 +148,11 @@ class LoadedModel:
         return bool(self._effect_groups)
 
     @property
+    def measures_effects(self) -> bool:
+        """Whether answers carry the effect measured among patients with a like prediction."""
+        return bool(self._effect_groups)
+
+    @property
     def compiled(self) -> bool:
         """Whether rows are answered by array operations, in a fraction of a millisecond."""
         return self._compiled is not None

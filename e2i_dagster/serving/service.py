@@ -734,6 +734,11 @@ class Predictions:
         self._holder = holder
         self._targets = targets
 
+    @property
+    def routes(self) -> list[Any]:
+        """The routes of ``app``: its pages build the addresses of what they load from those of what is mounted."""
+        return self._app.routes
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "POST":
             path = scope["path"]
