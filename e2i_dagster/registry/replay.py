@@ -101,7 +101,7 @@ def recorded_run(engine: sa.Engine, target: str) -> Mapping[str, Any]:
             else "No model is registered yet: run `e2i run` first."
         )
         raise InputError(f"There is no training run {target!r}.", field="target", value=target, remedy=remedy)
-    return found
+    return {str(name): value for name, value in found.items()}
 
 
 def verify_run(
@@ -130,7 +130,9 @@ def verify_run(
             versions[stage] = version
     if {"training_frame", "splits", *REPLAYED} <= versions.keys():
         frame, splits = (lake.read_frame([_file(versions[name])]) for name in ("training_frame", "splits"))
-        search = lake.read_document(_file(versions["hyperparameters"]), SearchResult)
+        search = SearchResult.model_validate(
+            lake.read_document(_file(versions["hyperparameters"]), SearchResult)
+        )
         kind = run["problem_type"]
         rows = visible_rows(frame, splits, run["feature_names"], problem_type=kind)
         begun_with = {trial.study_name for trial in search.warm_start}

@@ -34,7 +34,7 @@ def log(**more):
     policy = shipped.model_copy(
         update={
             "optimization": shipped.optimization.model_copy(update={"n_trials": TRIALS}),
-            "pruner": shipped.pruner.model_copy(update={"n_startup_trials": 1, "n_warmup_steps": 0}),
+            "pruner": shipped.pruner.model_copy(update={"n_startup_trials": 3, "n_warmup_steps": 0}),
         }
     )
     search = search_hyperparameters("LightGBM", seen, scope=SCOPE.key, policy=policy)

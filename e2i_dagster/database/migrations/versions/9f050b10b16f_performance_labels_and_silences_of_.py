@@ -1,6 +1,6 @@
 """Performance, labels and silences of monitoring.
 
-Revision 9f050b10b16f, after 5ad0b7c94e12.
+Revision 9f050b10b16f, after ca2b05ee9495.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision: str = '9f050b10b16f'
-down_revision: str | None = '5ad0b7c94e12'
+down_revision: str | None = 'ca2b05ee9495'
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 

@@ -1,6 +1,6 @@
 """Trials of the hyperparameter searches, and what they found best.
 
-Revision e30c46282b16, after 5ad0b7c94e12.
+Revision e30c46282b16, after 9f050b10b16f.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision: str = 'e30c46282b16'
-down_revision: str | None = '5ad0b7c94e12'
+down_revision: str | None = '9f050b10b16f'
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
