@@ -278,7 +278,8 @@ def log_training(
         tags=[RunTag(name, value) for name, value in tags.items()],
     )
     datasets, contexts = _dataset_inputs(model, digests or {})
-    mlflow.log_inputs(datasets, contexts, [None] * len(datasets))
+    no_tags: list[dict[str, str] | None] = [None] * len(datasets)
+    mlflow.log_inputs(datasets, contexts, no_tags)
     _log_tables(client, run.info.run_id, evaluation, search)
     if search is not None:
         log_trials(client, run, search)

@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict
 
 from e2i_dagster.display import Table
 from e2i_dagster.errors import InputError
-from e2i_dagster.pipeline.reuse import READ
 from e2i_dagster.policy_files import changes
 from e2i_dagster.registry.storage import StoredModel
 from e2i_dagster.splits.rows import visible_rows
@@ -19,7 +18,7 @@ from e2i_dagster.training import SearchResult, search_hyperparameters, train
 from e2i_dagster.training.pattern_memory import read_patterns
 from e2i_dagster.versions import ledger
 from e2i_dagster.versions.lake import Lake, value_digests
-from e2i_dagster.versions.ledger import DataVersion
+from e2i_dagster.versions.ledger import READ, DataVersion
 
 State = Literal["same", "differs", "stored", "missing", "skipped"]
 #: Stages that are made again, in order.

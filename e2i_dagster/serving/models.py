@@ -131,7 +131,9 @@ class LoadedModel:
         self._effect_groups = effect_groups
         self._risk = risk
         known = getattr(pipeline, "classes_", None)
-        self.classes: list[Any] | None = None if known is None else [_plain(label) for label in classes or known]
+        self.classes: list[Any] | None = (
+            None if known is None else [_plain(label) for label in classes or known]
+        )
         self._names = [str(label) for label in self.classes or ()]
         self._compiled: Compiled | None = None
 
@@ -141,11 +143,6 @@ class LoadedModel:
 
         if self._risk is None:
             self._compiled = compile_pipeline(self._pipeline, signature)
-
-    @property
-    def measures_effects(self) -> bool:
-        """Whether answers carry the effect measured among patients with a like prediction."""
-        return bool(self._effect_groups)
 
     @property
     def measures_effects(self) -> bool:

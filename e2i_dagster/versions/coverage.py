@@ -72,7 +72,7 @@ def coverage(engine: sa.Engine, tables: Sequence[str], months: Sequence[str]) ->
     """
     loaded = set(months)
     dated = [table for table in tables if date_column(table) is not None]
-    absent = {table for table in dated if ledger.why_absent(engine, table) is not None}
+    absent = {table for table in dated if ledger.why_absent(engine, table)}
     for table in dated:
         if table not in absent or absent.issuperset(dated):
             loaded &= {month for month in ledger.current(engine, table, months=months) if month is not None}

@@ -33,7 +33,7 @@ def is_meds(path: Path) -> bool:
     try:
         schema = pq.read_schema(path)
     except (OSError, pa.ArrowException):
-        return False  # what is wrong with it is told where it is read as Parquet
+        return False  # what is wrong with it is said where it is read as Parquet
     types = {name: schema.field(name).type for name in schema.names}
     return (
         {"subject_id", "time", "code", "numeric_value"} <= set(types)
@@ -52,7 +52,7 @@ def _open(path: Path, form: FileFormat) -> Records:
     schema = plain.schema
     for name, kind in zip(DERIVED, (pa.string(), pa.string(), time, time), strict=True):
         schema = schema.append(pa.field(name, kind))
-    told = plain.told
+    summary = plain.summary
 
     def batches() -> Iterator[pa.RecordBatch]:
         without_time = 0
@@ -60,9 +60,9 @@ def _open(path: Path, form: FileFormat) -> Records:
             without_time += batch.column("time").null_count
             yield pa.RecordBatch.from_arrays([*batch.columns, *_derived(batch)], schema=schema)
         if without_time:
-            told.notes.append(f"{without_time:,} rows have no time (static facts of subjects)")
+            summary.notes.append(f"{without_time:,} rows have no time (static facts of subjects)")
 
-    return Records(schema, batches(), told)
+    return Records(schema, batches(), summary)
 
 
 def _derived(batch: pa.RecordBatch) -> list[pa.Array]:
