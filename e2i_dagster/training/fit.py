@@ -344,7 +344,10 @@ def _fits_better(larger: Any, smaller: Any, rows: tuple[np.ndarray, np.ndarray])
     from sklearn.metrics import log_loss
 
     features, target = rows
-    lost = [log_loss(target, model.predict_proba(features), normalize=False) for model in (smaller, larger)]
+    lost = [
+        log_loss(target, model.predict_proba(features)[:, 1].astype("float64"), normalize=False)
+        for model in (smaller, larger)
+    ]
     return 2 * (lost[0] - lost[1]) > chi2.ppf(0.95, 1)
 
 

@@ -122,6 +122,28 @@ def test_calibrated_probabilities_have_the_right_mean_and_slope():
     assert line["calibration_slope"][0] == pytest.approx(1, abs=0.3)
 
 
+def test_a_strongly_shrunk_model_is_calibrated_with_an_intercept():
+    """Its log-odds lie around those of the mean, which a temperature alone would move: slope 2 to 3 without one."""
+    from e2i_dagster.training.metrics import calibration_line
+
+    train_rows, validation_rows, fresh = (few(rows(n, seed), 0.5) for n, seed in ((2000, 0), (900, 1), (9000, 11)))
+    model = train(
+        visible(train_rows, validation_rows),
+        algorithm="LogisticRegression",
+        parameters={"C": 0.001, "l1_ratio": 0.0},
+    )
+    assert model.calibration == "sigmoid" and "temperature alone" in model.calibration_note
+    line = calibration_line(fresh.target, model.scores(fresh.features))
+    assert line["calibration_slope"][0] == pytest.approx(1, abs=0.2)
+
+
+def few(source, kept):
+    """``source`` with so much of its events."""
+    events = np.flatnonzero(source.target == 1)
+    keep = np.concatenate([np.flatnonzero(source.target == 0), events[: int(kept * len(events))]])
+    return LabelledRows(source.features.iloc[keep], source.target[keep])
+
+
 def rare(source, share):
     keep = np.concatenate(
         [np.flatnonzero(source.target == 0), np.flatnonzero(source.target == 1)[: int(share * len(source))]]
