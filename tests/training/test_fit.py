@@ -126,7 +126,9 @@ def test_a_strongly_shrunk_model_is_calibrated_with_an_intercept():
     """Its log-odds lie around those of the mean, which a temperature alone would move: slope 2 to 3 without one."""
     from e2i_dagster.training.metrics import calibration_line
 
-    train_rows, validation_rows, fresh = (few(rows(n, seed), 0.5) for n, seed in ((2000, 0), (900, 1), (9000, 11)))
+    train_rows, validation_rows, fresh = (
+        few(rows(n, seed), 0.5) for n, seed in ((2000, 0), (900, 1), (9000, 11))
+    )
     model = train(
         visible(train_rows, validation_rows),
         algorithm="LogisticRegression",
