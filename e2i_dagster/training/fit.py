@@ -348,7 +348,7 @@ def _fits_better(larger: Any, smaller: Any, rows: tuple[np.ndarray, np.ndarray])
         log_loss(target, model.predict_proba(features)[:, 1].astype("float64"), normalize=False)
         for model in (smaller, larger)
     ]
-    return 2 * (lost[0] - lost[1]) > chi2.ppf(0.95, 1)
+    return bool(2 * (lost[0] - lost[1]) > chi2.ppf(0.95, 1))
 
 
 def _risk_model(
