@@ -155,7 +155,7 @@ def compare(first: str, second: str, json_output: bool) -> None:
 
     uri = default_tracking_uri()
     policy = current_policy()
-    versions = [read_reference(one, policy, tracking_uri=uri) for one in (first, second)]
+    versions = [read_reference(reference, policy, tracking_uri=uri) for reference in (first, second)]
     found = compare_versions(*versions, tracking_uri=uri)
     if json_output:
         metrics = found["metrics"]
@@ -192,9 +192,9 @@ def dossier(model: str, version: str | None, out: Path | None, json_output: bool
         else find_version(name, version, tracking_uri=uri)
     )
     written = write_dossier(engine(role="app"), found, policy, tracking_uri=uri, folder=out)
-    missing = [one.title for one in written.dossier.sections if one.state == "missing"]
+    missing = [section.title for section in written.dossier.sections if section.state == "missing"]
     items = written.dossier.tripod_ai
-    answered = sum(one.state == "answered" for one in items)
+    answered = sum(item.state == "answered" for item in items)
     if json_output:
         report = {
             "model": name,
@@ -256,8 +256,8 @@ def _show(outcome: dict[str, Any], json_output: bool) -> None:
         f"{said}, {outcome['from_stage']} -> {outcome['to_stage']}, by {outcome['by']} ({outcome['authentication']})"
     )
     rules = [
-        {"rule": one["rule"], "met": "yes" if one["passed"] else "no", "found": one["reason"]}
-        for one in outcome["rules"]
+        {"rule": rule["rule"], "met": "yes" if rule["passed"] else "no", "found": rule["reason"]}
+        for rule in outcome["rules"]
     ]
     print_table("Rules", rules)
     if outcome["evidence_digest"]:

@@ -101,22 +101,22 @@ DEFECTS: dict[str, list[tuple[str, str, str, str, str]]] = {
         (
             "search preprocessing fitted on validation rows",
             "e2i_dagster/training/search.py",
-            ").fit(train.features)\n        learn",
-            ").fit(validation.features)\n        learn",
+            ").fit(train.features)\n    return TrialRows(",
+            ").fit(validation.features)\n    return TrialRows(",
             f"{SEARCH}::test_preprocessing_is_fitted_on_the_training_rows_alone",
         ),
         (
             "search estimator fitted on validation rows",
             "e2i_dagster/training/search.py",
-            "learn=learn,\n                learn_target=train.target,",
-            "learn=judge,\n                learn_target=validation.target,",
+            "preprocessor.transform(train.features),\n        train.target,",
+            "preprocessor.transform(validation.features),\n        validation.target,",
             f"{SEARCH}::test_trials_are_scored_on_validation_rows",
         ),
         (
             "search scored on training rows",
             "e2i_dagster/training/search.py",
-            "judge=judge,\n                judge_target=validation.target,",
-            "judge=learn,\n                judge_target=train.target,",
+            "preprocessor.transform(validation.features),\n        validation.target,",
+            "preprocessor.transform(train.features),\n        train.target,",
             f"{SEARCH}::test_trials_are_scored_on_validation_rows",
         ),
         (
@@ -843,7 +843,7 @@ DEFECTS: dict[str, list[tuple[str, str, str, str, str]]] = {
         (
             "a version of another policy is reused",
             "e2i_dagster/pipeline/reuse.py",
-            "and changes.changed(candidate.metadata.get(READ, {})) is None",
+            "and changes.changed(candidate.metadata.get(ledger.READ, {})) is None",
             "",
             "tests/pipeline/test_stored_versions.py",
         ),
@@ -966,8 +966,8 @@ DEFECTS: dict[str, list[tuple[str, str, str, str, str]]] = {
         (
             "every trial draws the same point",
             "e2i_dagster/training/search.py",
-            "seed=policy.sampler.seed + finished",
-            "seed=policy.sampler.seed",
+            "self.policy.sampler.seed + before + 7919 * attempt",
+            "self.policy.sampler.seed",
             f"{SEARCH}::test_every_trial_draws_a_point_of_its_own",
         ),
     ],

@@ -519,7 +519,7 @@ def _with_moments(
     day, second = nw.col(EVENT_DAY), nw.col(EVENT_SECOND)
     at = rows.select(list(dict.fromkeys([PATIENT, *keys, INDEX, _INDEX_SECOND])))
     at = at.filter(~nw.col(INDEX).is_null() & ~nw.col(_INDEX_SECOND).is_null())
-    until, until_day, unclear_day = (f"{column}_{one}" for one in ("until", "until_day", "unclear_day"))
+    until, until_day, unclear_day = (f"{column}_{suffix}" for suffix in ("until", "until_day", "unclear_day"))
     start = order(nw.col(INDEX), nw.col(_INDEX_SECOND))
     if criterion.until is not None:
         sure = _matches(criterion.until, events.kinds) & ~second.is_null()
@@ -536,7 +536,7 @@ def _with_moments(
             nw.when(unclear).then(day).alias(unclear_day),
         )
         names = (until, until_day, unclear_day)
-        found = met.group_by(keys).agg(*(nw.col(one).min().alias(one) for one in names))
+        found = met.group_by(keys).agg(*(nw.col(name).min().alias(name) for name in names))
         rows = _joined(rows, _keyed(found, keys, *names), keys)
         at = _joined(at, _keyed(found, keys, *names), keys)
     flagged = _matching(criterion, events, undecided=True).select(
@@ -572,7 +572,7 @@ def _with_moments(
     hits = {
         name: nw.when(hit).then(nw.lit(1)).otherwise(nw.lit(0)).alias(name) for name, hit in counts.items()
     }
-    found = met.with_columns(*hits.values()).group_by(keys).agg(*(nw.col(one).sum() for one in counts))
+    found = met.with_columns(*hits.values()).group_by(keys).agg(*(nw.col(name).sum() for name in counts))
     return _joined(rows, _keyed(found, keys, *counts), keys)
 
 

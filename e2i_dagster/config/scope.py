@@ -385,7 +385,7 @@ class OutcomeRule(PolicyModel):
             "days_covered": "the proportion of days covered by ",
             "time_to": "the time to ",
         }
-        others = " or ".join(one.words() for one in self.competing)
+        others = " or ".join(event.words() for event in self.competing)
         return before[self.kind] + rule.words() + (f", unless {others} comes first" if others else "")
 
 

@@ -122,7 +122,7 @@ def read_yaml(
         value = model.model_validate(document, context={"placed": check is not None})
     except ValidationError as error:
         problems = []
-        for problem in _own(error.errors(include_url=False)):
+        for problem in _own(model, error.errors(include_url=False)):
             missing = problem["type"] == "missing"
             found = {} if missing else {"value": _short(problem["input"])}
             said = problem["msg"].removeprefix("Value error, ") + (
@@ -171,9 +171,21 @@ def _parsed(text: str) -> tuple[yaml.Node | None, Any]:
         loader.dispose()
 
 
-def _own(problems: Sequence[Any]) -> Iterator[Any]:
-    """Problems without a list's that it is too short, where that is so for its wrong items alone."""
+def _own(model: type[BaseModel], problems: Sequence[Any]) -> Iterator[Any]:
+    """Problems without those that others bring about: a list too short for its wrong items alone, a key misspelt."""
+    missing = {problem["loc"]: problem for problem in problems if problem["type"] == "missing"}
+    misspelt = set()
     for problem in problems:
+        if problem["type"] == "extra_forbidden":
+            remedy = _remedy(model, problem)
+            misspelt.update(
+                place
+                for place in missing
+                if place[:-1] == problem["loc"][:-1] and f"Did you mean {place[-1]!r}?" in remedy
+            )
+    for problem in problems:
+        if problem["type"] == "missing" and problem["loc"] in misspelt:
+            continue
         place = problem["loc"]
         within = any(problem["loc"][: len(place)] == place != problem["loc"] for problem in problems)
         if problem["type"] != "too_short" or not within:

@@ -80,6 +80,14 @@ def test_a_wrong_scope_is_refused(tmp_path, changes, words):
         read(tmp_path, **changes)
 
 
+def test_a_misspelt_key_is_said_once(tmp_path):
+    path = tmp_path / "demo.yaml"
+    path.write_text(yaml.safe_dump({("chort" if key == "cohort" else key): SHIPPED[key] for key in SHIPPED}))
+    with pytest.raises(ConfigError, match="Did you mean 'cohort'") as refused:
+        ScopeSpec.from_yaml(path)
+    assert "Field required" not in str(refused.value)
+
+
 def test_a_bound_is_a_number_or_says_split_and_end_of_the_interval(tmp_path):
     criteria = {"min_auc": 0.8, "max_brier": {"value": 0.2, "split": "validation", "estimate": "upper"}}
     rules = read(tmp_path, success_criteria=criteria).success_criteria.rules
