@@ -47,13 +47,12 @@ def notes(deployed, again, tmp_path_factory):
     read = deployed.python(
         """
 import json
-from e2i_dagster.pipeline.reuse import READ
 from e2i_dagster.versions import ledger
 from e2i_dagster.database.connection import engine
 read = {}
 for stage in {state.stage for state in ledger.states(engine())}:
     for version in ledger.current(engine(), stage).values():
-        for file, of_file in version.metadata.get(READ, {}).items():
+        for file, of_file in version.metadata.get(ledger.READ, {}).items():
             kept = read.setdefault(stage, {}).setdefault(file, {"model": of_file["model"], "keys": {}})
             kept["keys"] |= of_file["keys"]
 print(json.dumps(read))

@@ -34,7 +34,9 @@ mlflow.set_tracking_uri(MlflowResource().uri())
 mlflow.set_registry_uri(MlflowResource().uri())
 client = mlflow.MlflowClient()
 experiments = [one for one in client.search_experiments() if one.name != "Default"]
-runs = client.search_runs([one.experiment_id for one in experiments])
+found = client.search_runs([one.experiment_id for one in experiments])
+runs = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
+trials = [run for run in found if "mlflow.parentRunId" in run.data.tags]
 versions = client.search_model_versions("name='MODEL'")
 staged = client.get_model_version_by_alias("MODEL", "staging")
 info = mlflow.models.get_model_info(f"models:/{staged.name}@staging")
@@ -43,6 +45,7 @@ print(json.dumps({
     "experiments": [one.name for one in experiments],
     "runs": [{"id": run.info.run_id, "status": run.info.status, "end": run.info.end_time, "params": run.data.params,
               "metrics": run.data.metrics, "tags": run.data.tags} for run in runs],
+    "trials": [{"parent": run.data.tags["mlflow.parentRunId"], "status": run.info.status} for run in trials],
     "artifacts": [one.path for one in client.list_artifacts(runs[0].info.run_id)],
     "versions": [{"version": one.version, "run": one.run_id, "tags": dict(one.tags)} for one in versions],
     "staged": staged.version,
@@ -188,7 +191,9 @@ def test_the_first_run_ends_without_a_drift_alert(deployed):
 
 def test_performance_is_estimated_before_the_labels_are_there(deployed):
     """Every live answer is in the label ledger with the end of its window."""
-    (window,) = deployed.rows("SELECT * FROM ml_performance_history")
+    windows = deployed.rows("SELECT * FROM ml_performance_history")
+    assert len(windows) == 1, windows
+    (window,) = windows
     assert (window["metric"], window["realised"], window["concept"]) == ("roc_auc", None, "not_estimable")
     answers = deployed.rows("SELECT prediction_id FROM ml_predictions WHERE origin = 'live'")
     entered = deployed.rows("SELECT prediction_id, closes_on, window_end FROM ml_prediction_windows")
@@ -212,6 +217,10 @@ def test_one_mlflow_run_ended_and_whole(deployed, again, tracked):
     """Also after the second Dagster run, which reused the attempt."""
     (run,) = tracked["runs"]
     assert run["status"] == "FINISHED" and run["end"]
+    assert {trial["parent"] for trial in tracked["trials"]} == {run["id"]}
+    assert {trial["status"] for trial in tracked["trials"]} <= {"FINISHED", "KILLED"}, (
+        "KILLED is a pruned one"
+    )
     assert tracked["experiments"] == [f"e2i/{SCOPE}"] or tracked["experiments"][0].endswith(SCOPE)
     assert run["params"]["algorithm"] and int(run["params"]["training_rows"]) > 300
     for split in ("train", "validation", "test"):
