@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -19,13 +21,33 @@ from e2i_dagster.tables.description.monitoring import (
 
 #: Days in which an alert about data is taken for the cause of drift.
 _CAUSE_DAYS = 7
+#: What no column holds: a window that was not entered differs in every value.
+_NOTHING = object()
 
 
 def record_performance(connection: sa.Connection, report: PerformanceReport, run_id: str) -> None:
-    """Enter ``report`` into ``ml_performance_history``, a row per window with predictions."""
-    rows = [{**row, "run_id": run_id} for row in report.to_record()]
+    """Enter ``report`` into ``ml_performance_history``, a row per window with predictions.
+
+    A window of which the newest row of that day says the same already is not entered again.
+    """
+    history = ml_performance_history
+    entered = connection.execute(
+        sa.select(history)
+        .where(history.c.scope == report.scope, history.c.day == report.day)
+        .order_by(history.c.created_at)
+    ).mappings()
+    newest = {_window_of(row): row for row in entered}
+    rows = [
+        {**row, "run_id": run_id}
+        for row in report.to_record()
+        if any(newest.get(_window_of(row), {}).get(name, _NOTHING) != value for name, value in row.items())
+    ]
     if rows:
         connection.execute(ml_performance_history.insert(), rows)
+
+
+def _window_of(row: Mapping[Any, Any]) -> tuple[Any, ...]:
+    return row["model_id"], row["metric"], row["first_day"], row["last_day"]
 
 
 def record_drift(

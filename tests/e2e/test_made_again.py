@@ -152,6 +152,7 @@ READ_ELSEWHERE = {
     "experiments/*": "the stages of experiments",
     "features/templates/*": "whoever copies a template into the folder above it",
     "feast_materialization.yaml: freshness.*": "the sensor that judges online features",
+    "optuna_config.yaml: warm_start.*": "when there are earlier studies",
     "optuna_config.yaml: optimization.timeout_seconds": "while a study is not finished",
     "quality.yaml: leakage.*": "the leakage audit, a check that every run makes",
     "quality.yaml: waivers.*": "the command that grants a waiver",

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+import sqlalchemy as sa
 
 from e2i_dagster.config.drift_monitoring import DriftPolicy
 from e2i_dagster.monitoring.drift import detect_drift
@@ -13,7 +14,7 @@ from e2i_dagster.monitoring.history import evidence_after, record_drift, record_
 from e2i_dagster.monitoring.page import report_page, severities_by_day, what_to_do, write_page
 from e2i_dagster.monitoring.performance import PerformanceReport, WindowPerformance
 from e2i_dagster.policy_files.environment import CHECKOUT
-from e2i_dagster.tables.description.monitoring import ml_monitoring_alerts
+from e2i_dagster.tables.description.monitoring import ml_monitoring_alerts, ml_performance_history
 from e2i_dagster.training.evaluate import Estimate
 
 POLICY = DriftPolicy.load(CHECKOUT / "config")
@@ -79,6 +80,24 @@ def test_the_page_of_two_days(reports, database, monkeypatch, tmp_path):
     # Chart, heat map, two distributions; nothing is loaded from elsewhere.
     assert text.count("<img") == 4
     assert not re.search(r"(src|href)=\"(?!data:)", text) and "<script" not in text
+
+
+def test_a_window_is_entered_again_only_when_it_says_something_else(database):
+    counted = sa.select(
+        ml_performance_history.c.run_id, ml_performance_history.c.concept, ml_performance_history.c.realised
+    ).order_by(ml_performance_history.c.run_id)
+    for run, report in (
+        ("1", performance()),
+        ("2", performance()),
+        ("3", performance(concept=True)),
+        ("4", performance()),
+        ("5", performance()),
+    ):
+        with database.begin() as connection:
+            record_performance(connection, report, run)
+    with database.connect() as connection:
+        rows = connection.execute(counted).all()
+    assert [tuple(row) for row in rows] == [("1", "within", 0.7), ("3", "outside", 0.7), ("4", "within", 0.7)]
 
 
 def test_a_day_without_predictions_has_a_page():
