@@ -32,6 +32,7 @@ class RequestPolicy(PolicyModel):
     """What one request may hold."""
 
     max_batch: int = Field(ge=1)
+    max_explained: int = Field(ge=1)
     max_body_bytes: int = Field(ge=1024)
     max_table_bytes: int = Field(ge=1024)
     timeout_seconds: float = Field(gt=0)

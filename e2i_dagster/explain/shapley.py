@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -20,11 +20,17 @@ from e2i_dagster.modelling.estimators import one_thread
 from e2i_dagster.modelling.model_input import LabelledRows, model_input
 from e2i_dagster.modelling.preprocessing import column_origins
 from e2i_dagster.modelling.problem import CLASSIFICATION
+from e2i_dagster.modelling.shap_values import (
+    Method,
+    ShapValues,
+    by_output,
+    exact_values,
+    method_for,
+    sum_to_features,
+)
 from e2i_dagster.reports import figure_png, new_figure
 from e2i_dagster.splits.rows import VisibleRows
 from e2i_dagster.training.fit import TrainedModel
-
-Method = Literal["tree", "linear", "permutation"]
 
 #: Groups of patients smaller than this are not shown.
 _SMALL = 11
@@ -229,67 +235,21 @@ def explain_validation(model: TrainedModel, rows: VisibleRows) -> Explanation:
     return explain(model, rows.validation, background=rows.train, split="validation")
 
 
-def method_for(algorithm: str) -> Method:
-    """Tree values for tree models, linear ones for linear models, permutation for anything else."""
-    if algorithm in ("XGBoost", "LightGBM", "HistGradientBoosting", "RandomForest", "ExtraTrees"):
-        return "tree"
-    return "linear" if algorithm in ("LogisticRegression", "Ridge", "Lasso", "CoxPH") else "permutation"
-
-
-def sum_to_features(values: np.ndarray, origins: tuple[str, ...], features: tuple[str, ...]) -> np.ndarray:
-    """SHAP values of matrix columns (n, columns) summed to those of features (n, features)."""
-    place = {name: position for position, name in enumerate(features)}
-    belongs = np.zeros((len(origins), len(features)))
-    belongs[np.arange(len(origins)), [place[name] for name in origins]] = 1
-    return values @ belongs
-
-
 def _shap_values(
     model: TrainedModel, method: Method, matrix: np.ndarray, against: np.ndarray, seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
-    """Values (n, columns, k), base values (k,), the outputs that they add up to (n, k), and their scale.
-
-    ``k`` is the number of classes where there are several, else 1.
-    """
+) -> ShapValues:
     estimator, probabilities = model.estimator, model.problem_type in CLASSIFICATION
-    several = bool(model.classes)
-    if method == "linear":
-        # Exact for independent columns: weight times distance from the reference average
-        # (Lundberg and Lee 2017, corollary 1).
-        weights, average = np.atleast_2d(estimator.coef_), against.mean(axis=0)
-        intercepts = np.ravel(estimator.intercept_)
-        output = estimator.decision_function(matrix) if probabilities else estimator.predict(matrix)
-        scale = "log-odds" if probabilities else "outcome"
-        if model.risk is not None:
-            output, scale = np.log(output), "log hazard ratio"
-            # XGBoost adds its base score to the intercept.
-            intercepts = np.log(estimator.predict(np.zeros((1, matrix.shape[1]))))
-        values = (matrix - average)[:, :, None] * weights.T[None]
-        return values, weights @ average + intercepts, _columns(output), scale
+    if method != "permutation":
+        return exact_values(estimator, model.algorithm, model.problem_type, against.mean(axis=0))(matrix)
 
     import shap
     import shap.utils
-
-    if method == "tree":
-        explained = shap.TreeExplainer(estimator)(matrix, check_additivity=False)
-        values, base = np.asarray(explained.values), np.asarray(explained.base_values, dtype="float64")
-        output, scale = _tree_output(estimator, matrix, model.algorithm, probabilities)
-        if model.risk is not None:
-            output, scale = np.log(output), "log hazard ratio"
-        if values.ndim == 2:
-            values, base = values[:, :, None], np.ravel(base)[:1]
-        else:
-            base = np.atleast_2d(base)[0]
-        output = _columns(output)
-        if not several and values.shape[2] == 2:
-            values, base, output = values[:, :, 1:], base[1:], output[:, 1:]
-        return values.astype("float64"), base, output, scale
 
     def output_of(inputs: np.ndarray) -> np.ndarray:
         if not probabilities:
             return estimator.predict(inputs)
         found = estimator.predict_proba(inputs)
-        return found if several else found[:, 1]
+        return found if model.classes else found[:, 1]
 
     references = shap.utils.sample(against, _PERMUTATION_REFERENCES, random_state=seed)
 
@@ -300,30 +260,10 @@ def _shap_values(
     explained = shap.PermutationExplainer(output_of, masked, seed=seed)(
         matrix, max_evals=2 * matrix.shape[1] + 1, silent=True
     )
-    output = _columns(output_of(matrix))
+    output = by_output(output_of(matrix))
     values = np.asarray(explained.values).reshape(*matrix.shape, output.shape[1])
     base = np.asarray(explained.base_values, dtype="float64").reshape(len(matrix), -1)[0]
-    return values, base, output, "probability" if probabilities else "outcome"
-
-
-def _columns(output: np.ndarray) -> np.ndarray:
-    """(n,) or (n, k) as (n, k)."""
-    return np.asarray(output, dtype="float64").reshape(len(output), -1)
-
-
-def _tree_output(
-    estimator: Any, matrix: np.ndarray, algorithm: str, probabilities: bool
-) -> tuple[np.ndarray, str]:
-    """What tree SHAP adds up to: the margin of boosted trees, the probability of averaged ones."""
-    if not probabilities:
-        return estimator.predict(matrix), "outcome"
-    if algorithm == "XGBoost":
-        return estimator.predict(matrix, output_margin=True), "log-odds"
-    if algorithm == "LightGBM":
-        return estimator.predict(matrix, raw_score=True), "log-odds"
-    if algorithm == "HistGradientBoosting":
-        return estimator.decision_function(matrix), "log-odds"
-    return estimator.predict_proba(matrix), "probability"
+    return ShapValues(values, base, output, "probability" if probabilities else "outcome")
 
 
 def _summed_over_classes(classes: Sequence[ClassEffects]) -> tuple[FeatureEffect, ...]:

@@ -164,6 +164,17 @@ def raw_scores(estimator: Any, matrix: np.ndarray, problem_type: str) -> np.ndar
     return np.asarray(estimator.predict(matrix), dtype="float64")
 
 
+def uncalibrated(pipeline: Any) -> Any:
+    """The fitted estimator inside a pipeline of :func:`train`."""
+    model = pipeline.named_steps["model"]
+    calibrated = getattr(model, "calibrated_classifiers_", None)
+    return (
+        model
+        if calibrated is None
+        else getattr(calibrated[0].estimator, "estimator", calibrated[0].estimator)
+    )
+
+
 __all__ = [
     "TRAINABLE",
     "build_estimator",
@@ -171,4 +182,5 @@ __all__ = [
     "parameters_of",
     "raw_scores",
     "trained_algorithms",
+    "uncalibrated",
 ]

@@ -46,6 +46,7 @@ class StoredModel(BaseModel):
     seen_ranges: dict[str, tuple[float, float]] = {}
     classes: tuple[str, ...] = ()
     risk: RiskAtHorizon | None = None
+    training_means: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, model: TrainedModel) -> StoredModel:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from e2i_dagster.config.serving import ServingPolicy
     from e2i_dagster.serving.compiled import Compiled
+    from e2i_dagster.serving.explained import RowExplainer
 
 
 def file_digests(folder: Path) -> dict[str, str]:
@@ -136,6 +137,8 @@ class LoadedModel:
         )
         self._names = [str(label) for label in self.classes or ()]
         self._compiled: Compiled | None = None
+        self.explainer: RowExplainer | None = None
+        self.not_explained = "the model was loaded without its signature"
 
     def compile(self, signature: Signature) -> None:
         """Answer rows of ``signature`` without scikit-learn's checks of a frame, where the answers are the same."""
@@ -143,6 +146,24 @@ class LoadedModel:
 
         if self._risk is None:
             self._compiled = compile_pipeline(self._pipeline, signature)
+
+    def prepare_explanations(self, signature: Signature, metadata: Mapping[str, Any]) -> None:
+        """Have an ``explainer`` of rows of ``signature``, or know why there is none (``not_explained``).
+
+        Args:
+            metadata: of the stored model.
+        """
+        from e2i_dagster.serving.explained import NotExplainedError, RowExplainer
+
+        try:
+            self.explainer = RowExplainer(self._pipeline, metadata, signature, self._names)
+        except NotExplainedError as error:
+            self.not_explained = str(error)
+
+    @property
+    def explains(self) -> str | None:
+        """How rows are explained: ``tree`` or ``linear``; None if they are not."""
+        return None if self.explainer is None else self.explainer.method
 
     @property
     def measures_effects(self) -> bool:
@@ -254,6 +275,7 @@ def load_model(
     )
     if signature is not None:
         loaded.compile(signature)
+        loaded.prepare_explanations(signature, metadata)
     return loaded
 
 

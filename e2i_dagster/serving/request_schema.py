@@ -617,6 +617,59 @@ class MeasuredEffect(BaseModel):
     upper: float
 
 
+class ExplainedOutput(BaseModel):
+    """One output of the model for one row: expected_value and contributions add up to margin."""
+
+    class_name: str | None = Field(
+        description="Class whose output is explained: the second of two, each of several; null without classes."
+    )
+    expected_value: float = Field(
+        description="Output before anything is known of the row: of tree models the average over the training rows, "
+        "of linear models the output at the average of the training rows."
+    )
+    contributions: dict[str, float] = Field(
+        description="What each feature adds to expected_value (SHAP value), on the scale named."
+    )
+    margin: float = Field(description="Output of the model before calibration, on the scale named.")
+    difference: float = Field(
+        description="margin less expected_value and contributions: rounding alone. At most 1e-9 for a margin up to 1 "
+        "(of larger ones in proportion); 1e-4 for XGBoost and CoxPH, which compute in 32 bits."
+    )
+
+
+class ModelExplanation(BaseModel):
+    """What each feature of the rows contributes. Associations in the model, not effects of a treatment."""
+
+    method: Literal["tree", "linear"] = Field(
+        description="tree: exact path-dependent tree SHAP. linear: weight times distance from the training average, "
+        "exact for independent columns."
+    )
+    scale: Literal["log-odds", "probability", "outcome", "log hazard ratio"] = Field(
+        description="Scale of expected_value, contributions and margin. Of several classes, log-odds are the "
+        "numbers that softmax turns into probabilities."
+    )
+    calibration: str | None = Field(
+        description="What turns the margin into the answer's probability or risk beyond its scale "
+        "(temperature, sigmoid, risk_at_horizon); null: nothing."
+    )
+    adds_up_to: Literal["margin", "probability", "prediction"] = Field(
+        description="The number of the answer that expected_value and contributions add up to. margin: only the margin "
+        "beside them, from which the answer's probability or risk is computed."
+    )
+
+
+class ExplanationResponse(ModelExplanation):
+    """The explanation in an answer: one entry of ``rows`` per row, in order, with its outputs."""
+
+    rows: list[list[ExplainedOutput]]
+
+
+class PartialExplanationResponse(ModelExplanation):
+    """As the explanation of a whole answer, with null in the places of rows that cannot be used."""
+
+    rows: list[list[ExplainedOutput] | None]
+
+
 class PredictionResponse(BaseModel):
     """The answer when every row has one: one entry per row, in order."""
 
@@ -628,6 +681,9 @@ class PredictionResponse(BaseModel):
     )
     measured_effects: list[MeasuredEffect] | None = Field(
         default=None, description="Only of models of effects, whose predictions are effects."
+    )
+    explanation: ExplanationResponse | None = Field(
+        default=None, description="Only where the request asks for it with `explain=true`."
     )
     model_id: str = Field(description="Registered model, name/version.")
     prediction_time_ms: float = Field(description="Time inside the model, milliseconds.")
@@ -645,6 +701,9 @@ class PartialResponse(BaseModel):
     )
     measured_effects: list[MeasuredEffect | None] | None = Field(
         default=None, description="Only of models of effects, whose predictions are effects."
+    )
+    explanation: PartialExplanationResponse | None = Field(
+        default=None, description="Only where the request asks for it with `explain=true`."
     )
     problems: list[Problem] = Field(
         description="What is wrong with each row without an answer; the field begins with `instances.` and the "

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
+from urllib.parse import parse_qsl
 
 # FastAPI reads annotations from the module, so its names must be here. Only processes that serve and
 # the build import this module.
@@ -46,6 +47,7 @@ from e2i_dagster.serving.columnar import (
     log_lines,
     parts,
 )
+from e2i_dagster.serving.explained import RowExplainer
 from e2i_dagster.serving.health import GAUGE, Answers, Level
 from e2i_dagster.serving.models import LoadedModel, Predicted, load_model
 from e2i_dagster.serving.release import Manifest, ReleasedModel
@@ -390,12 +392,18 @@ class Application:
             probe=headers.get(_PROBE) == runtime.settings.probe_token,
             began=began,
         )
+        explaining = 0.0
         # Only names that are served become a label: anybody can ask for any name.
         name = name_in_path if name_in_path in runtime.models else "none"
         status, body, error_code = 500, b"", "internal"
         try:
+            explain = _explain(scope["query_string"])
             kind = headers.get(b"content-type", "").partition(";")[0].strip().lower()
             if kind in (ARROW, PARQUET) and route == "predict_batch":
+                if explain:
+                    raise RequestError(
+                        422, "not_explained", [("explain", "is answered for requests in JSON alone")]
+                    )
                 model = self._model(name_in_path, None)
                 name = model.released.model_name
                 await self._table(model, kind, headers, receive, send, asked)
@@ -407,7 +415,10 @@ class Application:
             name = model.released.model_name
             schema = self.schemas[name]
             batch = Batch([schema.row(payload)], []) if route == "predict" else schema.rows(payload)
-            body = await self._predict(model, batch, asked, single=route == "predict")
+            explainer = self._explainer(model, len(batch.rows)) if explain else None
+            body, explaining = await self._predict(
+                model, batch, asked, single=route == "predict", explainer=explainer
+            )
             status = 207 if batch.problems else 200
         except RequestError as error:
             status, error_code, body = (
@@ -431,7 +442,8 @@ class Application:
             )
             body = _error("internal", message, [])
         if not asked.probe:
-            runtime.count(name, route, status, error_code, time.perf_counter() - began)
+            # Explanations say nothing about how fast predictions are.
+            runtime.count(name, route, status, error_code, time.perf_counter() - began - explaining)
         await _send(send, status, body, request_id, close=status == 413)
 
     async def _table(
@@ -535,13 +547,49 @@ class Application:
             raise RequestError(404, "unknown_model", [("model_name", f"is not served; known: {known}")])
         return models[name]
 
-    async def _predict(self, model: ServedModel, batch: Batch, asked: Asked, *, single: bool) -> bytes:
+    def _explainer(self, model: ServedModel, rows: int) -> RowExplainer:
+        """What explains the rows of ``model``.
+
+        Raises:
+            RequestError: 422, there is no exact explanation; 413, too many rows.
+        """
+        limit = self.manifest.policy.request.max_explained
+        if model.loaded.explainer is None:
+            why = f"is not possible: {model.loaded.not_explained}"
+            raise RequestError(422, "not_explained", [("explain", why)])
+        if rows > limit:
+            raise RequestError(
+                413,
+                "batch_too_large",
+                [("instances", f"has {rows} rows; at most {limit} are explained at once")],
+            )
+        return model.loaded.explainer
+
+    async def _predict(
+        self,
+        model: ServedModel,
+        batch: Batch,
+        asked: Asked,
+        *,
+        single: bool,
+        explainer: RowExplainer | None,
+    ) -> tuple[bytes, float]:
+        """The answer, and how long its explanation took, seconds."""
         runtime = self._running()
         rows = batch.usable
         started = time.perf_counter()
         raw = await model.queue.answer([row.values for row in rows])
         inside = time.perf_counter() - started
         predicted = model.loaded.answers(raw)
+        explanation: dict[str, Any] | None = None
+        explaining = 0.0
+        if explainer is not None:
+            began = time.perf_counter()
+            columns = list(zip(*(row.values for row in rows), strict=True))
+            # On a thread: other requests are answered meanwhile.
+            found = await asyncio.get_running_loop().run_in_executor(None, explainer.explain, columns)
+            explanation = {**found, "rows": _in_place(batch, found["rows"])}
+            explaining = time.perf_counter() - began
         at = audit.now()
         if not asked.probe:
             runtime.log(model, rows, predicted, asked, at)
@@ -553,6 +601,8 @@ class Application:
         }
         if predicted.measured is not None:
             answer["measured_effects"] = _in_place(batch, predicted.measured)
+        if explanation is not None:
+            answer["explanation"] = explanation
         if batch.problems:
             answer["problems"] = batch.problems
         answer["prediction_time_ms"] = round(inside * 1000, 3)
@@ -567,7 +617,7 @@ class Application:
             "release": self.version,
             **({"warnings": warnings} if warnings else {}),
         }
-        return to_json(answer)
+        return to_json(answer), explaining
 
     # -- about the service -------------------------------------------------------------------------
 
@@ -627,10 +677,12 @@ class Application:
                     "classes": runtime.models[one.model_name].loaded.classes,
                     "features": [feature.model_dump() for feature in one.signature.features],
                     "digest": one.digest,
+                    "explains": runtime.models[one.model_name].loaded.explains,
                 }
                 for one in self.manifest.models
             ],
             "max_batch": self.manifest.policy.request.max_batch,
+            "max_explained": self.manifest.policy.request.max_explained,
         }
 
     def page(self) -> str:
@@ -671,6 +723,22 @@ def _in_place(batch: Batch, answers: Sequence[Any] | None) -> list[Any] | None:
         return None
     given = iter(answers)
     return [None if row is None else next(given) for row in batch.rows]
+
+
+def _explain(query: bytes) -> bool:
+    """Whether a request asks for explanations.
+
+    Raises:
+        RequestError: 422, it says neither true nor false, or more than one thing.
+    """
+    if b"explain" not in query:
+        return False
+    given = [value for name, value in parse_qsl(query.decode("latin-1"), True) if name == "explain"]
+    if not given:
+        return False
+    if given not in (["true"], ["false"]):
+        raise RequestError(422, "invalid_request", [("explain", "must be true or false, once")])
+    return given == ["true"]
 
 
 def _error(code: str, message: str, problems: list[dict[str, str]]) -> bytes:
@@ -781,7 +849,7 @@ def application(manifest: Manifest, version: str) -> tuple[Predictions, Applicat
             (
                 422,
                 "A field is missing, unknown or of the wrong type; each is named. Of a batch: no row can be used, or "
-                "what is wrong is no row.",
+                "what is wrong is no row. Or the rows of the model cannot be explained.",
             ),
             (500, "The model failed."),
         )
@@ -812,6 +880,7 @@ def application(manifest: Manifest, version: str) -> tuple[Predictions, Applicat
             response_model=PredictionResponse,
             responses=errors if route == "predict" else errors | partly,
             openapi_extra={
+                "parameters": [_EXPLAIN],
                 "requestBody": {
                     "required": True,
                     "content": {
@@ -820,7 +889,7 @@ def application(manifest: Manifest, version: str) -> tuple[Predictions, Applicat
                         },
                         **(_TABLES if route == "predict_batch" else {}),
                     },
-                }
+                },
             },
         )(endpoint)
 
@@ -887,6 +956,16 @@ def _nothing_here(app: FastAPI, path: str, request: Request) -> Response:
     body = _error("not_found", f"There is nothing at /{path}; / names what there is.", [])
     return Response(body, 404, media_type="application/json")
 
+
+_EXPLAIN = {
+    "name": "explain",
+    "in": "query",
+    "required": False,
+    "description": "`true`: the answer has `explanation`, what each feature of a row adds to the model's output (exact "
+    "SHAP values). Of requests in JSON alone, of a batch up to the service's `max_explained` rows. 422 "
+    "`not_explained` says why a model's rows cannot be explained exactly.",
+    "schema": {"type": "boolean", "default": False},
+}
 
 #: Bodies of a scoring job, in the OpenAPI document.
 _TABLES = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in (ARROW, PARQUET)}

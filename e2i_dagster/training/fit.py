@@ -18,10 +18,11 @@ import pandas as pd
 
 from e2i_dagster.config.optuna_config import OptunaPolicy
 from e2i_dagster.display import Table
-from e2i_dagster.modelling.estimators import build_estimator, one_thread, raw_scores
+from e2i_dagster.modelling.estimators import build_estimator, one_thread, raw_scores, uncalibrated
 from e2i_dagster.modelling.model_input import Kind, feature_kinds, model_input
 from e2i_dagster.modelling.preprocessing import build_preprocessor
 from e2i_dagster.modelling.problem import CLASSIFICATION
+from e2i_dagster.modelling.shap_values import method_for
 from e2i_dagster.modelling.survival import RiskAtHorizon, cox_slope, cumulative_hazard
 from e2i_dagster.policy_files.base import digest_of
 from e2i_dagster.splits.rows import VisibleRows
@@ -46,6 +47,8 @@ class TrainedModel:
         input_example: one invented row, made of column averages and most frequent levels.
         classes: names of the classes of a multiclass model, in the order of its probabilities.
         risk: of a model of times, how its hazard ratio becomes the risk at the horizon.
+        training_means: of a linear model, the average of each column of its matrix over the training rows, which
+            its SHAP values are counted from; empty for other models.
         digest: digest of what the model computes on its training and validation rows, to the last bit,
             and of its parameters. Equal inputs and library versions give equal digests.
     """
@@ -69,6 +72,7 @@ class TrainedModel:
     seen_ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     risk: RiskAtHorizon | None = None
+    training_means: tuple[float, ...] = ()
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -212,17 +216,7 @@ def train(
         seen_ranges=seen_ranges(train_rows.features, kinds),
         classes=train_rows.classes,
         risk=risk,
-    )
-
-
-def uncalibrated(pipeline: Any) -> Any:
-    """The fitted estimator inside a pipeline of :func:`train`."""
-    model = pipeline.named_steps["model"]
-    calibrated = getattr(model, "calibrated_classifiers_", None)
-    return (
-        model
-        if calibrated is None
-        else getattr(calibrated[0].estimator, "estimator", calibrated[0].estimator)
+        training_means=tuple(learn.mean(axis=0).tolist()) if method_for(algorithm) == "linear" else (),
     )
 
 

@@ -9,7 +9,7 @@ from sklearn.pipeline import Pipeline
 from e2i_dagster.config.algorithms import AlgorithmsPolicy
 from e2i_dagster.errors import InputError
 from e2i_dagster.explain import explain, explain_validation
-from e2i_dagster.explain.shapley import sum_to_features
+from e2i_dagster.modelling.shap_values import sum_to_features
 from e2i_dagster.training import train
 
 

@@ -97,6 +97,8 @@ def test_the_stored_model_has_a_signature_and_an_invented_example(store, logged)
     assert example not in known
     assert stored.metadata["threshold"] == model.threshold
     assert stored.metadata["nullable"] == ["engagement"]
+    matrix = model.pipeline.named_steps["preprocess"].transform(rows(400).features)
+    assert stored.metadata["training_means"] == pytest.approx(matrix.mean(axis=0))
 
 
 @pytest.mark.parametrize("algorithm", BINARY)

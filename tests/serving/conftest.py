@@ -53,8 +53,8 @@ def fit(rows: pd.DataFrame, seed: int = 1) -> Any:
     target = (np.random.default_rng(seed).random(len(rows)) < chance).astype("int64")
     preprocess = ColumnTransformer(
         [
-            ("numbers", Pipeline([("impute", SimpleImputer()), ("scale", StandardScaler())]), numbers),
-            ("texts", OneHotEncoder(handle_unknown="ignore", sparse_output=False), ["region"]),
+            ("number", Pipeline([("impute", SimpleImputer()), ("scale", StandardScaler())]), numbers),
+            ("string", OneHotEncoder(handle_unknown="ignore", sparse_output=False), ["region"]),
         ]
     )
     return Pipeline([("preprocess", preprocess), ("model", LogisticRegression())]).fit(rows, target)
@@ -68,7 +68,8 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Stored:
     from mlflow.types import ColSpec, DataType, Schema
 
     folder = tmp_path_factory.mktemp("mlflow") / "model"
-    pipeline = fit(some_rows(400, seed=0))
+    training = some_rows(400, seed=0)
+    pipeline = fit(training)
     signature = ModelSignature(
         inputs=Schema(
             [
@@ -87,6 +88,11 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Stored:
         serialization_format="skops",
         skops_trusted_types=["numpy.dtype"],
         pip_requirements=["scikit-learn", "skops"],
+        metadata={
+            "algorithm": "LogisticRegression",
+            "problem_type": "binary_classification",
+            "training_means": pipeline.named_steps["preprocess"].transform(training).mean(axis=0).tolist(),
+        },
     )
     rows = some_rows(250, seed=7)
     return Stored(folder, pipeline, rows, pipeline.predict_proba(rows)[:, 1])

@@ -193,6 +193,19 @@ def test_one_row(live: Live, stored: Stored) -> None:
     assert body["_metadata"]["request_id"] == answer.headers["x-request-id"] == "request-1"
 
 
+def test_an_explanation_comes_through_the_supervisor(live: Live) -> None:
+    plain = ask(live, {"features": GOOD}).json()
+    answer = ask(live, {"features": GOOD}, "/predict?explain=true")
+    assert answer.status_code == 200
+    assert answer.json()["probabilities"] == plain["probabilities"]
+    explanation = answer.json()["explanation"]
+    assert (explanation["method"], explanation["calibration"]) == ("linear", None)
+    [[row]] = explanation["rows"]
+    # Not calibrated: the margin is the log-odds of the answer.
+    odds = plain["probabilities"][0]["1"] / plain["probabilities"][0]["0"]
+    assert row["expected_value"] + sum(row["contributions"].values()) == pytest.approx(np.log(odds), abs=1e-9)
+
+
 def test_path_and_body_may_name_the_model(live: Live) -> None:
     first = ask(live, {"features": GOOD}).json()["probabilities"]
     assert ask(live, {"features": GOOD}, f"/{MODEL}/predict").json()["probabilities"] == first

@@ -145,6 +145,8 @@ def test_a_model_ranks_is_calibrated_stored_explained_and_served(seen, algorithm
     slope, error = survival_calibration(test.target, risk, HORIZON)["calibration_slope"]
     assert abs(slope - 1) < 3 * error
     again = StoredModel.model_validate_json(StoredModel.of(model).model_dump_json()).model()
+    assert again.training_means == model.training_means
+    assert bool(again.training_means) == (model.algorithm == "CoxPH")
     assert np.array_equal(again.scores(test.features), risk)
     found = explain(model, seen.validation, background=seen.train)
     assert found.scale == "log hazard ratio"
