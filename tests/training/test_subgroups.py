@@ -163,8 +163,13 @@ def test_a_subgroup_below_the_floor_fails_the_model_and_is_named(trained):
 
 
 def test_a_floor_within_the_interval_is_met_and_names_what_was_not_estimable(trained):
-    found = floor_of(evaluated(trained, two_sites(noise=False), "site", "empty", subgroup_floor=0.65))
+    test_rows = two_sites(noise=False)
+    groups = evaluated(trained, test_rows, "site").subgroups
+    lowest = min(groups, key=lambda group: group.roc_auc.high).roc_auc
+    within = (lowest.value + lowest.high) / 2
+    found = floor_of(evaluated(trained, test_rows, "site", "empty", subgroup_floor=within))
     assert found.passed
+    assert found.low < found.value < within < found.high
     assert "met, lowest" in found.reason
     assert "empty x" in found.reason
 
