@@ -140,6 +140,7 @@ def evaluation(
             opened_by=actor()[0],
         ),
         criteria=scope_spec.success_criteria,
+        subgroups=scope_spec.evaluation.subgroups,
     )
     return Produced(judged, judged)
 

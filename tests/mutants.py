@@ -86,6 +86,7 @@ CONTRACT = "tests/conventions/test_contracts.py::test_bodies_hand_over_what_the_
 SEARCH = "tests/training/test_search.py"
 FIT = "tests/training/test_fit.py"
 EVALUATE = "tests/training/test_evaluate.py"
+SUBGROUPS = "tests/training/test_subgroups.py"
 CHOOSE = "tests/selection/test_choose.py"
 COMPARE = "tests/monitoring/test_compare.py"
 DRIFT = "tests/monitoring/test_drift.py"
@@ -523,6 +524,55 @@ DEFECTS: dict[str, list[tuple[str, str, str, str, str]]] = {
             "accepted=all(result.passed",
             "accepted=any(result.passed",
             f"{EVALUATE}::test_each_missed_criterion_has_value_interval_threshold_and_distance",
+        ),
+        (
+            "subgroups that are not estimable meet a floor",
+            "e2i_dagster/training/evaluate.py",
+            'low=None, high=None, distance=None, passed=False,\n            reason=f"{rule}: not',
+            'low=None, high=None, distance=None, passed=True,\n            reason=f"{rule}: not',
+            f"{SUBGROUPS}::test_subgroups_that_are_not_estimable_meet_no_floor",
+        ),
+        (
+            "the lower end of a subgroup's interval decides its floor",
+            "e2i_dagster/training/evaluate.py",
+            "(high := group.roc_auc.high) is not None",
+            "(high := group.roc_auc.low) is not None",
+            f"{SUBGROUPS}::test_a_floor_within_the_interval_is_met_and_names_what_was_not_estimable",
+        ),
+        (
+            "the policy's floor goes before the scope's",
+            "e2i_dagster/training/evaluate.py",
+            "rules.subgroups.floor if criteria.subgroup_floor is None else criteria.subgroup_floor",
+            "criteria.subgroup_floor if rules.subgroups.floor is None else rules.subgroups.floor",
+            f"{SUBGROUPS}::test_there_is_no_floor_unless_scope_or_policy_states_it_and_the_scope_goes_first",
+        ),
+        (
+            "a level's difference is that of other resamples",
+            "e2i_dagster/training/subgroups.py",
+            "interval(drawn - whole_drawn, rules.level)",
+            "interval(drawn - whole_drawn[::-1], rules.level)",
+            f"{SUBGROUPS}::test_the_difference_is_paired_so_that_a_level_of_everybody_has_none",
+        ),
+        (
+            "a small level of patients is counted",
+            "e2i_dagster/training/subgroups.py",
+            "None if written[level] == HIDDEN else count",
+            "count",
+            f"{SUBGROUPS}::test_too_few_patients_or_one_outcome_are_not_estimable_and_no_small_cell_is_shown",
+        ),
+        (
+            "a false alarm costs as much as a hit at every threshold",
+            "e2i_dagster/training/metrics.py",
+            "-thresholds / (1 - thresholds))",
+            "-thresholds / thresholds)",
+            f"{SUBGROUPS}::test_net_benefit_is_that_of_vickers_and_elkin",
+        ),
+        (
+            "the decision curve is compared with acting on nobody alone",
+            "e2i_dagster/training/decision_curve.py",
+            "model[place] - max(treat_all[place], 0)",
+            "model[place]",
+            f"{SUBGROUPS}::test_the_decision_curve_compares_with_the_better_of_all_and_none",
         ),
         (
             "a criterion that was not measured is met",

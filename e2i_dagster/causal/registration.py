@@ -29,7 +29,7 @@ class EffectModel(BaseModel):
 
     model_config = ConfigDict(frozen=True)
     #: Pictures and durations are no result.
-    volatile_fields: ClassVar[dict[str, Any]] = {"evaluation": {"figure", "seconds"}}
+    volatile_fields: ClassVar[dict[str, Any]] = {"evaluation": Evaluation.volatile_fields}
 
     scope: str
     state: Literal["promoted", "not_promoted"]

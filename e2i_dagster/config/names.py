@@ -102,6 +102,9 @@ def scope_problems(scope: ScopeSpec, known: KnownNames) -> Iterator[Place]:
     """Names of a scope that match nothing."""
     if scope.features != "all":
         yield from unknown(["features"], scope.features, known.features, "feature")
+    for number, group in enumerate(scope.evaluation.subgroups):
+        place = ["evaluation", "subgroups", number]
+        yield from unknown(place, group.column, known.features, "feature")
     for key in ("preferred_algorithms", "excluded_algorithms"):
         named = getattr(scope.preferences, key)
         yield from unknown(["preferences", key], named, known.algorithms, "algorithm")

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from e2i_dagster.config.subgroups import SubgroupPolicy
 from e2i_dagster.policy_files.base import PolicyModel, read_yaml
 from e2i_dagster.policy_files.environment import config_folder
 
@@ -110,6 +111,7 @@ class EvaluationPolicy(PolicyModel):
     level: float = Field(gt=0.5, lt=1)
     minimum_per_class: int = Field(ge=2)
     logistic_margin: float = Field(ge=0, le=0.1)
+    subgroups: SubgroupPolicy = SubgroupPolicy()
 
 
 class OptunaPolicy(PolicyModel):

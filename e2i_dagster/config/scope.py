@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from e2i_dagster.config.names import KnownNames, scope_problems
+from e2i_dagster.config.subgroups import ScopeEvaluation
 from e2i_dagster.errors import ConfigError
 from e2i_dagster.policy_files.base import PolicyModel, did_you_mean, read_yaml
 from e2i_dagster.policy_files.environment import config_folder
@@ -139,6 +140,9 @@ class SuccessCriteria(PolicyModel):
     named, and it cannot be left out.
 
     ``beats_baseline``: the model must beat every baseline (prevalence, one variable, logistic) on test.
+
+    ``subgroup_floor``: of the ROC-AUC of every subgroup of a model of an event on test; missed when the whole interval
+    of one lies below it. None takes that of the policy (``optuna_config.yaml``), which may be none.
     """
 
     min_auc: Threshold | None = None
@@ -155,6 +159,7 @@ class SuccessCriteria(PolicyModel):
     max_mape: Threshold | None = None
     calibration: CalibrationRule = CalibrationRule()
     beats_baseline: bool = False
+    subgroup_floor: float | None = Field(default=None, ge=0, le=1)
 
     @field_validator(*_METRICS, mode="before")
     @classmethod
@@ -458,6 +463,7 @@ class ScopeSpec(PolicyModel):
         source_lag_days: days until the sources have delivered an event; a window is closed that much later, and
             a feature counts a row without an arrival time from then on.
         features: ``all``, or the names of the features to use.
+        evaluation: what is evaluated beside what the policy asks for.
     """
 
     key: str = Field(default="", pattern=r"^[a-z0-9_]*$")
@@ -478,6 +484,7 @@ class ScopeSpec(PolicyModel):
     split: SplitPolicy
     minimum_sample: MinimumSample = MinimumSample()
     features: Literal["all"] | tuple[str, ...] = "all"
+    evaluation: ScopeEvaluation = ScopeEvaluation()
 
     @model_validator(mode="after")
     def _whole(self) -> ScopeSpec:
@@ -501,6 +508,11 @@ class ScopeSpec(PolicyModel):
         ]
         if wrong:
             raise ValueError(f"success criteria {', '.join(wrong)} do not belong to {self.problem_type}")
+        grouped = self.success_criteria.subgroup_floor is not None or self.evaluation.subgroups
+        if grouped and self.problem_type != "binary_classification":
+            raise ValueError(
+                f"subgroups are evaluated of binary_classification only; problem_type is {self.problem_type}"
+            )
         if isinstance(self.features, tuple) and len(set(self.features)) != len(self.features):
             raise ValueError("a feature is named twice")
         return self
@@ -556,6 +568,8 @@ class ScopeSpec(PolicyModel):
             rules += [calibration.words(metric) for metric in calibration.limits]
         if self.success_criteria.beats_baseline:
             rules.append("better than every baseline")
+        if self.success_criteria.subgroup_floor is not None:
+            rules.append(f"roc_auc of no subgroup below {self.success_criteria.subgroup_floor:g}")
         prior = {
             "exclude": "Patients who had it before are removed.",
             "keep": "Patients who had it before stay.",

@@ -40,11 +40,13 @@ class LabelledRows:
         target: shape (n,); 0 and 1 as int64 for a binary outcome, the position in ``classes`` as int64 for one of
             several classes, float64 for a number (of a time see :mod:`~.survival`).
         classes: names of the classes of a multiclass outcome.
+        groups: columns that subgroups are made of, in the order of ``features``; None: the features.
     """
 
     features: pd.DataFrame
     target: np.ndarray
     classes: tuple[str, ...] = ()
+    groups: pd.DataFrame | None = None
 
     def __len__(self) -> int:
         return len(self.target)

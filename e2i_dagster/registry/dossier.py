@@ -317,8 +317,7 @@ def _parts(
     yield _splits(connection, recorded, key)
     yield _of_stage(recorded, "tuning", "Tuning", "hyperparameters", key)
     yield _of_stage(recorded, "training", "Model and calibration", "trained_model", key)
-    yield _of_stage(recorded, "performance", "Performance, with intervals and calibration", "evaluation", key)
-    yield _absent("subgroups", "Subgroups", "no performance by groups was measured for this version")
+    yield from _performance(recorded, key)
     yield _explanation(connection, version, explained)
     yield _absent("external_validation", "External validation", "no validation on other data is recorded")
     yield _drift(connection, run, version)
@@ -338,6 +337,18 @@ def _of_stage(recorded: _Recorded, key: str, title: str, asset: str, partition: 
         )
     content, source = found
     return key, title, content, "", source
+
+
+def _performance(recorded: _Recorded, scope: str) -> Iterable[_Part]:
+    """Performance of all patients, and apart from it that of subgroups."""
+    key, title, content, reason, source = _of_stage(
+        recorded, "performance", "Performance, with intervals and calibration", "evaluation", scope
+    )
+    yield key, title, {name: value for name, value in content.items() if name != "subgroups"}, reason, source
+    if "subgroups" in content:
+        yield "subgroups", "Subgroups", {"subgroups": content["subgroups"]}, "", source
+    else:
+        yield _absent("subgroups", "Subgroups", "no performance by groups was measured for this version")
 
 
 def _data(connection: sa.Connection, run: Mapping[str, Any] | None) -> _Part:

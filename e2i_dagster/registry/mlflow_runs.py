@@ -292,6 +292,8 @@ def log_training(
     if search is not None:
         documents["search.json"] = search.model_dump(mode="json", exclude={"seconds"})
     figures = {f"figures/{_FIGURES[evaluation.problem_type]}.png": evaluation.figure}
+    if evaluation.decision_figure:
+        figures["figures/decision_curve.png"] = evaluation.decision_figure
     _log_files(documents, figures | (search_figure_files(search) if search is not None else {}))
     return LoggedModel(
         run_id=run.info.run_id,

@@ -7,13 +7,13 @@ which stays sealed is decided by the function that works with them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import sqlalchemy as sa
 
 from e2i_dagster.config.scope import ScopeSpec
-from e2i_dagster.modelling.model_input import LabelledRows, label_classes, labelled_rows
+from e2i_dagster.modelling.model_input import LabelledRows, feature_columns, label_classes, labelled_rows
 from e2i_dagster.splits import Seal, visible_frames
 
 
@@ -72,7 +72,10 @@ def sealed_test_rows(
     engine: sa.Engine,
     opened_by: str,
 ) -> SealedRows:
-    """The test rows of ``frame``; each opening is recorded in the warehouse of ``engine``."""
+    """The test rows of ``frame``; each opening is recorded in the warehouse of ``engine``.
+
+    Their ``groups`` are all features of ``frame``, also those that the model does not use.
+    """
 
     def open_for(candidate: str) -> LabelledRows:
         with engine.begin() as connection:
@@ -84,6 +87,7 @@ def sealed_test_rows(
                 opened_by=opened_by,
             )
         kind = scope.problem_type
-        return labelled_rows(rows, list(features), problem_type=kind, classes=label_classes(frame, kind))
+        opened = labelled_rows(rows, list(features), problem_type=kind, classes=label_classes(frame, kind))
+        return replace(opened, groups=rows[list(feature_columns(rows))])
 
     return SealedRows(open_for)

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from e2i_dagster.cohorts.disclosure import shown_count
 from e2i_dagster.config.optuna_config import EvaluationPolicy, OptunaPolicy
 from e2i_dagster.config.scope import CalibrationRule, SuccessCriteria, SuccessRule
+from e2i_dagster.config.subgroups import SubgroupColumn, joined_columns
 from e2i_dagster.display import Figure, Table, text
 from e2i_dagster.modelling.estimators import build_estimator, one_thread, raw_scores
 from e2i_dagster.modelling.model_input import LabelledRows
@@ -25,6 +26,13 @@ from e2i_dagster.modelling.problem import CLASSIFICATION, HEADLINE
 from e2i_dagster.modelling.survival import kaplan_meier, known_at
 from e2i_dagster.reports import figure_png, new_figure
 from e2i_dagster.splits.rows import SealedRows, VisibleRows
+from e2i_dagster.training.decision_curve import (
+    DecisionPoint,
+    decision_curve,
+    decision_figure,
+    decision_table,
+)
+from e2i_dagster.training.estimates import Estimate
 from e2i_dagster.training.fit import TrainedModel
 from e2i_dagster.training.metrics import (
     binary_metrics,
@@ -39,23 +47,9 @@ from e2i_dagster.training.metrics import (
     survival_calibration,
     survival_metrics,
 )
+from e2i_dagster.training.subgroups import Subgroup, subgroup_performance, subgroup_table
 
 _SMALL = 11
-
-
-class Estimate(BaseModel):
-    """A value with its interval; None where it is not estimable."""
-
-    model_config = ConfigDict(frozen=True)
-
-    value: float | None
-    low: float | None
-    high: float | None
-
-    @property
-    def with_interval(self) -> tuple[float | None, float | None, float | None]:
-        """The value and the ends of its interval."""
-        return self.value, self.low, self.high
 
 
 class SplitMetrics(BaseModel):
@@ -102,10 +96,14 @@ class CriterionResult(BaseModel):
 
 
 class Evaluation(BaseModel):
-    """Everything measured about one model. ``accepted`` is True when every criterion is met."""
+    """Everything measured about one model. ``accepted`` is True when every criterion is met.
+
+    ``subgroups`` and ``decision_curve`` are of the test rows of a model of an event, empty of other models and while
+    the test rows are closed.
+    """
 
     model_config = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
-    volatile_fields: ClassVar[set[str]] = {"figure", "seconds"}
+    volatile_fields: ClassVar[set[str]] = {"figure", "decision_figure", "seconds"}
 
     algorithm: str
     problem_type: str
@@ -119,6 +117,9 @@ class Evaluation(BaseModel):
     accepted: bool
     test_opened: bool
     figure: bytes
+    subgroups: tuple[Subgroup, ...] = ()
+    decision_curve: tuple[DecisionPoint, ...] = ()
+    decision_figure: bytes = b""
     seconds: float
 
     def metric(self, split: str, name: str) -> float | None:
@@ -183,10 +184,21 @@ class Evaluation(BaseModel):
                 ],
             ),
             "figure": Figure.png(self.figure, self.figure_title),
+            **({"subgroups": subgroup_table(self.subgroups)} if self.subgroups else {}),
+            **(
+                {
+                    "net_benefit": decision_table(self.decision_curve),
+                    "decision_curve": Figure.png(
+                        self.decision_figure, "net benefit of the model, of treat all and of treat none"
+                    ),
+                }
+                if self.decision_curve
+                else {}
+            ),
         }
 
     def to_record(self) -> dict[str, Any]:
-        """JSON values without the figure and the time it took."""
+        """JSON values without the figures and the time it took."""
         return self.model_dump(mode="json", exclude=self.volatile_fields)
 
     def _metrics_table(self) -> Table:
@@ -209,6 +221,7 @@ def evaluate(
     sealed: SealedRows | None = None,
     *,
     criteria: SuccessCriteria,
+    subgroups: Sequence[SubgroupColumn] = (),
     policy: OptunaPolicy | None = None,
 ) -> Evaluation:
     """Judge ``model``.
@@ -217,11 +230,12 @@ def evaluate(
         rows: the training rows the model was fitted on (baselines are fitted on them too), and the
             validation rows that chose its parameters; their figures are optimistic.
         sealed: the test rows; None leaves them closed, and every criterion on them is then not met.
+        subgroups: columns whose levels a model of an event is evaluated in, beside those of the policy.
 
     Returns:
         Metrics with percentile bootstrap intervals over patients (calibration line: normal
         approximation), the baselines on the judged split (test when open, else validation), one result
-        for each criterion.
+        for each criterion; of a model of an event its subgroups and decision curve on test.
     """
     started = time.perf_counter()
     policy = policy or OptunaPolicy.load()
@@ -250,6 +264,18 @@ def evaluate(
         results += _judge_calibration(criteria.calibration, splits, model.classes)
     if criteria.beats_baseline:
         results.append(_judge_baselines(baselines, judged))
+    grouped: tuple[Subgroup, ...] = ()
+    curve: tuple[DecisionPoint, ...] = ()
+    if model.problem_type == "binary_classification":
+        if "test" in parts:
+            test, columns = parts["test"], joined_columns(rules.subgroups.columns, subgroups)
+            groups = test.features if test.groups is None else test.groups
+            grouped = subgroup_performance(test.target, scores["test"], groups, columns, rules)
+            if splits["test"].metrics:
+                curve = decision_curve(test.target, scores["test"], rules)
+        floor = rules.subgroups.floor if criteria.subgroup_floor is None else criteria.subgroup_floor
+        if floor is not None:
+            results.append(_subgroup_floor(grouped, floor, opened="test" in parts))
     return Evaluation(
         algorithm=model.algorithm,
         problem_type=model.problem_type,
@@ -263,6 +289,9 @@ def evaluate(
         accepted=all(result.passed for result in results),
         test_opened="test" in parts,
         figure=_figure({name: (part.target, scores[name]) for name, part in parts.items()}, model),
+        subgroups=grouped,
+        decision_curve=curve,
+        decision_figure=decision_figure(curve) if curve else b"",
         seconds=time.perf_counter() - started,
     )
 
@@ -290,12 +319,10 @@ def _measure(
     metrics = {}
     for name, value in points.items():
         low, high = interval(np.concatenate([block[name] for block in drawn]), rules.level)
-        metrics[name] = Estimate(value=_number(value[0]), low=_number(low), high=_number(high))
+        metrics[name] = Estimate.of(value[0], low, high)
     for name, (value, error) in _calibration(target, scores, model).items():
         width = NormalDist().inv_cdf((1 + rules.level) / 2)
-        metrics[name] = Estimate(
-            value=_number(value), low=_number(value - width * error), high=_number(value + width * error)
-        )
+        metrics[name] = Estimate.of(value, value - width * error, value + width * error)
     return SplitMetrics(n=n, positives=positives, metrics=metrics)
 
 
@@ -419,7 +446,7 @@ def _baselines(
                 split=split,
                 metric=metric,
                 value=value,
-                difference=Estimate(value=own - value, low=_number(low), high=_number(high)),
+                difference=Estimate.of(own - value, low, high),
                 required=required,
                 beaten=own - value > required or (required < 0 and own - value >= required),
             )
@@ -532,6 +559,39 @@ def _judge_baselines(baselines: Sequence[Baseline], judged: str) -> CriterionRes
     )
 
 
+def _subgroup_floor(subgroups: Sequence[Subgroup], floor: float, *, opened: bool) -> CriterionResult:
+    """Missed when the whole interval of a subgroup lies below ``floor``, or when no subgroup is estimable."""
+    rule = f"roc_auc of every subgroup on test at least {floor:g} (upper end of the interval)"
+    measured = {
+        group: high
+        for group in subgroups
+        if group.status == "estimated" and (high := group.roc_auc.high) is not None
+    }
+    unknown = [f"{group.name} ({group.reason})" for group in subgroups if group not in measured]
+    left_out = f" Not estimable: {', '.join(unknown)}." if unknown else ""
+    common: dict[str, Any] = {"name": "subgroup_floor", "rule": rule, "split": "test", "threshold": floor}
+    if not measured:
+        why = "no subgroup is estimable" if opened else "the test rows were not opened"
+        return CriterionResult(
+            **common, value=None, low=None, high=None, distance=None, passed=False,
+            reason=f"{rule}: not measured, {why}.{left_out}",
+        )  # fmt: skip
+    below = [group for group, high in measured.items() if high < floor]
+    lowest = min(measured, key=lambda group: measured[group])
+    named = ", ".join(
+        f"{group.name} {text(group.roc_auc.with_interval, '.4f')}" for group in below or [lowest]
+    )
+    return CriterionResult(
+        **common,
+        value=lowest.roc_auc.value,
+        low=lowest.roc_auc.low,
+        high=lowest.roc_auc.high,
+        distance=measured[lowest] - floor,
+        passed=not below,
+        reason=f"{rule}: {f'{named} lies below' if below else f'met, lowest {named}'}.{left_out}",
+    )
+
+
 def _figure(parts: Mapping[str, tuple[np.ndarray, np.ndarray]], model: TrainedModel) -> bytes:
     figure = new_figure(9.0, 4.0)
     left, right = figure.subplots(1, 2)
@@ -624,10 +684,6 @@ def _draw_incidence(
         xlim=limits,
         ylim=limits,
     )
-
-
-def _number(value: float) -> float | None:
-    return None if not np.isfinite(value) else float(value)
 
 
 __all__ = [

@@ -247,6 +247,29 @@ def _newton(design: np.ndarray, target: np.ndarray, offset: np.ndarray) -> list[
     return unknown
 
 
+def net_benefit(
+    target: np.ndarray, scores: np.ndarray, thresholds: np.ndarray, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """Net benefit of acting on patients whose score reaches a threshold, for each row of ``weights``.
+
+    ``TP / n - FP / n * t / (1 - t)``: Vickers and Elkin, Medical Decision Making 26:565 (2006). With scores of 1 it is
+    that of acting on everybody; that of acting on nobody is 0.
+
+    Args:
+        target: 0/1, shape (n,).
+        scores: probability of 1, shape (n,).
+        thresholds: above 0 and below 1, shape (T,).
+        weights: counts, shape (B, n); None means every patient once.
+
+    Returns:
+        Shape (B, T).
+    """
+    weights = np.ones((1, len(target))) if weights is None else weights
+    called = scores[:, None] >= thresholds
+    worth = np.where(target[:, None] == 1, 1.0, -thresholds / (1 - thresholds))
+    return weights @ (called * worth) / weights.sum(axis=1, keepdims=True)
+
+
 def interval(values: np.ndarray, level: float) -> tuple[float, float]:
     """Percentile interval of bootstrap values; NaN when more than one in twenty is undefined."""
     if np.isnan(values).mean() > 0.05:

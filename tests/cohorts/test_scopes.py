@@ -71,6 +71,10 @@ def test_each_cohort_has_its_question_of_initiation():
         ({"success_criteria": {"min_auc": {"value": 0.7, "split": "live"}}}, "Input should be"),
         ({"preferences": {"preferred_algorithms": ["A"], "excluded_algorithms": ["A"]}}, "both preferred"),
         ({"features": ["a", "a"]}, "named twice"),
+        ({"evaluation": {"subgroups": ["a", {"column": "a", "edges": [1]}]}}, "a column is named twice"),
+        ({"evaluation": {"subgroups": [{"column": "a", "edges": [40, 40]}]}}, "edges ascend"),
+        ({"evaluation": {"groups": ["a"]}}, "Extra inputs"),
+        ({"success_criteria": {"subgroup_floor": 1.5}}, "less than or equal to 1"),
         ({"key": "other"}, "Use one name"),
         ({"horizon": 3}, "Extra inputs"),
     ],
@@ -78,6 +82,17 @@ def test_each_cohort_has_its_question_of_initiation():
 def test_a_wrong_scope_is_refused(tmp_path, changes, words):
     with pytest.raises(ConfigError, match=words):
         read(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    "asked", [{"evaluation": {"subgroups": ["gender"]}}, {"success_criteria": {"subgroup_floor": 0.6}}]
+)
+def test_subgroups_are_asked_of_models_of_an_event_alone(tmp_path, asked):
+    assert read(tmp_path, **asked).problem_type == "binary_classification"
+    numbers = read_scope("remibrutinib_csu_cost").model_dump(mode="json", exclude={"key", "default"})
+    (tmp_path / "cost.yaml").write_text(yaml.safe_dump(numbers | asked))
+    with pytest.raises(ConfigError, match="binary_classification only; problem_type is regression"):
+        ScopeSpec.from_yaml(tmp_path / "cost.yaml")
 
 
 def test_a_misspelt_key_is_said_once(tmp_path):

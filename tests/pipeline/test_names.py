@@ -163,6 +163,7 @@ NAMES = {
         ("outcome.event.table", BOGUS, BOGUS),
         ("success_criteria.min_bogus_name", {"value": 0.1, "split": "test"}, BOGUS),
         ("success_criteria.min_auc.split", BOGUS, BOGUS),
+        ("evaluation", {"subgroups": ["gender", BOGUS]}, BOGUS),
     ],
     "experiments/remibrutinib_outreach.yaml": [
         ("brand", BOGUS, BOGUS),
@@ -186,6 +187,7 @@ MISSPELT = [
     ("expectations/treatment_events.yaml", "table", "treatment_event", "treatment_events"),
     ("expectations/treatment_events.yaml", "expectations.3.vocabulary", "event_typ", "event_type"),
     ("scopes/fabhalta_pnh_initiation.yaml", "cohort", "fabhalta_pn", "fabhalta_pnh"),
+    ("scopes/fabhalta_pnh_initiation.yaml", "evaluation", {"subgroups": ["gendr"]}, "gender"),
     ("experiments/remibrutinib_outreach.yaml", "eligibility.cohort", "remibrutinib_cs", "remibrutinib_csu"),
     ("experiments/remibrutinib_outreach.yaml", "stopping.harm.0.metric", "opt_ou", "opt_out"),
     ("vocabulary.yaml", "vocabularies.brand.aliases.x", "Fabhalt", "Fabhalta"),

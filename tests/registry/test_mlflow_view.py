@@ -13,6 +13,7 @@ from model_rows import rows, visible
 from e2i_dagster import registry
 from e2i_dagster.config.optuna_config import OptunaPolicy
 from e2i_dagster.config.scope import SuccessCriteria, default_scope
+from e2i_dagster.config.subgroups import SubgroupColumn
 from e2i_dagster.errors import UnavailableError
 from e2i_dagster.splits.rows import SealedRows
 from e2i_dagster.training import evaluate, search_hyperparameters, train
@@ -41,7 +42,7 @@ def log(**more):
     model = train(seen, algorithm="LightGBM", parameters=search.parameters)
     evaluation = evaluate(
         model, seen, SealedRows(lambda candidate: rows(200, 2)),
-        criteria=SuccessCriteria.model_validate({"min_auc": 0.6}),
+        criteria=SuccessCriteria.model_validate({"min_auc": 0.6}), subgroups=[SubgroupColumn(column="region")],
     )  # fmt: skip
     where = registry.log_training(
         model,
@@ -103,11 +104,16 @@ def test_datasets_tables_and_figures_are_logged(store, logged):
     }  # fmt: skip
     figures = {item.path for item in client.list_artifacts(where.run_id, "figures")}
     assert {"figures/search_history.png", "figures/search_parallel_coordinates.png"} <= figures
+    assert "figures/decision_curve.png" in figures
     mlflow.set_tracking_uri(store.uri())
     table = mlflow.load_table("tables/criteria.json", run_ids=[where.run_id])
     assert isinstance(table, pd.DataFrame)
     assert list(table["criterion"]) == [one.rule for one in evaluation.criteria]
     assert len(mlflow.load_table("tables/trials.json", run_ids=[where.run_id])) == TRIALS
+    groups = mlflow.load_table("tables/subgroups.json", run_ids=[where.run_id])
+    regions = groups["level"][groups["subgroup"] == "region"]
+    assert list(regions) == ["northeast", "south", "west"]
+    assert len(mlflow.load_table("tables/net_benefit.json", run_ids=[where.run_id])) > 10
 
 
 def test_a_step_that_is_tried_again_leaves_each_trial_and_row_once(store, logged):

@@ -24,6 +24,7 @@ from e2i_dagster.config.policy import current_policy
 from e2i_dagster.config.registry import RegistryPolicy
 from e2i_dagster.config.scope import SuccessCriteria, default_scope
 from e2i_dagster.config.serving import MirrorPolicy, ServingPolicy
+from e2i_dagster.display import Table, to_plain
 from e2i_dagster.errors import ConfigError, DamagedError, InputError, UnavailableError, VerdictError
 from e2i_dagster.policy_files.actors import Actor
 from e2i_dagster.registry.dossier import Dossier, dossier_schema, write_dossier
@@ -38,6 +39,7 @@ from e2i_dagster.serving.logged import wait_until_logged
 from e2i_dagster.serving.mirror import mirror
 from e2i_dagster.serving.promotion import Registrar, archive_superseded
 from e2i_dagster.splits.rows import SealedRows
+from e2i_dagster.tables.description.control import ml_data_versions
 from e2i_dagster.tables.description.models import ml_model_stage_history
 from e2i_dagster.tables.description.serving import ml_shadow_comparisons
 from e2i_dagster.training import evaluate, train
@@ -403,6 +405,25 @@ def test_a_dossier_is_one_page_and_one_json_that_say_what_is_missing(office: Off
     assert all(bool(one.sections) != bool(one.reason) for one in (*dossier.tripod_ai, *dossier.model_card))
     client = mlflow.MlflowClient(tracking_uri=office.uri)
     assert len(client.list_artifacts(found.run_id, "dossier")) == 2
+
+
+def test_the_dossier_has_the_subgroups_that_the_evaluation_recorded(office: Office, tmp_path: Path):
+    table = Table(("subgroup", "level", "ROC-AUC"), [("gender", "F", (0.8, 0.7, 0.9))])
+    recorded = [["accepted", True], ["subgroups", to_plain(table)]]
+    row = {"asset": "evaluation", "partition": SCOPE.key, "digest": "e", "rows": 1}
+    row |= {"at": dt.datetime(2020, 1, 1, tzinfo=dt.UTC), "metadata": {"told": recorded}}
+    with office.engine.begin() as connection:
+        connection.execute(ml_data_versions.insert().values(row))
+    found = find_version(NAME, "2", tracking_uri=office.uri)
+    written = write_dossier(
+        office.engine, found, current_policy(), tracking_uri=office.uri, folder=tmp_path / "out"
+    )
+    sections = {section.key: section for section in written.dossier.sections}
+    (item,) = sections["subgroups"].items
+    assert (sections["subgroups"].state, item.rows) == ("answered", (("gender", "F", (0.8, 0.7, 0.9)),))
+    assert [item.name for item in sections["performance"].items] == ["accepted"]
+    fairness = next(item for item in written.dossier.tripod_ai if item.topic == "Fairness")
+    assert fairness.state == "answered"
 
 
 def test_the_published_schema_of_the_dossier_is_current():

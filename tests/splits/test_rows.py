@@ -46,6 +46,10 @@ def test_sealed_rows_are_the_test_rows_and_opening_them_is_on_record(database, f
         assert seal_openings(connection, scope.key) == ()
     opened = sealed.open_for("digest 1")
     assert opened.features["severity"].tolist() == frame.iloc[2::5]["severity"].tolist()
+    # Subgroups can be made of features that the model does not use, and of nothing that is no feature.
+    assert opened.groups is not None
+    assert opened.groups["insurance"].tolist() == frame.iloc[2::5]["insurance"].tolist()
+    assert not {"patient_id", "label", "index_date"} & set(opened.groups)
     with database.connect() as connection:
         (opening,) = seal_openings(connection, scope.key)
     assert (opening.candidate, opening.split, opening.opened_by) == ("digest 1", "test", "ann")
