@@ -72,9 +72,20 @@ def read_observed(
         months: as in :func:`read_current`.
 
     Raises:
-        InputError: an event table was never materialized.
+        InputError: an event table was never materialized, or all of them are absent: of nobody would be known
+            whether an event was there.
     """
     wanted = [table for table in tables if table != OBSERVATION]
+    if wanted and all(
+        ledger.why_absent(engine, table) and not ledger.current(engine, table, months=months)
+        for table in wanted
+    ):
+        raise InputError(
+            f"{', '.join(wanted)}: absent, no delivery holds any of them.",
+            field="source.folder",
+            value=wanted,
+            remedy="Rules on events need at least one of them: deliver it, or take the rules out of the definition.",
+        )
     found = read_current(engine, lake, wanted, months=months)
     events = event_frame(found, journeys) if wanted else None
     delivered = ledger.current(engine, OBSERVATION) if OBSERVATION in tables else {}

@@ -170,7 +170,9 @@ def test_a_definition_on_events_reads_checked_events_and_delivered_periods(after
     )
     without, states = built(pipeline, CSU)
     assert states["cohort"] == "failed"
-    assert "treatment_events, engagement_events, outcome_events: never loaded" in said(without)
+    assert "treatment_events, engagement_events, outcome_events: absent, no delivery holds any" in said(
+        without
+    )
 
     # A definition without events does not depend on them, whatever the graph shows of the others.
     assert built(pipeline, PNH)[1]["cohort"] == "executed"

@@ -122,6 +122,11 @@ class Carrier(BaseModel):
     inside: RequestPolicy
 
 
+OTHERS_THAN_THE_BATCH = [
+    *("request.max_body_bytes", "request.max_explained", "request.max_table_bytes", "request.timeout_seconds")
+]
+
+
 @pytest.mark.parametrize(
     ("reads", "keys"),
     [
@@ -133,15 +138,20 @@ class Carrier(BaseModel):
         (lambda request: request.model_dump(include={"max_batch"}), ["request.max_batch"]),
         (
             lambda request: request.model_dump(exclude={"max_batch"}),
-            ["request.max_body_bytes", "request.timeout_seconds"],
+            OTHERS_THAN_THE_BATCH,
         ),
         (
-            lambda request: request == RequestPolicy(max_batch=1, max_body_bytes=1024, timeout_seconds=1),
+            lambda request: (
+                request
+                == RequestPolicy(
+                    max_batch=1, max_body_bytes=1024, max_table_bytes=1024, max_explained=1, timeout_seconds=1
+                )
+            ),
             ["request"],
         ),
         (
             lambda request: request.model_copy(update={"max_batch": 7}),
-            ["request.max_body_bytes", "request.timeout_seconds"],
+            OTHERS_THAN_THE_BATCH,
         ),
     ],
 )
