@@ -86,7 +86,7 @@ def test_meds_is_told_by_its_columns_and_their_types_and_codes_come_apart(tmp_pa
     assert table["code_value"] == [None, "L50.1//x", "F", None, None]
     assert [one is not None for one in table["birth_time"]] == [True, False, False, False, False]
     assert [one is not None for one in table["care_time"]] == [False, True, False, True, False]
-    assert found.told.notes == ["1 rows have no time (static facts of subjects)"]
+    assert found.summary.notes == ["1 rows have no time (static facts of subjects)"]
     # The same names with other types are a table of one's own.
     rows.assign(subject_id="A").to_parquet(tmp_path / "1.parquet")
     assert recognise(tmp_path / "1.parquet") is parquet.FORMAT
