@@ -164,6 +164,8 @@ def test_what_is_written_together_reads_as_what_dagster_writes_one_by_one(ours, 
         whole(self, events)
 
     monkeypatch.setattr(LocalEventLog, "store_event_batch", counted_batch)
+    for name in TOGETHER:
+        monkeypatch.delenv(name, raising=False)
     with instance(tmp_path / "theirs", {"sqlite": {"base_dir": str(tmp_path / "t")}}) as theirs:
         expected = made(theirs)
     for name, value in TOGETHER.items():
