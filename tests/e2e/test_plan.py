@@ -193,8 +193,12 @@ def test_performance_is_estimated_before_the_labels_are_there(deployed, again):
     """Every live answer is in the label ledger with the end of its window; a second run enters no second row."""
     (window,) = deployed.rows("SELECT * FROM ml_performance_history")
     assert (window["metric"], window["realised"], window["concept"]) == ("roc_auc", None, "not_estimable")
-    answers = deployed.rows("SELECT prediction_id FROM ml_predictions WHERE origin = 'live'")
+    answers = deployed.rows(
+        "SELECT prediction_id FROM ml_predictions WHERE origin = 'live' "
+        "AND prediction_timestamp < (SELECT created_at FROM ml_performance_history)"
+    )
     entered = deployed.rows("SELECT prediction_id, closes_on, window_end FROM ml_prediction_windows")
+    assert answers
     assert {row["prediction_id"] for row in entered} == {row["prediction_id"] for row in answers}
     assert all(row["closes_on"] > row["window_end"] for row in entered)
     assert window["estimated"] is None or 0.5 < window["estimated"] < 1
