@@ -18,6 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from mutated_requests import mutated
@@ -204,13 +205,17 @@ def test_a_feature_may_have_to_be_there_and_yet_be_null() -> None:
 
 
 def test_a_model_says_itself_how_it_is_served(stored: Any, tmp_path: Path) -> None:
+    described = yaml.safe_load((stored.folder / "MLmodel").read_text())
+    (tmp_path / "MLmodel").write_text(yaml.safe_dump(described | {"metadata": None}))
     with pytest.raises(InputError, match="no problem_type"):
-        ModelToServe.of_model(stored.folder, model_name="e2i-tiny", version="1")
-    described = (stored.folder / "MLmodel").read_text()
-    (tmp_path / "MLmodel").write_text(
-        described.replace("metadata: null\n", "")
-        + "metadata: {problem_type: binary_classification, threshold: 0.4, scope: s, nullable: [academic_hcp]}\n"
-    )
+        ModelToServe.of_model(tmp_path, model_name="e2i-tiny", version="1")
+    metadata = {
+        "problem_type": "binary_classification",
+        "threshold": 0.4,
+        "scope": "s",
+        "nullable": ["academic_hcp"],
+    }
+    (tmp_path / "MLmodel").write_text(yaml.safe_dump(described | {"metadata": metadata}))
     found = ModelToServe.of_model(tmp_path, model_name="e2i-tiny", version="1")
     assert (found.problem_type, found.threshold, found.scope) == ("binary_classification", 0.4, "s")
     academic = Signature.of_model(tmp_path).features[3]
