@@ -283,7 +283,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def ask(served: Any, path: str, body: Any = None) -> httpx.Response:
     async def send() -> httpx.Response:
         transport = httpx.ASGITransport(app=served.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             return await (client.get(path) if body is None else client.post(path, json=body))
 
     return asyncio.run(send())
@@ -359,7 +359,7 @@ def test_anything_but_true_and_false_is_refused(served: Any, query: str) -> None
 def test_columns_are_not_explained(served: Any) -> None:
     async def send() -> httpx.Response:
         transport = httpx.ASGITransport(app=served.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             kind = {"content-type": "application/vnd.apache.arrow.stream"}
             return await client.post("/trees/predict_batch?explain=true", content=b"", headers=kind)
 
