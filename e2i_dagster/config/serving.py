@@ -29,10 +29,15 @@ class ServicePolicy(PolicyModel):
 
 
 class RequestPolicy(PolicyModel):
-    """What one request may hold."""
+    """What one request may hold.
+
+    Args:
+        max_explained: rows of one request that are explained; 0, as in releases built before there were
+            explanations: none.
+    """
 
     max_batch: int = Field(ge=1)
-    max_explained: int = Field(ge=1)
+    max_explained: int = Field(default=0, ge=0)
     max_body_bytes: int = Field(ge=1024)
     max_table_bytes: int = Field(ge=1024)
     timeout_seconds: float = Field(gt=0)

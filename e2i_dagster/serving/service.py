@@ -557,6 +557,9 @@ class Application:
         if model.loaded.explainer is None:
             why = f"is not possible: {model.loaded.not_explained}"
             raise RequestError(422, "not_explained", [("explain", why)])
+        if limit == 0:
+            why = "is not possible: `request.max_explained` of this release is 0"
+            raise RequestError(422, "not_explained", [("explain", why)])
         if rows > limit:
             raise RequestError(
                 413,

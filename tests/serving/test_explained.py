@@ -347,6 +347,18 @@ def test_a_model_without_exact_values_says_why(served: Any) -> None:
     assert listed == {"trees": "tree", "classes": "linear", "effects": None}
 
 
+def test_a_release_from_before_explanations_answers_without_them(served: Any, monkeypatch: Any) -> None:
+    """An update finds releases whose policy does not have the limit: they stay readable, and explain nothing."""
+    written = served.holder.manifest.model_dump(mode="json")
+    del written["policy"]["request"]["max_explained"]
+    monkeypatch.setattr(served.holder, "manifest", Manifest.model_validate(written))
+    body = some(served, "trees", 1)[0]
+    assert ask(served, "/trees/predict", body).status_code == 200
+    answer = ask(served, "/trees/predict?explain=true", body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "not_explained")
+    assert "max_explained" in answer.json()["error"]["problems"][0]["problem"]
+
+
 @pytest.mark.parametrize("query", ["explain=yes", "explain=", "explain", "explain=true&explain=true"])
 def test_anything_but_true_and_false_is_refused(served: Any, query: str) -> None:
     answer = ask(served, f"/trees/predict?{query}", some(served, "trees", 1)[0])
