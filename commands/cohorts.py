@@ -220,7 +220,9 @@ def preview_command(file: Path, exact: bool, json_output: bool) -> None:
     live = policy.cohorts.get(definition.key)
     reads_events = definition.reads_events or (live is not None and live.reads_events)
     wanted = outcomes | set(EVENT_TABLES if reads_events else ())
-    tables = _current_tables("patient_journeys", "patient_clinical", *sorted(wanted))
+    tables = _current_tables(
+        "patient_journeys", "patient_clinical", *sorted(wanted), needs_events=definition.reads_events
+    )
     covered = coverage(engine(role="app"), sorted(wanted), policy.sources.months)
     seen = preview(
         definition,
@@ -364,7 +366,7 @@ def _side_words(side: RecordedCohort | CohortDefinition) -> str:
     return side.execution.words()
 
 
-def _current_tables(*names: str) -> dict[str, pd.DataFrame]:
+def _current_tables(*names: str, needs_events: bool = False) -> dict[str, pd.DataFrame]:
     from e2i_dagster.cohorts.inputs import read_current
     from e2i_dagster.config.policy import current_policy
     from e2i_dagster.database.connection import engine
@@ -372,4 +374,4 @@ def _current_tables(*names: str) -> dict[str, pd.DataFrame]:
     from e2i_dagster.versions.lake import Lake
 
     months = current_policy().sources.months
-    return read_current(engine(role="app"), Lake(lake_url()), names, months=months)
+    return read_current(engine(role="app"), Lake(lake_url()), names, months=months, needs_events=needs_events)

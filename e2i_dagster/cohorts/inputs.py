@@ -15,18 +15,27 @@ from e2i_dagster.versions import ledger
 from e2i_dagster.versions.lake import Lake
 
 PATIENT_TABLES = ("patient_journeys", "patient_clinical")
+EVENT_TABLES = tuple(EVENT_COLUMNS)
 
 
 def read_current(
-    engine: sa.Engine, lake: Lake, tables: Sequence[str], *, months: Sequence[str]
+    engine: sa.Engine,
+    lake: Lake,
+    tables: Sequence[str],
+    *,
+    months: Sequence[str],
+    needs_events: bool = False,
 ) -> dict[str, pd.DataFrame]:
     """The current rows of raw ``tables``; an event table that is absent has none.
 
     Args:
         months: months (``YYYY-MM``) that event tables are kept for; what the lake has of others is not read.
+        needs_events: rules on events read them: without any event table, of nobody would be known whether an
+            event was there.
 
     Raises:
-        InputError: a table was never materialized, or one of patients is absent; all of them are named.
+        InputError: a table was never materialized, one of patients is absent, or all event tables are that are
+            needed; all of them are named.
     """
     versions = {table: ledger.current(engine, table, months=months) for table in tables}
     missing = [table for table, found in versions.items() if not found]
@@ -37,6 +46,14 @@ def read_current(
             field="source.folder",
             value=lacking,
             remedy="A cohort needs it: deliver it.",
+        )
+    events = [table for table in tables if table in EVENT_TABLES]
+    if needs_events and set(events) <= set(absent):
+        raise InputError(
+            f"{', '.join(events)}: absent, no delivery holds any of them.",
+            field="source.folder",
+            value=events,
+            remedy="Rules on events need at least one of them: deliver it, or take the rules out of the definition.",
         )
     missing = [table for table in missing if table not in absent]
     if missing:
@@ -50,9 +67,6 @@ def read_current(
         else lake.read_frame([version.file for version in found.values() if version.file])
         for table, found in versions.items()
     }
-
-
-EVENT_TABLES = tuple(EVENT_COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -72,21 +86,10 @@ def read_observed(
         months: as in :func:`read_current`.
 
     Raises:
-        InputError: an event table was never materialized, or all of them are absent: of nobody would be known
-            whether an event was there.
+        InputError: an event table was never materialized, or all of them are absent.
     """
     wanted = [table for table in tables if table != OBSERVATION]
-    if wanted and all(
-        ledger.why_absent(engine, table) and not ledger.current(engine, table, months=months)
-        for table in wanted
-    ):
-        raise InputError(
-            f"{', '.join(wanted)}: absent, no delivery holds any of them.",
-            field="source.folder",
-            value=wanted,
-            remedy="Rules on events need at least one of them: deliver it, or take the rules out of the definition.",
-        )
-    found = read_current(engine, lake, wanted, months=months)
+    found = read_current(engine, lake, wanted, months=months, needs_events=bool(wanted))
     events = event_frame(found, journeys) if wanted else None
     delivered = ledger.current(engine, OBSERVATION) if OBSERVATION in tables else {}
     periods = read_current(engine, lake, [OBSERVATION], months=months)[OBSERVATION] if delivered else None

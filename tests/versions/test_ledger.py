@@ -134,6 +134,23 @@ def test_a_stage_has_one_state(database):
     assert [s.stage for s in ledger.states(database, "qc")] == ["qc"]
 
 
+def test_rules_on_events_need_one_event_table_at_least(database, tmp_path):
+    from e2i_dagster.cohorts.inputs import EVENT_TABLES, read_current
+    from e2i_dagster.config.policy import current_policy
+    from e2i_dagster.versions.lake import Lake
+
+    lake, months = Lake(str(tmp_path)), current_policy().sources.months
+    ledger.record_absent(database, dict.fromkeys(EVENT_TABLES, "no file holds it"))
+    with pytest.raises(InputError, match="outcome_events: absent, no delivery holds any of them"):
+        read_current(database, lake, EVENT_TABLES, months=months, needs_events=True)
+    assert all(len(read) == 0 for read in read_current(database, lake, EVENT_TABLES, months=months).values())
+    table = EVENT_TABLES[0]
+    stored = lake.write(table, months[0], pd.DataFrame({"treatment_event_id": ["E"]}), "E")
+    ledger.record(database, ledger.DataVersion(table, months[0], "E", 1, path=stored.path))
+    found = read_current(database, lake, EVENT_TABLES, months=months, needs_events=True)
+    assert [len(found[name]) for name in EVENT_TABLES] == [1, 0, 0]
+
+
 def test_months_that_are_not_kept_any_more_are_neither_read_nor_shown_as_checked(database, tmp_path):
     """The range was wider once: its months stay in ledger and lake, and nothing takes them for current."""
     from commands.status import months_never_loaded, status_report
