@@ -78,8 +78,8 @@ def register(
 ) -> RegisteredVersion:
     """Register the stored model as a new version of ``name``, in stage development.
 
-    A model that computes the same as a registered version (equal digest and data digests) is that
-    version, as long as its files are whole; nothing is added.
+    A model that computes the same as a registered version (equal digest and data digests) and is stored with the
+    same training averages is that version, as long as its files are whole; nothing is added.
 
     Raises:
         VerdictError: a success criterion is not met. Such a model stays a training run.
@@ -303,7 +303,9 @@ def _description(model: TrainedModel, evaluation: Evaluation) -> str:
 def _identity(model: TrainedModel) -> str:
     from e2i_dagster.policy_files.base import digest_of
 
-    return digest_of({"model": model.digest, "data": model.data_digests})
+    # A version stored without the averages is another one: its rows cannot be explained.
+    averages = {"training_means": list(model.training_means)} if model.training_means else {}
+    return digest_of({"model": model.digest, "data": model.data_digests, **averages})
 
 
 def _version(client: Any, found: Any) -> RegisteredVersion:

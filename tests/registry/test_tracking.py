@@ -1,6 +1,7 @@
 import datetime as dt
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -178,6 +179,21 @@ def test_logging_without_a_run_is_refused():
     model, evaluation = made()
     with pytest.raises(UnavailableError, match="no MLflow run is active"):
         registry.log_training(model, evaluation, scope=SCOPE)
+
+
+def test_a_version_stored_without_training_averages_is_not_the_one_with_them(store, logged):
+    """What `not_explained` advises for such a version: register it again."""
+    model, evaluation, where = logged
+    told = {
+        "model_uri": where.uri,
+        "run_id": where.run_id,
+        "tracking_uri": store.uri(),
+        "name": "e2i-averages",
+    }
+    old = registry.register(replace(model, training_means=()), evaluation, **told)
+    new = registry.register(model, evaluation, **told)
+    assert model.training_means and (old.version, new.version, new.new) == ("1", "2", True)
+    assert registry.register(model, evaluation, **told).version == "2"
 
 
 def test_from_registration_to_production(store, logged):
