@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from e2i_dagster.policy_files.base import PolicyModel
 
@@ -42,6 +42,16 @@ class SubgroupColumn(PolicyModel):
         return f"below {self.edges[0]:g}", *between, f"{self.edges[-1]:g} and above"
 
 
+def _distinct(columns: tuple[SubgroupColumn, ...]) -> tuple[SubgroupColumn, ...]:
+    if len({column.column for column in columns}) < len(columns):
+        raise ValueError("a column is named twice")
+    return columns
+
+
+#: Columns, each named once.
+SubgroupColumns = Annotated[tuple[SubgroupColumn, ...], AfterValidator(_distinct)]
+
+
 class SubgroupPolicy(PolicyModel):
     """Subgroups of every scope whose model is one of an event.
 
@@ -51,14 +61,9 @@ class SubgroupPolicy(PolicyModel):
         floor: of the ROC-AUC of every subgroup, for scopes that state none; None: there is no such criterion.
     """
 
-    columns: tuple[SubgroupColumn, ...] = ()
+    columns: SubgroupColumns = ()
     minimum_patients: int = Field(default=50, ge=11)
     floor: float | None = Field(default=None, ge=0, le=1)
-
-    @field_validator("columns")
-    @classmethod
-    def _columns_differ(cls, columns: tuple[SubgroupColumn, ...]) -> tuple[SubgroupColumn, ...]:
-        return distinct_columns(columns)
 
 
 class ScopeEvaluation(PolicyModel):
@@ -68,23 +73,7 @@ class ScopeEvaluation(PolicyModel):
         subgroups: columns beside those of the policy; one of the same name takes its place.
     """
 
-    subgroups: tuple[SubgroupColumn, ...] = ()
-
-    @field_validator("subgroups")
-    @classmethod
-    def _columns_differ(cls, columns: tuple[SubgroupColumn, ...]) -> tuple[SubgroupColumn, ...]:
-        return distinct_columns(columns)
-
-
-def distinct_columns(columns: tuple[SubgroupColumn, ...]) -> tuple[SubgroupColumn, ...]:
-    """``columns`` as they are.
-
-    Raises:
-        ValueError: a column is named twice.
-    """
-    if len({column.column for column in columns}) < len(columns):
-        raise ValueError("a column is named twice")
-    return columns
+    subgroups: SubgroupColumns = ()
 
 
 def joined_columns(

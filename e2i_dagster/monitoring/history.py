@@ -21,8 +21,6 @@ from e2i_dagster.tables.description.monitoring import (
 
 #: Days in which an alert about data is taken for the cause of drift.
 _CAUSE_DAYS = 7
-#: What no column holds: a window that was not entered differs in every value.
-_NOTHING = object()
 
 
 def record_performance(connection: sa.Connection, report: PerformanceReport, run_id: str) -> None:
@@ -40,7 +38,7 @@ def record_performance(connection: sa.Connection, report: PerformanceReport, run
     rows = [
         {**row, "run_id": run_id}
         for row in report.to_record()
-        if any(newest.get(_window_of(row), {}).get(name, _NOTHING) != value for name, value in row.items())
+        if (last := newest.get(_window_of(row))) is None or row != {name: last[name] for name in row}
     ]
     if rows:
         connection.execute(ml_performance_history.insert(), rows)

@@ -173,20 +173,16 @@ def _parsed(text: str) -> tuple[yaml.Node | None, Any]:
 
 def _own(model: type[BaseModel], problems: Sequence[Any]) -> Iterator[Any]:
     """Problems without those that others bring about: a list too short for its wrong items alone, a key misspelt."""
-    missing = {problem["loc"]: problem for problem in problems if problem["type"] == "missing"}
-    misspelt = set()
+    # The remedy of a key that there is not, at its place.
+    meant = {
+        (*problem["loc"][:-1], _remedy(model, problem))
+        for problem in problems
+        if problem["type"] == "extra_forbidden"
+    }
     for problem in problems:
-        if problem["type"] == "extra_forbidden":
-            remedy = _remedy(model, problem)
-            misspelt.update(
-                place
-                for place in missing
-                if place[:-1] == problem["loc"][:-1] and f"Did you mean {place[-1]!r}?" in remedy
-            )
-    for problem in problems:
-        if problem["type"] == "missing" and problem["loc"] in misspelt:
-            continue
         place = problem["loc"]
+        if problem["type"] == "missing" and (*place[:-1], f"Did you mean {place[-1]!r}?") in meant:
+            continue
         within = any(problem["loc"][: len(place)] == place != problem["loc"] for problem in problems)
         if problem["type"] != "too_short" or not within:
             yield problem
