@@ -75,7 +75,11 @@ def cohort(
             execution_id=_execution(context),
             executed_by=actor()[0],
             read=[
-                *(one for one in input_versions(context, warehouse) if one[0] != "cohort_definition"),
+                *(
+                    version
+                    for version in input_versions(context, warehouse)
+                    if version[0] != "cohort_definition"
+                ),
                 *current_versions(tables, warehouse),
             ],
             code_version=context.assets_def.get_asset_spec().code_version,

@@ -66,11 +66,11 @@ class Stage:
 
     Attributes:
         inputs: exact version of each input, once :meth:`look_at_inputs` was called.
-        marks: waivers under which the inputs passed the gate, and those that their makers stood under.
+        waivers: those under which the inputs passed the gate, and those that their makers stood under.
         code: digest of the code that the asset reaches.
         readings: values of policy files that were read since the execution began.
         changed: what is not as it was when the current version was made; empty when there is none.
-        fingerprint: digest of inputs, marks and code.
+        fingerprint: digest of inputs, waivers and code.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Stage:
         self.readings = observed.Readings()
         self.changed = ""
         self.inputs: Sequence[tuple[str, str | None, str]] = ()
-        self.marks: Sequence[str] = ()
+        self.waivers: Sequence[str] = ()
         self.elsewhere: Sequence[str] = ()
         self.absent: Sequence[str] = ()
         self.fingerprint = ""
@@ -119,8 +119,8 @@ class Stage:
             ]
             self._require_gate()
             self.absent = self._absent(tables)
-        asked_for = [one for one in self.inputs if one[0] not in where]
-        self.fingerprint = fingerprint_of(asked_for, self.marks, "" if outside else self.code)
+        asked_for = [version for version in self.inputs if version[0] not in where]
+        self.fingerprint = fingerprint_of(asked_for, self.waivers, "" if outside else self.code)
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
@@ -164,17 +164,17 @@ class Stage:
 
     def _require_gate(self) -> None:
         """Refuse to go on unless raw inputs are judged, and training data audited, in exactly this version."""
-        from e2i_dagster.quality.gate import marks_of, require_audit, require_raw_gate
+        from e2i_dagster.quality.gate import require_audit, require_raw_gate, waivers_of
 
         with self.warehouse.engine().connect() as connection:
             verdicts = require_raw_gate(connection, self.inputs, reads=self.reads) if self.gated else ()
             if self.gated:
                 require_audit(connection, self.inputs)
-            self.marks = marks_of(connection, self.inputs, verdicts)
+            self.waivers = waivers_of(connection, self.inputs, verdicts)
         self.elsewhere = [
-            f"{verdict.table} [{verdict.partition}]: {one.rule} on {one.column}: {one.detail}"
+            f"{verdict.table} [{verdict.partition}]: {finding.rule} on {finding.column}: {finding.detail}"
             for verdict in verdicts
-            for one in verdict.elsewhere
+            for finding in verdict.elsewhere
         ]
 
     @property
@@ -208,15 +208,17 @@ class Stage:
         digests = {partition: stored[partition].digest for partition in self.partitions}
         pieces = Pieces({}, digests, self.fingerprint, self.code)
         made_by = sorted({str(version.run_id) for version in stored.values()})
-        told = dict(next((kept for version in stored.values() if (kept := version.metadata.get("told"))), []))
-        metadata = {**dagster_metadata(told), "state": "reused", "made_by_run": ", ".join(made_by)}
+        recorded = dict(
+            next((kept for version in stored.values() if (kept := version.metadata.get("told"))), [])
+        )
+        metadata = {**dagster_metadata(recorded), "state": "reused", "made_by_run": ", ".join(made_by)}
         rows = None
         if self.document is None:
             rows = metadata["dagster/row_count"] = sum(version.rows for version in stored.values())
         metadata = self._by_partition(
             metadata,
             digests,
-            {one: {"dagster/row_count": stored[one].rows} if rows is not None else {} for one in stored},
+            {name: {"dagster/row_count": stored[name].rows} if rows is not None else {} for name in stored},
         )
         outcome = Outcome(
             self.execution,
@@ -224,7 +226,7 @@ class Stage:
             again=list(stored.values()) if found.older else (),
             state="reused",
             reason=joined(
-                told.get("note"), f"unchanged inputs, policy and code; made by run {', '.join(made_by)}"
+                recorded.get("note"), f"unchanged inputs, policy and code; made by run {', '.join(made_by)}"
             ),
             rows=rows,
         )
@@ -242,7 +244,7 @@ class Stage:
             if partition in self.partitions and version.file is not None and not damage(version.file)
         }
 
-    def hand_over(self, produced: Produced, *, always: bool) -> dg.MaterializeResult[Outcome]:
+    def store(self, produced: Produced, *, always: bool) -> dg.MaterializeResult[Outcome]:
         """Cut the value into partitions, with what is to be said of them, for the lake to store the good ones."""
         from e2i_dagster.versions.lake import value_digests
 
@@ -250,10 +252,10 @@ class Stage:
         self._require_declared(values)
         absent = f"read as without rows, because no delivery holds them: {', '.join(self.absent)}"
         note = joined(produced.note, absent if self.absent else "")
-        told = {
-            **_told(produced),
+        recorded = {
+            **_metadata_of(produced),
             **({"note": note} if note else {}),
-            **({"waived": list(self.marks)} if self.marks else {}),
+            **({"waived": list(self.waivers)} if self.waivers else {}),
             **({"not_read_here": list(self.elsewhere)} if self.elsewhere else {}),
         }
         pieces = Pieces(
@@ -261,10 +263,10 @@ class Stage:
             value_digests(values),
             self.fingerprint,
             self.code,
-            {"told": list(told.items()), **({"waived": list(self.marks)} if self.marks else {})},
+            {"told": list(recorded.items()), **({"waived": list(self.waivers)} if self.waivers else {})},
             self.readings.to_record(),
         )
-        metadata = {"state": "executed", **dagster_metadata(told)}
+        metadata = {"state": "executed", **dagster_metadata(recorded)}
         frames = self.document is None
         rows = sum(map(len, values.values())) if frames else None
         if rows is not None:
@@ -293,7 +295,7 @@ class Stage:
                 rows=rows,
             )
         else:
-            waivers = f"made under waivers: {'; '.join(self.marks)}" if self.marks else ""
+            waivers = f"made under waivers: {'; '.join(self.waivers)}" if self.waivers else ""
             reason = joined(note, self.changed, waivers)
             outcome = Outcome(self.execution, pieces, reason=reason, rows=rows)
         if not outcome.withheld and len(values) > 1:
@@ -397,7 +399,7 @@ def _some(withheld: Mapping[str, str], most: int = 5) -> str:
     return shown if more <= 0 else f"{shown}; and {more} more: {', '.join(sorted(withheld)[most:])}"
 
 
-def _told(produced: Produced) -> dict[str, Any]:
+def _metadata_of(produced: Produced) -> dict[str, Any]:
     """What the stage says of itself, as plain JSON values."""
     given = produced.report.to_metadata() if produced.report is not None else {}
     return json.loads(json.dumps({**given, **produced.metadata}, default=to_plain))

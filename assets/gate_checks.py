@@ -36,7 +36,7 @@ def gate_check(table: str) -> dg.AssetChecksDefinition:
         months = context.op_execution_context.partition_keys if date_column(table) else None
         result = gate_result(warehouse.engine(), table, months)
         alerts.send_all(gate_alerts(table, result, run_id=context.run.run_id))
-        return told(result)
+        return check_result(result)
 
     return qc_gate
 
@@ -81,7 +81,7 @@ def training_frame_leakage_gate(
     scope = current_policy().scope(context.op_execution_context.partition_key)
     result = audit_frame(warehouse.engine(), scope, training_frame, run_id=context.run.run_id)
     alerts.send_all(gate_alerts("training_frame", result, run_id=context.run.run_id, partition=scope.key))
-    return told(result)
+    return check_result(result)
 
 
 @dg.asset_check(
@@ -104,10 +104,10 @@ def splits_leakage_gate(
     scope = current_policy().scope(context.op_execution_context.partition_key)
     result = audit_splits(warehouse.engine(), scope, training_frame, splits, run_id=context.run.run_id)
     alerts.send_all(gate_alerts("splits", result, run_id=context.run.run_id, partition=scope.key))
-    return told(result)
+    return check_result(result)
 
 
-def told(result: "GateResult") -> dg.AssetCheckResult:
+def check_result(result: "GateResult") -> dg.AssetCheckResult:
     """What the gate says; under a waiver it passes as a warning."""
     return dg.AssetCheckResult(
         passed=result.passed,

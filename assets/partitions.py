@@ -29,7 +29,11 @@ EXPERIMENTS = dg.StaticPartitionsDefinition(sorted(_policy.experiments))
 #: From which scope's training frame an experiment's twin is predicted.
 EXPERIMENT_OF_SCOPE = dg.StaticPartitionMapping(
     {
-        scope: {name for name, one in _policy.experiments.items() if one.twin and one.twin.scope == scope}
+        scope: {
+            name
+            for name, experiment in _policy.experiments.items()
+            if experiment.twin and experiment.twin.scope == scope
+        }
         for scope in _policy.scopes
     }
 )

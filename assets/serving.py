@@ -26,7 +26,10 @@ def not_live(deployment: Deployment) -> str:
     """What is wrong when the release of ``deployment`` does not answer now; empty when it does."""
     from e2i_dagster.serving.endpoints import endpoints
 
-    live = any(one.bento_tag == deployment.bento_tag and one.health == "healthy" for one in endpoints())
+    live = any(
+        endpoint.bento_tag == deployment.bento_tag and endpoint.health == "healthy"
+        for endpoint in endpoints()
+    )
     return "" if live else "no longer there"
 
 

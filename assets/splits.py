@@ -41,10 +41,10 @@ def split_check(name: str, description: str) -> dg.AssetChecksDefinition:
     def check(
         context: dg.AssetCheckExecutionContext, splits: DataFrame, training_frame: DataFrame
     ) -> dg.AssetCheckResult:
-        from e2i_dagster.splits.leakage_check import judge_rule
+        from e2i_dagster.splits.leakage_check import check_rule
 
         scope = current_policy().scope(context.op_execution_context.partition_key)
-        found = judge_rule(name, scope, splits, training_frame)
+        found = check_rule(name, scope, splits, training_frame)
         return dg.AssetCheckResult(
             passed=found.status != "failed", description=f"{found.status}: {found.detail}"
         )

@@ -115,7 +115,7 @@ def stage_asset(
                 reused = None if always else stage.reusable(fault, any_version=pure)
                 if reused is not None:
                     return reused
-                return stage.hand_over(body(*given, **inputs), always=always)
+                return stage.store(body(*given, **inputs), always=always)
 
         return dg.asset(
             ins=ins,

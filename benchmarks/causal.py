@@ -51,9 +51,9 @@ def covered(patients: int, seed: int) -> dict[str, tuple[bool, float]]:
     frame, truth = drawn("confounded", patients, seed)
     found = causal.cross_validate(frame, **ASKED, seed=seed)
     results = {
-        one.label: (bool(one.lower <= truth.ate <= one.upper), one.point - truth.ate)
-        for one in found.effects.estimates
-        if one.point is not None and one.lower is not None and one.upper is not None
+        estimate.label: (bool(estimate.lower <= truth.ate <= estimate.upper), estimate.point - truth.ate)
+        for estimate in found.effects.estimates
+        if estimate.point is not None and estimate.lower is not None and estimate.upper is not None
     }
     if found.consensus_effect is not None and found.consensus_interval is not None:
         lower, upper = found.consensus_interval
@@ -93,15 +93,15 @@ def main() -> None:
     for result in each_seed(given.patients, given.seeds, given.processes):
         results.append(result)
         if len(results) % 10 == 0 or len(results) == given.seeds:
-            hits = sum(one[CONSENSUS][0] for one in results)
+            hits = sum(result[CONSENSUS][0] for result in results)
             print(
                 f"{len(results)} of {given.seeds} seeds, consensus covers {hits}, {time.perf_counter() - begun:.0f} s",
                 flush=True,
             )
     figures = {}
     for label in results[0]:
-        hits = sum(one[label][0] for one in results)
-        bias = float(np.mean([one[label][1] for one in results]))
+        hits = sum(result[label][0] for result in results)
+        bias = float(np.mean([result[label][1] for result in results]))
         print(f"{label}: covers {hits} of {len(results)}, mean error {bias:+.4f}", flush=True)
         goal = math.ceil(0.9 * given.seeds)
         figures[f"coverage_{label.replace(' ', '_')}"] = {

@@ -222,7 +222,7 @@ def in_memory(folder: Path, repeats: int) -> dict[str, Any]:
         for _ in range(repeats):
             ours.append(timed(lambda: build_cohort(cohort, frame, data_end=DATA_END)))
             loops[loop].append(timed(lambda: trail.extend(loop(part))) * len(frame) / rows)  # noqa: B023
-        different = sum("; ".join(one) != word for one, word in zip(trail, words[:rows], strict=False))
+        different = sum("; ".join(row) != word for row, word in zip(trail, words[:rows], strict=False))
         if different:
             raise SystemExit(f"{different:,} trails of {loop.__name__} differ from ours")
         print(
@@ -332,7 +332,7 @@ def main() -> None:
         figures |= with_events(folder, options.events)
     machine = {"cpus": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()}
     print(json.dumps({"benchmark": "cohorts", "figures": figures, "machine": machine}))
-    sys.exit(0 if all(one["holds"] for one in figures.values()) else 1)
+    sys.exit(0 if all(figure["holds"] for figure in figures.values()) else 1)
 
 
 if __name__ == "__main__":

@@ -169,7 +169,7 @@ def power(draws: int = 100) -> float:
         reference, current = (pd.DataFrame(rng.normal(size=(5_000, 30))).add_prefix("x") for _ in range(2))
         current["x7"] += 0.3
         report = detect_drift(reference, current, **ABOUT)
-        found += next(one.severity for one in report.features if one.name == "x7") != "none"
+        found += next(feature.severity for feature in report.features if feature.name == "x7") != "none"
     return found / draws
 
 
@@ -279,7 +279,9 @@ def usefulness(rows: int, seed: int) -> dict[str, float]:
                 "level": SEVERITIES.index(alarm_level(drift, performance)),
                 "score": alarm_score(drift, performance, POLICY),
                 "drift_alone": sum(
-                    POLICY.severity_weight[one.effect_severity] for one in drift.tested if one.kind == "data"
+                    POLICY.severity_weight[feature.effect_severity]
+                    for feature in drift.tested
+                    if feature.kind == "data"
                 ),
                 "estimated": None if estimated is None else estimated.value,
                 "auc": truth,
@@ -397,7 +399,7 @@ def main() -> None:
     figures["small_shift"] = figure(small, "severity", 1, "0.03 SD at n = 100,000; 1 is low", at_least=False)
 
     worth = [usefulness(1_500, seed) for seed in (0, 10_000)]
-    mean = {name: float(np.mean([one[name] for one in worth])) for name in worth[0]}
+    mean = {name: float(np.mean([row[name] for row in worth])) for name in worth[0]}
     print(f"usefulness {worth}", flush=True)
     figures["alarm_and_loss"] = figure(mean["level"], "rank correlation", 0.6, "realised loss", at_least=True)
     figures["score_and_loss"] = figure(

@@ -145,9 +145,9 @@ def refuters(options: argparse.Namespace) -> dict[str, Any]:
                 nuisances = fit_nuisances(rows, floor=policy.propensity_floor, seed=options.seed)
                 bounds = assess_sensitivity(rows, nuisances, level=policy.level)
                 trials += 1
-                for one in refute(rows, nuisances, bounds, policy, seed=options.seed):
-                    if one.name != "unobserved_confounder":
-                        failed[one.name] = failed.get(one.name, 0) + (not one.passed)
+                for refutation in refute(rows, nuisances, bounds, policy, seed=options.seed):
+                    if refutation.name != "unobserved_confounder":
+                        failed[refutation.name] = failed.get(refutation.name, 0) + (not refutation.passed)
     for name, count in failed.items():
         print(f"refuter {name}: fails {count} of {trials} right answers", flush=True)
     planted, caught = 5 * options.draws, 0
@@ -268,17 +268,17 @@ def coverage_after_stopping(options: argparse.Namespace) -> dict[str, Any]:
     stop = np.abs(z) >= np.array(plan.z)
     stop[:, -1] = True
     look = stop.argmax(axis=1)
-    held = above = plain = 0
+    covered = above = plain = 0
     for trial, index in enumerate(look):
         value, error = float(z[trial, index]), float(1 / np.sqrt((index + 1) / 4))
         found = final_estimate(plan, int(index) + 1, value, standard_error=error)
-        held += found.lower <= drift <= found.upper
+        covered += found.lower <= drift <= found.upper
         above += found.median_unbiased > drift
         plain += abs(value * error - drift) <= 1.959964 * error
-    print(f"coverage after stopping: {held / trials:.4f}, plain interval {plain / trials:.4f}", flush=True)
+    print(f"coverage after stopping: {covered / trials:.4f}, plain interval {plain / trials:.4f}", flush=True)
     return {
         "coverage_of_stagewise_interval": share_of(
-            trials, held, 0.95, f"plain interval: {plain / trials:.4f}"
+            trials, covered, 0.95, f"plain interval: {plain / trials:.4f}"
         ),
         "median_unbiased_estimate_above_truth": share_of(trials, above, 0.5),
     }

@@ -168,7 +168,7 @@ def timed(work: Callable[[], Any]) -> float:
 def in_turns(ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int) -> tuple[float, float]:
     """Median seconds of both, measured in turns."""
     times = [(timed(ours), timed(theirs)) for _ in range(repeats)]
-    return statistics.median(one for one, _ in times), statistics.median(other for _, other in times)
+    return statistics.median(first for first, _ in times), statistics.median(other for _, other in times)
 
 
 def peak_of(what: str, count: int) -> float:
@@ -252,7 +252,7 @@ def main() -> None:
     figures = of_frame(options.patients, options.repeats) | of_values(options.with_events, options.repeats)
     machine = {"cpus": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()}
     print(json.dumps({"benchmark": "features", "figures": figures, "machine": machine}))
-    sys.exit(0 if all(one["holds"] for one in figures.values()) else 1)
+    sys.exit(0 if all(figure["holds"] for figure in figures.values()) else 1)
 
 
 if __name__ == "__main__":

@@ -137,8 +137,11 @@ def main() -> None:
     for seed in range(given.frames):
         found = checked(clean_frame(given.frame_rows, 100 + seed)).findings
         false += bool(found)
-        for one in found:
-            print(f"clean frame {seed}: {one.rule} {', '.join(one.columns)[:60]}: {one.evidence}", flush=True)
+        for finding in found:
+            print(
+                f"clean frame {seed}: {finding.rule} {', '.join(finding.columns)[:60]}: {finding.evidence}",
+                flush=True,
+            )
     print(f"{false} of {given.frames} clean frames with a finding", flush=True)
     missed = []
     for name, leaking in planted(clean_frame(given.frame_rows, 7)):

@@ -71,7 +71,10 @@ def expression() -> dict[str, Any]:
 
     return {
         "ConceptSets": [
-            {"id": number, "expression": {"items": [{"concept": {"CONCEPT_ID": one}} for one in concepts]}}
+            {
+                "id": number,
+                "expression": {"items": [{"concept": {"CONCEPT_ID": concept}} for concept in concepts]},
+            }
             for number, concepts in sets.items()
         ],
         "PrimaryCriteria": {

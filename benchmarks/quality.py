@@ -126,10 +126,10 @@ def column_by_column(frame: pd.DataFrame, policy: Any) -> dict[str, Any]:
 def disagreement(layer_2: Any, pandas: dict[str, Any]) -> list[str]:
     """What the two sides do not agree in: counts exactly, scores to twelve digits."""
     found = [
-        f"{one.column}: layer 2 {mine}, pandas {theirs}"
-        for one in layer_2.columns
+        f"{column.column}: layer 2 {mine}, pandas {theirs}"
+        for column in layer_2.columns
         for mine, theirs in zip(
-            (one.filled, one.invalid, one.validity), pandas["columns"][one.column], strict=True
+            (column.filled, column.invalid, column.validity), pandas["columns"][column.column], strict=True
         )
         if mine != theirs
     ]
@@ -251,7 +251,7 @@ def clean_draws(draws: int, policy: Any) -> dict[str, Any]:
             check_table(name, tables[name], policy=policy, as_of=AS_OF, references=tables)
             for name in RAW_TABLES
         ]
-        found = [(report.table, one.rule) for report in reports for one in report.blocking]
+        found = [(report.table, finding.rule) for report in reports for finding in report.blocking]
         blocked += bool(found)
         if found or (seed + 1) % 10 == 0:
             print(f"draw {seed + 1}/{draws}: {found or 'nothing blocks'}", flush=True)
@@ -279,7 +279,7 @@ def main() -> None:
     figures |= clean_draws(options.draws, policy)
     machine = {"cpus": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()}
     print(json.dumps({"benchmark": "quality", "figures": figures, "machine": machine}))
-    sys.exit(0 if all(one["holds"] for one in figures.values()) else 1)
+    sys.exit(0 if all(figure["holds"] for figure in figures.values()) else 1)
 
 
 if __name__ == "__main__":

@@ -96,10 +96,10 @@ def render(results: list[dict[str, Any]]) -> str:
             )
     machines = sorted(
         {
-            f"{one['machine']['cpus']} CPUs, {one['machine']['platform'].split('-')[0]}, "
-            f"Python {one['machine']['python']}"
-            for one in results
-            if "failed" not in one
+            f"{result['machine']['cpus']} CPUs, {result['machine']['platform'].split('-')[0]}, "
+            f"Python {result['machine']['python']}"
+            for result in results
+            if "failed" not in result
         }
     )
     return "\n".join([*lines, "", *(f"Machine: {machine}." for machine in machines), ""])

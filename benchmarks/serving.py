@@ -125,7 +125,7 @@ def load(port: int, path: str, body: Any, concurrency: int, seconds: float) -> t
         await asyncio.gather(*(_ask(port, head.encode() + content, ends, times) for _ in range(concurrency)))
 
     asyncio.run(all_of_them())
-    middle, high = (1000 * float(one) for one in np.percentile(times, (50, 99)))
+    middle, high = (1000 * float(value) for value in np.percentile(times, (50, 99)))
     return len(times) / seconds, middle, high
 
 
@@ -159,7 +159,7 @@ def resident_mb(pid: int) -> float:
     import psutil
 
     process = psutil.Process(pid)
-    return sum(one.memory_info().rss for one in [process, *process.children(recursive=True)]) / 2**20
+    return sum(member.memory_info().rss for member in [process, *process.children(recursive=True)]) / 2**20
 
 
 def table_speeds(url: str, model: Any) -> dict[str, float]:
@@ -209,7 +209,7 @@ def measure(state: Path, seconds: float) -> dict[str, Any]:
     policy = policy.model_copy(update={"deployment": policy.deployment.model_copy(update={"workers": 1})})
     rows = patients(100, seed=2)
     records = to_records(Signature.of_model(folder), rows)
-    instances = [{"features": one} for one in records]
+    instances = [{"features": record} for record in records]
     matrix = model.pipeline.named_steps["preprocess"].transform(rows).tolist()
     to_serve = ModelToServe(
         model_name=MODEL,
@@ -317,7 +317,7 @@ def main() -> None:
             server.remove_server(Path(folder))
     machine = {"cpus": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()}
     print(json.dumps({"benchmark": "serving", "figures": figures, "machine": machine}))
-    sys.exit(0 if all(one["holds"] for one in figures.values()) else 1)
+    sys.exit(0 if all(figure["holds"] for figure in figures.values()) else 1)
 
 
 if __name__ == "__main__":

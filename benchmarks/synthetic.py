@@ -85,7 +85,7 @@ def main() -> None:
             server.remove_server(state)
     machine = {"cpus": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()}
     print(json.dumps({"benchmark": "synthetic", "figures": figures, "machine": machine}))
-    sys.exit(0 if all(one["holds"] for one in figures.values()) else 1)
+    sys.exit(0 if all(figure["holds"] for figure in figures.values()) else 1)
 
 
 if __name__ == "__main__":

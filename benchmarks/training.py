@@ -90,7 +90,7 @@ def by_hand(rows: VisibleRows, policy: OptunaPolicy) -> list[float | None]:
     with one_thread():
         features = rows.train.features
         prepare = build_preprocessor(feature_kinds(features, list(features.columns)), 50).fit(features)
-        learn, judge = prepare.transform(features), prepare.transform(rows.validation.features)
+        learn, check = prepare.transform(features), prepare.transform(rows.validation.features)
         for number in range(policy.optimization.n_trials):
             study.sampler = optuna.samplers.TPESampler(
                 seed=policy.sampler.seed + number,
@@ -101,16 +101,16 @@ def by_hand(rows: VisibleRows, policy: OptunaPolicy) -> list[float | None]:
                 study.enqueue_trial(declared.start)
             trial = study.ask()
             drawn = suggest(trial, declared.search_space)
-            reporter = ByHand(trial, xgboost.DMatrix(judge), rows.validation.target, policy.pruner.interval)
+            reporter = ByHand(trial, xgboost.DMatrix(check), rows.validation.target, policy.pruner.interval)
             model = xgboost.XGBClassifier(
                 **drawn, tree_method="hist", n_jobs=1, random_state=policy.sampler.seed,
                 early_stopping_rounds=policy.early_stopping.rounds, callbacks=[reporter],
             )  # fmt: skip
-            model.fit(learn, rows.train.target, eval_set=[(judge, rows.validation.target)], verbose=False)
+            model.fit(learn, rows.train.target, eval_set=[(check, rows.validation.target)], verbose=False)
             if reporter.pruned:
                 study.tell(trial, state=optuna.trial.TrialState.PRUNED)
             else:
-                study.tell(trial, roc_auc_score(rows.validation.target, model.predict_proba(judge)[:, 1]))
+                study.tell(trial, roc_auc_score(rows.validation.target, model.predict_proba(check)[:, 1]))
     return [trial.value if trial.state.name == "COMPLETE" else None for trial in study.trials]
 
 

@@ -299,8 +299,8 @@ def compare_op(context: dg.OpExecutionContext, config: CompareConfig, mlflow: Ml
     try:
         found = compare_versions(
             *(
-                read_reference(one, current_policy(), tracking_uri=mlflow.uri())
-                for one in (config.first, config.second)
+                read_reference(version, current_policy(), tracking_uri=mlflow.uri())
+                for version in (config.first, config.second)
             ),
             tracking_uri=mlflow.uri(),
         )

@@ -112,9 +112,9 @@ class LakeIOManager(dg.ConfigurableIOManager):
             partition: lake.place(execution.stage, partition, value, pieces.digests[partition])
             for partition, value in pieces.values.items()
         }
-        values = {path: (pieces.values[one], pieces.digests[one]) for one, path in placed.items()}
+        values = {path: (pieces.values[name], pieces.digests[name]) for name, path in placed.items()}
         pending = lake.set_aside(values, ledger.files(engine, values))
-        stored = {one.version.path: one.version for one in pending}
+        stored = {version.version.path: version.version for version in pending}
         reached = execution.state(
             outcome.state, outcome.reason, rows=outcome.rows, data_version=pieces.data_version
         )

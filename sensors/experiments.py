@@ -31,30 +31,34 @@ def experiment_monitor(
     policy = LifecyclePolicy.load(config_folder())
     with warehouse.engine().begin() as connection:
         observed = observe(connection, policy, now=dt.datetime.now(dt.UTC), actor="experiment_monitor")
-    # What is told once only (a week's balance, an overdue approval) is remembered here.
-    told = set(json.loads(context.cursor)) if context.cursor else set()
+    # What is said once only (a week's balance, an overdue approval) is remembered here.
+    mentioned = set(json.loads(context.cursor)) if context.cursor else set()
     requests, reasons = [], []
-    for one in observed:
-        for finding in (finding for finding in one.findings if finding.once not in told):
+    for experiment in observed:
+        for finding in (new for new in experiment.findings if new.once not in mentioned):
             alerts.send(
                 Alert(
                     alert_type="experiment",
-                    title=f"{finding.kind} of experiment {one.name}",
+                    title=f"{finding.kind} of experiment {experiment.name}",
                     severity=finding.severity,
-                    subject=one.name,
-                    partition=one.name,
+                    subject=experiment.name,
+                    partition=experiment.name,
                     message=finding.message,
                     next_command=finding.next_command,
                 )
             )
-            reasons.append(f"{one.name}: {finding.message}")
-            told |= {finding.once} - {""}
-        if one.due is not None and one.name in current_policy().experiments:
-            requests.append(dg.RunRequest(run_key=f"{one.name}:look:{one.due}", partition_key=one.name))
-    cursor = json.dumps(sorted(told))
+            reasons.append(f"{experiment.name}: {finding.message}")
+            mentioned |= {finding.once} - {""}
+        if experiment.due is not None and experiment.name in current_policy().experiments:
+            requests.append(
+                dg.RunRequest(
+                    run_key=f"{experiment.name}:look:{experiment.due}", partition_key=experiment.name
+                )
+            )
+    cursor = json.dumps(sorted(mentioned))
     if requests:
         return dg.SensorResult(run_requests=requests, cursor=cursor)
-    names = ", ".join(one.name for one in observed) or "none"
+    names = ", ".join(experiment.name for experiment in observed) or "none"
     return dg.SensorResult(
         skip_reason="; ".join(reasons) or f"nothing to say; experiments looked at: {names}", cursor=cursor
     )

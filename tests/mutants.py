@@ -130,8 +130,8 @@ DEFECTS: dict[str, list[tuple[str, str, str, str, str]]] = {
         (
             "estimator and calibration change places",
             "e2i_dagster/training/fit.py",
-            "unfitted, (learn, train_rows.target), (judge, validation_rows.target), shifted",
-            "unfitted, (judge, validation_rows.target), (learn, train_rows.target), shifted",
+            "unfitted, (learn, train_rows.target), (check, validation_rows.target), shifted",
+            "unfitted, (check, validation_rows.target), (learn, train_rows.target), shifted",
             f"{FIT}::test_preprocessing_and_estimator_see_training_rows_only",
         ),
         (
@@ -144,7 +144,7 @@ DEFECTS: dict[str, list[tuple[str, str, str, str, str]]] = {
         (
             "calibration on training rows",
             "e2i_dagster/training/fit.py",
-            "CalibratedClassifierCV(frozen, method=method).fit(*judge)",
+            "CalibratedClassifierCV(frozen, method=method).fit(*check)",
             "CalibratedClassifierCV(frozen, method=method).fit(*learn)",
             f"{FIT}::test_calibration_is_that_of_the_validation_rows",
         ),
@@ -180,14 +180,14 @@ DEFECTS: dict[str, list[tuple[str, str, str, str, str]]] = {
             "baselines learn from the rows that judge",
             "e2i_dagster/training/evaluate.py",
             "            learn[:, columns], train_rows.target\n",
-            "            judge[:, columns], judged.target\n",
+            "            test[:, columns], judged.target\n",
             f"{EVALUATE}::test_baselines_are_fitted_on_training_rows_and_chosen_on_validation_rows",
         ),
         (
             "best single feature chosen on the rows that judge",
             "e2i_dagster/training/evaluate.py",
             "            validation_rows.target, raw_scores(singles[name], choose[:, origins == name]",
-            "            judged.target, raw_scores(singles[name], judge[:, origins == name]",
+            "            judged.target, raw_scores(singles[name], test[:, origins == name]",
             f"{EVALUATE}::test_baselines_are_fitted_on_training_rows_and_chosen_on_validation_rows",
         ),
         (

@@ -100,7 +100,7 @@ class Explanation(BaseModel):
     @property
     def shares(self) -> dict[str, float]:
         """Feature -> its part of the sum of all importances."""
-        return {one.feature: one.share for one in self.effects}
+        return {effect.feature: effect.share for effect in self.effects}
 
     def to_metadata(self) -> dict[str, Any]:
         """What the asset page shows."""
@@ -114,7 +114,10 @@ class Explanation(BaseModel):
             "seconds": self.seconds,
             "importance": Table(
                 ("feature", "mean absolute SHAP", "share", "direction"),
-                [(one.feature, one.importance, one.share, _direction(one)) for one in self.effects],
+                [
+                    (effect.feature, effect.importance, effect.share, _direction(effect))
+                    for effect in self.effects
+                ],
                 {"share": ".1%"},
             ),
             **(
@@ -122,9 +125,9 @@ class Explanation(BaseModel):
                     "by_class": Table(
                         ("class", "feature", "mean absolute SHAP", "share", "direction"),
                         [
-                            (one.name, item.feature, item.importance, item.share, _direction(item))
-                            for one in self.classes
-                            for item in one.effects[:_LEADING]
+                            (label.name, item.feature, item.importance, item.share, _direction(item))
+                            for label in self.classes
+                            for item in label.effects[:_LEADING]
                         ],
                         {"share": ".1%"},
                     )
@@ -268,8 +271,8 @@ def _shap_values(
 
 def _summed_over_classes(classes: Sequence[ClassEffects]) -> tuple[FeatureEffect, ...]:
     importance: dict[str, float] = {}
-    for one in classes:
-        for effect in one.effects:
+    for label in classes:
+        for effect in label.effects:
             importance[effect.feature] = importance.get(effect.feature, 0.0) + effect.importance
     total = sum(importance.values())
     effects = [
@@ -343,7 +346,7 @@ def _narrative(
         f"account{'s' if len(leading) == 1 else ''} for {together:.0%} of what moves the model's predictions."
     ]
     # Of several classes each has its own leading feature.
-    driven = [(f"the {what} of {one.name}", one.effects[0]) for one in classes] or [
+    driven = [(f"the {what} of {label.name}", label.effects[0]) for label in classes] or [
         (f"the {what}", effect) for effect in leading
     ]
     for output, effect in driven:

@@ -66,7 +66,8 @@ def profile_model(
             scores=tuple(scores.tolist()),
             target=tuple(np.asarray(rows.validation.target, dtype="float64").tolist()),
             places={
-                name: tuple(places_in(one, judged[name]).tolist()) for name, one in profile.features.items()
+                name: tuple(places_in(feature, judged[name]).tolist())
+                for name, feature in profile.features.items()
             },
             importance=dict(importance or {}),
             recalibration=recalibrate(rows.validation.target, scores) if binary else None,

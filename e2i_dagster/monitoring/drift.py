@@ -108,7 +108,7 @@ def detect_drift(
     assessed = _assess(measured, policy)
     if profile.model is not None:
         losses = expected_losses(profile.model, shares, policy)
-        assessed = [severity_with_impact(one, profile.model, losses, policy) for one in assessed]
+        assessed = [severity_with_impact(feature, profile.model, losses, policy) for feature in assessed]
     return DriftReport(
         scope=scope,
         day=day,
@@ -324,7 +324,7 @@ def _assess(measured: Sequence[FeatureDrift], policy: DriftPolicy) -> list[Featu
     tested = [feature for feature in measured if feature.p_value is not None]
     adjusted = false_discovery_control([feature.p_value for feature in tested]) if tested else []
     by_name = {feature.name: float(p) for feature, p in zip(tested, adjusted, strict=True)}
-    return [_with_severity(one, by_name, policy) for one in measured]
+    return [_with_severity(feature, by_name, policy) for feature in measured]
 
 
 def _with_severity(feature: FeatureDrift, adjusted: Mapping[str, float], policy: DriftPolicy) -> FeatureDrift:

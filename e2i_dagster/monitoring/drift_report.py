@@ -60,8 +60,8 @@ class FeatureDrift(BaseModel):
     @property
     def changes(self) -> tuple[tuple[str, float, float], ...]:
         """The three groups of values whose share changed most."""
-        changed = [one for one in self.distribution if one[1] != one[2]]
-        return tuple(sorted(changed, key=lambda one: -round(abs(one[2] - one[1]), 9))[:3])
+        changed = [cell for cell in self.distribution if cell[1] != cell[2]]
+        return tuple(sorted(changed, key=lambda cell: -round(abs(cell[2] - cell[1]), 9))[:3])
 
 
 class DriftReport(BaseModel):

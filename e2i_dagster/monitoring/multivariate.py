@@ -42,11 +42,11 @@ def joint_drift(profile: ReferenceProfile, current: pd.DataFrame, policy: DriftP
         auc, auc_p, drivers = _domain_classifier(before, now, policy, column_origins(encoder))
         shift, shift_p = _reconstruction(before, now, policy)
     counts: dict[str, Any] = {"reference_count": len(before), "current_count": len(now)}
-    told = f"told apart by {', '.join(drivers)}" if drivers else ""
+    reason = f"told apart by {', '.join(drivers)}" if drivers else ""
     return [
         FeatureDrift(
             name="domain_classifier", kind="multivariate", state="executed", test="domain_classifier",
-            statistic=auc, p_value=auc_p, reason=told, **counts,
+            statistic=auc, p_value=auc_p, reason=reason, **counts,
         ),
         FeatureDrift(
             name="pca_reconstruction", kind="multivariate", state="executed", test="pca_reconstruction",

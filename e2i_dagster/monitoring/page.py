@@ -70,7 +70,9 @@ def heat_map(history: pd.DataFrame) -> Figure | None:
 def what_to_do(report: DriftReport, performance: PerformanceReport) -> list[str]:
     """Next steps in words, the first cause to rule out first."""
     level = alarm_level(report, performance)
-    found = {name for one in report.tested if one.effect_severity != "none" for name in _causes(one)}
+    found = {
+        name for feature in report.tested if feature.effect_severity != "none" for name in _causes(feature)
+    }
     steps = []
     if level in ("none", "low"):
         steps.append("Nothing: what drifted, if anything, does not cost the model its performance.")
@@ -104,7 +106,9 @@ def report_page(report: DriftReport, performance: PerformanceReport, history: pd
         f"Alarm: {level}. Loss of {performance.metric} against {performance.reference_split}: {loss}. "
         f"Features tested: {len(report.tested)}, skipped: {len(report.features) - len(report.tested)}."
     )
-    drifted = [one for one in report.ordered if one.distribution and one.effect_severity != "none"]
+    drifted = [
+        feature for feature in report.ordered if feature.distribution and feature.effect_severity != "none"
+    ]
     sections = [
         Section("What it means", [verdict, Words(report.findings or ("Nothing has drifted.",), "list")]),
         Section("What to do", [Words(what_to_do(report, performance), "list")]),
@@ -119,7 +123,8 @@ def report_page(report: DriftReport, performance: PerformanceReport, history: pd
         Section("The population that changed", [population_table(report)]),
         Section(
             "Distributions now against the reference",
-            [_distribution(one) for one in drifted[:_DISTRIBUTIONS]] or ["No distribution has changed."],
+            [_distribution(feature) for feature in drifted[:_DISTRIBUTIONS]]
+            or ["No distribution has changed."],
         ),
         Section("All features", [report.to_metadata()["drift"]]),
     ]
@@ -129,10 +134,10 @@ def report_page(report: DriftReport, performance: PerformanceReport, history: pd
 def population_table(report: DriftReport) -> Table:
     """Groups of patients whose share changed most, of the features that drifted."""
     rows = [
-        (one.name, words, then, now, now - then, one.importance)
-        for one in report.tested
-        if one.kind == "data" and one.effect_severity != "none"
-        for words, then, now in one.changes
+        (feature.name, words, then, now, now - then, feature.importance)
+        for feature in report.tested
+        if feature.kind == "data" and feature.effect_severity != "none"
+        for words, then, now in feature.changes
     ]
     rows.sort(key=lambda row: -abs(row[4]))
     shares: dict[str, str] = dict.fromkeys(("share in training", "share now", "change", "importance"), ".1%")

@@ -98,7 +98,7 @@ class PerformanceReport(BaseModel):
         """What is not known, and why."""
         if not self.windows:
             return "performance of this kind of problem is not measured"
-        reasons = [one.reason for one in self.windows[-1:] if one.reason]
+        reasons = [window.reason for window in self.windows[-1:] if window.reason]
         return "; ".join(reasons)
 
     def to_metadata(self) -> dict[str, Any]:
@@ -115,17 +115,17 @@ class PerformanceReport(BaseModel):
                 ("from", "to", "predictions", "closed labels", "estimated", "realised", "concept", "note"),
                 [
                     (
-                        one.first_day,
-                        one.last_day,
-                        one.predictions,
-                        one.closed,
-                        one.estimated and one.estimated.with_interval,
-                        one.realised and one.realised.with_interval,
-                        one.concept.replace("_", " "),
-                        one.reason,
+                        window.first_day,
+                        window.last_day,
+                        window.predictions,
+                        window.closed,
+                        window.estimated and window.estimated.with_interval,
+                        window.realised and window.realised.with_interval,
+                        window.concept.replace("_", " "),
+                        window.reason,
                     )
-                    for one in reversed(self.windows)
-                    if one.predictions
+                    for window in reversed(self.windows)
+                    if window.predictions
                 ],
                 note=FAILURE_MODE,
                 empty="no predictions yet",
@@ -141,17 +141,17 @@ class PerformanceReport(BaseModel):
                 "day": self.day,
                 "model_id": self.model_id,
                 "metric": self.metric,
-                "first_day": one.first_day,
-                "last_day": one.last_day,
-                "predictions": one.predictions,
-                "closed_labels": one.closed,
-                **_ends("estimated", one.estimated),
-                **_ends("realised", one.realised),
-                "concept": one.concept,
-                "reason": one.reason,
+                "first_day": window.first_day,
+                "last_day": window.last_day,
+                "predictions": window.predictions,
+                "closed_labels": window.closed,
+                **_ends("estimated", window.estimated),
+                **_ends("realised", window.realised),
+                "concept": window.concept,
+                "reason": window.reason,
             }
-            for one in self.windows
-            if one.predictions
+            for window in self.windows
+            if window.predictions
         ]
 
 
@@ -185,7 +185,7 @@ def performance_report(
         first = last - dt.timedelta(days=rule.window_days - 1)
         windows.append(_window(model, rows[(days >= first) & (days <= last)], rule, first, last))
     basis, loss, severity = _loss(model, windows, policy)
-    measured = [one.concept for one in windows if one.concept != "not_estimable"]
+    measured = [window.concept for window in windows if window.concept != "not_estimable"]
     return PerformanceReport(
         **about,
         metric=model.metric,
@@ -275,13 +275,15 @@ def performance_figure(report: PerformanceReport) -> Any:
     """Estimated and realised performance of each window with their intervals, and the reference."""
     figure = new_figure(8, 3.6)
     axes = figure.subplots()
-    shown = [one for one in report.windows if one.predictions]
+    shown = [window for window in report.windows if window.predictions]
     for name, colour, marker, shift in (
         ("estimated", "#2e86c1", "s", -0.1),
         ("realised", "#1b1f24", "o", 0.1),
     ):
         points = [
-            (place, found) for place, one in enumerate(shown) if (found := getattr(one, name)) is not None
+            (place, found)
+            for place, window in enumerate(shown)
+            if (found := getattr(window, name)) is not None
         ]
         if points:
             at = [place + shift for place, _ in points]
@@ -292,7 +294,9 @@ def performance_figure(report: PerformanceReport) -> Any:
                 at, values, yerr=ends, fmt=marker, color=colour, capsize=2, markersize=4, label=name
             )
     outside = [
-        (place, one.realised) for place, one in enumerate(shown) if one.concept == "outside" and one.realised
+        (place, window.realised)
+        for place, window in enumerate(shown)
+        if window.concept == "outside" and window.realised
     ]
     if outside:
         axes.scatter(
@@ -301,7 +305,9 @@ def performance_figure(report: PerformanceReport) -> Any:
         )  # fmt: skip
     if report.reference.value is not None:
         axes.axhline(report.reference.value, color="#7f8c8d", linestyle=":", label=report.reference_split)
-    axes.set_xticks(range(len(shown)), [f"{one.last_day:%d %b}" for one in shown], rotation=60, fontsize=7)
+    axes.set_xticks(
+        range(len(shown)), [f"{window.last_day:%d %b}" for window in shown], rotation=60, fontsize=7
+    )
     axes.set_ylabel(report.metric)
     axes.set_xlabel("last day of the window")
     if axes.get_legend_handles_labels()[0]:
@@ -371,7 +377,9 @@ def _loss(
     outside its estimate, estimates are not to be believed, and the measurement holds for the windows after it.
     """
     at = {
-        name: max((place for place, one in enumerate(windows) if getattr(one, name) is not None), default=-1)
+        name: max(
+            (place for place, window in enumerate(windows) if getattr(window, name) is not None), default=-1
+        )
         for name in ("realised", "estimated")
     }
     if max(at.values()) < 0:
@@ -394,8 +402,8 @@ def _loss_of(model: ModelReference, found: Estimate) -> tuple[float | None, bool
     loss = loss_against(reference.value, found.value, model.metric)
     # Half widths, added as those of independent figures.
     chance, at_deployment = (
-        (one.high - one.low) / 2 if one.low is not None and one.high is not None else np.inf
-        for one in (found, reference)
+        (scores.high - scores.low) / 2 if scores.low is not None and scores.high is not None else np.inf
+        for scores in (found, reference)
     )
     return loss, bool(abs(found.value - reference.value) > np.hypot(chance, at_deployment))
 

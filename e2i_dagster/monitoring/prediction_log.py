@@ -57,7 +57,7 @@ def read_prediction_log(
     )
     received = [json.loads(row[5]) if isinstance(row[5], str) else (row[5] or {}) for row in rows]
     asked = pd.DataFrame(
-        {name: _column([one.get(name) for one in received]) for name in features}, index=keys.index
+        {name: _column([row.get(name) for row in received]) for name in features}, index=keys.index
     )
     return pd.concat([keys, asked], axis=1)
 

@@ -184,12 +184,12 @@ class ReferenceProfile(BaseModel):
                 [
                     (
                         name,
-                        one.kind,
-                        one.missing / one.rows if one.rows else None,
-                        len(one.points) if isinstance(one, NumberProfile) else len(one.counts),
+                        feature.kind,
+                        feature.missing / feature.rows if feature.rows else None,
+                        len(feature.points) if isinstance(feature, NumberProfile) else len(feature.counts),
                         None if model is None else model.importance.get(name),
                     )
-                    for name, one in self.features.items()
+                    for name, feature in self.features.items()
                 ],
                 {"missing": ".1%", "importance": ".1%"},
             ),
@@ -365,7 +365,7 @@ def places_in(profile: FeatureProfile, values: pd.Series) -> np.ndarray:
     if isinstance(profile, TextProfile):
         names = {name: place for place, name in enumerate(profile.counts)}
         text = values.astype("string").astype(object).where(values.notna(), None)
-        places = [len(names) + 1 if one is None else names.get(str(one), len(names)) for one in text]
+        places = [len(names) + 1 if value is None else names.get(str(value), len(names)) for value in text]
         return np.asarray(places, dtype="int64")
     numbers = values.to_numpy(dtype="float64", na_value=np.nan)
     there = ~np.isnan(numbers)
@@ -388,22 +388,22 @@ def _place_counts(points: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         return np.bincount(left + right, minlength=2 * len(points) + 1)
     cells = _cells(numbers, low, scale)
     cell_of_point = _cells(points, low, scale)
-    held = np.bincount(cell_of_point, minlength=_CELLS)
-    first = np.concatenate([[0], np.cumsum(held)[:-1]])  # points in cells before
+    per_cell = np.bincount(cell_of_point, minlength=_CELLS)
+    first = np.concatenate([[0], np.cumsum(per_cell)[:-1]])  # points in cells before
     by_cell = np.bincount(cells, minlength=_CELLS)
-    free = held == 0
+    free = per_cell == 0
     counts = np.bincount(2 * first[free], weights=by_cell[free], minlength=2 * len(points) + 1)
     counts = counts.astype("int64")
-    at = np.flatnonzero((held > 0)[cells])
+    at = np.flatnonzero((per_cell > 0)[cells])
     if len(at):
         rest, cell = numbers[at], cells[at]
         # The first point of a cell decides for cells with one.
-        one = held[cell] == 1
-        point = first[cell[one]]
+        alone = per_cell[cell] == 1
+        point = first[cell[alone]]
         value = points[point]
-        places = 2 * point + (rest[one] >= value) + (rest[one] > value)
+        places = 2 * point + (rest[alone] >= value) + (rest[alone] > value)
         counts += np.bincount(places, minlength=len(counts))
-        many = rest[~one]
+        many = rest[~alone]
         if len(many):
             left, right = (np.searchsorted(points, many, side=side) for side in ("left", "right"))
             counts += np.bincount(left + right, minlength=len(counts))
@@ -424,6 +424,8 @@ def sample_rows(frame: pd.DataFrame, rows: int, seed: int) -> Mapping[str, tuple
     """Up to ``rows`` rows of ``frame`` by column, in random order; missing as None."""
     drawn = frame.sample(min(rows, len(frame)), random_state=seed)
     return {
-        str(name): tuple(None if absent else one for one, absent in zip(column, column.isna(), strict=True))
+        str(name): tuple(
+            None if absent else value for value, absent in zip(column, column.isna(), strict=True)
+        )
         for name, column in drawn.astype(object).items()
     }

@@ -413,7 +413,7 @@ def require_raw_gate(
     return require_gate(connection, raw, hashes, reads=reads, waivers=waivers)
 
 
-def marks_of(
+def waivers_of(
     connection: sa.Connection,
     inputs: Sequence[tuple[str, str | None, str]],
     verdicts: Iterable[GateVerdict],

@@ -168,8 +168,8 @@ def compose_dossier(
         recorded = _Recorded(connection, digests, None if run is None else run["completed_at"])
         parts = list(_parts(connection, recorded, version, scope, run, explained))
     sections = tuple(_section(*part) for part in parts)
-    answered = {one.key for one in sections if one.state == "answered"}
-    titles = {one.key: one.title for one in sections}
+    answered = {section.key for section in sections if section.state == "answered"}
+    titles = {section.key: section.title for section in sections}
     dossier = Dossier(
         model=version.name,
         version=version.version,
@@ -378,7 +378,9 @@ def _quality(connection: sa.Connection, run: Mapping[str, Any] | None) -> _Part:
     waivers = connection.execute(sa.select(*(ml_gate_waivers.c[name] for name in names))).all()
     content = {
         "verdicts of the gate before training": Table(("table", "verdict", "parts", "last judged"), rows),
-        "waivers": Table(("table", "part", "rule", "reason", "by", "until"), [tuple(one) for one in waivers]),
+        "waivers": Table(
+            ("table", "part", "rule", "reason", "by", "until"), [tuple(waiver) for waiver in waivers]
+        ),
     }
     return "quality", "Quality of the data", content, "", "ml_gate_verdicts, ml_gate_waivers"
 
@@ -387,7 +389,7 @@ def _splits(connection: sa.Connection, recorded: _Recorded, scope: str) -> _Part
     _, title, content, reason, source = _of_stage(recorded, "splits", "Splits and seals", "splits", scope)
     openings = seal_openings(connection, scope)
     if openings:
-        seals = Words([f"{one.opened_at:%Y-%m-%d}: {one.words()}" for one in openings], "list")
+        seals = Words([f"{opening.opened_at:%Y-%m-%d}: {opening.words()}" for opening in openings], "list")
         content = {**content, "seals opened": seals}
         reason, source = "", ", ".join(filter(None, (source, "ml_seal_openings")))
     return "splits", title, content, reason, source
@@ -407,7 +409,7 @@ def _explanation(connection: sa.Connection, version: RegisteredVersion, picture:
     )
     if row is None:
         return _absent("explanation", "Explanation", "no explanation of this model is recorded")
-    importance = sorted(row["global_importance"].items(), key=lambda one: -abs(one[1]))
+    importance = sorted(row["global_importance"].items(), key=lambda item: -abs(item[1]))
     content: _Content = {
         "method": row["computation_method"],
         "patients": row["sample_size"],
@@ -433,7 +435,7 @@ def _drift(connection: sa.Connection, run: Mapping[str, Any] | None, version: Re
     if run is not None and "training_frame" in run["data_digests"]:
         content["reference"] = f"training frame, digest {run['data_digests']['training_frame']}"
     if rows:
-        content["tests by day"] = Table(("day", "severity", "tests"), [tuple(one) for one in rows])
+        content["tests by day"] = Table(("day", "severity", "tests"), [tuple(row) for row in rows])
     if not content:
         return _absent("drift", "Drift reference", "neither a training frame nor a drift test is recorded")
     return "drift", "Drift reference", content, "", "ml_training_runs, ml_drift_history"
@@ -465,7 +467,7 @@ def _deployments(connection: sa.Connection, version: RegisteredVersion) -> _Part
     ).all()
     content: _Content = {
         "deployments": Table(
-            ("slot", "service", "status", "from", "until", "by"), [tuple(one) for one in rows]
+            ("slot", "service", "status", "from", "until", "by"), [tuple(row) for row in rows]
         ),
         "mirrored requests in slot shadow": Table(
             (
@@ -477,7 +479,7 @@ def _deployments(connection: sa.Connection, version: RegisteredVersion) -> _Part
                 "same class",
                 "largest difference",
             ),
-            [tuple(one) for one in mirrored],
+            [tuple(row) for row in mirrored],
             empty="No request was mirrored to it.",
         ),
     }
@@ -553,11 +555,13 @@ def _checklist(items: Sequence[ChecklistItem], titles: Mapping[str, str]) -> Tab
         ("item", "topic", "asks for", "answer"),
         [
             (
-                one.number,
-                one.topic,
-                one.asks,
-                "; ".join(titles[key] for key in one.sections) if one.sections else f"Missing. {one.reason}",
+                item.number,
+                item.topic,
+                item.asks,
+                "; ".join(titles[key] for key in item.sections)
+                if item.sections
+                else f"Missing. {item.reason}",
             )
-            for one in items
+            for item in items
         ],
     )

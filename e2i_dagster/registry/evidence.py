@@ -48,7 +48,9 @@ def find_version(name: str, wanted: str, *, tracking_uri: str) -> RegisteredVers
     found = version_at(name, wanted, tracking_uri=tracking_uri)
     if found is not None:
         return found
-    there = ", ".join(f"{one.version} ({one.stage})" for one in versions_of(name, tracking_uri=tracking_uri))
+    there = ", ".join(
+        f"{version.version} ({version.stage})" for version in versions_of(name, tracking_uri=tracking_uri)
+    )
     what = f"version {wanted}" if wanted.isdigit() else f"version in stage {wanted}"
     raise InputError(
         f"{name} has no {what}.",
@@ -187,7 +189,7 @@ def read_evidence(
 
 
 def compare_versions(
-    one: RegisteredVersion, other: RegisteredVersion, *, tracking_uri: str
+    first: RegisteredVersion, second: RegisteredVersion, *, tracking_uri: str
 ) -> dict[str, Any]:
     """Two versions beside each other: origin, stages and every metric of every split with its interval.
 
@@ -195,10 +197,10 @@ def compare_versions(
         ``versions``, ``metrics`` (a table) and ``same_patients``: whether both were judged on the same splits, so that
         their figures may be compared.
     """
-    evaluations = [read_evaluation(version, tracking_uri=tracking_uri) for version in (one, other)]
-    runs = [_run_tags(version, tracking_uri) for version in (one, other)]
+    evaluations = [read_evaluation(version, tracking_uri=tracking_uri) for version in (first, second)]
+    runs = [_run_tags(version, tracking_uri) for version in (first, second)]
     splits = [tags.get("e2i.digest.splits") for tags in runs]
-    names = [f"{version.name}/{version.version}" for version in (one, other)]
+    names = [f"{version.name}/{version.version}" for version in (first, second)]
     if names[0] == names[1]:
         raise InputError(
             f"{names[0]} is given twice.", field="version", value=names[1], remedy="Name two versions."
@@ -216,8 +218,8 @@ def compare_versions(
             measured = evaluation.splits.get(split)
             estimate = None if measured is None else measured.metrics.get(metric)
             cells.append((None, None, None) if estimate is None else estimate.with_interval)
-        first, second = cells[0][0], cells[1][0]
-        change = None if first is None or second is None else second - first
+        before, after = cells[0][0], cells[1][0]
+        change = None if before is None or after is None else after - before
         rows.append((split, metric, cells[0], cells[1], change))
     return {
         "versions": [
@@ -231,7 +233,9 @@ def compare_versions(
                 "scope": version.scope,
                 "splits": split,
             }
-            for name, version, evaluation, split in zip(names, (one, other), evaluations, splits, strict=True)
+            for name, version, evaluation, split in zip(
+                names, (first, second), evaluations, splits, strict=True
+            )
         ],
         "same_patients": splits[0] is not None and splits[0] == splits[1],
         "metrics": Table(("split", "metric", names[0], names[1], "second minus first"), rows),

@@ -70,7 +70,9 @@ class StageEvent(BaseModel):
             reason=reason,
             evidence=evidence,
             evidence_digest=None if evidence is None else evidence.measured_digest(),
-            rules=None if verdict is None else tuple(one.model_dump(mode="json") for one in verdict.results),
+            rules=None
+            if verdict is None
+            else tuple(result.model_dump(mode="json") for result in verdict.results),
             simulated_days=0.0 if evidence is None else evidence.simulated_days,
             **more,
         )
@@ -120,7 +122,7 @@ def holder_before(events: Sequence[StageEvent], stage: str, current: str) -> str
         for event in events
         if event.action in ("promoted", "rolled_back") and event.to_stage == stage
     ]
-    return next((one for one in reversed(holders) if one != current), None)
+    return next((holder for holder in reversed(holders) if holder != current), None)
 
 
 def history_table(events: Sequence[StageEvent]) -> Table:

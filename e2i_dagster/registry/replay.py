@@ -65,7 +65,10 @@ class Verification(BaseModel):
         """A row for each stage."""
         return Table(
             ("stage", "state", "recorded", "found", "what moved"),
-            [(one.stage, one.state, one.recorded, one.found, "; ".join(one.moved)) for one in self.checks],
+            [
+                (check.stage, check.state, check.recorded, check.found, "; ".join(check.moved))
+                for check in self.checks
+            ],
         )
 
 
@@ -165,7 +168,9 @@ def _stored(
         return StageCheck(
             stage=stage, state="missing", recorded=None, moved=("the run names no version",)
         ), None
-    version = next((one for one in ledger.versions(engine, stage) if one.digest == digest), None)
+    version = next(
+        (candidate for candidate in ledger.versions(engine, stage) if candidate.digest == digest), None
+    )
     if version is None or version.file is None:
         moved = ("the ledger has no version with this digest",)
         return StageCheck(stage=stage, state="missing", recorded=digest, moved=moved), None

@@ -133,7 +133,8 @@ class Transition(BaseModel):
             "to_stage": self.to_stage,
             "allowed": self.allowed,
             "rules": Table(
-                ("rule", "met", "found"), [(one.rule, one.passed, one.reason) for one in self.results]
+                ("rule", "met", "found"),
+                [(result.rule, result.passed, result.reason) for result in self.results],
             ),
         }
 

@@ -138,8 +138,8 @@ def version_at(
 def versions_of(name: str, *, tracking_uri: str | None = None) -> list[RegisteredVersion]:
     """Every version of the registered model ``name``, oldest first; empty when there is none."""
     client = _client(tracking_uri)
-    found = [_version(client, one) for one in client.search_model_versions(f"name='{name}'")]
-    return sorted(found, key=lambda one: int(one.version))
+    found = [_version(client, version) for version in client.search_model_versions(f"name='{name}'")]
+    return sorted(found, key=lambda version: int(version.version))
 
 
 def models_with(stage: str, *, tracking_uri: str | None = None) -> list[str]:
@@ -148,7 +148,7 @@ def models_with(stage: str, *, tracking_uri: str | None = None) -> list[str]:
     found, token = [], None
     while True:
         page = client.search_registered_models(page_token=token)
-        found += [one.name for one in page if stage in (one.aliases or {})]
+        found += [model.name for model in page if stage in (model.aliases or {})]
         token = page.token
         if not token:
             return sorted(found)
@@ -156,7 +156,7 @@ def models_with(stage: str, *, tracking_uri: str | None = None) -> list[str]:
 
 def registered_models(*, tracking_uri: str | None = None) -> list[str]:
     """Names of all registered models, sorted."""
-    return sorted(one.name for one in _client(tracking_uri).search_registered_models(max_results=1000))
+    return sorted(model.name for model in _client(tracking_uri).search_registered_models(max_results=1000))
 
 
 def promote(
@@ -177,7 +177,7 @@ def promote(
     Raises:
         VerdictError: a rule is not met; names each. Nothing is changed then.
     """
-    present, measured, verdict = judge_promotion(
+    present, measured, verdict = assess_promotion(
         version, to_stage, evidence, policy=policy, tracking_uri=tracking_uri, now=now
     )
     if present.stage == to_stage:
@@ -186,7 +186,7 @@ def promote(
     return set_stage(present, to_stage, measured, tracking_uri=tracking_uri, now=now), verdict
 
 
-def judge_promotion(
+def assess_promotion(
     version: RegisteredVersion,
     to_stage: Stage,
     evidence: Evidence,
@@ -293,7 +293,7 @@ def _client(tracking_uri: str | None) -> Any:
 
 def _description(model: TrainedModel, evaluation: Evaluation) -> str:
     """The version in words: algorithm, features, patients, and what each success criterion measured."""
-    measured = "; ".join(f"{one.rule}: {text(one.value)}" for one in evaluation.criteria)
+    measured = "; ".join(f"{criterion.rule}: {text(criterion.value)}" for criterion in evaluation.criteria)
     return (
         f"{model.algorithm} for {model.problem_type.replace('_', ' ')}, {len(model.features)} features, "
         f"{model.training_rows:,} training patients. {measured}"

@@ -81,15 +81,19 @@ class AlgorithmChoice(BaseModel):
                 [
                     (
                         *(
-                            one.algorithm,
-                            one.performance,
-                            one.deviation,
-                            one.latency_ms,
-                            one.declared_latency_ms,
+                            candidate.algorithm,
+                            candidate.performance,
+                            candidate.deviation,
+                            candidate.latency_ms,
+                            candidate.declared_latency_ms,
                         ),
-                        *(one.memory_mb, one.interpretability, f"{one.state}: {one.reason}"),
+                        *(
+                            candidate.memory_mb,
+                            candidate.interpretability,
+                            f"{candidate.state}: {candidate.reason}",
+                        ),
                     )
-                    for one in self.candidates
+                    for candidate in self.candidates
                 ],
             ),
         }
@@ -318,17 +322,17 @@ def _benchmark(
     latency: dict[str, float] = {}
     size: dict[str, float] = {}
     with one_thread():
-        for fold, (learn, judge) in enumerate(splitter.split(np.zeros(len(sample)), strata)):
+        for fold, (learn, test) in enumerate(splitter.split(np.zeros(len(sample)), strata)):
             # Preprocessing is fitted on the learning part of each fold alone, once for all algorithms.
             preprocessor = build_preprocessor(kinds, max_levels).fit(sample.features.iloc[learn])
             learn_matrix = preprocessor.transform(sample.features.iloc[learn])
-            judge_matrix = preprocessor.transform(sample.features.iloc[judge])
-            one_row = sample.features.iloc[judge[:1]]
+            test_matrix = preprocessor.transform(sample.features.iloc[test])
+            one_row = sample.features.iloc[test[:1]]
             for name in names:
                 estimator = build_estimator(name, problem_type, policy.algorithm(name).defaults, seed=seed)
                 estimator.fit(learn_matrix, sample.target[learn])
-                predicted = raw_scores(estimator, judge_matrix, problem_type)
-                results[name].append(headline(problem_type, sample.target[judge], predicted))
+                predicted = raw_scores(estimator, test_matrix, problem_type)
+                results[name].append(headline(problem_type, sample.target[test], predicted))
                 if fold == rules.folds - 1:
                     times = []
                     for _ in range(rules.latency_repeats):

@@ -79,9 +79,9 @@ def models_of_release(release: Release, *, tracking_uri: str) -> list[ModelToSer
 
 def health_of(deployment: Deployment, endpoints: Iterable[Endpoint]) -> str:
     """What the endpoint of ``deployment`` says now; ``replaced`` when another release is live."""
-    live = [one for one in endpoints if one.service == deployment.deployed_name]
+    live = [endpoint for endpoint in endpoints if endpoint.service == deployment.deployed_name]
     if not live:
         return "stopped"
-    if all(one.bento_tag != deployment.bento_tag for one in live):
+    if all(endpoint.bento_tag != deployment.bento_tag for endpoint in live):
         return "replaced"
     return live[0].health

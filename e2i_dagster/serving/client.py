@@ -157,10 +157,16 @@ def score_answerable(
     with httpx.Client(base_url=endpoint_url, timeout=timeout, verify=authorities()) as client:
         described, _ = _described(client, model_name)
     features = Signature(features=described["features"]).features
-    numbers = [one.name for one in features if one.type in ("double", "long") and one.name in frame.columns]
+    numbers = [
+        feature.name
+        for feature in features
+        if feature.type in ("double", "long") and feature.name in frame.columns
+    ]
     # JSON has no infinity, so a request with one could not even be written.
     infinite = frame[numbers].isin([float("inf"), float("-inf")])
-    always = [one.name for one in features if not one.may_be_missing and one.name in frame.columns]
+    always = [
+        feature.name for feature in features if not feature.may_be_missing and feature.name in frame.columns
+    ]
     lacking = frame[always].isna()
     reasons = pd.Series(pd.NA, frame.index, dtype="string")
     reasons[infinite.any(axis=1)] = [f"{names} is not finite" for names in _named(infinite)]
@@ -199,17 +205,17 @@ def waiting_words(waiting: pd.DataFrame) -> str:
 def _frame(answers: list[dict[str, Any]], classes: list[Any] | None) -> pd.DataFrame:
     import pandas as pd
 
-    predictions = [one for answer in answers for one in answer["predictions"]]
+    predictions = [prediction for answer in answers for prediction in answer["predictions"]]
     columns: dict[str, Any] = {"prediction": predictions}
     if classes is None:
         columns["prediction_value"] = pd.Series(predictions, dtype="float64")
-        measured = [one for answer in answers for one in answer.get("measured_effects") or ()]
+        measured = [effect for answer in answers for effect in answer.get("measured_effects") or ()]
         if measured:
             for name in ("effect", "lower", "upper"):
-                columns[f"measured_{name}"] = [one[name] for one in measured]
+                columns[f"measured_{name}"] = [effect[name] for effect in measured]
     else:
-        names = [str(one) for one in classes]
-        rows = [one for answer in answers for one in answer["probabilities"]]
+        names = [str(label) for label in classes]
+        rows = [row for answer in answers for row in answer["probabilities"]]
         probabilities = pd.DataFrame(rows, columns=names, dtype="float64")
         columns["prediction_value"] = (
             probabilities[names[1]] if len(names) == 2 else probabilities.max(axis=1)
@@ -229,7 +235,7 @@ def _frame(answers: list[dict[str, Any]], classes: list[Any] | None) -> pd.DataF
 
 def _described(client: httpx.Client, model_name: str | None) -> tuple[dict[str, Any], int]:
     body = _send(client, "GET", "/models", None)
-    models = {one["model_name"]: one for one in body["models"]}
+    models = {entry["model_name"]: entry for entry in body["models"]}
     if model_name is None and len(models) == 1:
         model_name = next(iter(models))
     if model_name not in models:
@@ -247,7 +253,7 @@ def _named(wrong: pd.DataFrame) -> list[str]:
     """The columns that are true in each row with one."""
     cells = wrong.to_numpy(dtype=bool)
     return [
-        ", ".join(name for name, one in zip(wrong.columns, row, strict=True) if one)
+        ", ".join(name for name, is_wrong in zip(wrong.columns, row, strict=True) if is_wrong)
         for row in cells[cells.any(axis=1)]
     ]
 
@@ -266,7 +272,7 @@ def _ask(
         wrong = _wrong_rows(answer["problems"])
         for name in ("predictions", "probabilities", "measured_effects"):
             if answer.get(name) is not None:
-                answer[name] = [one for place, one in enumerate(answer[name]) if place not in wrong]
+                answer[name] = [value for place, value in enumerate(answer[name]) if place not in wrong]
         return answer, wrong
     if response.status_code == 422:
         wrong = _wrong_rows(response.json()["error"]["problems"])
@@ -278,11 +284,11 @@ def _ask(
 def _wrong_rows(problems: list[dict[str, str]]) -> dict[int, str]:
     """What is wrong with each row of a batch, in order, from the fields ``instances.<place>.<field>``."""
     found: dict[int, list[str]] = {}
-    for one in problems:
-        parts = one["field"].split(".", 2)
+    for problem in problems:
+        parts = problem["field"].split(".", 2)
         if len(parts) > 1 and parts[0] == "instances":
             name = parts[2].removeprefix("features.") if len(parts) > 2 else "the row"
-            found.setdefault(int(parts[1]), []).append(f"{name} {one['problem']}")
+            found.setdefault(int(parts[1]), []).append(f"{name} {problem['problem']}")
     return {place: "; ".join(found[place]) for place in sorted(found)}
 
 

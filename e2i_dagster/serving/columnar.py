@@ -33,7 +33,7 @@ _PART_ROWS = 16_384
 
 def accepts_arrow(accept: str) -> bool:
     """Whether the header ``Accept`` allows the answer."""
-    kinds = {one.partition(";")[0].strip() for one in accept.split(",")}
+    kinds = {part.partition(";")[0].strip() for part in accept.split(",")}
     return not accept or not kinds.isdisjoint((ARROW, "application/*", "*/*"))
 
 
@@ -76,13 +76,13 @@ class Columnar:
         wrong += [
             (name, "is given more than once") for name in {*schema.names} if schema.names.count(name) > 1
         ]
-        for one in signature.features:
-            if one.name not in schema.names:
-                if one.required:
-                    wrong.append((one.name, "is missing"))
-            elif not _fits(schema.field(one.name).type, one):
-                found = schema.field(one.name).type
-                wrong.append((one.name, f"must be {one.type}, the column is {found}"))
+        for feature in signature.features:
+            if feature.name not in schema.names:
+                if feature.required:
+                    wrong.append((feature.name, "is missing"))
+            elif not _fits(schema.field(feature.name).type, feature):
+                found = schema.field(feature.name).type
+                wrong.append((feature.name, f"must be {feature.type}, the column is {found}"))
         if self.has_patient and not _text(schema.field("patient_id").type):
             wrong.append(("patient_id", "must be text"))
         if wrong:
@@ -173,7 +173,7 @@ def answer_columns(loaded: LoadedModel, raw: Any) -> dict[str, Any]:
         found = loaded.answers(raw)
         columns: dict[str, Any] = {"prediction": found.predictions, "prediction_value": found.values}
         for name in ("effect", "lower", "upper") if found.measured else ():
-            columns[f"measured_{name}"] = [one[name] for one in found.measured or ()]
+            columns[f"measured_{name}"] = [effect[name] for effect in found.measured or ()]
         return columns
     if not np.isfinite(raw).all():
         raise FloatingPointError
@@ -275,7 +275,7 @@ def log_lines(
         "model_version": model_version,
         "prediction_timestamp": at.isoformat(),
     }
-    classes = [str(one) for one in np.asarray(answers["prediction"]).tolist()] if probabilities else None
+    classes = [str(label) for label in np.asarray(answers["prediction"]).tolist()] if probabilities else None
     confidence = np.max(list(probabilities.values()), axis=0) if probabilities else None
     # Text and values in turn, joined by Arrow: no loop of Python over the rows.
     pieces: list[Any] = [
@@ -297,7 +297,9 @@ def log_lines(
         # The last argument is what stands between the others.
         "",
     ]
-    lines = pc.binary_join_element_wise(*(pa.scalar(one) if isinstance(one, str) else one for one in pieces))
+    lines = pc.binary_join_element_wise(
+        *(pa.scalar(piece) if isinstance(piece, str) else piece for piece in pieces)
+    )
     ends = np.frombuffer(lines.buffers()[1], dtype="int32")[lines.offset : lines.offset + count + 1]
     return lines.buffers()[2].to_pybytes()[ends[0] : ends[-1]]
 
@@ -319,6 +321,6 @@ def _fragments(values: Any) -> Any:
     column = pa.array(values, from_pandas=True)
     if pa.types.is_string(column.type):
         encoded = column.dictionary_encode()
-        known = pa.array([to_json(one).decode() for one in encoded.dictionary.to_pylist()], pa.string())
+        known = pa.array([to_json(word).decode() for word in encoded.dictionary.to_pylist()], pa.string())
         column = known.take(encoded.indices)
     return column.cast(pa.string()).fill_null("null")

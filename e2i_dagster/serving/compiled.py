@@ -87,9 +87,9 @@ def _preprocessing(pipeline: Any, signature: Signature) -> Block:
     for name, transformer, columns in steps["preprocess"].transformers_:
         if isinstance(transformer, str) and (transformer == "drop" or not len(columns)):
             continue
-        if isinstance(columns, str) or not all(isinstance(one, str) for one in columns):
+        if isinstance(columns, str) or not all(isinstance(column, str) for column in columns):
             raise NotCompiledError(f"the columns of {name} have no names")
-        places = [signature.names.index(one) for one in columns]
+        places = [signature.names.index(column) for column in columns]
         if isinstance(transformer, Pipeline):
             blocks.append(_numbers(transformer, places))
         elif isinstance(transformer, OneHotEncoder):
@@ -106,9 +106,9 @@ def _numbers(steps: Any, places: list[int]) -> Block:
     from sklearn.impute import SimpleImputer
     from sklearn.preprocessing import StandardScaler
 
-    kinds = [type(one) for _, one in steps.steps]
+    kinds = [type(step) for _, step in steps.steps]
     if kinds != [SimpleImputer, StandardScaler]:
-        raise NotCompiledError(f"numbers pass {', '.join(one.__name__ for one in kinds)}")
+        raise NotCompiledError(f"numbers pass {', '.join(kind.__name__ for kind in kinds)}")
     (_, imputer), (_, scaler) = steps.steps
     missing = imputer.missing_values
     if not (isinstance(missing, float) and math.isnan(missing)) or np.isnan(imputer.statistics_).any():

@@ -196,9 +196,14 @@ def _who_listens(port: int) -> str:
     import psutil
 
     with contextlib.suppress(psutil.Error, OSError):
-        for one in psutil.net_connections(kind="tcp"):
-            if one.status == psutil.CONN_LISTEN and one.laddr and one.laddr.port == port and one.pid:
-                return f"process {one.pid} ({psutil.Process(one.pid).name()}) listens there"
+        for connection in psutil.net_connections(kind="tcp"):
+            if (
+                connection.status == psutil.CONN_LISTEN
+                and connection.laddr
+                and connection.laddr.port == port
+                and connection.pid
+            ):
+                return f"process {connection.pid} ({psutil.Process(connection.pid).name()}) listens there"
     return "which process has it cannot be seen by this user"
 
 

@@ -142,14 +142,17 @@ class Deployment(BaseModel):
     @property
     def parity_holds(self) -> bool:
         """Whether every comparison was within its tolerance."""
-        return all(one.holds for one in self.parity)
+        return all(check.holds for check in self.parity)
 
     @property
     def parity_table(self) -> Table:
         """How far the answers through HTTP are from those of the offline models."""
         return Table(
             ("model", "rows", "largest difference", "tolerance", "holds"),
-            [(one.model_id, one.rows, one.max_difference, one.tolerance, one.holds) for one in self.parity],
+            [
+                (check.model_id, check.rows, check.max_difference, check.tolerance, check.holds)
+                for check in self.parity
+            ],
             {"largest difference": ".2e", "tolerance": ".0e"},
         )
 
@@ -163,11 +166,12 @@ class Deployment(BaseModel):
             "previous_bento": self.previous_release or "none",
             "seconds": sum(self.seconds.values()),
             "models": Table(
-                ("model", "stage", "digest"), [(one.model_id, one.stage, one.digest) for one in self.models]
+                ("model", "stage", "digest"),
+                [(model.model_id, model.stage, model.digest) for model in self.models],
             ),
             "parity": self.parity_table,
             "steps": Table(("step", "seconds"), self.seconds.items()),
-            "examples": Words([one.example for one in self.models], "code"),
+            "examples": Words([model.example for model in self.models], "code"),
         }
 
     def to_record(self) -> dict[str, Any]:
@@ -187,35 +191,35 @@ class Deployment(BaseModel):
             "created_at": self.started_at,
             "started_at": self.deployed_at,
             "created_by": self.deployed_by,
-            "labels": {"colour": self.colour, "models": [one.model_id for one in self.models]},
+            "labels": {"colour": self.colour, "models": [model.model_id for model in self.models]},
         }
 
     def model_records(self) -> list[dict[str, Any]]:
         """The rows of ``ml_deployments``: one for each model."""
-        parity = {one.model_id: one.model_dump(mode="json") for one in self.parity}
+        parity = {check.model_id: check.model_dump(mode="json") for check in self.parity}
         return [
             {
-                "id": str(uuid.uuid5(uuid.UUID(self.deployment_id), one.model_id)),
+                "id": str(uuid.uuid5(uuid.UUID(self.deployment_id), model.model_id)),
                 "service_id": self.deployment_id,
-                "deployment_name": f"{self.service}/{self.slot}/{one.model_name}",
-                "model_name": one.model_name,
-                "model_version": one.version,
+                "deployment_name": f"{self.service}/{self.slot}/{model.model_name}",
+                "model_name": model.model_name,
+                "model_version": model.version,
                 "environment": self.slot,
                 "endpoint_name": self.service,
-                "endpoint_url": f"{self.url}/{one.model_name}/predict",
+                "endpoint_url": f"{self.url}/{model.model_name}/predict",
                 "status": "active",
                 "deployed_by": self.deployed_by,
                 "deployment_config": {
                     "bento_tag": self.bento_tag,
-                    "stage": one.stage,
-                    "model_digest": one.digest,
-                    "parity": parity.get(one.model_id),
+                    "stage": model.stage,
+                    "model_digest": model.digest,
+                    "parity": parity.get(model.model_id),
                     "seconds": self.seconds,
                 },
                 "created_at": self.started_at,
                 "deployed_at": self.deployed_at,
             }
-            for one in self.models
+            for model in self.models
         ]
 
 
@@ -281,7 +285,7 @@ def deploy(
             slot=slot,
             stages=by_id,
             audit=audit,
-            model_ids=tuple(one.model_id for one in release.models),
+            model_ids=tuple(model.model_id for model in release.models),
             since=started_at.isoformat(timespec="seconds"),
         )
         try:
@@ -397,14 +401,14 @@ def _deployment(
         workers=workers,
         models=tuple(
             DeployedModel(
-                model_name=one.model_name,
-                version=one.version,
-                model_id=one.model_id,
-                stage=colour.stages[one.model_id],
-                digest=one.digest,
-                example=curl(record.url, one.model_name, one.signature),
+                model_name=model.model_name,
+                version=model.version,
+                model_id=model.model_id,
+                stage=colour.stages[model.model_id],
+                digest=model.digest,
+                example=curl(record.url, model.model_name, model.signature),
             )
-            for one in release.models
+            for model in release.models
         ),
         previous_release=previous.tag if previous else None,
         parity=parity,
@@ -426,7 +430,7 @@ def _checked(
     previous: ActiveColour | None,
 ) -> dict[str, str]:
     """Stage by model id; refuses models without stage, and unknown ones without parity rows."""
-    nowhere = [one.model_name for one in release.models if one.model_name not in stages]
+    nowhere = [model.model_name for model in release.models if model.model_name not in stages]
     if nowhere:
         raise InputError(
             f"No stage was given for {', '.join(nowhere)}; every answer names it.",
@@ -436,19 +440,21 @@ def _checked(
         )
     compared_before: set[str] = set()
     if previous is not None and (previous.bento / "bento.yaml").is_file():
-        compared_before = {f"{one.model_name}:{one.digest}" for one in read_release(previous.bento).models}
+        compared_before = {
+            f"{model.model_name}:{model.digest}" for model in read_release(previous.bento).models
+        }
     unproven = [
-        one.model_name
-        for one in release.models
-        if f"{one.model_name}:{one.digest}" not in compared_before
-        and (one.model_name not in parity or not len(parity[one.model_name].features))
+        model.model_name
+        for model in release.models
+        if f"{model.model_name}:{model.digest}" not in compared_before
+        and (model.model_name not in parity or not len(parity[model.model_name].features))
     ]
     if unproven:
         raise InputError(
             f"No parity rows were given for {', '.join(unproven)}, which the service does not answer for yet.",
             remedy="Give rows with the offline model's answers.",
         )
-    strange = sorted(set(parity) - {one.model_name for one in release.models})
+    strange = sorted(set(parity) - {model.model_name for model in release.models})
     if strange:
         raise InputError(
             f"Parity rows were given for {', '.join(strange)}, which the release does not have.",
@@ -456,7 +462,7 @@ def _checked(
             value=next(iter(strange)),
             remedy="Give rows of models of the release only.",
         )
-    return {one.model_id: stages[one.model_name] for one in release.models}
+    return {model.model_id: stages[model.model_name] for model in release.models}
 
 
 def _wait_healthy(
@@ -474,7 +480,7 @@ def _wait_healthy(
     began = time.monotonic()
     limit = policy.deployment.start_timeout_seconds
     failure = Path(candidate["failure"])
-    told = began
+    reported = began
     address = f"http://127.0.0.1:{candidate['port']}"
     with httpx.Client(base_url=address, timeout=2, verify=authorities()) as client:
         while True:
@@ -493,9 +499,9 @@ def _wait_healthy(
                     f"{release.tag} was not healthy within {limit:g} s (start_timeout_seconds in "
                     f"config/serving.yaml). Its log is {log}."
                 )
-            if time.monotonic() - told > 5:
-                told = time.monotonic()
-                say(f"waiting for {release.tag}: {told - began:.0f} of at most {limit:g} s")
+            if time.monotonic() - reported > 5:
+                reported = time.monotonic()
+                say(f"waiting for {release.tag}: {reported - began:.0f} of at most {limit:g} s")
             time.sleep(0.1)
 
 
@@ -526,39 +532,39 @@ def _compare(
     import numpy as np
 
     compared: list[Parity] = []
-    for one in release.models:
-        sample = parity.get(one.model_name)
+    for model in release.models:
+        sample = parity.get(model.model_name)
         if sample is None:
             continue
         offline = np.asarray(sample.predictions, dtype="float64")
         if offline.shape != (len(sample.features),):
             raise InputError(
-                f"Parity of {one.model_name}: {len(sample.features)} rows but answers of shape {offline.shape}.",
-                field=one.model_name,
+                f"Parity of {model.model_name}: {len(sample.features)} rows but answers of shape {offline.shape}.",
+                field=model.model_name,
                 remedy="Give one number for each row.",
             )
         try:
             live = score(
                 url,
                 sample.features,
-                model_name=one.model_name,
+                model_name=model.model_name,
                 id_column=None,
                 headers={PROBE_HEADER: token},
                 timeout=policy.request.timeout_seconds,
             )
         except UnavailableError as error:
             raise DeploymentError(
-                f"{release.tag} failed on the parity rows of {one.model_name}: {error}"
+                f"{release.tag} failed on the parity rows of {model.model_name}: {error}"
             ) from None
         except InputError as error:
             raise DeploymentError(
-                f"{release.tag} refused the parity rows of {one.model_name}: {error}"
+                f"{release.tag} refused the parity rows of {model.model_name}: {error}"
             ) from None
         difference = np.abs(live["prediction_value"].to_numpy() - offline)
         largest = float(difference.max())
         tolerance = policy.deployment.parity_tolerance
         result = Parity(
-            model_id=one.model_id,
+            model_id=model.model_id,
             rows=len(offline),
             max_difference=largest,
             tolerance=tolerance,
@@ -567,11 +573,12 @@ def _compare(
         )
         if not result.holds:
             raise DeploymentError(
-                f"{one.model_id} answers differently over HTTP than offline: {int((~(difference <= tolerance)).sum())} "
-                f"of {result.rows} rows differ by more than {tolerance:g} (at most {largest:.3g}). "
+                f"{model.model_id} answers differently over HTTP than offline: "
+                f"{int((~(difference <= tolerance)).sum())} of {result.rows} rows differ by more than "
+                f"{tolerance:g} (at most {largest:.3g}). "
                 "Check that offline and live use the same model version and the same column types."
             )
-        say(f"{one.model_id}: {result.rows} rows agree with the offline model")
+        say(f"{model.model_id}: {result.rows} rows agree with the offline model")
         compared.append(result)
     return tuple(compared)
 

@@ -51,9 +51,9 @@ def endpoints(state: Path | None = None, *, timeout: float = 2.0) -> list[Endpoi
         if active is None:
             continue
         health, reason = _health(record, timeout)
-        levels = {one["model_id"]: one["status"] for one in health.get("models", [])}
+        levels = {entry["model_id"]: entry["status"] for entry in health.get("models", [])}
         try:
-            signatures = {one.model_id: one for one in read_release(active.bento).models}
+            signatures = {model.model_id: model for model in read_release(active.bento).models}
         except InputError as error:
             signatures, reason = {}, reason or str(error)
         found += [
@@ -146,11 +146,15 @@ def restart_recorded(
             say(f"{record.service} ({record.active.tag}) starts at {started.url}")
     if wait:
         deadline = time.monotonic() + policy.deployment.start_timeout_seconds
-        while any(one.health in ("unreachable", "stopped") for one in endpoints(state)):
+        while any(endpoint.health in ("unreachable", "stopped") for endpoint in endpoints(state)):
             if time.monotonic() > deadline:
                 raise UnavailableError(
                     "A recorded service did not become healthy in time: "
-                    + "; ".join(f"{one.service} {one.reason}" for one in endpoints(state) if one.reason)
+                    + "; ".join(
+                        f"{endpoint.service} {endpoint.reason}"
+                        for endpoint in endpoints(state)
+                        if endpoint.reason
+                    )
                     + ".",
                     file=services_folder(state) / "logs",
                     remedy=f"Logs are in {services_folder(state) / 'logs'}.",

@@ -67,7 +67,7 @@ def _source(state: Path, name: str, model_id: str) -> str | None:
     for slot in ("production", "staging"):
         record = read_record(state, deployed_name(service_of(name), slot))
         if record is not None and record.active is not None and record.supervised():
-            found = [one for one in record.active.model_ids if one.rpartition("/")[0] == model]
+            found = [model_id for model_id in record.active.model_ids if model_id.rpartition("/")[0] == model]
             if found:
                 return found[0]
     return None
@@ -134,7 +134,7 @@ def _answered(
         "prediction_class",
         "features_available_at_prediction",
     )
-    query = sa.select(*(table.c[one] for one in names)).where(*asked)
+    query = sa.select(*(table.c[name] for name in names)).where(*asked)
     with engine.connect() as connection:
         count = connection.scalar(sa.select(sa.func.count()).select_from(table).where(*asked))
         rows = connection.execute(query.order_by(table.c.prediction_timestamp).limit(most)).mappings().all()

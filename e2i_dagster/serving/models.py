@@ -232,10 +232,10 @@ class LoadedModel:
 
         if not self._effect_groups:
             return None
-        starts = [one["above"] for one in self._effect_groups[1:]]
+        starts = [group["above"] for group in self._effect_groups[1:]]
         shown = [
-            {name: value for name, value in one.items() if name != "above" and value is not None}
-            for one in self._effect_groups
+            {name: value for name, value in group.items() if name != "above" and value is not None}
+            for group in self._effect_groups
         ]
         return [shown[position] for position in np.searchsorted(starts, effects, side="right")]  # type: ignore[arg-type]
 

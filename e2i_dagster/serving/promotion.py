@@ -36,7 +36,7 @@ from e2i_dagster.registry.records import write_stage
 from e2i_dagster.registry.stages import Approval, Evidence, Transition, check_transition
 from e2i_dagster.registry.versions import (
     RegisteredVersion,
-    judge_promotion,
+    assess_promotion,
     models_with,
     require_allowed,
     set_back,
@@ -110,7 +110,7 @@ def rules_table(rules: tuple[dict[str, Any], ...]) -> Table:
     """The rules of a transition as people read them."""
     return Table(
         ("rule", "met", "found"),
-        [(one["rule"], one["passed"], one["reason"]) for one in rules],
+        [(rule["rule"], rule["passed"], rule["reason"]) for rule in rules],
         empty="No rule was asked.",
     )
 
@@ -345,14 +345,14 @@ class Registrar:
         dry_run: bool,
     ) -> Outcome:
         name = version.name
-        present, measured, verdict = judge_promotion(
+        present, measured, verdict = assess_promotion(
             version, to_stage, evidence, policy=self.registry, tracking_uri=self.tracking_uri
         )
         if present.stage == to_stage:
             return self._outcome("unchanged", present, to_stage, to_stage)
         judged: dict[str, Any] = {
             "evidence_digest": measured.measured_digest(),
-            "rules": tuple(one.model_dump(mode="json") for one in verdict.results),
+            "rules": tuple(result.model_dump(mode="json") for result in verdict.results),
             "simulated_days": measured.simulated_days,
         }
         if set(verdict.unmet) - ({"approval"} if not approval else set()):
@@ -404,17 +404,17 @@ class Registrar:
 
     def _proposal(self, name: str, version: str | None) -> StageEvent:
         waiting = open_proposals(stage_history(self.engine, name))
-        found = [one for one in waiting if version in (None, one.model_version)]
+        found = [proposal for proposal in waiting if version in (None, proposal.model_version)]
         if len(found) == 1:
             return found[0]
         if found:
-            versions = ", ".join(one.model_version for one in found)
+            versions = ", ".join(proposal.model_version for proposal in found)
             raise InputError(
                 f"Several versions of {name} are proposed: {versions}.",
                 field="version",
                 remedy="Say which one.",
             )
-        there = ", ".join(f"{one.model_version} for {one.to_stage}" for one in waiting)
+        there = ", ".join(f"{proposal.model_version} for {proposal.to_stage}" for proposal in waiting)
         raise InputError(
             f"No promotion of {name}{'' if version is None else f' version {version}'} is proposed.",
             field="version",
@@ -456,7 +456,7 @@ class Registrar:
             )
         events = stage_history(self.engine, name, version.version)
         if version.stage != stage or not any(
-            one.to_stage == stage and one.action == "promoted" for one in events
+            event.to_stage == stage and event.action == "promoted" for event in events
         ):
             raise VerdictError(
                 f"{name} version {version.version} was never in {stage} (it is in stage {version.stage}).",
@@ -479,9 +479,9 @@ class Registrar:
             )
         others = [name for name in models_with(slot, tracking_uri=self.tracking_uri) if name != version.name]
         beside = [
-            one
-            for one in models_at_stage(others, slot, tracking_uri=self.tracking_uri)
-            if self.serving.service_of(one.problem_type) == service
+            name
+            for name in models_at_stage(others, slot, tracking_uri=self.tracking_uri)
+            if self.serving.service_of(name.problem_type) == service
         ]
         models = [serve, *beside]
         return build_release(models, service=service, state=self.state, policy=self.serving), models
@@ -490,7 +490,7 @@ class Registrar:
         release, models = self._release(version, slot)
         deployed = deploy(
             release,
-            stages={one.model_name: slot for one in models},
+            stages={model.model_name: slot for model in models},
             parity=parity_samples(models, self.frames, self.serving),
             slot=slot,
             state=self.state,
@@ -598,7 +598,7 @@ def archive_superseded(
             continue
         set_stage(version, "archived", evidence, tracking_uri=tracking_uri)
         write_stage(engine, model, version.version, "archived")
-        reason = " ".join(one.reason for one in verdict.results if one.rule == "days_superseded")
+        reason = " ".join(result.reason for result in verdict.results if result.rule == "days_superseded")
         event = StageEvent.of(
             "archived",
             model,

@@ -145,7 +145,7 @@ class Manifest(BaseModel):
 
     def model(self, name: str) -> ReleasedModel | None:
         """The model ``name``; None if the release has none of this name."""
-        return next((one for one in self.models if one.model_name == name), None)
+        return next((model for model in self.models if model.model_name == name), None)
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -165,7 +165,7 @@ class Manifest(BaseModel):
             ) from None
         except ValidationError as error:
             fields = ", ".join(
-                ".".join(map(str, one["loc"])) for one in error.errors(include_input=False)[:5]
+                ".".join(map(str, problem["loc"])) for problem in error.errors(include_input=False)[:5]
             )
             raise InputError(
                 f"{path} is not a manifest of this version ({fields}).", remedy="Build it again."
@@ -193,7 +193,7 @@ class Release(BaseModel):
 
     def model(self, name: str) -> ReleasedModel | None:
         """The model ``name``; None if the release has none of this name."""
-        return next((one for one in self.models if one.model_name == name), None)
+        return next((model for model in self.models if model.model_name == name), None)
 
     def damage(self) -> str:
         """What is wrong with the bento's folder in words; empty when it is what was built."""
@@ -225,15 +225,21 @@ class Release(BaseModel):
             "models": Table(
                 ("model", "version", "problem type", "features", "digest"),
                 [
-                    (one.model_name, one.version, one.problem_type, len(one.signature.features), one.digest)
-                    for one in self.models
+                    (
+                        model.model_name,
+                        model.version,
+                        model.problem_type,
+                        len(model.signature.features),
+                        model.digest,
+                    )
+                    for model in self.models
                 ],
             ),
         }
 
     def to_record(self) -> dict[str, Any]:
         """Labels kept with the deployment: model ids and digests."""
-        return {"bento_tag": self.tag, "models": {one.model_id: one.digest for one in self.models}}
+        return {"bento_tag": self.tag, "models": {model.model_id: model.digest for model in self.models}}
 
 
 def build_release(
@@ -254,12 +260,12 @@ def build_release(
     policy = policy or ServingPolicy.load()
     state = state or state_folder()
     _require_fitting(models, service, policy)
-    ordered = sorted(models, key=lambda one: one.model_name)
-    for one in ordered:
-        require_trusted(one.folder, policy)
+    ordered = sorted(models, key=lambda model: model.model_name)
+    for model in ordered:
+        require_trusted(model.folder, policy)
     manifest = Manifest(
         service=service,
-        models=tuple(_released(one, position) for position, one in enumerate(ordered)),
+        models=tuple(_released(model, position) for position, model in enumerate(ordered)),
         libraries={name: library_version(name) for name in LIBRARIES},
         policy=policy,
         code=source_code().digest_of_module("e2i_dagster.serving.service"),
@@ -277,7 +283,7 @@ def build_release(
         return release
     # BentoML refuses to build a version whose folder is there.
     shutil.rmtree(path, ignore_errors=True)
-    _build(manifest, [one.folder for one in ordered], state)
+    _build(manifest, [model.folder for model in ordered], state)
     return release.model_copy(update={"reused": False})
 
 
@@ -310,7 +316,7 @@ def _require_fitting(models: Sequence[ModelToServe], service: ServiceName, polic
             f"There is no service {service!r} in config/serving.yaml.",
             remedy=f"Use one of: {', '.join(policy.services)}.",
         )
-    names = [one.model_name for one in models]
+    names = [model.model_name for model in models]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise InputError(
@@ -319,9 +325,9 @@ def _require_fitting(models: Sequence[ModelToServe], service: ServiceName, polic
             value=repeated[0],
             remedy="Give one version of each.",
         )
-    strange = [one for one in models if policy.service_of(one.problem_type) != service]
+    strange = [model for model in models if policy.service_of(model.problem_type) != service]
     if strange:
-        found = ", ".join(f"{one.model_name} ({one.problem_type})" for one in strange)
+        found = ", ".join(f"{model.model_name} ({model.problem_type})" for model in strange)
         raise InputError(
             f"The service {service} takes {', '.join(policy.services[service].problem_types)}; found {found}.",
             field="models",

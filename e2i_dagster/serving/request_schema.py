@@ -161,14 +161,14 @@ class Signature(BaseModel):
         return cls(
             features=tuple(
                 Feature(
-                    name=one["name"],
-                    type=_TYPES[one["type"]],
-                    required=one.get("required", True),
-                    nullable=one["name"] in nullable or not one.get("required", True),
-                    example=examples.get(one["name"]),
-                    seen=seen.get(one["name"]),
+                    name=column["name"],
+                    type=_TYPES[column["type"]],
+                    required=column.get("required", True),
+                    nullable=column["name"] in nullable or not column.get("required", True),
+                    example=examples.get(column["name"]),
+                    seen=seen.get(column["name"]),
                 )
-                for one in columns
+                for column in columns
             )
         )
 
@@ -295,7 +295,9 @@ class RequestSchema:
     @cached_property
     def seen(self) -> list[tuple[int, float, float]]:
         """Place of each feature whose range in training is known, and that range."""
-        return [(place, *one.seen) for place, one in enumerate(self.signature.features) if one.seen]
+        return [
+            (place, *feature.seen) for place, feature in enumerate(self.signature.features) if feature.seen
+        ]
 
     def row(self, payload: Any) -> Row:
         """Validate the body of ``/predict``.
@@ -324,7 +326,9 @@ class RequestSchema:
         if elsewhere or (wrong and isinstance(instances, list) and len(in_rows) == len(instances)):
             raise _refused(wrong)
         if wrong:
-            given = [one for number, one in enumerate(payload["instances"]) if number not in in_rows]
+            given = [
+                instance for number, instance in enumerate(payload["instances"]) if number not in in_rows
+            ]
             validated, _ = _checked(self.batch, payload | {"instances": given}, self.signature)
         usable = iter(validated.instances)
         return Batch(
@@ -398,7 +402,7 @@ _SHORT: Mapping[str, str] = {
 #: Where something is wrong in a body, and what.
 _Wrong = tuple[tuple[int | str, ...], str]
 
-#: A row or body with more wrong fields is told these many of them.
+#: A row or body with more wrong fields is counted these many of them.
 _TOLD = 50
 
 
@@ -415,19 +419,19 @@ def _checked(model: type[BaseModel], payload: Any, signature: Signature) -> tupl
         return model.model_validate(payload), []
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False, include_context=False)
-        told: Counter[tuple[int | str, ...]] = Counter()
+        counted: Counter[tuple[int | str, ...]] = Counter()
         kept: list[_Wrong] = []
         for problem in found:
             row = problem["loc"][:2] if problem["loc"][:1] == ("instances",) else ()
-            told[row] += 1
-            if told[row] <= _TOLD:
+            counted[row] += 1
+            if counted[row] <= _TOLD:
                 kept.append((problem["loc"], _words(problem, signature)))
         return None, kept
 
 
 def _words(problem: Any, signature: Signature) -> str:
     if problem["type"] in ("greater_than_equal", "less_than_equal"):
-        feature = next(one for one in signature.features if one.name == problem["loc"][-1])
+        feature = next(candidate for candidate in signature.features if candidate.name == problem["loc"][-1])
         low, high = feature.possible or (-_LARGEST, _LARGEST)
         seen = f"; training saw {feature.seen[0]:g} to {feature.seen[1]:g}" if feature.seen else ""
         return f"must be between {low:g} and {high:g}{seen}"
@@ -502,8 +506,8 @@ def _repeated(value: Any, path: tuple[int | str, ...]) -> tuple[int | str, ...] 
         inside = value
     elif isinstance(value, list):
         inside = enumerate(value)
-    for name, one in inside:
-        found = _repeated(one, (*path, name))
+    for name, inner in inside:
+        found = _repeated(inner, (*path, name))
         if found is not None:
             return found
     return None

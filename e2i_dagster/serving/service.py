@@ -224,7 +224,7 @@ class Queue:
         except Exception as error:  # noqa: BLE001 - given to the request it belongs to
             if len(waiting) == 1:
                 return [error]
-            return [answer for one in waiting for answer in self._ask_all([one])]
+            return [answer for request in waiting for answer in self._ask_all([request])]
         found, start = [], 0
         for rows, _ in waiting:
             found.append(together[start : start + len(rows)])
@@ -273,13 +273,15 @@ class Runtime:
         self.settings = settings
         self.started = time.monotonic()
         self.models = {
-            one.model_name: ServedModel(
-                released=one,
-                loaded=load_model(folder / one.folder, one.files, policy, one.threshold, one.signature),
+            model.model_name: ServedModel(
+                released=model,
+                loaded=load_model(
+                    folder / model.folder, model.files, policy, model.threshold, model.signature
+                ),
                 answers=Answers(policy.health),
-                stage=settings.stages[one.model_id],
+                stage=settings.stages[model.model_id],
             )
-            for one in manifest.models
+            for model in manifest.models
         }
         self.meters = Meters(registry)
         self._counted: dict[tuple[str, str, int], tuple[Any, Any]] = {}
@@ -372,8 +374,10 @@ class Application:
         self.version = version
         self.runtime: Runtime | None = None
         self.schemas: dict[str, RequestSchema] = {
-            one.model_name: request_schema(one.signature, one.model_name, manifest.policy.request.max_batch)
-            for one in manifest.models
+            model.model_name: request_schema(
+                model.signature, model.model_name, manifest.policy.request.max_batch
+            )
+            for model in manifest.models
         }
 
     # -- answering ---------------------------------------------------------------------------------
@@ -629,10 +633,10 @@ class Application:
         runtime = self._running()
         found = {name: model.answers.health() for name, model in runtime.models.items()}
         log = runtime.journal.state() if runtime.journal is not None else None
-        levels: list[Level] = [one.level for one in found.values()]
+        levels: list[Level] = [health.level for health in found.values()]
         if log is not None and (log.dropped or log.refused):
             levels.append("degraded")
-        level = min(levels, key=lambda one: GAUGE[one])
+        level = min(levels, key=lambda candidate: GAUGE[candidate])
         body = {
             "status": level,
             "service": self.manifest.service,
@@ -670,19 +674,19 @@ class Application:
         return {
             "models": [
                 {
-                    "model_name": one.model_name,
-                    "version": one.version,
-                    "model_id": one.model_id,
-                    "stage": runtime.settings.stages[one.model_id],
-                    "problem_type": one.problem_type,
-                    "scope": one.scope,
-                    "threshold": one.threshold,
-                    "classes": runtime.models[one.model_name].loaded.classes,
-                    "features": [feature.model_dump() for feature in one.signature.features],
-                    "digest": one.digest,
-                    "explains": runtime.models[one.model_name].loaded.explains,
+                    "model_name": model.model_name,
+                    "version": model.version,
+                    "model_id": model.model_id,
+                    "stage": runtime.settings.stages[model.model_id],
+                    "problem_type": model.problem_type,
+                    "scope": model.scope,
+                    "threshold": model.threshold,
+                    "classes": runtime.models[model.model_name].loaded.classes,
+                    "features": [feature.model_dump() for feature in model.signature.features],
+                    "digest": model.digest,
+                    "explains": runtime.models[model.model_name].loaded.explains,
                 }
-                for one in self.manifest.models
+                for model in self.manifest.models
             ],
             "max_batch": self.manifest.policy.request.max_batch,
             "max_explained": self.manifest.policy.request.max_explained,
@@ -695,8 +699,8 @@ class Application:
 
         _, health = self.health()
         models = [
-            [one["model_name"], one["model_id"], one["stage"], one["status"], one["answers"]]
-            for one in health["models"]
+            [entry["model_name"], entry["model_id"], entry["stage"], entry["status"], entry["answers"]]
+            for entry in health["models"]
         ]
         links = [
             Link("docs", "How to ask: every route, with a form to try it"),

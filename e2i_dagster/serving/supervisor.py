@@ -310,7 +310,7 @@ class Supervisor:
     async def _stop(self, colour: Colour) -> None:
         """End a colour: ask, wait for its prediction log, then make sure of every process of it."""
         colour.stopping = True
-        members = {one.pid: one for one in [*colour.members, *family(colour.identity)]}
+        members = {process.pid: process for process in [*colour.members, *family(colour.identity)]}
         colour.terminate()
         ended = await asyncio.to_thread(wait_ended, list(members.values()), self._deployment.stop_seconds)
         if not ended:

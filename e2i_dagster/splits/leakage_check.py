@@ -12,7 +12,7 @@ from e2i_dagster.splits.registry import read_assignments, split_config_id
 from e2i_dagster.splits.report import SplitCheck, validate_splits
 
 
-def judge_rule(rule: str, scope: ScopeSpec, splits: pd.DataFrame, frame: pd.DataFrame) -> SplitCheck:
+def check_rule(rule: str, scope: ScopeSpec, splits: pd.DataFrame, frame: pd.DataFrame) -> SplitCheck:
     """The result of ``rule`` for the patients of ``frame`` (patient_id, label, index_date) and their ``splits``.
 
     Raises:

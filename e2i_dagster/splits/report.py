@@ -60,7 +60,7 @@ class SplitReport(BaseModel):
             )
             for name, count in self.counts.items()
         ]
-        checks = [(one.name, one.status, None if small else one.detail) for one in self.checks]
+        checks = [(check.name, check.status, None if small else check.detail) for check in self.checks]
         return {
             "patients": shown_count(self.patients),
             "violations": len(self.violations),

@@ -168,8 +168,15 @@ class Evaluation(BaseModel):
             "criteria": Table(
                 ("criterion", "value", "interval", "threshold", "distance", "met"),
                 [
-                    (one.rule, one.value, (one.low, one.high), one.threshold, one.distance, one.passed)
-                    for one in self.criteria
+                    (
+                        criterion.rule,
+                        criterion.value,
+                        (criterion.low, criterion.high),
+                        criterion.threshold,
+                        criterion.distance,
+                        criterion.passed,
+                    )
+                    for criterion in self.criteria
                 ],
             ),
             "metrics": self._metrics_table(),
@@ -177,10 +184,14 @@ class Evaluation(BaseModel):
                 ("baseline", "measure", "its value", "model minus baseline", "required", "beaten"),
                 [
                     (
-                        *(f"{one.name} ({one.detail})", f"{one.metric} on {one.split}", one.value),
-                        *(one.difference.with_interval, f"above {one.required:g}", one.beaten),
+                        *(
+                            f"{baseline.name} ({baseline.detail})",
+                            f"{baseline.metric} on {baseline.split}",
+                            baseline.value,
+                        ),
+                        *(baseline.difference.with_interval, f"above {baseline.required:g}", baseline.beaten),
                     )
-                    for one in self.baselines
+                    for baseline in self.baselines
                 ],
             ),
             "figure": Figure.png(self.figure, self.figure_title),
@@ -259,11 +270,11 @@ def evaluate(
             if splits[judged].metrics
             else ()
         )
-    results = [_judge(rule, splits) for rule in criteria.rules]
+    results = [_check_rule(rule, splits) for rule in criteria.rules]
     if model.problem_type in CLASSIFICATION or model.risk is not None:
-        results += _judge_calibration(criteria.calibration, splits, model.classes)
+        results += _check_calibration(criteria.calibration, splits, model.classes)
     if criteria.beats_baseline:
-        results.append(_judge_baselines(baselines, judged))
+        results.append(_check_baselines(baselines, judged))
     grouped: tuple[Subgroup, ...] = ()
     curve: tuple[DecisionPoint, ...] = ()
     if model.problem_type == "binary_classification":
@@ -393,7 +404,7 @@ def _baselines(
     constant_name, linear_name, algorithm, defaults = _RIVALS[model.problem_type]
 
     preprocessor = build_preprocessor(model.kinds, policy.preprocessing.max_levels).fit(train_rows.features)
-    learn, choose, judge = (
+    learn, choose, test = (
         np.asarray(preprocessor.transform(part.features)) for part in (train_rows, validation_rows, judged)
     )
     origins = np.array(column_origins(preprocessor))
@@ -423,11 +434,11 @@ def _baselines(
     constant = np.broadcast_to(average, (len(judged), *np.shape(average)))
     rivals: list[tuple[Any, str, np.ndarray, float]] = [
         (constant_name, "the training average for everybody", constant, 0.0),
-        ("one_variable", best, raw_scores(singles[best], judge[:, origins == best], model.problem_type), 0.0),
+        ("one_variable", best, raw_scores(singles[best], test[:, origins == best], model.problem_type), 0.0),
         (
             linear_name,
             "all features, default penalty",
-            raw_scores(fitted(everything), judge, model.problem_type),
+            raw_scores(fitted(everything), test, model.problem_type),
             -policy.evaluation.logistic_margin,
         ),
     ]
@@ -454,7 +465,7 @@ def _baselines(
     return tuple(found)
 
 
-def _judge(rule: SuccessRule, splits: Mapping[str, SplitMetrics]) -> CriterionResult:
+def _check_rule(rule: SuccessRule, splits: Mapping[str, SplitMetrics]) -> CriterionResult:
     measured = splits.get(rule.split)
     estimate = None if measured is None else measured.metrics.get(rule.metric)
     value, low, high = (
@@ -491,7 +502,7 @@ def _judge(rule: SuccessRule, splits: Mapping[str, SplitMetrics]) -> CriterionRe
     )
 
 
-def _judge_calibration(
+def _check_calibration(
     rule: CalibrationRule, splits: Mapping[str, SplitMetrics], classes: Sequence[str]
 ) -> list[CriterionResult]:
     """Slope and intercept (of each class): missed when the whole interval is outside the limits, or when there is
@@ -530,7 +541,7 @@ def _judge_calibration(
     return results
 
 
-def _judge_baselines(baselines: Sequence[Baseline], judged: str) -> CriterionResult:
+def _check_baselines(baselines: Sequence[Baseline], judged: str) -> CriterionResult:
     """The hardest baseline decides: the smallest margin above what is required."""
     common = {
         "name": "beats_baseline",

@@ -165,16 +165,16 @@ def train(
             shifted = algorithm in ("RandomForest", "ExtraTrees") or (
                 float(shares.min()) < policy.calibration.rare_below
             )
-            judge = preprocessor.transform(validation_rows.features)
+            check = preprocessor.transform(validation_rows.features)
             model, calibration, note = _calibrated(
-                unfitted, (learn, train_rows.target), (judge, validation_rows.target), shifted, policy
+                unfitted, (learn, train_rows.target), (check, validation_rows.target), shifted, policy
             )
         elif problem_type == "survival":
             if horizon_days is None:
                 raise ValueError("a model of times needs horizon_days")
-            judge = preprocessor.transform(validation_rows.features)
+            check = preprocessor.transform(validation_rows.features)
             model, risk, note = _risk_model(
-                unfitted, (learn, train_rows.target), (judge, validation_rows.target), horizon_days, policy
+                unfitted, (learn, train_rows.target), (check, validation_rows.target), horizon_days, policy
             )
             calibration = "cox"
         else:
@@ -299,24 +299,24 @@ def _is_row(values: Mapping[str, Any], rows: pd.DataFrame) -> bool:
 def _calibrated(
     unfitted: Any,
     learn: tuple[np.ndarray, np.ndarray],
-    judge: tuple[np.ndarray, np.ndarray],
+    check: tuple[np.ndarray, np.ndarray],
     shifted: bool,
     policy: OptunaPolicy,
 ) -> tuple[Any, Calibrated, str]:
-    """Fitted on ``learn`` (matrix, target), calibrated on ``judge`` where it holds enough of both outcomes."""
+    """Fitted on ``learn`` (matrix, target), calibrated on ``check`` where it holds enough of both outcomes."""
     from sklearn.calibration import CalibratedClassifierCV
     from sklearn.frozen import FrozenEstimator
 
     needed, folds = policy.calibration.minimum_per_class, policy.calibration.folds
     method: Calibrated = "sigmoid" if shifted else "temperature"
     classes = max(2, int(learn[1].max()) + 1)
-    if np.bincount(judge[1], minlength=classes).min() >= needed:
+    if np.bincount(check[1], minlength=classes).min() >= needed:
         frozen = FrozenEstimator(unfitted.fit(*learn))
-        where = f"on {len(judge[1])} validation rows"
-        fitted = CalibratedClassifierCV(frozen, method=method).fit(*judge)
+        where = f"on {len(check[1])} validation rows"
+        fitted = CalibratedClassifierCV(frozen, method=method).fit(*check)
         if method == "temperature" and classes == 2:
-            with_intercept = CalibratedClassifierCV(frozen, method="sigmoid").fit(*judge)
-            if _fits_better(with_intercept, fitted, judge):
+            with_intercept = CalibratedClassifierCV(frozen, method="sigmoid").fit(*check)
+            if _fits_better(with_intercept, fitted, check):
                 return with_intercept, "sigmoid", f"{where}, which a temperature alone does not fit"
         return fitted, method, where
     few = f"fewer than {needed} validation patients of one outcome"
@@ -348,11 +348,11 @@ def _fits_better(larger: Any, smaller: Any, rows: tuple[np.ndarray, np.ndarray])
 def _risk_model(
     unfitted: Any,
     learn: tuple[np.ndarray, np.ndarray],
-    judge: tuple[np.ndarray, np.ndarray],
+    check: tuple[np.ndarray, np.ndarray],
     horizon_days: int,
     policy: OptunaPolicy,
 ) -> tuple[Any, RiskAtHorizon, str]:
-    """Fitted on ``learn`` (matrix, signed times); slope and hazard on ``judge`` where it holds enough events.
+    """Fitted on ``learn`` (matrix, signed times); slope and hazard on ``check`` where it holds enough events.
 
     With too few, they are those of the training rows, each predicted by a model of the other folds.
     """
@@ -365,8 +365,8 @@ def _risk_model(
 
     needed, folds = policy.calibration.minimum_per_class, policy.calibration.folds
     model = unfitted.fit(*learn)
-    center, values = centred(model, learn[0], judge[0])
-    target, note = judge[1], f"slope and hazard on {len(judge[1])} validation rows"
+    center, values = centred(model, learn[0], check[0])
+    target, note = check[1], f"slope and hazard on {len(check[1])} validation rows"
     if (target > 0).sum() < needed:
         target, values = learn[1], np.zeros(len(learn[1]))
         few = f"fewer than {needed} validation patients with the event"

@@ -320,7 +320,7 @@ class _Worker:
 
         self.trials, self.declared, self.policy, self.data = trials, declared, policy, data
         self.n_trials = n_trials
-        self.space = {name: distribution(one) for name, one in declared.search_space.items()}
+        self.space = {name: distribution(declaration) for name, declaration in declared.search_space.items()}
         self.study = optuna.create_study(
             study_name=trials.name, direction="maximize", pruner=_pruner(policy, declared)
         )
@@ -464,15 +464,15 @@ class _Worker:
         import optuna
 
         if fitted.value is None:
-            told = self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            finished = self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         else:
-            told = self.study.tell(trial, fitted.value)
+            finished = self.study.tell(trial, fitted.value)
         ended = replace(
             row,
             state="pruned" if fitted.value is None else "complete",
             value=fitted.value,
-            steps=tuple(told.intermediate_values.items()),
-            sampler_state=told.system_attrs,
+            steps=tuple(finished.intermediate_values.items()),
+            sampler_state=finished.system_attrs,
             rounds=fitted.rounds,
             seconds=seconds,
         )

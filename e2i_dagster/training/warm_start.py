@@ -63,19 +63,19 @@ class WarmTrial(BaseModel):
         return f"{self.study_name}#{self.number}"
 
 
-def similarity(one: StudyData, other: StudyData) -> float:
+def similarity(first: StudyData, second: StudyData) -> float:
     """How similar two studies are, in [0, 1].
 
     0.4 for the same algorithm, 0.3 for the same problem type, 0.1 for the same metric, and up to 0.1 each for
     numbers of rows within three powers of ten and for numbers of features near each other (the prior platform's
     weights).
     """
-    decades = abs(math.log10(one.training_rows + 1) - math.log10(other.training_rows + 1))
-    features = abs(one.n_features - other.n_features) / max(one.n_features, other.n_features, 1)
+    decades = abs(math.log10(first.training_rows + 1) - math.log10(second.training_rows + 1))
+    features = abs(first.n_features - second.n_features) / max(first.n_features, second.n_features, 1)
     return (
-        0.4 * (one.algorithm == other.algorithm)
-        + 0.3 * (one.problem_type == other.problem_type)
-        + 0.1 * (one.metric == other.metric)
+        0.4 * (first.algorithm == second.algorithm)
+        + 0.3 * (first.problem_type == second.problem_type)
+        + 0.1 * (first.metric == second.metric)
         + 0.1 * (1 - min(1.0, decades / 3))
         + 0.1 * (1 - min(1.0, features))
     )
