@@ -23,6 +23,7 @@ from e2i_dagster.synthetic.population import (
     Population,
     age_unknown,
 )
+from e2i_dagster.synthetic.processes import COURSES, course_probabilities
 from e2i_dagster.synthetic.streams import (
     DATA_END,
     FIRST_DAY,
@@ -733,15 +734,16 @@ def engagement_events(
     return frame, score
 
 
-_OUTCOMES = ("prescription_written", "prescription_filled", "adherent", "switch", "discontinue")
+_OUTCOMES = ("prescription_written", "prescription_filled", *COURSES)
 _OUTCOME_VALUE = (0.0, 5_000.0, 15_000.0, 2_500.0, 0.0)
 
 
 def outcome_events(people: Population, hcp: Ints, size: int, streams: Streams) -> pd.DataFrame:
     """The table ``outcome_events``: exactly ``size`` rows, all of journeys that initiated the brand.
 
-    Journey by journey, in random order: written, filled (80 %), then adherent (65 %), switch (15 %) or
-    discontinue (20 %), as far as the journey is observed; further fills where more rows are asked for.
+    Journey by journey, in random order: written, filled (80 %), then adherent, switch or discontinue with
+    :func:`~e2i_dagster.synthetic.processes.course_probabilities`, as far as the journey is observed; further
+    fills where more rows are asked for.
 
     Raises:
         InputError: rows are asked for and nobody initiated.
@@ -762,7 +764,8 @@ def outcome_events(people: Population, hcp: Ints, size: int, streams: Streams) -
     later_on = filled_on + streams.integer("outcome.later_day", 30, 150, count)
     filled = streams.happens("outcome.filled", 0.80, count) & (filled_on <= end)
     later = filled & (later_on <= end)
-    last = 2 + streams.choice("outcome.last", [0.65, 0.15, 0.20], count)
+    course = np.cumsum(course_probabilities(people.covariates)[order], axis=1)
+    last = 2 + (streams.uniform("outcome.last", count)[:, None] >= course[:, :2]).sum(axis=1)
     chain = pd.DataFrame(
         {
             "journey": np.repeat(order, 3),

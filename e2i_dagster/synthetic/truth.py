@@ -17,7 +17,7 @@ import pandas as pd
 from e2i_dagster.errors import UnavailableError
 from e2i_dagster.local_files import replacing, write_text
 from e2i_dagster.synthetic.population import Population, bayes_auc, draw_population
-from e2i_dagster.synthetic.processes import SEVERITY_BANDS
+from e2i_dagster.synthetic.processes import COURSES, SEVERITY_BANDS, course_probabilities
 from e2i_dagster.synthetic.streams import keys, pick
 
 #: Files that :func:`write_truth` makes.
@@ -42,7 +42,8 @@ class Truth:
         patients: one row per patient: patient_id, patient_journey_id, cohort, severity_band, propensity,
             p0, p1 (probabilities of the outcome without and with treatment), cate (p1 - p0), probability
             (of the outcome under the treatment received, given being observed), selection_probability
-            (of being observed, given severity and outcome; 1 where everyone is), eligible, pending (meets
+            (of being observed, given severity and outcome; 1 where everyone is), p_adherent, p_switch and
+            p_discontinue (what becomes of the treatment once the drug is filled), eligible, pending (meets
             every rule but completed follow-up).
     """
 
@@ -107,6 +108,7 @@ def truth_of(people: Population, seed: int) -> Truth:
     band = np.searchsorted([upper for _, _, upper in SEVERITY_BANDS[:-1]], severity, side="left")
     names = [name for name, _, _ in SEVERITY_BANDS]
     number = np.arange(people.size) + 1
+    courses = course_probabilities(people.covariates)
     patients = pd.DataFrame(
         {
             "patient_id": keys("PAT", number, 8),
@@ -119,6 +121,7 @@ def truth_of(people: Population, seed: int) -> Truth:
             "cate": cate,
             "probability": people.probability,
             "selection_probability": people.selection,
+            **{f"p_{name}": share for name, share in zip(COURSES, courses.T, strict=True)},
             "eligible": people.eligible,
             "pending": people.full_rules & ~people.eligible & _still_observed(people),
         }

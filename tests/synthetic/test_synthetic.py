@@ -416,6 +416,20 @@ def test_imported_scores_and_triggers_relate_to_the_outcome_after_the_index_only
     assert 0.2 < past.mean() < 0.4
 
 
+def test_what_becomes_of_a_treatment_follows_the_true_probabilities(full: Tables, truth: Truth):
+    from sklearn.metrics import roc_auc_score
+
+    probabilities = truth.patients.set_index("patient_id")[["p_adherent", "p_switch", "p_discontinue"]]
+    assert np.allclose(probabilities.sum(axis=1), 1.0)
+    outcomes = full["outcome_events"]
+    reported = outcomes[outcomes["outcome_type"].isin(["adherent", "switch", "discontinue"])]
+    expected = probabilities.loc[reported["patient_id"]]
+    for course, bayes in (("adherent", 0.80), ("switch", 0.83), ("discontinue", 0.79)):
+        seen = (reported["outcome_type"] == course).to_numpy()
+        assert seen.mean() == pytest.approx(expected[f"p_{course}"].mean(), abs=0.02)
+        assert roc_auc_score(seen, expected[f"p_{course}"]) == pytest.approx(bayes, abs=0.025)
+
+
 def test_changes_of_business_metrics_are_those_of_the_series(full: Tables):
     metrics = full["business_metrics"]
     key = ["brand", "region", "metric_type"]
