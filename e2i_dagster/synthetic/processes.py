@@ -13,8 +13,8 @@ date), ``sigma`` the logistic function. In every process::
 
 ``Y`` is drawn with one uniform number per patient, so both potential outcomes exist and T has no other way
 to Y. The coefficients are chosen so that 30 to 50 % of each cohort start treatment and the Bayes AUC of the
-four shipped scopes of initiation lies between 0.86 and 0.90: with the default process and seed 0.881 (remibrutinib_csu), 0.883
-(fabhalta_pnh), 0.881 (fabhalta_c3g) and 0.880 (kisqali_hr_her2_bc).
+four shipped scopes of initiation lies between 0.86 and 0.90: with the default process and seed 0.881
+(remibrutinib_csu), 0.883 (fabhalta_pnh), 0.881 (fabhalta_c3g) and 0.880 (kisqali_hr_her2_bc).
 
 What becomes of a treatment that was begun is the same in every process, see :func:`course_probabilities`.
 """

@@ -198,10 +198,12 @@ def test_each_version_has_an_identifier_of_its_own():
     assert len(names) == 4
 
 
-def test_four_cohorts_are_shipped_and_their_examples_hold():
+def test_five_cohorts_are_shipped_and_their_examples_hold():
     definitions, broken = read_cohorts()
     assert not broken
-    assert sorted(definitions) == ["fabhalta_c3g", "fabhalta_pnh", "kisqali_hr_her2_bc", "remibrutinib_csu"]
+    assert sorted(definitions) == [
+        *("fabhalta_c3g", "fabhalta_on_therapy", "fabhalta_pnh", "kisqali_hr_her2_bc", "remibrutinib_csu")
+    ]
     for definition in definitions.values():
         report = lint(definition)
         assert report.findings == ()
@@ -211,7 +213,9 @@ def test_four_cohorts_are_shipped_and_their_examples_hold():
 
 def test_a_brand_finds_its_definition_in_any_case_and_an_unknown_one_lists_the_known():
     assert CohortDefinition.from_brand("remibrutinib", "CSU").key == "remibrutinib_csu"
-    with pytest.raises(CohortConfigError, match=r"fabhalta/c3g, fabhalta/pnh, kisqali/hr_her2_bc"):
+    with pytest.raises(
+        CohortConfigError, match=r"fabhalta/c3g, fabhalta/on_therapy, fabhalta/pnh, kisqali/hr_her2_bc"
+    ):
         CohortDefinition.from_brand("kisqali", "psoriasis")
     with pytest.raises(CohortConfigError, match="Did you mean 'remibrutinib_csu'"):
         read_cohort("remibrutinib")
@@ -222,7 +226,7 @@ def test_a_broken_file_does_not_take_the_others_down(tmp_path):
         (tmp_path / path.name).write_text(path.read_text())
     write(tmp_path, "brand: [", name="broken")
     definitions, broken = read_cohorts(tmp_path)
-    assert len(definitions) == 4
+    assert len(definitions) == 5
     assert list(broken) == ["broken"]
 
 

@@ -8,6 +8,8 @@ import urllib.request
 
 import pytest
 
+from e2i_dagster.config.cohort import read_cohorts
+
 SCOPE = "remibrutinib_csu_initiation"
 MODEL = "e2i-remibrutinib-csu-initiation"
 
@@ -64,7 +66,7 @@ def test_every_stage_was_executed(deployed):
     ]
     assert {stage["name"] for stage in stages} >= EXPECTED
     cohorts = {stage["partition"] for stage in stages if stage["name"] == "cohort"}
-    assert cohorts == {"remibrutinib_csu", "fabhalta_pnh", "fabhalta_c3g", "kisqali_hr_her2_bc"}
+    assert cohorts == set(read_cohorts()[0])
 
 
 def test_status_has_the_documented_keys(deployed):

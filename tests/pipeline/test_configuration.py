@@ -74,7 +74,12 @@ def test_broken_files_drop_out_and_are_named_by_the_check(database, tmp_path):
     dropped = {"fabhalta_pnh_initiation", "fabhalta_c3g_initiation", "fabhalta_c3g_first_fill"}
     assert set(shown["scopes"]) == shipped - dropped
     # A cohort stays when its scope is broken.
-    assert shown["cohorts"] == ["fabhalta_pnh", "kisqali_hr_her2_bc", "remibrutinib_csu"]
+    assert shown["cohorts"] == [
+        "fabhalta_on_therapy",
+        "fabhalta_pnh",
+        "kisqali_hr_her2_bc",
+        "remibrutinib_csu",
+    ]
     assert not shown["passed"] and shown["success"]
     assert "fabhalta_pnh_initiation.yaml" in shown["description"] and "chort" in shown["description"]
     assert "not_yaml.yaml" in shown["description"] and "fabhalta_c3g.yaml" in shown["description"]

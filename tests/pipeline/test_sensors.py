@@ -20,7 +20,7 @@ from sensors.freshness import feature_freshness
 from sensors.schedules import monthly_load
 
 SCOPE = "remibrutinib_csu_initiation"
-COHORTS = ["fabhalta_c3g", "fabhalta_pnh", "kisqali_hr_her2_bc", "remibrutinib_csu"]
+COHORTS = ["fabhalta_c3g", "fabhalta_on_therapy", "fabhalta_pnh", "kisqali_hr_her2_bc", "remibrutinib_csu"]
 
 
 @pytest.fixture
