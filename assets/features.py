@@ -170,7 +170,7 @@ def online_features(
 @scope_asset(
     pure=True,
     kinds={"duckdb", "parquet"},
-    description="Labelled patients with the features known before each index date; one row for each patient.",
+    description="Labelled patients with the features known before each index date; one row for each index date.",
 )
 def training_frame(
     scope_spec: ScopeSpec,

@@ -67,7 +67,8 @@ def causal_frame(
 
     Raises:
         InputError: a confounder or negative control is no feature of the scope, or a patient has no split.
-        VerdictError: the outcome is one of several classes or a time, of which no effect is estimated.
+        VerdictError: the outcome is one of several classes or a time, of which no effect is estimated, or a patient
+            has several index dates.
     """
     question = policy.question
     if scope.problem_type not in ANSWERED:
@@ -85,6 +86,15 @@ def causal_frame(
         raise InputError(
             f"config/causal.yaml names {', '.join(absent)}, which the features of scope {scope.key} do not have.",
             remedy="Name features of docs/features.md.",
+        )
+    if training_frame["patient_id"].duplicated().any():
+        raise VerdictError(
+            f"Scope {scope.key}: its cohort {scope.cohort} has a patient once for every index date, and estimators of "
+            "effects take their rows for independent.",
+            file=f"config/cohorts/{scope.cohort}.yaml",
+            field="journeys",
+            value="every",
+            remedy="Ask for the effect on a scope whose cohort has journeys: first_eligible (or first).",
         )
     rows = visible_frame(scope, training_frame, splits)
     treated = treated_before(rows, engagement_events, question, covered=covered)

@@ -40,6 +40,7 @@ CENSORED = "no outcome until the end of follow-up"
 NOT_OVER = "window and source lag not closed at the end of the data"
 NOT_LOADED = "months of its table were never loaded"
 PENDING = "follow-up not over at the end of the data"
+SUPERSEDED = "the patient is scored at a later index date"
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,11 @@ class Labels:
 
     Attributes:
         frame: patient_id, patient_journey_id, hcp_id, index_date, label, set (``labelled`` or ``scoring``),
-            reason; one row per patient, sorted by patient_id. The label is 0 or 1 (Int64), the name of a class
-            (string) or a number (Float64), null in the scoring set. The number of a time to an event is the day
-            of the event, or negative the last day on which the patient was observed without it.
-        excluded: patient_id, patient_journey_id, index_date, reason: patients in neither set.
+            reason; one row per patient and index date, sorted by both. The label is 0 or 1 (Int64), the name of a
+            class (string) or a number (Float64), null in the scoring set, which has each patient once. The number of
+            a time to an event is the day of the event, or negative the last day on which the patient was observed
+            without it.
+        excluded: patient_id, patient_journey_id, index_date, reason: index dates in neither set.
         attrition: the branches as further rows of the cohort's attrition (the same columns).
         start: eligible and pending patients who came in.
         classes: values that a label can have; empty for numbers. timed: the numbers are times to an event.
@@ -78,14 +80,18 @@ class Labels:
 
     @property
     def labelled_count(self) -> int:
-        return int((self.frame["set"] == LABELLED).sum())
+        """Patients with a label."""
+        return self.labelled["patient_id"].nunique()
 
     @property
     def class_counts(self) -> dict[Any, int]:
-        """Labelled patients of each class (0 and 1 of an event); empty for numbers."""
+        """Labelled patients of each class (0 and 1 of an event); empty for numbers.
+
+        A patient with several index dates counts in each class once.
+        """
         if pd.api.types.is_float_dtype(self.frame["label"].dtype):
             return {}
-        found = self.labelled["label"].value_counts()
+        found = self.labelled.drop_duplicates(["patient_id", "label"])["label"].value_counts()
         return {value: int(found.get(value, 0)) for value in self.classes}
 
     @property
@@ -95,10 +101,9 @@ class Labels:
 
     @property
     def prevalence(self) -> float | None:
-        """Share of labelled patients with the event; None when nobody is labelled, or the outcome is another kind."""
-        return (
-            self.positive_count / self.labelled_count if 1 in self.classes and self.labelled_count else None
-        )
+        """Share of labelled index dates with the event; None when there is none, or the outcome is another kind."""
+        labels = self.labelled["label"]
+        return float((labels == 1).mean()) if 1 in self.classes and len(labels) else None
 
     def check_sample(self, scope: ScopeSpec, *, features: int | None = None) -> None:
         """Whether the labelled patients can carry a model.
@@ -146,10 +151,15 @@ class Labels:
             "scope": self.scope,
             "data_end": self.data_end.isoformat(),
             "labelled_patients": steps[-1].remaining,
+            **({"labelled_index_dates": shown_count(len(self.labelled))} if self._repeats() else {}),
             **self._outcome_metadata(),
-            "scoring_patients": shown_count(len(self.frame) - self.labelled_count),
+            "scoring_patients": shown_count(len(self.scoring)),
             "label_attrition": attrition_table(steps),
         }
+
+    def _repeats(self) -> bool:
+        """Whether a patient has several labelled index dates."""
+        return bool(self.labelled["patient_id"].duplicated().any())
 
     def _outcome_metadata(self) -> dict[str, Any]:
         counts = self.class_counts
@@ -222,7 +232,7 @@ def _outcome_problems(labels: Labels, scope: ScopeSpec, needed: int, per_feature
         ]
     values = labels.labelled["label"]
     if outcome.kind == "time_to":
-        events = int((values > 0).sum())
+        events = labels.labelled.loc[(values > 0).to_numpy(dtype=bool), "patient_id"].nunique()
         found = f"{shown_count(events)} patients with the event of {outcome.words()}; {per_feature}"
         remedy = "Name fewer features, or a longer window."
         return [(found, remedy, place, shown_count(events))] if events < needed else []
@@ -254,7 +264,8 @@ def label_outcome(
 
     Args:
         cohort_frame: patient_id, patient_journey_id, index_date, followup_end, and optionally ``pending``
-            (boolean; pending patients are never labelled). One row per patient: see :func:`cohort_frame`.
+            (boolean; pending patients are never labelled): see :func:`cohort_frame`. One row per patient and
+            index date. Of the index dates whose outcome is not known yet each patient's last one is to be scored.
         tables: raw tables by name: the outcome's event table and ``patient_journeys`` (for hcp_id).
         data_end, data_start: last and first day that the outcome's table covers.
         unobserved: stretches in between (first and last day) that it does not cover: without an event in the rest of
@@ -265,8 +276,8 @@ def label_outcome(
         The labels. Events of a patient count whatever journey they belong to.
 
     Raises:
-        CohortInputError: CC_002 a table or column is missing, CC_004 a patient occurs twice, CC_005 a
-            date column holds no dates.
+        CohortInputError: CC_002 a table or column is missing, CC_004 an index date of a patient occurs twice,
+            CC_005 a date column holds no dates.
     """
     index, observed = _checked_dates(scope, cohort_frame)
     end = np.datetime64(pd.Timestamp(data_end).date(), "D")
@@ -305,6 +316,7 @@ def label_outcome(
     no_value = open_ & found.no_value
     incomplete |= not_loaded | no_value
     labelled, none = ~(prior | waiting | incomplete), np.zeros(n, dtype=bool)
+    superseded = waiting & ~_last_of_each(cohort_frame["patient_id"], index.values, waiting)
 
     label[~labelled] = pd.NA
     reason = np.select([pending, waiting, found.seen], [PENDING, NOT_OVER, OUTCOME_SEEN], found.otherwise)
@@ -321,11 +333,13 @@ def label_outcome(
             "reason": pd.array(reason.astype(object), dtype="string[pyarrow]"),
         }
     )
-    kept = rows[labelled | waiting]
-    out = rows[prior | incomplete].drop(columns=["hcp_id", "label", "set"])
+    kept = rows[labelled | (waiting & ~superseded)]
+    removed = prior | incomplete | superseded
+    out = rows[removed].drop(columns=["hcp_id", "label", "set"])
     why = np.select(
-        [prior_unknown, prior, not_loaded, no_value],
+        [superseded, prior_unknown, prior, not_loaded, no_value],
         [
+            SUPERSEDED,
             f"unknown before the window: {NOT_LOADED}",
             "outcome before the window",
             f"unknown: {NOT_LOADED}",
@@ -333,20 +347,21 @@ def label_outcome(
         ],
         "not observed on any day of the window" if timed else "not observed until the window's end",
     )
-    out["reason"] = pd.array(why[prior | incomplete].astype(object), dtype="string[pyarrow]")
+    out["reason"] = pd.array(why[removed].astype(object), dtype="string[pyarrow]")
     return Labels(
         scope=scope.key,
         data_end=pd.Timestamp(data_end).date(),
-        frame=kept.sort_values("patient_id", kind="stable", ignore_index=True),
-        excluded=out.sort_values("patient_id", kind="stable", ignore_index=True),
+        frame=kept.sort_values(["patient_id", "index_date"], kind="stable", ignore_index=True),
+        excluded=out.sort_values(["patient_id", "index_date"], kind="stable", ignore_index=True),
         attrition=_branches(
             scope,
+            cohort_frame["patient_id"],
             (prior, prior_unknown),
             (pending & ~prior, none),
             (not_over, none),
             (incomplete, not_loaded | no_value),
         ),
-        start=n,
+        start=cohort_frame["patient_id"].nunique(),
         classes=(0, 1) if scope.outcome.kind == "event" else scope.outcome.classes,
         timed=timed,
     )
@@ -355,14 +370,6 @@ def label_outcome(
 def _checked_dates(scope: ScopeSpec, cohort_frame: pd.DataFrame) -> tuple[TypedColumn, TypedColumn]:
     """Index dates and ends of follow-up of a cohort that can be labelled."""
     require_columns(cohort_frame, _COLUMNS, what=f"Labelling for scope {scope.key}")
-    repeated = int(cohort_frame["patient_id"].duplicated().sum())
-    if repeated:
-        raise CohortInputError(
-            "CC_004",
-            f"{repeated:,} patient(s) occur twice in the cohort.",
-            field="patient_id",
-            remedy="Keep one row of each patient.",
-        )
     index = date_column(cohort_frame["index_date"], "index_date")
     observed = date_column(cohort_frame["followup_end"], "followup_end")
     if not index.known.all():
@@ -371,6 +378,16 @@ def _checked_dates(scope: ScopeSpec, cohort_frame: pd.DataFrame) -> tuple[TypedC
             f"{int((~index.known).sum()):,} patient(s) of the cohort have no index date.",
             field="index_date",
             remedy="Give each its index date, or leave the patient out.",
+        )
+    repeated = int(
+        pd.DataFrame({"patient": cohort_frame["patient_id"].array, "day": index.values}).duplicated().sum()
+    )
+    if repeated:
+        raise CohortInputError(
+            "CC_004",
+            f"{repeated:,} index date(s) of a patient occur twice in the cohort.",
+            field="index_date",
+            remedy="Keep one row for each index date of a patient.",
         )
     if scope.outcome.kind == "time_to" and len(cohort_frame) and not observed.known.any():
         raise CohortInputError(
@@ -382,6 +399,15 @@ def _checked_dates(scope: ScopeSpec, cohort_frame: pd.DataFrame) -> tuple[TypedC
             remedy="Deliver last_observation_date in patient_clinical, or ask for an event in place of time_to.",
         )
     return index, observed
+
+
+def _last_of_each(patients: pd.Series, days: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """Which of the rows ``among`` is the last one of its patient by ``days``."""
+    rows = np.flatnonzero(among)
+    ordered = rows[np.argsort(days[rows], kind="stable")]
+    last = np.zeros(len(among), dtype=bool)
+    last[ordered[~patients.iloc[ordered].duplicated(keep="last").to_numpy()]] = True
+    return last
 
 
 def _times(
@@ -448,7 +474,10 @@ def _find_outcome(
 def _events_of(
     rule: EventRule, patients: pd.DataFrame, index: TypedColumn, tables: Mapping[str, pd.DataFrame]
 ) -> pd.DataFrame:
-    """The patients' rows that ``rule`` accepts: patient (position), day (days after the index date), value."""
+    """The rows that ``rule`` accepts: patient (position in ``patients``), day (days after its index date), value.
+
+    An event of a patient with several index dates is there for each of them.
+    """
     type_column, dated = OUTCOME_TABLES[rule.table], dated_by(rule.table)
     assert dated is not None
     if rule.table not in tables:
@@ -470,16 +499,24 @@ def _events_of(
         counts &= (events["brand"] == rule.brand).fillna(False).to_numpy(dtype=bool)
     events = events.loc[counts, ["patient_id", dated, *column]]
     day = date_column(events[dated], dated)
-    position = pd.Index(patients["patient_id"].astype("string[pyarrow]")).get_indexer(
-        pd.Index(events["patient_id"].astype("string[pyarrow]"))
+    known = np.flatnonzero(day.known)
+    met = pd.DataFrame(
+        {"id": events["patient_id"].astype("string[pyarrow]").array[known], "event": known}
+    ).merge(
+        pd.DataFrame(
+            {
+                "id": patients["patient_id"].astype("string[pyarrow]").array,
+                "patient": np.arange(len(patients)),
+            }
+        ),
+        on="id",
     )
-    mine = (position >= 0) & day.known
-    position = position[mine]
+    event, position = met["event"].to_numpy(), met["patient"].to_numpy()
     return pd.DataFrame(
         {
             "patient": position,
-            "day": (day.values[mine] - index.values[position]).astype("int64"),
-            "value": events[column[0]].to_numpy(dtype="float64", na_value=np.nan)[mine] if column else 1.0,
+            "day": (day.values[event] - index.values[position]).astype("int64"),
+            "value": events[column[0]].to_numpy(dtype="float64", na_value=np.nan)[event] if column else 1.0,
         }
     )
 
@@ -539,10 +576,15 @@ def _hcp(patients: pd.DataFrame, tables: Mapping[str, pd.DataFrame]) -> Any:
     return journeys["hcp_id"].astype("string[pyarrow]").take(position).array
 
 
-def _branches(scope: ScopeSpec, *branches: tuple[np.ndarray, np.ndarray]) -> pd.DataFrame:
-    """One row for each branch, which patients take in this order: whom it removes, and of them the unknown ones."""
+def _branches(scope: ScopeSpec, ids: pd.Series, *branches: tuple[np.ndarray, np.ndarray]) -> pd.DataFrame:
+    """One row for each branch, which patients take in this order: whom it removes, and of them the unknown ones.
+
+    A patient is removed with the last index date that was left.
+    """
     window = scope.outcome.window
-    remaining = len(branches[0][0])
+    patients = pd.factorize(ids)[0]
+    left = np.ones(len(patients), dtype=bool)
+    remaining = len(np.unique(patients))
     rows = []
     for order, ((name, value, description), (removed, unknown)) in enumerate(
         zip(
@@ -570,8 +612,9 @@ def _branches(scope: ScopeSpec, *branches: tuple[np.ndarray, np.ndarray]) -> pd.
         ),
         start=1,
     ):
-        count = int(np.count_nonzero(removed))
-        remaining -= count
+        left &= ~removed
+        before, remaining = remaining, len(np.unique(patients[left]))
+        count = before - remaining
         rows.append(
             {
                 "order": order,
@@ -581,12 +624,12 @@ def _branches(scope: ScopeSpec, *branches: tuple[np.ndarray, np.ndarray]) -> pd.
                 "value": value,
                 "removed": count,
                 "remaining": remaining,
-                "unknown": int(np.count_nonzero(unknown)),
+                "unknown": len(np.unique(patients[unknown])),
                 "marginal_gain": count,
                 "on_unknown": "exclude",
                 "description": description,
-                "removed_records": count,
-                "remaining_records": remaining,
+                "removed_records": int(np.count_nonzero(removed)),
+                "remaining_records": int(np.count_nonzero(left)),
             }
         )
     return pd.DataFrame(rows)

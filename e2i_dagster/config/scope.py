@@ -708,9 +708,12 @@ def check_against_cohorts(
             f"Scope {scope.key} is about {'/'.join(mine)}, its cohort {scope.cohort} about {'/'.join(theirs)}.",
             remedy="Name the cohort of the same brand and indication.",
         )
-    if cohort.journeys == "every":
+    if cohort.journeys == "every" and scope.split.mode == "temporal":
         raise ConfigError(
-            f"Scope {scope.key}: a patient is in its cohort {scope.cohort} once for every index date, and "
-            f"a model takes one row per patient.",
-            remedy="Give the scope a cohort with journeys: first_eligible (or first).",
+            f"Scope {scope.key}: a patient is in its cohort {scope.cohort} once for every index date, and all of "
+            f"these belong to one split, so splits cannot follow each other in time.",
+            file=f"scopes/{scope.key}.yaml",
+            field="split.mode",
+            value="temporal",
+            remedy="Use mode: hash, or a cohort with journeys: first_eligible (or first).",
         )

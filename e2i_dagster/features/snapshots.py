@@ -116,7 +116,8 @@ def spine(cohort: pd.DataFrame, tables: Mapping[str, pd.DataFrame], *, brand: st
     """The cohort's patients with every key that the views are joined by.
 
     Args:
-        cohort: patient_id, patient_journey_id, hcp_id (may be null), index_date; one row per patient.
+        cohort: patient_id, patient_journey_id, hcp_id (may be null), index_date; one row per patient and index
+            date.
             ``label``, ``set`` and any other column are carried along.
         tables: raw tables; ``patient_journeys`` gives the region and says when its rows arrived.
         brand: the scope's brand.
@@ -126,7 +127,7 @@ def spine(cohort: pd.DataFrame, tables: Mapping[str, pd.DataFrame], *, brand: st
         professional come from the patient's row, so both are null where it arrived after the index date.
 
     Raises:
-        InputError: a column is missing, a patient is repeated, an index date is null.
+        InputError: a column is missing, an index date is null or repeated for a patient.
     """
     absent = [name for name in _SPINE if name not in cohort.columns]
     if absent:
@@ -142,12 +143,12 @@ def spine(cohort: pd.DataFrame, tables: Mapping[str, pd.DataFrame], *, brand: st
             field="index_date",
             remedy="Give the frame of a cohort, as `build_cohort` returns it.",
         )
-    repeated = int(cohort["patient_id"].duplicated().sum())
+    repeated = int(cohort.duplicated(["patient_id", "index_date"]).sum())
     if repeated:
         raise InputError(
-            f"{repeated} rows of the cohort repeat a patient.",
-            field="patient_id",
-            remedy="Keep one row of each patient.",
+            f"{repeated} rows of the cohort repeat an index date of a patient.",
+            field="index_date",
+            remedy="Keep one row for each index date of a patient.",
         )
     journeys = tables["patient_journeys"][["patient_journey_id", "geographic_region", ARRIVAL]]
     regions = journeys.drop_duplicates("patient_journey_id").set_index("patient_journey_id")

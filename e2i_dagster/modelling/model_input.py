@@ -41,12 +41,14 @@ class LabelledRows:
             several classes, float64 for a number (of a time see :mod:`~.survival`).
         classes: names of the classes of a multiclass outcome.
         groups: columns that subgroups are made of, in the order of ``features``; None: the features.
+        patients: whose row each is, as a number from 0 on, shape (n,); None: every row is a patient of its own.
     """
 
     features: pd.DataFrame
     target: np.ndarray
     classes: tuple[str, ...] = ()
     groups: pd.DataFrame | None = None
+    patients: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.target)
@@ -129,7 +131,9 @@ def labelled_rows(
                 field=target,
                 remedy="Name every class of the outcome.",
             )
-        return LabelledRows(model_input(frame, features), values, tuple(classes))
+        return LabelledRows(
+            model_input(frame, features), values, tuple(classes), patients=_repeated_patients(frame)
+        )
     values = _numbers(given)
     if problem_type == "binary_classification":
         if not np.isin(values, (0.0, 1.0)).all():
@@ -139,7 +143,14 @@ def labelled_rows(
                 remedy="Give 0 and 1.",
             )
         values = values.astype("int64")
-    return LabelledRows(model_input(frame, features), values)
+    return LabelledRows(model_input(frame, features), values, patients=_repeated_patients(frame))
+
+
+def _repeated_patients(frame: pd.DataFrame) -> np.ndarray | None:
+    """The patient of each row as a number, where a patient has several rows."""
+    if "patient_id" not in frame.columns or not frame["patient_id"].duplicated().any():
+        return None
+    return pd.factorize(frame["patient_id"])[0]
 
 
 def label_classes(frame: pd.DataFrame, problem_type: str, target: str = "label") -> tuple[str, ...]:

@@ -116,18 +116,36 @@ def _repeated(predictions: pd.DataFrame) -> pd.Series:
 def outcome_windows(answers: pd.DataFrame, outcomes: pd.DataFrame, scope: ScopeSpec) -> pd.DataFrame:
     """``answers`` with ``window_end`` and ``closes_on`` (dates).
 
-    A patient's window runs from the index date, as it does for the labels of training. Of a patient whom the
-    cohort does not have, it runs from the day of the prediction, which belongs to the time before it.
+    A patient's window runs from the index date, as it does for the labels of training: the last one that is not
+    after the prediction, else the first. Of a patient whom the cohort does not have, it runs from the day of the
+    prediction, which belongs to the time before it.
 
     Args:
         answers: patient_id, predicted_at.
         outcomes: patient_id, index_date (the scope's ``outcome_labels``).
     """
-    start = answers["patient_id"].map(
-        outcomes.drop_duplicates("patient_id").set_index("patient_id")["index_date"].astype("datetime64[us]")
-    )
     asked = pd.to_datetime(answers["predicted_at"], utc=True).dt.tz_localize(None).dt.normalize()
-    end = pd.to_datetime(start).fillna(asked) + pd.Timedelta(days=scope.horizon_days)
+    kinds = {"patient_id": "string[pyarrow]", "index_date": "datetime64[us]"}
+    dates = outcomes[["patient_id", "index_date"]].astype(kinds)
+    dates = dates.sort_values("index_date", kind="stable")
+    first = answers["patient_id"].map(
+        dates.drop_duplicates("patient_id").set_index("patient_id")["index_date"]
+    )
+    wanted = pd.DataFrame(
+        {
+            "patient_id": answers["patient_id"].astype("string[pyarrow]"),
+            "asked": asked.astype("datetime64[us]"),
+        }
+    )
+    before = pd.merge_asof(
+        wanted.reset_index(drop=True).reset_index().sort_values("asked", kind="stable"),
+        dates,
+        left_on="asked",
+        right_on="index_date",
+        by="patient_id",
+    ).set_index("index")["index_date"]
+    start = pd.Series(before.sort_index().to_numpy(), index=answers.index).fillna(pd.to_datetime(first))
+    end = start.fillna(asked) + pd.Timedelta(days=scope.horizon_days)
     closes = end + pd.Timedelta(days=scope.source_lag_days + 1)
     return answers.assign(window_end=end.dt.date, closes_on=closes.dt.date)
 
@@ -164,7 +182,7 @@ def enter_predictions(
 
 def enter_labels(
     connection: sa.Connection,
-    scope: str,
+    scope: ScopeSpec,
     outcomes: pd.DataFrame,
     *,
     arrived_at: dt.datetime,
@@ -173,34 +191,41 @@ def enter_labels(
     """Enter the labels of ``outcomes`` that the ledger does not have yet; returns their number.
 
     Args:
-        outcomes: patient_id, label (null: not known yet).
+        outcomes: patient_id, index_date, label (null: not known yet). Of a patient with several index dates the
+            label is that of the one from which the prediction's window runs.
         arrived_at: when these outcomes became known.
     """
     windows = ml_prediction_windows
     of_patients = connection.execute(
-        sa.select(windows.c.prediction_id, windows.c.patient_id).where(
-            windows.c.scope == scope, windows.c.patient_id.is_not(None)
+        sa.select(windows.c.prediction_id, windows.c.patient_id, windows.c.window_end).where(
+            windows.c.scope == scope.key, windows.c.patient_id.is_not(None)
         )
     ).all()
     last = {
         row.prediction_id: row.label
         for row in connection.execute(
             sa.select(ml_prediction_labels.c.prediction_id, ml_prediction_labels.c.label)
-            .where(ml_prediction_labels.c.scope == scope)
+            .where(ml_prediction_labels.c.scope == scope.key)
             .order_by(ml_prediction_labels.c.id)
         )
     }
-    labels = dict(zip(outcomes["patient_id"], outcomes["label"], strict=True))
+    ends = pd.to_datetime(outcomes["index_date"]) + pd.Timedelta(days=scope.horizon_days)
+    by_window = dict(
+        zip(zip(outcomes["patient_id"], ends.dt.date, strict=True), outcomes["label"], strict=True)
+    )
+    single = outcomes.drop_duplicates("patient_id", keep=False)
+    by_patient = dict(zip(single["patient_id"], single["label"], strict=True))
     new = []
-    for key, patient in of_patients:
-        label = labels.get(patient)
+    for key, patient, window_end in of_patients:
+        # The index date of a patient may have been corrected since the prediction.
+        label = by_patient.get(patient, by_window.get((patient, window_end)))
         value = None if label is None or pd.isna(label) else float(label)
         known = last.get(key)
         if value != known:
             new.append(
                 {
                     "prediction_id": key,
-                    "scope": scope,
+                    "scope": scope.key,
                     "label": value,
                     "arrived_at": arrived_at,
                     "run_id": run_id,
@@ -249,7 +274,7 @@ def update_ledger(
     arrived_at = now if version is None or version.at is None else version.at
     until = dt.datetime.combine(day + dt.timedelta(days=1), dt.time(), dt.UTC)
     enter_predictions(connection, scope, outcomes, until=until)
-    enter_labels(connection, scope.key, outcomes, arrived_at=arrived_at, run_id=run_id)
+    enter_labels(connection, scope, outcomes, arrived_at=arrived_at, run_id=run_id)
     return read_ledger(connection, scope.key, as_of=now.date())
 
 

@@ -10,6 +10,7 @@ from e2i_dagster.modelling.problem import outcome_groups
 from e2i_dagster.quality.table_check import GateResult, record_frame_audit, record_splits_audit
 from e2i_dagster.splits.registry import read_assignments, split_config_id
 from e2i_dagster.splits.report import SplitCheck, validate_splits
+from e2i_dagster.splits.scope import first_index_dates
 
 
 def check_rule(rule: str, scope: ScopeSpec, splits: pd.DataFrame, frame: pd.DataFrame) -> SplitCheck:
@@ -18,7 +19,7 @@ def check_rule(rule: str, scope: ScopeSpec, splits: pd.DataFrame, frame: pd.Data
     Raises:
         KeyError: the report has no such rule.
     """
-    rows = frame.merge(splits, on="patient_id", how="left")
+    rows = first_index_dates(frame).merge(splits, on="patient_id", how="left")
     report = validate_splits(
         rows[["patient_id", "split"]],
         ratios=scope.split.ratios,

@@ -26,19 +26,27 @@ def split_scope(
 ) -> ScopeSplit:
     """Assign the patients of ``frame`` (patient_id, label, index_date) by the split of the scope's cohort.
 
-    Strata are the classes of the outcome, or groups of patients with like numbers.
+    Strata are the classes of the outcome, or groups of patients with like numbers, at the first index date of each.
 
     Raises:
         ConfigError: ratios, mode or gap changed under the same salt.
     """
-    strata = outcome_groups(frame["label"], scope.problem_type)
+    patients = first_index_dates(frame)
+    strata = outcome_groups(patients["label"], scope.problem_type)
     _, assigned = split_cohort(
         connection,
         scope.cohort,
         scope.split,
-        frame["patient_id"],
+        patients["patient_id"],
         strata=strata,
-        index_dates=frame["index_date"],
+        index_dates=patients["index_date"],
         created_by=created_by,
     )
     return ScopeSplit(assigned, validate_splits(assigned, ratios=scope.split.ratios, strata=strata))
+
+
+def first_index_dates(frame: pd.DataFrame) -> pd.DataFrame:
+    """The row of ``frame`` (patient_id, index_date) with the first index date of each patient, in its order."""
+    first = frame["index_date"].argsort(kind="stable")
+    kept = frame.iloc[first].drop_duplicates("patient_id").index
+    return frame.loc[frame.index.isin(kept)].reset_index(drop=True)

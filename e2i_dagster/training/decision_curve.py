@@ -37,13 +37,14 @@ class DecisionPoint(BaseModel):
 
 
 def decision_curve(
-    target: np.ndarray, scores: np.ndarray, rules: EvaluationPolicy
+    target: np.ndarray, scores: np.ndarray, rules: EvaluationPolicy, patients: np.ndarray | None = None
 ) -> tuple[DecisionPoint, ...]:
     """Net benefit at thresholds of 1 % to 99 %, without those that fewer than 11 patients reach.
 
     Args:
         target: 0/1, shape (n,).
         scores: probability of 1, shape (n,).
+        patients: see :func:`~.metrics.resamples`.
 
     Returns:
         The points with percentile bootstrap intervals over patients; see :func:`~.metrics.net_benefit`.
@@ -53,7 +54,7 @@ def decision_curve(
     everybody = np.ones(len(target))
     model, treat_all = (net_benefit(target, values, thresholds)[0] for values in (scores, everybody))
     drawn, gains = [], []
-    for block in resamples(len(target), rules.bootstrap, rules.seed):
+    for block in resamples(len(target), rules.bootstrap, rules.seed, patients):
         drawn.append(net_benefit(target, scores, thresholds, block))
         gains.append(drawn[-1] - np.maximum(net_benefit(target, everybody, thresholds, block), 0))
     model_drawn, gain_drawn = np.concatenate(drawn), np.concatenate(gains)

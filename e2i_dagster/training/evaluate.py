@@ -6,7 +6,7 @@ The test rows come sealed; they are opened at most once, for the model that is e
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from statistics import NormalDist
 from typing import Any, ClassVar, Literal
@@ -40,6 +40,7 @@ from e2i_dagster.training.metrics import (
     calibration_line,
     incidence_bins,
     interval,
+    jackknife_error,
     multiclass_metrics,
     regression_metrics,
     resamples,
@@ -61,6 +62,12 @@ class SplitMetrics(BaseModel):
     positives: int | None
     metrics: dict[str, Estimate]
     note: str = ""
+    patients: int | None = None
+
+    def size_words(self) -> str:
+        """The number of rows, and of patients where these have several."""
+        of_patients = "" if self.patients is None else f", of {shown_count(self.patients)} patients"
+        return f"n = {shown_count(self.n)}{of_patients}"
 
 
 class Baseline(BaseModel):
@@ -217,7 +224,7 @@ class Evaluation(BaseModel):
         names = dict.fromkeys(name for split in splits.values() for name in split.metrics)
         none = Estimate(value=None, low=None, high=None)
         return Table(
-            ("metric", *(f"{name} (n = {shown_count(split.n)})" for name, split in splits.items())),
+            ("metric", *(f"{name} ({split.size_words()})" for name, split in splits.items())),
             [
                 (name, *(split.metrics.get(name, none).with_interval for split in splits.values()))
                 for name in names
@@ -256,7 +263,7 @@ def evaluate(
         parts["test"] = sealed.open_for(model.digest)
     with one_thread():
         scores = {name: model.scores(part.features) for name, part in parts.items()}
-        splits = {name: _measure(part.target, scores[name], model, rules) for name, part in parts.items()}
+        splits = {name: _measure(part, scores[name], model, rules) for name, part in parts.items()}
         judged = "test" if "test" in parts else "validation"
         baselines = (
             _baselines(
@@ -283,7 +290,7 @@ def evaluate(
             groups = test.features if test.groups is None else test.groups
             grouped = subgroup_performance(test.target, scores["test"], groups, columns, rules)
             if splits["test"].metrics:
-                curve = decision_curve(test.target, scores["test"], rules)
+                curve = decision_curve(test.target, scores["test"], rules, test.patients)
         floor = rules.subgroups.floor if criteria.subgroup_floor is None else criteria.subgroup_floor
         if floor is not None:
             results.append(_subgroup_floor(grouped, floor, opened="test" in parts))
@@ -308,33 +315,45 @@ def evaluate(
 
 
 def _measure(
-    target: np.ndarray, scores: np.ndarray, model: TrainedModel, rules: EvaluationPolicy
+    rows: LabelledRows, scores: np.ndarray, model: TrainedModel, rules: EvaluationPolicy
 ) -> SplitMetrics:
-    binary, classes = model.problem_type == "binary_classification", model.problem_type in CLASSIFICATION
-    n, positives = len(target), int(target.sum()) if binary else None
-    smallest = int(np.bincount(target, minlength=len(model.classes) or 2).min()) if classes else n
+    target, n = rows.target, len(rows)
+    positives = int(target.sum()) if model.problem_type == "binary_classification" else None
+    kinds = [np.ones(n, dtype=bool)]
+    if model.problem_type in CLASSIFICATION:
+        kinds = [target == code for code in range(len(model.classes) or 2)]
     if model.risk is not None:
         happened, known = known_at(target, model.risk.horizon_days)
         positives = int(happened.sum())
-        smallest = min(positives, int((known > 0).sum()) - positives)
+        kinds = [happened.astype(bool), (known > 0) & ~happened.astype(bool)]
+    smallest = min(_patients(rows, of_kind) for of_kind in kinds)
+    patients = None if rows.patients is None else _patients(rows)
     if smallest < rules.minimum_per_class:
         return SplitMetrics(
             n=n,
             positives=positives,
             metrics={},
             note=f"not estimable: fewer than {rules.minimum_per_class} patients"
-            + (" of one outcome" if positives is not None or classes else ""),
+            + (" of one outcome" if len(kinds) > 1 else ""),
+            patients=patients,
         )
     points = _metrics(target, scores, model, None)
-    drawn = [_metrics(target, scores, model, block) for block in resamples(n, rules.bootstrap, rules.seed)]
+    blocks = resamples(n, rules.bootstrap, rules.seed, rows.patients)
+    drawn = [_metrics(target, scores, model, block) for block in blocks]
     metrics = {}
     for name, value in points.items():
         low, high = interval(np.concatenate([block[name] for block in drawn]), rules.level)
         metrics[name] = Estimate.of(value[0], low, high)
-    for name, (value, error) in _calibration(target, scores, model).items():
+    for name, (value, error) in _calibration(rows, scores, model).items():
         width = NormalDist().inv_cdf((1 + rules.level) / 2)
         metrics[name] = Estimate.of(value, value - width * error, value + width * error)
-    return SplitMetrics(n=n, positives=positives, metrics=metrics)
+    return SplitMetrics(n=n, positives=positives, metrics=metrics, patients=patients)
+
+
+def _patients(rows: LabelledRows, among: np.ndarray | None = None) -> int:
+    """Number of patients, or of those who have a row ``among`` the given ones."""
+    kept = np.ones(len(rows), dtype=bool) if among is None else among
+    return int(kept.sum()) if rows.patients is None else len(np.unique(rows.patients[kept]))
 
 
 def _metrics(
@@ -350,9 +369,23 @@ def _metrics(
 
 
 def _calibration(
-    target: np.ndarray, scores: np.ndarray, model: TrainedModel
+    rows: LabelledRows, scores: np.ndarray, model: TrainedModel
 ) -> dict[str, tuple[float, float]]:
     """Slope and intercept (of each class) with their standard errors; none of a model of numbers."""
+    lines = _calibration_lines(rows.target, scores, model)
+    patients = rows.patients
+    if patients is None:
+        return lines
+
+    def without(name: str) -> Callable[[np.ndarray], float]:
+        return lambda kept: _calibration_lines(rows.target[kept], scores[kept], model)[name][0]
+
+    return {name: (value, jackknife_error(without(name), patients)) for name, (value, _) in lines.items()}
+
+
+def _calibration_lines(
+    target: np.ndarray, scores: np.ndarray, model: TrainedModel
+) -> dict[str, tuple[float, float]]:
     if model.risk is not None:
         return survival_calibration(target, scores, model.risk.horizon_days)
     if model.problem_type not in CLASSIFICATION:
@@ -443,7 +476,7 @@ def _baselines(
         ),
     ]
     own = float(measured(judged.target, scores)[0])
-    blocks = resamples(len(judged), policy.evaluation.bootstrap, policy.evaluation.seed)
+    blocks = resamples(len(judged), policy.evaluation.bootstrap, policy.evaluation.seed, judged.patients)
     own_drawn = np.concatenate([measured(judged.target, scores, block) for block in blocks])
     found = []
     for name, detail, values, required in rivals:

@@ -158,7 +158,7 @@ def test_branches_add_up_and_the_frame_has_the_columns_of_the_next_stages():
 
 def labelled(positive, negative):
     frame = pd.DataFrame({"label": pd.array([1] * positive + [0] * negative, dtype="Int64")})
-    frame["set"] = "labelled"
+    frame["set"], frame["patient_id"] = "labelled", [f"P{n}" for n in frame.index]
     return Labels("demo", INDEX.date(), frame, frame.iloc[:0], pd.DataFrame(), positive + negative)
 
 
@@ -207,3 +207,65 @@ def test_synthetic_labels_equal_the_extract_column_and_cohorts_have_their_share(
         found = labels.labelled
         assert (initiated.loc[found["patient_journey_id"]].to_numpy() == found["label"].to_numpy()).all()
         assert 0.25 < labels.prevalence < 0.55
+
+
+BOTH = ("P0", "P1")
+
+
+def at_days(*rows):
+    """A cohort of (patient, days after INDEX), everybody observed to the end."""
+    return pd.concat(
+        [
+            cohort(1, index=INDEX + pd.Timedelta(days=day)).assign(
+                patient_id=patient, patient_journey_id=f"J{patient}"
+            )
+            for patient, day in rows
+        ],
+        ignore_index=True,
+    )
+
+
+def test_a_patient_is_labelled_once_for_each_index_date_and_counted_once():
+    frame = at_days(("P0", 60), ("P0", 0), ("P1", 0))
+    events = [{"event_date": INDEX + pd.Timedelta(days=day)} for day in (80, 140)]
+    found = label_outcome(scope(prior_outcome="keep"), frame, tables(events, BOTH), data_end=END)
+    # Day 80 lies in both windows.
+    assert found.frame[["patient_id", "label"]].to_numpy().tolist() == [["P0", 1], ["P0", 1], ["P1", 0]]
+    assert found.frame["index_date"][0] == INDEX
+    assert (found.start, found.labelled_count, found.positive_count) == (2, 2, 1)
+    assert found.prevalence == pytest.approx(2 / 3)
+    # Who had the outcome between two index dates is labelled at the first, not at the second.
+    again = label_outcome(
+        scope(), at_days(("P0", 0), ("P0", 100), ("P1", 0)), tables(events, BOTH), data_end=END
+    )
+    assert again.frame["label"].tolist() == [1, 0]
+    prior = again.attrition.set_index("criterion").loc["prior_outcome"]
+    assert prior[["removed", "remaining", "removed_records", "remaining_records"]].tolist() == [0, 2, 1, 2]
+
+
+def test_of_open_windows_a_patient_is_scored_at_the_last_index_date():
+    frame = at_days(("P0", 280), ("P0", 0), ("P0", 250), ("P1", 260))
+    found = label_outcome(scope(), frame, tables([], BOTH), data_end=END)
+    assert found.scoring["index_date"].tolist() == [INDEX + pd.Timedelta(days=day) for day in (280, 260)]
+    assert found.labelled["index_date"].tolist() == [INDEX]
+    assert found.excluded["reason"].tolist() == ["the patient is scored at a later index date"]
+
+
+def test_numbers_and_times_are_those_of_each_index_date():
+    spec = read_scope("kisqali_hr_her2_bc_adherence")
+    supply = {
+        "event_date": INDEX + pd.Timedelta(days=10),
+        "event_type": "prescription",
+        "brand": "Kisqali",
+        "duration_days": 30,
+    }
+    given = tables([]) | {"treatment_events": pd.DataFrame([{"patient_id": "P0"} | supply])}
+    spec = spec.model_copy(update={"outcome": spec.outcome.model_copy(update={"prior_outcome": "keep"})})
+    found = label_outcome(spec, at_days(("P0", 0), ("P0", 20)), given, data_end=END)
+    # Days 10 to 39 of the first window of 180 days; days 1 to 19 of the second.
+    assert found.frame["label"].tolist() == [pytest.approx(30 / 180), pytest.approx(19 / 180)]
+
+
+def test_an_index_date_that_a_patient_has_twice_is_refused():
+    with pytest.raises(CohortInputError, match=r"1 index date.* occur twice"):
+        label_outcome(scope(), at_days(("P0", 0), ("P0", 0)), tables([]), data_end=END)

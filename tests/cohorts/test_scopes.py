@@ -124,8 +124,11 @@ def test_unknown_scopes_cohorts_and_defaults_are_named(tmp_path):
         check_against_cohorts(scope, {})
     scope = read(tmp_path)
     several = cohorts[scope.cohort].model_copy(update={"journeys": "every"})
+    check_against_cohorts(scope, {scope.cohort: several})
+    in_time = read(tmp_path, split=SHIPPED["split"] | {"mode": "temporal"})
+    check_against_cohorts(in_time, cohorts)
     with pytest.raises(ConfigError, match=r"once for every index date.*first_eligible"):
-        check_against_cohorts(scope, {scope.cohort: several})
+        check_against_cohorts(in_time, {scope.cohort: several})
 
 
 def test_the_default_is_the_one_that_says_so_or_the_only_one_and_no_other_answers_for_it(tmp_path):

@@ -52,8 +52,8 @@ def test_labelled_patients_are_learned_from_and_the_others_scored(rows, cohort, 
     pd.testing.assert_frame_equal(scoring, expected["scoring"].drop(columns="label"))
 
 
-def test_spine_refuses_repeated_patients_and_missing_index_dates(cohort, drawn_tables):
-    with pytest.raises(InputError, match="2 rows of the cohort repeat a patient"):
+def test_spine_refuses_repeated_and_missing_index_dates(cohort, drawn_tables):
+    with pytest.raises(InputError, match="2 rows of the cohort repeat an index date of a patient"):
         spine(pd.concat([cohort, cohort.head(2)]), drawn_tables, brand="Remibrutinib")
     undated = cohort.copy()
     undated.loc[[1, 2, 3], "index_date"] = pd.NaT

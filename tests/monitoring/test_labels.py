@@ -107,6 +107,17 @@ def test_a_window_runs_from_the_index_date_or_from_the_day_of_the_prediction():
     assert list(found["closes_on"] - found["window_end"]) == [lag] * 3
 
 
+def test_a_window_runs_from_the_last_index_date_before_the_prediction():
+    dates = pd.to_datetime(["2025-01-05", "2024-12-01", "2025-02-01"])
+    outcomes = pd.DataFrame({"patient_id": ["p", "p", "p"], "index_date": dates})
+    outcomes = outcomes.astype({"patient_id": "string[pyarrow]"})
+    asked = [AT, dt.datetime(2024, 11, 1, tzinfo=dt.UTC), dt.datetime(2025, 3, 1, tzinfo=dt.UTC)]
+    found = outcome_windows(pd.DataFrame({"patient_id": "p", "predicted_at": asked}), outcomes, SCOPE)
+    horizon = dt.timedelta(days=SCOPE.horizon_days)
+    starts = [dt.date(2025, 1, 5), dt.date(2024, 12, 1), dt.date(2025, 2, 1)]
+    assert [end - horizon for end in found["window_end"]] == starts
+
+
 def answer(connection, key, patient, at=AT, origin="live", model=f"{SCOPE.model_name}/1"):
     connection.execute(
         raw_table("ml_predictions")
@@ -121,7 +132,7 @@ def answer(connection, key, patient, at=AT, origin="live", model=f"{SCOPE.model_
 def outcomes(**labels):
     return pd.DataFrame(
         {
-            "patient_id": list(labels),
+            "patient_id": pd.array(list(labels), dtype="string[pyarrow]"),
             "index_date": pd.Timestamp("2024-12-01"),
             "label": pd.array(list(labels.values()), dtype="Int64"),
         }
@@ -141,16 +152,28 @@ def test_the_ledger_of_a_scope(database):
         assert enter_predictions(connection, SCOPE, waiting, until=until) == 0
         # The label of p3 was known before it was asked about; p4 was never asked about.
         about = {"run_id": "r"}
-        early = enter_labels(connection, SCOPE.key, waiting, arrived_at=AT - dt.timedelta(hours=1), **about)
+        early = enter_labels(connection, SCOPE, waiting, arrived_at=AT - dt.timedelta(hours=1), **about)
         assert early == 1
-        first = enter_labels(connection, SCOPE.key, outcomes(p1=1, p2=0, p4=1), arrived_at=days(150), **about)
-        again = enter_labels(connection, SCOPE.key, outcomes(p1=1, p2=0, p4=1), arrived_at=days(151), **about)
+        first = enter_labels(connection, SCOPE, outcomes(p1=1, p2=0, p4=1), arrived_at=days(150), **about)
+        again = enter_labels(connection, SCOPE, outcomes(p1=1, p2=0, p4=1), arrived_at=days(151), **about)
         # p3, absent from the newer outcomes, is taken back.
         assert (first, again) == (3, 0)
-        assert enter_labels(connection, SCOPE.key, outcomes(p1=0, p2=0), arrived_at=days(160), **about) == 1
+        assert enter_labels(connection, SCOPE, outcomes(p1=0, p2=0), arrived_at=days(160), **about) == 1
         ledger = read_ledger(connection, SCOPE.key, as_of=AS_OF)
     assert list(ledger.predictions.sort_values("prediction_id")["label"].fillna(-1)) == [0.0, 0.0, -1.0]
     assert ledger.counts["before_prediction"] >= 1 and ledger.counts["corrected"] == 1
+
+
+def test_a_prediction_gets_the_label_of_the_index_date_that_its_window_runs_from(database):
+    dates = pd.to_datetime(["2024-12-01", "2025-01-05"])
+    of_p = pd.DataFrame({"patient_id": "p", "index_date": dates, "label": pd.array([1, 0], dtype="Int64")})
+    with database.begin() as connection:
+        answer(connection, "early", "p", at=AT - dt.timedelta(days=20))
+        answer(connection, "late", "p", at=AT)
+        assert enter_predictions(connection, SCOPE, of_p, until=AT + dt.timedelta(days=1)) == 2
+        assert enter_labels(connection, SCOPE, of_p, arrived_at=days(150), run_id="r") == 2
+        found = read_ledger(connection, SCOPE.key, as_of=AS_OF).predictions.set_index("prediction_id")
+    assert found["label"].to_dict() == {"early": 1.0, "late": 0.0}
 
 
 def test_labels_that_were_known_before_the_prediction_do_not_count(database):

@@ -6,7 +6,8 @@ from model_rows import patients
 
 from e2i_dagster.config.scope import default_scope
 from e2i_dagster.errors import InputError
-from e2i_dagster.splits import seal_openings
+from e2i_dagster.splits import seal_openings, split_scope
+from e2i_dagster.splits.leakage_check import check_rule
 from e2i_dagster.splits.rows import sealed_test_rows, visible_rows
 
 FEATURES = ("severity", "region")
@@ -32,6 +33,29 @@ def test_visible_rows_are_train_and_validation_in_the_order_of_the_frame(frame, 
         assert list(part.features.columns) == [*FEATURES]
         assert part.features["severity"].tolist() == expected["severity"].tolist()
         assert part.target.tolist() == expected["label"].tolist()
+
+
+def test_all_index_dates_of_a_patient_are_in_one_split(database, frame):
+    scope = default_scope()
+    again = frame.assign(index_date=pd.Timestamp("2024-06-01"), label=1 - frame["label"])
+    twice = pd.concat([again, frame.assign(index_date=pd.Timestamp("2024-01-01"))], ignore_index=True)
+    with database.begin() as connection:
+        made = split_scope(connection, scope, twice)
+    assert made.report.passed, made.report
+    assert sorted(made.assignments["patient_id"]) == sorted(frame["patient_id"])
+    for rule in ("ratios", "patient_isolation"):
+        assert check_rule(rule, scope, made.assignments, twice).status == "passed"
+    seen = visible_rows(twice, made.assignments, FEATURES, problem_type="binary_classification")
+    assert seen.train.patients is not None
+    assert len(seen.train) == 2 * len(set(seen.train.patients))
+    # Strata are those of the first index date, whatever the order of the rows.
+    with database.begin() as connection:
+        other = scope.model_copy(update={"cohort": "other"})
+        alone = split_scope(connection, other, frame.assign(index_date=pd.Timestamp("2024-01-01")))
+    pd.testing.assert_frame_equal(
+        made.assignments.sort_values("patient_id", ignore_index=True),
+        alone.assignments.sort_values("patient_id", ignore_index=True),
+    )
 
 
 def test_a_patient_without_a_split_is_refused(frame, splits):

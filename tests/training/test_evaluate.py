@@ -17,6 +17,7 @@ from e2i_dagster.training.metrics import (
     calibration_bins,
     calibration_line,
     interval,
+    jackknife_error,
     regression_metrics,
     resamples,
 )
@@ -70,6 +71,44 @@ def test_the_bootstrap_interval_of_a_mean_is_the_textbook_one():
     low, high = interval(values, 0.95)
     share, width = target.mean(), 1.96 * np.sqrt(target.mean() * (1 - target.mean()) / 400)
     assert (low, high) == (pytest.approx(share - width, abs=0.005), pytest.approx(share + width, abs=0.005))
+
+
+def repeated_rows(people=300, each=4, seed=1):
+    """Outcomes that the rows of a patient share, their scores, and whose rows they are."""
+    draw = np.random.default_rng(seed)
+    patients = np.repeat(np.arange(people), each)
+    logit = draw.normal(size=people)[patients]
+    target = (draw.random(people) < 1 / (1 + np.exp(-logit[::each]))).astype(int)[patients]
+    return target, 1 / (1 + np.exp(-logit)), patients
+
+
+def test_patients_are_drawn_with_all_their_rows():
+    target, _, patients = repeated_rows()
+    blocks = np.concatenate(resamples(1_200, 4_000, 3, patients))
+    assert (blocks.reshape(4_000, 300, 4).std(axis=2) == 0).all()
+    spread = (blocks @ target / blocks.sum(axis=1)).std()
+    # The rows of a patient tell no more than one of them.
+    share = target.mean()
+    assert spread == pytest.approx(np.sqrt(share * (1 - share) / 300), rel=0.05)
+    alone = np.concatenate(resamples(1_200, 4_000, 3)) @ target / 1_200
+    assert spread == pytest.approx(2 * alone.std(), rel=0.06)
+
+
+def test_the_error_of_a_calibration_line_is_that_of_the_patients():
+    target, scores, patients = repeated_rows(people=1_000)
+
+    def slope(kept):
+        return calibration_line(target[kept], scores[kept])["calibration_slope"][0]
+
+    one_row_each = calibration_line(target[::4], scores[::4])["calibration_slope"][1]
+    assert jackknife_error(slope, patients) == pytest.approx(one_row_each, rel=0.25)
+    # Without repeated rows it is the error of the likelihood.
+    first = np.arange(0, len(target), 4)
+    single = jackknife_error(
+        lambda kept: calibration_line(target[first][kept], scores[first][kept])["calibration_slope"][0],
+        np.arange(len(first)),
+    )
+    assert single == pytest.approx(one_row_each, rel=0.25)
 
 
 def test_auc_intervals_cover_the_truth_about_as_often_as_they_say():
@@ -151,6 +190,25 @@ def test_an_accepted_model(trained):
     assert result.baselines[0].value == 0.5
     assert result.baselines[1].detail == "severity"
     assert result.flat()["test_roc_auc"] == test["roc_auc"].value
+
+
+def test_intervals_are_of_patients_where_these_have_several_rows(trained):
+    source = rows(240, 2)
+    one = evaluate(*trained, sealed(source), criteria=criteria()).splits["test"]
+    again = np.repeat(np.arange(240), 3)
+    repeated = LabelledRows(source.features.iloc[again], source.target[again], patients=again)
+    of_patients = evaluate(*trained, sealed(repeated), criteria=criteria())
+    found = of_patients.splits["test"]
+    assert (one.patients, found.n, found.patients) == (None, 720, 240)
+    assert "test (n = 720, of 240 patients)" in of_patients.to_metadata()["metrics"].columns
+    for name in ("roc_auc", "brier", "calibration_slope", "calibration_intercept"):
+        assert found.metrics[name].value == pytest.approx(one.metrics[name].value)
+        width = found.metrics[name].high - found.metrics[name].low
+        assert width == pytest.approx(one.metrics[name].high - one.metrics[name].low, rel=0.3), name
+    # Three rows of each of ten patients are ten patients.
+    few = np.repeat(np.r_[np.flatnonzero(source.target == 0), np.flatnonzero(source.target == 1)[:10]], 3)
+    scarce = LabelledRows(source.features.iloc[few], source.target[few], patients=few)
+    assert "fewer than 11" in evaluate(*trained, sealed(scarce), criteria=criteria()).splits["test"].note
 
 
 def test_each_missed_criterion_has_value_interval_threshold_and_distance(trained):
