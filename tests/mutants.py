@@ -256,7 +256,7 @@ DEFECTS: dict[str, list[tuple[str, str, str, str, str]]] = {
         (
             "dates of the split forgotten",
             "e2i_dagster/splits/scope.py",
-            'index_dates=frame["index_date"]',
+            'index_dates=patients["index_date"]',
             "index_dates=None",
             "tests/splits/test_split_registry.py::test_a_scope_split_in_time_follows_the_index_dates",
         ),
@@ -995,8 +995,8 @@ DEFECTS: dict[str, list[tuple[str, str, str, str, str]]] = {
         (
             "bootstrap without a seed",
             "e2i_dagster/training/evaluate.py",
-            "resamples(n, rules.bootstrap, rules.seed)",
-            "resamples(n, rules.bootstrap, None)",
+            "resamples(n, rules.bootstrap, rules.seed, rows.patients)",
+            "resamples(n, rules.bootstrap, None, rows.patients)",
             f"{EVALUATE}::test_equal_inputs_give_equal_evaluations",
         ),
         (

@@ -3,6 +3,8 @@
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
 from e2i_dagster.errors import InputError
@@ -102,6 +104,14 @@ def test_a_level_with_few_units_says_so(units):
 def test_wrong_subgroups_are_named(units, arguments, message):
     with pytest.raises(InputError, match=message):
         analyze_subgroups(units, **SHARED, **arguments)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_adjusted_p_values_are_those_of_statsmodels(p):
+    from statsmodels.stats.multitest import multipletests
+
+    for ours, theirs in (("holm", "holm"), ("benjamini_hochberg", "fdr_bh")):
+        assert adjusted(p, ours) == pytest.approx(list(multipletests(p, method=theirs)[1]))
 
 
 def test_adjusted_p_values_are_those_of_the_definitions():

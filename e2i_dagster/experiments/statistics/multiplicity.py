@@ -29,11 +29,15 @@ def adjusted(p_values: Sequence[float | None], method: str = "holm") -> list[flo
     if values.size and not ((values >= 0) & (values <= 1)).all():
         raise InputError("multiplicity: a p-value lies outside [0, 1].", field="multiplicity")
     result = list(p_values)
-    if values.size and method != "none":
-        from statsmodels.stats.multitest import multipletests
+    if values.size and method == "holm":
+        # statsmodels 0.15.0 runs the garbage collector in each call of multipletests(): simulations call this often.
+        order = np.argsort(values, kind="stable")
+        steps = np.maximum.accumulate(values[order] * np.arange(values.size, 0, -1))
+        values[order] = np.minimum(steps, 1.0)
+    elif values.size and method == "benjamini_hochberg":
+        from scipy.stats import false_discovery_control
 
-        tested = multipletests(values, method="holm" if method == "holm" else "fdr_bh")
-        values = np.asarray(tested[1])
+        values = np.asarray(false_discovery_control(values))
     for place, value in zip(places, values, strict=True):
         result[place] = float(value)
     return result
