@@ -59,7 +59,8 @@ class FileFormat(PolicyModel):
     around cells that hold a separator, or ``none`` where the supplier writes without quoting and a
     quotation mark is text like any other. ``line_breaks`` declares that quoted cells may hold line breaks
     together with separators, which otherwise is read as a quotation mark that is text. ``time_zone`` is the zone
-    of moments without an offset in timestamp columns, of text as of Parquet.
+    of moments without an offset in timestamp columns, of text as of Parquet. ``components`` says how many components
+    of a FHIR Observation become columns (``component1_value``).
     """
 
     separator: str = Field(default=",", min_length=1, max_length=1)
@@ -69,6 +70,7 @@ class FileFormat(PolicyModel):
     quote: Quote = '"'
     line_breaks: bool = False
     time_zone: Zone = "UTC"
+    components: int = Field(default=0, ge=0, le=50)
 
 
 class ReversalMark(PolicyModel):
@@ -134,6 +136,7 @@ class PartMapping(PolicyModel):
     nulls: tuple[str, ...] | None = None
     quote: Quote | None = None
     line_breaks: bool | None = None
+    components: int | None = Field(default=None, ge=0, le=50)
     time_zone: Zone | None = None
 
     @field_validator("columns")

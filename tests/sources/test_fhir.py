@@ -16,12 +16,12 @@ from e2i_dagster.sources.formats import fhir, recognise
 EXAMPLE = CHECKOUT / "docs/examples/fhir"
 
 
-def written(path: Path, *resources: object) -> FileRows:
+def written(path: Path, *resources: object, form: FileFormat | None = None) -> FileRows:
     """The rows of a file of these resources (dictionaries, or lines as they are)."""
     lines = [one if isinstance(one, str) else json.dumps(one) for one in resources]
     content = "".join(f"{line}\n" for line in lines).encode()
     path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
-    return read_file(path, FileFormat())
+    return read_file(path, form or FileFormat())
 
 
 def filled(row: dict) -> dict:
@@ -84,6 +84,72 @@ def test_codings_by_system_and_values_by_type(tmp_path):
         "code_display": "eGFR", "value": 5.0, "unit": "mL",
     }  # fmt: skip
     assert rows[1]["value_boolean"] is False
+
+
+def coded(loinc: str, **more: object) -> dict:
+    return {"code": {"coding": [{"system": fhir.LOINC, "code": loinc}]}, **more}
+
+
+def pressure(key: str, *components: dict) -> dict:
+    return {"resourceType": "Observation", "id": key, **coded("85354-9"), "component": list(components)}
+
+
+SYSTOLIC = coded("8480-6", valueQuantity={"value": 121.5, "unit": "mmHg"})
+DIASTOLIC = coded("8462-4", valueQuantity={"value": 80, "unit": "mmHg"})
+
+
+def test_components_become_as_many_columns_as_the_mapping_says_and_the_others_are_counted(tmp_path):
+    alone = {"resourceType": "Observation", "id": "o3", **coded("718-7", valueQuantity={"value": 13})}
+    resources = (
+        pressure("o1", SYSTOLIC, DIASTOLIC),
+        pressure(
+            "o2", coded("8480-6", dataAbsentReason={"coding": [{"code": "unknown"}]}), DIASTOLIC, SYSTOLIC
+        ),
+        alone,
+        pressure("o4"),
+    )
+    given = written(tmp_path / "a.ndjson", *resources, form=FileFormat(components=2))
+    first, second, third, fourth = given.rows.to_pylist()
+    mine = {name: cell for name, cell in filled(first).items() if name.startswith("component")}
+    assert mine == {
+        "component1_loinc": "8480-6", "component1_code": "8480-6", "component1_system": fhir.LOINC,
+        "component1_value": 121.5, "component1_unit": "mmHg",
+        "component2_loinc": "8462-4", "component2_code": "8462-4", "component2_system": fhir.LOINC,
+        "component2_value": 80.0, "component2_unit": "mmHg",
+    }  # fmt: skip
+    assert (second["component1_absent_reason"], second["component1_value"]) == ("unknown", None)
+    assert second["component2_value"] == 80.0
+    for row in (third, fourth):
+        assert not [name for name in filled(row) if name.startswith("component")]
+    assert (third["code_loinc"], third["value"]) == ("718-7", 13.0)
+    assert given.summary.notes == [
+        "1 Observations have more than 2; `components: N` in the mapping reads the first N"
+    ]
+    without = written(tmp_path / "b.ndjson", *resources)
+    assert list(without.rows.column_names) == list(fhir.COLUMNS["Observation"])
+    assert without.summary.notes == [
+        "2 Observations have components, which are not read; `components: N` in the mapping reads the first N"
+    ]
+
+
+def test_a_mapping_makes_a_row_of_each_component(tmp_path):
+    written(tmp_path / "Observation.ndjson", pressure("o1", SYSTOLIC, DIASTOLIC), pressure("o2", SYSTOLIC))
+    (tmp_path / "mapping.yaml").write_text(
+        """
+tables:
+  patient_clinical:
+    files: [Observation.ndjson]
+    components: 2
+    unpivot: {columns: {component_loinc: "component{n}_loinc", component_value: "component{n}_value"}}
+    where: [{column: component_loinc, equals: 8480-6}]
+    columns: {patient_journey_id: id, egfr: component_value}
+"""
+    )
+    found = read(tmp_path, tmp_path / "mapping.yaml")["patient_clinical"]
+    assert found[["patient_journey_id", "egfr"]].astype(str).to_numpy().tolist() == [
+        ["o1", "121.5"],
+        ["o2", "121.5"],
+    ]
 
 
 def test_references_become_ids_and_lost_ones_are_counted(tmp_path):
@@ -176,9 +242,14 @@ def test_the_page_has_every_column():
         title: dict(re.findall(r"^\| `(\w+)` \| `(.+?)`", rows, re.MULTILINE))
         for title, rows in re.findall(r"^### (\w+)\n(.*?)(?=^### |\Z)", page, re.MULTILINE | re.DOTALL)
     }
+    told["Observation"] = {
+        name: path for name, path in told["Observation"].items() if not name.startswith("component")
+    }
     assert told == {
         name: {key: one.path for key, one in columns.items()} for name, columns in fhir.COLUMNS.items()
     }
+    of_components = dict(re.findall(r"^\| `(component1_\w+)` \| `(.+?)`", page, re.MULTILINE))
+    assert of_components == {name: one.path for name, one in fhir.component_columns(1).items()}
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ class Column:
 
     Attributes:
         path: elements by name; ``name[]`` is the first of several, ``name[key=value]`` the first whose
-            ``key`` is ``value``, and with ``[*]`` behind it all of them, joined by ``; ``.
+            ``key`` is ``value``, and with ``[*]`` behind it all of them, joined by ``; ``; ``name[2]`` is the second.
         to: resource that a reference refers to.
     """
 
@@ -77,6 +77,24 @@ def _coded(name: str, path: str, **systems: str) -> dict[str, Column]:
         f"{name}_system": Column(f"{path}.coding[].system"),
         f"{name}_display": Column(f"{path}.coding[].display"),
         f"{name}_text": Column(f"{path}.text"),
+    }
+
+
+def _valued(name: str, path: str) -> dict[str, Column]:
+    """What an Observation, or one of its components, has as value."""
+    return {
+        f"{name}value": Column(f"{path}valueQuantity.value", "number"),
+        f"{name}comparator": Column(f"{path}valueQuantity.comparator"),
+        f"{name}unit": Column(f"{path}valueQuantity.unit"),
+        f"{name}unit_code": Column(f"{path}valueQuantity.code"),
+        f"{name}value_code": Column(f"{path}valueCodeableConcept.coding[].code"),
+        f"{name}value_display": Column(f"{path}valueCodeableConcept.coding[].display"),
+        f"{name}value_text": Column(f"{path}valueString"),
+        f"{name}value_boolean": Column(f"{path}valueBoolean", "boolean"),
+        f"{name}value_integer": Column(f"{path}valueInteger", "integer"),
+        f"{name}value_date": Column(f"{path}valueDateTime"),
+        f"{name}interpretation": Column(f"{path}interpretation[].coding[].code"),
+        f"{name}absent_reason": Column(f"{path}dataAbsentReason.coding[].code"),
     }
 
 
@@ -196,20 +214,19 @@ COLUMNS: Mapping[str, Mapping[str, Column]] = {
         "effective_date": Column("effectiveDateTime"),
         "effective_start": Column("effectivePeriod.start"),
         "issued": Column("issued"),
-        "value": Column("valueQuantity.value", "number"),
-        "comparator": Column("valueQuantity.comparator"),
-        "unit": Column("valueQuantity.unit"),
-        "unit_code": Column("valueQuantity.code"),
-        "value_code": Column("valueCodeableConcept.coding[].code"),
-        "value_display": Column("valueCodeableConcept.coding[].display"),
-        "value_text": Column("valueString"),
-        "value_boolean": Column("valueBoolean", "boolean"),
-        "value_integer": Column("valueInteger", "integer"),
-        "value_date": Column("valueDateTime"),
-        "interpretation": Column("interpretation[].coding[].code"),
-        "absent_reason": Column("dataAbsentReason.coding[].code"),
+        **_valued("", ""),
     },
 }
+
+
+def component_columns(number: int) -> dict[str, Column]:
+    """The columns of the component ``number`` (from 1) of an Observation."""
+    name, path = f"component{number}_", f"component[{number}]."
+    return {**_coded(name.rstrip("_"), f"{path}code", loinc=LOINC), **_valued(name, path)}
+
+
+#: Where an Observation has its components; not a column.
+_COMPONENTS = Column("component[].id")
 _TYPE = re.compile(rb'"resourceType"\s*:\s*"(\w+)"')
 _REFERENCE = (
     r"^(?:urn:(?:uuid|oid):|(?:.*/)?(?P<type>[A-Z][A-Za-z]+)/)(?P<id>[A-Za-z0-9.\-]{1,64})(?:/_history/.*)?$"
@@ -217,7 +234,9 @@ _REFERENCE = (
 _CONDITIONAL = r"^(?P<type>[A-Z][A-Za-z]+)\?identifier=(?P<system>.*?)(?:\||%7C)(?P<value>.+)$"
 _BLANKS = b" \t\r\n\xef\xbb\xbf"
 _NAMED = re.compile(r"\.(nd)?jsonl?(\.gz)?$", re.IGNORECASE)
-_STEP = re.compile(r"(?P<name>\w+)(?P<list>\[(?:(?P<key>[a-zA-Z.]+)=(?P<value>[^\]]*))?\])?(?P<all>\[\*\])?")
+_STEP = re.compile(
+    r"(?P<name>\w+)(?P<list>\[(?:(?P<key>[a-zA-Z.]+)=(?P<value>[^\]]*)|(?P<place>\d+))?\])?(?P<all>\[\*\])?"
+)
 
 
 def _recognise(start: bytes) -> bool:
@@ -236,7 +255,10 @@ def _open(path: Path, form: FileFormat) -> Records:
     if resource is None:
         known = ", ".join(COLUMNS)
         raise refusal(path, f"its first lines name no resource type that is read ({known})")
-    columns = COLUMNS[resource]
+    columns = dict(COLUMNS[resource])
+    watched = resource == "Observation"
+    for number in range(1, form.components + 1 if watched else 1):
+        columns |= component_columns(number)
     schema = pa.schema([(name, _arrow(column.kind)) for name, column in columns.items()])
     summary = FileSummary(
         lines=0,
@@ -244,13 +266,24 @@ def _open(path: Path, form: FileFormat) -> Records:
     )
     references = {name: _References(column.to) for name, column in columns.items() if column.to is not None}
 
+    more_components = 0
+
     def batches() -> Iterator[pa.RecordBatch]:
-        for resources in _resources(path, columns.values(), summary, resource):
+        nonlocal more_components
+        needed = [*columns.values(), *([_COMPONENTS] if watched else [])]
+        for resources in _resources(path, needed, summary, resource):
+            if watched:
+                more_components += _longer(resources.column("component"), form.components)
             cells = [_flat(resources, column) for column in columns.values()]
             for place, (name, source) in enumerate(columns.items()):
                 if source.kind == "reference":
                     cells[place] = references[name].resolved(cells[place], path.parent)
             yield with_nulls(pa.record_batch(cells, schema=schema), form)
+        if more_components:
+            read = f"more than {form.components}" if form.components else "components, which are not read"
+            summary.notes.append(
+                f"{more_components:,} Observations have {read}; `components: N` in the mapping reads the first N"
+            )
         for name, seen in references.items():
             summary.notes += seen.notes(name, path.parent)
 
@@ -379,7 +412,18 @@ def _spread(resources: pa.Table, path: str) -> tuple[pa.Array, pa.Array | None]:
                 pc.equal(pc.struct_field(values, step["key"].split(".")), step["value"]), False
             )
             values, rows = values.filter(wanted), rows.filter(wanted)
+        if step["place"]:
+            places = parents.to_numpy()
+            first = np.searchsorted(places, places)
+            wanted = pa.array(np.arange(len(values)) - first + 1 == int(step["place"]))
+            values, rows = values.filter(wanted), rows.filter(wanted)
     return values, rows
+
+
+def _longer(lists: pa.ChunkedArray, length: int) -> int:
+    """How many of the lists have more than ``length`` members."""
+    pc = compute()
+    return pc.sum(pc.greater(pc.list_value_length(lists), length)).as_py() or 0
 
 
 def _flat(resources: pa.Table, column: Column) -> pa.Array:
