@@ -98,8 +98,8 @@ class CriterionResult(BaseModel):
 class Evaluation(BaseModel):
     """Everything measured about one model. ``accepted`` is True when every criterion is met.
 
-    ``subgroups`` and ``decision_curve`` are of the test rows of a model of an event, empty of other models and while
-    the test rows are closed.
+    ``subgroups`` are of the test rows and empty while those are closed; ``decision_curve`` is so too, and of a model of
+    an event alone.
     """
 
     model_config = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
@@ -195,7 +195,7 @@ class Evaluation(BaseModel):
                 ],
             ),
             "figure": Figure.png(self.figure, self.figure_title),
-            **({"subgroups": subgroup_table(self.subgroups)} if self.subgroups else {}),
+            **({"subgroups": subgroup_table(self.subgroups, self.problem_type)} if self.subgroups else {}),
             **(
                 {
                     "net_benefit": decision_table(self.decision_curve),
@@ -241,12 +241,12 @@ def evaluate(
         rows: the training rows the model was fitted on (baselines are fitted on them too), and the
             validation rows that chose its parameters; their figures are optimistic.
         sealed: the test rows; None leaves them closed, and every criterion on them is then not met.
-        subgroups: columns whose levels a model of an event is evaluated in, beside those of the policy.
+        subgroups: columns whose levels the model is evaluated in, beside those of the policy.
 
     Returns:
         Metrics with percentile bootstrap intervals over patients (calibration line: normal
         approximation), the baselines on the judged split (test when open, else validation), one result
-        for each criterion; of a model of an event its subgroups and decision curve on test.
+        for each criterion; subgroups on test, and of a model of an event the decision curve.
     """
     started = time.perf_counter()
     policy = policy or OptunaPolicy.load()
@@ -277,16 +277,25 @@ def evaluate(
         results.append(_check_baselines(baselines, judged))
     grouped: tuple[Subgroup, ...] = ()
     curve: tuple[DecisionPoint, ...] = ()
-    if model.problem_type == "binary_classification":
-        if "test" in parts:
-            test, columns = parts["test"], joined_columns(rules.subgroups.columns, subgroups)
-            groups = test.features if test.groups is None else test.groups
-            grouped = subgroup_performance(test.target, scores["test"], groups, columns, rules)
-            if splits["test"].metrics:
-                curve = decision_curve(test.target, scores["test"], rules)
-        floor = rules.subgroups.floor if criteria.subgroup_floor is None else criteria.subgroup_floor
-        if floor is not None:
-            results.append(_subgroup_floor(grouped, floor, opened="test" in parts))
+    if "test" in parts:
+        test, columns = parts["test"], joined_columns(rules.subgroups.columns, subgroups)
+        grouped = subgroup_performance(
+            test.target,
+            scores["test"],
+            test.features if test.groups is None else test.groups,
+            columns,
+            rules,
+            problem_type=model.problem_type,
+            horizon_days=None if model.risk is None else model.risk.horizon_days,
+        )
+        if model.problem_type == "binary_classification" and splits["test"].metrics:
+            curve = decision_curve(test.target, scores["test"], rules)
+    metric = HEADLINE[model.problem_type]
+    # The policy's floor is one of concordance, 0.5 being chance; R² has another scale.
+    common_floor = None if metric == "r2" else rules.subgroups.floor
+    floor = common_floor if criteria.subgroup_floor is None else criteria.subgroup_floor
+    if floor is not None:
+        results.append(_subgroup_floor(grouped, metric, floor, opened="test" in parts))
     return Evaluation(
         algorithm=model.algorithm,
         problem_type=model.problem_type,
@@ -570,15 +579,21 @@ def _check_baselines(baselines: Sequence[Baseline], judged: str) -> CriterionRes
     )
 
 
-def _subgroup_floor(subgroups: Sequence[Subgroup], floor: float, *, opened: bool) -> CriterionResult:
+def _subgroup_floor(
+    subgroups: Sequence[Subgroup], metric: str, floor: float, *, opened: bool
+) -> CriterionResult:
     """Missed when the whole interval of a subgroup lies below ``floor``, or when no subgroup is estimable."""
-    rule = f"roc_auc of every subgroup on test at least {floor:g} (upper end of the interval)"
+    rule = f"{metric} of every subgroup on test at least {floor:g} (upper end of the interval)"
     measured = {
-        group: high
-        for group in subgroups
-        if group.status == "estimated" and (high := group.roc_auc.high) is not None
+        place: (group.metrics[metric], high)
+        for place, group in enumerate(subgroups)
+        if group.status == "estimated" and (high := group.metrics[metric].high) is not None
     }
-    unknown = [f"{group.name} ({group.reason})" for group in subgroups if group not in measured]
+    unknown = [
+        f"{group.name} ({group.reason or f'no {metric}'})"
+        for place, group in enumerate(subgroups)
+        if place not in measured
+    ]
     left_out = f" Not estimable: {', '.join(unknown)}." if unknown else ""
     common: dict[str, Any] = {"name": "subgroup_floor", "rule": rule, "split": "test", "threshold": floor}
     if not measured:
@@ -587,17 +602,19 @@ def _subgroup_floor(subgroups: Sequence[Subgroup], floor: float, *, opened: bool
             **common, value=None, low=None, high=None, distance=None, passed=False,
             reason=f"{rule}: not measured, {why}.{left_out}",
         )  # fmt: skip
-    below = [group for group, high in measured.items() if high < floor]
-    lowest = min(measured, key=lambda group: measured[group])
+    below = [place for place, (_, high) in measured.items() if high < floor]
+    lowest = min(measured, key=lambda place: measured[place][1])
+    estimate, highest = measured[lowest]
     named = ", ".join(
-        f"{group.name} {text(group.roc_auc.with_interval, '.4f')}" for group in below or [lowest]
+        f"{subgroups[place].name} {text(measured[place][0].with_interval, '.4f')}"
+        for place in below or [lowest]
     )
     return CriterionResult(
         **common,
-        value=lowest.roc_auc.value,
-        low=lowest.roc_auc.low,
-        high=lowest.roc_auc.high,
-        distance=measured[lowest] - floor,
+        value=estimate.value,
+        low=estimate.low,
+        high=estimate.high,
+        distance=highest - floor,
         passed=not below,
         reason=f"{rule}: {f'{named} lies below' if below else f'met, lowest {named}'}.{left_out}",
     )
