@@ -13,7 +13,6 @@ from pydantic import Field, field_validator, model_validator
 from e2i_dagster.config.names import KnownNames, scope_problems
 from e2i_dagster.config.subgroups import ScopeEvaluation
 from e2i_dagster.errors import ConfigError
-from e2i_dagster.modelling.problem import HEADLINE
 from e2i_dagster.policy_files.base import PolicyModel, did_you_mean, read_yaml
 from e2i_dagster.policy_files.environment import config_folder
 from e2i_dagster.policy_files.observed import note_file
@@ -143,8 +142,8 @@ class SuccessCriteria(PolicyModel):
     ``beats_baseline``: the model must beat every baseline (prevalence, one variable, logistic) on test.
 
     ``subgroup_floor``: of the ROC-AUC of every subgroup on test (of a time the C-index, of a number R²); missed when
-    the whole interval of one lies below it. None takes that of the policy (``optuna_config.yaml``), which may be none and
-    is not one of R².
+    the whole interval of one lies below it. None takes that of the policy (``optuna_config.yaml``), which may be none
+    and is not one of R².
     """
 
     min_auc: Threshold | None = None
@@ -558,6 +557,8 @@ class ScopeSpec(PolicyModel):
 
     def sentences(self) -> tuple[str, ...]:
         """The question in words, for people."""
+        from e2i_dagster.modelling.problem import HEADLINE
+
         first, last = self.outcome.window
         calibration = self.success_criteria.calibration
         rules = [rule.words() for rule in self.success_criteria.rules]
