@@ -575,6 +575,13 @@ DEFECTS: dict[str, list[tuple[str, str, str, str, str]]] = {
             f"{SUBGROUPS}::test_the_decision_curve_compares_with_the_better_of_all_and_none",
         ),
         (
+            "every model is better than chance",
+            "e2i_dagster/training/chance.py",
+            "return self.p_value <= self.maximum_p_value",
+            "return True",
+            "tests/training/test_chance.py::test_a_model_of_noise_fails_the_gate_and_a_model_of_the_signal_passes",
+        ),
+        (
             "a criterion that was not measured is met",
             "e2i_dagster/training/evaluate.py",
             "        distance, passed = None, False\n",

@@ -26,6 +26,7 @@ from e2i_dagster.modelling.problem import CLASSIFICATION, HEADLINE
 from e2i_dagster.modelling.survival import kaplan_meier, known_at
 from e2i_dagster.reports import figure_png, new_figure
 from e2i_dagster.splits.rows import SealedRows, VisibleRows
+from e2i_dagster.training.chance import ChanceTest, chance_test
 from e2i_dagster.training.decision_curve import (
     DecisionPoint,
     decision_curve,
@@ -98,6 +99,9 @@ class CriterionResult(BaseModel):
 class Evaluation(BaseModel):
     """Everything measured about one model. ``accepted`` is True when every criterion is met.
 
+    ``chance`` is of the test rows, or while those are closed of the validation rows, which chose the parameters; None
+    where that split is not estimable.
+
     ``subgroups`` are of the test rows and empty while those are closed; ``decision_curve`` is so too, and of a model of
     an event alone.
     """
@@ -117,6 +121,7 @@ class Evaluation(BaseModel):
     accepted: bool
     test_opened: bool
     figure: bytes
+    chance: ChanceTest | None = None
     subgroups: tuple[Subgroup, ...] = ()
     decision_curve: tuple[DecisionPoint, ...] = ()
     decision_figure: bytes = b""
@@ -194,6 +199,7 @@ class Evaluation(BaseModel):
                     for baseline in self.baselines
                 ],
             ),
+            **({} if self.chance is None else {"better_than_chance": _chance_table(self.chance)}),
             "figure": Figure.png(self.figure, self.figure_title),
             **({"subgroups": subgroup_table(self.subgroups, self.problem_type)} if self.subgroups else {}),
             **(
@@ -275,6 +281,20 @@ def evaluate(
         results += _check_calibration(criteria.calibration, splits, model.classes)
     if criteria.beats_baseline:
         results.append(_check_baselines(baselines, judged))
+    chance = (
+        chance_test(
+            parts[judged].target,
+            scores[judged],
+            model.problem_type,
+            split=judged,
+            policy=rules.better_than_chance,
+            seed=rules.seed,
+        )
+        if splits[judged].metrics
+        else None
+    )
+    if rules.better_than_chance.gate:
+        results.append(_check_chance(chance, rules.better_than_chance.maximum_p_value, judged))
     grouped: tuple[Subgroup, ...] = ()
     curve: tuple[DecisionPoint, ...] = ()
     if "test" in parts:
@@ -309,6 +329,7 @@ def evaluate(
         accepted=all(result.passed for result in results),
         test_opened="test" in parts,
         figure=_figure({name: (part.target, scores[name]) for name, part in parts.items()}, model),
+        chance=chance,
         subgroups=grouped,
         decision_curve=curve,
         decision_figure=decision_figure(curve) if curve else b"",
@@ -576,6 +597,37 @@ def _check_baselines(baselines: Sequence[Baseline], judged: str) -> CriterionRes
         passed=passed,
         reason=f"{hardest.metric} less that of the {hardest.name} baseline ({hardest.detail}): {gained:+.4f}, "
         f"required above {hardest.required:g}: {'met' if passed else 'not met'}.",
+    )
+
+
+def _check_chance(chance: ChanceTest | None, limit: float, judged: str) -> CriterionResult:
+    rule = f"p-value of the permutation test on test at most {limit:g}"
+    common: dict[str, Any] = {
+        "name": "better_than_chance", "rule": rule, "split": "test", "threshold": limit, "low": None, "high": None,
+    }  # fmt: skip
+    if chance is None or judged != "test":
+        why = "the test rows were not opened" if judged != "test" else "the test rows are too few"
+        return CriterionResult(
+            **common, value=None, distance=None, passed=False, reason=f"{rule}: not measured, {why}."
+        )
+    return CriterionResult(
+        **common,
+        value=chance.p_value,
+        distance=limit - chance.p_value,
+        passed=chance.passed,
+        reason=f"{rule}: {chance.words}: {'met' if chance.passed else 'not met'}.",
+    )
+
+
+def _chance_table(chance: ChanceTest) -> Table:
+    return Table(
+        ("split", "statistic", "permutations", "at least as large", "p-value"),
+        [(chance.split, chance.statistic, chance.permutations, chance.as_large, chance.p_value)],
+        formats={"p-value": ".4f"},
+        note="Outcomes permuted against the predictions. Validation rows chose the parameters, which makes their "
+        "p-value too small."
+        if chance.split == "validation"
+        else "Outcomes permuted against the predictions.",
     )
 
 

@@ -170,7 +170,7 @@ def test_a_sealed_test_set_stays_closed_and_counts_as_not_met(trained):
     result = evaluate(*trained, criteria=criteria(min_auc=0.6, beats_baseline=True))
     assert "test" not in result.splits
     assert not result.test_opened
-    assert [item.passed for item in result.criteria] == [False] * 4
+    assert [item.passed for item in result.criteria] == [False] * 5
     assert all("the test rows were not opened" in reason for reason in result.reasons())
 
 
@@ -207,7 +207,11 @@ def test_calibration_is_a_criterion_of_every_binary_model(trained):
     model, seen = trained
     train_rows = seen.train
     kept = evaluate(*trained, sealed(rows(250, 2)), criteria=criteria())
-    assert [item.name for item in kept.criteria] == ["calibration_slope", "calibration_intercept"]
+    assert [item.name for item in kept.criteria] == [
+        "calibration_slope",
+        "calibration_intercept",
+        "better_than_chance",
+    ]
     assert kept.accepted, kept.reasons()
 
     preprocess = model.pipeline.named_steps["preprocess"]
@@ -226,7 +230,7 @@ def test_calibration_is_a_criterion_of_every_binary_model(trained):
 
     six = LabelledRows(few.features.iloc[-60:], np.r_[few.target[-60:-6] * 0, np.ones(6, dtype="int64")])
     unsaid = evaluate(model, seen, sealed(six), criteria=criteria())
-    assert [item.passed for item in unsaid.criteria] == [False, False]
+    assert [item.passed for item in unsaid.criteria] == [False] * 3
     assert "not evaluable" in unsaid.reasons()[0]
 
 
