@@ -36,4 +36,4 @@ def trace(target: str, json_output: bool) -> None:
     for title, table in found.tables().items():
         print_table(title, table)
     for note in found.notes:
-        click.echo(f"Not followed: {note}.")
+        click.echo(f"Note: {note}.")

@@ -33,8 +33,8 @@ class Pieces:
     ``values`` lacks what the lake has already. ``fingerprint`` covers the inputs' digests and the code version; an
     asset whose fingerprint is that of a stored version need not be computed again when the policy values that this
     was made from (``read``) still stand. ``metadata`` is what the UI shows (``told``: pairs, because JSONB forgets
-    their order), kept with the first partition so that a reused version shows it again. ``inputs`` are the versions that
-    were read: asset, partition, digest.
+    their order), kept with the first partition so that a reused version shows it again. ``inputs`` are the versions
+    that were read: asset, partition, digest.
     """
 
     values: Mapping[str | None, "Value"]

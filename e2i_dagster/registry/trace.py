@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from e2i_dagster.cohorts.access import PatientLevelRefused, record_opening
 from e2i_dagster.cohorts.disclosure import shown_count
-from e2i_dagster.display import Table
+from e2i_dagster.display import Table, from_plain
 from e2i_dagster.errors import InputError
 from e2i_dagster.policy_files.base import digest_of
 from e2i_dagster.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, date_column, raw_table
@@ -28,7 +28,7 @@ from e2i_dagster.tables.description.models import (
     ml_training_runs,
 )
 from e2i_dagster.tables.description.monitoring import ml_monitoring_runs, ml_retraining_history
-from e2i_dagster.tables.description.raw import ml_predictions
+from e2i_dagster.tables.description.raw import ml_predictions, patient_journeys
 from e2i_dagster.tables.description.serving import ml_bentoml_services, ml_deployments
 from e2i_dagster.tables.description.splits import ml_patient_split_assignments, ml_split_registry
 from e2i_dagster.versions import ledger
@@ -38,10 +38,10 @@ from e2i_dagster.versions.ledger import MADE_FROM
 Kind = Literal["model", "prediction", "run", "patient"]
 #: A version of an asset's partition (empty without) by its digest.
 Key = tuple[str, str, str]
-#: Raw tables whose rows are of patients.
-_PATIENT_TABLES = [
-    name for name in RAW_TABLES + OPTIONAL_RAW_TABLES if "patient_id" in raw_table(name).columns
-]
+#: The asset whose value is a delivery.
+_DELIVERY = "source_files"
+#: Columns that say whose a row of a raw table is.
+_OF_PATIENTS = ("patient_id", "patient_journey_id")
 
 
 class TracedVersion(BaseModel):
@@ -112,7 +112,7 @@ class Trace(BaseModel):
             "Used by": _versions_table(self.uses),
             "Records": Table(
                 ("what", "name", "detail", "at", "run"),
-                [(each.what, each.name, each.detail, each.at, each.run_id) for each in self.records],
+                [(each.what, each.name, each.detail, _minute(each.at), each.run_id) for each in self.records],
             ),
         }
 
@@ -133,10 +133,10 @@ def trace(engine: sa.Engine, lake: Lake, target: str) -> Trace:
         for find in (_model, _tracked_run, _dagster_run):
             found = find(connection, target)
             if found is not None:
-                return found
+                return _with_files(connection, found)
         prediction = _prediction(connection, lake, target)
         if prediction is not None:
-            return prediction
+            return _with_files(connection, prediction)
         known = connection.scalar(
             sa.select(ml_model_registry.c.model_name + "/" + ml_model_registry.c.model_version)
             .order_by(ml_model_registry.c.registered_at.desc())
@@ -156,11 +156,11 @@ def trace(engine: sa.Engine, lake: Lake, target: str) -> Trace:
         ) from refused
     with engine.connect() as connection:
         patient = _patient(connection, target)
-    if patient is None:
-        raise InputError(
-            f"{missing} There is no such patient either.", field="target", value=target, remedy=remedy
-        )
-    return patient
+        if patient is not None:
+            return _with_files(connection, patient)
+    raise InputError(
+        f"{missing} There is no such patient either.", field="target", value=target, remedy=remedy
+    )
 
 
 def _model(connection: sa.Connection, target: str) -> Trace | None:
@@ -329,7 +329,7 @@ def _prediction(connection: sa.Connection, lake: Lake, target: str) -> Trace | N
     )
 
 
-def _scored_in(connection: sa.Connection, lake: Lake, scope: str, row: Mapping[str, Any]) -> Key | None:
+def _scored_in(connection: sa.Connection, lake: Lake, scope: str, row: sa.RowMapping) -> Key | None:
     """The stored scores that have the request of a prediction; None when no version has it."""
     if row["request_id"] is None:
         return None
@@ -351,15 +351,22 @@ def _scored_in(connection: sa.Connection, lake: Lake, scope: str, row: Mapping[s
 def _patient(connection: sa.Connection, patient: str) -> Trace | None:
     records: list[TracedRecord] = []
     starts: list[Key] = []
+    journeys = sa.select(patient_journeys.c.patient_journey_id).where(
+        patient_journeys.c.patient_id == patient
+    )
     rows: dict[str, int] = {}
-    for name in _PATIENT_TABLES:
+    for name in RAW_TABLES + OPTIONAL_RAW_TABLES:
         table = raw_table(name)
+        column = next((one for one in _OF_PATIENTS if one in table.columns), None)
+        if column is None:
+            continue
         (key,) = table.primary_key.columns
+        mine = table.c[column] == patient if column == "patient_id" else table.c[column].in_(journeys)
         dated_by = date_column(name)
         month = sa.func.to_char(table.c[dated_by], "YYYY-MM") if dated_by else sa.literal("")
         found = connection.execute(
             sa.select(sa.cast(key, sa.Text).label("key"), month.label("month"))
-            .where(table.c.patient_id == patient)
+            .where(mine, sa.true() if name != ml_predictions.name else table.c.origin == "import")
             .order_by(month, key)
         ).all()
         if not found:
@@ -395,28 +402,30 @@ def _patient(connection: sa.Connection, patient: str) -> Trace | None:
                 at=row.assigned_at,
             )
         )
-    for row in connection.execute(
+    of_split = (
         sa.select(splits, registry.c.config_name)
         .join(registry, splits.c.split_config_id == registry.c.split_config_id)
         .where(splits.c.patient_id == patient)
         .order_by(splits.c.assigned_at)
-    ):
-        records.append(
-            TracedRecord(what="split", name=row.config_name, detail=row.assigned_split, at=row.assigned_at)
-        )
-    for row in connection.execute(
+    )
+    records += [
+        TracedRecord(what="split", name=row.config_name, detail=row.assigned_split, at=row.assigned_at)
+        for row in connection.execute(of_split)
+    ]
+    predictions = (
         sa.select(ml_predictions)
         .where(ml_predictions.c.patient_id == patient, ml_predictions.c.origin == "live")
         .order_by(ml_predictions.c.prediction_timestamp)
-    ):
-        records.append(
-            TracedRecord(
-                what="prediction",
-                name=row.prediction_id,
-                detail=f"answered by {row.model_id}, request {row.request_id}",
-                at=row.prediction_timestamp,
-            )
+    )
+    records += [
+        TracedRecord(
+            what="prediction",
+            name=row.prediction_id,
+            detail=f"answered by {row.model_id}, request {row.request_id}",
+            at=row.prediction_timestamp,
         )
+        for row in connection.execute(predictions)
+    ]
     starts = list(dict.fromkeys(starts))
     sources, notes = _sources(connection, starts)
     return Trace(
@@ -434,7 +443,7 @@ def _patient(connection: sa.Connection, patient: str) -> Trace | None:
 
 
 def _around_run(
-    connection: sa.Connection, run: Mapping[str, Any] | None, scope: str | None
+    connection: sa.Connection, run: sa.RowMapping | None, scope: str | None
 ) -> tuple[tuple[TracedVersion, ...], tuple[TracedVersion, ...], tuple[str, ...]]:
     """Sources and uses of the fitted model of a training run."""
     if run is None:
@@ -536,7 +545,6 @@ def _sources(
     connection: sa.Connection, starts: Sequence[Key]
 ) -> tuple[tuple[TracedVersion, ...], tuple[str, ...]]:
     """``starts`` and everything that they were made from, nearest first, and what was not recorded."""
-    table = ml_data_versions
     # Of equal values written several times a maker read the newest one before its own.
     wanted: dict[Key, int | None] = dict.fromkeys(starts)
     found: dict[Key, TracedVersion] = {}
@@ -603,7 +611,7 @@ def _uses(connection: sa.Connection, starts: Sequence[Key]) -> tuple[TracedVersi
     return tuple(found.values())
 
 
-def _rows_of(connection: sa.Connection, keys: Iterable[Key]) -> sa.CursorResult[Any]:
+def _rows_of(connection: sa.Connection, keys: Iterable[Key]) -> Iterable[Any]:
     table = ml_data_versions
     return connection.execute(
         sa.select(
@@ -648,6 +656,33 @@ def _loads(connection: sa.Connection, runs: set[str]) -> dict[tuple[str, str], s
     }
 
 
+def _with_files(connection: sa.Connection, found: Trace) -> Trace:
+    """``found`` with the files of the deliveries among its sources, before its other records."""
+    table = ml_data_versions
+    files: list[TracedRecord] = []
+    for each in found.sources:
+        if each.asset != _DELIVERY:
+            continue
+        told = connection.scalar(
+            sa.select(table.c.metadata["told"]).where(
+                table.c.asset == each.asset, table.c.digest == each.digest, table.c.run_id == each.run_id
+            )
+        )
+        listed = from_plain(dict(told or []).get("files"))
+        if isinstance(listed, Table):
+            files += [
+                TracedRecord(
+                    what="file",
+                    name=str(name),
+                    detail=f"{form}, {size} bytes, digest {digest}",
+                    at=each.at,
+                    run_id=each.run_id,
+                )
+                for name, form, size, _, digest in listed.rows
+            ]
+    return found.model_copy(update={"records": (*files, *found.records)})
+
+
 def _keys(made_from: Mapping[str, Mapping[str, str]]) -> list[Key]:
     return [(asset, partition, digest) for asset, of in made_from.items() for partition, digest in of.items()]
 
@@ -674,15 +709,22 @@ def _versions_table(versions: Sequence[TracedVersion]) -> Table:
         )
         inputs = sorted({name for each in those for name in each.made_from or ()})
         unrecorded = any(each.made_from is None for each in those)
+        loads = list(dict.fromkeys(each.load for each in those if each.load))
         rows.append(
             (
                 *(steps, asset, f"{len(those)} partitions" if several else those[0].partition, digest),
-                *(max(each.at for each in those), ", ".join(sorted({str(each.run_id) for each in those}))),
-                "not recorded" if unrecorded else ", ".join(inputs),
-                "; ".join(dict.fromkeys(each.load for each in those if each.load)),
+                *(
+                    _minute(max(each.at for each in those)),
+                    ", ".join(sorted({str(each.run_id) for each in those})),
+                ),
+                "; ".join(("not recorded" if unrecorded else ", ".join(inputs), *loads)),
             )
         )
-    return Table(("steps", "asset", "partition", "digest", "made at", "run", "made from", "load"), rows)
+    return Table(("steps", "asset", "partition", "digest", "made at", "run", "made from"), rows)
+
+
+def _minute(at: dt.datetime | None) -> str | None:
+    return None if at is None else f"{at:%Y-%m-%d %H:%M}"
 
 
 __all__ = ["Trace", "TracedRecord", "TracedVersion", "trace"]
