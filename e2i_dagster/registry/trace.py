@@ -290,7 +290,7 @@ def _prediction(connection: sa.Connection, lake: Lake, target: str) -> Trace | N
         "model": row["model_id"],
         "request": row["request_id"],
         "answered_at": row["prediction_timestamp"],
-        "answer_digest": digest_of([None if one is None else str(one) for one in answer]),
+        "answer_digest": digest_of([None if value is None else str(value) for value in answer]),
         "features_digest": digest_of(row["features_available_at_prediction"]),
     }
     model = None if row["model_id"] is None else _model(connection, str(row["model_id"]))
@@ -357,7 +357,7 @@ def _patient(connection: sa.Connection, patient: str) -> Trace | None:
     rows: dict[str, int] = {}
     for name in RAW_TABLES + OPTIONAL_RAW_TABLES:
         table = raw_table(name)
-        column = next((one for one in _OF_PATIENTS if one in table.columns), None)
+        column = next((column for column in _OF_PATIENTS if column in table.columns), None)
         if column is None:
             continue
         (key,) = table.primary_key.columns
@@ -663,12 +663,12 @@ def _with_files(connection: sa.Connection, found: Trace) -> Trace:
     for each in found.sources:
         if each.asset != _DELIVERY:
             continue
-        told = connection.scalar(
+        recorded = connection.scalar(
             sa.select(table.c.metadata["told"]).where(
                 table.c.asset == each.asset, table.c.digest == each.digest, table.c.run_id == each.run_id
             )
         )
-        listed = from_plain(dict(told or []).get("files"))
+        listed = from_plain(dict(recorded or []).get("files"))
         if isinstance(listed, Table):
             files += [
                 TracedRecord(
