@@ -265,6 +265,7 @@ class Stage:
             self.code,
             {"told": list(recorded.items()), **({"waived": list(self.waivers)} if self.waivers else {})},
             self.readings.to_record(),
+            self.inputs,
         )
         metadata = {"state": "executed", **dagster_metadata(recorded)}
         frames = self.document is None

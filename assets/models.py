@@ -145,6 +145,19 @@ def evaluation(
     return Produced(judged, judged)
 
 
+@dg.asset_check(
+    asset=evaluation,
+    description="The model knows more than chance: permutation test on test patients. As a criterion it decides in "
+    "success_criteria.",
+)
+def better_than_chance(evaluation: Evaluation) -> dg.AssetCheckResult:
+    found = evaluation.chance
+    return dg.AssetCheckResult(
+        passed=found is not None and found.passed,
+        description=found.words if found else "not measured: too few patients of an outcome",
+    )
+
+
 @scope_asset(
     outside=True,
     produces="e2i_dagster.registry.training_runs:TrackedRun",

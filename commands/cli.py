@@ -28,6 +28,7 @@ from commands.imports import import_group
 from commands.launch import exit_code, failure_record, launch, refuse_failed
 from commands.quality import gate, leakage_audit
 from commands.registry import approve, compare, dossier, history, promote, reject, rollback
+from commands.trace import trace
 from commands.verify import verify
 from e2i_dagster.errors import ConfigError, E2IError, UnavailableError
 
@@ -554,6 +555,7 @@ main.add_command(features)
 for registry_command in (promote, approve, reject, rollback, history, compare, dossier):
     main.add_command(registry_command)
 main.add_command(verify)
+main.add_command(trace)
 
 if __name__ == "__main__":
     main()

@@ -33,7 +33,8 @@ class Pieces:
     ``values`` lacks what the lake has already. ``fingerprint`` covers the inputs' digests and the code version; an
     asset whose fingerprint is that of a stored version need not be computed again when the policy values that this
     was made from (``read``) still stand. ``metadata`` is what the UI shows (``told``: pairs, because JSONB forgets
-    their order), kept with the first partition so that a reused version shows it again.
+    their order), kept with the first partition so that a reused version shows it again. ``inputs`` are the versions
+    that were read: asset, partition, digest.
     """
 
     values: Mapping[str | None, "Value"]
@@ -42,6 +43,7 @@ class Pieces:
     code_version: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
     read: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Sequence[tuple[str, str | None, str]] = ()
 
     @property
     def data_version(self) -> str:
@@ -214,9 +216,12 @@ class LakeIOManager(dg.ConfigurableIOManager):
 
 def _entry(outcome: Outcome, partition: str | None, stored: "StoredVersion", *, first: bool) -> "DataVersion":
     """The row of the ledger for a piece of ``outcome``; what the UI shows is kept with the first."""
-    from e2i_dagster.versions.ledger import READ, DataVersion
+    from e2i_dagster.versions.ledger import MADE_FROM, READ, DataVersion
 
     pieces = outcome.pieces
+    made_from: dict[str, dict[str, str]] = {}
+    for asset, of_asset, digest in pieces.inputs:
+        made_from.setdefault(asset, {})[of_asset or ""] = digest
     return DataVersion(
         asset=outcome.execution.stage,
         partition=partition,
@@ -227,7 +232,7 @@ def _entry(outcome: Outcome, partition: str | None, stored: "StoredVersion", *, 
         rows=stored.rows,
         path=stored.path,
         run_id=outcome.execution.run_id,
-        metadata={**(pieces.metadata if first else {}), READ: dict(pieces.read)},
+        metadata={**(pieces.metadata if first else {}), READ: dict(pieces.read), MADE_FROM: made_from},
         size=stored.file.size,
         checksum=stored.file.checksum,
     )

@@ -68,8 +68,24 @@ def choices(source: LabelledRows, seed: int = 0) -> LabelledRows:
     return LabelledRows(source.features, np.minimum(drawn.sum(axis=1), 2), CLASSES)
 
 
+#: Last day of the times of :func:`times`.
+HORIZON = 60
+
+
+def times(source: LabelledRows, seed: int = 0, *, censoring: float = 150.0) -> LabelledRows:
+    """The same patients with exponential times of a proportional hazard, censored uniformly and at the horizon."""
+    draw = np.random.default_rng(seed + 3000)
+    hazard = 0.008 * np.exp(source.features["severity"] + 0.8 * source.features["academic"]).to_numpy()
+    event_day = np.ceil(draw.exponential(1 / hazard))
+    until = np.minimum(np.ceil(draw.uniform(0, censoring, len(source))), HORIZON)
+    signed = np.where(event_day <= until, event_day, -until)
+    return LabelledRows(source.features, signed)
+
+
 def target_of(source: LabelledRows, problem_type: str, seed: int = 0) -> LabelledRows:
     """The same patients with a target of ``problem_type``."""
     if problem_type == "binary_classification":
         return source
-    return (choices if problem_type == "multiclass_classification" else numbers)(source, seed)
+    return {"multiclass_classification": choices, "regression": numbers, "survival": times}[problem_type](
+        source, seed
+    )

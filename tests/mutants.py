@@ -535,22 +535,22 @@ DEFECTS: dict[str, list[tuple[str, str, str, str, str]]] = {
         (
             "the lower end of a subgroup's interval decides its floor",
             "e2i_dagster/training/evaluate.py",
-            "(high := group.roc_auc.high) is not None",
-            "(high := group.roc_auc.low) is not None",
+            "(high := group.metrics[metric].high) is not None",
+            "(high := group.metrics[metric].low) is not None",
             f"{SUBGROUPS}::test_a_floor_within_the_interval_is_met_and_names_what_was_not_estimable",
         ),
         (
             "the policy's floor goes before the scope's",
             "e2i_dagster/training/evaluate.py",
-            "rules.subgroups.floor if criteria.subgroup_floor is None else criteria.subgroup_floor",
-            "criteria.subgroup_floor if rules.subgroups.floor is None else rules.subgroups.floor",
+            "common_floor if criteria.subgroup_floor is None else criteria.subgroup_floor",
+            "criteria.subgroup_floor if common_floor is None else common_floor",
             f"{SUBGROUPS}::test_there_is_no_floor_unless_scope_or_policy_states_it_and_the_scope_goes_first",
         ),
         (
-            "a level's difference is that of other resamples",
+            "a level's difference is not paired with all patients",
             "e2i_dagster/training/subgroups.py",
-            "interval(drawn - whole_drawn, rules.level)",
-            "interval(drawn - whole_drawn[::-1], rules.level)",
+            "apart = whole[name][0], -whole[name][1]",
+            "apart = whole[name][0], whole[name][1].copy()",
             f"{SUBGROUPS}::test_the_difference_is_paired_so_that_a_level_of_everybody_has_none",
         ),
         (
@@ -573,6 +573,13 @@ DEFECTS: dict[str, list[tuple[str, str, str, str, str]]] = {
             "model[place] - max(treat_all[place], 0)",
             "model[place]",
             f"{SUBGROUPS}::test_the_decision_curve_compares_with_the_better_of_all_and_none",
+        ),
+        (
+            "every model is better than chance",
+            "e2i_dagster/training/chance.py",
+            "return self.p_value <= self.maximum_p_value",
+            "return True",
+            "tests/training/test_chance.py::test_a_model_of_noise_fails_the_gate_and_a_model_of_the_signal_passes",
         ),
         (
             "a criterion that was not measured is met",

@@ -30,7 +30,7 @@ def require_patient_level(purpose: str) -> None:
 def record_opening(
     engine: sa.Engine,
     purpose: str,
-    cohort: str,
+    cohort: str | None = None,
     *,
     patient: str | None = None,
     execution_id: str | None = None,
@@ -39,26 +39,28 @@ def record_opening(
 
     Args:
         purpose: what is opened, such as ``explain``.
+        cohort: None when the answer is about no single cohort.
         patient: the patient or journey asked for; None for exact counts.
 
     Returns:
         Key of the recorded opening.
 
     Raises:
-        PatientLevelRefused: the deployment does not allow it; nothing is recorded.
+        PatientLevelRefused: the deployment does not allow it; the refusal is recorded.
     """
-    require_patient_level(purpose)
     name, source = actor()
+    row = {
+        "actor": name,
+        "actor_source": source,
+        "purpose": purpose,
+        "cohort_key": cohort,
+        "patient_id": patient,
+        "execution_id": execution_id,
+        "outcome": "opened" if patient_level_allowed() else "refused",
+    }
     with engine.begin() as connection:
-        return connection.execute(
-            ml_patient_level_access.insert()
-            .values(
-                actor=name,
-                actor_source=source,
-                purpose=purpose,
-                cohort_key=cohort,
-                patient_id=patient,
-                execution_id=execution_id,
-            )
-            .returning(ml_patient_level_access.c.access_id)
+        recorded = connection.execute(
+            ml_patient_level_access.insert().values(row).returning(ml_patient_level_access.c.access_id)
         ).scalar_one()
+    require_patient_level(purpose)
+    return recorded

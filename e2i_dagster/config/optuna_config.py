@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from math import ceil
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from e2i_dagster.config.subgroups import SubgroupPolicy
 from e2i_dagster.policy_files.base import PolicyModel, read_yaml
@@ -103,6 +104,28 @@ class Threshold(PolicyModel):
     rule: Literal["youden"]
 
 
+class ChancePolicy(PolicyModel):
+    """Permutation test of a model.
+
+    Attributes:
+        maximum_p_value: a model with a larger one is not registered.
+        gate: False: the test is shown, and is no criterion.
+    """
+
+    permutations: int = Field(ge=99, le=9999)
+    maximum_p_value: float = Field(gt=0, lt=1)
+    gate: bool
+
+    @model_validator(mode="after")
+    def _permutations_can_reach_it(self) -> Self:
+        if 1 / (1 + self.permutations) > self.maximum_p_value:
+            raise ValueError(
+                f"{self.permutations} permutations reach no p-value below {1 / (1 + self.permutations):.3g}; "
+                f"maximum_p_value {self.maximum_p_value:g} needs {ceil(1 / self.maximum_p_value) - 1}"
+            )
+        return self
+
+
 class EvaluationPolicy(PolicyModel):
     """Intervals and minimum counts of the evaluation."""
 
@@ -111,6 +134,7 @@ class EvaluationPolicy(PolicyModel):
     level: float = Field(gt=0.5, lt=1)
     minimum_per_class: int = Field(ge=2)
     logistic_margin: float = Field(ge=0, le=0.1)
+    better_than_chance: ChancePolicy
     subgroups: SubgroupPolicy = SubgroupPolicy()
 
 

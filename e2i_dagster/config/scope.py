@@ -141,8 +141,9 @@ class SuccessCriteria(PolicyModel):
 
     ``beats_baseline``: the model must beat every baseline (prevalence, one variable, logistic) on test.
 
-    ``subgroup_floor``: of the ROC-AUC of every subgroup of a model of an event on test; missed when the whole interval
-    of one lies below it. None takes that of the policy (``optuna_config.yaml``), which may be none.
+    ``subgroup_floor``: of the ROC-AUC of every subgroup on test (of a time the C-index, of a number R²); missed when
+    the whole interval of one lies below it. None takes that of the policy (``optuna_config.yaml``), which may be none
+    and is not one of R².
     """
 
     min_auc: Threshold | None = None
@@ -508,11 +509,6 @@ class ScopeSpec(PolicyModel):
         ]
         if wrong:
             raise ValueError(f"success criteria {', '.join(wrong)} do not belong to {self.problem_type}")
-        grouped = self.success_criteria.subgroup_floor is not None or self.evaluation.subgroups
-        if grouped and self.problem_type != "binary_classification":
-            raise ValueError(
-                f"subgroups are evaluated of binary_classification only; problem_type is {self.problem_type}"
-            )
         if isinstance(self.features, tuple) and len(set(self.features)) != len(self.features):
             raise ValueError("a feature is named twice")
         return self
@@ -561,6 +557,8 @@ class ScopeSpec(PolicyModel):
 
     def sentences(self) -> tuple[str, ...]:
         """The question in words, for people."""
+        from e2i_dagster.modelling.problem import HEADLINE
+
         first, last = self.outcome.window
         calibration = self.success_criteria.calibration
         rules = [rule.words() for rule in self.success_criteria.rules]
@@ -569,7 +567,9 @@ class ScopeSpec(PolicyModel):
         if self.success_criteria.beats_baseline:
             rules.append("better than every baseline")
         if self.success_criteria.subgroup_floor is not None:
-            rules.append(f"roc_auc of no subgroup below {self.success_criteria.subgroup_floor:g}")
+            rules.append(
+                f"{HEADLINE[self.problem_type]} of no subgroup below {self.success_criteria.subgroup_floor:g}"
+            )
         prior = {
             "exclude": "Patients who had it before are removed.",
             "keep": "Patients who had it before stay.",

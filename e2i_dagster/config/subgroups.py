@@ -1,4 +1,4 @@
-"""Which columns make the subgroups that a model of an event is evaluated in, by policy and by scope."""
+"""Which columns make the subgroups that a model is evaluated in, by policy and by scope."""
 
 from __future__ import annotations
 
@@ -53,12 +53,13 @@ SubgroupColumns = Annotated[tuple[SubgroupColumn, ...], AfterValidator(_distinct
 
 
 class SubgroupPolicy(PolicyModel):
-    """Subgroups of every scope whose model is one of an event.
+    """Subgroups of every scope.
 
     Attributes:
         columns: of the training frame.
         minimum_patients: a level with fewer is listed as not estimable.
-        floor: of the ROC-AUC of every subgroup, for scopes that state none; None: there is no such criterion.
+        floor: of the ROC-AUC, of a time the C-index, of every subgroup, for scopes that state none; None: there is no
+            such criterion. Scopes of a number state their own, of R².
     """
 
     columns: SubgroupColumns = ()

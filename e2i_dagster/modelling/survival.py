@@ -6,6 +6,7 @@ patient was observed without it as a negative number.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,18 +56,42 @@ def concordance(target: np.ndarray, scores: np.ndarray, weights: np.ndarray | No
         Shape (B,); NaN where no pair counts.
     """
     weights = np.ones((1, len(target))) if weights is None else weights
-    time, event = time_and_event(target)
-    rows = np.flatnonzero(event)
     concordant, pairs = np.zeros((2, len(weights)))
-    step = max(1, _BLOCK_CELLS // max(len(target), 1))
-    for start in range(0, len(rows), step):
-        mine = rows[start : start + step]
-        longer = (time[mine, None] < time) | ((time[mine, None] == time) & ~event)
-        above = (scores[mine, None] > scores) + 0.5 * (scores[mine, None] == scores)
+    for mine, longer, above in _comparisons(target, scores):
         pairs += (weights[:, mine] * (weights @ longer.T)).sum(axis=1)
         concordant += (weights[:, mine] * (weights @ (longer * above).T)).sum(axis=1)
     with np.errstate(invalid="ignore"):
         return concordant / np.where(pairs > 0, pairs, np.nan)
+
+
+def concordance_counts(target: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each patient the concordant pairs and the pairs that it is in and that count; see :func:`concordance`.
+
+    Returns:
+        Two of shape (n,); the sum of each is twice that of all patients.
+    """
+    concordant, pairs = np.zeros((2, len(target)))
+    for mine, longer, above in _comparisons(target, scores):
+        ordered = longer * above
+        pairs[mine] += longer.sum(axis=1)
+        pairs += longer.sum(axis=0)
+        concordant[mine] += ordered.sum(axis=1)
+        concordant += ordered.sum(axis=0)
+    return concordant, pairs
+
+
+def _comparisons(
+    target: np.ndarray, scores: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Blocks of patients with the event: their positions, who was observed longer, and whose score is lower (1) or
+    equal (0.5), the last two of shape (block, n)."""
+    time, event = time_and_event(target)
+    rows = np.flatnonzero(event)
+    step = max(1, _BLOCK_CELLS // max(len(target), 1))
+    for start in range(0, len(rows), step):
+        mine = rows[start : start + step]
+        longer = (time[mine, None] < time) | ((time[mine, None] == time) & ~event)
+        yield mine, longer, (scores[mine, None] > scores) + 0.5 * (scores[mine, None] == scores)
 
 
 def kaplan_meier(target: np.ndarray, until: float) -> tuple[float, float]:
@@ -145,6 +170,7 @@ def cumulative_hazard(target: np.ndarray, log_hazard_ratio: np.ndarray, until: f
 __all__ = [
     "RiskAtHorizon",
     "concordance",
+    "concordance_counts",
     "cox_slope",
     "cumulative_hazard",
     "kaplan_meier",

@@ -26,6 +26,7 @@ from e2i_dagster.modelling.problem import CLASSIFICATION, HEADLINE
 from e2i_dagster.modelling.survival import kaplan_meier, known_at
 from e2i_dagster.reports import figure_png, new_figure
 from e2i_dagster.splits.rows import SealedRows, VisibleRows
+from e2i_dagster.training.chance import ChanceTest, chance_test
 from e2i_dagster.training.decision_curve import (
     DecisionPoint,
     decision_curve,
@@ -105,8 +106,11 @@ class CriterionResult(BaseModel):
 class Evaluation(BaseModel):
     """Everything measured about one model. ``accepted`` is True when every criterion is met.
 
-    ``subgroups`` and ``decision_curve`` are of the test rows of a model of an event, empty of other models and while
-    the test rows are closed.
+    ``chance`` is of the test rows, or while those are closed of the validation rows, which chose the parameters; None
+    where that split is not estimable.
+
+    ``subgroups`` are of the test rows and empty while those are closed; ``decision_curve`` is so too, and of a model of
+    an event alone.
     """
 
     model_config = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
@@ -124,6 +128,7 @@ class Evaluation(BaseModel):
     accepted: bool
     test_opened: bool
     figure: bytes
+    chance: ChanceTest | None = None
     subgroups: tuple[Subgroup, ...] = ()
     decision_curve: tuple[DecisionPoint, ...] = ()
     decision_figure: bytes = b""
@@ -201,8 +206,9 @@ class Evaluation(BaseModel):
                     for baseline in self.baselines
                 ],
             ),
+            **({} if self.chance is None else {"better_than_chance": _chance_table(self.chance)}),
             "figure": Figure.png(self.figure, self.figure_title),
-            **({"subgroups": subgroup_table(self.subgroups)} if self.subgroups else {}),
+            **({"subgroups": subgroup_table(self.subgroups, self.problem_type)} if self.subgroups else {}),
             **(
                 {
                     "net_benefit": decision_table(self.decision_curve),
@@ -248,12 +254,12 @@ def evaluate(
         rows: the training rows the model was fitted on (baselines are fitted on them too), and the
             validation rows that chose its parameters; their figures are optimistic.
         sealed: the test rows; None leaves them closed, and every criterion on them is then not met.
-        subgroups: columns whose levels a model of an event is evaluated in, beside those of the policy.
+        subgroups: columns whose levels the model is evaluated in, beside those of the policy.
 
     Returns:
         Metrics with percentile bootstrap intervals over patients (calibration line: normal
         approximation), the baselines on the judged split (test when open, else validation), one result
-        for each criterion; of a model of an event its subgroups and decision curve on test.
+        for each criterion; subgroups on test, and of a model of an event the decision curve.
     """
     started = time.perf_counter()
     policy = policy or OptunaPolicy.load()
@@ -282,18 +288,41 @@ def evaluate(
         results += _check_calibration(criteria.calibration, splits, model.classes)
     if criteria.beats_baseline:
         results.append(_check_baselines(baselines, judged))
+    chance = (
+        chance_test(
+            *_first_of_each_patient(parts[judged], scores[judged]),
+            model.problem_type,
+            split=judged,
+            policy=rules.better_than_chance,
+            seed=rules.seed,
+        )
+        if splits[judged].metrics
+        else None
+    )
+    if rules.better_than_chance.gate:
+        results.append(_check_chance(chance, rules.better_than_chance.maximum_p_value, judged))
     grouped: tuple[Subgroup, ...] = ()
     curve: tuple[DecisionPoint, ...] = ()
-    if model.problem_type == "binary_classification":
-        if "test" in parts:
-            test, columns = parts["test"], joined_columns(rules.subgroups.columns, subgroups)
-            groups = test.features if test.groups is None else test.groups
-            grouped = subgroup_performance(test.target, scores["test"], groups, columns, rules)
-            if splits["test"].metrics:
-                curve = decision_curve(test.target, scores["test"], rules, test.patients)
-        floor = rules.subgroups.floor if criteria.subgroup_floor is None else criteria.subgroup_floor
-        if floor is not None:
-            results.append(_subgroup_floor(grouped, floor, opened="test" in parts))
+    if "test" in parts:
+        test, columns = parts["test"], joined_columns(rules.subgroups.columns, subgroups)
+        grouped = subgroup_performance(
+            test.target,
+            scores["test"],
+            test.features if test.groups is None else test.groups,
+            columns,
+            rules,
+            problem_type=model.problem_type,
+            horizon_days=None if model.risk is None else model.risk.horizon_days,
+            patients=test.patients,
+        )
+        if model.problem_type == "binary_classification" and splits["test"].metrics:
+            curve = decision_curve(test.target, scores["test"], rules, test.patients)
+    metric = HEADLINE[model.problem_type]
+    # The policy's floor is one of concordance, 0.5 being chance; R² has another scale.
+    common_floor = None if metric == "r2" else rules.subgroups.floor
+    floor = common_floor if criteria.subgroup_floor is None else criteria.subgroup_floor
+    if floor is not None:
+        results.append(_subgroup_floor(grouped, metric, floor, opened="test" in parts))
     return Evaluation(
         algorithm=model.algorithm,
         problem_type=model.problem_type,
@@ -307,11 +336,20 @@ def evaluate(
         accepted=all(result.passed for result in results),
         test_opened="test" in parts,
         figure=_figure({name: (part.target, scores[name]) for name, part in parts.items()}, model),
+        chance=chance,
         subgroups=grouped,
         decision_curve=curve,
         decision_figure=decision_figure(curve) if curve else b"",
         seconds=time.perf_counter() - started,
     )
+
+
+def _first_of_each_patient(rows: LabelledRows, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Targets and scores with one row of each patient: outcomes of one patient cannot change places."""
+    if rows.patients is None:
+        return rows.target, scores
+    first = np.unique(rows.patients, return_index=True)[1]
+    return rows.target[first], scores[first]
 
 
 def _measure(
@@ -603,15 +641,52 @@ def _check_baselines(baselines: Sequence[Baseline], judged: str) -> CriterionRes
     )
 
 
-def _subgroup_floor(subgroups: Sequence[Subgroup], floor: float, *, opened: bool) -> CriterionResult:
+def _check_chance(chance: ChanceTest | None, limit: float, judged: str) -> CriterionResult:
+    rule = f"p-value of the permutation test on test at most {limit:g}"
+    common: dict[str, Any] = {
+        "name": "better_than_chance", "rule": rule, "split": "test", "threshold": limit, "low": None, "high": None,
+    }  # fmt: skip
+    if chance is None or judged != "test":
+        why = "the test rows were not opened" if judged != "test" else "the test rows are too few"
+        return CriterionResult(
+            **common, value=None, distance=None, passed=False, reason=f"{rule}: not measured, {why}."
+        )
+    return CriterionResult(
+        **common,
+        value=chance.p_value,
+        distance=limit - chance.p_value,
+        passed=chance.passed,
+        reason=f"{rule}: {chance.words}: {'met' if chance.passed else 'not met'}.",
+    )
+
+
+def _chance_table(chance: ChanceTest) -> Table:
+    return Table(
+        ("split", "statistic", "permutations", "at least as large", "p-value"),
+        [(chance.split, chance.statistic, chance.permutations, chance.as_large, chance.p_value)],
+        formats={"p-value": ".4f"},
+        note="Outcomes permuted against the predictions. Validation rows chose the parameters, which makes their "
+        "p-value too small."
+        if chance.split == "validation"
+        else "Outcomes permuted against the predictions.",
+    )
+
+
+def _subgroup_floor(
+    subgroups: Sequence[Subgroup], metric: str, floor: float, *, opened: bool
+) -> CriterionResult:
     """Missed when the whole interval of a subgroup lies below ``floor``, or when no subgroup is estimable."""
-    rule = f"roc_auc of every subgroup on test at least {floor:g} (upper end of the interval)"
+    rule = f"{metric} of every subgroup on test at least {floor:g} (upper end of the interval)"
     measured = {
-        group: high
-        for group in subgroups
-        if group.status == "estimated" and (high := group.roc_auc.high) is not None
+        place: (group.metrics[metric], high)
+        for place, group in enumerate(subgroups)
+        if group.status == "estimated" and (high := group.metrics[metric].high) is not None
     }
-    unknown = [f"{group.name} ({group.reason})" for group in subgroups if group not in measured]
+    unknown = [
+        f"{group.name} ({group.reason or f'no {metric}'})"
+        for place, group in enumerate(subgroups)
+        if place not in measured
+    ]
     left_out = f" Not estimable: {', '.join(unknown)}." if unknown else ""
     common: dict[str, Any] = {"name": "subgroup_floor", "rule": rule, "split": "test", "threshold": floor}
     if not measured:
@@ -620,17 +695,19 @@ def _subgroup_floor(subgroups: Sequence[Subgroup], floor: float, *, opened: bool
             **common, value=None, low=None, high=None, distance=None, passed=False,
             reason=f"{rule}: not measured, {why}.{left_out}",
         )  # fmt: skip
-    below = [group for group, high in measured.items() if high < floor]
-    lowest = min(measured, key=lambda group: measured[group])
+    below = [place for place, (_, high) in measured.items() if high < floor]
+    lowest = min(measured, key=lambda place: measured[place][1])
+    estimate, highest = measured[lowest]
     named = ", ".join(
-        f"{group.name} {text(group.roc_auc.with_interval, '.4f')}" for group in below or [lowest]
+        f"{subgroups[place].name} {text(measured[place][0].with_interval, '.4f')}"
+        for place in below or [lowest]
     )
     return CriterionResult(
         **common,
-        value=lowest.roc_auc.value,
-        low=lowest.roc_auc.low,
-        high=lowest.roc_auc.high,
-        distance=measured[lowest] - floor,
+        value=estimate.value,
+        low=estimate.low,
+        high=estimate.high,
+        distance=highest - floor,
         passed=not below,
         reason=f"{rule}: {f'{named} lies below' if below else f'met, lowest {named}'}.{left_out}",
     )

@@ -1,8 +1,8 @@
-"""Performance of a model of an event by subgroups: levels of columns, each against all patients."""
+"""Performance of a model by subgroups: levels of columns, each against all patients."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Literal
 
@@ -14,14 +14,24 @@ from e2i_dagster.cohorts.disclosure import HIDDEN, shown_partition
 from e2i_dagster.config.optuna_config import EvaluationPolicy
 from e2i_dagster.config.subgroups import SubgroupColumn
 from e2i_dagster.display import Table
+from e2i_dagster.modelling.problem import CLASSIFICATION
 from e2i_dagster.training.estimates import Estimate
-from e2i_dagster.training.metrics import binary_metrics, calibration_line, interval, resamples
+from e2i_dagster.training.influence import METRICS, half_width, normal_interval
+from e2i_dagster.training.metrics import calibration_line, jackknife_error, survival_calibration
 
 #: The level of patients without a value.
 MISSING = "missing"
 #: A column of numbers with more values than this has no levels without edges.
 _MOST_VALUES = 10
 _NONE = Estimate(value=None, low=None, high=None)
+_TITLES = {
+    "roc_auc": "ROC-AUC",
+    "brier": "Brier score",
+    "r2": "R²",
+    "mae": "MAE",
+    "bias": "bias",
+    "c_index": "C-index",
+}
 
 
 class Subgroup(BaseModel):
@@ -30,10 +40,11 @@ class Subgroup(BaseModel):
     Attributes:
         level: empty where the column has none.
         n, events: patients and those with the event; None where a cell of 1 to 10 patients would be shown, also by
-            subtraction, and events of what is not estimable.
-        roc_auc: with the percentile interval of the bootstrap over patients.
-        calibration_intercept: calibration in the large, 0 is perfect; interval by normal approximation.
-        difference: ``roc_auc`` minus that of all patients, in the same resamples.
+            subtraction, and events of what is not estimable or has no event.
+        metrics: name -> value; intervals by normal approximation.
+        differences: name -> the metric minus that of all patients, who include those of the level.
+        calibration_intercept: of a model of an event or of times the calibration in the large, 0 is perfect; interval
+            by normal approximation.
         reason: why it is not estimable.
     """
 
@@ -43,9 +54,9 @@ class Subgroup(BaseModel):
     level: str
     n: int | None
     events: int | None
-    roc_auc: Estimate = _NONE
+    metrics: dict[str, Estimate] = {}
+    differences: dict[str, Estimate] = {}
     calibration_intercept: Estimate = _NONE
-    difference: Estimate = _NONE
     status: Literal["estimated", "not_estimable"]
     reason: str = ""
 
@@ -61,62 +72,96 @@ def subgroup_performance(
     groups: pd.DataFrame,
     columns: Sequence[SubgroupColumn],
     rules: EvaluationPolicy,
+    *,
+    problem_type: str = "binary_classification",
+    horizon_days: int | None = None,
+    patients: np.ndarray | None = None,
 ) -> tuple[Subgroup, ...]:
     """Performance in each level of ``columns``.
 
     Args:
-        target: 0/1, shape (n,).
-        scores: probability of 1, shape (n,).
+        target: 0 and 1, class codes, numbers or signed times, shape (n,).
+        scores: probability of 1, probabilities of the classes (shape (n, K)), predicted numbers or risks at the
+            horizon, shape (n,).
         groups: columns that levels are made of, shape (n, columns), in the order of ``target``.
         columns: which of them, in the order of the result.
+        horizon_days: of a model of times.
+        patients: whose row each is, as a number from 0 on, shape (n,); None: every row is a patient of its own.
 
     Returns:
         The levels by column; bands in their order, values sorted, ``missing`` last. A level with too few patients,
         or too few of one outcome, is listed as not estimable, and so is a column that has no levels.
     """
+    counted = problem_type in ("binary_classification", "survival")
+    measures = METRICS[problem_type]
+    whole = {name: measure(target, scores) for name, measure in measures.items()}
     found: list[Subgroup] = []
-    pending: list[tuple[int, np.ndarray]] = []
     for column in columns:
         levels = _levels(groups, column)
         if isinstance(levels, str):
             found.append(_not_estimable(column.column, "", None, levels))
             continue
         members = {str(level): (levels == level).to_numpy() for level in levels.cat.categories}
-        shown = _shown({level: int(inside.sum()) for level, inside in members.items()})
-        events = _shown({level: int(target[inside].sum()) for level, inside in members.items()})
+        shown = _shown({level: _people(inside, patients) for level, inside in members.items()})
+        events = _shown(
+            {level: _people(inside & _happened(target), patients) for level, inside in members.items()}
+        )
         for level, inside in members.items():
-            reason = _too_few(target[inside], rules)
+            mine, chance = target[inside], scores[inside]
+            whose = None if patients is None else patients[inside]
+            reason = _too_few(mine, scores, rules, problem_type, whose)
             if reason:
                 found.append(_not_estimable(column.column, level, shown[level], reason))
                 continue
-            pending.append((len(found), inside))
+            metrics, differences = {}, {}
+            for name, measure in measures.items():
+                value, influence = measure(mine, chance)
+                metrics[name] = normal_interval(name, (value, influence), rules.level, whose)
+                all_value, apart = whole[name][0], -whole[name][1]
+                apart[inside] += influence
+                width, difference = half_width(apart, rules.level, patients), value - all_value
+                differences[name] = Estimate.of(difference, difference - width, difference + width)
             found.append(
                 Subgroup(
                     column=column.column,
                     level=level,
                     n=shown[level],
-                    events=events[level],
+                    events=events[level] if counted else None,
+                    metrics=metrics,
+                    differences=differences,
+                    calibration_intercept=_intercept(
+                        mine, chance, problem_type, horizon_days, rules.level, whose
+                    ),
                     status="estimated",
                 )
             )
-    for (place, _), estimates in zip(
-        pending, _estimates(target, scores, [inside for _, inside in pending], rules), strict=True
-    ):
-        found[place] = found[place].model_copy(update=estimates)
     return tuple(found)
 
 
-def subgroup_table(subgroups: Sequence[Subgroup]) -> Table:
+def subgroup_table(subgroups: Sequence[Subgroup], problem_type: str = "binary_classification") -> Table:
     """A row for each subgroup."""
+    names = list(METRICS[problem_type])
+    counted = problem_type in ("binary_classification", "survival")
     return Table(
         (
-            *("subgroup", "level", "patients", "events", "ROC-AUC"),
-            *("minus that of all patients", "calibration in the large", "state"),
+            *("subgroup", "level", "patients", *(["events"] if counted else [])),
+            *(
+                title
+                for name in names
+                for title in (_TITLES[name], f"{_TITLES[name]} minus that of all patients")
+            ),
+            *(["calibration in the large"] if counted else []),
+            "state",
         ),
         [
             (
-                *(group.column, group.level, group.n, group.events, group.roc_auc.with_interval),
-                *(group.difference.with_interval, group.calibration_intercept.with_interval),
+                *(group.column, group.level, group.n, *([group.events] if counted else [])),
+                *(
+                    estimates.get(name, _NONE).with_interval
+                    for name in names
+                    for estimates in (group.metrics, group.differences)
+                ),
+                *([group.calibration_intercept.with_interval] if counted else []),
                 group.status if not group.reason else f"{group.status}: {group.reason}",
             )
             for group in subgroups
@@ -135,42 +180,57 @@ def _shown(counts: dict[str, int]) -> dict[str, int | None]:
     return {level: None if written[level] == HIDDEN else count for level, count in counts.items()}
 
 
-def _too_few(target: np.ndarray, rules: EvaluationPolicy) -> str:
+def _happened(target: np.ndarray) -> np.ndarray:
+    return target > 0
+
+
+def _people(among: np.ndarray, patients: np.ndarray | None) -> int:
+    """Patients with a row ``among`` all, a mask of shape (n,)."""
+    return int(among.sum()) if patients is None else len(np.unique(patients[among]))
+
+
+def _too_few(
+    target: np.ndarray,
+    scores: np.ndarray,
+    rules: EvaluationPolicy,
+    problem_type: str,
+    patients: np.ndarray | None,
+) -> str:
     """Why patients with these outcomes are too few, or nothing."""
-    events = int(target.sum())
-    if len(target) < rules.subgroups.minimum_patients:
+    if _people(np.ones(len(target), dtype=bool), patients) < rules.subgroups.minimum_patients:
         return f"fewer than {rules.subgroups.minimum_patients} patients"
-    if events in (0, len(target)):
-        return "one outcome only"
-    if min(events, len(target) - events) < rules.minimum_per_class:
-        return f"fewer than {rules.minimum_per_class} patients of one outcome"
+    if problem_type == "survival" and _people(_happened(target), patients) < rules.minimum_per_class:
+        return f"fewer than {rules.minimum_per_class} patients with the event"
+    if problem_type in CLASSIFICATION:
+        classes = range(scores.shape[1] if scores.ndim > 1 else 2)
+        smallest = min(_people(target == code, patients) for code in classes)
+        if not smallest and scores.ndim == 1:
+            return "one outcome only"
+        if smallest < rules.minimum_per_class:
+            return f"fewer than {rules.minimum_per_class} patients of one outcome"
     return ""
 
 
-def _estimates(
-    target: np.ndarray, scores: np.ndarray, members: Sequence[np.ndarray], rules: EvaluationPolicy
-) -> Iterator[dict[str, Estimate]]:
-    """Estimates of each group of ``members`` (masks of shape (n,)), all in the same resamples."""
-    whole = _auc(target, scores)[0]
-    blocks = resamples(len(target), rules.bootstrap, rules.seed)
-    whole_drawn = np.concatenate([_auc(target, scores, block) for block in blocks])
-    width = NormalDist().inv_cdf((1 + rules.level) / 2)
-    for inside in members:
-        mine, chance = target[inside], scores[inside]
-        auc = _auc(mine, chance)[0]
-        drawn = np.concatenate([_auc(mine, chance, block[:, inside]) for block in blocks])
-        intercept, error = calibration_line(mine, chance)["calibration_intercept"]
-        yield {
-            "roc_auc": Estimate.of(auc, *interval(drawn, rules.level)),
-            "difference": Estimate.of(auc - whole, *interval(drawn - whole_drawn, rules.level)),
-            "calibration_intercept": Estimate.of(
-                intercept, intercept - width * error, intercept + width * error
-            ),
-        }
+def _intercept(
+    target: np.ndarray,
+    scores: np.ndarray,
+    problem_type: str,
+    horizon_days: int | None,
+    level: float,
+    patients: np.ndarray | None,
+) -> Estimate:
+    def line(kept: np.ndarray | slice = slice(None)) -> tuple[float, float]:
+        if horizon_days is None:
+            return calibration_line(target[kept], scores[kept])["calibration_intercept"]
+        return survival_calibration(target[kept], scores[kept], horizon_days)["calibration_intercept"]
 
-
-def _auc(target: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    return binary_metrics(target, scores, 0.5, weights)["roc_auc"]
+    if problem_type not in ("binary_classification", "survival"):
+        return _NONE
+    intercept, error = line()
+    if patients is not None:
+        error = jackknife_error(lambda kept: line(kept)[0], np.unique(patients, return_inverse=True)[1])
+    width = NormalDist().inv_cdf((1 + level) / 2) * error
+    return Estimate.of(intercept, intercept - width, intercept + width)
 
 
 def _levels(groups: pd.DataFrame, column: SubgroupColumn) -> pd.Series | str:

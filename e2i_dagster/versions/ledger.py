@@ -30,6 +30,8 @@ from e2i_dagster.versions.files import StoredFile
 
 #: Key of a version's metadata: the values of policy files that it was made from.
 READ = "read"
+#: Likewise: the versions that it was made from, asset -> partition (empty without) -> digest.
+MADE_FROM = "made_from"
 #: Likewise: the version (``version_id``) with which that is stored.
 _READ_WITH = "read_with"
 

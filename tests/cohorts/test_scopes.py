@@ -85,15 +85,14 @@ def test_a_wrong_scope_is_refused(tmp_path, changes, words):
         read(tmp_path, **changes)
 
 
-@pytest.mark.parametrize(
-    "asked", [{"evaluation": {"subgroups": ["gender"]}}, {"success_criteria": {"subgroup_floor": 0.6}}]
-)
-def test_subgroups_are_asked_of_models_of_an_event_alone(tmp_path, asked):
-    assert read(tmp_path, **asked).problem_type == "binary_classification"
+def test_a_scope_of_a_number_names_subgroups_and_a_floor_of_its_own_measure(tmp_path):
     numbers = read_scope("remibrutinib_csu_cost").model_dump(mode="json", exclude={"key", "default"})
-    (tmp_path / "cost.yaml").write_text(yaml.safe_dump(numbers | asked))
-    with pytest.raises(ConfigError, match="binary_classification only; problem_type is regression"):
-        ScopeSpec.from_yaml(tmp_path / "cost.yaml")
+    asked = {"evaluation": {"subgroups": ["gender"]}}
+    criteria = numbers["success_criteria"] | {"subgroup_floor": 0.1}
+    (tmp_path / "cost.yaml").write_text(yaml.safe_dump(numbers | asked | {"success_criteria": criteria}))
+    scope = ScopeSpec.from_yaml(tmp_path / "cost.yaml")
+    assert [column.column for column in scope.evaluation.subgroups] == ["gender"]
+    assert "r2 of no subgroup below 0.1" in " ".join(scope.sentences())
 
 
 def test_a_misspelt_key_is_said_once(tmp_path):

@@ -189,3 +189,11 @@ def test_a_run_that_ends_when_the_file_has_its_name_and_no_entry_is_made_again(p
     assert pipeline.versions("costs") == {} and states(pipeline)["costs"].state == "failed"
     assert run(pipeline, [costs]).success
     assert pipeline.stored("costs")["cost"].sum() == 4.0
+
+
+def test_a_version_names_exactly_the_versions_that_it_was_made_from(pipeline):
+    assert run(pipeline).success
+    made = {asset: pipeline.versions(asset)[None].digest for asset in MADE}
+    found = pipeline.versions("total")[None].metadata[ledger.MADE_FROM]
+    assert found == {asset: {"": digest} for asset, digest in made.items()}
+    assert pipeline.versions("costs")[None].metadata[ledger.MADE_FROM] == {}

@@ -205,6 +205,10 @@ def test_intervals_are_of_patients_where_these_have_several_rows(trained):
         assert found.metrics[name].value == pytest.approx(one.metrics[name].value)
         width = found.metrics[name].high - found.metrics[name].low
         assert width == pytest.approx(one.metrics[name].high - one.metrics[name].low, rel=0.3), name
+    assert [group.n for group in of_patients.subgroups] == [
+        group.n for group in evaluate(*trained, sealed(source), criteria=criteria()).subgroups
+    ]
+    assert of_patients.chance is not None and of_patients.chance.n == 240
     # Three rows of each of ten patients are ten patients.
     few = np.repeat(np.r_[np.flatnonzero(source.target == 0), np.flatnonzero(source.target == 1)[:10]], 3)
     scarce = LabelledRows(source.features.iloc[few], source.target[few], patients=few)
@@ -228,7 +232,7 @@ def test_a_sealed_test_set_stays_closed_and_counts_as_not_met(trained):
     result = evaluate(*trained, criteria=criteria(min_auc=0.6, beats_baseline=True))
     assert "test" not in result.splits
     assert not result.test_opened
-    assert [item.passed for item in result.criteria] == [False] * 4
+    assert [item.passed for item in result.criteria] == [False] * 5
     assert all("the test rows were not opened" in reason for reason in result.reasons())
 
 
@@ -265,7 +269,11 @@ def test_calibration_is_a_criterion_of_every_binary_model(trained):
     model, seen = trained
     train_rows = seen.train
     kept = evaluate(*trained, sealed(rows(250, 2)), criteria=criteria())
-    assert [item.name for item in kept.criteria] == ["calibration_slope", "calibration_intercept"]
+    assert [item.name for item in kept.criteria] == [
+        "calibration_slope",
+        "calibration_intercept",
+        "better_than_chance",
+    ]
     assert kept.accepted, kept.reasons()
 
     preprocess = model.pipeline.named_steps["preprocess"]
@@ -284,7 +292,7 @@ def test_calibration_is_a_criterion_of_every_binary_model(trained):
 
     six = LabelledRows(few.features.iloc[-60:], np.r_[few.target[-60:-6] * 0, np.ones(6, dtype="int64")])
     unsaid = evaluate(model, seen, sealed(six), criteria=criteria())
-    assert [item.passed for item in unsaid.criteria] == [False, False]
+    assert [item.passed for item in unsaid.criteria] == [False] * 3
     assert "not evaluable" in unsaid.reasons()[0]
 
 

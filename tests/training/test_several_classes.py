@@ -133,6 +133,7 @@ def test_evaluation_has_intervals_baselines_and_the_calibration_of_each_class(se
         "min_auc",
         *(f"calibration_{part}_{name}" for part in ("slope", "intercept") for name in CLASSES),
         "beats_baseline",
+        "better_than_chance",
     ]
     assert result.accepted, result.reasons()
     assert [one.name for one in result.baselines] == ["prevalence", "one_variable", "logistic"]

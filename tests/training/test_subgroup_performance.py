@@ -1,15 +1,18 @@
 """Subgroups, their floor and the decision curve, on patients whose figures are known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
-from model_rows import numbers, rows, visible
+from model_rows import HORIZON, rows, target_of, visible
 from sklearn.metrics import roc_auc_score
 
 from e2i_dagster.config.optuna_config import OptunaPolicy
 from e2i_dagster.config.scope import SuccessCriteria
 from e2i_dagster.config.subgroups import SubgroupColumn, joined_columns
 from e2i_dagster.modelling.model_input import LabelledRows
+from e2i_dagster.modelling.problem import headline
 from e2i_dagster.splits.rows import SealedRows
 from e2i_dagster.training import evaluate, train
 from e2i_dagster.training.decision_curve import decision_curve, decision_table
@@ -44,15 +47,15 @@ def test_a_level_is_measured_on_its_patients_against_all():
     mine = slice(200, 400)
     expected = roc_auc_score(target[mine], scores[mine])
     assert (west.n, west.events, west.status) == (200, int(target[mine].sum()), "estimated")
-    assert west.roc_auc.value == pytest.approx(expected)
-    assert west.difference.value == pytest.approx(expected - roc_auc_score(target, scores))
-    assert west.roc_auc.low < expected < west.roc_auc.high
+    assert west.metrics["roc_auc"].value == pytest.approx(expected)
+    assert west.differences["roc_auc"].value == pytest.approx(expected - roc_auc_score(target, scores))
+    assert west.metrics["roc_auc"].low < expected < west.metrics["roc_auc"].high
     assert west.calibration_intercept.low < 0 < west.calibration_intercept.high
 
 
 def test_the_difference_is_paired_so_that_a_level_of_everybody_has_none():
     (everybody,) = measured(pd.DataFrame({"sex": ["F"] * 300}), "sex")
-    assert everybody.difference.with_interval == (0, 0, 0)
+    assert everybody.differences["roc_auc"].with_interval == (0, 0, 0)
 
 
 def test_a_planted_shift_of_one_level_is_found_in_its_calibration_alone():
@@ -110,7 +113,7 @@ def test_too_few_patients_or_one_outcome_are_not_estimable_and_no_small_cell_is_
     assert shown["single"] == (None, None)
     assert shown["rare"] == (85, None)
     assert shown["common"][0] == 330
-    assert all(not group.roc_auc.value for group in found if group.status == "not_estimable")
+    assert all(not group.metrics for group in found if group.status == "not_estimable")
     assert subgroup_table(found).rows[1][-1] == "not_estimable: fewer than 50 patients"
 
 
@@ -165,7 +168,7 @@ def test_a_subgroup_below_the_floor_fails_the_model_and_is_named(trained):
 def test_a_floor_within_the_interval_is_met_and_names_what_was_not_estimable(trained):
     test_rows = two_sites(noise=False)
     groups = evaluated(trained, test_rows, "site").subgroups
-    lowest = min(groups, key=lambda group: group.roc_auc.high).roc_auc
+    lowest = min(groups, key=lambda group: group.metrics["roc_auc"].high).metrics["roc_auc"]
     within = (lowest.value + lowest.high) / 2
     found = floor_of(evaluated(trained, test_rows, "site", "empty", subgroup_floor=within))
     assert found.passed
@@ -187,7 +190,7 @@ def test_subgroups_that_are_not_estimable_meet_no_floor(trained):
 def test_there_is_no_floor_unless_scope_or_policy_states_it_and_the_scope_goes_first(trained):
     test_rows = two_sites(noise=True)
     silent = evaluated(trained, test_rows, "site")
-    assert [criterion.name for criterion in silent.criteria] == ["calibration_slope", "calibration_intercept"]
+    assert "subgroup_floor" not in [criterion.name for criterion in silent.criteria]
     assert len(silent.subgroups) == 2
     assert floor_of(evaluated(trained, test_rows, "site", policy_floor=0.65)).threshold == 0.65
     scoped = evaluated(trained, test_rows, "site", policy_floor=0.65, subgroup_floor=0.1)
@@ -253,8 +256,71 @@ def test_the_page_and_the_record_have_subgroups_and_curve_of_the_opened_test_row
     assert not {"subgroups", "net_benefit", "decision_curve"} & set(closed.to_metadata())
 
 
-def test_a_model_of_a_number_has_neither():
-    seen = visible(numbers(rows(200)), numbers(rows(100, 1)))
-    model = train(seen, algorithm="Ridge", parameters={"alpha": 1.0}, problem_type="regression")
-    result = evaluated((model, seen), numbers(rows(100, 2)), "region")
-    assert (result.subgroups, result.decision_curve) == ((), ())
+ALGORITHMS = {
+    "binary_classification": ("LogisticRegression", {"C": 1.0, "l1_ratio": 0.0}),
+    "multiclass_classification": ("LogisticRegression", {"C": 1.0, "l1_ratio": 0.0}),
+    "regression": ("Ridge", {"alpha": 1.0}),
+    "survival": ("CoxPH", {"n_estimators": 200, "learning_rate": 0.5, "reg_lambda": 0.001}),
+}
+
+
+def of_kind(kind, n=500):
+    """A model of ``kind`` with the rows that it has seen, and test rows of two sites, one of them noise."""
+    seen = visible(target_of(rows(n), kind), target_of(rows(200, 1), kind, 1))
+    algorithm, parameters = ALGORITHMS[kind]
+    model = train(seen, algorithm=algorithm, parameters=parameters, problem_type=kind, horizon_days=HORIZON)
+    test = target_of(rows(700, 2), kind, 2)
+    target = test.target.copy()
+    target[:300] = np.random.default_rng(5).permutation(target[:300])
+    groups = pd.DataFrame({"site": ["first"] * 300 + ["second"] * 400})
+    return (model, seen), replace(test, target=target, groups=groups)
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric", "floor"),
+    [
+        ("multiclass_classification", "roc_auc", 0.65),
+        ("regression", "r2", 0.3),
+        ("survival", "c_index", 0.65),
+    ],
+)
+def test_every_problem_type_has_subgroups_of_its_own_measure_and_a_floor(kind, metric, floor):
+    fitted, test_rows = of_kind(kind)
+    result = evaluated(fitted, test_rows, "site", subgroup_floor=floor)
+    first, second = result.subgroups
+    model = fitted[0]
+    half = slice(300, 700)
+    scores = model.scores(test_rows.features)
+    assert second.metrics[metric].value == pytest.approx(headline(kind, test_rows.target[half], scores[half]))
+    assert second.metrics[metric].low > floor > first.metrics[metric].high
+    # Both are compared with all patients, whom they are part of.
+    assert first.differences[metric].high < 0 < second.differences[metric].low
+    found = floor_of(result)
+    assert not found.passed
+    assert found.rule.startswith(f"{metric} of every subgroup")
+    assert "site first" in found.reason
+    assert "site second" not in found.reason
+    table = result.to_metadata()["subgroups"]
+    assert [row[:3] for row in table.rows] == [("site", "first", 300), ("site", "second", 400)]
+    assert (first.events is None) == (kind != "survival")
+    assert result.decision_curve == ()
+
+
+def test_the_floor_of_the_policy_is_one_of_concordance_and_says_nothing_of_numbers():
+    fitted, test_rows = of_kind("regression")
+    result = evaluated(fitted, test_rows, "site", policy_floor=0.6)
+    assert "subgroup_floor" not in [criterion.name for criterion in result.criteria]
+    error = fitted[0].scores(test_rows.features)[:300] - test_rows.target[:300]
+    assert result.subgroups[0].metrics["mae"].value == pytest.approx(np.abs(error).mean())
+    assert result.subgroups[0].metrics["bias"].value == pytest.approx(error.mean())
+
+
+def test_times_with_few_events_are_not_estimable():
+    target = -np.arange(1.0, 201)
+    target[:10] *= -1
+    (found,) = subgroup_performance(
+        target, np.linspace(0, 1, 200), pd.DataFrame({"sex": ["F"] * 200}), columns("sex"), RULES,
+        problem_type="survival", horizon_days=60,
+    )  # fmt: skip
+    assert found.reason == "fewer than 11 patients with the event"
+    assert found.events is None

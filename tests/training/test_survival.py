@@ -5,14 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from model_rows import patients, rows, visible
+from model_rows import HORIZON, patients, rows, times, visible
 
 from e2i_dagster.config.algorithms import AlgorithmsPolicy
 from e2i_dagster.config.scope import SuccessCriteria
 from e2i_dagster.errors import VerdictError
 from e2i_dagster.explain import explain
 from e2i_dagster.modelling.estimators import build_estimator
-from e2i_dagster.modelling.model_input import LabelledRows, model_input
+from e2i_dagster.modelling.model_input import model_input
 from e2i_dagster.modelling.problem import outcome_groups
 from e2i_dagster.modelling.survival import (
     RiskAtHorizon,
@@ -30,17 +30,7 @@ from e2i_dagster.splits.rows import SealedRows
 from e2i_dagster.training import evaluate, search_hyperparameters, train
 from e2i_dagster.training.metrics import survival_calibration, survival_metrics
 
-KIND, HORIZON = "survival", 60
-
-
-def times(source: LabelledRows, seed: int = 0, *, censoring: float = 150.0) -> LabelledRows:
-    """The same patients with exponential times of a proportional hazard, censored uniformly and at the horizon."""
-    draw = np.random.default_rng(seed + 3000)
-    hazard = 0.008 * np.exp(source.features["severity"] + 0.8 * source.features["academic"]).to_numpy()
-    event_day = np.ceil(draw.exponential(1 / hazard))
-    until = np.minimum(np.ceil(draw.uniform(0, censoring, len(source))), HORIZON)
-    signed = np.where(event_day <= until, event_day, -until)
-    return LabelledRows(source.features, signed)
+KIND = "survival"
 
 
 @pytest.fixture(scope="module")

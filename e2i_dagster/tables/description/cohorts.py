@@ -162,9 +162,13 @@ ml_patient_level_access = sa.Table(
     ),
     column("actor", sa.Text, "Who opened it", nullable=False),
     column("actor_source", sa.Text, "How the name is known: authenticated or self-declared", nullable=False),
-    column("purpose", sa.Text, "What was opened: explain, or exact figures of a command", nullable=False),
-    column("cohort_key", sa.Text, "Cohort: the name of its file", nullable=False),
+    column(
+        "purpose", sa.Text, "What was opened: explain, trace, or exact figures of a command", nullable=False
+    ),
+    column("cohort_key", sa.Text, "Cohort: the name of its file; null when none was asked for"),
     column("execution_id", sa.Text, "Execution that was read, if one was"),
     column("patient_id", sa.Text, "Patient or journey that was asked for", privacy="pseudonym"),
-    comment="Every opening of patient-level answers and exact small counts. Rows are only added.",
+    column("outcome", sa.Text, "opened, or refused", nullable=False, server_default="opened"),
+    sa.CheckConstraint("outcome IN ('opened', 'refused')", name="outcome"),
+    comment="Every opening of patient-level answers and exact small counts, and refused ones. Rows are only added.",
 )
