@@ -72,6 +72,8 @@ def pytest_configure() -> None:
     # Threads of the numerical libraries wait for each other by running.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # shap compiles its loops over masks anew in every process: ten seconds, for rows that take a fraction of one.
+    os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -128,6 +130,8 @@ def state() -> Iterator[Path]:
         for name in NOT_INHERITED:
             patch.delenv(name, raising=False)
         _read_migrations_of_dagster_once(patch)
+        # A session's data need not survive a power cut: pieces of the lake and records are many small files.
+        patch.setattr(os, "fsync", lambda descriptor: None)
         yield folder
         dispose()
         remove_server(folder)
@@ -146,7 +150,7 @@ def template(state: Path) -> str:
     from e2i_dagster.database.schema import migrate
     from e2i_dagster.database.server import _conninfo, ensure_server
 
-    # A session's data need not survive a power cut.
+    # As little as its files need to survive a power cut.
     with psycopg.connect(_conninfo(ensure_server(), "postgres"), autocommit=True) as admin:
         admin.execute("ALTER SYSTEM SET fsync = off")
         admin.execute("SELECT pg_reload_conf()")

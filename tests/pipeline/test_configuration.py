@@ -1,17 +1,22 @@
 """A broken definition file drops out, is shown, and takes nothing else down."""
 
+import datetime as dt
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 
+import dagster as dg
 import pytest
+from dagster._core.definitions.partitions.context import partition_loading_context
 
 from e2i_dagster.config.sources import SourcesPolicy
 from e2i_dagster.errors import ConfigError
 from e2i_dagster.policy_files.environment import CHECKOUT
+from jobs.sequence import plan
 
 #: Nothing may be connected to while the definitions are imported, and no variable but that of the folder is set.
 SHOW = """
@@ -90,24 +95,6 @@ def test_broken_files_drop_out_and_are_named_by_the_check(database, tmp_path):
     assert shown["heavy"] == []
 
 
-#: Dagster asks this module for the time; the definitions are made under another one.
-MONTHS_AT = """
-import datetime as dt, json, sys
-import dagster as dg
-from dagster._core.definitions.partitions.context import partition_loading_context
-from assets.partitions import DAYS, MONTHS
-from jobs.sequence import plan
-
-now = dt.datetime.fromisoformat(sys.argv[1] + "T12:00:00+00:00")
-with partition_loading_context(effective_dt=now):
-    runs = list(plan(["remibrutinib_csu_initiation"], now.date()))
-    months = list(MONTHS.get_partition_keys())
-    between = list(MONTHS.get_partition_keys_in_range(dg.PartitionKeyRange(runs[0].first, runs[0].last)))
-    today = now.date().isoformat() in DAYS.get_partition_keys()
-print(json.dumps({"months": months, "planned": between, "today": today}))
-"""
-
-
 @pytest.mark.parametrize(
     ("today", "first", "end", "number"),
     [
@@ -119,25 +106,29 @@ print(json.dumps({"months": months, "planned": between, "today": today}))
         ("2030-01-01", "2026-01", "2026-12-31", 12),
     ],
 )
-def test_months_are_those_of_the_configured_range_on_any_day(tmp_path, today, first, end, number):
+def test_months_are_those_of_the_configured_range_on_any_day(
+    tmp_path, monkeypatch, today, first, end, number
+):
     config = shutil.copytree(CHECKOUT / "config", tmp_path / "config")
     sources = config / "sources.yaml"
     text = sources.read_text(encoding="utf-8").replace('"2022-01"', f'"{first}"').replace("2024-12-31", end)
     sources.write_text(text, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-c", MONTHS_AT, today],
-        env={**os.environ, "E2I_CONFIG": str(config), "PYTHONPATH": str(CHECKOUT)},
-        cwd=CHECKOUT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    shown = json.loads(done.stdout.splitlines()[-1])
-    assert len(shown["months"]) == number
-    assert (shown["months"][0], shown["months"][-1]) == (first, end[:7])
+    monkeypatch.setenv("E2I_CONFIG", str(config))
+    now = dt.datetime.fromisoformat(f"{today}T12:00:00+00:00")
+    # Dagster asks its context for the time. Partitions are made when their module is run, as by a new process.
+    with partition_loading_context(effective_dt=now):
+        made = runpy.run_path(str(CHECKOUT / "assets" / "partitions.py"))
+        load = next(plan(["remibrutinib_csu_initiation"], now.date()))
+        assert load.first is not None and load.last is not None
+        months = list(made["MONTHS"].get_partition_keys())
+        planned = list(
+            made["MONTHS"].get_partition_keys_in_range(dg.PartitionKeyRange(load.first, load.last))
+        )
+        days = made["DAYS"].get_partition_keys()
+    assert len(months) == number
+    assert (months[0], months[-1]) == (first, end[:7])
     # The run of the plan reaches every one of them, and its last job finds the day of today.
-    assert shown["planned"] == shown["months"] and shown["today"]
+    assert planned == months and now.date().isoformat() in days
 
 
 def test_an_end_within_a_month_says_which_ends_there_are(tmp_path):
