@@ -36,15 +36,27 @@ def backup(folder: Path, json_output: bool) -> None:
 @as_json
 @command_errors
 def restore(folder: Path, json_output: bool) -> None:
-    """Restore the backup FOLDER into an empty E2I_HOME, after every file was compared with the manifest."""
+    """Restore the backup FOLDER into an empty E2I_HOME, after every file was compared with the manifest.
+
+    Services that were deployed are started again.
+    """
     from e2i_dagster.operations.restore import restore as restored
     from e2i_dagster.policy_files.environment import state_folder
+    from e2i_dagster.serving.deployment import restart_recorded
 
     manifest = restored(folder)
+    services = restart_recorded(state_folder())
     if json_output:
-        click.echo(json.dumps({**manifest.summary(), "restored_into": str(state_folder())}))
+        started = [endpoint.model_dump() for endpoint in services]
+        click.echo(
+            json.dumps({**manifest.summary(), "restored_into": str(state_folder()), "endpoints": started})
+        )
         return
     click.echo(f"{len(manifest.files):,} files of {manifest.at:%Y-%m-%d %H:%M} UTC are in {state_folder()}")
     for name, reason in manifest.not_included.items():
         click.echo(f"Not in the backup: {name}: {reason}")
-    click.echo("`e2i run` goes on from there and starts the services again; so does `make ui`.")
+    for endpoint in services:
+        click.echo(
+            f"{endpoint.model_id} answers again at {endpoint.url} ({endpoint.slot}, {endpoint.health})"
+        )
+    click.echo("`e2i run` goes on from there.")

@@ -267,7 +267,9 @@ def _require_place(folder: Path, state: Path) -> None:
             )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(
-            f"{folder} is not empty.", file=folder, remedy="Name a new folder: each backup has one of its own."
+            f"{folder} is not empty.",
+            file=folder,
+            remedy="Name a new folder: each backup has one of its own.",
         )
 
 
@@ -324,7 +326,9 @@ def _copied(
 
 
 def _files_of(state: Path) -> Iterator[Path]:
-    skipped = {state / name for name in _NOT_COPIED} | {state / "services" / name for name in _NOT_OF_SERVICES}
+    skipped = {state / name for name in _NOT_COPIED} | {
+        state / "services" / name for name in _NOT_OF_SERVICES
+    }
     for place, folders, names in os.walk(state):
         here = Path(place)
         folders[:] = [name for name in folders if here / name not in skipped]

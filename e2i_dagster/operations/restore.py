@@ -175,9 +175,7 @@ def _restore_databases(folder: Path, manifest: Manifest, aside: Path) -> None:
         if name != DATABASE:
             with psycopg.connect(server_address(server, "postgres", ADMIN), autocommit=True) as admin:
                 admin.execute(sql.SQL("CREATE DATABASE {} OWNER e2i_app").format(sql.Identifier(name)))
-                admin.execute(
-                    sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(name))
-                )
+                admin.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(name)))
         dump = folder / DATABASES / f"{name}.dump"
         client_program(server, "pg_restore", name, "--exit-on-error", "--single-transaction", str(dump))
         with psycopg.connect(server_address(server, name, ADMIN), autocommit=True) as admin:
@@ -230,7 +228,9 @@ def _relocate_documents(server: Server, aside: Path, lake: _Lake) -> None:
     root = lake.place(aside)
     with psycopg.connect(server_address(server, DATABASE, ADMIN)) as connection:
         connection.execute("SET session_replication_role = replica")
-        for (path,) in connection.execute("SELECT path FROM ml_lake_files WHERE path LIKE '%.json'").fetchall():
+        for (path,) in connection.execute(
+            "SELECT path FROM ml_lake_files WHERE path LIKE '%.json'"
+        ).fetchall():
             document = root / path
             text = document.read_text(encoding="utf-8")
             changed = _moved(text, lake)
