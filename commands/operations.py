@@ -1,13 +1,17 @@
-"""``e2i backup`` and ``e2i restore``: what those do who run the product."""
+"""``e2i backup``, ``restore`` and ``handover``: what those do who run the product."""
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from pathlib import Path
+from typing import Any
 
 import click
+from sqlalchemy.exc import SQLAlchemyError
 
-from commands.console import as_json, command_errors
+from commands.console import as_json, command_errors, print_table
+from e2i_dagster.errors import UnavailableError
 
 
 @click.command()
@@ -60,3 +64,73 @@ def restore(folder: Path, json_output: bool) -> None:
             f"{endpoint.model_id} answers again at {endpoint.url} ({endpoint.slot}, {endpoint.health})"
         )
     click.echo("`e2i run` goes on from there.")
+
+
+@click.command()
+@click.option(
+    "--html", "page", type=click.Path(path_type=Path, dir_okay=False), help="Also write one HTML page."
+)
+@as_json
+@command_errors
+def handover(page: Path | None, json_output: bool) -> None:
+    """What the next person on duty has to know: what waits, what is blocked, silenced, waived, deployed, on and off."""
+    from e2i_dagster.database.connection import engine
+    from e2i_dagster.local_files import write_text
+    from e2i_dagster.operations.handover import read_handover, table_of
+
+    found = read_handover(lambda: engine(role="app"), _automations, now=dt.datetime.now(dt.UTC))
+    if page is not None:
+        try:
+            write_text(page, found.html())
+        except OSError as error:
+            raise UnavailableError(
+                f"{page} cannot be written ({error.strerror}).", file=page, remedy="Name another file."
+            ) from None
+    if json_output:
+        click.echo(json.dumps(found.to_record()))
+        return
+    print_table("What waits for somebody", found.summary())
+    if not found.summary().rows:
+        click.echo("Nothing waits for anybody.")
+    for part in found.parts.values():
+        if part.unknown is not None:
+            click.echo(f"\n{part.title}: unknown: {part.unknown}")
+        elif part.rows:
+            print_table(part.title, table_of(part.rows, part.nothing))
+        else:
+            click.echo(f"\n{part.title}: {part.nothing}")
+
+
+def _automations() -> list[dict[str, Any]]:
+    """Schedules and sensors of the code, with what the instance has stored of each; the instance is only read."""
+    import dagster as dg
+
+    from e2i_dagster.definitions import defs
+    from e2i_dagster.operations.handover import automation_rows
+    from resources.local_instance import dagster_home
+
+    repository = defs.get_repository_def()
+    declared = [
+        *(
+            (schedule.name, "schedule", schedule.default_status == dg.DefaultScheduleStatus.RUNNING)
+            for schedule in repository.schedule_defs
+        ),
+        *(
+            (sensor.name, "sensor", sensor.default_status == dg.DefaultSensorStatus.RUNNING)
+            for sensor in repository.sensor_defs
+        ),
+    ]
+    try:
+        with dg.DagsterInstance.from_config(str(dagster_home())) as instance:
+            stored = {
+                state.instigator_name: state.status.value == "RUNNING"
+                for state in instance.all_instigator_state()
+                if state.status.value in ("RUNNING", "STOPPED")
+            }
+    except (dg.DagsterError, SQLAlchemyError) as error:
+        raise UnavailableError(
+            f"the Dagster instance cannot be read ({type(error).__name__}).",
+            file=dagster_home(),
+            remedy="Check DAGSTER_HOME and that its database answers.",
+        ) from None
+    return automation_rows(declared, stored)
