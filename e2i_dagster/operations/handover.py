@@ -12,6 +12,8 @@ from typing import Any
 
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict
+from sqlalchemy.dialects.postgresql import distinct_on
+from sqlalchemy.exc import DBAPIError
 
 from e2i_dagster.display import Table
 from e2i_dagster.errors import E2IError
@@ -173,7 +175,7 @@ def _part(title: str, read: Callable[[], Rows], nothing: str, *, waits: bool = F
         return Part(title=title, rows=read(), nothing=nothing, waits=waits)
     except E2IError as error:
         unknown = str(error)
-    except sa.exc.DBAPIError as error:
+    except DBAPIError as error:
         unknown = f"the warehouse said: {str(error.orig).strip().splitlines()[0]}"
     except OSError as error:
         unknown = f"{error.filename or 'the state folder'} cannot be read ({error.strerror or error})"
@@ -205,10 +207,12 @@ def _stages(connection: sa.Connection) -> Rows:
 def _loads(connection: sa.Connection) -> Rows:
     from e2i_dagster.tables.description.control import ml_table_loads as loads
 
-    newest = sa.select(loads.c.table_name, loads.c.status, loads.c.loaded_at, loads.c.message).distinct(
-        loads.c.table_name
+    query = (
+        sa.select(loads.c.table_name, loads.c.status, loads.c.loaded_at, loads.c.message)
+        .ext(distinct_on(loads.c.table_name))
+        .where(loads.c.status != "dry_run")
+        .order_by(loads.c.table_name, loads.c.loaded_at.desc())
     )
-    query = newest.where(loads.c.status != "dry_run").order_by(loads.c.table_name, loads.c.loaded_at.desc())
     return [
         {"table": row.table_name, "status": row.status, "at": row.loaded_at, "message": row.message or ""}
         for row in connection.execute(query)
@@ -265,7 +269,7 @@ def _retraining(connection: sa.Connection) -> Rows:
         sa.select(proposed.c.scope, proposed.c.model_id, proposed.c.trigger_reason, proposed.c.triggered_at)
         .where(proposed.c.status == "proposed", sa.or_(trained.is_(None), trained < proposed.c.triggered_at))
         .order_by(proposed.c.scope, proposed.c.triggered_at.desc())
-        .distinct(proposed.c.scope)
+        .ext(distinct_on(proposed.c.scope))
     )
     return [
         {"scope": row.scope, "model": row.model_id, "at": row.triggered_at, "reason": row.trigger_reason}

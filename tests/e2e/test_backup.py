@@ -92,7 +92,7 @@ def test_the_endpoint_answers_in_both_places(deployed, restored):
             headers={"content-type": "application/json"},
         )
         with urllib.request.urlopen(request, timeout=20) as answer:
-            answers.append(json.load(answer)["prediction"])
+            answers.append(json.load(answer)["probabilities"])
     assert answers[0] == answers[1]
 
 
