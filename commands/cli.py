@@ -26,7 +26,7 @@ from commands.experiments import experiment
 from commands.features import features
 from commands.imports import import_group
 from commands.launch import exit_code, failure_record, launch, refuse_failed
-from commands.operations import backup, handover, restore
+from commands.operations import backup, forget, handover, restore
 from commands.quality import gate, leakage_audit
 from commands.registry import approve, compare, dossier, history, promote, reject, rollback
 from commands.verify import verify
@@ -555,7 +555,7 @@ main.add_command(features)
 for registry_command in (promote, approve, reject, rollback, history, compare, dossier):
     main.add_command(registry_command)
 main.add_command(verify)
-for operations_command in (backup, restore, handover):
+for operations_command in (backup, restore, handover, forget):
     main.add_command(operations_command)
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``e2i backup``, ``restore`` and ``handover``: what those do who run the product."""
+"""``e2i backup``, ``restore``, ``handover`` and ``forget``: what those do who run the product."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import click
 from sqlalchemy.exc import SQLAlchemyError
 
 from commands.console import as_json, command_errors, print_table
+from commands.launch import launch, refuse_failed
 from e2i_dagster.errors import UnavailableError
 
 
@@ -134,3 +135,65 @@ def _automations() -> list[dict[str, Any]]:
             remedy="Check DAGSTER_HOME and that its database answers.",
         ) from None
     return automation_rows(declared, stored)
+
+
+@click.command()
+@click.argument("patient")
+@click.option(
+    "--reason", default="", help="Who asked for it and when; recorded. Not the patient's name or key."
+)
+@click.option("--dry-run", is_flag=True, help="Count and show the pseudonym; change nothing.")
+@as_json
+@command_errors
+def forget(patient: str, reason: str, dry_run: bool, json_output: bool) -> None:
+    """Erase PATIENT (patient_id or patient_journey_id) for good (job `forget_patient`; person: E2I_ACTOR).
+
+    The history of runs names the pseudonym only. What trained on the patient can no longer be replayed, which
+    `e2i verify` says.
+    """
+    from e2i_dagster.operations.forget import forget as counted
+    from e2i_dagster.operations.forget import pseudonym_of
+    from e2i_dagster.policy_files.actors import Actor
+    from e2i_dagster.policy_files.environment import actor, lake_url, state_folder
+    from e2i_dagster.versions.lake import Lake
+
+    if not dry_run and not reason:
+        raise click.UsageError("--reason is needed: an erasure is on record.")
+    if patient in reason:
+        raise click.UsageError("--reason is kept: leave the patient's key out of it.")
+    alias = pseudonym_of(patient)
+    if dry_run:
+        erasure = counted(
+            alias,
+            reason=reason,
+            by=Actor(*actor()),
+            run_id="",
+            lake=Lake(lake_url()),
+            state=state_folder(),
+            dry_run=True,
+        ).to_record()
+    else:
+        result = launch(
+            "forget_patient", {"forget_one_patient": {"pseudonym": alias, "reason": reason}}, show=False
+        )
+        if not result.success:
+            refuse_failed(result, json_output=json_output)
+        (output,) = [event for event in result.all_events if event.event_type_value == "STEP_OUTPUT"]
+        erasure: Any = output.step_output_data.metadata["erasure"].value
+    if json_output:
+        click.echo(json.dumps(erasure))
+        return
+    click.echo(f"Patient {erasure['pseudonym']}: {erasure['state'].replace('_', ' ')}")
+    rows = [
+        {"place": place, "of": name, "rows": count}
+        for place in ("warehouse", "lake", "online", "pseudonymised")
+        for name, count in erasure[place].items()
+    ]
+    print_table("Rows", rows)
+    for kind in ("runs", "models", "dossiers"):
+        if erasure[kind]:
+            click.echo(f"Can no longer be replayed: {kind}: {', '.join(erasure[kind])}")
+    for said in erasure["seals"]:
+        click.echo(said)
+    for what, why in erasure["remains"].items():
+        click.echo(f"Remains: {what}: {why}")
