@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from e2i_dagster.errors import ConfigError
 from e2i_dagster.policy_files.pseudonyms import VARIABLE, pseudonym, pseudonym_key
+from e2i_dagster.tables.arrow import compute
 from e2i_dagster.tables.description.control import ml_erased_keys
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ def erased_rows(engine: sa.Engine, rows: pa.Table) -> np.ndarray | None:
         ConfigError: patients were erased, and the key of pseudonyms, by which they are known, is not set.
     """
     import numpy as np
-    import pyarrow.compute as pc
 
     columns = [name for name in PATIENT_COLUMNS if name in rows.column_names]
     with engine.connect() as connection:
@@ -40,7 +40,7 @@ def erased_rows(engine: sa.Engine, rows: pa.Table) -> np.ndarray | None:
     for name in columns:
         values = rows.column(name).cast("string")
         named = [value for value in values.unique().to_pylist() if value and pseudonym(key, value) in erased]
-        found |= pc.is_in(values, value_set=_strings(named)).to_numpy(zero_copy_only=False)
+        found |= compute().is_in(values, value_set=_strings(named)).to_numpy(zero_copy_only=False)
     return found
 
 

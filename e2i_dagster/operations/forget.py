@@ -35,6 +35,7 @@ from e2i_dagster.policy_files.actors import Actor
 from e2i_dagster.policy_files.pseudonyms import pseudonym
 from e2i_dagster.splits.seal import Seal
 from e2i_dagster.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, all_metadata, primary_key, raw_table
+from e2i_dagster.tables.arrow import compute
 from e2i_dagster.tables.description.cohorts import ml_patient_level_access
 from e2i_dagster.tables.description.control import (
     load_completed_dates,
@@ -280,7 +281,6 @@ def _erase_in_lake(
 def _without(content: bytes, who: _Patient) -> tuple[bytes, int]:
     """A Parquet file without the patient's rows, and how many those were; the metadata of the file stay."""
     import pyarrow as pa
-    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     names = pq.read_schema(io.BytesIO(content)).names
@@ -291,13 +291,15 @@ def _without(content: bytes, who: _Patient) -> tuple[bytes, int]:
     keys = file.read(columns=columns)
     gone = None
     for name in columns:
-        mask = pc.is_in(keys.column(name).cast(pa.string()), value_set=pa.array(sorted(who.values[name])))
-        gone = mask if gone is None else pc.or_(gone, mask)
-    taken = int(pc.sum(gone).as_py() or 0)
+        mask = compute().is_in(
+            keys.column(name).cast(pa.string()), value_set=pa.array(sorted(who.values[name]))
+        )
+        gone = mask if gone is None else compute().or_(gone, mask)
+    taken = int(compute().sum(gone).as_py() or 0)
     if not taken:
         return content, 0
     stream = io.BytesIO()
-    table = file.read().filter(pc.invert(gone))
+    table = file.read().filter(compute().invert(gone))
     with pq.ParquetWriter(
         stream, table.schema, coerce_timestamps="us", allow_truncated_timestamps=True
     ) as writer:

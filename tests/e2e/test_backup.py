@@ -13,28 +13,12 @@ MODEL = "e2i-remibrutinib-csu-initiation"
 
 
 @pytest.fixture(scope="module")
-def backup(deployed, again, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("backup") / "b"
-    report = json.loads(deployed.e2i("backup", str(folder), "--json").stdout)
-    return folder, report
-
-
-@pytest.fixture(scope="module")
-def restored(deployed, backup):
-    """The backup in another state folder, and a run there."""
-    from e2i_dagster.database.server import remove_server
-
-    home = deployed.home.with_name("restored")
-    there = replace(deployed, home=home, environment={**deployed.environment, "E2I_HOME": str(home)})
-    try:
-        there.e2i("restore", str(backup[0]))
-        status = json.loads(there.e2i("status", "--json").stdout)
-        run = json.loads(there.e2i("run", "--scope", "default", "--json").stdout.splitlines()[-1])
-        yield there, status, run
-    finally:
-        there.e2i("down", check=False)
-        remove_server(home)
-        shutil.rmtree(home, ignore_errors=True)
+def restored(restored_at):
+    """The backup in another state folder, what is there, and a run there."""
+    there = restored_at("restored")
+    status = json.loads(there.e2i("status", "--json").stdout)
+    run = json.loads(there.e2i("run", "--scope", "default", "--json").stdout.splitlines()[-1])
+    return there, status, run
 
 
 def refused(deployed, folder: Path, home: Path) -> tuple[int, dict]:
