@@ -26,6 +26,7 @@ from commands.experiments import experiment
 from commands.features import features
 from commands.imports import import_group
 from commands.launch import exit_code, failure_record, launch, refuse_failed
+from commands.operations import backup, forget, handover, restore
 from commands.quality import gate, leakage_audit
 from commands.registry import approve, compare, dossier, history, promote, reject, rollback
 from commands.trace import trace
@@ -556,6 +557,8 @@ for registry_command in (promote, approve, reject, rollback, history, compare, d
     main.add_command(registry_command)
 main.add_command(verify)
 main.add_command(trace)
+for operations_command in (backup, restore, handover, forget):
+    main.add_command(operations_command)
 
 if __name__ == "__main__":
     main()

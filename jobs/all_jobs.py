@@ -5,6 +5,7 @@ import dagster as dg
 from jobs.alerts import ALERT_JOBS
 from jobs.experiments import EXPERIMENT_JOBS
 from jobs.gate import GATE_JOBS
+from jobs.operations import OPERATIONS_JOBS
 from jobs.registry import REGISTRY_JOBS
 
 _loading = dg.AssetSelection.groups("configuration", "raw", "quality")
@@ -52,6 +53,7 @@ JOBS = [
     *ALERT_JOBS,
     *EXPERIMENT_JOBS,
     *REGISTRY_JOBS,
+    *OPERATIONS_JOBS,
     estimate_effects,
     deploy_effects,
 ]

@@ -48,6 +48,11 @@ def connect_url(role: Role = "app", database: str = DATABASE) -> str:
     return _text(_url(role, database, server))
 
 
+def warehouse_url(server: Server) -> str:
+    """Address of the warehouse on the embedded ``server``, wherever that is, for whoever migrates."""
+    return _text(_url("login", DATABASE, server))
+
+
 def engine(role: Role = "app", database: str = DATABASE) -> sa.Engine:
     """An engine for ``database`` with the privileges of ``role``; the same one for each call in a process.
 
@@ -269,4 +274,5 @@ __all__ = [
     "ensure_database",
     "refresh_vocabulary",
     "scratch_database",
+    "warehouse_url",
 ]

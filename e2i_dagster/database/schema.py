@@ -95,6 +95,14 @@ def head() -> str:
     return found
 
 
+@cache
+def revisions() -> frozenset[str]:
+    """All revisions of this installation."""
+    from alembic.script import ScriptDirectory
+
+    return frozenset(script.revision for script in ScriptDirectory(str(MIGRATIONS)).walk_revisions())
+
+
 def is_current(connection: sa.Connection) -> bool:
     """True if the database has the newest revision and the configured vocabularies."""
     return _current(connection) == head() and vocabularies.in_step(connection, load_vocabulary())

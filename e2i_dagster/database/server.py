@@ -163,6 +163,57 @@ def running_server(state: Path | None = None) -> Server | None:
     return server if server is not None and _is_ready(server) else None
 
 
+def server_address(server: Server, database: str, login: str = ADMIN) -> str:
+    """Address of ``database`` for libpq and psycopg; it names the file of the password."""
+    return _conninfo(server, database, login)
+
+
+def server_version(server: Server) -> int:
+    """Major version of the cluster."""
+    return int((server.data / "PG_VERSION").read_text())
+
+
+def newest_version() -> int:
+    """Newest major version that is installed."""
+    return _version_of_binaries(_newest_binaries())
+
+
+def databases(server: Server) -> list[str]:
+    """Names of the databases that the product made, in order."""
+    import psycopg
+
+    with psycopg.connect(_conninfo(server, "postgres")) as connection:
+        return [
+            row[0]
+            for row in connection.execute(
+                "SELECT datname FROM pg_database WHERE NOT datistemplate AND datname <> 'postgres' ORDER BY 1"
+            )
+        ]
+
+
+def client_program(server: Server, program: str, database: str, *arguments: str) -> None:
+    """Run a client of the server's version, such as ``pg_dump``, on ``database`` as its superuser.
+
+    Raises:
+        UnavailableError: it failed; says what it said.
+    """
+    binaries = _all_binaries()[server_version(server)]
+    done = subprocess.run(
+        [str(binaries / program), f"--dbname={_conninfo(server, database)}", *arguments],
+        check=False,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        env={"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C"},
+    )
+    if done.returncode:
+        raise UnavailableError(
+            f"{program} of the database {database} failed: {_reason(done.stderr.decode(errors='replace'))}",
+            file=server.log,
+            field=database,
+            remedy="Correct that, then try again.",
+        )
+
+
 # Making
 
 
@@ -749,4 +800,17 @@ def _conninfo(server: Server, database: str, login: str = ADMIN) -> str:
     )
 
 
-__all__ = ["ADMIN", "DATABASE", "Server", "ensure_server", "remove_server", "running_server", "stop_server"]
+__all__ = [
+    "ADMIN",
+    "DATABASE",
+    "Server",
+    "client_program",
+    "databases",
+    "ensure_server",
+    "newest_version",
+    "remove_server",
+    "running_server",
+    "server_address",
+    "server_version",
+    "stop_server",
+]

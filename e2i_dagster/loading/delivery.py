@@ -21,6 +21,7 @@ from e2i_dagster.display import Table, Words
 from e2i_dagster.errors import ConfigError, VerdictError
 from e2i_dagster.policy_files import observed
 from e2i_dagster.policy_files.base import digest_of
+from e2i_dagster.policy_files.environment import state_folder
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -70,7 +71,11 @@ class DeliveredFile(BaseModel):
 
 
 class DeliveryManifest(BaseModel):
-    """A delivery that was checked and can be loaded: where it is and exactly which bytes."""
+    """A delivery that was checked and can be loaded: where it is and exactly which bytes.
+
+    ``folder`` is relative to the state folder where it lies in it, so that the state can be moved or restored
+    elsewhere; ``place`` is where it is now.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -83,12 +88,17 @@ class DeliveryManifest(BaseModel):
     resubmit: bool = False
     not_read: dict[str, str] = Field(default_factory=dict)
 
+    @property
+    def place(self) -> Path:
+        """The folder with the files."""
+        return state_folder() / self.folder
+
     def to_metadata(self) -> dict[str, Any]:
         """Folder, kind, files and what was not read for the UI."""
         notes = [said for file in self.files for said in file.notes]
         return {
             "kind": self.kind,
-            "folder": self.folder,
+            "folder": str(self.place),
             "mapping": self.mapping or "none",
             "accepted_share": self.success_threshold,
             "reason": self.reason,
@@ -153,7 +163,7 @@ def prepare_delivery(
         _agreeing(mapping, cohorts or {})
     manifest = DeliveryManifest(
         kind=source.kind,
-        folder=str(folder),
+        folder=str(folder.relative_to(state_folder()) if folder.is_relative_to(state_folder()) else folder),
         mapping=mapping,
         files=tuple(
             _described(path, path.relative_to(folder).as_posix()) for path in _delivered(folder, mapping)
@@ -203,7 +213,7 @@ def read_delivery(manifest: DeliveryManifest) -> Delivery:
     files = [file.digest for file in manifest.files]
     if manifest.mapping is not None and Path(manifest.mapping).is_file():
         files.append(_described(Path(manifest.mapping), "mapping").digest)
-    return _read(manifest.folder, manifest.mapping, tuple(files))
+    return _read(str(manifest.place), manifest.mapping, tuple(files))
 
 
 @observed.kept(maxsize=1)
@@ -299,7 +309,7 @@ def resubmit_rejects(
     """
     from e2i_dagster.loading.resubmission import resubmit
 
-    return resubmit(engine, manifest.folder, new_load_id=run_id, run_id=run_id, kept=kept)
+    return resubmit(engine, str(manifest.place), new_load_id=run_id, run_id=run_id, kept=kept)
 
 
 def dry_run_report(request: DeliveryRequest) -> dict[str, Any]:
@@ -307,7 +317,6 @@ def dry_run_report(request: DeliveryRequest) -> dict[str, Any]:
     from e2i_dagster.config.policy import current_policy
     from e2i_dagster.database.connection import engine
     from e2i_dagster.loading.load import load
-    from e2i_dagster.policy_files.environment import state_folder
 
     sources = current_policy().sources
     manifest = prepare_delivery(request, sources, state_folder(), current_policy().cohorts)

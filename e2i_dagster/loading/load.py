@@ -21,6 +21,7 @@ from e2i_dagster.database.upsert import upsert
 from e2i_dagster.display import Table, Words
 from e2i_dagster.errors import ConfigError, InputError
 from e2i_dagster.loading import rejects, staging
+from e2i_dagster.loading.erased import erased_rows
 from e2i_dagster.loading.rejects import Rejected
 from e2i_dagster.loading.reversals import Reversals, TakenBack
 from e2i_dagster.loading.reversals import find as find_reversed
@@ -604,14 +605,19 @@ class _Loader:
 
     def _unkept(self, checked: rules.Checked) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
         """The month of each row (None: a table without months), and by reason the rows that are not kept."""
+        erased = erased_rows(self.engine, checked.rows)
+        unkept = {} if erased is None else {"erased_patient": erased}
         dated = date_column(checked.table)
         if dated is None or dated not in checked.rows.column_names:
-            return None, {}
+            return None, unkept
         months = staging.months_of(checked.rows.column(dated))
         if self.kept is None or self.months is not None:
-            return months, {}
+            return months, unkept
         first, last = (np.datetime64(month, "M") for month in self.kept)
-        return months, {"before_first_month": months < first, "after_data_end": months > last}
+        outside = {"before_first_month": months < first, "after_data_end": months > last}
+        if erased is not None:
+            outside = {reason: rows & ~erased for reason, rows in outside.items()}
+        return months, {**outside, **unkept}
 
     def _decide(
         self, checked: rules.Checked, months: np.ndarray | None, beyond: np.ndarray, malformed: int
@@ -621,7 +627,7 @@ class _Loader:
         considered = ~beyond
         if self.months is not None and months is not None:
             window = np.array(list(self.months), dtype="datetime64[M]")
-            considered = np.isnat(months) | np.isin(months, window)
+            considered &= np.isnat(months) | np.isin(months, window)
         counts = _Counts(considered, np.zeros(rows, bool))
         if self.withhold_months and months is not None:
             self._decide_months(checked, counts, months, malformed)
@@ -802,13 +808,14 @@ def _message(name: str, counts: _Counts, kept: tuple[str, str] | None) -> str | 
     if counts.withheld:
         months = "; ".join(f"{month}: {why}" for month, why in counts.withheld.items())
         return f"{months}. {remedy}"
-    if counts.unkept:
+    erased = counts.unkept.get("erased_patient", 0)
+    if outside := sum(counts.unkept.values()) - erased:
         assert kept is not None
         return (
-            f"{sum(counts.unkept.values()):,} rows lie outside {kept[0]}..{kept[1]} and are not kept. To keep them, "
+            f"{outside:,} rows lie outside {kept[0]}..{kept[1]} and are not kept. To keep them, "
             "widen first_month and data_end in config/sources.yaml, then load again."
         )
-    return None
+    return f"{erased:,} rows of erased patients were left out." if erased else None
 
 
 def _left_out(delivered: Any) -> dict[str, int]:

@@ -16,11 +16,11 @@ import pandas as pd
 from e2i_dagster.config.quality import DIMENSIONS, QualityPolicy, Severity
 from e2i_dagster.display import Figure, Table
 from e2i_dagster.policy_files.base import PolicyModel
+from e2i_dagster.policy_files.pseudonyms import pseudonym
 from e2i_dagster.quality import dimensions, expectations, plausibility, schemas, shift
 from e2i_dagster.quality.dimensions import WHOLE, ColumnScore, DimensionScores, Scores
 from e2i_dagster.quality.drawings import heat_map, score_trend
 from e2i_dagster.quality.expectations import PartExpectations
-from e2i_dagster.quality.pseudonyms import pseudonym
 from e2i_dagster.quality.rules import Rule, ruleset_hash
 from e2i_dagster.quality.shift import ColumnProfile
 from e2i_dagster.quality.typed import TypedFrame, smallest_keys, typed

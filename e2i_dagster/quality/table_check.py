@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.config.quality import QualityPolicy, current_quality_policy
 from e2i_dagster.errors import InputError, VerdictError
+from e2i_dagster.policy_files.pseudonyms import pseudonym_key
 from e2i_dagster.quality.data_docs import DataDocs, build_data_docs
 from e2i_dagster.quality.dimensions import WHOLE
 from e2i_dagster.quality.gate import (
@@ -30,7 +31,6 @@ from e2i_dagster.quality.gate import (
 from e2i_dagster.quality.history import find_previous, read_references
 from e2i_dagster.quality.leakage import LeakageReport, audit, audit_rules
 from e2i_dagster.quality.page import reports_folder, write_pages
-from e2i_dagster.quality.pseudonyms import pseudonym_key
 from e2i_dagster.quality.report import PartitionQuality, QualityReport, check_table
 from e2i_dagster.quality.rules import ruleset_hash
 from e2i_dagster.quality.waivers import Authentication, Waiver, new_waiver, record_waiver

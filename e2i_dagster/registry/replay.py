@@ -13,6 +13,7 @@ from e2i_dagster.errors import InputError
 from e2i_dagster.policy_files import changes
 from e2i_dagster.registry.storage import StoredModel
 from e2i_dagster.splits.rows import visible_rows
+from e2i_dagster.tables.description.control import ml_erased_files, ml_erasures
 from e2i_dagster.tables.description.models import ml_experiments, ml_model_registry, ml_training_runs
 from e2i_dagster.training import SearchResult, search_hyperparameters, train
 from e2i_dagster.training.pattern_memory import read_patterns
@@ -20,7 +21,7 @@ from e2i_dagster.versions import ledger
 from e2i_dagster.versions.lake import Lake, value_digests
 from e2i_dagster.versions.ledger import READ, DataVersion
 
-State = Literal["same", "differs", "stored", "missing", "skipped"]
+State = Literal["same", "differs", "stored", "missing", "erased", "skipped"]
 #: Stages that are made again, in order.
 REPLAYED = ("hyperparameters", "trained_model")
 #: Stages whose stored values the replay reads, or that are compared as they are stored.
@@ -32,7 +33,8 @@ class StageCheck(BaseModel):
 
     Attributes:
         state: ``same`` or ``differs`` of a stage that was made again; ``stored`` when the recorded version is whole
-            and was only read; ``missing`` when it is not there; ``skipped`` when it was not made again.
+            and was only read; ``missing`` when it is not there; ``erased`` when a patient was erased from it, so that
+            it cannot be replayed; ``skipped`` when it was not made again.
         moved: what is not as it was: code, policy values, files.
     """
 
@@ -59,7 +61,9 @@ class Verification(BaseModel):
     def verified(self) -> bool:
         """Whether the run was made again to the last bit."""
         states = {check.stage: check.state for check in self.checks}
-        return all(states.get(stage) == "same" for stage in REPLAYED) and "missing" not in states.values()
+        return all(states.get(stage) == "same" for stage in REPLAYED) and not {"missing", "erased"} & set(
+            states.values()
+        )
 
     def to_table(self) -> Table:
         """A row for each stage."""
@@ -151,7 +155,7 @@ def verify_run(
         checks["trained_model"] = _compared(checks["trained_model"], StoredModel.of(model))
     else:
         for stage in REPLAYED:
-            if checks[stage].state != "missing":
+            if checks[stage].state not in ("missing", "erased"):
                 checks[stage] = checks[stage].model_copy(update={"state": "skipped"})
     return Verification(
         run_id=run["mlflow_run_id"],
@@ -174,6 +178,8 @@ def _stored(
     if version is None or version.file is None:
         moved = ("the ledger has no version with this digest",)
         return StageCheck(stage=stage, state="missing", recorded=digest, moved=moved), None
+    if erased := _erased(engine, version.file.path):
+        return StageCheck(stage=stage, state="erased", recorded=digest, moved=erased), None
     damage = lake.not_reusable(version.file)
     if damage:
         at = "" if version.at is None else f" of {version.at:%Y-%m-%d %H:%M}"
@@ -189,6 +195,23 @@ def _stored(
         if said
     )
     return StageCheck(stage=stage, state="stored", recorded=digest, moved=moved), version
+
+
+def _erased(engine: sa.Engine, path: str) -> tuple[str, ...]:
+    """Who erased a patient from the file, when and why; nothing where nobody was."""
+    rows, erasures = ml_erased_files.c, ml_erasures.c
+    query = (
+        sa.select(erasures.pseudonym, erasures.erased_by, erasures.began_at, erasures.reason, rows.rows)
+        .join_from(ml_erased_files, ml_erasures)
+        .where(rows.path == path)
+        .order_by(erasures.began_at)
+    )
+    with engine.connect() as connection:
+        return tuple(
+            f"patient {row.pseudonym} was erased from it ({row.rows} rows) on {row.began_at:%Y-%m-%d} by "
+            f"{row.erased_by}: {row.reason}; it cannot be replayed"
+            for row in connection.execute(query)
+        )
 
 
 def _compared(check: StageCheck, value: BaseModel) -> StageCheck:

@@ -123,7 +123,7 @@ def start_supervisor(
     Raises:
         UnavailableError: the port is taken, or the process does not start; its last line is given.
     """
-    if not port and earlier is not None and _free(host, earlier.port):
+    if not port and earlier is not None and port_is_free(host, earlier.port):
         port = earlier.port
     require_free(host, port, service)
     log = log_path(state, service)
@@ -163,7 +163,7 @@ def start_supervisor(
     )
 
 
-def _free(host: str, port: int) -> bool:
+def port_is_free(host: str, port: int) -> bool:
     try:
         listen(host, port).close()
     except OSError:

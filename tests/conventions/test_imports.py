@@ -46,6 +46,7 @@ ROOMS = (
     "e2i_dagster.experiments.designs",
     "e2i_dagster.experiments.conduct",
     "e2i_dagster.experiments",
+    "e2i_dagster.operations",
     "resources",
     "assets",
     "jobs",

@@ -10,8 +10,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +129,35 @@ def deployed(state: Path) -> Iterator[Deployment]:
 def again(deployed: Deployment) -> Mapping[str, Any]:
     """The report of a second run, and the progress of the first is not touched."""
     return json.loads(deployed.e2i("run", "--scope", "default", "--json").stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="session")
+def backup(
+    deployed: Deployment, again: Mapping[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Mapping[str, Any]]:
+    """A backup of the deployment after its second run, and what the command reported."""
+    folder = tmp_path_factory.mktemp("backup") / "b"
+    return folder, json.loads(deployed.e2i("backup", str(folder), "--json").stdout)
+
+
+@pytest.fixture(scope="session")
+def restored_at(
+    deployed: Deployment, backup: tuple[Path, Mapping[str, Any]]
+) -> Iterator[Callable[[str], Deployment]]:
+    """Restores the backup into a new state folder beside the deployment; each is taken away at the end."""
+    from e2i_dagster.database.server import remove_server
+
+    made: list[Deployment] = []
+
+    def restore(name: str) -> Deployment:
+        home = deployed.home.with_name(name)
+        copy = replace(deployed, home=home, environment={**deployed.environment, "E2I_HOME": str(home)})
+        made.append(copy)
+        copy.e2i("restore", str(backup[0]))
+        return copy
+
+    yield restore
+    for copy in made:
+        copy.e2i("down", check=False)
+        remove_server(copy.home)
+        shutil.rmtree(copy.home, ignore_errors=True)

@@ -247,3 +247,45 @@ ml_stage_states = sa.Table(
     ),
     comment="The last state of each stage and partition; a stage without a row never ran.",
 )
+
+ml_erasures = sa.Table(
+    "ml_erasures",
+    metadata,
+    column("pseudonym", sa.Text, "Stands for the patient under the key of pseudonyms.", primary_key=True),
+    column("reason", sa.Text, "Why the patient was erased.", nullable=False),
+    column("erased_by", sa.Text, "Person.", nullable=False),
+    column("authentication", sa.Text, "How the person is known.", nullable=False),
+    column("run_id", sa.Text, "Dagster run that erased.", nullable=False),
+    column(
+        "began_at", Timestamp, "Since when loads leave the patient out.", nullable=False, server_default=_NOW
+    ),
+    column("ended_at", Timestamp, "When everything was erased; null: it was cut off and has to be repeated."),
+    column("report", JSONB, "What was erased where, what remains and why; counts only."),
+    sa.CheckConstraint("authentication IN ('authenticated', 'self-declared')", name="authentication_known"),
+    comment="One row per erased patient: the tombstone.",
+)
+
+ml_erased_keys = sa.Table(
+    "ml_erased_keys",
+    metadata,
+    column("key_pseudonym", sa.Text, "Pseudonym of the patient or of a journey.", primary_key=True),
+    column(
+        "pseudonym",
+        sa.Text,
+        "Erased patient.",
+        sa.ForeignKey("ml_erasures.pseudonym"),
+        nullable=False,
+        index=True,
+    ),
+    comment="Pseudonyms of the keys that no load takes again.",
+)
+
+ml_erased_files = sa.Table(
+    "ml_erased_files",
+    metadata,
+    column("path", sa.Text, "Place in the lake.", primary_key=True),
+    column("pseudonym", sa.Text, "Erased patient.", sa.ForeignKey("ml_erasures.pseudonym"), primary_key=True),
+    column("rows", sa.BigInteger, "Rows that were taken out.", nullable=False, minimum=0),
+    column("erased_at", Timestamp, "When.", nullable=False, server_default=_NOW),
+    comment="Files of the lake that are no longer what their digest names: a patient was erased from them.",
+)
