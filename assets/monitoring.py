@@ -113,9 +113,11 @@ def performance_report(
     about = {"day": day, "run_id": context.run.run_id, "now": dt.datetime.now(dt.UTC)}
     with warehouse.engine().begin() as connection:
         ledger = update_ledger(connection, current_policy().scope(scope), outcome_labels, **about)
+        profile = reference_profile.require_model(registered_model.model_digest, scope)
         report = performance_report(
-            reference_profile.require_model(registered_model.model_digest, scope).model,
+            profile.model,
             ledger,
+            unavailable=profile.unavailable,
             policy=DriftPolicy.load(config_folder()),
             scope=scope,
             day=day,
