@@ -157,6 +157,7 @@ def drift_report(
         scope=scope,
         day=day,
         model_id=f"{registered_model.name}/{registered_model.version}",
+        label=performance_report.label,
     )
     with warehouse.engine().begin() as connection:
         record_drift(connection, report, performance_report, context.run.run_id)

@@ -249,7 +249,9 @@ def update_ledger(
     arrived_at = now if version is None or version.at is None else version.at
     until = dt.datetime.combine(day + dt.timedelta(days=1), dt.time(), dt.UTC)
     enter_predictions(connection, scope, outcomes, until=until)
-    enter_labels(connection, scope.key, outcomes, arrived_at=arrived_at, run_id=run_id)
+    # The ledger holds numbers; which class a patient came to have is none.
+    if scope.problem_type != "multiclass_classification":
+        enter_labels(connection, scope.key, outcomes, arrived_at=arrived_at, run_id=run_id)
     return read_ledger(connection, scope.key, as_of=now.date())
 
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from e2i_dagster.config.drift_monitoring import DriftPolicy, PerformanceRule, Severity
 from e2i_dagster.display import Table
+from e2i_dagster.monitoring.drift_report import FeatureDrift
 from e2i_dagster.monitoring.estimate import (
     FAILURE_MODE,
     estimate_of,
@@ -22,6 +23,7 @@ from e2i_dagster.monitoring.estimate import (
     why_no_estimate,
 )
 from e2i_dagster.monitoring.impact import loss_against
+from e2i_dagster.monitoring.label_drift import measure_labels
 from e2i_dagster.monitoring.labels import SettledLabels
 from e2i_dagster.monitoring.profile import ModelReference
 from e2i_dagster.reports import drawn, new_figure
@@ -69,6 +71,7 @@ class PerformanceReport(BaseModel):
             its estimate. None: neither is known.
         severity: of a loss that is not chance.
         concept_drift: the newest measured window lies outside its estimate.
+        label: drift of the outcome in the newest window with enough closed labels, not yet judged.
         unavailable: why performance of this kind of model is neither measured nor estimated; empty when it is.
     """
 
@@ -86,6 +89,7 @@ class PerformanceReport(BaseModel):
     loss: float | None
     severity: Severity
     concept_drift: bool
+    label: FeatureDrift | None = None
     unavailable: str = ""
 
     @property
@@ -176,11 +180,14 @@ def performance_report(
     rows = labels.predictions
     rows = rows[(rows["model_id"] == model_id) & (rows["state"] != "repeated")]
     days = pd.to_datetime(rows["predicted_at"], utc=True).dt.date
-    windows = []
+    windows, closed = [], rows["label"].iloc[:0]
     for number in reversed(range(rule.windows)):
         last = day - dt.timedelta(days=number * rule.window_days)
         first = last - dt.timedelta(days=rule.window_days - 1)
-        windows.append(_window(model, rows[(days >= first) & (days <= last)], rule, first, last))
+        inside = rows[(days >= first) & (days <= last)]
+        windows.append(_window(model, inside, rule, first, last))
+        labelled = inside.loc[inside["state"] == "closed", "label"]
+        closed = labelled if len(labelled) >= min(rule.minimum_labels, len(closed)) else closed
     basis, loss, severity = _loss(model, windows, policy)
     measured = [window.concept for window in windows if window.concept != "not_estimable"]
     return PerformanceReport(
@@ -193,6 +200,7 @@ def performance_report(
         loss=loss,
         severity=severity,
         concept_drift=bool(measured) and measured[-1] == "outside",
+        label=measure_labels(model, closed, policy),
     )
 
 

@@ -143,6 +143,7 @@ class ModelReference(BaseModel):
         scores, target: of the validation rows, in one order; no key of a patient is kept.
         places: feature -> bin of each validation row (bins of the reference, then missing).
         importance: feature -> share of the model's importance; None: not known.
+        label: distribution of the outcome in the training rows; that of an event as a truth value.
         recalibration: of a model of an outcome. error_size: of a model of a number. None: not estimable.
     """
 
@@ -158,6 +159,7 @@ class ModelReference(BaseModel):
     importance: dict[str, float]
     recalibration: Recalibration | None
     error_size: ErrorSize | None = None
+    label: FeatureProfile | None = None
 
 
 class ReferenceProfile(BaseModel):

@@ -8,6 +8,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from e2i_dagster.config.drift_monitoring import DriftPolicy
+from e2i_dagster.monitoring.drift import detect_drift
 from e2i_dagster.monitoring.estimate import (
     FAILURE_MODE,
     estimate_performance,
@@ -17,7 +18,7 @@ from e2i_dagster.monitoring.estimate import (
 )
 from e2i_dagster.monitoring.labels import settle_labels
 from e2i_dagster.monitoring.performance import performance_report, realised
-from e2i_dagster.monitoring.profile import ModelReference
+from e2i_dagster.monitoring.profile import ModelReference, profile_values
 from e2i_dagster.policy_files.environment import CHECKOUT
 from e2i_dagster.training.evaluate import Estimate
 
@@ -243,6 +244,35 @@ def test_an_error_that_is_no_function_of_the_prediction_is_not_fitted(rows):
     assert fit_error_size(target[:99], scores[:99]) is None
     assert fit_error_size(scores, scores) is None
     assert fit_error_size(target, np.full(rows, 3.0)) is None
+
+
+def test_labels_that_drift_are_told_with_the_interval_of_their_difference(model, cost_model):
+    trained = profile_values(pd.Series(np.arange(2_000) % 2 == 0), bins=10)
+    labels = ledger((SPREAD, 1))
+    many = labels.predictions.assign(label=(np.arange(700) % 10 < 8).astype("float64"))
+    found = report(model.model_copy(update={"label": trained}), type(labels)(many, labels.arrivals)).label
+    assert found.difference.value == pytest.approx(0.3)
+    assert found.difference.low == pytest.approx(0.260, abs=0.002)
+    assert found.difference.high == pytest.approx(0.335, abs=0.002)
+    costly = cost_model.model_copy(update={"label": profile_values(pd.Series(cost_model.target), bins=10)})
+    higher = report(costly, weeks_of_costs((5, 1))).label
+    assert higher.difference.low > 150 and higher.difference.high < 350 and higher.test == "ks"
+    assert report(costly, weeks_of_costs((4, 1))).label.difference.low < 0
+    drift = detect_drift(
+        pd.DataFrame({"x": np.arange(200.0)}), pd.DataFrame({"x": np.arange(200.0)}), policy=POLICY, scope="s",
+        day=DAY, model_id="m/1", label=found,
+    )  # fmt: skip
+    assert (
+        "label: share of positives of the closed labels minus that of training +0.3 (95 % interval +0.262 to +0.336)"
+        in drift.findings[0]
+    )
+    assert drift.to_record()[-1]["drift_type"] == "label"
+
+
+def test_too_few_closed_labels_are_no_drift_of_labels_and_say_so(model):
+    trained = profile_values(pd.Series(np.arange(2_000) % 2 == 0), bins=10)
+    found = report(model.model_copy(update={"label": trained}), ledger((SPREAD, 1), labelled=0)).label
+    assert found.state == "skipped" and "needs 100 closed labels" in found.reason and found.difference is None
 
 
 def test_a_kind_of_model_that_is_not_measured_says_why():
