@@ -39,6 +39,15 @@ class SettledLabels:
     predictions: pd.DataFrame
     arrivals: pd.DataFrame
 
+    def until(self, day: dt.date) -> SettledLabels:
+        """What is known of the predictions up to the end of ``day``, and of labels for none of the later ones."""
+        end = pd.Timestamp(day, tz="UTC") + pd.Timedelta(days=1)
+        later = pd.to_datetime(self.predictions["predicted_at"], utc=True) >= end
+        if not later.any():
+            return self
+        gone = self.arrivals["prediction_id"].isin(self.predictions.loc[later, "prediction_id"])
+        return SettledLabels(self.predictions[~later], self.arrivals[~gone])
+
     @property
     def counts(self) -> dict[str, int]:
         """Predictions by state and labels by result."""

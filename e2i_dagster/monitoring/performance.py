@@ -154,54 +154,72 @@ class PerformanceReport(BaseModel):
         ]
 
 
-def performance_report(
-    model: ModelReference | None,
-    labels: SettledLabels,
-    *,
-    unavailable: str = "",
-    policy: DriftPolicy,
-    scope: str,
-    day: dt.date,
-    model_id: str,
-) -> PerformanceReport:
-    """Performance of the predictions of ``model_id`` in windows that end with ``day``.
+class PerformanceHistory:
+    """Performance of the predictions of ``model_id``, day by day; a window of several days is measured once.
 
     Args:
         model: None for a kind of problem whose performance is not measured; ``unavailable`` says why not.
     """
-    about: dict[str, Any] = {"scope": scope, "day": day, "model_id": model_id, "labels": labels.counts}
-    if model is None:
-        nothing = Estimate(value=None, low=None, high=None)
+
+    def __init__(
+        self,
+        model: ModelReference | None,
+        labels: SettledLabels,
+        *,
+        unavailable: str = "",
+        policy: DriftPolicy,
+        scope: str,
+        model_id: str,
+    ) -> None:
+        self.model, self.labels, self.unavailable = model, labels, unavailable
+        self.policy, self.scope, self.model_id = policy, scope, model_id
+        rows = labels.predictions
+        self._rows = rows[(rows["model_id"] == model_id) & (rows["state"] != "repeated")]
+        self._days = pd.to_datetime(self._rows["predicted_at"], utc=True).dt.date
+        self._windows: dict[tuple[dt.date, dt.date], WindowPerformance] = {}
+
+    def report(self, day: dt.date) -> PerformanceReport:
+        """The report of ``day``, in windows that end with it; later predictions are not known in it."""
+        model, rule = self.model, self.policy.performance
+        known = self.labels.until(day).counts
+        about: dict[str, Any] = {"scope": self.scope, "day": day, "model_id": self.model_id, "labels": known}
+        if model is None:
+            nothing = Estimate(value=None, low=None, high=None)
+            return PerformanceReport(
+                **about, metric="unavailable", reference=nothing, reference_split="none", windows=(),
+                basis=None, loss=None, severity="none", concept_drift=False, unavailable=self.unavailable,
+            )  # fmt: skip
+        windows, closed = [], self._rows["label"].iloc[:0]
+        for number in reversed(range(rule.windows)):
+            last = day - dt.timedelta(days=number * rule.window_days)
+            first = last - dt.timedelta(days=rule.window_days - 1)
+            inside = self._rows[(self._days >= first) & (self._days <= last)]
+            if (first, last) not in self._windows:
+                self._windows[first, last] = _window(model, inside, rule, first, last)
+            windows.append(self._windows[first, last])
+            labelled = inside.loc[inside["state"] == "closed", "label"]
+            closed = labelled if len(labelled) >= min(rule.minimum_labels, len(closed)) else closed
+        basis, loss, severity = _loss(model, windows, self.policy)
+        measured = [window.concept for window in windows if window.concept != "not_estimable"]
         return PerformanceReport(
-            **about, metric="unavailable", reference=nothing, reference_split="none", windows=(),
-            basis=None, loss=None, severity="none", concept_drift=False, unavailable=unavailable,
-        )  # fmt: skip
-    rule = policy.performance
-    rows = labels.predictions
-    rows = rows[(rows["model_id"] == model_id) & (rows["state"] != "repeated")]
-    days = pd.to_datetime(rows["predicted_at"], utc=True).dt.date
-    windows, closed = [], rows["label"].iloc[:0]
-    for number in reversed(range(rule.windows)):
-        last = day - dt.timedelta(days=number * rule.window_days)
-        first = last - dt.timedelta(days=rule.window_days - 1)
-        inside = rows[(days >= first) & (days <= last)]
-        windows.append(_window(model, inside, rule, first, last))
-        labelled = inside.loc[inside["state"] == "closed", "label"]
-        closed = labelled if len(labelled) >= min(rule.minimum_labels, len(closed)) else closed
-    basis, loss, severity = _loss(model, windows, policy)
-    measured = [window.concept for window in windows if window.concept != "not_estimable"]
-    return PerformanceReport(
-        **about,
-        metric=model.metric,
-        reference=model.performance,
-        reference_split=model.split,
-        windows=tuple(windows),
-        basis=basis,
-        loss=loss,
-        severity=severity,
-        concept_drift=bool(measured) and measured[-1] == "outside",
-        label=measure_labels(model, closed, policy),
-    )
+            **about,
+            metric=model.metric,
+            reference=model.performance,
+            reference_split=model.split,
+            windows=tuple(windows),
+            basis=basis,
+            loss=loss,
+            severity=severity,
+            concept_drift=bool(measured) and measured[-1] == "outside",
+            label=measure_labels(model, closed, self.policy),
+        )
+
+
+def performance_report(
+    model: ModelReference | None, labels: SettledLabels, *, day: dt.date, **about: Any
+) -> PerformanceReport:
+    """The report of one ``day`` (:class:`PerformanceHistory`, whose arguments ``about`` are)."""
+    return PerformanceHistory(model, labels, **about).report(day)
 
 
 def realised(
