@@ -7,6 +7,7 @@ shows; the others read. Exit codes: 0 done, 1 a stage failed, 2 wrong configurat
 
 from __future__ import annotations
 
+import datetime as dt
 import gc
 import json
 import os
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
     from e2i_dagster.pipeline.states import StageEvent
 
+
+_DAY = click.DateTime(formats=["%Y-%m-%d"])
 
 #: Rows of each table that a dry run shows of those that would leave it.
 SHOWN_GOING = 10
@@ -242,6 +245,24 @@ def run(scope: str, json_output: bool) -> None:
         refuse_failed(failed, json_output=json_output, report=_status() if json_output else None)
     if json_output:
         click.echo(json.dumps(_status(), default=str))
+
+
+@main.command()
+@click.option("--scope", default="default", show_default=True, help="A scope.")
+@click.option("--from", "first", type=_DAY, required=True, help="First day (UTC).")
+@click.option("--to", "last", type=_DAY, help="Last day; by default the first.")
+@as_json
+@command_errors
+def monitor(scope: str, first: dt.datetime, last: dt.datetime | None, json_output: bool) -> None:
+    """Watch a scope on past days, all in one run (job `monitor`); a day that fails does not stop the others."""
+    from jobs.sequence import monitored_days
+
+    planned = monitored_days(scope, first.date(), (last or first).date())
+    result = launch(planned.job, planned=planned, show=not json_output)
+    if not result.success:
+        refuse_failed(result, json_output=json_output)
+    if json_output:
+        click.echo(json.dumps({"job": planned.job, "partitions": planned.label}))
 
 
 @main.command("plan")

@@ -12,6 +12,7 @@ from typing import Any
 import dagster as dg
 
 from e2i_dagster.config.policy import current_policy
+from e2i_dagster.errors import InputError
 
 #: Jobs that load.
 LOADS = ("load", "resubmit_rejects", "load_and_qc")
@@ -71,6 +72,30 @@ def plan(scopes: Sequence[str], today: dt.date | None = None) -> Iterator[Planne
     day = (today or dt.datetime.now(dt.UTC).date()).isoformat()
     for scope in scopes:
         yield PlannedRun("monitor", f"{day}|{scope}")
+
+
+def monitored_days(scope: str, first: dt.date, last: dt.date) -> PlannedRun:
+    """One run of ``monitor`` over the days ``first`` to ``last`` of one scope.
+
+    Raises:
+        InputError: not one scope, or days that are not a range of the past.
+    """
+    names = scopes_named(scope)
+    start = dt.date.fromisoformat(f"{current_policy().sources.first_month}-01")
+    today = dt.datetime.now(dt.UTC).date()
+    if len(names) != 1:
+        raise InputError(
+            f"--scope {scope}: one scope is watched in a run, these are {len(names)}.",
+            field="scope", value=scope, remedy="Name one.",
+        )  # fmt: skip
+    if not start <= first <= last <= today:
+        raise InputError(
+            f"days {first} to {last}: expected a range within {start} to {today}, the first day first.",
+            field="--from, --to", value=f"{first} to {last}",
+            remedy=f"Give days of that range, for example --from {today} --to {today}.",
+        )  # fmt: skip
+    keys = [dg.MultiPartitionKey({"day": day.isoformat(), "scope": names[0]}) for day in (first, last)]
+    return PlannedRun("monitor", str(keys[0]), None if first == last else str(keys[1]))
 
 
 def execute(

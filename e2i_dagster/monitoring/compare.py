@@ -11,8 +11,9 @@ import pandas as pd
 from e2i_dagster.config.drift_monitoring import DriftPolicy
 from e2i_dagster.modelling.model_input import Kind, model_input
 from e2i_dagster.monitoring.drift import detect_drift
-from e2i_dagster.monitoring.drift_report import DriftReport
-from e2i_dagster.monitoring.performance import recalibrate
+from e2i_dagster.monitoring.drift_report import DriftReport, FeatureDrift
+from e2i_dagster.monitoring.estimate import fit_error_size, recalibrate
+from e2i_dagster.monitoring.label_drift import label_values
 from e2i_dagster.monitoring.profile import (
     ModelReference,
     ReferenceProfile,
@@ -27,6 +28,18 @@ from e2i_dagster.training.evaluate import Estimate
 
 #: What performance is measured by, for each kind of problem.
 METRICS = {"binary_classification": "roc_auc", "regression": "rmse"}
+#: Why it is not measured of other kinds.
+UNAVAILABLE = {
+    "survival": (
+        "of a time to an event, follow-up ends early for some patients, and neither the log nor a label says for whom "
+        "it will; without the outcome at the horizon no estimate of the concordance can be confirmed"
+    ),
+    "multiclass_classification": (
+        "of several classes, the log holds the probability of the most probable class and not which class it is, so "
+        "that no label can be compared with it"
+    ),
+}
+_NOT_EVALUATED = "the model was not evaluated on rows that it was not fitted on"
 _SEED = 42
 
 
@@ -71,12 +84,15 @@ def profile_model(
             },
             importance=dict(importance or {}),
             recalibration=recalibrate(rows.validation.target, scores) if binary else None,
+            label=profile_values(label_values(rows.train.target, binary=binary), bins=policy.psi_bins),
+            error_size=None if binary else fit_error_size(rows.validation.target, scores),
         )
     return profile.model_copy(
         update={
             "model_digest": model.digest,
             "prediction": profile_values(pd.Series(scores), bins=policy.psi_bins),
             "model": reference,
+            "unavailable": "" if reference else UNAVAILABLE.get(model.problem_type, _NOT_EVALUATED),
             "sample": sample_rows(features, policy.multivariate.sample, _SEED),
         }
     )
@@ -91,6 +107,7 @@ def compare_with_profile(
     scope: str,
     day: dt.date,
     model_id: str,
+    label: FeatureDrift | None = None,
 ) -> DriftReport:
     """Drift of a day's requests and answers against the reference of the model.
 
@@ -98,6 +115,7 @@ def compare_with_profile(
         log: prediction log of the day: ``prediction_id``, ``prediction`` and the model's features. The same
             prediction twice counts once.
         kinds: the model's features (:attr:`~e2i_dagster.training.TrainedModel.kinds`).
+        label: of closed labels against training (:attr:`.performance.PerformanceReport.label`).
     """
     once = log.drop_duplicates("prediction_id") if "prediction_id" in log else log
     return detect_drift(
@@ -108,6 +126,7 @@ def compare_with_profile(
         day=day,
         model_id=model_id,
         predictions=(None, once["prediction"]),
+        label=label,
     )
 
 

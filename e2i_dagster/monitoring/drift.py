@@ -66,6 +66,7 @@ def detect_drift(
     day: dt.date,
     model_id: str,
     predictions: tuple[pd.Series | None, pd.Series] | None = None,
+    label: FeatureDrift | None = None,
 ) -> DriftReport:
     """Compare every column of ``reference`` with the same column of ``current``.
 
@@ -78,6 +79,7 @@ def detect_drift(
             where the reference has numbers, is a finding.
         predictions: the model's scores on reference rows, None where the profile has them, and its answers on
             ``day``.
+        label: what :func:`.label_drift.measure_labels` found, judged with the others.
 
     Raises:
         ValueError: neither the profile nor ``predictions`` has scores on reference rows.
@@ -93,7 +95,7 @@ def detect_drift(
         if name not in current.columns:
             measured.append(_gone(name, feature, len(current)))
             continue
-        drift, now = _measure(name, "data", feature, current[name], policy)
+        drift, now = measure(name, "data", feature, current[name], policy)
         measured.append(drift)
         if now is not None:
             shares[name] = now
@@ -102,7 +104,9 @@ def detect_drift(
         before = profile.prediction if scores is None else profile_values(scores, bins=policy.psi_bins)
         if before is None:
             raise ValueError("no scores on reference rows")
-        measured.append(_measure("prediction", "prediction", before, answers, policy)[0])
+        measured.append(measure("prediction", "prediction", before, answers, policy)[0])
+    if label is not None:
+        measured.append(label)
     if profile.sample and isinstance(current, pd.DataFrame):
         measured.extend(joint_drift(profile, current, policy))
     assessed = _assess(measured, policy)
@@ -145,10 +149,10 @@ def _gone(name: str, profile: FeatureProfile, rows: int) -> FeatureDrift:
     )
 
 
-def _measure(
+def measure(
     name: str, kind: Kind, profile: FeatureProfile, values: pd.Series, policy: DriftPolicy
 ) -> tuple[FeatureDrift, np.ndarray | None]:
-    """The drift of one column, and its current rows by bin of the reference (missing last)."""
+    """The drift of one column, not yet judged, and its current rows by bin of the reference (missing last)."""
     sizes = (profile.rows, len(values))
     needed = policy.minimum_sample.psi
     if min(sizes) < needed:
@@ -348,6 +352,8 @@ def _with_severity(feature: FeatureDrift, adjusted: Mapping[str, float], policy:
 def _words(drift: FeatureDrift) -> str:
     """What was found: the likely cause first."""
     said = []
+    if drift.difference is not None:
+        said.append(drift.label_words)
     if drift.new_categories:
         said.append(f"new values {_some(drift.new_categories)}")
     if drift.lost_categories:

@@ -11,8 +11,9 @@ from pydantic import BaseModel, ConfigDict
 from e2i_dagster.config.drift_monitoring import SEVERITIES, Severity
 from e2i_dagster.display import Table, Words
 from e2i_dagster.reports import drawn, new_figure
+from e2i_dagster.training.evaluate import Estimate
 
-Kind = Literal["data", "prediction", "multivariate"]
+Kind = Literal["data", "prediction", "multivariate", "label"]
 Test = Literal["ks", "chi_square", "domain_classifier", "pca_reconstruction"]
 
 
@@ -27,6 +28,7 @@ class FeatureDrift(BaseModel):
     Attributes:
         effect_severity: by the size of the drift alone. severity: what remains of it when the model is known.
         importance: share of the model's importance. expected_loss: of performance, by this drift alone.
+        difference: of labels: share of positives, or mean, now minus in training, with its 95 % interval.
         new_categories, lost_categories: values that only one side has, of at least 11 rows.
         reason: why it was skipped, or what was found, in words.
         distribution: groups of values: words, share in the reference, share now. Groups that have fewer than 11 rows
@@ -51,11 +53,22 @@ class FeatureDrift(BaseModel):
     severity: Severity = "none"
     importance: float | None = None
     expected_loss: float | None = None
+    difference: Estimate | None = None
     new_categories: tuple[str, ...] = ()
     lost_categories: tuple[str, ...] = ()
     distribution: tuple[tuple[str, float, float], ...] = ()
     reference_count: int
     current_count: int
+
+    @property
+    def label_words(self) -> str:
+        """How the closed labels differ from those of training; empty where that is not known."""
+        if self.difference is None or self.difference.value is None:
+            return ""
+        what = "share of positives" if self.test == "chi_square" else "mean"
+        low, high = self.difference.low, self.difference.high
+        ends = "" if low is None or high is None else f" (95 % interval {low:+.3g} to {high:+.3g})"
+        return f"{what} of the closed labels minus that of training {self.difference.value:+.3g}{ends}"
 
     @property
     def changes(self) -> tuple[tuple[str, float, float], ...]:
@@ -65,7 +78,7 @@ class FeatureDrift(BaseModel):
 
 
 class DriftReport(BaseModel):
-    """Drift of all features, of the predictions, and of the features together, of one scope on one day."""
+    """Drift of the features, alone and together, of the predictions and of the labels, of one scope on one day."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -77,7 +90,7 @@ class DriftReport(BaseModel):
 
     @property
     def worst(self) -> Severity:
-        """Highest severity of any feature or of the predictions."""
+        """Highest severity of anything that was tested."""
         ranks = [SEVERITIES.index(feature.severity) for feature in self.features]
         return SEVERITIES[max(ranks, default=0)]
 
@@ -108,6 +121,14 @@ class DriftReport(BaseModel):
             f"{f.name}: {f.reason}" for f in self.ordered if f.reason and f.effect_severity != "none"
         )
 
+    @property
+    def _labels(self) -> str:
+        """How the closed labels differ from those of training, or why that is not known."""
+        label = next((feature for feature in self.features if feature.kind == "label"), None)
+        if label is None:
+            return "the model's kind of outcome is not compared"
+        return label.label_words if label.difference else label.reason
+
     def to_metadata(self) -> dict[str, Any]:
         """Scores and a table for people, worst feature first."""
         return {
@@ -115,6 +136,7 @@ class DriftReport(BaseModel):
             "composite_score": self.composite_score,
             "features_tested": len(self.tested),
             "features_skipped": len(self.features) - len(self.tested),
+            "labels_against_training": self._labels,
             "findings": Words(self.findings or ("nothing has drifted",), "list"),
             "drift": Table(
                 (

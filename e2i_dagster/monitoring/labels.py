@@ -39,6 +39,15 @@ class SettledLabels:
     predictions: pd.DataFrame
     arrivals: pd.DataFrame
 
+    def until(self, day: dt.date) -> SettledLabels:
+        """What is known of the predictions up to the end of ``day``, and of labels for none of the later ones."""
+        end = pd.Timestamp(day, tz="UTC") + pd.Timedelta(days=1)
+        later = pd.to_datetime(self.predictions["predicted_at"], utc=True) >= end
+        if not later.any():
+            return self
+        gone = self.arrivals["prediction_id"].isin(self.predictions.loc[later, "prediction_id"])
+        return SettledLabels(self.predictions[~later], self.arrivals[~gone])
+
     @property
     def counts(self) -> dict[str, int]:
         """Predictions by state and labels by result."""
@@ -274,7 +283,9 @@ def update_ledger(
     arrived_at = now if version is None or version.at is None else version.at
     until = dt.datetime.combine(day + dt.timedelta(days=1), dt.time(), dt.UTC)
     enter_predictions(connection, scope, outcomes, until=until)
-    enter_labels(connection, scope, outcomes, arrived_at=arrived_at, run_id=run_id)
+    # The ledger holds numbers; which class a patient came to have is none.
+    if scope.problem_type != "multiclass_classification":
+        enter_labels(connection, scope, outcomes, arrived_at=arrived_at, run_id=run_id)
     return read_ledger(connection, scope.key, as_of=now.date())
 
 

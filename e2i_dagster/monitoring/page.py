@@ -13,7 +13,8 @@ import sqlalchemy as sa
 from e2i_dagster.config.drift_monitoring import SEVERITIES
 from e2i_dagster.display import Figure, Table, Words
 from e2i_dagster.monitoring.drift_report import COLOURS, DriftReport, FeatureDrift
-from e2i_dagster.monitoring.performance import FAILURE_MODE, PerformanceReport, performance_figure
+from e2i_dagster.monitoring.estimate import FAILURE_MODE
+from e2i_dagster.monitoring.performance import PerformanceReport, performance_figure
 from e2i_dagster.monitoring.retraining import alarm_level
 from e2i_dagster.policy_files.environment import state_folder
 from e2i_dagster.reports import Section, drawn, html_page, new_figure

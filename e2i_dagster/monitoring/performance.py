@@ -1,18 +1,12 @@
-"""Performance of a deployed model: measured with the labels that are closed, estimated before.
+"""Performance of a deployed model: measured with the labels that are closed, estimated before (:mod:`.estimate`).
 
-The estimate takes each score for a probability, as far as the validation rows confirm that (confidence-based
-estimation), and draws the labels that will come. It follows shifts of the patients, however large, while the outcome
-depends on the features as before. It fails under concept drift: when the same patients come to have another outcome,
-the estimate stays where it was. That is why a measurement outside its interval is called concept drift.
-
-Guo et al., On Calibration of Modern Neural Networks (2017), for what a calibrated score is; Garg et al., Leveraging
-Unlabeled Data to Predict Out-of-Distribution Performance (2022), for the estimate and its limits.
+The estimate holds while the outcome depends on the features as before. That is why a measurement outside its interval
+is called concept drift.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -21,9 +15,17 @@ from pydantic import BaseModel, ConfigDict
 
 from e2i_dagster.config.drift_monitoring import DriftPolicy, PerformanceRule, Severity
 from e2i_dagster.display import Table
+from e2i_dagster.monitoring.drift_report import FeatureDrift
+from e2i_dagster.monitoring.estimate import (
+    FAILURE_MODE,
+    estimate_of,
+    estimate_performance,
+    why_no_estimate,
+)
 from e2i_dagster.monitoring.impact import loss_against
+from e2i_dagster.monitoring.label_drift import measure_labels
 from e2i_dagster.monitoring.labels import SettledLabels
-from e2i_dagster.monitoring.profile import ModelReference, Recalibration
+from e2i_dagster.monitoring.profile import ModelReference
 from e2i_dagster.reports import drawn, new_figure
 from e2i_dagster.training.evaluate import Estimate
 from e2i_dagster.training.metrics import binary_metrics, interval, regression_metrics, resamples
@@ -31,13 +33,6 @@ from e2i_dagster.training.metrics import binary_metrics, interval, regression_me
 Concept = Literal["within", "outside", "not_estimable"]
 
 _SEED = 42
-#: Cells of one block of draws: bounds memory at about 100 MB.
-_BLOCK_CELLS = 4_000_000
-#: What the estimate cannot see; said wherever it is shown.
-FAILURE_MODE = (
-    "An estimate without labels holds while patients with the same features have the outcome as often as before. "
-    "Under concept drift it stays where it was; only closed labels show that."
-)
 
 
 class WindowPerformance(BaseModel):
@@ -76,6 +71,8 @@ class PerformanceReport(BaseModel):
             its estimate. None: neither is known.
         severity: of a loss that is not chance.
         concept_drift: the newest measured window lies outside its estimate.
+        label: drift of the outcome in the newest window with enough closed labels, not yet judged.
+        unavailable: why performance of this kind of model is neither measured nor estimated; empty when it is.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -92,12 +89,14 @@ class PerformanceReport(BaseModel):
     loss: float | None
     severity: Severity
     concept_drift: bool
+    label: FeatureDrift | None = None
+    unavailable: str = ""
 
     @property
     def note(self) -> str:
         """What is not known, and why."""
         if not self.windows:
-            return "performance of this kind of problem is not measured"
+            return f"performance is unavailable: {self.unavailable}"
         reasons = [window.reason for window in self.windows[-1:] if window.reason]
         return "; ".join(reasons)
 
@@ -155,84 +154,72 @@ class PerformanceReport(BaseModel):
         ]
 
 
-def performance_report(
-    model: ModelReference | None,
-    labels: SettledLabels,
-    *,
-    policy: DriftPolicy,
-    scope: str,
-    day: dt.date,
-    model_id: str,
-) -> PerformanceReport:
-    """Performance of the predictions of ``model_id`` in windows that end with ``day``.
+class PerformanceHistory:
+    """Performance of the predictions of ``model_id``, day by day; a window of several days is measured once.
 
-    ``model`` is None for a kind of problem whose performance is not measured; the report then says so.
+    Args:
+        model: None for a kind of problem whose performance is not measured; ``unavailable`` says why not.
     """
-    about: dict[str, Any] = {"scope": scope, "day": day, "model_id": model_id, "labels": labels.counts}
-    if model is None:
-        nothing = Estimate(value=None, low=None, high=None)
+
+    def __init__(
+        self,
+        model: ModelReference | None,
+        labels: SettledLabels,
+        *,
+        unavailable: str = "",
+        policy: DriftPolicy,
+        scope: str,
+        model_id: str,
+    ) -> None:
+        self.model, self.labels, self.unavailable = model, labels, unavailable
+        self.policy, self.scope, self.model_id = policy, scope, model_id
+        rows = labels.predictions
+        self._rows = rows[(rows["model_id"] == model_id) & (rows["state"] != "repeated")]
+        self._days = pd.to_datetime(self._rows["predicted_at"], utc=True).dt.date
+        self._windows: dict[tuple[dt.date, dt.date], WindowPerformance] = {}
+
+    def report(self, day: dt.date) -> PerformanceReport:
+        """The report of ``day``, in windows that end with it; later predictions are not known in it."""
+        model, rule = self.model, self.policy.performance
+        known = self.labels.until(day).counts
+        about: dict[str, Any] = {"scope": self.scope, "day": day, "model_id": self.model_id, "labels": known}
+        if model is None:
+            nothing = Estimate(value=None, low=None, high=None)
+            return PerformanceReport(
+                **about, metric="unavailable", reference=nothing, reference_split="none", windows=(),
+                basis=None, loss=None, severity="none", concept_drift=False, unavailable=self.unavailable,
+            )  # fmt: skip
+        windows, closed = [], self._rows["label"].iloc[:0]
+        for number in reversed(range(rule.windows)):
+            last = day - dt.timedelta(days=number * rule.window_days)
+            first = last - dt.timedelta(days=rule.window_days - 1)
+            inside = self._rows[(self._days >= first) & (self._days <= last)]
+            if (first, last) not in self._windows:
+                self._windows[first, last] = _window(model, inside, rule, first, last)
+            windows.append(self._windows[first, last])
+            labelled = inside.loc[inside["state"] == "closed", "label"]
+            closed = labelled if len(labelled) >= min(rule.minimum_labels, len(closed)) else closed
+        basis, loss, severity = _loss(model, windows, self.policy)
+        measured = [window.concept for window in windows if window.concept != "not_estimable"]
         return PerformanceReport(
-            **about, metric="unavailable", reference=nothing, reference_split="none", windows=(),
-            basis=None, loss=None, severity="none", concept_drift=False,
-        )  # fmt: skip
-    rule = policy.performance
-    rows = labels.predictions
-    rows = rows[(rows["model_id"] == model_id) & (rows["state"] != "repeated")]
-    days = pd.to_datetime(rows["predicted_at"], utc=True).dt.date
-    windows = []
-    for number in reversed(range(rule.windows)):
-        last = day - dt.timedelta(days=number * rule.window_days)
-        first = last - dt.timedelta(days=rule.window_days - 1)
-        windows.append(_window(model, rows[(days >= first) & (days <= last)], rule, first, last))
-    basis, loss, severity = _loss(model, windows, policy)
-    measured = [window.concept for window in windows if window.concept != "not_estimable"]
-    return PerformanceReport(
-        **about,
-        metric=model.metric,
-        reference=model.performance,
-        reference_split=model.split,
-        windows=tuple(windows),
-        basis=basis,
-        loss=loss,
-        severity=severity,
-        concept_drift=bool(measured) and measured[-1] == "outside",
-    )
+            **about,
+            metric=model.metric,
+            reference=model.performance,
+            reference_split=model.split,
+            windows=tuple(windows),
+            basis=basis,
+            loss=loss,
+            severity=severity,
+            concept_drift=bool(measured) and measured[-1] == "outside",
+            label=measure_labels(model, closed, self.policy),
+        )
 
 
-def estimate_binary(
-    model: ModelReference, scores: np.ndarray, rule: PerformanceRule, *, level: float, seed: int = _SEED
-) -> Estimate | None:
-    """Performance of ``scores`` without labels, with the interval in which the measured one will lie.
-
-    The value is the metric with each score's probability as its label. The interval is that of ``rule.resamples``
-    draws of labels, each with another draw of the recalibration, so that it holds the chance in the labels and how
-    little the validation rows say of the probabilities. None when the scores are no probabilities (no recalibration).
-    """
-    if model.recalibration is None or model.threshold is None or not len(scores):
-        return None
-    twice, both = np.concatenate([scores, scores]), np.repeat([1, 0], len(scores))
-
-    def metric(positive: np.ndarray) -> np.ndarray:
-        weights = np.concatenate([positive, 1 - positive], axis=1)
-        return binary_metrics(both, twice, model.threshold or 0.5, weights)[model.metric]
-
-    value = float(metric(recalibrated(scores, model.recalibration)[None, :])[0])
-    drawn_values = np.concatenate(
-        [metric(block) for block in _drawn_labels(model, scores, rule.resamples, seed)]
-    )
-    low, high = interval(drawn_values, level)
-    return _estimate(value, low, high)
-
-
-def recalibrated(
-    scores: np.ndarray, line: Recalibration, coefficients: np.ndarray | None = None
-) -> np.ndarray:
-    """Probabilities of ``scores`` (n,) by the recalibration, or by each row of other coefficients (B, 2)."""
-    clipped = np.clip(scores, 1e-12, 1 - 1e-12)
-    logit = np.log(clipped) - np.log1p(-clipped)
-    if coefficients is None:
-        return 1 / (1 + np.exp(-(line.intercept + line.slope * logit)))
-    return 1 / (1 + np.exp(-(coefficients[:, :1] + coefficients[:, 1:] * logit)))
+def performance_report(
+    model: ModelReference | None, labels: SettledLabels, *, day: dt.date, **about: Any
+) -> PerformanceReport:
+    """The report of one ``day`` (:class:`PerformanceHistory`, whose arguments ``about`` are)."""
+    return PerformanceHistory(model, labels, **about).report(day)
 
 
 def realised(
@@ -248,27 +235,7 @@ def realised(
     value = float(metric()[0])
     drawn_values = np.concatenate([metric(block) for block in resamples(len(target), rule.resamples, _SEED)])
     low, high = interval(drawn_values, rule.level)
-    return _estimate(value, low, high)
-
-
-def recalibrate(target: np.ndarray, scores: np.ndarray) -> Recalibration | None:
-    """Logistic regression of ``target`` on logit(score); None where the likelihood has no finite maximum."""
-    from scipy.special import logit
-    from sklearn.linear_model import LogisticRegression
-
-    if len(np.unique(target)) < 2 or len(np.unique(scores)) < 2:
-        return None
-    odds = logit(np.clip(scores, 1e-12, 1 - 1e-12))
-    fitted = LogisticRegression(C=np.inf, max_iter=1_000).fit(odds[:, None], target)
-    chance = fitted.predict_proba(odds[:, None])[:, 1]
-    design = np.column_stack([np.ones_like(odds), odds])
-    information = design.T @ (design * (chance * (1 - chance))[:, None])
-    if not np.isfinite(information).all() or np.linalg.cond(information) > 1e12:
-        return None
-    (a, b), (c, d) = np.linalg.inv(information).tolist()
-    return Recalibration(
-        intercept=float(fitted.intercept_[0]), slope=float(fitted.coef_[0, 0]), covariance=((a, b), (c, d))
-    )
+    return estimate_of(value, low, high)
 
 
 def performance_figure(report: PerformanceReport) -> Any:
@@ -327,9 +294,9 @@ def _window(
     elif len(rows) < rule.minimum_predictions:
         reasons.append(f"an estimate needs {rule.minimum_predictions} predictions, found {len(rows)}")
     else:
-        estimated = estimate_binary(model, scores, rule, level=rule.level)
-        if estimated is None:
-            reasons.append("no estimate without labels: the scores are no calibrated probabilities")
+        estimated = estimate_performance(model, scores, rule, level=rule.level)
+        if reason := why_no_estimate(model, scores):
+            reasons.append(reason)
     target = closed["label"].to_numpy("float64")
     rarer = 0 if model.threshold is None or not len(closed) else int(min(target.sum(), (1 - target).sum()))
     if len(closed) < rule.minimum_labels:
@@ -342,7 +309,7 @@ def _window(
     else:
         known = closed["score"].to_numpy("float64")
         measured = realised(model, known, target, rule)
-        expected = estimate_binary(model, known, rule, level=rule.concept_level)
+        expected = estimate_performance(model, known, rule, level=rule.concept_level)
     return WindowPerformance(
         first_day=first,
         last_day=last,
@@ -406,26 +373,6 @@ def _loss_of(model: ModelReference, found: Estimate) -> tuple[float | None, bool
         for scores in (found, reference)
     )
     return loss, bool(abs(found.value - reference.value) > np.hypot(chance, at_deployment))
-
-
-def _drawn_labels(model: ModelReference, scores: np.ndarray, draws: int, seed: int) -> Iterator[np.ndarray]:
-    """Blocks of drawn labels, shape (b, n)."""
-    assert model.recalibration is not None
-    line, generator = model.recalibration, np.random.default_rng(seed)
-    block = max(1, min(draws, _BLOCK_CELLS // (2 * len(scores))))
-    for start in range(0, draws, block):
-        size = min(block, draws - start)
-        coefficients = generator.multivariate_normal([line.intercept, line.slope], line.covariance, size=size)
-        chance = recalibrated(scores, line, coefficients)
-        yield (generator.random(chance.shape) < chance).astype("float64")
-
-
-def _estimate(value: float, low: float, high: float) -> Estimate | None:
-    if not np.isfinite(value):
-        return None
-    return Estimate(
-        value=value, low=low if np.isfinite(low) else None, high=high if np.isfinite(high) else None
-    )
 
 
 def _ends(name: str, found: Estimate | None) -> dict[str, float | None]:

@@ -55,7 +55,9 @@ def read_prediction_log(
             "prediction": "float64",
         }
     )
-    received = [json.loads(row[5]) if isinstance(row[5], str) else (row[5] or {}) for row in rows]
+    logged = [json.loads(row[5]) if isinstance(row[5], str) else row[5] for row in rows]
+    # What is no object has no feature; the answers beside it are whole.
+    received = [one if isinstance(one, dict) else {} for one in logged]
     asked = pd.DataFrame(
         {name: _column([row.get(name) for row in received]) for name in features}, index=keys.index
     )

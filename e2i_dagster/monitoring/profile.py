@@ -113,6 +113,27 @@ class Recalibration(BaseModel):
     covariance: tuple[tuple[float, float], tuple[float, float]]
 
 
+class ErrorSize(BaseModel):
+    """The squared error of a model of a number as a function of its prediction, and how sure that is.
+
+    ``mean_square * exp(b0 + b1 z + b2 z^2)`` with ``z = (prediction - center) / spread``.
+
+    Attributes:
+        range: lowest and highest prediction for the validation rows; nothing is known beyond.
+        mean_square: mean squared error of the validation rows.
+        coefficients, covariance: b0, b1, b2, and their covariance.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    center: float
+    spread: float
+    range: tuple[float, float]
+    mean_square: float
+    coefficients: tuple[float, float, float]
+    covariance: tuple[tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]]
+
+
 class ModelReference(BaseModel):
     """What a deployed model did on its validation rows, for estimates of performance.
 
@@ -122,6 +143,8 @@ class ModelReference(BaseModel):
         scores, target: of the validation rows, in one order; no key of a patient is kept.
         places: feature -> bin of each validation row (bins of the reference, then missing).
         importance: feature -> share of the model's importance; None: not known.
+        label: distribution of the outcome in the training rows; that of an event as a truth value.
+        recalibration: of a model of an outcome. error_size: of a model of a number. None: not estimable.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -135,6 +158,8 @@ class ModelReference(BaseModel):
     places: dict[str, tuple[int, ...]]
     importance: dict[str, float]
     recalibration: Recalibration | None
+    error_size: ErrorSize | None = None
+    label: FeatureProfile | None = None
 
 
 class ReferenceProfile(BaseModel):
@@ -145,6 +170,7 @@ class ReferenceProfile(BaseModel):
         prediction: scores of the validation rows.
         sample: up to some thousand reference rows by column, in random order, for what needs rows: the domain
             classifier and the principal components.
+        unavailable: why performance is neither measured nor estimated where there is no ``model``.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -154,6 +180,7 @@ class ReferenceProfile(BaseModel):
     features: dict[str, FeatureProfile]
     prediction: FeatureProfile | None = None
     model: ModelReference | None = None
+    unavailable: str = ""
     sample: dict[str, tuple[float | str | None, ...]] = {}
 
     def require_model(self, digest: str, scope: str) -> Self:

@@ -56,7 +56,8 @@ def alarm_level(drift: DriftReport, performance: PerformanceReport) -> Severity:
     """The severity that people are told.
 
     A loss of performance comes first. A feature's drift counts as far as it can move the model. Drift of the
-    predictions and of all features together is a note while performance is known: what it does is in the loss.
+    predictions, of the labels and of all features together is a note while performance is known: what it does is in
+    the loss.
     Concept drift is a warning at least: the patients have another outcome than the model says.
     """
     known = performance.basis is not None

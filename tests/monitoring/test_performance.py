@@ -8,15 +8,17 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from e2i_dagster.config.drift_monitoring import DriftPolicy
-from e2i_dagster.monitoring.labels import settle_labels
-from e2i_dagster.monitoring.performance import (
+from e2i_dagster.monitoring.drift import detect_drift
+from e2i_dagster.monitoring.estimate import (
     FAILURE_MODE,
-    estimate_binary,
-    performance_report,
-    realised,
+    estimate_performance,
+    expected_squares,
+    fit_error_size,
     recalibrate,
 )
-from e2i_dagster.monitoring.profile import ModelReference
+from e2i_dagster.monitoring.labels import settle_labels
+from e2i_dagster.monitoring.performance import performance_report, realised
+from e2i_dagster.monitoring.profile import ModelReference, profile_values
 from e2i_dagster.policy_files.environment import CHECKOUT
 from e2i_dagster.training.evaluate import Estimate
 
@@ -65,7 +67,7 @@ def test_the_estimate_is_the_area_that_the_probabilities_imply(model):
         update={"recalibration": model.recalibration.model_copy(update={"intercept": 0.0, "slope": 1.0})}
     )
     few = RULE.model_copy(update={"resamples": 100})
-    found = estimate_binary(exact, scores[:20_000], few, level=0.95)
+    found = estimate_performance(exact, scores[:20_000], few, level=0.95)
     assert found.value == pytest.approx(roc_auc_score(target, scores), abs=0.008)
 
 
@@ -74,7 +76,7 @@ def test_the_interval_holds_what_is_measured_without_concept_drift(model):
     inside = 0
     for seed in range(40):
         scores, target = population(400, 100 + seed, spread=0.6 + 0.05 * seed)
-        expected = estimate_binary(model, scores, RULE, level=0.95)
+        expected = estimate_performance(model, scores, RULE, level=0.95)
         inside += expected.low <= roc_auc_score(target, scores) <= expected.high
     assert inside >= 35
 
@@ -165,3 +167,117 @@ def test_the_report_shows_both_on_one_chart_and_records_every_window(model):
     rows = found.to_record()
     assert [row["concept"] for row in rows] == ["within", "outside"]
     assert rows[0]["realised_low"] < rows[0]["realised"] < rows[0]["realised_high"]
+
+
+def costs(n, seed, *, level=4.0, concept=1.0):
+    """Predictions and outcomes whose error is a share of the prediction; ``concept`` widens it."""
+    rng = np.random.default_rng(seed)
+    scores = rng.gamma(level, 250, n)
+    return scores, scores * (1 + 0.3 * concept * rng.normal(size=n))
+
+
+@pytest.fixture(scope="module")
+def cost_model():
+    scores, target = costs(1_000, 0)
+    reference = ModelReference(
+        metric="rmse", performance=Estimate(value=0, low=0, high=0), split="test", threshold=None,
+        scores=tuple(scores), target=tuple(target), places={}, importance={}, recalibration=None,
+        error_size=fit_error_size(target, scores),
+    )  # fmt: skip
+    return reference.model_copy(update={"performance": realised(reference, scores, target, RULE)})
+
+
+def test_the_error_of_a_number_is_a_function_of_its_prediction(cost_model):
+    scores = np.asarray(cost_model.scores)
+    expected = expected_squares(scores, cost_model.error_size)
+    assert expected.mean() == pytest.approx(((scores - np.asarray(cost_model.target)) ** 2).mean())
+    low, high = np.quantile(scores, [0.2, 0.8])
+    known = expected_squares(np.array([low, high]), cost_model.error_size) ** 0.5
+    assert known == pytest.approx([0.3 * low, 0.3 * high], rel=0.15)
+
+
+def test_the_interval_of_the_error_holds_what_is_measured_when_patients_shift(cost_model):
+    inside, naive = 0, 0
+    for seed in range(40):
+        scores, target = costs(400, 100 + seed, level=3.0 + 0.06 * seed)
+        error = np.sqrt(((scores - target) ** 2).mean())
+        expected = estimate_performance(cost_model, scores, RULE, level=0.95)
+        inside += expected.low <= error <= expected.high
+        naive += cost_model.performance.low <= error <= cost_model.performance.high
+    assert inside >= 34 > naive
+
+
+def weeks_of_costs(*windows):
+    rows, labels = [], []
+    for place, (level, concept) in enumerate(windows):
+        scores, target = costs(700, 50 + place, level=level, concept=concept)
+        for number, (score, outcome) in enumerate(zip(scores, target, strict=True)):
+            day = DAY - dt.timedelta(days=7 * (len(windows) - 1 - place) + number % 7)
+            at = dt.datetime.combine(day, dt.time(9), dt.UTC)
+            rows.append((f"{place}-{number}", "m/1", f"{place}-{number}", at, score, day))
+            labels.append((f"{place}-{number}", outcome, at + dt.timedelta(days=1)))
+    columns = ["prediction_id", "model_id", "patient_id", "predicted_at", "score", "closes_on"]
+    return settle_labels(
+        pd.DataFrame(rows, columns=columns),
+        pd.DataFrame(labels, columns=["prediction_id", "label", "arrived_at"]),
+        as_of=DAY + dt.timedelta(days=30),
+    )
+
+
+def test_concept_drift_of_a_number_leaves_the_estimate_and_is_seen_by_the_labels_alone(cost_model):
+    found = report(cost_model, weeks_of_costs((4, 1), (4.5, 1), (4, 1.6)))
+    assert [window.concept for window in found.windows[1:]] == ["within", "within", "outside"]
+    before, _, after = found.windows[1:]
+    assert after.estimated.value == pytest.approx(before.estimated.value, rel=0.1)
+    assert (found.basis, found.concept_drift) == ("realised", True) and found.loss > 0.3
+
+
+def test_predictions_beyond_the_validation_rows_have_no_estimate_and_say_so(cost_model):
+    found = report(cost_model, weeks_of_costs((12, 1)))
+    assert found.windows[-1].estimated is None and found.windows[-1].realised is not None
+    assert "of the predictions lie beyond those of the validation rows" in found.note
+
+
+@pytest.mark.parametrize("rows", [99, 200])
+def test_an_error_that_is_no_function_of_the_prediction_is_not_fitted(rows):
+    scores, target = costs(rows, 3)
+    assert fit_error_size(target[:99], scores[:99]) is None
+    assert fit_error_size(scores, scores) is None
+    assert fit_error_size(target, np.full(rows, 3.0)) is None
+
+
+def test_labels_that_drift_are_told_with_the_interval_of_their_difference(model, cost_model):
+    trained = profile_values(pd.Series(np.arange(2_000) % 2 == 0), bins=10)
+    labels = ledger((SPREAD, 1))
+    many = labels.predictions.assign(label=(np.arange(700) % 10 < 8).astype("float64"))
+    found = report(model.model_copy(update={"label": trained}), type(labels)(many, labels.arrivals)).label
+    assert found.difference.value == pytest.approx(0.3)
+    assert found.difference.low == pytest.approx(0.260, abs=0.002)
+    assert found.difference.high == pytest.approx(0.335, abs=0.002)
+    costly = cost_model.model_copy(update={"label": profile_values(pd.Series(cost_model.target), bins=10)})
+    higher = report(costly, weeks_of_costs((5, 1))).label
+    assert higher.difference.low > 150 and higher.difference.high < 350 and higher.test == "ks"
+    assert report(costly, weeks_of_costs((4, 1))).label.difference.low < 0
+    drift = detect_drift(
+        pd.DataFrame({"x": np.arange(200.0)}), pd.DataFrame({"x": np.arange(200.0)}), policy=POLICY, scope="s",
+        day=DAY, model_id="m/1", label=found,
+    )  # fmt: skip
+    assert (
+        "label: share of positives of the closed labels minus that of training +0.3 (95 % interval +0.262 to +0.336)"
+        in drift.findings[0]
+    )
+    assert drift.to_record()[-1]["drift_type"] == "label"
+
+
+def test_too_few_closed_labels_are_no_drift_of_labels_and_say_so(model):
+    trained = profile_values(pd.Series(np.arange(2_000) % 2 == 0), bins=10)
+    found = report(model.model_copy(update={"label": trained}), ledger((SPREAD, 1), labelled=0)).label
+    assert found.state == "skipped" and "needs 100 closed labels" in found.reason and found.difference is None
+
+
+def test_a_kind_of_model_that_is_not_measured_says_why():
+    found = performance_report(
+        None, weeks_of_costs((4, 1)), unavailable="times are censored", policy=POLICY, scope="s", day=DAY,
+        model_id="m/1",
+    )  # fmt: skip
+    assert found.note == "performance is unavailable: times are censored" and found.basis is None

@@ -17,9 +17,14 @@ ml_drift_history = sa.Table(
     column("day", sa.Date, "Day whose predictions were compared.", nullable=False),
     column("model_id", sa.Text, "Model version that predicted.", nullable=False),
     column(
-        "drift_type", sa.Text, "data (a feature), prediction (the score), or multivariate.", nullable=False
+        "drift_type",
+        sa.Text,
+        "data (a feature), prediction (the score), label, or multivariate.",
+        nullable=False,
     ),
-    column("feature_name", sa.Text, "Feature, or `prediction`.", nullable=False),
+    column(
+        "feature_name", sa.Text, "Feature, `prediction`, `label`, or a test of all together.", nullable=False
+    ),
     column("state", sa.Text, "executed, or skipped with its reason.", nullable=False),
     column(
         "reason",
