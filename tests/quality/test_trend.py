@@ -14,10 +14,10 @@ import sqlalchemy as sa
 
 from e2i_dagster.config.quality import QualityPolicy
 from e2i_dagster.errors import ConfigError
+from e2i_dagster.policy_files.pseudonyms import VARIABLE, pseudonym, pseudonym_key
 from e2i_dagster.quality import check_table, record_verdicts
 from e2i_dagster.quality.history import find_previous
 from e2i_dagster.quality.page import write_pages
-from e2i_dagster.policy_files.pseudonyms import VARIABLE, pseudonym, pseudonym_key
 from e2i_dagster.quality.report import QualityReport
 from e2i_dagster.quality.shift import excess_index
 from e2i_dagster.tables.description.quality import data_quality_results, ml_data_quality_reports

@@ -10,7 +10,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision: str = '7f6dec661ffb'
-down_revision: str | None = 'e30c46282b16'
+down_revision: str | None = '7c3e5a90d1b8'
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
