@@ -1,6 +1,6 @@
 """Erased patients: tombstones, keys that no load takes again, files of the lake that changed.
 
-Revision 7f6dec661ffb, after e30c46282b16.
+Revision 7f6dec661ffb, after 7c3e5a90d1b8.
 """
 
 from collections.abc import Sequence
