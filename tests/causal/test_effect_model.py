@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import sqlalchemy as sa
+from services import one_worker
 
 from e2i_dagster.causal.model import fit_effect_model, why_not_fitted
 from e2i_dagster.causal.registration import EffectModel, make_effect_model
 from e2i_dagster.causal.study import CausalEstimates, study_effect
 from e2i_dagster.config.scope import default_scope
-from e2i_dagster.config.serving import ServingPolicy
 from e2i_dagster.errors import InputError, VerdictError
 from e2i_dagster.modelling.model_input import model_input
 from e2i_dagster.registry import load_pipeline, version_at
@@ -268,14 +268,15 @@ def live(promoted, varied, store, warehouse, tmp_path_factory) -> Iterator[tuple
     state = tmp_path_factory.mktemp("services")
     models = models_at_stage([SCOPE.model_name, SCOPE.effect_model_name], "staging", tracking_uri=store.uri())
     assert [one.problem_type for one in models] == ["causal"]
-    release = build_release(models, service="causal", state=state)
+    release = build_release(models, service="causal", state=state, policy=one_worker())
     try:
         yield (
             deploy(
                 release,
                 stages={SCOPE.effect_model_name: "staging"},
-                parity=parity_samples(models, lambda scope: varied, ServingPolicy.load()),
+                parity=parity_samples(models, lambda scope: varied, one_worker()),
                 state=state,
+                policy=one_worker(),
             ),
             state,
         )

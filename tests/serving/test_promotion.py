@@ -18,12 +18,13 @@ import pytest
 import sqlalchemy as sa
 from clones import clone
 from model_rows import patients, rows, visible
+from services import one_worker
 
 from e2i_dagster.config.algorithms import AlgorithmsPolicy
 from e2i_dagster.config.policy import current_policy
 from e2i_dagster.config.registry import RegistryPolicy
 from e2i_dagster.config.scope import SuccessCriteria, default_scope
-from e2i_dagster.config.serving import MirrorPolicy, ServingPolicy
+from e2i_dagster.config.serving import MirrorPolicy
 from e2i_dagster.display import Table, to_plain
 from e2i_dagster.errors import ConfigError, DamagedError, InputError, UnavailableError, VerdictError
 from e2i_dagster.policy_files.actors import Actor
@@ -67,7 +68,7 @@ class Office:
             policy=current_policy(),
             frames=lambda scope: patients(80, 5),
             registry=RegistryPolicy.load(),
-            serving=ServingPolicy.load(),
+            serving=one_worker(),
             state=self.state,
         )
         return replace(asked, **changes)
