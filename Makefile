@@ -4,7 +4,7 @@ PYTHON ?= python3
 SCOPE ?= default
 BIN := .venv/bin
 
-.PHONY: help run test mutants ui bench lint lock status down
+.PHONY: help run test mutants ui bench lint lock reference status down
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -44,6 +44,9 @@ lock: .venv/test ## resolve the dependency locks again
 	@$(BIN)/python -m pip install --quiet uv
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header pyproject.toml -o requirements.lock
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header --extra test -c requirements.lock pyproject.toml -o requirements-test.lock
+
+reference: .venv/runtime ## write docs/reference from the code
+	@$(BIN)/python -m commands.reference
 
 status: .venv/runtime ## what was made, what runs
 	@$(BIN)/e2i status

@@ -59,8 +59,32 @@ def table_after(heading: str) -> list[list[str]]:
 def test_links_lead_somewhere(page):
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if "://" not in target and not target.startswith("#"):
-            assert (page.parent / target.split("#")[0]).exists(), f"{page.name}: {target} is not there"
+        if "://" not in target:
+            path, _, anchor = target.partition("#")
+            linked = page.parent / path if path else page
+            assert linked.exists(), f"{page.name}: {target} is not there"
+            if anchor and linked.suffix == ".md":
+                assert anchor in anchors(linked), f"{page.name}: {target}: no heading of this name"
+
+
+def anchors(page: Path) -> set[str]:
+    """What the headings of a page are linked by: lower case, without punctuation, with hyphens for blanks."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    found: set[str] = set()
+    for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE):
+        plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).strip().lower()
+        slug = re.sub(r"[^\w\- ]", "", plain).replace(" ", "-")
+        number = 1
+        while slug in found:
+            slug, number = f"{slug.removesuffix(f'-{number - 1}')}-{number}", number + 1
+        found.add(slug)
+    return found
+
+
+def test_a_link_to_no_heading_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# One `two`, three\n\n## Again\n\n## Again\n\n```\n# none\n```\n", encoding="utf-8")
+    assert anchors(page) == {"one-two-three", "again", "again-1"}
 
 
 def test_the_index_has_every_page():
