@@ -719,15 +719,15 @@ DEFECTS: dict[str, list[tuple[str, str, str, str, str]]] = {
         (
             "drift report without the model version",
             "assets/monitoring.py",
-            '        day=day,\n        model_id=f"{registered_model.name}/{registered_model.version}"',
-            "        day=day,\n        model_id=registered_model.name",
+            '            day=day,\n            model_id=f"{registered_model.name}/{registered_model.version}"',
+            "            day=day,\n            model_id=registered_model.name",
             CONTRACT,
         ),
         (
             "drift is not recorded",
             "assets/monitoring.py",
-            "        record_drift(connection, report, performance_report, context.run.run_id)\n",
-            "        pass\n",
+            "            record_drift(connection, report, performance, context.run.run_id)\n",
+            "            pass\n",
             CONTRACT,
         ),
         (
@@ -798,8 +798,8 @@ DEFECTS: dict[str, list[tuple[str, str, str, str, str]]] = {
         (
             "drift of a model other than the registered one",
             "assets/monitoring.py",
-            "        reference_profile.require_model(registered_model.model_digest, scope),",
-            "        reference_profile,",
+            "    profile = reference_profile.require_model(registered_model.model_digest, scope)\n    policy",
+            "    profile = reference_profile\n    policy",
             CONTRACT,
         ),
         (
