@@ -161,6 +161,18 @@ class EvaluationPolicy(PolicyModel):
     subgroups: SubgroupPolicy = SubgroupPolicy()
 
 
+class ExplanationPolicy(PolicyModel):
+    """Bounds of the explanation.
+
+    Attributes:
+        bootstrap_refits: fits that show whether importances are stable; 0: none.
+        maximum_rows: with more training patients there are no refits.
+    """
+
+    bootstrap_refits: int = Field(ge=0, le=100)
+    maximum_rows: int = Field(ge=100)
+
+
 class OptunaPolicy(PolicyModel):
     """The whole file."""
 
@@ -174,6 +186,7 @@ class OptunaPolicy(PolicyModel):
     calibration: Calibration
     threshold: Threshold
     evaluation: EvaluationPolicy
+    explanations: ExplanationPolicy
 
     @classmethod
     def load(cls, folder: Path | None = None) -> OptunaPolicy:
