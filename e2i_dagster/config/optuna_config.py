@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import ceil
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from e2i_dagster.config.subgroups import SubgroupPolicy
 from e2i_dagster.policy_files.base import PolicyModel, read_yaml
@@ -126,6 +127,27 @@ class ChancePolicy(PolicyModel):
         return self
 
 
+class LearningCurvePolicy(PolicyModel):
+    """Fits of the evaluation on parts of the training patients.
+
+    Attributes:
+        enabled: False: the page says that the curve is skipped.
+        fractions: parts of the training patients, ascending; each is one fit.
+        maximum_rows: a part with more patients is not fitted.
+    """
+
+    enabled: bool
+    fractions: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(min_length=2, max_length=10)
+    maximum_rows: int = Field(ge=100)
+
+    @field_validator("fractions")
+    @classmethod
+    def _fractions_ascend(cls, fractions: tuple[float, ...]) -> tuple[float, ...]:
+        if any(later <= earlier for earlier, later in pairwise(fractions)):
+            raise ValueError(f"fractions ascend (found: {', '.join(f'{part:g}' for part in fractions)})")
+        return fractions
+
+
 class EvaluationPolicy(PolicyModel):
     """Intervals and minimum counts of the evaluation."""
 
@@ -135,7 +157,20 @@ class EvaluationPolicy(PolicyModel):
     minimum_per_class: int = Field(ge=2)
     logistic_margin: float = Field(ge=0, le=0.1)
     better_than_chance: ChancePolicy
+    learning_curve: LearningCurvePolicy
     subgroups: SubgroupPolicy = SubgroupPolicy()
+
+
+class ExplanationPolicy(PolicyModel):
+    """Bounds of the explanation.
+
+    Attributes:
+        bootstrap_refits: fits that show whether importances are stable; 0: none.
+        maximum_rows: with more training patients there are no refits.
+    """
+
+    bootstrap_refits: int = Field(ge=0, le=100)
+    maximum_rows: int = Field(ge=100)
 
 
 class OptunaPolicy(PolicyModel):
@@ -151,6 +186,7 @@ class OptunaPolicy(PolicyModel):
     calibration: Calibration
     threshold: Threshold
     evaluation: EvaluationPolicy
+    explanations: ExplanationPolicy
 
     @classmethod
     def load(cls, folder: Path | None = None) -> OptunaPolicy:

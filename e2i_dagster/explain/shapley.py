@@ -14,8 +14,10 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
+from e2i_dagster.config.optuna_config import OptunaPolicy
 from e2i_dagster.display import Figure, Table
 from e2i_dagster.errors import InputError
+from e2i_dagster.explain.stability import LEADING, FeatureStability, importance_stability
 from e2i_dagster.modelling.estimators import one_thread
 from e2i_dagster.modelling.model_input import LabelledRows, model_input
 from e2i_dagster.modelling.preprocessing import column_origins
@@ -93,6 +95,7 @@ class Explanation(BaseModel):
     additivity_error: float
     effects: tuple[FeatureEffect, ...]
     classes: tuple[ClassEffects, ...] = ()
+    stability: tuple[FeatureStability, ...] = ()
     narrative: str
     figure: bytes
     seconds: float
@@ -133,6 +136,22 @@ class Explanation(BaseModel):
                     )
                 }
                 if self.classes
+                else {}
+            ),
+            **(
+                {
+                    "stability": Table(
+                        ("feature", "smallest share", "largest share", f"among the first {LEADING}"),
+                        [(each.feature, each.low, each.high, each.leading) for each in self.stability],
+                        {
+                            "smallest share": ".1%",
+                            "largest share": ".1%",
+                            f"among the first {LEADING}": ".0%",
+                        },
+                        note=f"{self.stability[0].refits} fits on bootstrap samples of the training patients.",
+                    )
+                }
+                if self.stability
                 else {}
             ),
             "summary": Figure.png(self.figure, "mean absolute SHAP value of each feature"),
@@ -233,9 +252,14 @@ def explain(
     )
 
 
-def explain_validation(model: TrainedModel, rows: VisibleRows) -> Explanation:
+def explain_validation(
+    model: TrainedModel, rows: VisibleRows, policy: OptunaPolicy | None = None
+) -> Explanation:
     """Explain ``model`` on the validation rows, which it was not fitted on, against the training rows."""
-    return explain(model, rows.validation, background=rows.train, split="validation")
+    found = explain(model, rows.validation, background=rows.train, split="validation")
+    return found.model_copy(
+        update={"stability": importance_stability(model, rows, policy or OptunaPolicy.load())}
+    )
 
 
 def _shap_values(

@@ -294,6 +294,8 @@ def log_training(
     figures = {f"figures/{_FIGURES[evaluation.problem_type]}.png": evaluation.figure}
     if evaluation.decision_figure:
         figures["figures/decision_curve.png"] = evaluation.decision_figure
+    if evaluation.learning_figure:
+        figures["figures/learning_curve.png"] = evaluation.learning_figure
     _log_files(documents, figures | (search_figure_files(search) if search is not None else {}))
     return LoggedModel(
         run_id=run.info.run_id,

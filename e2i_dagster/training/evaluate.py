@@ -35,6 +35,12 @@ from e2i_dagster.training.decision_curve import (
 )
 from e2i_dagster.training.estimates import Estimate
 from e2i_dagster.training.fit import TrainedModel
+from e2i_dagster.training.learning_curve import (
+    LearningPoint,
+    learning_curve,
+    learning_figure,
+    learning_table,
+)
 from e2i_dagster.training.metrics import (
     binary_metrics,
     calibration_bins,
@@ -109,12 +115,14 @@ class Evaluation(BaseModel):
     ``chance`` is of the test rows, or while those are closed of the validation rows, which chose the parameters; None
     where that split is not estimable.
 
+    ``learning_curve`` is of the validation rows; empty when the policy switches it off.
+
     ``subgroups`` are of the test rows and empty while those are closed; ``decision_curve`` is so too, and of a model of
     an event alone.
     """
 
     model_config = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
-    volatile_fields: ClassVar[set[str]] = {"figure", "decision_figure", "seconds"}
+    volatile_fields: ClassVar[set[str]] = {"figure", "decision_figure", "learning_figure", "seconds"}
 
     algorithm: str
     problem_type: str
@@ -132,6 +140,8 @@ class Evaluation(BaseModel):
     subgroups: tuple[Subgroup, ...] = ()
     decision_curve: tuple[DecisionPoint, ...] = ()
     decision_figure: bytes = b""
+    learning_curve: tuple[LearningPoint, ...] = ()
+    learning_figure: bytes = b""
     seconds: float
 
     def metric(self, split: str, name: str) -> float | None:
@@ -205,6 +215,16 @@ class Evaluation(BaseModel):
                     )
                     for baseline in self.baselines
                 ],
+            ),
+            "learning_curve": learning_table(self.learning_curve, headline),
+            **(
+                {
+                    "learning_curve_figure": Figure.png(
+                        self.learning_figure, f"{headline} by training patients"
+                    )
+                }
+                if self.learning_figure
+                else {}
             ),
             **({} if self.chance is None else {"better_than_chance": _chance_table(self.chance)}),
             "figure": Figure.png(self.figure, self.figure_title),
@@ -283,6 +303,7 @@ def evaluate(
             if splits[judged].metrics
             else ()
         )
+        learned = learning_curve(model, rows, policy)
     results = [_check_rule(rule, splits) for rule in criteria.rules]
     if model.problem_type in CLASSIFICATION or model.risk is not None:
         results += _check_calibration(criteria.calibration, splits, model.classes)
@@ -340,6 +361,10 @@ def evaluate(
         subgroups=grouped,
         decision_curve=curve,
         decision_figure=decision_figure(curve) if curve else b"",
+        learning_curve=learned,
+        learning_figure=learning_figure(learned, metric)
+        if any(point.validation.value is not None for point in learned)
+        else b"",
         seconds=time.perf_counter() - started,
     )
 
