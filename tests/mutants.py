@@ -719,16 +719,16 @@ DEFECTS: dict[str, list[tuple[str, str, str, str, str]]] = {
         (
             "drift report without the model version",
             "assets/monitoring.py",
-            '            day=day,\n            model_id=f"{registered_model.name}/{registered_model.version}"',
-            "            day=day,\n            model_id=registered_model.name",
+            '        model_id=f"{registered_model.name}/{registered_model.version}",\n        run_id',
+            "        model_id=registered_model.name,\n        run_id",
             CONTRACT,
         ),
         (
             "drift is not recorded",
-            "assets/monitoring.py",
-            "            record_drift(connection, report, performance, context.run.run_id)\n",
-            "            pass\n",
-            CONTRACT,
+            "e2i_dagster/monitoring/days.py",
+            "            record_drift(connection, report, performance, run_id)\n",
+            "",
+            "tests/pipeline/test_monitored_days.py",
         ),
         (
             "an effect model is served without its criteria",
@@ -798,8 +798,8 @@ DEFECTS: dict[str, list[tuple[str, str, str, str, str]]] = {
         (
             "drift of a model other than the registered one",
             "assets/monitoring.py",
-            "    profile = reference_profile.require_model(registered_model.model_digest, scope)\n    policy",
-            "    profile = reference_profile\n    policy",
+            "        reference_profile.require_model(registered_model.model_digest, scope),\n        days,",
+            "        reference_profile,\n        days,",
             CONTRACT,
         ),
         (

@@ -57,7 +57,7 @@ def read_prediction_log(
     )
     logged = [json.loads(row[5]) if isinstance(row[5], str) else row[5] for row in rows]
     # What is no object has no feature; the answers beside it are whole.
-    received = [one if isinstance(one, dict) else {} for one in logged]
+    received = [document if isinstance(document, dict) else {} for document in logged]
     asked = pd.DataFrame(
         {name: _column([row.get(name) for row in received]) for name in features}, index=keys.index
     )

@@ -3,7 +3,6 @@
 import datetime as dt
 
 import dagster as dg
-import numpy as np
 import pandas as pd
 import pytest
 from model_rows import rows, visible
