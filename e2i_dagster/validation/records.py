@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from e2i_dagster.cohorts.disclosure import shown_count
+from e2i_dagster.cohorts.disclosure import SMALL, shown_count
 from e2i_dagster.display import Table
 from e2i_dagster.training.estimates import Estimate
 from e2i_dagster.training.evaluate import SplitMetrics
@@ -93,9 +93,8 @@ class ExternalValidation(BaseModel):
 
     Attributes:
         cohort: key of the validation cohort; ``definition_hash`` of its definition.
-        labelled: its patients with a label by the scope's outcome. ``overlap_fitted`` and ``overlap_held_out``: of
-            them those in the training or validation split of the model, and in its test or holdout split; both are
-            left out.
+        overlap_fitted, overlap_held_out: its labelled patients in the training or validation split of the model, and
+            in its test or holdout split, who are left out; None for 1 to 10.
         development: what was measured on the test split when the version was registered; None when not.
         data: digest of each input by asset (and partition).
     """
@@ -113,9 +112,8 @@ class ExternalValidation(BaseModel):
     cohort_version: str
     definition_hash: str
     development_cohort: str
-    labelled: int
-    overlap_fitted: int
-    overlap_held_out: int
+    overlap_fitted: int | None
+    overlap_held_out: int | None
     level: float
     bootstrap: int
     findings: Findings
@@ -124,12 +122,15 @@ class ExternalValidation(BaseModel):
 
     def headline(self) -> str:
         """The validation in one sentence."""
-        left_out = self.overlap_fitted + self.overlap_held_out
-        said = (
-            f"{self.model} version {self.version} on {self.cohort}: {self.findings.performance.size_words()}, "
-            f"{shown_count(left_out)} patients of the development cohort left out"
+        fitted, held_out = (
+            SMALL if count is None else shown_count(count)
+            for count in (self.overlap_fitted, self.overlap_held_out)
         )
-        return f"{said} (development cohort: {self.development_cohort})."
+        return (
+            f"{self.model} version {self.version} on {self.cohort}: {self.findings.performance.size_words()}. Left out "
+            f"are patients of {self.development_cohort} in the model's training or validation split ({fitted}) and in "
+            f"its test or holdout split ({held_out})."
+        )
 
     def tables(self) -> dict[str, Table]:
         """Title -> table, in the order in which people read them."""
@@ -167,7 +168,13 @@ class ExternalValidation(BaseModel):
             ),
             "Case mix": Table(
                 (
-                    *("feature", "level", "mean in development", "SD in development", "missing in development"),
+                    *(
+                        "feature",
+                        "level",
+                        "mean in development",
+                        "SD in development",
+                        "missing in development",
+                    ),
                     *("mean in validation", "SD in validation", "missing in validation"),
                     "standardized difference",
                 ),
