@@ -28,6 +28,7 @@ from commands.imports import import_group
 from commands.launch import exit_code, failure_record, launch, refuse_failed
 from commands.quality import gate, leakage_audit
 from commands.registry import approve, compare, dossier, history, promote, reject, rollback
+from commands.validation import validate
 from commands.verify import verify
 from e2i_dagster.errors import ConfigError, E2IError, UnavailableError
 

@@ -81,8 +81,8 @@ def require_features(frame: pd.DataFrame, development: LabelledRows, *, cohort: 
             f"No patient of {cohort} has a value of {', '.join(absent)}, which the model reads.",
             field="--cohort",
             value=cohort,
-            remedy=f"`e2i features preview {absent[0]}` shows the feature; load the tables that it is computed from, or "
-            "name a cohort that has it.",
+            remedy=f"`e2i features preview {absent[0]}` shows the feature; load the tables that it is computed "
+            "from, or name a cohort that has it.",
         )
 
 

@@ -187,7 +187,8 @@ class ExternalValidation(BaseModel):
                     )
                     for one in mix.features
                 ],
-                note="Of a level the mean is its share. Figures that would show a cell of 1 to 10 patients are left out.",
+                note="Of a level the mean is its share. Figures that would show a cell of 1 to 10 patients are left "
+                "out.",
             ),
             "Membership": Table(
                 ("c statistic of development against validation",),
