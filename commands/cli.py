@@ -554,6 +554,7 @@ main.add_command(experiment)
 main.add_command(features)
 for registry_command in (promote, approve, reject, rollback, history, compare, dossier):
     main.add_command(registry_command)
+main.add_command(validate)
 main.add_command(verify)
 
 if __name__ == "__main__":
