@@ -31,6 +31,7 @@ from commands.operations import backup, forget, handover, restore
 from commands.quality import gate, leakage_audit
 from commands.registry import approve, compare, dossier, history, promote, reject, rollback
 from commands.trace import trace
+from commands.validation import validate
 from commands.verify import verify
 from e2i_dagster.errors import ConfigError, E2IError, UnavailableError
 
@@ -576,6 +577,7 @@ main.add_command(experiment)
 main.add_command(features)
 for registry_command in (promote, approve, reject, rollback, history, compare, dossier):
     main.add_command(registry_command)
+main.add_command(validate)
 main.add_command(verify)
 main.add_command(trace)
 for operations_command in (backup, restore, handover, forget):

@@ -289,7 +289,7 @@ def evaluate(
         parts["test"] = sealed.open_for(model.digest)
     with one_thread():
         scores = {name: model.scores(part.features) for name, part in parts.items()}
-        splits = {name: _measure(part, scores[name], model, rules) for name, part in parts.items()}
+        splits = {name: measure(part, scores[name], model, rules) for name, part in parts.items()}
         judged = "test" if "test" in parts else "validation"
         baselines = (
             _baselines(
@@ -377,9 +377,15 @@ def _first_of_each_patient(rows: LabelledRows, scores: np.ndarray) -> tuple[np.n
     return rows.target[first], scores[first]
 
 
-def _measure(
+def measure(
     rows: LabelledRows, scores: np.ndarray, model: TrainedModel, rules: EvaluationPolicy
 ) -> SplitMetrics:
+    """The metrics of ``model`` on ``rows``, with percentile bootstrap intervals over patients (calibration line: normal
+    approximation); none, and the reason, where an outcome has too few patients.
+
+    Args:
+        scores: what ``model`` says of ``rows``, shape (n,), of several classes (n, classes).
+    """
     target, n = rows.target, len(rows)
     positives = int(target.sum()) if model.problem_type == "binary_classification" else None
     kinds = [np.ones(n, dtype=bool)]
@@ -839,4 +845,5 @@ __all__ = [
     "Evaluation",
     "SplitMetrics",
     "evaluate",
+    "measure",
 ]

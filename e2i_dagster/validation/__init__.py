@@ -1,0 +1,1 @@
+"""External validation: a registered model judged on another cohort, whose patients had no part in it."""
