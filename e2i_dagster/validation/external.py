@@ -1,4 +1,4 @@
-"""External validation of a registered version from what warehouse and lake hold. Changes nothing."""
+"""External validation of a registered version from what warehouse and lake hold."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from e2i_dagster.config.scope import ScopeSpec
 from e2i_dagster.config.subgroups import joined_columns
 from e2i_dagster.errors import ConfigError, InputError, VerdictError
 from e2i_dagster.features.snapshots import FeatureFiles
+from e2i_dagster.pipeline.code import source_code
+from e2i_dagster.policy_files.base import digest_of
 from e2i_dagster.quality.gate import require_raw_gate
 from e2i_dagster.registry.evidence import read_evaluation
 from e2i_dagster.registry.replay import recorded_run
@@ -29,6 +31,7 @@ from e2i_dagster.splits.rows import visible_rows
 from e2i_dagster.validation.judge import judge, left_out, require_others
 from e2i_dagster.validation.records import ExternalValidation
 from e2i_dagster.validation.rows import described, labels_of, require_defined, views_with
+from e2i_dagster.validation.store import StoredValidation, find_validation, store_validation
 from e2i_dagster.versions import ledger
 from e2i_dagster.versions.coverage import coverage
 from e2i_dagster.versions.lake import Lake
@@ -54,16 +57,17 @@ def validate_version(
     cohort: str,
     policy: Policy,
     *,
+    by: str,
     tracking_uri: str,
-) -> ExternalValidation:
+) -> StoredValidation:
     """Judge ``version`` on the patients of another ``cohort``.
 
     The cohort is built from the current tables; its patients are labelled by the outcome of the version's scope and
     described by the feature definitions that are recorded with the version. Patients who are in a split of the
-    version's development cohort are left out.
+    version's development cohort are left out. The same request on the same data answers from the store.
 
     Args:
-        cohort: key of a definition in ``config/cohorts``.
+        cohort: key of a definition in ``config/cohorts``. by: who asks; recorded.
 
     Raises:
         VerdictError: the version or the cohort cannot be judged: see the message.
@@ -95,6 +99,19 @@ def validate_version(
     with engine.connect() as connection:
         only = {table: columns for table, columns in of_features.items() if table not in of_cohort}
         require_raw_gate(connection, inputs, reads=only)
+    data = made.digests | _digests(read)
+    key = digest_of(
+        {
+            "model": [version.name, version.version, version.model_digest],
+            "definitions": [scope.digest(), cohort, definition.version, definition.definition_hash],
+            "data": data,
+            "policy": [rules.digest(), policy.sources.data_end.isoformat()],
+            "code": source_code().digest_of(validate_version),
+        }
+    )
+    known = find_validation(key, scope, tracking_uri=tracking_uri)
+    if known is not None:
+        return known
     tables = read_current(
         engine,
         lake,
@@ -132,7 +149,8 @@ def validate_version(
         subgroups=scope.evaluation.subgroups,
         policy=rules,
     )
-    return ExternalValidation(
+    found = ExternalValidation(
+        key=key,
         model=version.name,
         version=version.version,
         model_digest=version.model_digest,
@@ -150,8 +168,9 @@ def validate_version(
         bootstrap=rules.evaluation.bootstrap,
         findings=findings,
         development=read_evaluation(version, tracking_uri=tracking_uri).splits.get("test"),
-        data=made.digests | _digests(read),
+        data=data,
     )
+    return store_validation(found, scope, by=by, tracking_uri=tracking_uri)
 
 
 def _digests(read: Mapping[str, Mapping[str | None, ledger.DataVersion]]) -> dict[str, str]:

@@ -95,12 +95,14 @@ class ExternalValidation(BaseModel):
         cohort: key of the validation cohort; ``definition_hash`` of its definition.
         overlap_fitted, overlap_held_out: its labelled patients in the training or validation split of the model, and
             in its test or holdout split, who are left out; None for 1 to 10.
+        key: digest of all that the figures depend on: model, definitions, data, policy and code.
         development: what was measured on the test split when the version was registered; None when not.
         data: digest of each input by asset (and partition).
     """
 
     model_config = ConfigDict(frozen=True)
 
+    key: str
     model: str
     version: str
     model_digest: str
