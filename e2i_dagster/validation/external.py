@@ -28,7 +28,7 @@ from e2i_dagster.registry.replay import recorded_run
 from e2i_dagster.registry.storage import StoredModel
 from e2i_dagster.registry.versions import RegisteredVersion
 from e2i_dagster.splits.rows import visible_rows
-from e2i_dagster.validation.judge import judge, left_out, require_others
+from e2i_dagster.validation.assess import assess, left_out, require_others
 from e2i_dagster.validation.records import ExternalValidation
 from e2i_dagster.validation.rows import described, labels_of, require_defined, views_with
 from e2i_dagster.validation.store import StoredValidation, find_validation, store_validation
@@ -79,7 +79,7 @@ def validate_version(
             f"{cohort} is the cohort that {version.name} version {version.version} was made of.",
             field="--cohort",
             value=cohort,
-            remedy="Name another cohort of config/cohorts; `e2i dossier` shows what was measured on this one.",
+            remedy="Name another cohort of config/cohorts; `e2i dossier` shows what was measured on this version_read.",
         )
     definition = read_cohort(cohort)
     made = _made(engine, lake, version, scope)
@@ -87,14 +87,16 @@ def validate_version(
     rules = OptunaPolicy.load()
     grouped = joined_columns(rules.evaluation.subgroups.columns, scope.evaluation.subgroups)
     require_defined(model.features, made.features.views)
-    views = views_with(made.features.views, [*model.features, *(one.column for one in grouped)])
+    views = views_with(made.features.views, [*model.features, *(group.column for group in grouped)])
     months = policy.sources.months
     of_features = columns_read(views)
     of_cohort = [*PATIENT_TABLES, *scope.outcome.tables, *definition.tables_read]
     named = tuple(dict.fromkeys([*of_cohort, *of_features]))
     read = {table: ledger.current(engine, table, months=months) for table in named}
     inputs = [
-        (table, partition, one.digest) for table, found in read.items() for partition, one in found.items()
+        (table, partition, version_read.digest)
+        for table, found in read.items()
+        for partition, version_read in found.items()
     ]
     with engine.connect() as connection:
         only = {table: columns for table, columns in of_features.items() if table not in of_cohort}
@@ -140,7 +142,7 @@ def validate_version(
     others, fitted, held_out = left_out(frame, made.splits)
     require_others(len(others), fitted + held_out, cohort=cohort, development_cohort=scope.cohort)
     development = visible_rows(made.frame, made.splits, model.features, problem_type=model.problem_type).train
-    findings = judge(
+    findings = assess(
         model,
         development,
         others,
@@ -176,7 +178,9 @@ def validate_version(
 def _digests(read: Mapping[str, Mapping[str | None, ledger.DataVersion]]) -> dict[str, str]:
     """One digest for each table, over its partitions."""
     return {
-        table: ledger.combined_digest({name or "": one.digest for name, one in found.items()})
+        table: ledger.combined_digest(
+            {name or "": version_read.digest for name, version_read in found.items()}
+        )
         for table, found in read.items()
     }
 
@@ -202,7 +206,7 @@ def _scope_of(version: RegisteredVersion, policy: Policy) -> ScopeSpec:
     if version.scope_digest != scope.digest():
         raise VerdictError(
             f"The definition of scope {scope.key} has changed since {which} was made ({version.scope_digest} then, "
-            f"{scope.digest()} now): its outcome may be another one.",
+            f"{scope.digest()} now): its outcome may be another version_read.",
             file=f"config/scopes/{scope.key}.yaml",
             field="scope",
             value=scope.digest(),
@@ -222,32 +226,32 @@ def _made(engine: sa.Engine, lake: Lake, version: RegisteredVersion, scope: Scop
     frame_at = found["training_frame"].at
     features = next(
         (
-            one
-            for one in ledger.versions(engine, "feature_views", scope.key)
-            if one.at is not None and frame_at is not None and one.at <= frame_at
+            version_read
+            for version_read in ledger.versions(engine, "feature_views", scope.key)
+            if version_read.at is not None and frame_at is not None and version_read.at <= frame_at
         ),
         None,
     )
     if features is None:
         raise _gone("feature_views", version)
     found["feature_views"] = features
-    files: dict[str, Any] = {stage: one.file for stage, one in found.items()}
+    files: dict[str, Any] = {stage: version_read.file for stage, version_read in found.items()}
     stored = StoredModel.model_validate(lake.read_document(files["trained_model"], StoredModel))
     return _Made(
         model=stored.model(),
         frame=lake.read_frame([files["training_frame"]]),
         splits=lake.read_frame([files["splits"]]),
         features=FeatureFiles.model_validate(lake.read_document(files["feature_views"], FeatureFiles)),
-        digests={stage: one.digest for stage, one in found.items()},
+        digests={stage: version_read.digest for stage, version_read in found.items()},
     )
 
 
 def _stored(
     engine: sa.Engine, stage: str, scope: ScopeSpec, version: RegisteredVersion, digest: str | None
 ) -> ledger.DataVersion:
-    for one in ledger.versions(engine, stage, scope.key):
-        if one.digest == digest and one.file is not None:
-            return one
+    for version_read in ledger.versions(engine, stage, scope.key):
+        if version_read.digest == digest and version_read.file is not None:
+            return version_read
     raise _gone(stage, version)
 
 

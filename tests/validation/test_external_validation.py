@@ -12,8 +12,8 @@ from e2i_dagster.config.scope import default_scope
 from e2i_dagster.errors import VerdictError
 from e2i_dagster.training import train
 from e2i_dagster.training.evaluate import measure
+from e2i_dagster.validation.assess import assess, left_out, require_others
 from e2i_dagster.validation.case_mix import case_mix, standardized_difference
-from e2i_dagster.validation.judge import judge, left_out, require_others
 from e2i_dagster.validation.records import ExternalValidation
 from e2i_dagster.validation.store import find_validation, store_validation
 
@@ -32,7 +32,7 @@ def model(development):
 
 
 def judged(model, development, frame):
-    return judge(model, development, frame, cohort="other", scope="initiation", policy=POLICY)
+    return assess(model, development, frame, cohort="other", scope="initiation", policy=POLICY)
 
 
 def test_the_figures_are_those_of_an_evaluation_of_the_same_rows(model, development):
