@@ -79,7 +79,7 @@ def validate_version(
             f"{cohort} is the cohort that {version.name} version {version.version} was made of.",
             field="--cohort",
             value=cohort,
-            remedy="Name another cohort of config/cohorts; `e2i dossier` shows what was measured on this version_read.",
+            remedy="Name another cohort of config/cohorts; `e2i dossier` shows what was measured on this one.",
         )
     definition = read_cohort(cohort)
     made = _made(engine, lake, version, scope)
@@ -94,9 +94,9 @@ def validate_version(
     named = tuple(dict.fromkeys([*of_cohort, *of_features]))
     read = {table: ledger.current(engine, table, months=months) for table in named}
     inputs = [
-        (table, partition, version_read.digest)
+        (table, partition, stored.digest)
         for table, found in read.items()
-        for partition, version_read in found.items()
+        for partition, stored in found.items()
     ]
     with engine.connect() as connection:
         only = {table: columns for table, columns in of_features.items() if table not in of_cohort}
@@ -178,9 +178,7 @@ def validate_version(
 def _digests(read: Mapping[str, Mapping[str | None, ledger.DataVersion]]) -> dict[str, str]:
     """One digest for each table, over its partitions."""
     return {
-        table: ledger.combined_digest(
-            {name or "": version_read.digest for name, version_read in found.items()}
-        )
+        table: ledger.combined_digest({name or "": stored.digest for name, stored in found.items()})
         for table, found in read.items()
     }
 
@@ -206,7 +204,7 @@ def _scope_of(version: RegisteredVersion, policy: Policy) -> ScopeSpec:
     if version.scope_digest != scope.digest():
         raise VerdictError(
             f"The definition of scope {scope.key} has changed since {which} was made ({version.scope_digest} then, "
-            f"{scope.digest()} now): its outcome may be another version_read.",
+            f"{scope.digest()} now): its outcome may be another one.",
             file=f"config/scopes/{scope.key}.yaml",
             field="scope",
             value=scope.digest(),
@@ -226,32 +224,32 @@ def _made(engine: sa.Engine, lake: Lake, version: RegisteredVersion, scope: Scop
     frame_at = found["training_frame"].at
     features = next(
         (
-            version_read
-            for version_read in ledger.versions(engine, "feature_views", scope.key)
-            if version_read.at is not None and frame_at is not None and version_read.at <= frame_at
+            stored
+            for stored in ledger.versions(engine, "feature_views", scope.key)
+            if stored.at is not None and frame_at is not None and stored.at <= frame_at
         ),
         None,
     )
     if features is None:
         raise _gone("feature_views", version)
     found["feature_views"] = features
-    files: dict[str, Any] = {stage: version_read.file for stage, version_read in found.items()}
+    files: dict[str, Any] = {stage: stored.file for stage, stored in found.items()}
     stored = StoredModel.model_validate(lake.read_document(files["trained_model"], StoredModel))
     return _Made(
         model=stored.model(),
         frame=lake.read_frame([files["training_frame"]]),
         splits=lake.read_frame([files["splits"]]),
         features=FeatureFiles.model_validate(lake.read_document(files["feature_views"], FeatureFiles)),
-        digests={stage: version_read.digest for stage, version_read in found.items()},
+        digests={stage: stored.digest for stage, stored in found.items()},
     )
 
 
 def _stored(
     engine: sa.Engine, stage: str, scope: ScopeSpec, version: RegisteredVersion, digest: str | None
 ) -> ledger.DataVersion:
-    for version_read in ledger.versions(engine, stage, scope.key):
-        if version_read.digest == digest and version_read.file is not None:
-            return version_read
+    for stored in ledger.versions(engine, stage, scope.key):
+        if stored.digest == digest and stored.file is not None:
+            return stored
     raise _gone(stage, version)
 
 

@@ -156,7 +156,7 @@ class ExternalValidation(BaseModel):
                 ),
                 [
                     (
-                        *(predictor.name, one.scale),
+                        *(predictor.name, predictor.scale),
                         *(
                             getattr(predictor, name).with_interval
                             for name in (
