@@ -141,19 +141,19 @@ def _linear_predictors(
     scale = "log odds"
     if model.risk is not None:
         scale = "log cumulative hazard"
-        scores = [np.log(-np.log1p(-np.clip(one, _TINY, 1 - _TINY))) for one in scores]
+        scores = [np.log(-np.log1p(-np.clip(score, _TINY, 1 - _TINY))) for score in scores]
     elif model.problem_type in CLASSIFICATION:
-        clipped = [np.clip(one, _TINY, 1 - _TINY) for one in scores]
-        scores = [np.log(one) - np.log1p(-one) for one in clipped]
+        clipped = [np.clip(score, _TINY, 1 - _TINY) for score in scores]
+        scores = [np.log(score) - np.log1p(-score) for score in clipped]
     else:
         scale = "predicted number"
     found = []
     for place, name in enumerate(model.classes or ("",)):
-        values = [one[:, place] if model.classes else one for one in scores]
+        values = [score[:, place] if model.classes else score for score in scores]
         means, deviations = zip(
-            *(_moments(one, rows, rules) for one, rows in zip(values, groups, strict=True)), strict=True
+            *(_moments(score, rows, rules) for score, rows in zip(values, groups, strict=True)), strict=True
         )
-        parts = [(float(one.mean()), float(one.std()), len(one)) for one in values]
+        parts = [(float(score.mean()), float(score.std()), len(score)) for score in values]
         found.append(
             LinearPredictor(
                 name=name,
@@ -202,7 +202,7 @@ def _membership(
     chance = np.zeros(len(member))
     folds = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=rules.seed)
     with one_thread():
-        for learn, judge in folds.split(features, member, whose):
+        for learn, held_out in folds.split(features, member, whose):
             preprocessor = build_preprocessor(model.kinds, policy.preprocessing.max_levels).fit(
                 features.iloc[learn]
             )
@@ -220,7 +220,7 @@ def _membership(
                 {"C": 1.0, "l1_ratio": 0.0},
                 seed=policy.sampler.seed,
             ).fit(matrix(learn), member[learn])
-            chance[judge] = fitted.predict_proba(matrix(judge))[:, 1]
+            chance[held_out] = fitted.predict_proba(matrix(held_out))[:, 1]
     repeated = any(rows.patients is not None for rows in groups)
     numbered = np.unique(whose, return_inverse=True)[1] if repeated else None
     blocks = resamples(len(member), rules.bootstrap, rules.seed, numbered)

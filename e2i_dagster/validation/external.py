@@ -1,4 +1,4 @@
-"""External validation of a registered version from what warehouse and lake hold. Changes nothing."""
+"""External validation of a registered version from what warehouse and lake hold."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ from e2i_dagster.config.scope import ScopeSpec
 from e2i_dagster.config.subgroups import joined_columns
 from e2i_dagster.errors import ConfigError, InputError, VerdictError
 from e2i_dagster.features.snapshots import FeatureFiles
+from e2i_dagster.pipeline.code import source_code
+from e2i_dagster.policy_files.base import digest_of
 from e2i_dagster.quality.gate import require_raw_gate
 from e2i_dagster.registry.evidence import read_evaluation
 from e2i_dagster.registry.replay import recorded_run
 from e2i_dagster.registry.storage import StoredModel
 from e2i_dagster.registry.versions import RegisteredVersion
 from e2i_dagster.splits.rows import visible_rows
-from e2i_dagster.validation.judge import judge, left_out, require_others
+from e2i_dagster.validation.assess import assess, left_out, require_others
 from e2i_dagster.validation.records import ExternalValidation
 from e2i_dagster.validation.rows import described, labels_of, require_defined, views_with
+from e2i_dagster.validation.store import StoredValidation, find_validation, store_validation
 from e2i_dagster.versions import ledger
 from e2i_dagster.versions.coverage import coverage
 from e2i_dagster.versions.lake import Lake
@@ -54,16 +57,17 @@ def validate_version(
     cohort: str,
     policy: Policy,
     *,
+    by: str,
     tracking_uri: str,
-) -> ExternalValidation:
+) -> StoredValidation:
     """Judge ``version`` on the patients of another ``cohort``.
 
     The cohort is built from the current tables; its patients are labelled by the outcome of the version's scope and
     described by the feature definitions that are recorded with the version. Patients who are in a split of the
-    version's development cohort are left out.
+    version's development cohort are left out. The same request on the same data answers from the store.
 
     Args:
-        cohort: key of a definition in ``config/cohorts``.
+        cohort: key of a definition in ``config/cohorts``. by: who asks; recorded.
 
     Raises:
         VerdictError: the version or the cohort cannot be judged: see the message.
@@ -83,18 +87,33 @@ def validate_version(
     rules = OptunaPolicy.load()
     grouped = joined_columns(rules.evaluation.subgroups.columns, scope.evaluation.subgroups)
     require_defined(model.features, made.features.views)
-    views = views_with(made.features.views, [*model.features, *(one.column for one in grouped)])
+    views = views_with(made.features.views, [*model.features, *(group.column for group in grouped)])
     months = policy.sources.months
     of_features = columns_read(views)
     of_cohort = [*PATIENT_TABLES, *scope.outcome.tables, *definition.tables_read]
     named = tuple(dict.fromkeys([*of_cohort, *of_features]))
     read = {table: ledger.current(engine, table, months=months) for table in named}
     inputs = [
-        (table, partition, one.digest) for table, found in read.items() for partition, one in found.items()
+        (table, partition, stored.digest)
+        for table, found in read.items()
+        for partition, stored in found.items()
     ]
     with engine.connect() as connection:
         only = {table: columns for table, columns in of_features.items() if table not in of_cohort}
         require_raw_gate(connection, inputs, reads=only)
+    data = made.digests | _digests(read)
+    key = digest_of(
+        {
+            "model": [version.name, version.version, version.model_digest],
+            "definitions": [scope.digest(), cohort, definition.version, definition.definition_hash],
+            "data": data,
+            "policy": [rules.digest(), policy.sources.data_end.isoformat()],
+            "code": source_code().digest_of(validate_version),
+        }
+    )
+    known = find_validation(key, scope, tracking_uri=tracking_uri)
+    if known is not None:
+        return known
     tables = read_current(
         engine,
         lake,
@@ -123,7 +142,7 @@ def validate_version(
     others, fitted, held_out = left_out(frame, made.splits)
     require_others(len(others), fitted + held_out, cohort=cohort, development_cohort=scope.cohort)
     development = visible_rows(made.frame, made.splits, model.features, problem_type=model.problem_type).train
-    findings = judge(
+    findings = assess(
         model,
         development,
         others,
@@ -132,7 +151,8 @@ def validate_version(
         subgroups=scope.evaluation.subgroups,
         policy=rules,
     )
-    return ExternalValidation(
+    found = ExternalValidation(
+        key=key,
         model=version.name,
         version=version.version,
         model_digest=version.model_digest,
@@ -150,14 +170,15 @@ def validate_version(
         bootstrap=rules.evaluation.bootstrap,
         findings=findings,
         development=read_evaluation(version, tracking_uri=tracking_uri).splits.get("test"),
-        data=made.digests | _digests(read),
+        data=data,
     )
+    return store_validation(found, scope, by=by, tracking_uri=tracking_uri)
 
 
 def _digests(read: Mapping[str, Mapping[str | None, ledger.DataVersion]]) -> dict[str, str]:
     """One digest for each table, over its partitions."""
     return {
-        table: ledger.combined_digest({name or "": one.digest for name, one in found.items()})
+        table: ledger.combined_digest({name or "": stored.digest for name, stored in found.items()})
         for table, found in read.items()
     }
 
@@ -203,32 +224,32 @@ def _made(engine: sa.Engine, lake: Lake, version: RegisteredVersion, scope: Scop
     frame_at = found["training_frame"].at
     features = next(
         (
-            one
-            for one in ledger.versions(engine, "feature_views", scope.key)
-            if one.at is not None and frame_at is not None and one.at <= frame_at
+            stored
+            for stored in ledger.versions(engine, "feature_views", scope.key)
+            if stored.at is not None and frame_at is not None and stored.at <= frame_at
         ),
         None,
     )
     if features is None:
         raise _gone("feature_views", version)
     found["feature_views"] = features
-    files: dict[str, Any] = {stage: one.file for stage, one in found.items()}
+    files: dict[str, Any] = {stage: stored.file for stage, stored in found.items()}
     stored = StoredModel.model_validate(lake.read_document(files["trained_model"], StoredModel))
     return _Made(
         model=stored.model(),
         frame=lake.read_frame([files["training_frame"]]),
         splits=lake.read_frame([files["splits"]]),
         features=FeatureFiles.model_validate(lake.read_document(files["feature_views"], FeatureFiles)),
-        digests={stage: one.digest for stage, one in found.items()},
+        digests={stage: stored.digest for stage, stored in found.items()},
     )
 
 
 def _stored(
     engine: sa.Engine, stage: str, scope: ScopeSpec, version: RegisteredVersion, digest: str | None
 ) -> ledger.DataVersion:
-    for one in ledger.versions(engine, stage, scope.key):
-        if one.digest == digest and one.file is not None:
-            return one
+    for stored in ledger.versions(engine, stage, scope.key):
+        if stored.digest == digest and stored.file is not None:
+            return stored
     raise _gone(stage, version)
 
 

@@ -95,12 +95,14 @@ class ExternalValidation(BaseModel):
         cohort: key of the validation cohort; ``definition_hash`` of its definition.
         overlap_fitted, overlap_held_out: its labelled patients in the training or validation split of the model, and
             in its test or holdout split, who are left out; None for 1 to 10.
+        key: digest of all that the figures depend on: model, definitions, data, policy and code.
         development: what was measured on the test split when the version was registered; None when not.
         data: digest of each input by asset (and partition).
     """
 
     model_config = ConfigDict(frozen=True)
 
+    key: str
     model: str
     version: str
     model_digest: str
@@ -154,16 +156,16 @@ class ExternalValidation(BaseModel):
                 ),
                 [
                     (
-                        *(one.name, one.scale),
+                        *(predictor.name, predictor.scale),
                         *(
-                            getattr(one, name).with_interval
+                            getattr(predictor, name).with_interval
                             for name in (
                                 *("development_mean", "development_sd"),
                                 *("validation_mean", "validation_sd", "difference"),
                             )
                         ),
                     )
-                    for one in mix.linear_predictor
+                    for predictor in mix.linear_predictor
                 ],
             ),
             "Case mix": Table(
@@ -180,12 +182,12 @@ class ExternalValidation(BaseModel):
                 ),
                 [
                     (
-                        *(one.feature, one.level),
-                        *(getattr(one.development, name) for name in ("mean", "sd", "missing")),
-                        *(getattr(one.validation, name) for name in ("mean", "sd", "missing")),
-                        one.difference.with_interval,
+                        *(feature.feature, feature.level),
+                        *(getattr(feature.development, name) for name in ("mean", "sd", "missing")),
+                        *(getattr(feature.validation, name) for name in ("mean", "sd", "missing")),
+                        feature.difference.with_interval,
                     )
-                    for one in mix.features
+                    for feature in mix.features
                 ],
                 note="Of a level the mean is its share. Figures that would show a cell of 1 to 10 patients are left "
                 "out.",

@@ -39,6 +39,7 @@ ROOMS = (
     "e2i_dagster.training",
     "e2i_dagster.explain",
     "e2i_dagster.registry",
+    "e2i_dagster.validation",
     "e2i_dagster.serving",
     "e2i_dagster.monitoring",
     "e2i_dagster.causal",

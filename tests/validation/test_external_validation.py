@@ -8,11 +8,14 @@ import pytest
 from model_rows import patients, rows, visible
 
 from e2i_dagster.config.optuna_config import OptunaPolicy
+from e2i_dagster.config.scope import default_scope
 from e2i_dagster.errors import VerdictError
 from e2i_dagster.training import train
 from e2i_dagster.training.evaluate import measure
+from e2i_dagster.validation.assess import assess, left_out, require_others
 from e2i_dagster.validation.case_mix import case_mix, standardized_difference
-from e2i_dagster.validation.judge import judge, left_out, require_others
+from e2i_dagster.validation.records import ExternalValidation
+from e2i_dagster.validation.store import find_validation, store_validation
 
 POLICY = OptunaPolicy.load()
 POLICY = POLICY.model_copy(update={"evaluation": POLICY.evaluation.model_copy(update={"bootstrap": 200})})
@@ -29,7 +32,7 @@ def model(development):
 
 
 def judged(model, development, frame):
-    return judge(model, development, frame, cohort="other", scope="initiation", policy=POLICY)
+    return assess(model, development, frame, cohort="other", scope="initiation", policy=POLICY)
 
 
 def test_the_figures_are_those_of_an_evaluation_of_the_same_rows(model, development):
@@ -124,3 +127,31 @@ def test_few_events_are_said(model, development):
     assert "fewer" not in " ".join(judged(model, development, patients(600, 7)).notes)
     (note,) = judged(model, development, patients(120, 7)).notes
     assert "at least 100 are advised" in note
+
+
+@pytest.fixture
+def validated(model, development):
+    return ExternalValidation(
+        key="a key", model="e2i-x", version="3", model_digest=model.digest, algorithm=model.algorithm,
+        problem_type=model.problem_type, scope="initiation", scope_digest="d", cohort="other", cohort_version="1.0.0",
+        definition_hash="h", development_cohort="own", overlap_fitted=None, overlap_held_out=0, level=0.95,
+        bootstrap=200, findings=judged(model, development, patients(400, 7)), development=None,
+        data={"splits": "abc"},
+    )  # fmt: skip
+
+
+def test_a_stored_validation_is_found_by_its_key_with_its_page(validated, tmp_path, state):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    scope = default_scope()
+    assert find_validation("a key", scope, tracking_uri=uri) is None
+    stored = store_validation(validated, scope, by="ann", tracking_uri=uri)
+    page = stored.page.read_text("utf-8")
+    assert "External validation of e2i-x version 3 on other" in page
+    assert "calibration_intercept" in page
+    assert "split (&lt;11)" in page
+    assert "http" not in page
+    stored.page.unlink()
+    again = find_validation("a key", scope, tracking_uri=uri)
+    assert (again.run_id, again.new, again.validation) == (stored.run_id, False, validated)
+    assert again.page.read_text("utf-8") == page
+    assert find_validation("another key", scope, tracking_uri=uri) is None

@@ -114,7 +114,7 @@ def require_outcomes(model: TrainedModel, rows: LabelledRows, *, cohort: str, sc
         raise refused(f"every labelled patient has the same outcome, {rows.target[0]:g}.")
 
 
-def judge(
+def assess(
     model: TrainedModel,
     development: LabelledRows,
     frame: pd.DataFrame,
