@@ -73,10 +73,8 @@ class OnlinePatients:
             version = self._current()
             try:
                 return version.find(patient_id, self._limits, dt.datetime.now(dt.UTC))
-            except UnavailableError:
-                raise
             # SQLite, Redis and Feast have errors of their own; their messages may quote the key that was asked.
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001
                 self._opened = None
                 raise UnavailableError(
                     f"The online store of {self._settings.project} cannot be read ({type(error).__name__}).",

@@ -1,12 +1,12 @@
 """Requests and answers of a served model, derived from its MLflow signature.
 
 One row is ``{"features": {...}}``, optionally with ``patient_id``, or ``{"patient_id": ...}`` alone, whose features
-are looked up online; a batch is ``{"instances": [row, ...]}``. A feature that the signature requires must be there; it may be null only
-if the model's metadata says that it was missing for somebody in training (``nullable``). A feature
-that is not required may be absent or null. The model sees both as missing. Nothing is converted: text
-is no number, ``true`` is no 1. Only a number without fraction written with a point (``3.0``) is a
-whole number, since JSON does not tell the two apart. A number outside the possible range of its feature
-is refused; one outside the range seen in training is answered with a warning.
+are looked up online; a batch is ``{"instances": [row, ...]}``. A feature that the signature requires must be there;
+it may be null only if the model's metadata says that it was missing for somebody in training (``nullable``). A
+feature that is not required may be absent or null. The model sees both as missing. Nothing is converted: text is no
+number, ``true`` is no 1. Only a number without fraction written with a point (``3.0``) is a whole number, since JSON
+does not tell the two apart. A number outside the possible range of its feature is refused; one outside the range seen
+in training is answered with a warning.
 """
 
 from __future__ import annotations
@@ -636,7 +636,7 @@ def _json_values(column: pd.Series, kind: FeatureType) -> list[Any]:
         values = column.to_numpy(dtype="float64", na_value=np.nan).astype("object")
     elif kind == "string":
         # Not by conversion: the number 1 is not the text "1".
-        if not column.dropna().map(type).isin([str]).all():
+        if not column.dropna().astype("object").map(type).isin([str]).all():
             raise TypeError
         values = column.astype("object").to_numpy()
     else:
