@@ -86,7 +86,7 @@ def live(state, offline):
     mlflow.sklearn.save_model(
         pipeline,
         str(state / "model"),
-        signature=ModelSignature(inputs=Schema(columns)),
+        signature=ModelSignature(inputs=Schema([*columns])),
         serialization_format="skops",
         skops_trusted_types=["numpy.dtype"],
         pip_requirements=["scikit-learn", "skops"],
@@ -199,6 +199,7 @@ def test_files_without_keys_and_old_values_are_said(online, state):
     (own.folder / "online.json").write_text(past.model_dump_json())
     shutil.copy(report.online, own.folder)
     found = OnlinePatients(own, strict).find("PAT00000001")
+    assert found is not None
     assert {view.status for view in found.views} == {"stale"}
     without = past.model_copy(update={"files": past.files.model_copy(update={"patient_keys": None})})
     (own.folder / "online.json").write_text(without.model_dump_json())
