@@ -10,7 +10,13 @@ import pandas as pd
 
 from e2i_dagster.config.feast_materialization import SnapshotPolicy
 from e2i_dagster.features.compute import compute_views
-from e2i_dagster.features.snapshots import FeatureFiles, snapshot_entities, spine, write_views
+from e2i_dagster.features.snapshots import (
+    FeatureFiles,
+    patient_keys,
+    snapshot_entities,
+    spine,
+    write_views,
+)
 from e2i_dagster.versions.coverage import Coverage
 
 
@@ -44,5 +50,7 @@ def build_feature_files(
     rows = spine(labels, tables, brand=brand)
     entities = snapshot_entities(rows, tables, data_end=data_end, policy=policy)
     return write_views(
-        compute_views(entities, tables, covered=covered, source_lag_days=source_lag_days), folder
+        compute_views(entities, tables, covered=covered, source_lag_days=source_lag_days),
+        folder,
+        keys=patient_keys(rows),
     )

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from e2i_dagster.config.current_features import feature_views
 from e2i_dagster.config.feast_materialization import FreshnessLimits
 from e2i_dagster.display import Table
+from e2i_dagster.features.ages import FreshnessStatus
 
-FreshnessStatus = Literal["fresh", "warning", "stale", "never"]
 _WORSE: list[FreshnessStatus] = ["fresh", "warning", "stale", "never"]
 
 
@@ -87,11 +87,16 @@ def freshness(
         at=now,
         warn_after_seconds=limits.warn_after_seconds,
         stale_after_seconds=limits.stale_after_seconds,
-        views=tuple(_of(view.name, completed.get(view.name), limits, now) for view in feature_views()),
+        views=tuple(
+            view_freshness(view.name, completed.get(view.name), limits, now) for view in feature_views()
+        ),
     )
 
 
-def _of(name: str, last: dt.datetime | None, limits: FreshnessLimits, now: dt.datetime) -> ViewFreshness:
+def view_freshness(
+    name: str, last: dt.datetime | None, limits: FreshnessLimits, now: dt.datetime
+) -> ViewFreshness:
+    """Status of one view that was last materialized at ``last`` (None: never)."""
     if last is None:
         return ViewFreshness(view=name, last_materialization=None, age_seconds=None, status="never")
     age = (now - last).total_seconds()

@@ -18,10 +18,29 @@ from upath import UPath
 
 from e2i_dagster.config.current_features import feature_views, view_named
 from e2i_dagster.config.feast_materialization import SnapshotPolicy
-from e2i_dagster.config.feature_views import ARRIVAL, TIMESTAMP, FeatureView
+from e2i_dagster.config.feature_views import ARRIVAL, TIMESTAMP, Feature, FeatureView
 from e2i_dagster.display import Table
 from e2i_dagster.errors import DamagedError, InputError, UnavailableError
+from e2i_dagster.features.compute import end_of_day
 from e2i_dagster.policy_files.base import digest_of
+
+#: Each patient's keys of the other views: what a request that names the patient alone is answered by. Never a feature.
+PATIENT_KEYS = FeatureView(
+    name="patient_keys",
+    keys=("patient_id",),
+    description="Professional, brand and region by which the values of a patient are found.",
+    features=(
+        Feature(
+            name="hcp_id", description="Professional at the index date.", value="patient_journeys.hcp_id"
+        ),
+        Feature(name="brand", description="Brand of the scope.", value="patient_journeys.brand"),
+        Feature(
+            name="region",
+            description="Region at the index date.",
+            value="patient_journeys.geographic_region",
+        ),
+    ),
+)
 
 _SPINE = ("patient_id", "patient_journey_id", "hcp_id", "index_date")
 
@@ -47,16 +66,25 @@ class FeatureFile(BaseModel):
 
 
 class FeatureFiles(BaseModel):
-    """One file for each view, together one version of a scope's features."""
+    """One file for each view, together one version of a scope's features.
+
+    ``patient_keys``: the file of :data:`PATIENT_KEYS`; None of files that were written before it was kept.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     files: tuple[FeatureFile, ...]
+    patient_keys: FeatureFile | None = None
+
+    @property
+    def stored(self) -> tuple[FeatureFile, ...]:
+        """All files: those of the views, and that of the patients' keys."""
+        return self.files if self.patient_keys is None else (*self.files, self.patient_keys)
 
     @property
     def digest(self) -> str:
         """Digest over views and digests of the files; paths do not matter."""
-        return digest_of(sorted((file.view, file.digest) for file in self.files))
+        return digest_of(sorted((file.view, file.digest) for file in self.stored))
 
     @property
     def views(self) -> tuple[FeatureView, ...]:
@@ -70,7 +98,7 @@ class FeatureFiles(BaseModel):
 
     def of(self, view: str) -> FeatureFile:
         """The file of ``view``."""
-        for file in self.files:
+        for file in self.stored:
             if file.view == view:
                 return file
         raise InputError(
@@ -95,7 +123,7 @@ class FeatureFiles(BaseModel):
     def _damaged(self) -> Iterator[tuple[FeatureFile, str]]:
         from e2i_dagster.versions.files import damage
 
-        for file in self.files:
+        for file in self.stored:
             found = damage(UPath(file.path), file.size, file.checksum)
             if found:
                 yield file, found
@@ -241,7 +269,22 @@ def _with_month_ends(needed: pd.DataFrame, keys: pd.DataFrame, days: pd.Datetime
     return pd.concat([needed.dropna(), ends]).drop_duplicates().reset_index(drop=True)
 
 
-def write_views(frames: Mapping[str, pd.DataFrame], folder: Any) -> FeatureFiles:
+def patient_keys(rows: pd.DataFrame) -> pd.DataFrame:
+    """The frame of :data:`PATIENT_KEYS`: each patient's keys, known the day before each index date.
+
+    Args:
+        rows: the frame of :func:`spine`.
+    """
+    keys = rows[["patient_id"]].astype("string[pyarrow]")
+    keys[TIMESTAMP] = end_of_day(_day_before(rows["index_date"]))
+    for name in PATIENT_KEYS.feature_names:
+        keys[name] = rows[name].astype("string[pyarrow]")
+    return keys.reset_index(drop=True)
+
+
+def write_views(
+    frames: Mapping[str, pd.DataFrame], folder: Any, *, keys: pd.DataFrame | None = None
+) -> FeatureFiles:
     """Write one Parquet file per view to ``folder/<view>/<digest>.parquet``.
 
     A file that is there and whole is not written again. Rows are sorted, so that equal values are equal files.
@@ -250,14 +293,12 @@ def write_views(frames: Mapping[str, pd.DataFrame], folder: Any) -> FeatureFiles
     Args:
         frames: computed frames by view name; every view must be there.
         folder: a path or address that ``universal-pathlib`` understands.
+        keys: the frame of :func:`patient_keys`; without it nobody is answered by the patient's key alone.
 
     Raises:
         InputError: a view is missing, a frame is not one of its view, a key and time is repeated.
         UnavailableError: the folder cannot be written to.
     """
-    from e2i_dagster.versions.digest import frame_digest
-    from e2i_dagster.versions.files import checksum_of, damage
-
     views = feature_views()
     absent = [view.name for view in views if view.name not in frames]
     if absent:
@@ -268,30 +309,35 @@ def write_views(frames: Mapping[str, pd.DataFrame], folder: Any) -> FeatureFiles
             remedy="Give the frame of every view.",
         )
     root = UPath(folder)
-    files = []
-    for view in views:
-        frame = _checked(view, frames[view.name])
-        digest = frame_digest(frame)
-        target = root / view.name / f"{digest}.parquet"
-        content = _content(view, frame)
-        size, checksum = len(content), checksum_of(content)
-        if damage(target, size, checksum):
-            _write(content, target)
-        stamps = frame[TIMESTAMP]
-        files.append(
-            FeatureFile(
-                view=view.name,
-                path=str(target),
-                digest=digest,
-                rows=len(frame),
-                oldest=None if frame.empty else stamps.min().to_pydatetime(),
-                newest=None if frame.empty else stamps.max().to_pydatetime(),
-                size=size,
-                checksum=checksum,
-                definition=view,
-            )
-        )
-    return FeatureFiles(files=tuple(files))
+    return FeatureFiles(
+        files=tuple(_written(view, frames[view.name], root) for view in views),
+        patient_keys=None if keys is None else _written(PATIENT_KEYS, keys, root),
+    )
+
+
+def _written(view: FeatureView, given: pd.DataFrame, root: UPath) -> FeatureFile:
+    from e2i_dagster.versions.digest import frame_digest
+    from e2i_dagster.versions.files import checksum_of, damage
+
+    frame = _checked(view, given)
+    digest = frame_digest(frame)
+    target = root / view.name / f"{digest}.parquet"
+    content = _content(view, frame)
+    size, checksum = len(content), checksum_of(content)
+    if damage(target, size, checksum):
+        _write(content, target)
+    stamps = frame[TIMESTAMP]
+    return FeatureFile(
+        view=view.name,
+        path=str(target),
+        digest=digest,
+        rows=len(frame),
+        oldest=None if frame.empty else stamps.min().to_pydatetime(),
+        newest=None if frame.empty else stamps.max().to_pydatetime(),
+        size=size,
+        checksum=checksum,
+        definition=view,
+    )
 
 
 def _checked(view: FeatureView, frame: pd.DataFrame) -> pd.DataFrame:

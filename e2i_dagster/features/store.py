@@ -38,7 +38,7 @@ from e2i_dagster.display import Table
 from e2i_dagster.errors import ConfigError, InputError, UnavailableError, VerdictError
 from e2i_dagster.features.compute import conform_features
 from e2i_dagster.features.frame import index_stamps
-from e2i_dagster.features.snapshots import FeatureFiles
+from e2i_dagster.features.snapshots import PATIENT_KEYS, FeatureFiles
 from e2i_dagster.local_files import file_lock, write_text
 from e2i_dagster.policy_files.environment import config_folder, state_folder
 
@@ -227,6 +227,8 @@ class ScopeStore:
                 online="redis" if self.settings.redis else str(self._online_file(files)),
                 views=tuple(self._materialize_view(view, files, (oldest, until)) for view in files.views),
             )
+            if files.patient_keys is not None:
+                self._materialize_view(PATIENT_KEYS, files, (oldest, until))
             self._switch(report)
         return report
 
@@ -431,7 +433,7 @@ class ScopeStore:
             applied = {view.name: _path_of(view) for view in store.list_feature_views()}
         except FeastObjectNotFoundException:
             applied = {}
-        differing = [file.view for file in files.files if applied.get(file.view) != file.path]
+        differing = [file.view for file in files.stored if applied.get(file.view) != file.path]
         if differing:
             raise UnavailableError(
                 f"{self.settings.project}: the applied version of {', '.join(differing)} is not the asked one "
@@ -462,18 +464,21 @@ class ScopeStore:
             yield
 
 
-def settings_for(scope: str, *, registry_url: str | None = None, redis: str | None = None) -> StoreSettings:
+def settings_for(
+    scope: str, *, registry_url: str | None = None, redis: str | None = None, state: Path | None = None
+) -> StoreSettings:
     """Settings of ``scope`` from state folder, environment and ``feast_materialization.yaml``.
 
     Args:
         scope: name of the scope.
         registry_url: address of the database for the registry, or None for a registry file.
         redis: Redis address; ``E2I_FEAST_REDIS`` if None.
+        state: state folder; the one of the environment if None.
     """
     policy = FeastMaterializationPolicy.load(config_folder())
     return StoreSettings(
         project=scope,
-        folder=state_folder() / "feast" / scope,
+        folder=(state or state_folder()) / "feast" / scope,
         registry_url=registry_url,
         redis=redis or os.environ.get("E2I_FEAST_REDIS") or None,
         write_batch_size=policy.online_write_batch_size,
@@ -554,7 +559,8 @@ def feast_objects(project: str, files: FeatureFiles) -> list[Any]:
         for name, meaning in ENTITIES.items()
     }
     sources, views = [], []
-    for view in files.views:
+    keys = () if files.patient_keys is None else (PATIENT_KEYS,)
+    for view in (*files.views, *keys):
         file = files.of(view.name)
         source = FileSource(
             name=f"{view.name}_source",
@@ -580,7 +586,7 @@ def feast_objects(project: str, files: FeatureFiles) -> list[Any]:
                 tags={"digest": file.digest},
             )
         )
-    service = FeatureService(name=project, features=views, tags={"digest": files.digest})
+    service = FeatureService(name=project, features=views[: len(files.views)], tags={"digest": files.digest})
     return [*entities.values(), *sources, *views, service]
 
 

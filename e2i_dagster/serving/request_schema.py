@@ -1,12 +1,12 @@
 """Requests and answers of a served model, derived from its MLflow signature.
 
-One row is ``{"features": {...}}``, optionally with ``patient_id``; a batch is
-``{"instances": [row, ...]}``. A feature that the signature requires must be there; it may be null only
-if the model's metadata says that it was missing for somebody in training (``nullable``). A feature
-that is not required may be absent or null. The model sees both as missing. Nothing is converted: text
-is no number, ``true`` is no 1. Only a number without fraction written with a point (``3.0``) is a
-whole number, since JSON does not tell the two apart. A number outside the possible range of its feature
-is refused; one outside the range seen in training is answered with a warning.
+One row is ``{"features": {...}}``, optionally with ``patient_id``, or ``{"patient_id": ...}`` alone, whose features
+are looked up online; a batch is ``{"instances": [row, ...]}``. A feature that the signature requires must be there;
+it may be null only if the model's metadata says that it was missing for somebody in training (``nullable``). A
+feature that is not required may be absent or null. The model sees both as missing. Nothing is converted: text is no
+number, ``true`` is no 1. Only a number without fraction written with a point (``3.0``) is a whole number, since JSON
+does not tell the two apart. A number outside the possible range of its feature is refused; one outside the range seen
+in training is answered with a warning.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -35,6 +35,7 @@ from pydantic import (
 )
 
 from e2i_dagster.errors import E2IError, InputError
+from e2i_dagster.features.ages import ViewAge
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,7 +57,7 @@ class RequestError(E2IError):
     """A request that cannot be answered.
 
     Attributes:
-        status: HTTP status, 4xx.
+        status: HTTP status, 4xx, or 503 when what the answer needs is not there.
         code: short name of the kind of error.
         problems: one ``{"field", "problem"}`` for each thing wrong; no value of the request.
     """
@@ -242,12 +243,14 @@ class Row:
 
     Attributes:
         warnings: features outside the range seen in training, and that range.
+        online: where the values come from, if they were looked up.
     """
 
     names: Sequence[str]
     values: Sequence[Any]
     patient_id: str | None
     warnings: Sequence[tuple[str, str]] = ()
+    online: OnlineFeatures | None = None
 
     @property
     def features(self) -> dict[str, Any]:
@@ -284,6 +287,7 @@ class RequestSchema:
 
     signature: Signature
     single: type[BaseModel]
+    patient: type[BaseModel]
     batch: type[BaseModel]
     max_batch: int
 
@@ -306,6 +310,51 @@ class RequestSchema:
             RequestError: 422, every wrong field named.
         """
         return self._row(_validate(self.single, payload, self.signature))
+
+    def patient_alone(self, payload: Any) -> str | None:
+        """The patient whose features are to be looked up; None for a body that is to bring them.
+
+        Raises:
+            RequestError: 422, every wrong field named.
+        """
+        if (
+            not isinstance(payload, dict)
+            or "features" in payload
+            or "instances" in payload
+            or payload.get("patient_id") is None
+        ):
+            return None
+        return _validate(self.patient, payload, self.signature).patient_id
+
+    def online_row(self, patient_id: str, values: pd.DataFrame, online: OnlineFeatures) -> Row:
+        """The row of a patient with the values that were looked up.
+
+        Args:
+            values: one row with a column for each feature that is online.
+
+        Raises:
+            RequestError: 422, a feature of the model is not online, or its value is none that the model takes.
+        """
+        absent = [
+            (f"features.{feature.name}", "is not in the online store; send the features")
+            for feature in self.signature.features
+            if feature.name not in values.columns
+        ]
+        if absent:
+            raise RequestError(422, "not_online", absent)
+        try:
+            [features] = to_records(self.signature, values)
+        except InputError as error:
+            raise RequestError(
+                422, "not_online", [("patient_id", f"has online values of no use: {error}")]
+            ) from None
+        validated, wrong = _checked(
+            self.single, {"features": features, "patient_id": patient_id}, self.signature
+        )
+        if wrong:
+            found = [(_field(loc), f"{problem} (the online value)") for loc, problem in wrong]
+            raise RequestError(422, "not_online", found)
+        return replace(self._row(validated), online=online)
 
     def rows(self, payload: Any) -> Batch:
         """Validate the body of ``/predict_batch``; a row that cannot be used does not stop the others.
@@ -387,6 +436,15 @@ def request_schema(signature: Signature, model_name: str, max_batch: int) -> Req
     return RequestSchema(
         signature=signature,
         single=create_model(f"{title}Request", __config__=strict, **row_fields, **named),
+        patient=create_model(
+            f"{title}PatientRequest",
+            __config__=strict,
+            patient_id=(
+                Identifier,
+                Field(description="Its features are looked up in the online store; the body has none."),
+            ),
+            **named,
+        ),
         batch=create_model(f"{title}BatchRequest", __config__=strict, **batch_fields, **named),
         max_batch=max_batch,
     )
@@ -578,7 +636,7 @@ def _json_values(column: pd.Series, kind: FeatureType) -> list[Any]:
         values = column.to_numpy(dtype="float64", na_value=np.nan).astype("object")
     elif kind == "string":
         # Not by conversion: the number 1 is not the text "1".
-        if not column.dropna().map(type).isin([str]).all():
+        if not column.dropna().astype("object").map(type).isin([str]).all():
             raise TypeError
         values = column.astype("object").to_numpy()
     else:
@@ -595,6 +653,13 @@ class Problem(BaseModel):
     problem: str
 
 
+class OnlineFeatures(BaseModel):
+    """Where looked-up features come from, and how old they are."""
+
+    version: str = Field(description="Digest of the feature files that are online.")
+    views: list[ViewAge]
+
+
 class ResponseMetadata(BaseModel):
     """Where an answer comes from."""
 
@@ -609,7 +674,11 @@ class ResponseMetadata(BaseModel):
     service: str
     release: str
     warnings: list[Problem] = Field(
-        default_factory=list, description="Numbers outside the range seen in training; absent without any."
+        default_factory=list,
+        description="Numbers outside the range seen in training, online values that are stale; absent without any.",
+    )
+    online_features: OnlineFeatures | None = Field(
+        default=None, description="Only where the request gave the patient alone."
     )
 
 

@@ -35,7 +35,8 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic_core import to_json
 
-from e2i_dagster.errors import ConfigError, VerdictError
+from e2i_dagster.errors import ConfigError, UnavailableError, VerdictError
+from e2i_dagster.policy_files.environment import config_folder
 from e2i_dagster.serving import audit
 from e2i_dagster.serving.columnar import (
     ARROW,
@@ -54,6 +55,7 @@ from e2i_dagster.serving.release import Manifest, ReleasedModel
 from e2i_dagster.serving.request_schema import (
     Batch,
     ErrorResponse,
+    OnlineFeatures,
     PartialResponse,
     PredictionResponse,
     RequestError,
@@ -72,6 +74,8 @@ from e2i_dagster.serving.watch import watch_supervisor
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
+
+    from e2i_dagster.features.online import OnlinePatient, OnlinePatients
 
 logger = logging.getLogger(__name__)
 
@@ -284,6 +288,8 @@ class Runtime:
             for model in manifest.models
         }
         self.meters = Meters(registry)
+        self._online: dict[str, OnlinePatients] = {}
+        self._opening = threading.Lock()
         self._counted: dict[tuple[str, str, int], tuple[Any, Any]] = {}
         self._looked = 0.0
         for name in self.models:
@@ -293,6 +299,20 @@ class Runtime:
             if settings.audit
             else None
         )
+
+    def find_online(self, scope: str, patient_id: str) -> OnlinePatient | None:
+        """The online values of a patient, see :meth:`.OnlinePatients.find`; the first of a worker loads Feast."""
+        from e2i_dagster.config.feast_materialization import FeastMaterializationPolicy
+        from e2i_dagster.features.online import OnlinePatients
+        from e2i_dagster.features.store import settings_for
+
+        with self._opening:
+            if scope not in self._online:
+                self._online[scope] = OnlinePatients(
+                    settings_for(scope, state=self.settings.state),
+                    FeastMaterializationPolicy.load(config_folder()).freshness,
+                )
+        return self._online[scope].find(patient_id)
 
     def log(
         self, model: ServedModel, rows: Sequence[Row], predicted: Predicted, asked: Asked, at: datetime
@@ -304,7 +324,7 @@ class Runtime:
         kept = self.journal.append(
             [
                 audit.log_row(
-                    prediction_id=f"live-{asked.key}-{place}",
+                    prediction_id=f"live-{'' if row.online is None else 'online-'}{asked.key}-{place}",
                     request_id=asked.request_id,
                     model_id=model.released.model_id,
                     model_version=model.released.version,
@@ -336,12 +356,12 @@ class Runtime:
         if status >= 400:
             self.meters.errors.labels(name, code).inc()
         model = self.models.get(name)
-        # A refused request says nothing about the model.
-        if model is not None and (status < 400 or status >= 500):
-            model.answers.add(latency * 1000, failed=status >= 500)
+        # A refused request, or one whose features are not there (503), says nothing about the model.
+        if model is not None and (status < 400 or status == 500):
+            model.answers.add(latency * 1000, failed=status == 500)
             now = time.monotonic()
             # The level looks at all the last answers; once in a while is enough for who scrapes it.
-            if status >= 500 or now - self._looked > _LEVEL_SECONDS:
+            if status == 500 or now - self._looked > _LEVEL_SECONDS:
                 self._looked = now
                 self.meters.health.labels(name).set(GAUGE[model.answers.health().level])
 
@@ -418,7 +438,14 @@ class Application:
             model = self._model(name_in_path, payload)
             name = model.released.model_name
             schema = self.schemas[name]
-            batch = Batch([schema.row(payload)], []) if route == "predict" else schema.rows(payload)
+            if route == "predict":
+                patient = schema.patient_alone(payload)
+                row = (
+                    schema.row(payload) if patient is None else await self._looked_up(model, schema, patient)
+                )
+                batch = Batch([row], [])
+            else:
+                batch = schema.rows(payload)
             explainer = self._explainer(model, len(batch.rows)) if explain else None
             body, explaining = await self._predict(
                 model, batch, asked, single=route == "predict", explainer=explainer
@@ -551,6 +578,31 @@ class Application:
             raise RequestError(404, "unknown_model", [("model_name", f"is not served; known: {known}")])
         return models[name]
 
+    async def _looked_up(self, model: ServedModel, schema: RequestSchema, patient_id: str) -> Row:
+        """The row of a patient with the features that are online.
+
+        Raises:
+            RequestError: 404, nothing of the patient is online; 422, the model cannot be asked with what is; 503, the
+                store cannot be read.
+        """
+        scope = model.released.scope
+        if scope is None:
+            why = "cannot be looked up: the model belongs to no scope; send the features"
+            raise RequestError(422, "not_online", [("patient_id", why)])
+        try:
+            # On a thread: other requests are answered meanwhile.
+            found = await asyncio.get_running_loop().run_in_executor(
+                None, self._running().find_online, scope, patient_id
+            )
+        except (UnavailableError, ConfigError) as error:
+            logger.warning("Online features of %s: %s", scope, error)
+            raise RequestError(503, "features_unavailable", [("patient_id", str(error))]) from None
+        if found is None:
+            why = f"is not known: no features of this patient are online for {scope}; send the features"
+            raise RequestError(404, "unknown_patient", [("patient_id", why)])
+        online = OnlineFeatures(version=found.version, views=found.views)
+        return schema.online_row(patient_id, found.values, online)
+
     def _explainer(self, model: ServedModel, rows: int) -> RowExplainer:
         """What explains the rows of ``model``.
 
@@ -624,6 +676,8 @@ class Application:
             "release": self.version,
             **({"warnings": warnings} if warnings else {}),
         }
+        if single and rows[0].online is not None:
+            answer["_metadata"]["online_features"] = rows[0].online
         return to_json(answer), explaining
 
     # -- about the service -------------------------------------------------------------------------
@@ -753,7 +807,17 @@ def _error(code: str, message: str, problems: list[dict[str, str]]) -> bytes:
 
 
 def _warnings(row: Row) -> list[dict[str, str]]:
-    return [{"field": f"features.{name}", "problem": problem} for name, problem in row.warnings]
+    found = [{"field": f"features.{name}", "problem": problem} for name, problem in row.warnings]
+    if row.online is None:
+        return found
+    return found + [
+        {
+            "field": "patient_id",
+            "problem": f"has stale values of {view.view}: they were put online {view.hours_online:g} hours ago",
+        }
+        for view in row.online.views
+        if view.status == "stale"
+    ]
 
 
 async def _received(headers: Mapping[bytes, str], receive: Receive, limit: int) -> AsyncIterator[bytes]:
@@ -845,13 +909,13 @@ def application(manifest: Manifest, version: str) -> tuple[Predictions, Applicat
         # Swagger UI would have the document judged by a service of its makers.
         swagger_ui_parameters={"tryItOutEnabled": True, "validatorUrl": None},
     )
-    single = {name: schema.single for name, schema in holder.schemas.items()}
-    batch = {name: schema.batch for name, schema in holder.schemas.items()}
+    single = {name: (schema.single, schema.patient) for name, schema in holder.schemas.items()}
+    batch = {name: (schema.batch,) for name, schema in holder.schemas.items()}
     errors: dict[int | str, dict[str, Any]] = {
         status: {"model": ErrorResponse, "description": description}
         for status, description in (
             (400, "The body is not JSON."),
-            (404, "The model is not served."),
+            (404, "The model is not served, or nothing of the patient is online."),
             (413, "Too many rows, or too large a body."),
             (
                 422,
@@ -859,6 +923,7 @@ def application(manifest: Manifest, version: str) -> tuple[Predictions, Applicat
                 "what is wrong is no row. Or the rows of the model cannot be explained.",
             ),
             (500, "The model failed."),
+            (503, "The features of the patient cannot be looked up now; the problem says what to do."),
         )
     }
 
@@ -873,13 +938,15 @@ def application(manifest: Manifest, version: str) -> tuple[Predictions, Applicat
     targets: dict[str, Target] = {}
 
     def post(
-        path: str, route: Route, models: Mapping[str, Any], name_in_path: str | None, summary: str
+        path: str, route: Route, models: Mapping[str, tuple[Any, ...]], name_in_path: str | None, summary: str
     ) -> None:
         async def endpoint() -> None:
             raise AssertionError("answered before FastAPI is asked")
 
         targets[path] = (route, name_in_path)
-        references = [{"$ref": f"#/components/schemas/{model.__name__}"} for model in models.values()]
+        references = [
+            {"$ref": f"#/components/schemas/{body.__name__}"} for bodies in models.values() for body in bodies
+        ]
         app.post(
             path,
             summary=summary,
@@ -933,7 +1000,7 @@ def application(manifest: Manifest, version: str) -> tuple[Predictions, Applicat
     async def nothing_here(path: str, request: Request) -> Response:
         return _nothing_here(app, path, request)
 
-    _describe_requests(app, [*single.values(), *batch.values()])
+    _describe_requests(app, [body for bodies in (*single.values(), *batch.values()) for body in bodies])
     return Predictions(app, holder, targets), holder
 
 

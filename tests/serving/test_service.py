@@ -469,7 +469,7 @@ def test_health_models_metrics_and_openapi(live: Live) -> None:
     assert "207" not in document["paths"]["/predict"]["post"]["responses"]
     assert {"/predict", "/predict_batch", f"/{MODEL}/predict", "/health"} <= set(document["paths"])
     reference = document["paths"][f"/{MODEL}/predict"]["post"]["requestBody"]["content"]["application/json"]
-    body = document["components"]["schemas"][reference["schema"]["$ref"].rsplit("/", 1)[1]]
+    body = document["components"]["schemas"][reference["schema"]["anyOf"][0]["$ref"].rsplit("/", 1)[1]]
     features = document["components"]["schemas"][body["properties"]["features"]["$ref"].rsplit("/", 1)[1]]
     assert set(features["properties"]) == set(GOOD)
     assert set(features["required"]) == {"disease severity", "treatment_count", "academic_hcp"}
