@@ -176,7 +176,7 @@ class PerformanceHistory:
         rows = labels.predictions
         self._rows = rows[(rows["model_id"] == model_id) & (rows["state"] != "repeated")]
         self._days = pd.to_datetime(self._rows["predicted_at"], utc=True).dt.date
-        self._windows: dict[tuple[dt.date, dt.date], WindowPerformance] = {}
+        self._windows: dict[tuple[dt.date, dt.date], tuple[WindowPerformance, pd.Series]] = {}
 
     def report(self, day: dt.date) -> PerformanceReport:
         """The report of ``day``, in windows that end with it; later predictions are not known in it."""
@@ -193,11 +193,12 @@ class PerformanceHistory:
         for number in reversed(range(rule.windows)):
             last = day - dt.timedelta(days=number * rule.window_days)
             first = last - dt.timedelta(days=rule.window_days - 1)
-            inside = self._rows[(self._days >= first) & (self._days <= last)]
             if (first, last) not in self._windows:
-                self._windows[first, last] = _window(model, inside, rule, first, last)
-            windows.append(self._windows[first, last])
-            labelled = inside.loc[inside["state"] == "closed", "label"]
+                inside = self._rows[(self._days >= first) & (self._days <= last)]
+                measured = _window(model, inside, rule, first, last)
+                self._windows[first, last] = measured, inside.loc[inside["state"] == "closed", "label"]
+            window, labelled = self._windows[first, last]
+            windows.append(window)
             closed = labelled if len(labelled) >= min(rule.minimum_labels, len(closed)) else closed
         basis, loss, severity = _loss(model, windows, self.policy)
         measured = [window.concept for window in windows if window.concept != "not_estimable"]
