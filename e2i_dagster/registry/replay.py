@@ -151,7 +151,15 @@ def verify_run(
             memory=[pattern for pattern in patterns if pattern.study_name in begun_with],
         )
         checks["hyperparameters"] = _compared(checks["hyperparameters"], again)
-        model = train(rows, algorithm=search.algorithm, parameters=again.parameters, problem_type=kind)
+        stored = lake.read_document(_file(versions["trained_model"]), StoredModel)
+        risk = StoredModel.model_validate(stored).risk
+        model = train(
+            rows,
+            algorithm=search.algorithm,
+            parameters=again.parameters,
+            problem_type=kind,
+            horizon_days=None if risk is None else risk.horizon_days,
+        )
         checks["trained_model"] = _compared(checks["trained_model"], StoredModel.of(model))
     else:
         for stage in REPLAYED:

@@ -151,10 +151,16 @@ def assess(
             value=cohort,
             remedy="Load more patients or a longer period, or name a larger cohort.",
         )
-    groups = ()
-    if model.problem_type == "binary_classification":
-        columns = joined_columns(rules.subgroups.columns, subgroups)
-        groups = subgroup_performance(validation.target, scores, frame, columns, rules)
+    groups = subgroup_performance(
+        validation.target,
+        scores,
+        frame,
+        joined_columns(rules.subgroups.columns, subgroups),
+        rules,
+        problem_type=model.problem_type,
+        horizon_days=None if model.risk is None else model.risk.horizon_days,
+        patients=validation.patients,
+    )
     return Findings(
         performance=performance,
         subgroups=groups,

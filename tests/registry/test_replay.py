@@ -1,5 +1,6 @@
 """A training run is made again from its stored versions, and what moved is named."""
 
+import numpy as np
 import pytest
 from model_rows import patients, rows
 
@@ -17,20 +18,30 @@ SCOPE = default_scope()
 FEATURES = ["severity", "engagement", "visits", "academic", "noise", "region", "insurance"]
 
 
+KINDS = {
+    "binary_classification": ("LogisticRegression", {"min_auc": 0.6}),
+    "survival": ("CoxPH", {"min_c_index": 0.5}),
+}
+
+
 @pytest.fixture
-def recorded(database, tmp_path):
+def recorded(database, tmp_path, request):
     """A run whose stages are in lake and ledger as the pipeline leaves them; its search is short."""
+    kind = getattr(request, "param", "binary_classification")
+    algorithm, criteria = KINDS[kind]
     lake = Lake(str(tmp_path))
     frame = patients(300)
+    if kind == "survival":
+        days = 1.0 + frame.index.to_numpy() % 90
+        frame["label"] = np.where(frame["label"] == 1, days, -days)
     splits = frame[["patient_id"]].assign(split=["train", "train", "validation"] * 100)
     splits["split"] = splits["split"].astype("string[pyarrow]")
-    seen = visible_rows(frame, splits, FEATURES, problem_type="binary_classification")
-    search = search_hyperparameters("LogisticRegression", seen, scope=SCOPE.key)
-    model = train(seen, algorithm="LogisticRegression", parameters=search.parameters)
-    evaluation = evaluate(
-        model, seen, SealedRows(lambda candidate: rows(200, 2)),
-        criteria=SuccessCriteria.model_validate({"min_auc": 0.6}),
-    )  # fmt: skip
+    seen = visible_rows(frame, splits, FEATURES, problem_type=kind)
+    search = search_hyperparameters(algorithm, seen, scope=SCOPE.key, problem_type=kind)
+    horizon = {"horizon_days": 90} if kind == "survival" else {}
+    model = train(seen, algorithm=algorithm, parameters=search.parameters, problem_type=kind, **horizon)
+    sealed = None if horizon else SealedRows(lambda candidate: rows(200, 2))
+    evaluation = evaluate(model, seen, sealed, criteria=SuccessCriteria.model_validate(criteria))
     values = {
         "training_frame": frame, "splits": splits, "algorithm": search, "hyperparameters": search,
         "trained_model": StoredModel.of(model), "evaluation": evaluation,
@@ -46,8 +57,9 @@ def recorded(database, tmp_path):
                 size=stored.file.size, checksum=stored.file.checksum, run_id="run 1", code_version="old",
             ),
         )  # fmt: skip
+    scope = SCOPE.model_copy(update={"problem_type": kind})
     key = registry.write_experiment(
-        database, SCOPE, experiment_name="e2i/x", mlflow_experiment_id="1", created_by="ann"
+        database, scope, experiment_name="e2i/x", mlflow_experiment_id="1", created_by="ann"
     )
     registry.write_training_run(
         database, model, evaluation, run_name="x", mlflow_run_id="abc", experiment_id=key, search=search,
@@ -60,6 +72,7 @@ def states(found):
     return {check.stage: check.state for check in found.checks}
 
 
+@pytest.mark.parametrize("recorded", KINDS, indirect=True)
 def test_a_run_is_made_again_to_the_last_bit(recorded):
     database, lake, model = recorded
     found = verify_run(database, lake, "abc", code={"hyperparameters": "old", "trained_model": "old"})
