@@ -107,11 +107,6 @@ def deployed(state: Path) -> Iterator[Deployment]:
     text = sources.read_text(encoding="utf-8")
     assert "scale: 1.0" in text
     sources.write_text(text.replace("scale: 1.0", f"scale: {SCALE}"), encoding="utf-8")
-    # One worker answers; the tests of services have two.
-    serving = config / "serving.yaml"
-    text = serving.read_text(encoding="utf-8")
-    assert "  workers: 2\n" in text
-    serving.write_text(text.replace("  workers: 2\n", "  workers: 1\n"), encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED} | {
         "E2I_HOME": str(home / "s"),
         "E2I_CONFIG": str(config),
