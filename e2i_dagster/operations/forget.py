@@ -355,18 +355,18 @@ def _renew(value: Any, changes: Mapping[str, Mapping[str, Any]]) -> bool:
 def _erase_online(state: Path, who: _Patient, found: Erasure, dry_run: bool) -> None:
     """Take the patient's entities out of the online files of every scope."""
     # Feast writes the length of a key's value before it.
-    marks = [struct.pack("<I", len(key.encode())) + key.encode() for key in sorted(who.keys)]
+    patterns = [struct.pack("<I", len(key.encode())) + key.encode() for key in sorted(who.keys)]
     for path in sorted((state / "feast").glob("*/online-*.db")):
         taken = 0
         with contextlib.closing(sqlite3.connect(path)) as online:
             online.execute("PRAGMA secure_delete = ON")
             for table in _tables(online):
                 quoted = table.replace('"', '""')
-                for mark in marks:
+                for pattern in patterns:
                     query = f'FROM "{quoted}" WHERE instr(entity_key, ?) > 0'
-                    taken += online.execute(f"SELECT count(*) {query}", (mark,)).fetchone()[0]
+                    taken += online.execute(f"SELECT count(*) {query}", (pattern,)).fetchone()[0]
                     if not dry_run:
-                        online.execute(f"DELETE {query}", (mark,))
+                        online.execute(f"DELETE {query}", (pattern,))
             online.commit()
         if taken:
             scope = path.parent.name

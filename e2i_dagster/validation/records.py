@@ -148,7 +148,11 @@ class ExternalValidation(BaseModel):
                 ],
                 note=" ".join(self.findings.notes),
             ),
-            **({"Subgroups": _subgroups(self.findings.subgroups)} if self.findings.subgroups else {}),
+            **(
+                {"Subgroups": _subgroups(self.findings.subgroups, self.problem_type)}
+                if self.findings.subgroups
+                else {}
+            ),
             "Linear predictor": Table(
                 (
                     *("class", "scale", "mean in development", "SD in development"),
@@ -205,7 +209,7 @@ class ExternalValidation(BaseModel):
         return self.model_dump(mode="json")
 
 
-def _subgroups(subgroups: tuple[Subgroup, ...]) -> Table:
-    table = subgroup_table(subgroups)
+def _subgroups(subgroups: tuple[Subgroup, ...], problem_type: str) -> Table:
+    table = subgroup_table(subgroups, problem_type)
     note = str(table.note).replace("Test rows.", "Validation rows.")
     return Table(table.columns, table.rows, table.formats, note=note)
