@@ -4,7 +4,7 @@ PYTHON ?= python3
 SCOPE ?= default
 BIN := .venv/bin
 
-.PHONY: help run test mutants ui bench lint lock reference status down
+.PHONY: help run test mutants ui bench lint lock sbom audit reference status down
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -44,6 +44,18 @@ lock: .venv/test ## resolve the dependency locks again
 	@$(BIN)/python -m pip install --quiet uv
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header pyproject.toml -o requirements.lock
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header --extra test -c requirements.lock pyproject.toml -o requirements-test.lock
+
+# Tools of their own environment: they are no part of what they describe.
+.venv/audit/bin/cyclonedx-py:
+	@$(PYTHON) -m venv .venv/audit
+	@.venv/audit/bin/pip install --quiet cyclonedx-bom==7.5.0 pip-audit==2.10.1
+
+sbom: .venv/audit/bin/cyclonedx-py ## CycloneDX bill of materials of requirements.lock into build/sbom.json
+	@mkdir -p build
+	@.venv/audit/bin/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml --output-reproducible --of JSON --sv 1.6 -o build/sbom.json
+
+audit: .venv/audit/bin/cyclonedx-py ## known vulnerabilities of requirements.lock; fails when the database of advisories does not answer
+	@.venv/audit/bin/pip-audit --requirement requirements.lock --no-deps --disable-pip --strict --vulnerability-service osv
 
 reference: .venv/runtime ## write docs/reference from the code
 	@$(BIN)/python -m commands.reference

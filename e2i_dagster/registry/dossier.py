@@ -319,7 +319,11 @@ def _parts(
     yield _of_stage(recorded, "training", "Model and calibration", "trained_model", key)
     yield from _performance(recorded, key)
     yield _explanation(connection, version, explained)
-    yield _absent("external_validation", "External validation", "no validation on other data is recorded")
+    yield _absent(
+        "external_validation",
+        "External validation",
+        "it is no part of the dossier; `e2i validate` measures and keeps it",
+    )
     yield _drift(connection, run, version)
     yield _deployments(connection, version)
     yield _decisions(connection, version)

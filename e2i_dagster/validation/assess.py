@@ -107,7 +107,9 @@ def require_outcomes(model: TrainedModel, rows: LabelledRows, *, cohort: str, sc
         names = model.classes or ("without the outcome", "with the outcome")
         missing = [name for name, count in zip(names, there, strict=True) if not count]
         if missing:
-            raise refused(f"no labelled patient is {' or '.join(missing)}; a validation needs every class.")
+            raise refused(
+                f"nobody who is labelled is {' or '.join(missing)}; a validation needs every class."
+            )
     elif model.risk is not None and not (rows.target > 0).any():
         raise refused("no labelled patient has the event; a validation needs events.")
     elif model.risk is None and np.ptp(rows.target) == 0:

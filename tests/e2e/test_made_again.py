@@ -79,7 +79,8 @@ def test_only_the_endpoint_is_made_again(redeployed):
     report, _, _ = redeployed
     executed = {stage["name"] for stage in report["stages"] if stage["state"] == "executed"}
     # `policy` sums up all of sources.yaml; what other tests asked the endpoint is in the log of the day.
-    assert executed - {"prediction_log", "drift_report"} == {"policy", "bento", "deployment"}
+    of_the_day = {"prediction_log", "performance_report", "drift_report"}
+    assert executed - of_the_day == {"policy", "bento", "deployment"}
     why = {stage["name"]: stage["reason"] for stage in report["stages"]}
     assert why["bento"].startswith("changed: serving.yaml")
     assert why["live_scores"].startswith("unchanged")
@@ -168,7 +169,7 @@ ANOTHER: dict[str, Any] = {
     "features": ["disease_severity"], "dgp": "heterogeneous", "prior_outcome": "keep", "split": "validation",
     "incomplete_followup": "negative", "estimate": "lower", "scoring_patients_at": "data_end",
     "preferred_algorithms": ["XGBoost"], "excluded_algorithms": ["XGBoost"],
-    "column": "days_from_diagnosis",
+    "column": "days_from_diagnosis", "occurrence": "last",
     "All_Brands": "other", "learning": "monitoring", "confirmed": "pending",
 }  # fmt: skip
 #: Keys that have one value only, alone or beside the others of their file.
@@ -178,7 +179,7 @@ ONE_VALUE = (
     "optuna_config.yaml: threshold.rule", "scopes/*: problem_type", "scopes/*: outcome.*.table",
     # Of numbers and times.
     "scopes/*_adherence.yaml: outcome.incomplete_followup", "scopes/*_cost.yaml: outcome.incomplete_followup",
-    "scopes/*_time_to_fill.yaml: outcome.incomplete_followup",
+    "scopes/*_time_to_*.yaml: outcome.incomplete_followup",
     "scopes/*: split.mode", "sources.yaml: source.kind",
 )  # fmt: skip
 #: What a file may leave out, because it is made of other keys.
@@ -198,6 +199,8 @@ def others(document: Any, keys: tuple[str, ...]) -> Iterator[tuple[Any, list[tup
     """The document with another value at ``keys``, and which keys differ: values that must fit change in pairs."""
     value, around = at(document, keys), at(document, keys[:-1])
     given = [ANOTHER[keys[-1]]] if keys[-1] in ANOTHER else []
+    if keys[-1] == "followup":
+        given.append("require")
     if isinstance(value, bool):
         given += [not value]
     elif isinstance(value, int | float):

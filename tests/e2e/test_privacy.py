@@ -104,7 +104,7 @@ def test_the_search_finds_what_is_there(deployed, keys, tmp_path):
     """The key of a patient in plain text, in an archive and in what Dagster compresses."""
     key = sorted(keys)[-1]
     (tmp_path / "plain.log").write_bytes(b"row of " + key + b" failed")
-    with zipfile.ZipFile(tmp_path / "model.skops", "w") as archive:
+    with zipfile.ZipFile(tmp_path / "model.skops", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("schema.json", b'{"id": "' + key + b'"}')
     packed = b"SQLite format 3\0" + b"...." + zlib.compress(b'{"config": "' + key + b'"}' * 20)
     (tmp_path / "runs.db").write_bytes(packed)

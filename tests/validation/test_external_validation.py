@@ -105,7 +105,7 @@ def test_patients_of_the_development_cohort_are_left_out_and_counted():
     ("change", "said"),
     [
         ({"severity": np.nan}, "No patient of other has a value of severity"),
-        ({"label": 1}, "no labelled patient is without the outcome"),
+        ({"label": 1}, "nobody who is labelled is without the outcome"),
         ({"label": [1] * 5 + [0] * 295}, "not estimable: fewer than 11 patients of one outcome"),
     ],
 )
