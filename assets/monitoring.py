@@ -42,7 +42,7 @@ def of_scope(asset: str) -> dg.AssetIn:
 def prediction_log(
     context: dg.AssetExecutionContext, trained_model: StoredModel, warehouse: Warehouse
 ) -> Produced:
-    from e2i_dagster.monitoring.days import days_of_scope
+    from e2i_dagster.monitoring.day_partitions import days_of_scope
     from e2i_dagster.monitoring.prediction_log import read_prediction_log
 
     days, scope = days_of_scope(context.partition_keys)
@@ -98,7 +98,8 @@ def performance_report(
     registered_model: RegisteredVersion,
     warehouse: Warehouse,
 ) -> Produced:
-    from e2i_dagster.monitoring.days import days_of_scope, only_one, performance_by_day
+    from e2i_dagster.monitoring.day_partitions import days_of_scope
+    from e2i_dagster.monitoring.days import only_one, performance_by_day
     from e2i_dagster.monitoring.labels import update_ledger
     from e2i_dagster.monitoring.performance import PerformanceHistory
 
@@ -141,7 +142,8 @@ def drift_report(
     warehouse: Warehouse,
     lake: dg.ResourceParam[LakeIOManager],
 ) -> Produced:
-    from e2i_dagster.monitoring.days import days_of_scope, drift_by_day, only_one
+    from e2i_dagster.monitoring.day_partitions import days_of_scope
+    from e2i_dagster.monitoring.days import drift_by_day, only_one
     from e2i_dagster.monitoring.performance import PerformanceReport
 
     days, scope = days_of_scope(context.partition_keys)

