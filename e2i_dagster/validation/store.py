@@ -6,7 +6,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from e2i_dagster.config.scope import ScopeSpec
 from e2i_dagster.errors import UnavailableError
@@ -63,9 +63,9 @@ def find_validation(key: str, scope: ScopeSpec, *, tracking_uri: str) -> StoredV
         with tempfile.TemporaryDirectory() as folder:
             try:
                 content = Path(client.download_artifacts(run.info.run_id, _DOCUMENT, folder)).read_bytes()
-            except (MlflowException, OSError):
+                found = ExternalValidation.model_validate_json(content)
+            except (MlflowException, OSError, ValidationError):
                 continue
-        found = ExternalValidation.model_validate_json(content)
         return StoredValidation(validation=found, run_id=run.info.run_id, page=_write_page(found), new=False)
     return None
 

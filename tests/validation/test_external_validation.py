@@ -155,3 +155,13 @@ def test_a_stored_validation_is_found_by_its_key_with_its_page(validated, tmp_pa
     assert (again.run_id, again.new, again.validation) == (stored.run_id, False, validated)
     assert again.page.read_text("utf-8") == page
     assert find_validation("another key", scope, tracking_uri=uri) is None
+
+
+def test_a_stored_document_that_cannot_be_read_is_no_answer(validated, tmp_path, state):
+    import mlflow
+
+    uri, scope = f"sqlite:///{tmp_path}/mlflow.db", default_scope()
+    stored = store_validation(validated, scope, by="ann", tracking_uri=uri)
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    client.log_text(stored.run_id, '{"model": "e2i-x", "ver', "external_validation.json")
+    assert find_validation("a key", scope, tracking_uri=uri) is None
