@@ -148,10 +148,10 @@ def template(state: Path) -> str:
 
     from e2i_dagster.database.connection import scratch_database
     from e2i_dagster.database.schema import migrate
-    from e2i_dagster.database.server import _conninfo, ensure_server
+    from e2i_dagster.database.server import ensure_server, server_address
 
     # As little as its files need to survive a power cut.
-    with psycopg.connect(_conninfo(ensure_server(), "postgres"), autocommit=True) as admin:
+    with psycopg.connect(server_address(ensure_server(), "postgres"), autocommit=True) as admin:
         admin.execute("ALTER SYSTEM SET fsync = off")
         admin.execute("SELECT pg_reload_conf()")
     name = "e2i_template"

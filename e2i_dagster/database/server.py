@@ -163,11 +163,6 @@ def running_server(state: Path | None = None) -> Server | None:
     return server if server is not None and _is_ready(server) else None
 
 
-def server_address(server: Server, database: str, login: str = ADMIN) -> str:
-    """Address of ``database`` for libpq and psycopg; it names the file of the password."""
-    return _conninfo(server, database, login)
-
-
 def server_version(server: Server) -> int:
     """Major version of the cluster."""
     return int((server.data / "PG_VERSION").read_text())
@@ -182,7 +177,7 @@ def databases(server: Server) -> list[str]:
     """Names of the databases that the product made, in order."""
     import psycopg
 
-    with psycopg.connect(_conninfo(server, "postgres")) as connection:
+    with psycopg.connect(server_address(server, "postgres")) as connection:
         return [
             row[0]
             for row in connection.execute(
@@ -199,7 +194,7 @@ def client_program(server: Server, program: str, database: str, *arguments: str)
     """
     binaries = _all_binaries()[server_version(server)]
     done = subprocess.run(
-        [str(binaries / program), f"--dbname={_conninfo(server, database)}", *arguments],
+        [str(binaries / program), f"--dbname={server_address(server, database)}", *arguments],
         check=False,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -245,7 +240,7 @@ def _create(state: Path) -> Server:
         _start(server)
         from e2i_dagster.database.roles import set_up_embedded
 
-        with psycopg.connect(_conninfo(server, "postgres"), autocommit=True) as connection:
+        with psycopg.connect(server_address(server, "postgres"), autocommit=True) as connection:
             set_up_embedded(connection, {k: v for k, v in passwords.items() if k != ADMIN}, DATABASE)
         _write_record(server, state)
     except BaseException:
@@ -787,7 +782,8 @@ def _login() -> str:
         return f"The user {os.geteuid()}"
 
 
-def _conninfo(server: Server, database: str, login: str = ADMIN) -> str:
+def server_address(server: Server, database: str, login: str = ADMIN) -> str:
+    """Address of ``database`` for libpq and psycopg; it names the file of the password."""
     from psycopg.conninfo import make_conninfo
 
     return make_conninfo(

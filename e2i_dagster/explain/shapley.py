@@ -96,6 +96,7 @@ class Explanation(BaseModel):
     effects: tuple[FeatureEffect, ...]
     classes: tuple[ClassEffects, ...] = ()
     stability: tuple[FeatureStability, ...] = ()
+    stability_skipped: str = ""
     narrative: str
     figure: bytes
     seconds: float
@@ -138,21 +139,14 @@ class Explanation(BaseModel):
                 if self.classes
                 else {}
             ),
-            **(
-                {
-                    "stability": Table(
-                        ("feature", "smallest share", "largest share", f"among the first {LEADING}"),
-                        [(each.feature, each.low, each.high, each.leading) for each in self.stability],
-                        {
-                            "smallest share": ".1%",
-                            "largest share": ".1%",
-                            f"among the first {LEADING}": ".0%",
-                        },
-                        note=f"{self.stability[0].refits} fits on bootstrap samples of the training patients.",
-                    )
-                }
+            "stability": Table(
+                ("feature", "smallest share", "largest share", f"among the first {LEADING}"),
+                [(each.feature, each.low, each.high, each.leading) for each in self.stability],
+                {"smallest share": ".1%", "largest share": ".1%", f"among the first {LEADING}": ".0%"},
+                note=f"{self.stability[0].refits} fits on bootstrap samples of the training patients."
                 if self.stability
-                else {}
+                else "",
+                empty=f"skipped: {self.stability_skipped or 'not asked for'}",
             ),
             "summary": Figure.png(self.figure, "mean absolute SHAP value of each feature"),
         }
@@ -257,9 +251,8 @@ def explain_validation(
 ) -> Explanation:
     """Explain ``model`` on the validation rows, which it was not fitted on, against the training rows."""
     found = explain(model, rows.validation, background=rows.train, split="validation")
-    return found.model_copy(
-        update={"stability": importance_stability(model, rows, policy or OptunaPolicy.load())}
-    )
+    stability, skipped = importance_stability(model, rows, policy or OptunaPolicy.load())
+    return found.model_copy(update={"stability": stability, "stability_skipped": skipped})
 
 
 def _shap_values(

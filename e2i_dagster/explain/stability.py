@@ -6,12 +6,13 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from e2i_dagster.config.optuna_config import OptunaPolicy
-from e2i_dagster.modelling.estimators import build_estimator, one_thread
-from e2i_dagster.modelling.preprocessing import build_preprocessor, column_origins
+from e2i_dagster.modelling.estimators import one_thread
+from e2i_dagster.modelling.preprocessing import column_origins
 from e2i_dagster.modelling.problem import CLASSIFICATION
 from e2i_dagster.modelling.shap_values import exact_values, method_for, sum_to_features
 from e2i_dagster.splits.rows import VisibleRows
 from e2i_dagster.training.fit import TrainedModel
+from e2i_dagster.training.refit import refit
 
 #: A feature leads when it is among so many.
 LEADING = 5
@@ -39,44 +40,45 @@ class FeatureStability(BaseModel):
 
 def importance_stability(
     model: TrainedModel, rows: VisibleRows, policy: OptunaPolicy
-) -> tuple[FeatureStability, ...]:
+) -> tuple[tuple[FeatureStability, ...], str]:
     """Fit preprocessing and estimator again on bootstrap samples of the training patients, with the same parameters.
 
     Returns:
-        The features, the steadiest leading ones first; none where the SHAP values are not exact, where there are more
-        training patients than the policy allows, or where it asks for no refit. A sample that lacks an outcome is
-        left out.
+        The features, the steadiest leading ones first, and an empty text; or no feature, and why not. A sample that
+        lacks an outcome is left out.
     """
     rules, train = policy.explanations, rows.train
-    if method_for(model.algorithm) == "permutation" or len(train) > rules.maximum_rows:
-        return ()
+    if method_for(model.algorithm) == "permutation":
+        return (), f"the SHAP values of {model.algorithm} are not exact"
+    if len(train) > rules.maximum_rows:
+        return (), f"more than {rules.maximum_rows} training rows (explanations.maximum_rows)"
+    if not rules.bootstrap_refits:
+        return (), "explanations.bootstrap_refits is 0 in optuna_config.yaml"
+    explained = rows.validation.features.iloc[:_EXPLAINED]
+    patients = int(train.whose.max(initial=-1)) + 1
     draw = np.random.default_rng(policy.evaluation.seed)
     shares = []
     for _ in range(rules.bootstrap_refits):
-        part = draw.integers(0, len(train), len(train))
+        drawn = np.bincount(draw.integers(0, patients, patients), minlength=patients)
+        part = np.repeat(np.arange(len(train)), drawn[train.whose])
         target = train.target[part]
         outcomes = target if model.problem_type in CLASSIFICATION else target > 0
         if model.problem_type != "regression" and len(np.unique(outcomes)) < max(len(model.classes), 2):
             continue
         with one_thread():
-            preprocessor = build_preprocessor(model.kinds, policy.preprocessing.max_levels)
-            learn = np.asarray(preprocessor.fit_transform(train.features.iloc[part]), dtype="float64")
-            fitted = build_estimator(
-                model.algorithm, model.problem_type, model.parameters, seed=policy.sampler.seed
-            ).fit(learn, target)
-            explained = rows.validation.features.iloc[:_EXPLAINED]
-            matrix = np.asarray(preprocessor.transform(explained), dtype="float64")
-            values = exact_values(fitted, model.algorithm, model.problem_type, learn.mean(axis=0))(
-                matrix
-            ).values
-        origins = column_origins(preprocessor)
+            again = refit(model, train, part, policy)
+            explainer = exact_values(
+                again.estimator, model.algorithm, model.problem_type, again.learned.mean(axis=0)
+            )
+            values = explainer(again.matrix(explained)).values
+        origins = column_origins(again.preprocessor)
         importance = sum(
             np.abs(sum_to_features(values[:, :, output], origins, model.features)).mean(axis=0)
             for output in range(values.shape[2])
         )
         shares.append(importance / max(float(np.sum(importance)), 1e-300))
     if not shares:
-        return ()
+        return (), "no bootstrap sample has every outcome"
     found = np.array(shares)
     ranks = (-found).argsort(axis=1, kind="stable").argsort(axis=1)
     leading = (ranks < LEADING).mean(axis=0)
@@ -90,4 +92,4 @@ def importance_stability(
         )
         for place, name in enumerate(model.features)
     ]
-    return tuple(sorted(features, key=lambda each: (-each.leading, -each.low, each.feature)))
+    return tuple(sorted(features, key=lambda each: (-each.leading, -each.low, each.feature))), ""

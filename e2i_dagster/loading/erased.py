@@ -11,15 +11,13 @@ import sqlalchemy as sa
 
 from e2i_dagster.errors import ConfigError
 from e2i_dagster.policy_files.pseudonyms import VARIABLE, pseudonym, pseudonym_key
+from e2i_dagster.tables import PATIENT_COLUMNS
 from e2i_dagster.tables.arrow import compute
 from e2i_dagster.tables.description.control import ml_erased_keys
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
-
-#: Columns of the raw tables that name a patient or a journey.
-PATIENT_COLUMNS = ("patient_id", "patient_journey_id")
 
 
 def erased_rows(engine: sa.Engine, rows: pa.Table) -> np.ndarray | None:

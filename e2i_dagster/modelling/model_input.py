@@ -53,6 +53,11 @@ class LabelledRows:
     def __len__(self) -> int:
         return len(self.target)
 
+    @property
+    def whose(self) -> np.ndarray:
+        """The patient of each row as a number from 0 on, shape (n,)."""
+        return np.arange(len(self)) if self.patients is None else self.patients
+
 
 def feature_columns(frame: pd.DataFrame) -> tuple[str, ...]:
     """Columns of a training or scoring frame that are features: all but keys, dates and label."""

@@ -144,9 +144,9 @@ def fit_error_size(target: np.ndarray, scores: np.ndarray) -> ErrorSize | None:
     if not fitted.converged:
         return None
     mean = np.asarray(fitted.mu)
-    inverse = np.linalg.pinv(design.T @ (design * mean[:, None]))
+    inverse = np.asarray(fitted.normalized_cov_params)
     # HC3 (MacKinnon and White 1985): with few rows and long tails the others are too sure.
-    leverage = mean * np.einsum("ij,jk,ik->i", design, inverse, design)
+    leverage = fitted.get_hat_matrix_diag()
     with np.errstate(divide="ignore", invalid="ignore"):
         scaled = design * ((ratio - mean) / (1 - leverage))[:, None]
     covariance = inverse @ scaled.T @ scaled @ inverse

@@ -107,16 +107,15 @@ def back_up(folder: Path) -> Manifest:
         UnavailableError: the warehouse is a server of your own, or the folder cannot be written to; nothing stays.
     """
     from e2i_dagster.database import schema
-    from e2i_dagster.database.connection import engine
+    from e2i_dagster.database.connection import connect_url
     from e2i_dagster.database.server import client_program, databases, ensure_server, server_version
 
     folder, state = folder.expanduser().absolute(), state_folder()
-    _require_embedded()
+    require_embedded()
     _require_place(folder, state)
     at = dt.datetime.now(dt.UTC)
     server = ensure_server()
-    with engine("owner").connect() as connection:
-        revision = schema._current(connection) or ""
+    revision = schema.current(connect_url("owner")) or ""
     _require_quiet()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -243,7 +242,12 @@ def _newer(path: Path, field: str, found: Any, known: Any) -> InputError:
     )
 
 
-def _require_embedded() -> None:
+def require_embedded() -> None:
+    """Refuse where the warehouse is not on the embedded server.
+
+    Raises:
+        UnavailableError: ``E2I_DATABASE_URL`` names another one.
+    """
     if database_url() is not None:
         raise UnavailableError(
             "E2I_DATABASE_URL names a server of your own, which `e2i backup` and `e2i restore` leave to its owner.",

@@ -29,12 +29,19 @@ from sqlalchemy.dialects.postgresql import insert
 
 from e2i_dagster.database.connection import engine as connect
 from e2i_dagster.errors import InputError
-from e2i_dagster.loading.erased import PATIENT_COLUMNS, required_key
+from e2i_dagster.loading.erased import required_key
 from e2i_dagster.local_files import write_text
 from e2i_dagster.policy_files.actors import Actor
 from e2i_dagster.policy_files.pseudonyms import pseudonym
 from e2i_dagster.splits.seal import Seal
-from e2i_dagster.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, all_metadata, primary_key, raw_table
+from e2i_dagster.tables import (
+    OPTIONAL_RAW_TABLES,
+    PATIENT_COLUMNS,
+    RAW_TABLES,
+    all_metadata,
+    primary_key,
+    raw_table,
+)
 from e2i_dagster.tables.arrow import compute
 from e2i_dagster.tables.description.cohorts import ml_patient_level_access
 from e2i_dagster.tables.description.control import (

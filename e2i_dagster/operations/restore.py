@@ -39,8 +39,8 @@ from e2i_dagster.operations.backup import (
     LAKE,
     STATE,
     Manifest,
-    _require_embedded,
     read_manifest,
+    require_embedded,
     verify,
 )
 from e2i_dagster.policy_files.environment import lake_url, state_folder
@@ -59,7 +59,7 @@ def restore(folder: Path) -> Manifest:
         UnavailableError: the warehouse is a server of your own, or the place cannot be written to.
     """
     folder, state = folder.expanduser().absolute(), state_folder()
-    _require_embedded()
+    require_embedded()
     _require_empty(state)
     manifest = read_manifest(folder)
     verify(folder, manifest)
@@ -125,7 +125,7 @@ class _Lake:
         source = f"{STATE}/lake/" if self.inside else f"{LAKE}/"
         if self.inside and self.inside_now:
             return
-        target = UPath(aside / "lake") if self.inside_now else UPath(self.target)
+        target = self.place(aside)
         self.made = not self.inside_now
         for file in manifest.files:
             if file.path.startswith(source):

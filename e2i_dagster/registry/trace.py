@@ -18,7 +18,7 @@ from e2i_dagster.cohorts.disclosure import shown_count
 from e2i_dagster.display import Table, from_plain
 from e2i_dagster.errors import InputError
 from e2i_dagster.policy_files.base import digest_of
-from e2i_dagster.tables import OPTIONAL_RAW_TABLES, RAW_TABLES, date_column, raw_table
+from e2i_dagster.tables import OPTIONAL_RAW_TABLES, PATIENT_COLUMNS, RAW_TABLES, date_column, raw_table
 from e2i_dagster.tables.description.cohorts import ml_patient_cohort_assignments
 from e2i_dagster.tables.description.control import ml_data_versions, ml_table_loads
 from e2i_dagster.tables.description.models import (
@@ -40,8 +40,6 @@ Kind = Literal["model", "prediction", "run", "patient"]
 Key = tuple[str, str, str]
 #: The asset whose value is a delivery.
 _DELIVERY = "source_files"
-#: Columns that say whose a row of a raw table is.
-_OF_PATIENTS = ("patient_id", "patient_journey_id")
 
 
 class TracedVersion(BaseModel):
@@ -260,7 +258,7 @@ def _dagster_run(connection: sa.Connection, target: str) -> Trace | None:
     if not made and not loads:
         return None
     sources, notes = _sources(connection, made)
-    mine = {key for key in made}
+    mine = set(made)
     records = [
         TracedRecord(what="load", name=name, detail=said, run_id=target) for (_, name), said in loads.items()
     ]
@@ -357,7 +355,7 @@ def _patient(connection: sa.Connection, patient: str) -> Trace | None:
     rows: dict[str, int] = {}
     for name in RAW_TABLES + OPTIONAL_RAW_TABLES:
         table = raw_table(name)
-        column = next((column for column in _OF_PATIENTS if column in table.columns), None)
+        column = next((column for column in PATIENT_COLUMNS if column in table.columns), None)
         if column is None:
             continue
         (key,) = table.primary_key.columns

@@ -47,6 +47,5 @@ def split_scope(
 
 def first_index_dates(frame: pd.DataFrame) -> pd.DataFrame:
     """The row of ``frame`` (patient_id, index_date) with the first index date of each patient, in its order."""
-    first = frame["index_date"].argsort(kind="stable")
-    kept = frame.iloc[first].drop_duplicates("patient_id").index
-    return frame.loc[frame.index.isin(kept)].reset_index(drop=True)
+    ordered = frame.reset_index(drop=True).sort_values("index_date", kind="stable")
+    return ordered.drop_duplicates("patient_id").sort_index(ignore_index=True)

@@ -36,6 +36,9 @@ RAW_TABLES: tuple[str, ...] = (
 #: Raw tables that a delivery may have or not; loaded after the eleven.
 OPTIONAL_RAW_TABLES: tuple[str, ...] = ("observation_periods",)
 
+#: Columns of the raw tables that name a patient or a journey.
+PATIENT_COLUMNS = ("patient_id", "patient_journey_id")
+
 _DATE_COLUMNS: Mapping[str, str] = MappingProxyType(
     {
         "treatment_events": "event_date",
@@ -148,6 +151,7 @@ def related_tables(name: str) -> tuple[str, ...]:
 __all__ = [
     "MAINTAINED_COLUMNS",
     "OPTIONAL_RAW_TABLES",
+    "PATIENT_COLUMNS",
     "RAW_TABLES",
     "ColumnFacts",
     "all_metadata",

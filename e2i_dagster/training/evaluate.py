@@ -6,7 +6,7 @@ The test rows come sealed; they are opened at most once, for the model that is e
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from statistics import NormalDist
 from typing import Any, ClassVar, Literal
@@ -47,7 +47,7 @@ from e2i_dagster.training.metrics import (
     calibration_line,
     incidence_bins,
     interval,
-    jackknife_error,
+    jackknife_errors,
     multiclass_metrics,
     regression_metrics,
     resamples,
@@ -446,10 +446,13 @@ def _calibration(
     if patients is None:
         return lines
 
-    def without(name: str) -> Callable[[np.ndarray], float]:
-        return lambda kept: _calibration_lines(rows.target[kept], scores[kept], model)[name][0]
+    def values(kept: np.ndarray) -> list[float]:
+        return [value for value, _ in _calibration_lines(rows.target[kept], scores[kept], model).values()]
 
-    return {name: (value, jackknife_error(without(name), patients)) for name, (value, _) in lines.items()}
+    errors = jackknife_errors(values, patients)
+    return {
+        name: (value, float(error)) for (name, (value, _)), error in zip(lines.items(), errors, strict=True)
+    }
 
 
 def _calibration_lines(

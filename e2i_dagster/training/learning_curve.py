@@ -9,14 +9,14 @@ from pydantic import BaseModel, ConfigDict
 
 from e2i_dagster.config.optuna_config import OptunaPolicy
 from e2i_dagster.display import Table
-from e2i_dagster.modelling.estimators import build_estimator, raw_scores
-from e2i_dagster.modelling.preprocessing import build_preprocessor
+from e2i_dagster.modelling.estimators import raw_scores
 from e2i_dagster.modelling.problem import CLASSIFICATION, HEADLINE
 from e2i_dagster.reports import figure_png, new_figure
 from e2i_dagster.splits.rows import VisibleRows
 from e2i_dagster.training.estimates import Estimate
 from e2i_dagster.training.fit import TrainedModel
 from e2i_dagster.training.influence import METRICS, normal_interval
+from e2i_dagster.training.refit import refit
 
 
 class LearningPoint(BaseModel):
@@ -51,25 +51,20 @@ def learning_curve(model: TrainedModel, rows: VisibleRows, policy: OptunaPolicy)
     if not rules.enabled:
         return ()
     metric = HEADLINE[model.problem_type]
-    order = np.random.default_rng(policy.evaluation.seed).permutation(len(rows.train))
+    whose = rows.train.whose
+    order = np.random.default_rng(policy.evaluation.seed).permutation(int(whose.max(initial=-1)) + 1)
     points = []
     for fraction in rules.fractions:
         # In the order of the rows, so that all of them are fitted as the model was.
-        part = np.sort(order[: round(fraction * len(order))])
+        part = np.flatnonzero(np.isin(whose, order[: round(fraction * len(order))]))
         target = rows.train.target[part]
         reason = _not_fitted(target, model, policy, rules.maximum_rows)
         measured = Estimate(value=None, low=None, high=None)
         if not reason:
-            preprocessor = build_preprocessor(model.kinds, policy.preprocessing.max_levels)
-            learn = np.asarray(preprocessor.fit_transform(rows.train.features.iloc[part]))
-            fitted = build_estimator(
-                model.algorithm, model.problem_type, model.parameters, seed=policy.sampler.seed
-            ).fit(learn, target)
-            scores = raw_scores(
-                fitted, np.asarray(preprocessor.transform(rows.validation.features)), model.problem_type
-            )
+            again = refit(model, rows.train, part, policy)
+            scores = raw_scores(again.estimator, again.matrix(rows.validation.features), model.problem_type)
             found = METRICS[model.problem_type][metric](rows.validation.target, scores)
-            measured = normal_interval(metric, found, policy.evaluation.level)
+            measured = normal_interval(metric, found, policy.evaluation.level, rows.validation.patients)
         points.append(LearningPoint(fraction=fraction, rows=len(part), validation=measured, reason=reason))
     return tuple(points)
 

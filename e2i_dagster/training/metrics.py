@@ -6,7 +6,7 @@ weighted sums, so that B resamples are one (B, n) matrix and no loop over patien
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -257,26 +257,26 @@ def _newton(design: np.ndarray, target: np.ndarray, offset: np.ndarray) -> list[
     return unknown
 
 
-def jackknife_error(
-    statistic: Callable[[np.ndarray], float], patients: np.ndarray, groups: int = 50, seed: int = 0
-) -> float:
-    """Standard error of a statistic of rows of which several belong to one patient.
+def jackknife_errors(
+    statistics: Callable[[np.ndarray], Sequence[float]], patients: np.ndarray, groups: int = 50, seed: int = 0
+) -> np.ndarray:
+    """Standard errors of statistics of rows of which several belong to one patient.
 
     Delete-a-group jackknife: ``sqrt((G - 1) / G * sum((t_g - mean(t))^2))`` over random groups of patients. Kott,
     Journal of Official Statistics 17:521 (2001).
 
     Args:
-        statistic: takes which rows are kept, shape (n,).
+        statistics: takes which rows are kept, shape (n,), and gives k numbers.
         patients: whose row each is, as a number from 0 on, shape (n,).
 
     Returns:
-        NaN where the statistic is not estimable without one of the groups.
+        Shape (k,); NaN where a statistic is not estimable without one of the groups.
     """
     number = int(patients.max()) + 1
     groups = min(groups, number)
     group = np.random.default_rng(seed).permutation(number) % groups
-    values = np.array([statistic(group[patients] != left_out) for left_out in range(groups)])
-    return float(np.sqrt((groups - 1) / groups * ((values - values.mean()) ** 2).sum()))
+    values = np.array([statistics(group[patients] != left_out) for left_out in range(groups)])
+    return np.sqrt((groups - 1) / groups * ((values - values.mean(axis=0)) ** 2).sum(axis=0))
 
 
 def net_benefit(

@@ -17,7 +17,7 @@ from e2i_dagster.display import Table
 from e2i_dagster.modelling.problem import CLASSIFICATION
 from e2i_dagster.training.estimates import Estimate
 from e2i_dagster.training.influence import METRICS, half_width, normal_interval
-from e2i_dagster.training.metrics import calibration_line, jackknife_error, survival_calibration
+from e2i_dagster.training.metrics import calibration_line, jackknife_errors, survival_calibration
 
 #: The level of patients without a value.
 MISSING = "missing"
@@ -104,7 +104,7 @@ def subgroup_performance(
         members = {str(level): (levels == level).to_numpy() for level in levels.cat.categories}
         shown = _shown({level: _people(inside, patients) for level, inside in members.items()})
         events = _shown(
-            {level: _people(inside & _happened(target), patients) for level, inside in members.items()}
+            {level: _people(inside & (target > 0), patients) for level, inside in members.items()}
         )
         for level, inside in members.items():
             mine, chance = target[inside], scores[inside]
@@ -180,10 +180,6 @@ def _shown(counts: dict[str, int]) -> dict[str, int | None]:
     return {level: None if written[level] == HIDDEN else count for level, count in counts.items()}
 
 
-def _happened(target: np.ndarray) -> np.ndarray:
-    return target > 0
-
-
 def _people(among: np.ndarray, patients: np.ndarray | None) -> int:
     """Patients with a row ``among`` all, a mask of shape (n,)."""
     return int(among.sum()) if patients is None else len(np.unique(patients[among]))
@@ -199,7 +195,7 @@ def _too_few(
     """Why patients with these outcomes are too few, or nothing."""
     if _people(np.ones(len(target), dtype=bool), patients) < rules.subgroups.minimum_patients:
         return f"fewer than {rules.subgroups.minimum_patients} patients"
-    if problem_type == "survival" and _people(_happened(target), patients) < rules.minimum_per_class:
+    if problem_type == "survival" and _people(target > 0, patients) < rules.minimum_per_class:
         return f"fewer than {rules.minimum_per_class} patients with the event"
     if problem_type in CLASSIFICATION:
         classes = range(scores.shape[1] if scores.ndim > 1 else 2)
@@ -228,7 +224,8 @@ def _intercept(
         return _NONE
     intercept, error = line()
     if patients is not None:
-        error = jackknife_error(lambda kept: line(kept)[0], np.unique(patients, return_inverse=True)[1])
+        whose = np.unique(patients, return_inverse=True)[1]
+        (error,) = jackknife_errors(lambda kept: line(kept)[:1], whose)
     width = NormalDist().inv_cdf((1 + level) / 2) * error
     return Estimate.of(intercept, intercept - width, intercept + width)
 

@@ -197,8 +197,7 @@ def _membership(
     features = pd.concat([rows.features for rows in groups], ignore_index=True)
     outcome = np.concatenate([_outcome_columns(model, rows) for rows in groups])
     member = np.repeat([0, 1], [len(rows) for rows in groups])
-    patients = [np.arange(len(rows)) if rows.patients is None else rows.patients for rows in groups]
-    whose = np.concatenate([patients[0], patients[1] + len(development)])
+    whose = np.concatenate([development.whose, validation.whose + len(development)])
     chance = np.zeros(len(member))
     folds = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=rules.seed)
     with one_thread():

@@ -220,19 +220,9 @@ def _made(engine: sa.Engine, lake: Lake, version: RegisteredVersion, scope: Scop
         stage: _stored(engine, stage, scope, version, digests.get(stage))
         for stage in ("trained_model", "training_frame", "splits")
     }
-    # The views that the training frame was read from: the newest ones when it was made.
-    frame_at = found["training_frame"].at
-    features = next(
-        (
-            stored
-            for stored in ledger.versions(engine, "feature_views", scope.key)
-            if stored.at is not None and frame_at is not None and stored.at <= frame_at
-        ),
-        None,
-    )
-    if features is None:
-        raise _gone("feature_views", version)
-    found["feature_views"] = features
+    made_from = found["training_frame"].metadata.get(ledger.MADE_FROM, {})
+    views = made_from.get("feature_views", {}).get(scope.key)
+    found["feature_views"] = _stored(engine, "feature_views", scope, version, views)
     files: dict[str, Any] = {stage: stored.file for stage, stored in found.items()}
     stored = StoredModel.model_validate(lake.read_document(files["trained_model"], StoredModel))
     return _Made(

@@ -163,14 +163,14 @@ def test_the_user_of_databases_sh_takes_on_the_roles(new_state: Callable[..., Pa
         r"^CREATE .*;$", (DEPLOY / "databases.sh").read_text(encoding="utf-8"), re.MULTILINE
     )
     assert len(statements) == 4
-    with psycopg.connect(server._conninfo(started, "postgres"), autocommit=True) as admin:
+    with psycopg.connect(server.server_address(started, "postgres"), autocommit=True) as admin:
         # A server of the user's knows nothing of ours.
         for name in ("owner", "app", "read"):
             admin.execute(f"ALTER ROLE e2i_{name} RENAME TO before_{name}")
         admin.execute("ALTER DATABASE e2i RENAME TO before")
         for statement in statements:
             admin.execute(statement.replace(":'password'", "'invented'"))
-    place = psycopg.conninfo.conninfo_to_dict(server._conninfo(started, "e2i"))["host"]
+    place = psycopg.conninfo.conninfo_to_dict(server.server_address(started, "e2i"))["host"]
     monkeypatch.setenv("E2I_DATABASE_URL", f"postgresql://e2i:invented@/e2i?host={place}")
     try:
         for role in ("app", "read"):

@@ -288,7 +288,7 @@ def test_a_plain_user_without_roles_works_with_its_own_privileges(state):
     found = server.ensure_server()
     import psycopg
 
-    with psycopg.connect(server._conninfo(found, "postgres"), autocommit=True) as admin:
+    with psycopg.connect(server.server_address(found, "postgres"), autocommit=True) as admin:
         admin.execute("CREATE ROLE plain LOGIN PASSWORD 'word'")
         admin.execute("CREATE DATABASE plain OWNER plain")
     url = f"postgresql://plain:word@/plain?host={found.socket_folder}"

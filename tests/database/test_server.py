@@ -39,7 +39,7 @@ def spawn(code: str, state: Path, **more: str) -> subprocess.Popen[str]:
 def log_in(state: Path, login: str = "e2i_owner", database: str = "e2i") -> psycopg.Connection:
     found = running_server(state)
     assert found is not None
-    return psycopg.connect(server._conninfo(found, database, login), connect_timeout=5)
+    return psycopg.connect(server.server_address(found, database, login), connect_timeout=5)
 
 
 def postmaster(state: Path) -> int:
@@ -87,7 +87,7 @@ def test_life_and_death(new_state):
     )
     found = running_server(state)
     assert found is not None and client.stdin is not None and client.stdout is not None
-    client.stdin.write(server._conninfo(found, "e2i", "e2i_owner") + "\n")
+    client.stdin.write(server.server_address(found, "e2i", "e2i_owner") + "\n")
     client.stdin.flush()
     assert client.stdout.readline() == "locked\n"
     client.kill()

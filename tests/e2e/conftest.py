@@ -73,9 +73,9 @@ class Deployment:
     @property
     def database(self) -> str:
         """Address of the warehouse for psycopg."""
-        from e2i_dagster.database.server import DATABASE, _conninfo, ensure_server
+        from e2i_dagster.database.server import DATABASE, ensure_server, server_address
 
-        return _conninfo(ensure_server(self.home), DATABASE)
+        return server_address(ensure_server(self.home), DATABASE)
 
 
 def e2i(

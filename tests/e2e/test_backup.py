@@ -141,9 +141,9 @@ def test_a_state_folder_with_anything_in_it_is_left_alone(deployed, backup, tmp_
 def test_no_backup_while_a_run_is_at_work(deployed, tmp_path):
     import psycopg
 
-    from e2i_dagster.database.server import DATABASE, _conninfo, ensure_server
+    from e2i_dagster.database.server import DATABASE, ensure_server, server_address
 
-    with psycopg.connect(_conninfo(ensure_server(deployed.home), DATABASE)) as connection:
+    with psycopg.connect(server_address(ensure_server(deployed.home), DATABASE)) as connection:
         connection.execute("SELECT set_config('application_name', 'run 4711 2026-01-01T00:00:00', false)")
         done: subprocess.CompletedProcess = deployed.e2i("backup", str(tmp_path / "b"), check=False)
     assert done.returncode == 4 and "4711" in done.stderr

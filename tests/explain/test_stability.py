@@ -1,10 +1,13 @@
 """Importances of bootstrap refits: what carries the signal leads in all of them."""
 
+import numpy as np
 import pytest
 from model_rows import HORIZON, rows, target_of, visible
 
 from e2i_dagster.config.optuna_config import OptunaPolicy
 from e2i_dagster.explain import explain_validation
+from e2i_dagster.explain.stability import importance_stability
+from e2i_dagster.modelling.model_input import LabelledRows
 from e2i_dagster.training import train
 
 POLICY = OptunaPolicy.load()
@@ -48,4 +51,18 @@ def test_the_policy_bounds_the_refits():
     for rules in (with_rules(bootstrap_refits=0), with_rules(maximum_rows=100)):
         found = explain_validation(model, seen, rules)
         assert found.stability == ()
-        assert "stability" not in found.to_metadata()
+        shown = found.to_metadata()["stability"]
+        assert not shown.rows and shown.empty.startswith("skipped: ") and "explanations." in shown.empty
+
+
+def test_patients_are_drawn_with_all_their_rows():
+    seen = visible(target_of(rows(150), "regression"), target_of(rows(100, 1), "regression", 1))
+    again = np.repeat(np.arange(150), 3)
+    train_rows = LabelledRows(seen.train.features.iloc[again], seen.train.target[again], patients=again)
+    repeated = visible(train_rows, seen.validation)
+    model = train(seen, algorithm="Ridge", parameters={"alpha": 1.0}, problem_type="regression")
+    spread = [
+        np.mean([each.high - each.low for each in importance_stability(model, given, POLICY)[0]])
+        for given in (seen, repeated)
+    ]
+    assert spread[1] == pytest.approx(spread[0], rel=0.2)

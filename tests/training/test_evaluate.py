@@ -17,7 +17,7 @@ from e2i_dagster.training.metrics import (
     calibration_bins,
     calibration_line,
     interval,
-    jackknife_error,
+    jackknife_errors,
     regression_metrics,
     resamples,
 )
@@ -98,14 +98,14 @@ def test_the_error_of_a_calibration_line_is_that_of_the_patients():
     target, scores, patients = repeated_rows(people=1_000)
 
     def slope(kept):
-        return calibration_line(target[kept], scores[kept])["calibration_slope"][0]
+        return calibration_line(target[kept], scores[kept])["calibration_slope"][:1]
 
     one_row_each = calibration_line(target[::4], scores[::4])["calibration_slope"][1]
-    assert jackknife_error(slope, patients) == pytest.approx(one_row_each, rel=0.25)
+    assert jackknife_errors(slope, patients)[0] == pytest.approx(one_row_each, rel=0.25)
     # Without repeated rows it is the error of the likelihood.
     first = np.arange(0, len(target), 4)
-    single = jackknife_error(
-        lambda kept: calibration_line(target[first][kept], scores[first][kept])["calibration_slope"][0],
+    (single,) = jackknife_errors(
+        lambda kept: calibration_line(target[first][kept], scores[first][kept])["calibration_slope"][:1],
         np.arange(len(first)),
     )
     assert single == pytest.approx(one_row_each, rel=0.25)

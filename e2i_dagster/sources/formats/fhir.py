@@ -257,8 +257,9 @@ def _open(path: Path, form: FileFormat) -> Records:
         raise refusal(path, f"its first lines name no resource type that is read ({known})")
     columns = dict(COLUMNS[resource])
     watched = resource == "Observation"
-    for number in range(1, form.components + 1 if watched else 1):
-        columns |= component_columns(number)
+    if watched:
+        for number in range(form.components):
+            columns |= component_columns(number + 1)
     schema = pa.schema([(name, _arrow(column.kind)) for name, column in columns.items()])
     summary = FileSummary(
         lines=0,
